@@ -1,0 +1,21 @@
+// Package model runs transformer language models one layer at a time.
+package model
+
+import "github.com/llmq/llmq/formats/ggml"
+
+// Source is where a model comes from. A Hugging Face folder and a GGUF file both appear as GGUF does: its metadata keys
+// ("llama.block_count"), its tensor names ("blk.0.attn_q.weight") and its order of rows (llama's q and k interleaved).
+type Source interface {
+	// Name is the path, for messages.
+	Name() string
+	// Meta returns a metadata value; see gguf.KV for its Go types.
+	Meta(key string) (any, bool)
+	// Tensors lists all tensors in file order.
+	Tensors() []ggml.Info
+	// Tensor returns a tensor's data in its stored type. The data must not be written to, and is invalid after Release
+	// or Close.
+	Tensor(name string) (*ggml.Tensor, error)
+	// Release says that a tensor's data is not needed for now, so that its pages need not stay resident.
+	Release(t *ggml.Tensor)
+	Close() error
+}

@@ -1,0 +1,128 @@
+package kernels
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// RMSNorm sets each row of dst to x·w/√(mean(x²)+eps); w has x.Cols elements. dst may be x.
+func RMSNorm(dst, x *tensor.Matrix, w []float32, eps float32) {
+	checkSame(dst, x)
+	if len(w) != x.Cols {
+		panic("kernels: RMSNorm weight does not have one element per column")
+	}
+	for t := range x.Rows {
+		in, out := x.Row(t), dst.Row(t)
+		var sum float64
+		for _, v := range in {
+			sum += float64(v) * float64(v)
+		}
+		scale := float32(1 / math.Sqrt(sum/float64(len(in))+float64(eps)))
+		for i, v := range in {
+			out[i] = v * scale * w[i]
+		}
+	}
+}
+
+// RoPEStyle says which two dimensions of a head form a plane of rotation.
+type RoPEStyle int
+
+const (
+	// RoPEPairs rotates dimensions (2i, 2i+1): the order of GGUF's llama architecture.
+	RoPEPairs RoPEStyle = iota
+	// RoPEHalves rotates dimensions (i, i+n/2) of the n that rotate: the order of Hugging Face and GPT-NeoX.
+	RoPEHalves
+)
+
+// RoPE rotates every head of x in place (Su et al., arXiv:2104.09864). x is tokens×(heads·headDim); cos and sin are
+// tokens×(n/2), row t for x's row t, where n ≤ headDim is the number of leading dimensions that rotate.
+func RoPE(x *tensor.Matrix, headDim int, cos, sin *tensor.Matrix, style RoPEStyle) {
+	half := cos.Cols
+	if x.Cols%headDim != 0 || 2*half > headDim || sin.Cols != half || cos.Rows < x.Rows || sin.Rows < x.Rows {
+		panic("kernels: RoPE shapes do not agree")
+	}
+	for t := range x.Rows {
+		row, c, s := x.Row(t), cos.Row(t), sin.Row(t)
+		for h := 0; h < len(row); h += headDim {
+			if style == RoPEHalves {
+				lo, hi := row[h:h+half], row[h+half:h+2*half]
+				for i, a := range lo {
+					b := hi[i]
+					lo[i], hi[i] = a*c[i]-b*s[i], b*c[i]+a*s[i]
+				}
+				continue
+			}
+			v := row[h : h+2*half]
+			for i := range half {
+				a, b := v[2*i], v[2*i+1]
+				v[2*i], v[2*i+1] = a*c[i]-b*s[i], b*c[i]+a*s[i]
+			}
+		}
+	}
+}
+
+// SiLUMul sets dst = gate·sigmoid(gate)·up, element by element. dst may be gate or up.
+func SiLUMul(dst, gate, up *tensor.Matrix) {
+	checkSame(dst, gate)
+	checkSame(dst, up)
+	for t := range dst.Rows {
+		d, g, u := dst.Row(t), gate.Row(t), up.Row(t)
+		for i, v := range g {
+			d[i] = v / (1 + exp32(-v)) * u[i]
+		}
+	}
+}
+
+// Add sets dst += x, element by element.
+func Add(dst, x *tensor.Matrix) {
+	checkSame(dst, x)
+	for t := range dst.Rows {
+		Axpy(dst.Row(t), 1, x.Row(t))
+	}
+}
+
+// Softmax replaces row by exp(row−max) divided by its sum. An empty row stays so.
+func Softmax(row []float32) {
+	m := maxOf(row)
+	var sum float64
+	for i, v := range row {
+		row[i] = exp32(v - m)
+		sum += float64(row[i])
+	}
+	inv := float32(1 / sum)
+	for i := range row {
+		row[i] *= inv
+	}
+}
+
+// LogSumExp returns log Σ exp(row[i]), summed in float64; row[i] minus it is the log-softmax. It is −Inf for an empty
+// row.
+func LogSumExp(row []float32) float64 {
+	m := maxOf(row)
+	if math.IsInf(float64(m), 0) {
+		return float64(m)
+	}
+	var sum float64
+	for _, v := range row {
+		sum += float64(exp32(v - m))
+	}
+	return float64(m) + math.Log(sum)
+}
+
+// maxOf returns the largest element, −Inf for none.
+func maxOf(row []float32) float32 {
+	m := float32(math.Inf(-1))
+	for _, v := range row {
+		m = max(m, v)
+	}
+	return m
+}
+
+func exp32(x float32) float32 { return float32(math.Exp(float64(x))) }
+
+func checkSame(a, b *tensor.Matrix) {
+	if a.Rows != b.Rows || a.Cols != b.Cols {
+		panic("kernels: shapes do not agree")
+	}
+}

@@ -1,0 +1,221 @@
+package linalg
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"gonum.org/v1/gonum/mat"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// sizes cross the recursion's boundaries: one block, a full one, one past it, several levels.
+var sizes = []int{1, 2, 3, 17, 63, 64, 65, 100, 128, 129, 200, 257}
+
+// spd returns a random n×n symmetric positive definite matrix whose eigenvalues spread evenly in logarithm from
+// 1/condition to 1, inside a matrix with padding.
+func spd(rng *rand.Rand, n int, condition float64) (*tensor.Matrix, *mat.SymDense) {
+	g := mat.NewDense(n, n, nil)
+	for i := range n {
+		for j := range n {
+			g.Set(i, j, rng.NormFloat64())
+		}
+	}
+	var qr mat.QR
+	qr.Factorize(g)
+	var q, qd, h mat.Dense
+	qr.QTo(&q)
+	d := mat.NewDiagDense(n, nil)
+	for i := range n {
+		d.SetDiag(i, math.Pow(condition, -float64(i)/float64(max(1, n-1))))
+	}
+	qd.Mul(&q, d)
+	h.Mul(&qd, q.T())
+	a := tensor.New(n+2, n+3).View(1, n+1, 1, n+1)
+	sym := mat.NewSymDense(n, nil)
+	for i := range n {
+		for j := range i + 1 {
+			v := float32(h.At(i, j))
+			a.Row(i)[j], a.Row(j)[i] = v, v
+			sym.SetSym(i, j, float64(v))
+		}
+	}
+	return a, sym
+}
+
+// distance is ‖a−b‖/‖b‖ in the Frobenius norm.
+func distance(a *tensor.Matrix, b mat.Matrix) float64 {
+	var num, den float64
+	for i := range a.Rows {
+		for j, v := range a.Row(i) {
+			w := b.At(i, j)
+			num += (float64(v) - w) * (float64(v) - w)
+			den += w * w
+		}
+	}
+	return math.Sqrt(num / den)
+}
+
+// The error of a float32 factorization is bounded by a small multiple of n·ε·condition (Higham, "Accuracy and Stability
+// of Numerical Algorithms", theorem 10.8); in practice it stays under √n·ε·condition.
+func bound(n int, condition float64) float64 {
+	const epsilon = 0x1p-24
+	return 4 * math.Sqrt(float64(n)) * epsilon * condition
+}
+
+func TestCholesky(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, n := range sizes {
+		for _, condition := range []float64{10, 1e4} {
+			a, sym := spd(rng, n, condition)
+			var c mat.Cholesky
+			if !c.Factorize(sym) {
+				t.Fatal("the oracle failed")
+			}
+			var l mat.TriDense
+			c.LTo(&l)
+			// Only the lower triangle may be read.
+			for i := range n {
+				for j := i + 1; j < n; j++ {
+					a.Row(i)[j] = float32(math.NaN())
+				}
+			}
+			if ok, pivot := Cholesky(a); !ok {
+				t.Fatalf("n=%d condition=%g: failed at pivot %d", n, condition, pivot)
+			}
+			if d := distance(a, &l); !(d <= bound(n, condition)) {
+				t.Errorf("n=%d condition=%g: relative error %.3g, bound %.3g", n, condition, d, bound(n, condition))
+			}
+		}
+	}
+}
+
+func TestCholeskyNotPositive(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for _, n := range sizes {
+		for _, bad := range []int{0, n / 2, n - 1} {
+			for _, v := range []float32{-1, 0, float32(math.NaN()), float32(math.Inf(1))} {
+				a, _ := spd(rng, n, 10)
+				for i := range n {
+					a.Row(i)[bad], a.Row(bad)[i] = 0, 0
+				}
+				a.Row(bad)[bad] = v
+				h := a.Clone()
+				if ok, pivot := Cholesky(a); ok || pivot != bad {
+					t.Errorf("n=%d, %v at %d: ok=%v pivot=%d", n, v, bad, ok, pivot)
+				}
+				if _, ok := InverseFactor(h); ok {
+					t.Errorf("n=%d, %v at %d: InverseFactor ok", n, v, bad)
+				}
+			}
+		}
+	}
+}
+
+func TestInvertLower(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, n := range sizes {
+		a, sym := spd(rng, n, 100)
+		var c mat.Cholesky
+		c.Factorize(sym)
+		var l, inv mat.TriDense
+		c.LTo(&l)
+		if err := inv.InverseTri(&l); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			for j := range n {
+				a.Row(i)[j] = float32(l.At(i, j))
+				if j > i {
+					a.Row(i)[j] = 7
+				}
+			}
+		}
+		InvertLower(a)
+		for i := range n {
+			for j := i + 1; j < n; j++ {
+				if a.Row(i)[j] != 7 {
+					t.Fatalf("n=%d: wrote above the diagonal", n)
+				}
+				a.Row(i)[j] = 0
+			}
+		}
+		if d := distance(a, &inv); !(d <= bound(n, 10)) {
+			t.Errorf("n=%d: relative error %.3g, bound %.3g", n, d, bound(n, 10))
+		}
+	}
+}
+
+func TestInverseFactor(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for _, n := range sizes {
+		for _, condition := range []float64{10, 1e4} {
+			h, sym := spd(rng, n, condition)
+			var c, ci mat.Cholesky
+			var inv mat.SymDense
+			var want mat.TriDense
+			c.Factorize(sym)
+			if err := c.InverseTo(&inv); err != nil {
+				t.Fatal(err)
+			}
+			ci.Factorize(&inv)
+			ci.UTo(&want)
+			u, ok := InverseFactor(h)
+			if !ok {
+				t.Fatalf("n=%d condition=%g: not ok", n, condition)
+			}
+			if d := distance(u, &want); !(d <= bound(n, condition)) {
+				t.Errorf("n=%d condition=%g: relative error %.3g, bound %.3g", n, condition, d, bound(n, condition))
+			}
+		}
+	}
+}
+
+// Guard values around a view must survive.
+func TestGuards(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 10))
+	for _, n := range sizes {
+		a, _ := spd(rng, n, 10)
+		whole := tensor.New(n+2, n+3)
+		for i := range whole.Data {
+			whole.Data[i] = 5
+		}
+		in := whole.View(1, n+1, 1, n+1)
+		for i := range n {
+			copy(in.Row(i), a.Row(i))
+		}
+		Cholesky(in)
+		for i := range whole.Rows {
+			for j, v := range whole.Row(i) {
+				inside := i >= 1 && i <= n && j >= 1 && j <= n
+				if !inside && v != 5 {
+					t.Fatalf("n=%d: guard (%d,%d) overwritten", n, i, j)
+				}
+			}
+		}
+	}
+}
+
+func BenchmarkInverseFactor(b *testing.B) {
+	for _, n := range []int{512, 1024, 2048} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			h := tensor.New(n, n)
+			rng := rand.New(rand.NewPCG(1, 1))
+			for i := range n {
+				for j := range i {
+					v := float32(rng.NormFloat64()) / float32(n)
+					h.Row(i)[j], h.Row(j)[i] = v, v
+				}
+				h.Row(i)[i] = 2
+			}
+			for b.Loop() {
+				if _, ok := InverseFactor(h); !ok {
+					b.Fatal("not positive definite")
+				}
+			}
+			b.ReportMetric(2*float64(n)*float64(n)*float64(n)/3/1e9*float64(b.N)/b.Elapsed().Seconds(), "GFLOP/s")
+		})
+	}
+}

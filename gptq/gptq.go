@@ -1,0 +1,171 @@
+// Package gptq quantizes W column by column, minimising ‖XWᵀ − XŴᵀ‖² (Frantar et al., arXiv:2210.17323): the error of
+// each column is spread over the columns that are still to come, in the proportions that the inverse Hessian gives.
+// Coordinate descent over the codes with the full Hessian then removes what the greedy order left.
+package gptq
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/llmq/llmq/linalg"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Options says how to quantize. The zero value is the default.
+type Options struct {
+	// Damping is added to the Hessian's diagonal, as a share of its mean; 0 means DefaultDamping.
+	Damping float64
+	// NoActOrder takes columns from left to right instead of those with the largest Hessian diagonal first.
+	NoActOrder bool
+	// StaticScales fits every block's scales to the original weights. By default a block is fitted when its turn comes,
+	// to weights that already carry the errors of the blocks before it.
+	StaticScales bool
+	// Refine is the number of passes of coordinate descent after GPTQ; 0 means DefaultRefine, negative none.
+	Refine int
+}
+
+const (
+	// DefaultDamping is the paper's λ: 1% of the mean diagonal (section 3.3, step 3).
+	DefaultDamping = 0.01
+	// maxDamping ends the search for a damping with which Cholesky succeeds: past it the Hessian is only noise.
+	maxDamping = 1e3
+)
+
+// Factor is what GPTQ needs to know of the inputs of a group of linears: it is computed once and serves all of them.
+type Factor struct {
+	// Damping is the share of the mean diagonal that was added: the one asked for, or the first tenfold of it with
+	// which the Hessian was positive definite.
+	Damping float64
+	// Dead is the number of inputs that no calibration token excited.
+	Dead int
+
+	h     *tensor.Matrix // damped, columns in their natural order
+	u     *tensor.Matrix // upper triangular, H⁻¹ = UᵀU, columns in order
+	order []int          // order[p] is the column that is quantized p-th
+	block int            // columns of a block stay together in order; 0: they need not
+}
+
+// NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed.
+func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options) (*Factor, error) {
+	n := h.Rows
+	f := &Factor{h: h.Clone(), Damping: opt.Damping}
+	if f.Damping == 0 {
+		f.Damping = DefaultDamping
+	}
+	if !opt.StaticScales {
+		f.block = g.Block
+	}
+	diagonal := make([]float32, n)
+	var mean float64
+	for i := range n {
+		d := f.h.Row(i)[i]
+		if d < 0 || d-d != 0 {
+			return nil, fmt.Errorf("gptq: Hessian diagonal %d is %v: the inputs overflow float32", i, d)
+		}
+		if d == 0 {
+			f.Dead++
+		}
+		diagonal[i] = d
+		mean += float64(d)
+	}
+	if f.Dead < n {
+		mean /= float64(n - f.Dead)
+	} else {
+		mean = 1
+	}
+	f.order = columnOrder(diagonal, f.block, !opt.NoActOrder)
+	for i, d := range diagonal {
+		if d == 0 {
+			// No token excites this input. Any positive value keeps H invertible; the mean keeps it well scaled.
+			f.h.Row(i)[i] = float32(mean)
+			diagonal[i] = float32(mean)
+		}
+	}
+	for ; f.Damping <= maxDamping; f.Damping *= 10 {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		for i, d := range diagonal {
+			f.h.Row(i)[i] = d + float32(f.Damping*mean)
+		}
+		u, ok := linalg.InverseFactor(permute(f.h, f.order))
+		if ok && finiteDiagonal(u) {
+			f.u = u
+			return f, nil
+		}
+	}
+	return nil, errors.New("gptq: no damping makes the Hessian positive definite")
+}
+
+func finiteDiagonal(u *tensor.Matrix) bool {
+	for i := range u.Rows {
+		if d := float64(u.Row(i)[i]); !(d > 0) || math.IsInf(d, 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// columnOrder returns the order in which columns are quantized: by falling diagonal if sorted is set, with the columns
+// of a block kept together unless block is 0. Equal diagonals keep their natural order, so the result is unique.
+func columnOrder(diagonal []float32, block int, sorted bool) []int {
+	n := len(diagonal)
+	order := make([]int, n)
+	for i := range order {
+		order[i] = i
+	}
+	if !sorted {
+		return order
+	}
+	byDiagonal := func(a, b int) int {
+		return cmp.Or(cmp.Compare(diagonal[b], diagonal[a]), cmp.Compare(a, b))
+	}
+	if block == 0 {
+		slices.SortFunc(order, byDiagonal)
+		return order
+	}
+	blocks := make([][]int, 0, n/block)
+	for b := 0; b < n; b += block {
+		cols := order[b : b+block]
+		slices.SortFunc(cols, byDiagonal)
+		blocks = append(blocks, cols)
+	}
+	slices.SortFunc(blocks, func(a, b []int) int { return byDiagonal(a[0], b[0]) })
+	return slices.Concat(blocks...)
+}
+
+// permute returns h with rows and columns in the given order.
+func permute(h *tensor.Matrix, order []int) *tensor.Matrix {
+	p := tensor.New(h.Rows, h.Cols)
+	for i, r := range order {
+		src, dst := h.Row(r), p.Row(i)
+		for j, c := range order {
+			dst[j] = src[c]
+		}
+	}
+	return p
+}
+
+// Quantize rounds w, out×in, onto g's grid. f must have been made for a grid with g's block length. w is not changed.
+func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g *quant.Grid, opt Options) (*quant.Weight, error) {
+	if w.Cols != f.h.Rows || w.Cols%g.Block != 0 || f.block != 0 && f.block != g.Block {
+		panic("gptq: the factor does not fit the weight")
+	}
+	q := quant.NewWeight(g, w.Rows, w.Cols)
+	if err := f.sweep(ctx, q, w); err != nil {
+		return nil, err
+	}
+	passes := opt.Refine
+	if passes == 0 {
+		passes = DefaultRefine
+	}
+	if err := f.refine(ctx, q, w, passes); err != nil {
+		return nil, err
+	}
+	return q, nil
+}

@@ -1,0 +1,103 @@
+// Package states carries hidden states from one transformer layer to the next: in memory while they fit a budget, in a
+// temporary file when they do not.
+package states
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// Store holds the hidden states of many sequences in batches of whole sequences. It is not safe for concurrent use.
+type Store struct {
+	seqs, seqLen, dim int
+	perBatch          int // sequences
+	mem               *tensor.Matrix
+	file              *os.File
+	buf               *tensor.Matrix // the batch that Get returned last, if in a file
+}
+
+// New returns a zero store of seqs sequences of seqLen tokens with dim features each, handed out perBatch sequences at a
+// time. What needs more than budget bytes lives in a temporary file in dir ("": the system's), which is gone when the
+// process ends, however it ends, where the system allows; budget 0 means no limit.
+func New(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, error) {
+	s := &Store{seqs: seqs, seqLen: seqLen, dim: dim, perBatch: max(1, min(perBatch, seqs))}
+	if budget == 0 || s.Bytes() <= budget {
+		s.mem = tensor.New(seqs*seqLen, dim)
+		return s, nil
+	}
+	file, err := os.CreateTemp(dir, ".llmq-states-*")
+	if err != nil {
+		return nil, fmt.Errorf("hidden states: %w", err)
+	}
+	os.Remove(file.Name()) // on Unix the open file lives on without its name; elsewhere this fails and Close removes it
+	s.file = file
+	if err := file.Truncate(s.Bytes()); err != nil {
+		err = fmt.Errorf("hidden states: %d bytes in %s: %w", s.Bytes(), file.Name(), err)
+		return nil, errors.Join(err, s.Close())
+	}
+	s.buf = tensor.New(s.perBatch*seqLen, dim)
+	return s, nil
+}
+
+// Bytes is the size of all states.
+func (s *Store) Bytes() int64 { return 4 * int64(s.seqs) * int64(s.seqLen) * int64(s.dim) }
+
+// Spilled says whether the states live in a file.
+func (s *Store) Spilled() bool { return s.file != nil }
+
+// Batches is the number of batches.
+func (s *Store) Batches() int { return (s.seqs + s.perBatch - 1) / s.perBatch }
+
+// Sequences returns the range of sequences in batch i.
+func (s *Store) Sequences(i int) (lo, hi int) {
+	return i * s.perBatch, min((i+1)*s.perBatch, s.seqs)
+}
+
+// Get returns batch i, (sequences·seqLen)×dim. It is valid until the next Get; changes to it last only after Put.
+func (s *Store) Get(i int) (*tensor.Matrix, error) {
+	lo, hi := s.Sequences(i)
+	rows := (hi - lo) * s.seqLen
+	if s.file == nil {
+		return s.mem.View(lo*s.seqLen, hi*s.seqLen, 0, s.dim), nil
+	}
+	x := s.buf.View(0, rows, 0, s.dim)
+	if _, err := s.file.ReadAt(bytes(x), s.offset(lo)); err != nil {
+		return nil, fmt.Errorf("hidden states: reading batch %d: %w", i, err)
+	}
+	return x, nil
+}
+
+// Put stores batch i, which Get returned.
+func (s *Store) Put(i int, x *tensor.Matrix) error {
+	if s.file == nil {
+		return nil // Get returned the storage itself
+	}
+	lo, _ := s.Sequences(i)
+	if _, err := s.file.WriteAt(bytes(x), s.offset(lo)); err != nil {
+		return fmt.Errorf("hidden states: writing batch %d, %d bytes: %w", i, 4*len(x.Data), err)
+	}
+	return nil
+}
+
+// Close frees the store.
+func (s *Store) Close() error {
+	s.mem = nil
+	if s.file == nil {
+		return nil
+	}
+	err := s.file.Close()
+	os.Remove(s.file.Name())
+	s.file = nil
+	return err
+}
+
+func (s *Store) offset(seq int) int64 { return 4 * int64(seq) * int64(s.seqLen) * int64(s.dim) }
+
+// bytes is x's storage in the machine's own byte order: the file never leaves the process.
+func bytes(x *tensor.Matrix) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x.Data))), 4*len(x.Data))
+}

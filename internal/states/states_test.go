@@ -1,0 +1,61 @@
+package states
+
+import (
+	"os"
+	"testing"
+)
+
+// TestStore fills a store batch by batch and reads it back, in memory and in a file, with a short last batch.
+func TestStore(t *testing.T) {
+	for _, budget := range []int64{0, 1 << 20, 1} {
+		dir := t.TempDir()
+		s, err := New(5, 3, 4, 2, budget, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := budget == 1; s.Spilled() != want {
+			t.Fatalf("budget %d: spilled %v", budget, s.Spilled())
+		}
+		if s.Batches() != 3 {
+			t.Fatalf("%d batches of 2 sequences for 5", s.Batches())
+		}
+		for i := range s.Batches() {
+			x, err := s.Get(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lo, hi := s.Sequences(i)
+			if x.Rows != (hi-lo)*3 || x.Cols != 4 {
+				t.Fatalf("batch %d is %d×%d", i, x.Rows, x.Cols)
+			}
+			for r := range x.Rows {
+				for c := range x.Row(r) {
+					x.Row(r)[c] = float32(100*(lo*3+r) + c)
+				}
+			}
+			if err := s.Put(i, x); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := s.Batches() - 1; i >= 0; i-- {
+			x, err := s.Get(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lo, _ := s.Sequences(i)
+			for r := range x.Rows {
+				for c, v := range x.Row(r) {
+					if want := float32(100*(lo*3+r) + c); v != want {
+						t.Fatalf("budget %d: batch %d row %d column %d: %v, want %v", budget, i, r, c, v, want)
+					}
+				}
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Fatalf("budget %d: %s is left", budget, left[0].Name())
+		}
+	}
+}

@@ -1,0 +1,81 @@
+# Needs Go and make. `make interop` also needs Node.js 20 and npm, `make race` a C compiler, `make check` git.
+
+SHELL       := /bin/sh
+GO          ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 10s
+BENCH       ?= .
+
+export CGO_ENABLED = 0
+
+SRC := $(shell $(GO) env GOROOT)/src
+# Packages of the Go library that gopher-4m was trained on, and packages that it never saw.
+SEEN   := sort fmt strconv os net/http encoding/json go/types
+UNSEEN := bufio archive/zip log/slog net/url text/template
+
+.PHONY: help build demo test check purego cross race fuzz interop bench generate clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## compile bin/llmq
+	$(GO) build -o bin/llmq ./cmd/llmq
+
+demo: build ## quantize the built-in model with GPTQ to 4 bits and evaluate it before and after
+	@mkdir -p out
+	@cat $(SEEN:%=$(SRC)/%/*.go) > out/calib.txt
+	@cat $(UNSEEN:%=$(SRC)/%/*.go) > out/eval.txt
+	bin/llmq convert testdata/gopher-4m -o out/gopher-4m-f16.gguf --force
+	bin/llmq quantize testdata/gopher-4m -o out/gopher-4m-q4_k.gguf --method gptq --bits 4 \
+		--calib out/calib.txt --seq-len 256 --force
+	bin/llmq eval out/gopher-4m-f16.gguf --text out/eval.txt --context 256 --chunks 100
+	bin/llmq eval out/gopher-4m-q4_k.gguf --text out/eval.txt --context 256 --chunks 100 \
+		--base out/gopher-4m-f16.gguf
+	@ls -l out/*.gguf
+
+test: ## run all tests
+	$(GO) test ./...
+
+check: ## formatting, vet, staticcheck, dependency directions, generated files
+	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l); \
+		if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags purego ./...
+	$(GO) vet -tags interop ./internal/interop
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) test -count=1 ./internal/layering
+	$(MAKE) generate
+	git diff --exit-code -- kernels
+
+generate: ## write the assembly from its generator
+	$(GO) generate ./kernels
+
+purego: ## build and test without assembly
+	$(GO) build -tags purego ./...
+	$(GO) test -tags purego ./...
+
+cross: ## compile, tests included, for the systems that CI does not run on
+	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
+	GOOS=windows GOARCH=amd64 $(GO) vet ./...
+	GOOS=linux GOARCH=arm64 $(GO) vet ./...
+
+race: ## run the tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race -short ./...
+
+fuzz: ## fuzz every parser for FUZZTIME
+	@$(GO) test -list '^Fuzz' ./... | \
+		awk '/^Fuzz/ {f[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print $$2, f[i]; n = 0}' | \
+		while read -r pkg name; do \
+			echo "fuzz $$pkg $$name"; \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done
+
+interop: ## compare every block type with llama.cpp, from node-llama-cpp's prebuilt binaries
+	cd internal/interop && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
+	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
+
+bench: ## run the Go benchmarks of BENCH (a regular expression), ready for benchstat
+	$(GO) test -run '^$$' -bench '$(BENCH)' -count 6 ./...
+
+clean: ## remove what make wrote
+	rm -rf bin out internal/interop/node_modules

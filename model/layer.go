@@ -1,0 +1,200 @@
+package model
+
+import (
+	"context"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Layer is one transformer block. Its stages are methods, so that a calibration can look at the input of every linear,
+// and replace its weights, before the next stage runs:
+//
+//	AttnIn    h = norm(x)                the input of attn_q, attn_k, attn_v
+//	AttnCore  a = attention(q,k,v of h)  the input of attn_output
+//	AttnOut   x += attn_output(a)
+//	MLPIn     h = norm(x)                the input of ffn_gate, ffn_up
+//	MLPCore   a = silu(gate)·up          the input of ffn_down
+//	MLPOut    x += ffn_down(a)
+//
+// x holds any number of sequences of equal length, one after the other: (sequences·seqLen)×Dim.
+type Layer struct {
+	Index             int
+	AttnNorm, MLPNorm []float32
+	QNorm, KNorm      []float32 // per head, or nil
+	Q, K, V, O        *Linear
+	Gate, Up, Down    *Linear
+
+	m *Model
+}
+
+// LoadLayer fetches layer i. Its weights stay in the source's type and storage until Release.
+func (m *Model) LoadLayer(i int) (*Layer, error) {
+	l := &Layer{Index: i, m: m}
+	prefix := layerPrefix(i)
+	for name, dst := range map[string]*[]float32{
+		"attn_norm": &l.AttnNorm, "ffn_norm": &l.MLPNorm, "attn_q_norm": &l.QNorm, "attn_k_norm": &l.KNorm,
+	} {
+		name = prefix + name + ".weight"
+		if m.tensors[name] == nil {
+			continue // Open saw that only optional ones are missing
+		}
+		var err error
+		if *dst, err = m.vector(name); err != nil {
+			return nil, err
+		}
+	}
+	for j, dst := range l.slots() {
+		var err error
+		if *dst, err = m.linear(prefix + m.linears()[j].name); err != nil {
+			l.Release()
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// slots are the linears in the order of Config.linears.
+func (l *Layer) slots() []**Linear {
+	return []**Linear{&l.Q, &l.K, &l.V, &l.O, &l.Gate, &l.Up, &l.Down}
+}
+
+// Linears lists the layer's linears in the order of the forward pass.
+func (l *Layer) Linears() []*Linear {
+	return []*Linear{l.Q, l.K, l.V, l.O, l.Gate, l.Up, l.Down}
+}
+
+// Release gives the weights back to the source; the layer must not be used afterwards.
+func (l *Layer) Release() {
+	for _, lin := range l.slots() {
+		if *lin != nil {
+			l.m.Source.Release((*lin).tensor)
+			*lin = nil
+		}
+	}
+}
+
+// AttnIn sets dst, tokens×Dim, to the input of attn_q, attn_k and attn_v.
+func (l *Layer) AttnIn(dst, x *tensor.Matrix) { l.m.norm(dst, x, l.AttnNorm) }
+
+// AttnCore sets dst, tokens×(Heads·HeadDim), to the attention's result for the normalised input in: the input of
+// attn_output. Positions start anew every seqLen rows.
+func (l *Layer) AttnCore(dst, in *tensor.Matrix, seqLen int) {
+	m := l.m
+	q := m.buffer(scratchQ, in.Rows, m.Heads*m.HeadDim)
+	k := m.buffer(scratchK, in.Rows, m.KVHeads*m.HeadDim)
+	v := m.buffer(scratchV, in.Rows, m.KVHeads*m.HeadDim)
+	l.Q.Apply(q, in, m.Precision)
+	l.K.Apply(k, in, m.Precision)
+	l.V.Apply(v, in, m.Precision)
+	cos, sin := m.rope(seqLen)
+	scale := kernels.AttentionScale(m.HeadDim)
+	for t := 0; t < in.Rows; t += seqLen {
+		byRows(seqLen, func(lo, hi int) {
+			c, s := cos.View(lo, hi, 0, cos.Cols), sin.View(lo, hi, 0, sin.Cols)
+			l.rotate(q.View(t+lo, t+hi, 0, q.Cols), l.QNorm, c, s)
+			l.rotate(k.View(t+lo, t+hi, 0, k.Cols), l.KNorm, c, s)
+		})
+		seq := func(x *tensor.Matrix) *tensor.Matrix { return x.View(t, t+seqLen, 0, x.Cols) }
+		kernels.Attention(seq(dst), seq(q), seq(k), seq(v), m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale)
+	}
+}
+
+// rotate applies the norm of heads, if there is one, and RoPE. x has no padding.
+func (l *Layer) rotate(x *tensor.Matrix, norm []float32, cos, sin *tensor.Matrix) {
+	if norm != nil {
+		heads := tensor.FromSlice(x.Rows*x.Cols/len(norm), len(norm), x.Data)
+		kernels.RMSNorm(heads, heads, norm, l.m.Eps)
+	}
+	kernels.RoPE(x, l.m.HeadDim, cos, sin, l.m.RoPE.Style)
+}
+
+// AttnOut adds attn_output's result for AttnCore's output in to x, tokens×Dim.
+func (l *Layer) AttnOut(x, in *tensor.Matrix) { l.add(x, l.O, in) }
+
+// MLPIn sets dst, tokens×Dim, to the input of ffn_gate and ffn_up.
+func (l *Layer) MLPIn(dst, x *tensor.Matrix) { l.m.norm(dst, x, l.MLPNorm) }
+
+// MLPCore sets dst, tokens×FFN, to the input of ffn_down for the normalised input in.
+func (l *Layer) MLPCore(dst, in *tensor.Matrix) {
+	gate := l.m.buffer(scratchGate, in.Rows, l.m.FFN)
+	l.Gate.Apply(gate, in, l.m.Precision)
+	l.Up.Apply(dst, in, l.m.Precision)
+	byRows(dst.Rows, func(lo, hi int) {
+		d := dst.View(lo, hi, 0, dst.Cols)
+		kernels.SiLUMul(d, gate.View(lo, hi, 0, gate.Cols), d)
+	})
+}
+
+// MLPOut adds ffn_down's result for MLPCore's output in to x, tokens×Dim.
+func (l *Layer) MLPOut(x, in *tensor.Matrix) { l.add(x, l.Down, in) }
+
+// add sets x += lin(in).
+func (l *Layer) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
+	delta := l.m.buffer(scratchDelta, x.Rows, x.Cols)
+	lin.Apply(delta, in, l.m.Precision)
+	byRows(x.Rows, func(lo, hi int) {
+		kernels.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
+	})
+}
+
+// Forward runs all stages on x in place. It stops between stages when ctx ends; x is then of no use.
+func (l *Layer) Forward(ctx context.Context, x *tensor.Matrix, seqLen int) error {
+	m := l.m
+	h := m.buffer(scratchNorm, x.Rows, m.Dim)
+	a := m.buffer(scratchIn, x.Rows, m.Heads*m.HeadDim)
+	var f *tensor.Matrix
+	for _, stage := range []func(){
+		func() { l.AttnIn(h, x) },
+		func() { l.AttnCore(a, h, seqLen) },
+		func() { l.AttnOut(x, a) },
+		func() { l.MLPIn(h, x) },
+		func() { f = m.buffer(scratchIn, x.Rows, m.FFN); l.MLPCore(f, h) },
+		func() { l.MLPOut(x, f) },
+	} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		stage()
+	}
+	return nil
+}
+
+// Group is the linears of a layer that share one input, and what comes before it.
+type Group struct {
+	Name    string // "attn_in", "attn_out", "mlp_in" or "mlp_out"
+	Linears []*Linear
+	Prev    Prev
+}
+
+// Prev produces a group's input, channel by channel, so that a factor on a channel can move from the input into it:
+// either a norm's weights or the rows of a linear.
+type Prev struct {
+	Name   string // the tensor's
+	Norm   []float32
+	Linear *Linear
+	// Row gives, where Linear is set, the row that produces each channel. With grouped-query attention several
+	// channels of attn_output's input come from one row of attn_v and can only be scaled together.
+	Row []int
+}
+
+// Groups lists the layer's groups in the order of the forward pass.
+func (l *Layer) Groups() []Group {
+	m := l.m
+	prefix := layerPrefix(l.Index)
+	v := make([]int, m.Heads*m.HeadDim)
+	for i := range v {
+		head := i / m.HeadDim / (m.Heads / m.KVHeads)
+		v[i] = head*m.HeadDim + i%m.HeadDim
+	}
+	up := make([]int, m.FFN)
+	for i := range up {
+		up[i] = i
+	}
+	return []Group{
+		{"attn_in", []*Linear{l.Q, l.K, l.V}, Prev{Name: prefix + "attn_norm.weight", Norm: l.AttnNorm}},
+		{"attn_out", []*Linear{l.O}, Prev{Name: l.V.Name, Linear: l.V, Row: v}},
+		{"mlp_in", []*Linear{l.Gate, l.Up}, Prev{Name: prefix + "ffn_norm.weight", Norm: l.MLPNorm}},
+		{"mlp_out", []*Linear{l.Down}, Prev{Name: l.Up.Name, Linear: l.Up, Row: up}},
+	}
+}

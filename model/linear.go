@@ -1,0 +1,117 @@
+package model
+
+import (
+	"fmt"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Linear computes y = W·x + b.
+type Linear struct {
+	Name    string          // the weight's: "blk.0.attn_q.weight"
+	Out, In int             // W is Out×In
+	W       kernels.Weights // as the source stores it
+	// F32, where not nil, replaces W: the values that quantization chose.
+	F32  *tensor.Matrix
+	Bias []float32 // Out values, or nil
+
+	tensor *ggml.Tensor
+}
+
+// Apply sets dst = x·Wᵀ + b; x is tokens×In, dst tokens×Out.
+func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
+	if l.F32 != nil {
+		kernels.MatMulF32(dst, x, l.F32)
+	} else {
+		kernels.MatMul(dst, x, &l.W, p)
+	}
+	if l.Bias != nil {
+		byRows(dst.Rows, func(lo, hi int) {
+			for t := lo; t < hi; t++ {
+				kernels.Axpy(dst.Row(t), 1, l.Bias)
+			}
+		})
+	}
+}
+
+// Matrix returns a copy of the weights in float32. A weight that is not finite is an error.
+func (l *Linear) Matrix() (*tensor.Matrix, error) {
+	if l.F32 != nil {
+		return l.F32.Clone(), nil
+	}
+	m := tensor.New(l.Out, l.In)
+	kernels.Parallel(l.Out, 16, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			l.W.Format.Unpack(m.Row(r), l.W.Row(r))
+		}
+	})
+	return m, checkFinite(l.Name, m.Data, l.In)
+}
+
+// checkFinite names the first NaN or infinity of rows of cols values.
+func checkFinite(name string, data []float32, cols int) error {
+	for i, v := range data {
+		if v-v != 0 { // NaN for both
+			if len(data) == cols {
+				return fmt.Errorf("tensor %q: element %d is %v", name, i, v)
+			}
+			return fmt.Errorf("tensor %q: element [%d %d] is %v", name, i/cols, i%cols, v)
+		}
+	}
+	return nil
+}
+
+// linear fetches the weight stem+".weight" and, if there is one, its bias.
+func (m *Model) linear(stem string) (*Linear, error) {
+	t, err := m.tensor(stem + ".weight")
+	if err != nil {
+		return nil, err
+	}
+	l := &Linear{
+		Name: t.Name, Out: t.Rows(), In: t.Cols(), tensor: t,
+		W: kernels.Weights{Rows: t.Rows(), Cols: t.Cols(), Format: &t.Type.Format, Data: t.Data},
+	}
+	if m.tensors[stem+".bias"] != nil {
+		if l.Bias, err = m.vector(stem + ".bias"); err != nil {
+			m.Source.Release(t)
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// tensor fetches a tensor's data and checks that it is all there.
+func (m *Model) tensor(name string) (*ggml.Tensor, error) {
+	t, err := m.Source.Tensor(name)
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	if int64(len(t.Data)) != t.Bytes() {
+		return nil, fmt.Errorf("model: %s: tensor %q: %s %v needs %d bytes, there are %d",
+			m.Source.Name(), name, t.Type.Name, t.Shape, t.Bytes(), len(t.Data))
+	}
+	return t, nil
+}
+
+// vector fetches a norm or a bias as float32 values, which must be finite.
+func (m *Model) vector(name string) ([]float32, error) {
+	t, err := m.tensor(name)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Source.Release(t)
+	v := make([]float32, t.Elements())
+	t.Type.Unpack(v, t.Data)
+	if err := checkFinite(name, v, len(v)); err != nil {
+		return nil, fmt.Errorf("model: %s: %w", m.Source.Name(), err)
+	}
+	return v, nil
+}
+
+// byRows splits work on rows of activations over the processors.
+func byRows(n int, f func(lo, hi int)) {
+	const grain = 16 // rows: some microseconds of work at the least
+	kernels.Parallel(n, grain, f)
+}

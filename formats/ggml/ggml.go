@@ -1,8 +1,14 @@
 // Package ggml implements ggml's block types: how many weights share a block, what its bytes mean, and how to choose
-// them. One file holds one type.
+// them. One file holds one type, named as in ggml's ggml-common.h, whose layouts these are; all numbers are
+// little-endian. The decoders agree with ggml's bit for bit.
+//
+// Encoding has two halves. A grid's Fit chooses a block's scales (see fit.go), and Pack stores scales and codes without
+// rounding anything, so that whoever chose the codes, GPTQ for one, gets exactly those back from Unpack.
 package ggml
 
 import (
+	"fmt"
+
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
 )
@@ -17,4 +23,59 @@ type Type struct {
 	Pack func(dst []byte, b *quant.Block)
 	// Parse is Pack's inverse; b's slices must have the grid's lengths.
 	Parse func(b *quant.Block, src []byte)
+
+	encode func(dst []byte, src []float32) // the floating-point types' conversion
+}
+
+// BitsPerWeight is the storage cost of a weight, scales included: 4.5 for Q4_K.
+func (t *Type) BitsPerWeight() float64 { return 8 * float64(t.BlockBytes) / float64(t.BlockLen) }
+
+// String returns the type's name.
+func (t *Type) String() string { return t.Name }
+
+// maxBlock and maxGroups bound every grid's block, so that scratch space can live on the stack.
+const (
+	maxBlock  = 256
+	maxGroups = 16
+)
+
+// Encode stores the weights w, whole blocks of one row, in dst, which is RowBytes(len(w)) long. Each block's scales are
+// chosen so that Σ importance·(w−ŵ)² is small; importance has one value per weight, or is nil for equal ones. Weights
+// beyond what the type can hold are stored as its nearest value; they should be finite.
+func (t *Type) Encode(dst []byte, w, importance []float32) {
+	if len(w)%t.BlockLen != 0 || len(dst) != t.RowBytes(len(w)) || importance != nil && len(importance) != len(w) {
+		panic(fmt.Sprintf("ggml: %s: %d bytes for %d weights and %d importances", t.Name, len(dst), len(w), len(importance)))
+	}
+	if t.Grid == nil {
+		t.encode(dst, w)
+		return
+	}
+	var sc, m [maxGroups]int8
+	var codes [maxBlock]int8
+	g := t.Grid
+	n := g.Groups()
+	b := quant.Block{Sc: sc[:n], M: m[:n], Codes: codes[:g.Block]}
+	for i := range len(w) / g.Block {
+		x := w[i*g.Block : (i+1)*g.Block]
+		var imp []float32
+		if importance != nil {
+			imp = importance[i*g.Block : (i+1)*g.Block]
+		}
+		g.Fit(&b, x, imp)
+		for k := range n {
+			scale, minimum := b.Scale(k)
+			for j := k * g.Group; j < (k+1)*g.Group; j++ {
+				b.Codes[j] = g.Nearest(x[j], scale, minimum)
+			}
+		}
+		t.Pack(dst[i*t.BlockBytes:(i+1)*t.BlockBytes], &b)
+	}
+}
+
+// Decode sets dst, whole blocks of one row, to the values that src holds.
+func (t *Type) Decode(dst []float32, src []byte) {
+	if len(dst)%t.BlockLen != 0 || len(src) != t.RowBytes(len(dst)) {
+		panic(fmt.Sprintf("ggml: %s: %d bytes for %d weights", t.Name, len(src), len(dst)))
+	}
+	t.Unpack(dst, src)
 }

@@ -1,0 +1,85 @@
+package ggml
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestTypes(t *testing.T) {
+	for _, c := range []struct {
+		name                 string
+		id                   uint32
+		blockLen, blockBytes int
+		bits                 float64
+	}{
+		{"F32", 0, 1, 4, 32}, {"F16", 1, 1, 2, 16}, {"BF16", 30, 1, 2, 16},
+		{"Q4_0", 2, 32, 18, 4.5}, {"Q4_1", 3, 32, 20, 5}, {"Q5_0", 6, 32, 22, 5.5}, {"Q5_1", 7, 32, 24, 6},
+		{"Q8_0", 8, 32, 34, 8.5}, {"Q2_K", 10, 256, 84, 2.625}, {"Q3_K", 11, 256, 110, 3.4375},
+		{"Q4_K", 12, 256, 144, 4.5}, {"Q5_K", 13, 256, 176, 5.5}, {"Q6_K", 14, 256, 210, 6.5625},
+		{"IQ4_NL", 20, 32, 18, 4.5}, {"IQ4_XS", 23, 256, 136, 4.25},
+	} {
+		typ, err := ByName(strings.ToLower(c.name))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if byID, err := ByID(c.id); byID != typ || err != nil {
+			t.Errorf("ByID(%d) = %v, %v", c.id, byID, err)
+		}
+		if typ.Name != c.name || typ.BlockLen != c.blockLen || typ.BlockBytes != c.blockBytes || typ.BitsPerWeight() != c.bits {
+			t.Errorf("%s: %d weights in %d bytes, %v bits, want %+v", typ, typ.BlockLen, typ.BlockBytes, typ.BitsPerWeight(), c)
+		}
+		if got := typ.RowBytes(512); got != 512/c.blockLen*c.blockBytes {
+			t.Errorf("%s: 512 weights take %d bytes", typ, got)
+		}
+		if g := typ.Grid; g != nil && (g.Name != c.name || g.Block != c.blockLen || g.Block > maxBlock || g.Groups() > maxGroups) {
+			t.Errorf("%s: grid %+v", typ, g)
+		}
+	}
+	for i, typ := range Types[1:] {
+		if typ.ID <= Types[i].ID {
+			t.Errorf("%s is listed after %s", typ, Types[i])
+		}
+	}
+}
+
+func TestUnsupported(t *testing.T) {
+	for _, c := range []struct {
+		err  func() error
+		want string
+	}{
+		{func() error { _, err := ByID(16); return err }, "type IQ2_XXS (16) is not supported"},
+		{func() error { _, err := ByName("mxfp4"); return err }, "type MXFP4 (39) is not supported"},
+		{func() error { _, err := ByID(1 << 31); return err }, "unknown type 2147483648"},
+		{func() error { _, err := ByName("q4"); return err }, `no type is named "q4"`},
+	} {
+		err := c.err()
+		var u *UnsupportedError
+		if !errors.As(err, &u) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "IQ4_XS, BF16") {
+			t.Errorf("%v, want %q and the supported types", err, c.want)
+		}
+	}
+	for id, name := range unsupported {
+		for _, typ := range Types {
+			if typ.ID == id || typ.Name == name {
+				t.Errorf("%s (%d) is both supported and not", name, id)
+			}
+		}
+	}
+}
+
+func TestFallback(t *testing.T) {
+	for _, c := range []struct {
+		typ  *Type
+		cols int
+		want *Type
+	}{
+		{Q4_K, 512, Q4_K}, {Q4_K, 320, Q5_0}, {Q4_K, 100, F16}, {Q5_K, 288, Q5_1}, {Q6_K, 32, Q8_0}, {Q2_K, 96, IQ4_NL},
+		{Q3_K, 96, IQ4_NL}, {IQ4_XS, 96, IQ4_NL}, {Q4_0, 48, F16}, {Q8_0, 31, F16}, {F32, 3, F32}, {BF16, 1, BF16},
+	} {
+		if got := Fallback(c.typ, c.cols); got != c.want {
+			t.Errorf("Fallback(%s, %d) = %s, want %s", c.typ, c.cols, got, c.want)
+		}
+	}
+}

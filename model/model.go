@@ -57,6 +57,15 @@ func Open(src Source) (*Model, error) {
 // Layers is the number of transformer layers.
 func (m *Model) Layers() int { return m.Blocks }
 
+// LayerWeights is the number of weights in a layer's linears: the multiplications that one token takes.
+func (m *Model) LayerWeights() int64 {
+	var n int64
+	for _, l := range m.linears() {
+		n += int64(l.shape[0]) * int64(l.shape[1])
+	}
+	return n
+}
+
 // Tensor returns the directory's entry for a tensor, nil if there is none.
 func (m *Model) Tensor(name string) *ggml.Info { return m.tensors[name] }
 

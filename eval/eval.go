@@ -1,0 +1,321 @@
+// Package eval measures a language model on a text: perplexity, and how far its predictions are from another model's,
+// by the protocol of llama.cpp's llama-perplexity, so that figures can be compared.
+//
+// All chunks of the text pass through one layer before the next is loaded: each weight is read and unpacked once per
+// evaluation, and a model larger than memory evaluates at nearly the speed of one that fits.
+package eval
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Options says how to evaluate. The zero value scores the second half of every 512-token chunk.
+type Options struct {
+	// Context is the tokens in a chunk; chunks follow each other without overlap, and each is read alone. 0: 512.
+	Context int
+	// Chunks limits how many are read, from the text's start. 0: all.
+	Chunks int
+	// ScoreAll scores every token of a chunk but the first. Otherwise the first half of a chunk is context, and the
+	// predictions at positions Context/2 to Context-2 are scored.
+	ScoreAll bool
+	// BOS replaces the first token of each chunk. nil: none, for models that add none.
+	BOS *int32
+	// Base is the model from which the KL divergence is measured; nil: none. Both models' layers run in turn.
+	Base *model.Model
+	// BatchTokens is how many tokens go through a layer together: at least one chunk. 0: 2048. It does not change the
+	// result.
+	BatchTokens int
+	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file in TempDir ("": the
+	// system's). 0: no bound.
+	Memory  int64
+	TempDir string
+	// Progress may be nil.
+	Progress Progress
+}
+
+// Defaults of Options.
+const (
+	DefaultContext     = 512 // llama-perplexity's
+	DefaultBatchTokens = 2048
+)
+
+// GPTQ2048 is the protocol of the GPTQ paper (Frantar et al., arXiv:2210.17323): 2048-token chunks, every token scored.
+func GPTQ2048() Options { return Options{Context: 2048, ScoreAll: true} }
+
+// Progress is told what an evaluation does; internal/ui shows it.
+type Progress interface {
+	Stage(name string, total int64) // total is in multiplications
+	Item(name string)
+	Add(n int64)
+	Done()
+}
+
+type silent struct{}
+
+func (silent) Stage(string, int64) {}
+func (silent) Item(string)         {}
+func (silent) Add(int64)           {}
+func (silent) Done()               {}
+
+// Result is what an evaluation found. The JSON names are part of the command line's interface.
+type Result struct {
+	Perplexity float64 `json:"perplexity"`        // exp of the mean negative log-likelihood
+	StdErr     float64 `json:"perplexity_stderr"` // of Perplexity, taking the scored tokens as independent
+
+	TokensScored int  `json:"tokens_scored"`
+	Context      int  `json:"context"`
+	Chunks       int  `json:"chunks"`
+	BOS          bool `json:"bos"` // the first token of each chunk was replaced
+
+	Seconds         float64 `json:"seconds"`
+	TokensPerSecond float64 `json:"tokens_per_second"` // all tokens read, scored or not
+
+	*Divergence // nil without a base
+}
+
+// Divergence compares a model's predictions to the base model's, over the scored tokens.
+type Divergence struct {
+	KL             float64 `json:"kl_divergence"` // mean of KL(base‖model), in nats
+	KLStdErr       float64 `json:"kl_divergence_stderr"`
+	KLMedian       float64 `json:"kl_divergence_median"`
+	KLP99          float64 `json:"kl_divergence_p99"`
+	KLMax          float64 `json:"kl_divergence_max"`
+	SameTop        float64 `json:"same_top"` // share of tokens for which both models think the same token likeliest
+	BasePerplexity float64 `json:"base_perplexity"`
+}
+
+// Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches.
+func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options) (*Result, error) {
+	start := time.Now()
+	p, err := newPlan(m, tokens, opt)
+	if err != nil {
+		return nil, err
+	}
+	runs := []*run{{m: m}}
+	if opt.Base != nil {
+		runs = append(runs, &run{m: opt.Base})
+	}
+	defer func() {
+		for _, r := range runs {
+			r.close()
+		}
+	}()
+	var total int64
+	for _, r := range runs {
+		total += p.work(r.m)
+	}
+	p.progress.Stage("evaluate", total)
+	defer p.progress.Done()
+
+	for _, r := range runs {
+		if err := r.embed(p); err != nil {
+			return nil, err
+		}
+	}
+	deepest := 0
+	for _, r := range runs {
+		deepest = max(deepest, r.m.Layers())
+	}
+	for i := range deepest {
+		p.progress.Item(fmt.Sprintf("layer %d/%d", i+1, deepest))
+		for _, r := range runs {
+			if i < r.m.Layers() {
+				if err := r.layer(ctx, p, i); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	p.progress.Item("head")
+	s, err := score(ctx, p, runs)
+	if err != nil {
+		return nil, err
+	}
+	res := s.result(p)
+	res.Seconds = time.Since(start).Seconds()
+	res.TokensPerSecond = float64(p.chunks*p.context) / res.Seconds
+	return res, nil
+}
+
+// plan is what all models of an evaluation share.
+type plan struct {
+	context, chunks int
+	first           int // position of the first prediction that is scored in a chunk
+	bos             bool
+	tokens          []int32 // chunks×context, first tokens replaced
+	batch           int     // chunks
+	memory          int64   // per model
+	tempDir         string
+	progress        Progress
+}
+
+// minContext gives the second half one prediction to score.
+const minContext = 4
+
+func newPlan(m *model.Model, tokens []int32, opt Options) (*plan, error) {
+	p := &plan{context: opt.Context, tempDir: opt.TempDir, memory: opt.Memory, progress: opt.Progress}
+	if p.context == 0 {
+		p.context = DefaultContext
+	}
+	if p.context < minContext {
+		return nil, fmt.Errorf("eval: a context of %d tokens leaves nothing to score; the least is %d", p.context, minContext)
+	}
+	if opt.Chunks < 0 {
+		return nil, fmt.Errorf("eval: %d chunks", opt.Chunks)
+	}
+	if !opt.ScoreAll {
+		p.first = p.context / 2
+	}
+	if p.progress == nil {
+		p.progress = silent{}
+	}
+	p.chunks = len(tokens) / p.context
+	if p.chunks == 0 {
+		return nil, fmt.Errorf("eval: the text has %d tokens, a context of %d needs at least as many", len(tokens), p.context)
+	}
+	if opt.Chunks > 0 {
+		p.chunks = min(p.chunks, opt.Chunks)
+	}
+	if b := opt.Base; b != nil {
+		if err := sameVocabulary(m, b); err != nil {
+			return nil, err
+		}
+		p.memory /= 2
+		if opt.Memory > 0 {
+			p.memory = max(p.memory, 1)
+		}
+	}
+	p.tokens = slices.Clone(tokens[:p.chunks*p.context])
+	if opt.BOS != nil {
+		p.bos = true
+		for i := 0; i < len(p.tokens); i += p.context {
+			p.tokens[i] = *opt.BOS
+		}
+	}
+	batch := opt.BatchTokens
+	if batch <= 0 {
+		batch = DefaultBatchTokens
+	}
+	p.batch = max(1, batch/p.context)
+	return p, nil
+}
+
+// sameVocabulary refuses two models whose token ids do not mean the same.
+func sameVocabulary(m, base *model.Model) error {
+	if m.Vocab != base.Vocab {
+		return fmt.Errorf("eval: %s has a vocabulary of %d tokens, the base %s one of %d: their predictions cannot be compared",
+			m.Source.Name(), m.Vocab, base.Source.Name(), base.Vocab)
+	}
+	const key = "tokenizer.ggml.tokens"
+	a, _ := m.Source.Meta(key)
+	b, _ := base.Source.Meta(key)
+	at, aok := a.([]string)
+	bt, bok := b.([]string)
+	if !aok || !bok {
+		return nil
+	}
+	for i := range min(len(at), len(bt)) {
+		if at[i] != bt[i] {
+			return fmt.Errorf("eval: token %d is %.40q in %s and %.40q in the base %s: their predictions cannot be compared",
+				i, at[i], m.Source.Name(), bt[i], base.Source.Name())
+		}
+	}
+	return nil
+}
+
+// scored is the number of predictions scored in a chunk: each but the last position has a next token.
+func (p *plan) scored() int { return p.context - 1 - p.first }
+
+// work estimates the multiplications that m's evaluation takes.
+func (p *plan) work(m *model.Model) int64 {
+	return int64(m.Layers())*p.layerWork(m)*int64(p.chunks) + p.headWork(m)*int64(p.chunks)
+}
+
+// layerWork and headWork are for one chunk.
+func (p *plan) layerWork(m *model.Model) int64 { return m.LayerWeights() * int64(p.context) }
+
+func (p *plan) headWork(m *model.Model) int64 {
+	return int64(m.Vocab) * int64(m.Dim) * int64(p.scored())
+}
+
+// run is one model's way through an evaluation.
+type run struct {
+	m      *model.Model
+	hidden *states.Store
+}
+
+// embed fills the hidden states with the tokens' embeddings.
+func (r *run) embed(p *plan) error {
+	var err error
+	if r.hidden, err = states.New(p.chunks, p.context, r.m.Dim, p.batch, p.memory, p.tempDir); err != nil {
+		return fmt.Errorf("eval: %w", err)
+	}
+	return r.each(func(lo, hi int, x *tensor.Matrix) error {
+		return r.m.Embed(x, p.tokens[lo*p.context:hi*p.context])
+	})
+}
+
+// layer takes the hidden states through layer i.
+func (r *run) layer(ctx context.Context, p *plan, i int) error {
+	l, err := r.m.LoadLayer(i)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	return r.each(func(lo, hi int, x *tensor.Matrix) error {
+		err := l.Forward(ctx, x, p.context)
+		p.progress.Add(p.layerWork(r.m) * int64(hi-lo))
+		return err
+	})
+}
+
+// each calls f with every batch of chunks [lo,hi) and stores what f makes of x.
+func (r *run) each(f func(lo, hi int, x *tensor.Matrix) error) error {
+	for b := range r.hidden.Batches() {
+		x, err := r.hidden.Get(b)
+		if err != nil {
+			return fmt.Errorf("eval: %w", err)
+		}
+		lo, hi := r.hidden.Sequences(b)
+		if err := f(lo, hi, x); err != nil {
+			return err
+		}
+		if err := r.hidden.Put(b, x); err != nil {
+			return fmt.Errorf("eval: %w", err)
+		}
+	}
+	return nil
+}
+
+func (r *run) close() {
+	if r.hidden != nil {
+		r.hidden.Close()
+	}
+}
+
+// errNotFinite is wrapped by the error for a model whose logits are NaN or infinite.
+var errNotFinite = errors.New("the prediction is not a finite number: the model's weights or its hidden states overflow")
+
+// meanAndError returns the mean of x and its standard error, as llama-perplexity computes it.
+func meanAndError(x []float64) (mean, stderr float64) {
+	var sum, sum2 float64
+	for _, v := range x {
+		sum += v
+		sum2 += v * v
+	}
+	n := float64(len(x))
+	mean = sum / n
+	if n > 1 {
+		stderr = math.Sqrt(max(0, sum2/n-mean*mean) / (n - 1))
+	}
+	return mean, stderr
+}

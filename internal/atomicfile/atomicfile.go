@@ -1,0 +1,149 @@
+// Package atomicfile writes output files that are either whole or absent: data goes to a hidden file in the same
+// folder, which takes the output's name only when all of it is on the disk.
+package atomicfile
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Options says how to create a file. The zero value refuses to replace one.
+type Options struct {
+	// Overwrite allows an existing regular file to be replaced, at the very end.
+	Overwrite bool
+}
+
+// File is an output being written. Writes may come from several goroutines.
+type File struct {
+	path string
+	tmp  string
+	f    *os.File
+	opt  Options
+
+	mu   sync.Mutex
+	done bool // committed or aborted
+}
+
+// Create starts an output of size bytes. It refuses a path that cannot become a file, and a disk that has not got the
+// room, before anything is written. Bytes that are never written are zero.
+func Create(path string, size int64, opt Options) (*File, error) {
+	if path == "" {
+		return nil, errors.New("no output path")
+	}
+	// Write what a link points at, as a plain create would; renaming would replace the link.
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&fs.ModeSymlink != 0 {
+		if target, err := filepath.EvalSymlinks(path); err == nil {
+			path = target
+		}
+	}
+	if err := checkTarget(path, opt); err != nil {
+		return nil, err
+	}
+	dir := filepath.Dir(path)
+	if fi, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("%s: the folder to write to: %w", path, err)
+	} else if !fi.IsDir() {
+		return nil, fmt.Errorf("%s: %s is not a folder", path, dir)
+	}
+	if free, ok := freeBytes(dir); ok && uint64(size) > free {
+		return nil, fmt.Errorf("%s: needs %d bytes of disk, %d are free", path, size, free)
+	}
+	tmp := filepath.Join(dir, ".llmq-"+rand.Text()+".tmp")
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	w := &File{path: path, tmp: tmp, f: f, opt: opt}
+	// Setting the size now lets a file system that cannot hold such a file say so before the work is done.
+	if err := f.Truncate(size); err != nil {
+		w.Abort()
+		return nil, fmt.Errorf("%s: cannot make a file of %d bytes: %w", path, size, err)
+	}
+	return w, nil
+}
+
+func checkTarget(path string, opt Options) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case fi.IsDir():
+		return fmt.Errorf("%s: is a folder", path)
+	case !fi.Mode().IsRegular() && fi.Mode()&fs.ModeSymlink == 0:
+		return fmt.Errorf("%s: not a regular file", path)
+	case !opt.Overwrite:
+		return fmt.Errorf("%s: %w", path, fs.ErrExist)
+	}
+	return nil
+}
+
+// WriteAt writes p at byte off.
+func (w *File) WriteAt(p []byte, off int64) (int, error) {
+	n, err := w.f.WriteAt(p, off)
+	if err != nil {
+		err = fmt.Errorf("%s: writing %d bytes at %d: %w", w.path, len(p), off, cause(err))
+	}
+	return n, err
+}
+
+// cause drops the temporary file's name from an error, which would only confuse.
+func cause(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
+
+// Commit puts the file in its place once its bytes are on the disk. When it fails, nothing is left behind and what was
+// there before is untouched; the one exception is a failure to make the rename itself durable. No write may be under way.
+func (w *File) Commit() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done {
+		return fmt.Errorf("%s: already closed", w.path)
+	}
+	w.done = true
+	err := w.f.Sync()
+	if cerr := w.f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", w.path, cause(err))
+	} else if err = checkTarget(w.path, w.opt); err == nil { // it may have appeared meanwhile
+		err = os.Rename(w.tmp, w.path)
+	}
+	if err != nil {
+		os.Remove(w.tmp)
+		return err
+	}
+	return syncDir(filepath.Dir(w.path))
+}
+
+// Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.
+func (w *File) Abort() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done {
+		return
+	}
+	w.done = true
+	w.f.Close()
+	os.Remove(w.tmp)
+}
+
+// Same reports whether two paths lead to the same existing file.
+func Same(a, b string) bool {
+	fa, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	fb, err := os.Stat(b)
+	return err == nil && os.SameFile(fa, fb)
+}

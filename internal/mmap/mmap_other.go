@@ -1,0 +1,19 @@
+//go:build !linux && !darwin
+
+package mmap
+
+import (
+	"io"
+	"os"
+)
+
+func mapFile(f *os.File, size int) ([]byte, error) {
+	data := make([]byte, size)
+	_, err := io.ReadFull(f, data)
+	return data, err
+}
+
+func unmap([]byte) error { return nil }
+
+// Release does nothing: Data is ordinary memory here.
+func (m *Map) Release([]byte) {}

@@ -1,0 +1,159 @@
+package gguf
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"sync"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/atomicfile"
+)
+
+// Options are Create's. The zero value refuses to replace a file.
+type Options = atomicfile.Options
+
+// Writer fills in a planned file. Tensors arrive in any order and from several goroutines; the bytes do not depend on
+// it. The file appears under its name when Close has found it complete and on the disk, and not before.
+type Writer struct {
+	path string
+	plan *Plan
+	out  *atomicfile.File
+
+	mu      sync.Mutex
+	err     error    // the first write that failed
+	written [][]span // per tensor, the rows that are taken: sorted, apart from each other
+}
+
+// span is the rows lo ≤ row < hi.
+type span struct{ lo, hi int }
+
+// Create plans the file and makes room for it; see NewPlan for what it refuses. A disk without the room for all of it,
+// a path that is no regular file, or one that exists (unless Overwrite is set) is an error.
+func Create(path string, md Metadata, tensors []ggml.Info, opt Options) (*Writer, error) {
+	plan, err := NewPlan(md, tensors)
+	if err != nil {
+		return nil, err
+	}
+	out, err := atomicfile.Create(path, plan.Size(), opt)
+	if err != nil {
+		return nil, fmt.Errorf("gguf: %w", err)
+	}
+	if _, err := out.WriteAt(plan.header, 0); err != nil {
+		out.Abort()
+		return nil, fmt.Errorf("gguf: %w", err)
+	}
+	return &Writer{path: path, plan: plan, out: out, written: make([][]span, len(tensors))}, nil
+}
+
+// Plan is the layout that is being filled in.
+func (w *Writer) Plan() *Plan { return w.plan }
+
+// WriteTensor stores all of a tensor.
+func (w *Writer) WriteTensor(name string, data []byte) error {
+	if i, ok := w.plan.index[name]; ok && int64(len(data)) != w.plan.sizes[i] {
+		return w.errorf(name, "%s needs %d bytes, got %d", describe(&w.plan.infos[i]), w.plan.sizes[i], len(data))
+	}
+	return w.WriteRows(name, 0, data)
+}
+
+// WriteRows stores whole rows of a tensor, from row on, so that a large one can be written in pieces. Every row is
+// written once.
+func (w *Writer) WriteRows(name string, row int, data []byte) error {
+	i, ok := w.plan.index[name]
+	if !ok {
+		return w.errorf(name, "not in the plan")
+	}
+	t := &w.plan.infos[i]
+	rowBytes := t.Type.RowBytes(t.Cols())
+	n := len(data) / rowBytes
+	if len(data)%rowBytes != 0 {
+		return w.errorf(name, "%d bytes are not whole rows of %d", len(data), rowBytes)
+	}
+	if row < 0 || n > t.Rows()-row {
+		return w.errorf(name, "rows %d to %d of %d", row, row+n, t.Rows())
+	}
+	if n == 0 {
+		return nil
+	}
+	if err := w.take(i, span{row, row + n}); err != nil {
+		return err
+	}
+	if _, err := w.out.WriteAt(data, w.plan.offsets[i]+int64(row)*int64(rowBytes)); err != nil {
+		err = fmt.Errorf("gguf: %w", err)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.err == nil {
+			w.err = err
+		}
+		return err
+	}
+	return nil
+}
+
+// take notes that s of tensor i is being written.
+func (w *Writer) take(i int, s span) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	list := w.written[i]
+	at := sort.Search(len(list), func(j int) bool { return list[j].hi > s.lo })
+	if at < len(list) && list[at].lo < s.hi {
+		return w.errorf(w.plan.infos[i].Name, "rows %d to %d were written already", max(s.lo, list[at].lo),
+			min(s.hi, list[at].hi))
+	}
+	// Join s with the neighbours that it touches.
+	lo, hi := at, at
+	if at > 0 && list[at-1].hi == s.lo {
+		lo, s.lo = at-1, list[at-1].lo
+	}
+	if at < len(list) && list[at].lo == s.hi {
+		hi, s.hi = at+1, list[at].hi
+	}
+	w.written[i] = slices.Replace(list, lo, hi, s)
+	return nil
+}
+
+// Close checks that every tensor is complete and puts the file in its place. When it fails, nothing is left behind.
+// All writes must have returned.
+func (w *Writer) Close() error {
+	if err := w.complete(); err != nil {
+		w.out.Abort()
+		return err
+	}
+	if err := w.out.Commit(); err != nil {
+		return fmt.Errorf("gguf: %w", err)
+	}
+	return nil
+}
+
+func (w *Writer) complete() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	missing, first := 0, ""
+	for i := range w.plan.infos {
+		t := &w.plan.infos[i]
+		if list := w.written[i]; len(list) == 1 && list[0] == (span{0, t.Rows()}) {
+			continue
+		}
+		if missing++; missing == 1 {
+			first = t.Name
+		}
+	}
+	if missing > 0 {
+		return w.errorf(first, "not written completely; so are %d of %d tensors", missing, len(w.plan.infos))
+	}
+	return nil
+}
+
+// Abort gives the file up and leaves nothing behind. After Close it does nothing, so it can be deferred.
+func (w *Writer) Abort() { w.out.Abort() }
+
+func (w *Writer) errorf(tensor, format string, args ...any) error {
+	return fmt.Errorf("gguf: %s: tensor %q: %s", w.path, tensor, fmt.Sprintf(format, args...))
+}

@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"context"
+	"math"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -11,13 +12,15 @@ import (
 // DefaultRefine is the number of passes of coordinate descent that still paid when measured.
 const DefaultRefine = 4
 
-// refine lowers the output error by coordinate descent: with everything else fixed, each code moves to the best value
-// that the full Hessian sees, column after column, for the given number of passes or until none moves.
+// refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's
+// super-scales, each group's scale and minimum, and each code in turn moves to its best value, for the given number of
+// passes or until nothing moves.
 func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, passes int) error {
 	if passes <= 0 {
 		return nil
 	}
 	n := w.Cols
+	g := q.Grid
 	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
 	values := tensor.New(w.Rows, n)
 	q.DecodeTo(values)
@@ -30,22 +33,33 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	}
 	grad := tensor.New(w.Rows, n)
 	kernels.GemmNN(grad, 1, diff, f.h)
-	deltas := tensor.New(w.Rows, min(lazyColumns, n))
+	step := max(lazyColumns, g.Block) / g.Block * g.Block
+	deltas := tensor.New(w.Rows, min(step, n))
 	moved := make([]int, w.Rows)
 	for range passes {
 		clear(moved)
-		for i0 := 0; i0 < n; i0 += lazyColumns {
+		for i0 := 0; i0 < n; i0 += step {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			i1 := min(i0+lazyColumns, n)
+			i1 := min(i0+step, n)
 			d := deltas.View(0, w.Rows, 0, i1-i0)
-			d.Zero()
+			h := f.h.View(i0, i1, i0, i1)
 			kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
-				local := make([]float32, i1-i0)
+				t := newDescent(g, h)
 				for r := lo; r < hi; r++ {
-					copy(local, grad.Row(r)[i0:i1])
-					moved[r] += f.descendRow(q, r, values.Row(r), local, d.Row(r), i0, i1)
+					copy(t.grad, grad.Row(r)[i0:i1])
+					copy(t.old, values.Row(r)[i0:i1])
+					t.values = values.Row(r)[i0:i1]
+					for b := range (i1 - i0) / g.Block {
+						blk := q.Block(r, i0/g.Block+b)
+						moved[r] += t.block(&blk, b*g.Block)
+						q.SetBlock(r, i0/g.Block+b, &blk)
+					}
+					out := d.Row(r)
+					for j := range out {
+						out[j] = t.values[j] - t.old[j]
+					}
 				}
 			})
 			kernels.GemmNN(grad, -1, d, f.h.View(i0, i1, 0, n))
@@ -61,27 +75,195 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	return nil
 }
 
-// descendRow moves the codes of columns [i0,i1) of one row, records by how much their values changed, and returns how
-// many did. grad is the gradient of these columns; it is used up.
-func (f *Factor) descendRow(q *quant.Weight, r int, values, grad, deltas []float32, i0, i1 int) int {
-	g := q.Grid
-	codes := q.Codes[r*q.Cols : (r+1)*q.Cols]
-	groups := q.Cols / g.Group
-	blocks := q.Cols / g.Block
+// descent is coordinate descent on some whole blocks of one row.
+type descent struct {
+	g                 *quant.Grid
+	h                 *tensor.Matrix // the Hessian of these columns
+	ones              []float32      // Σ over each column's group of its row of h
+	grad, values, old []float32
+	level, product    []float32
+}
+
+func newDescent(g *quant.Grid, h *tensor.Matrix) *descent {
+	t := &descent{
+		g: g, h: h, ones: make([]float32, h.Rows), grad: make([]float32, h.Rows), old: make([]float32, h.Rows),
+		level: make([]float32, g.Block), product: make([]float32, g.Block),
+	}
+	for c := range h.Rows {
+		c0 := c / g.Group * g.Group
+		for _, v := range h.Row(c)[c0 : c0+g.Group] {
+			t.ones[c] += v
+		}
+	}
+	return t
+}
+
+var ExpScale, ExpSuper = true, true
+
+// block improves one block, whose columns start at c0, and returns how many numbers moved.
+func (t *descent) block(b *quant.Block, c0 int) int {
+	g := t.g
 	moved := 0
-	for c := i0; c < i1; c++ {
-		h := f.h.Row(c)
-		k, k2 := r*blocks+c/g.Block, r*groups+c/g.Group
-		scale, minimum := q.D[k]*float32(q.Sc[k2]), q.DMin[k]*float32(q.M[k2])
-		code := g.Nearest(values[c]+grad[c-i0]/h[c], scale, minimum)
-		if code == codes[c] {
+	if ExpSuper && (g.ScaleMax > 1 || g.Groups() == 1) && t.super(b, c0) {
+		moved++
+	}
+	for k := range g.Groups() {
+		if ExpScale && g.ScaleMax > 1 && t.scale(b, k, c0+k*g.Group) {
+			moved++
+		}
+		moved += t.codes(b, k, c0+k*g.Group)
+	}
+	return moved
+}
+
+// move changes the value of column c.
+func (t *descent) move(c int, v float32) {
+	d := v - t.values[c]
+	t.values[c] = v
+	kernels.Axpy(t.grad, -d, t.h.Row(c))
+}
+
+// codes moves the codes of group k.
+func (t *descent) codes(b *quant.Block, k, c0 int) int {
+	g := t.g
+	scale, minimum := b.Scale(k)
+	codes := b.Codes[k*g.Group : (k+1)*g.Group]
+	moved := 0
+	for j, old := range codes {
+		c := c0 + j
+		code := g.Nearest(t.values[c]+t.grad[c]/t.h.Row(c)[c], scale, minimum)
+		if code == old {
 			continue
 		}
-		v := float32(scale*g.Level(code)) - minimum
-		d := v - values[c]
-		codes[c], values[c], deltas[c-i0] = code, v, d
-		kernels.Axpy(grad, -d, h[i0:i1])
+		codes[j] = code
+		t.move(c, float32(scale*g.Level(code))-minimum)
 		moved++
 	}
 	return moved
+}
+
+// quadratic is the change of the output error when a scale changes by x and a minimum by y:
+// −2(px+qy) + ax² + 2bxy + cy².
+type quadratic struct{ p, q, a, b, c float64 }
+
+func (e *quadratic) at(x, y float64) float64 {
+	return -2*(e.p*x+e.q*y) + e.a*x*x + 2*e.b*x*y + e.c*y*y
+}
+
+// scale moves the scale and the minimum of group k.
+func (t *descent) scale(b *quant.Block, k, c0 int) bool {
+	g := t.g
+	n := g.Group
+	level := t.level[:n]
+	for j, code := range b.Codes[k*n : (k+1)*n] {
+		level[j] = g.Level(code)
+	}
+	var e quadratic
+	for j, l := range level {
+		gr := t.grad[c0+j]
+		e.p += float64(l * gr)
+		e.q -= float64(gr)
+		e.a += float64(l * kernels.Dot(t.h.Row(c0 + j)[c0:c0+n], level))
+		e.b -= float64(l * t.ones[c0+j])
+		e.c += float64(t.ones[c0+j])
+	}
+	d, dmin := float64(b.D), float64(b.DMin)
+	sc, m := float64(b.Sc[k]), float64(b.M[k])
+	if d == 0 {
+		return false
+	}
+	best, bestSc, bestM := -1e-9*math.Abs(e.a), sc, m
+	try := func(s float64) {
+		s = min(max(s, float64(g.ScaleMin)), float64(g.ScaleMax))
+		x := (s - sc) * d
+		if g.MinMax == 0 || dmin == 0 {
+			if v := e.at(x, 0); v < best {
+				best, bestSc = v, s
+			}
+			return
+		}
+		y := (e.q - e.b*x) / e.c
+		mm := math.Floor(m + y/dmin)
+		for _, mm := range [2]float64{mm, mm + 1} {
+			mm = min(max(mm, 0), float64(g.MinMax))
+			if v := e.at(x, (mm-m)*dmin); v < best {
+				best, bestSc, bestM = v, s, mm
+			}
+		}
+	}
+	x := e.p / e.a
+	if g.MinMax > 0 && dmin != 0 {
+		if det := e.a*e.c - e.b*e.b; det > 0 {
+			x = (e.p*e.c - e.q*e.b) / det
+		}
+	}
+	if x != x {
+		return false
+	}
+	s := math.Floor(sc + x/d)
+	try(s)
+	try(s + 1)
+	try(sc)
+	if bestSc == sc && bestM == m {
+		return false
+	}
+	b.Sc[k], b.M[k] = int8(bestSc), int8(bestM)
+	t.apply(b, k, c0)
+	return true
+}
+
+// apply recomputes the values of group k.
+func (t *descent) apply(b *quant.Block, k, c0 int) {
+	scale, minimum := b.Scale(k)
+	n := t.g.Group
+	for j, code := range b.Codes[k*n : (k+1)*n] {
+		if v := float32(scale*t.g.Level(code)) - minimum; v != t.values[c0+j] {
+			t.move(c0+j, v)
+		}
+	}
+}
+
+// super moves the block's scale and minimum, which multiply those of its groups.
+func (t *descent) super(b *quant.Block, c0 int) bool {
+	g := t.g
+	n := g.Block
+	level := t.level[:n]
+	mins := t.product[:n]
+	for j, code := range b.Codes {
+		k := j / g.Group
+		level[j] = g.Level(code) * float32(b.Sc[k])
+		mins[j] = float32(b.M[k])
+	}
+	var e quadratic
+	for j, l := range level {
+		gr := t.grad[c0+j]
+		h := t.h.Row(c0 + j)[c0 : c0+n]
+		e.p += float64(l * gr)
+		e.a += float64(l * kernels.Dot(h, level))
+		if g.MinMax > 0 {
+			hm := kernels.Dot(h, mins)
+			e.q -= float64(mins[j] * gr)
+			e.b -= float64(l * hm)
+			e.c += float64(mins[j] * hm)
+		}
+	}
+	x, y := e.p/e.a, 0.0
+	if g.MinMax > 0 && e.c > 0 {
+		if det := e.a*e.c - e.b*e.b; det > 1e-9*e.a*e.c {
+			x, y = (e.p*e.c-e.q*e.b)/det, (e.a*e.q-e.b*e.p)/det
+		}
+	}
+	d := tensor.RoundF16(b.D + float32(x))
+	dmin := tensor.RoundF16(b.DMin + float32(y))
+	if d-d != 0 || dmin-dmin != 0 || d == b.D && dmin == b.DMin {
+		return false
+	}
+	if e.at(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
+		return false
+	}
+	b.D, b.DMin = d, dmin
+	for k := range g.Groups() {
+		t.apply(b, k, c0+k*g.Group)
+	}
+	return true
 }

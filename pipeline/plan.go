@@ -1,0 +1,161 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/model"
+)
+
+// Source is a checkpoint: a model with all of its metadata.
+type Source interface {
+	model.Source
+	Metadata() gguf.Metadata
+}
+
+// Plan is what a run will write. It is made from headers alone.
+type Plan struct {
+	Recipe   Recipe
+	Metadata gguf.Metadata
+	Tensors  []Tensor // in the order of the file
+	File     *gguf.Plan
+}
+
+// Tensor is a tensor of the plan.
+type Tensor struct {
+	ggml.Info            // as it will be written
+	From      *ggml.Type // the checkpoint's type
+	Wanted    *ggml.Type // what the recipe asks for; differs from Type where that does not divide the columns
+}
+
+// NewPlan applies a recipe to a checkpoint.
+func NewPlan(src Source, r Recipe) (*Plan, error) {
+	p := &Plan{Recipe: r, Metadata: append(gguf.Metadata(nil), src.Metadata()...)}
+	used := make([]bool, len(r.Rules))
+	infos := src.Tensors()
+	for i := range infos {
+		in := &infos[i]
+		if in.Type.Grid != nil {
+			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original",
+				src.Name(), in.Name, in.Type.Name)
+		}
+		t, wanted, rule, err := r.typeOf(in)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", src.Name(), err)
+		}
+		if rule >= 0 {
+			used[rule] = true
+		}
+		p.Tensors = append(p.Tensors, Tensor{
+			Info: ggml.Info{Name: in.Name, Type: t, Shape: in.Shape}, From: in.Type, Wanted: wanted,
+		})
+	}
+	if len(p.Tensors) == 0 {
+		return nil, fmt.Errorf("%s: no tensors", src.Name())
+	}
+	for i, ok := range used {
+		if !ok {
+			return nil, fmt.Errorf("tensor type rule %q matches no tensor of %s", r.Rules[i].Pattern, src.Name())
+		}
+	}
+	p.Metadata.Set("general.file_type", fileType(p.mainType()))
+	p.Metadata.Set("general.quantization_version", uint32(2)) // ggml's GGML_QNT_VERSION
+	var err error
+	p.File, err = gguf.NewPlan(p.Metadata, p.infos())
+	return p, err
+}
+
+func (p *Plan) infos() []ggml.Info {
+	infos := make([]ggml.Info, len(p.Tensors))
+	for i := range p.Tensors {
+		infos[i] = p.Tensors[i].Info
+	}
+	return infos
+}
+
+// Lookup returns the plan of a tensor, nil if there is none.
+func (p *Plan) Lookup(name string) *Tensor {
+	for i := range p.Tensors {
+		if p.Tensors[i].Name == name {
+			return &p.Tensors[i]
+		}
+	}
+	return nil
+}
+
+// Elements is the number of weights in the file.
+func (p *Plan) Elements() int64 {
+	var n int64
+	for i := range p.Tensors {
+		n += int64(p.Tensors[i].Elements())
+	}
+	return n
+}
+
+// BitsPerWeight is the tensors' size over their number of weights.
+func (p *Plan) BitsPerWeight() float64 {
+	var bytes int64
+	for i := range p.Tensors {
+		bytes += p.Tensors[i].Bytes()
+	}
+	return 8 * float64(bytes) / float64(max(p.Elements(), 1))
+}
+
+// mainType is the type that most weights of the layers have; that of the earlier tensor wins a tie.
+func (p *Plan) mainType() *ggml.Type {
+	count := map[*ggml.Type]int{}
+	var best *ggml.Type
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		if len(t.Shape) < 2 || t.Name == embeddingName || t.Name == outputName {
+			continue
+		}
+		count[t.Type] += t.Elements()
+	}
+	for i := range p.Tensors {
+		if t := p.Tensors[i].Type; count[t] > 0 && (best == nil || count[t] > count[best]) {
+			best = t
+		}
+	}
+	if best == nil {
+		best = p.Tensors[0].Type
+	}
+	return best
+}
+
+// fileTypes are llama.cpp's numbers for files whose linears are all of one type (enum llama_ftype in llama.h).
+var fileTypes = map[*ggml.Type]uint32{
+	ggml.F32: 0, ggml.F16: 1, ggml.Q4_0: 2, ggml.Q4_1: 3, ggml.Q8_0: 7, ggml.Q5_0: 8, ggml.Q5_1: 9, ggml.Q2_K: 10,
+	ggml.Q3_K: 11, ggml.Q4_K: 14, ggml.Q5_K: 16, ggml.Q6_K: 18, ggml.IQ4_NL: 25, ggml.IQ4_XS: 30, ggml.BF16: 32,
+}
+
+func fileType(t *ggml.Type) uint32 { return fileTypes[t] }
+
+// Memory estimates the bytes that a calibrated run holds at its peak: a layer in float32, what the largest group of
+// linears needs for its Hessian and its factors, and the hidden states, as far as the budget keeps them in memory.
+func (p *Plan) Memory(m *model.Model, tokens int, budget int64) (int64, error) {
+	if m == nil {
+		return 0, errors.New("no model")
+	}
+	in := []int{m.Dim, m.Heads * m.HeadDim, m.Dim, m.FFN}
+	out := []int{(m.Heads + 2*m.KVHeads) * m.HeadDim, m.Dim, 2 * m.FFN, m.Dim}
+	var layer, group int64
+	for i := range in {
+		n, o := int64(in[i]), int64(out[i])
+		layer += 4 * n * o
+		group = max(group, 4*(hessianCopies*n*n+weightCopies*n*o))
+	}
+	states := 4 * int64(tokens) * int64(m.Dim+m.Heads*m.HeadDim)
+	if budget > 0 {
+		states = min(states, budget)
+	}
+	batch := 4 * int64(min(tokens, batchTokens)) * int64(4*m.Dim+3*m.FFN)
+	return layer + group + states + batch, nil
+}
+
+const (
+	hessianCopies = 5 // H, damped, permuted, its factor, and the factor's work space
+	weightCopies  = 5 // W, W in order, values, difference, gradient
+)

@@ -1,0 +1,122 @@
+// Package pipeline turns a checkpoint into a GGUF file: the recipe says which type each tensor gets, the plan what the
+// file will look like, and a run fills it in, one layer at a time.
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/llmq/llmq/formats/ggml"
+)
+
+// Method is how the linears' weights are chosen.
+type Method string
+
+const (
+	// RTN rounds to nearest, with scales searched by the importance of the inputs if there is calibration text.
+	RTN Method = "rtn"
+	// GPTQ compensates each column's error in the columns after it; see package gptq.
+	GPTQ Method = "gptq"
+)
+
+// Methods lists the methods.
+var Methods = []Method{RTN, GPTQ}
+
+// Recipe says what becomes of each tensor.
+type Recipe struct {
+	Method Method
+	// Type is the linears' block type.
+	Type *ggml.Type
+	// Rules override Type, Embedding and Output by tensor name; the first that matches wins.
+	Rules []Rule
+	// Embedding and Output are the types of token_embd.weight and output.weight; nil means Type if that is a
+	// floating-point type, else F16. A tied embedding is one tensor, and goes by Embedding.
+	Embedding, Output *ggml.Type
+	// NoFallback makes it an error if a type's block does not divide a tensor's columns.
+	NoFallback bool
+}
+
+// Rule gives the tensors whose GGUF name matches Pattern a type.
+type Rule struct {
+	Pattern *regexp.Regexp
+	Type    *ggml.Type
+}
+
+// ParseRule reads "REGEX=TYPE".
+func ParseRule(s string) (Rule, error) {
+	i := strings.LastIndexByte(s, '=')
+	if i <= 0 {
+		return Rule{}, fmt.Errorf("%q: want REGEX=TYPE, for example 'ffn_down=q6_k'", s)
+	}
+	pattern, err := regexp.Compile(s[:i])
+	if err != nil {
+		return Rule{}, fmt.Errorf("%q: %w", s, err)
+	}
+	t, err := ggml.ByName(s[i+1:])
+	if err != nil {
+		return Rule{}, fmt.Errorf("%q: %w", s, err)
+	}
+	return Rule{pattern, t}, nil
+}
+
+// bitTypes are the types that --bits stands for.
+var bitTypes = map[int]*ggml.Type{
+	2: ggml.Q2_K, 3: ggml.Q3_K, 4: ggml.Q4_K, 5: ggml.Q5_K, 6: ggml.Q6_K, 8: ggml.Q8_0,
+}
+
+// TypeForBits returns the block type of a number of bits: 2, 3, 4, 5, 6 or 8.
+func TypeForBits(bits int) (*ggml.Type, error) {
+	if t := bitTypes[bits]; t != nil {
+		return t, nil
+	}
+	return nil, fmt.Errorf("%d bits: want 2, 3, 4, 5, 6 or 8", bits)
+}
+
+const (
+	embeddingName = "token_embd.weight"
+	outputName    = "output.weight"
+)
+
+// typeOf returns the type that a tensor gets, with the one that it replaces if that one's block does not divide its
+// columns, and the index of the rule that chose it or −1.
+func (r *Recipe) typeOf(info *ggml.Info) (t, wanted *ggml.Type, rule int, err error) {
+	rule = -1
+	if len(info.Shape) < 2 {
+		// Norms, biases and RoPE factors: a negligible share, and GGUF readers require float32.
+		return ggml.F32, ggml.F32, rule, nil
+	}
+	t = r.Type
+	switch info.Name {
+	case embeddingName:
+		t = r.outer(r.Embedding)
+	case outputName:
+		t = r.outer(r.Output)
+	}
+	for i := range r.Rules {
+		if r.Rules[i].Pattern.MatchString(info.Name) {
+			t, rule = r.Rules[i].Type, i
+			break
+		}
+	}
+	if t == nil {
+		return nil, nil, rule, errors.New("the recipe has no type")
+	}
+	wanted = t
+	if t = ggml.Fallback(wanted, info.Cols()); t != wanted && r.NoFallback {
+		return nil, nil, rule, fmt.Errorf("tensor %q: %d columns are not a multiple of %s's block of %d",
+			info.Name, info.Cols(), wanted.Name, wanted.BlockLen)
+	}
+	return t, wanted, rule, nil
+}
+
+func (r *Recipe) outer(t *ggml.Type) *ggml.Type {
+	switch {
+	case t != nil:
+		return t
+	case r.Type != nil && r.Type.Grid == nil:
+		return r.Type
+	}
+	return ggml.F16
+}

@@ -1,0 +1,281 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Options says how to carry out a plan. The zero value is the default.
+type Options struct {
+	// Calib is the text that GPTQ is calibrated on; RTN weighs its errors by it, if there is any.
+	Calib *calib.Set
+	GPTQ  gptq.Options
+	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file beside the output. 0: no
+	// bound.
+	Memory    int64
+	Overwrite bool
+	Progress  Progress // may be nil
+}
+
+// Progress is told what a run does; internal/ui shows it.
+type Progress interface {
+	Stage(name string, total int64) // total is in weights
+	Item(name string)
+	Detail(name string)
+	Add(n int64)
+	Done()
+}
+
+type silent struct{}
+
+func (silent) Stage(string, int64) {}
+func (silent) Item(string)         {}
+func (silent) Detail(string)       {}
+func (silent) Add(int64)           {}
+func (silent) Done()               {}
+
+// Report is what a run has done. The JSON names are part of the command line's interface.
+type Report struct {
+	Output        string         `json:"output"`
+	Bytes         int64          `json:"bytes"`
+	BitsPerWeight float64        `json:"bits_per_weight"`
+	Seconds       float64        `json:"seconds"`
+	Tensors       []TensorReport `json:"tensors"`
+}
+
+// TensorReport is what became of one tensor.
+type TensorReport struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	Bytes int64  `json:"bytes"`
+	// RelativeError is ‖XΔWᵀ‖²/‖XWᵀ‖² on the calibration tokens; without calibration ‖ΔW‖²/‖W‖².
+	RelativeError float64 `json:"relative_error"`
+	// Damping is the share of the mean Hessian diagonal that GPTQ added; 0 where it did not run.
+	Damping float64 `json:"damping"`
+	// Fallback names the type that was asked for where its block does not divide the columns.
+	Fallback string `json:"fallback"`
+}
+
+type run struct {
+	ctx  context.Context
+	src  Source
+	m    *model.Model
+	plan *Plan
+	opt  Options
+	out  *gguf.Writer
+
+	mu      sync.Mutex // guards reports
+	reports map[string]*TensorReport
+}
+
+// Run writes the file that p plans to path. Nothing is left there, and an existing file is untouched, if it fails.
+func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
+	if p.Recipe.Method == GPTQ && opt.Calib == nil {
+		return nil, errors.New("gptq needs calibration text: give some with --calib FILE, or use --method rtn")
+	}
+	if opt.Progress == nil {
+		opt.Progress = silent{}
+	}
+	start := time.Now()
+	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{}}
+	var err error
+	if opt.Calib != nil {
+		// Only the forward pass needs a supported architecture; tensors are converted without one.
+		if r.m, err = model.Open(src); err != nil {
+			return nil, err
+		}
+		r.m.Precision = kernels.F32
+	}
+	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
+		return nil, err
+	}
+	defer r.out.Abort() // no effect after Close
+	opt.Progress.Stage("quantize", p.Elements())
+	if err := r.tensors(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := r.out.Close(); err != nil {
+		return nil, err
+	}
+	opt.Progress.Done()
+	rep := &Report{Output: path, BitsPerWeight: p.BitsPerWeight(), Seconds: time.Since(start).Seconds()}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	rep.Bytes = info.Size()
+	for i := range p.Tensors {
+		rep.Tensors = append(rep.Tensors, *r.reports[p.Tensors[i].Name])
+	}
+	return rep, nil
+}
+
+// tensors writes all tensors: the layers' linears as calibration reaches them, the others one after the other.
+func (r *run) tensors(tempDir string) error {
+	calibrated := func(string) bool { return false }
+	if r.m != nil {
+		calibrated = func(name string) bool {
+			return strings.HasPrefix(name, "blk.") && strings.HasSuffix(name, ".weight") && len(r.m.Tensor(name).Shape) == 2
+		}
+	}
+	item := ""
+	for i := range r.plan.Tensors {
+		t := &r.plan.Tensors[i]
+		if calibrated(t.Name) {
+			continue
+		}
+		if name := itemName(t.Name); name != item && r.m == nil {
+			item = name
+			r.opt.Progress.Item(item)
+		}
+		if err := r.stream(t); err != nil {
+			return err
+		}
+	}
+	if r.m != nil {
+		return r.layers(tempDir)
+	}
+	return nil
+}
+
+// itemName is "blk.N" for a layer's tensor, else the tensor's name.
+func itemName(tensor string) string {
+	if parts := strings.SplitN(tensor, ".", 3); len(parts) == 3 {
+		return parts[0] + "." + parts[1]
+	}
+	return tensor
+}
+
+// streamWeights is how many weights are converted at a time outside the layers.
+const streamWeights = 1 << 22
+
+// stream converts a tensor row by row, rounding to nearest.
+func (r *run) stream(t *Tensor) error {
+	r.opt.Progress.Detail(t.Name)
+	in, err := r.src.Tensor(t.Name)
+	if err != nil {
+		return err
+	}
+	defer r.src.Release(in)
+	cols := t.Cols()
+	from := in.Type.RowBytes(cols)
+	step := max(1, streamWeights/cols)
+	var sum errorSum
+	for lo := 0; lo < t.Rows(); lo += step {
+		if err := r.ctx.Err(); err != nil {
+			return err
+		}
+		hi := min(lo+step, t.Rows())
+		w := tensor.New(hi-lo, cols)
+		kernels.Parallel(hi-lo, 16, func(a, b int) {
+			for i := a; i < b; i++ {
+				in.Type.Decode(w.Row(i), in.Data[(lo+i)*from:(lo+i+1)*from])
+			}
+		})
+		if err := r.check(t, w, lo); err != nil {
+			return err
+		}
+		data, decoded := encode(t.Type, w, nil)
+		sum.add(w, decoded)
+		if err := r.out.WriteRows(t.Name, lo, data); err != nil {
+			return err
+		}
+		r.opt.Progress.Add(int64(w.Rows * w.Cols))
+	}
+	r.report(t, sum.relative(), 0)
+	return nil
+}
+
+// done reports a linear of a layer.
+func (r *run) done(t *Tensor, relative, damping float64) {
+	r.report(t, relative, damping)
+	r.opt.Progress.Add(int64(t.Elements()))
+	r.opt.Progress.Detail(t.Name)
+}
+
+func (r *run) report(t *Tensor, relative, damping float64) {
+	rep := &TensorReport{
+		Name: t.Name, Type: t.Type.Name, Bytes: t.Bytes(), RelativeError: relative, Damping: damping,
+	}
+	if t.Wanted != t.Type {
+		rep.Fallback = t.Wanted.Name
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reports[t.Name] = rep
+}
+
+// check refuses weights, rows of t from row first on, that are not finite or that t's type would make infinite.
+func (r *run) check(t *Tensor, w *tensor.Matrix, first int) error {
+	const maxFloat16 = 65504
+	for i := range w.Rows {
+		for j, v := range w.Row(i) {
+			where := func() string {
+				if len(t.Shape) == 1 {
+					return fmt.Sprintf("%s: tensor %q: element %d is %v", r.src.Name(), t.Name, j, v)
+				}
+				return fmt.Sprintf("%s: tensor %q: element [%d %d] is %v", r.src.Name(), t.Name, first+i, j, v)
+			}
+			if v-v != 0 {
+				return errors.New(where())
+			}
+			if t.Type == ggml.F16 && math.Abs(float64(v)) > maxFloat16 {
+				return fmt.Errorf("%s, beyond F16's largest value %d: choose bf16 or f32 for this tensor", where(), maxFloat16)
+			}
+		}
+	}
+	return nil
+}
+
+// encode rounds w to nearest. It returns the bytes and the values that a reader will see.
+func encode(t *ggml.Type, w *tensor.Matrix, importance []float32) (data []byte, decoded *tensor.Matrix) {
+	row := t.RowBytes(w.Cols)
+	data = make([]byte, w.Rows*row)
+	decoded = tensor.New(w.Rows, w.Cols)
+	kernels.Parallel(w.Rows, 4, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			t.Encode(data[i*row:(i+1)*row], w.Row(i), importance)
+			t.Decode(decoded.Row(i), data[i*row:(i+1)*row])
+		}
+	})
+	return data, decoded
+}
+
+// errorSum gathers ‖ΔW‖² and ‖W‖² over pieces of a tensor.
+type errorSum struct{ num, den float64 }
+
+func (s *errorSum) add(w, decoded *tensor.Matrix) {
+	for i := range w.Rows {
+		d := decoded.Row(i)
+		for j, v := range w.Row(i) {
+			e := float64(v) - float64(d[j])
+			s.num += e * e
+			s.den += float64(v) * float64(v)
+		}
+	}
+}
+
+func (s *errorSum) relative() float64 {
+	if s.den == 0 {
+		return min(s.num, 1)
+	}
+	return s.num / s.den
+}

@@ -24,10 +24,10 @@ var allowed = map[string]string{
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/safetensors",
 	"tokenizer":           "formats/gguf",
 	"model":               "tensor kernels quant formats/ggml",
-	"calib":               "tensor kernels quant formats/ggml model tokenizer",
+	"calib":               "internal/text",
 	"eval":                "tensor kernels quant formats/ggml model tokenizer internal/states",
 	"pipeline": "tensor kernels linalg quant gptq formats/safetensors formats/ggml formats/gguf formats/hf model " +
-		"tokenizer calib internal/ui",
+		"tokenizer calib internal/states",
 	"internal/atomicfile": "",
 	"internal/layering":   "",
 	"internal/mmap":       "",

@@ -79,9 +79,10 @@ var specs = []struct {
 }{
 	// All columns are multiples of 256, so that every block type fits.
 	{"llama", "llama", func(c *Config) { c.HiddenSize, c.IntermediateSize = 256, 512 }},
-	// Tied, three bands of Llama 3.1's scaling, every optional bias, 3 query heads per key head; columns that no
-	// super-block divides.
+	// Tied, three bands of Llama 3.1's scaling, every optional bias, 3 query heads per key head, a layer more than the
+	// others; columns that no super-block divides.
 	{"llama3-tied", "llama", func(c *Config) {
+		c.NumHiddenLayers = 3
 		c.HiddenSize, c.NumAttentionHeads, c.NumKeyValueHeads = 96, 6, 2
 		c.TieWordEmbeddings, c.AttentionBias, c.MLPBias = true, true, true
 		c.RopeTheta = 500000

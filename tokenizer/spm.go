@@ -1,0 +1,117 @@
+package tokenizer
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// spaceMark is how SentencePiece writes a space inside a token: U+2581.
+const spaceMark = "▁"
+
+// spm is SentencePiece BPE: the characters of the whole text are merged by the score of the token that a pair makes,
+// and what is left without a token is spelled in bytes.
+type spm struct {
+	ids       map[string]int32 // tokens that text can become
+	scores    []float32
+	byteID    [256]int32 // −1 for a byte that has no token
+	addPrefix bool
+	unk       *int32
+}
+
+func (t *Tokenizer) loadSPM(m Metadata, ids map[string]int32) error {
+	s := &spm{ids: make(map[string]int32, len(t.tokens)), addPrefix: true, unk: &t.unk}
+	var err error
+	if s.scores, err = slice[float32](m, keyScores, true); err != nil {
+		return err
+	}
+	if len(s.scores) != len(t.tokens) {
+		return fmt.Errorf("%s has %d entries for %d tokens", keyScores, len(s.scores), len(t.tokens))
+	}
+	for i, score := range s.scores {
+		if score != score {
+			return fmt.Errorf("%s[%d] is NaN", keyScores, i)
+		}
+	}
+	if err := boolValue(m, keySpacePrefix, &s.addPrefix); err != nil {
+		return err
+	}
+	// SentencePiece's defaults, which llama.cpp assumes too.
+	t.unk, t.bos, t.eos = 0, 1, 2
+	t.addBOS = true
+
+	t.pieces = make([]string, len(t.tokens))
+	for i, token := range t.tokens {
+		switch t.types[i] {
+		case Control, Unknown, UserDefined, Byte: // cut out of the text before it comes here, or never in it
+			t.pieces[i] = token
+		default:
+			t.pieces[i] = strings.ReplaceAll(token, spaceMark, " ")
+			s.ids[token] = int32(i)
+		}
+	}
+	for i := range s.byteID {
+		s.byteID[i] = -1
+		if id, ok := ids[fmt.Sprintf("<0x%02X>", i)]; ok {
+			s.byteID[i] = id
+			t.pieces[id] = string([]byte{byte(i)})
+			delete(s.ids, t.tokens[id])
+		}
+	}
+	t.scheme = s
+	return nil
+}
+
+func (s *spm) spacePrefix() bool { return s.addPrefix }
+
+func (s *spm) encode(dst []int32, text string, afterSpecial bool) []int32 {
+	if afterSpecial && s.addPrefix {
+		text = " " + text
+	}
+	text = strings.ReplaceAll(text, " ", spaceMark)
+	m := &merger{pair: func(left, right *symbol) (int32, float64, bool) {
+		id, ok := s.ids[text[left.start:right.start+right.size]]
+		if !ok {
+			return 0, 0, false
+		}
+		return id, -float64(s.scores[id]), true
+	}}
+	for i := 0; i < len(text); {
+		_, size := utf8.DecodeRuneInString(text[i:])
+		id, ok := s.ids[text[i:i+size]]
+		if !ok {
+			id = -1
+		}
+		m.add(id, size)
+		i += size
+	}
+	m.merge()
+	for i := range m.symbols {
+		sym := &m.symbols[i]
+		switch {
+		case sym.size == 0:
+		case sym.id >= 0:
+			dst = append(dst, sym.id)
+		default:
+			dst = s.spell(dst, text[sym.start:sym.start+sym.size])
+		}
+	}
+	return dst
+}
+
+// spell appends a character's bytes, or the unknown token where the vocabulary lacks one of them.
+func (s *spm) spell(dst []int32, char string) []int32 {
+	from := len(dst)
+	for i := range len(char) {
+		id := s.byteID[char[i]]
+		if id < 0 {
+			dst = dst[:from]
+			if *s.unk >= 0 {
+				dst = append(dst, *s.unk)
+			}
+			return dst
+		}
+		dst = append(dst, id)
+	}
+	return dst
+}

@@ -69,6 +69,7 @@ func compare(t testing.TB, what string, got *tensor.Matrix, at int, want [][]flo
 			}
 		}
 	}
+	t.Logf("%s: largest difference %.3g", what, worst)
 	if !(worst <= limit) {
 		t.Errorf("%s: largest difference %g, want at most %g", what, worst, limit)
 	}

@@ -1,6 +1,6 @@
 // Package kernels holds the few loops that everything else is bounded by: matrix products over plain and quantized
 // weights, symmetric rank-k updates, and the element-wise operations of a transformer. Each has a plain Go reference
-// that always compiles; faster versions are chosen at run time.
+// that always compiles; faster versions, in assembly that kernels/_asm generates, are chosen at run time.
 //
 // Work is spread over runtime.GOMAXPROCS(0) goroutines. Every output element is summed by one of them in a fixed
 // order, so results do not depend on the thread count.
@@ -13,6 +13,8 @@ import (
 
 	"github.com/llmq/llmq/tensor"
 )
+
+//go:generate go run -C _asm . -dir ..
 
 // Format describes how a block type stores consecutive weights of a row.
 type Format struct {
@@ -54,24 +56,23 @@ const (
 // result for an index must not depend on the range that it came in.
 func Parallel(n, grain int, f func(lo, hi int)) {
 	grain = max(grain, 1)
-	workers := min(runtime.GOMAXPROCS(0), (n+grain-1)/grain)
-	if workers <= 1 {
-		if n > 0 {
-			f(0, n)
+	// A few ranges per worker even out their speeds.
+	step := max(grain, (n+4*runtime.GOMAXPROCS(0)-1)/(4*runtime.GOMAXPROCS(0)))
+	spread((n+step-1)/step, runtime.GOMAXPROCS(0), func(i int) { f(i*step, min((i+1)*step, n)) })
+}
+
+// spread calls f for each i < n, in order as workers come free.
+func spread(n, workers int, f func(i int)) {
+	if workers = min(workers, n); workers <= 1 {
+		for i := range n {
+			f(i)
 		}
 		return
 	}
-	// A few ranges per worker even out their speeds.
-	step := max(grain, (n+4*workers-1)/(4*workers))
 	var next atomic.Int64
 	work := func() {
-		for {
-			hi := int(next.Add(int64(step)))
-			lo := hi - step
-			if lo >= n {
-				return
-			}
-			f(lo, min(hi, n))
+		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+			f(i)
 		}
 	}
 	var wg sync.WaitGroup
@@ -85,28 +86,25 @@ func Parallel(n, grain int, f func(lo, hi int)) {
 // MatMul sets dst = X·Wᵀ; X is tokens×in, W out×in in any block format, dst tokens×out.
 func MatMul(dst, x *tensor.Matrix, w *Weights, p Precision) {
 	checkMatMul(dst, x, w.Rows, w.Cols)
-	Parallel(w.Rows, 8, func(lo, hi int) {
-		row := make([]float32, w.Cols)
-		for o := lo; o < hi; o++ {
-			w.Format.Unpack(row, w.Row(o))
-			for t := range x.Rows {
-				dst.Data[t*dst.Stride+o] = Dot(x.Row(t), row)
-			}
-		}
-	})
+	t := tiles(p)
+	if t == nil || t.weights()%w.Format.BlockLen != 0 {
+		matMulGo(dst, x, w)
+		return
+	}
+	a := rowsOperand(x)
+	t.product(dst, 1, &a, weightsOperand(w), x.Cols, store)
 }
 
 // MatMulF32 sets dst = X·Wᵀ; X is tokens×in, W out×in, dst tokens×out.
 func MatMulF32(dst, x, w *tensor.Matrix) {
 	checkMatMul(dst, x, w.Rows, w.Cols)
-	Parallel(w.Rows, 8, func(lo, hi int) {
-		for o := lo; o < hi; o++ {
-			row := w.Row(o)
-			for t := range x.Rows {
-				dst.Data[t*dst.Stride+o] = Dot(x.Row(t), row)
-			}
-		}
-	})
+	t := tiles(F32)
+	if t == nil {
+		matMulF32Go(dst, x, w)
+		return
+	}
+	a := rowsOperand(x)
+	t.product(dst, 1, &a, rowsOperand(w), x.Cols, store)
 }
 
 func checkMatMul(dst, x *tensor.Matrix, out, in int) {
@@ -115,77 +113,98 @@ func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 	}
 }
 
-// Dot returns Σ a[i]·b[i] over len(a) elements.
-func Dot(a, b []float32) float32 {
-	b = b[:len(a)]
-	var s0, s1, s2, s3 float32
-	i := 0
-	for ; i+4 <= len(a); i += 4 {
-		s0 += a[i] * b[i]
-		s1 += a[i+1] * b[i+1]
-		s2 += a[i+2] * b[i+2]
-		s3 += a[i+3] * b[i+3]
-	}
-	for ; i < len(a); i++ {
-		s0 += a[i] * b[i]
-	}
-	return s0 + s1 + (s2 + s3)
-}
-
-// Axpy sets dst[i] += alpha·x[i] over len(x) elements.
-func Axpy(dst []float32, alpha float32, x []float32) {
-	dst = dst[:len(x)]
-	for i, v := range x {
-		dst[i] += alpha * v
-	}
-}
-
 // SyrkTo sets dst += XᵀX; X is tokens×in, dst in×in and symmetric (both triangles are kept).
+//
+// Tokens are summed in registers in blocks of at most 512, and the blocks' sums added to dst: for n tokens the error of
+// an element is at most (512 + n/512)·2⁻²⁴·Σ|x_i·x_j|, and about the root of that in practice.
 func SyrkTo(dst, x *tensor.Matrix) {
-	Parallel(dst.Rows, 1, func(lo, hi int) {
-		for t := range x.Rows {
-			row := x.Row(t)
-			for i := lo; i < hi; i++ {
-				Axpy(dst.Row(i)[:i+1], row[i], row[:i+1])
+	SyrkLowerTo(dst, x)
+	Mirror(dst)
+}
+
+// SyrkLowerTo is SyrkTo for the lower triangle of dst alone; what is above the diagonal becomes undefined. Mirror
+// completes it, once after many updates.
+func SyrkLowerTo(dst, x *tensor.Matrix) {
+	if dst.Rows != x.Cols || dst.Cols != x.Cols {
+		panic("kernels: syrk shapes do not agree")
+	}
+	t := tiles(F32)
+	if t == nil {
+		syrkGo(dst, x)
+		return
+	}
+	a := colsOperand(x)
+	t.product(dst, 1, &a, colsOperand(x), x.Rows, addLower)
+}
+
+// Mirror copies the lower triangle of a square matrix onto the upper one.
+func Mirror(m *tensor.Matrix) {
+	if m.Rows != m.Cols {
+		panic("kernels: mirror of a matrix that is not square")
+	}
+	// Square blocks keep the lines that are written by columns in the cache until they are full.
+	const block = 32
+	Parallel((m.Rows+block-1)/block, 1, func(lo, hi int) {
+		for j0 := lo * block; j0 < min(hi*block, m.Rows); j0 += block {
+			for i0 := 0; i0 <= j0; i0 += block {
+				for j := j0; j < min(j0+block, m.Rows); j++ {
+					row := m.Row(j)
+					for i := i0; i < min(i0+block, j); i++ {
+						m.Data[i*m.Stride+j] = row[i]
+					}
+				}
 			}
 		}
 	})
-	for i := range dst.Rows {
-		for j := range i {
-			dst.Data[j*dst.Stride+i] = dst.Data[i*dst.Stride+j]
-		}
-	}
 }
 
 // GemmNN sets dst += alpha·A·B; A is m×k, B k×n, dst m×n.
 func GemmNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
-	Parallel(a.Rows, 1, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			for k, v := range a.Row(i) {
-				Axpy(dst.Row(i), alpha*v, b.Row(k))
-			}
-		}
-	})
+	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)
+	t := tiles(F32)
+	if t == nil {
+		gemmNNGo(dst, alpha, a, b)
+		return
+	}
+	left := rowsOperand(a)
+	t.product(dst, alpha, &left, colsOperand(b), a.Cols, add)
 }
 
 // GemmTN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
 func GemmTN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
-	Parallel(a.Cols, 1, func(lo, hi int) {
-		for k := range a.Rows {
-			for i := lo; i < hi; i++ {
-				Axpy(dst.Row(i), alpha*a.Row(k)[i], b.Row(k))
-			}
-		}
-	})
+	checkGemm(dst, a.Cols, a.Rows, b.Rows, b.Cols)
+	t := tiles(F32)
+	if t == nil {
+		gemmTNGo(dst, alpha, a, b)
+		return
+	}
+	left := colsOperand(a)
+	t.product(dst, alpha, &left, colsOperand(b), a.Rows, add)
 }
 
 // GemmNT sets dst += alpha·A·Bᵀ; A is m×k, B n×k, dst m×n.
 func GemmNT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
-	Parallel(a.Rows, 1, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			for j := range b.Rows {
-				dst.Row(i)[j] += alpha * Dot(a.Row(i), b.Row(j))
-			}
-		}
-	})
+	gemmNT(dst, alpha, a, b, add)
+}
+
+// GemmNTLower is GemmNT for the part of dst on and below the diagonal; what is above becomes undefined.
+func GemmNTLower(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+	gemmNT(dst, alpha, a, b, addLower)
+}
+
+func gemmNT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
+	checkGemm(dst, a.Rows, a.Cols, b.Cols, b.Rows)
+	t := tiles(F32)
+	if t == nil {
+		gemmNTGo(dst, alpha, a, b, mode == addLower)
+		return
+	}
+	left := rowsOperand(a)
+	t.product(dst, alpha, &left, rowsOperand(b), a.Cols, mode)
+}
+
+func checkGemm(dst *tensor.Matrix, m, k, k2, n int) {
+	if dst.Rows != m || dst.Cols != n || k != k2 {
+		panic("kernels: gemm shapes do not agree")
+	}
 }

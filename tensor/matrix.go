@@ -35,11 +35,10 @@ func (m *Matrix) View(r0, r1, c0, c1 int) *Matrix {
 	if r0 < 0 || r1 < r0 || r1 > m.Rows || c0 < 0 || c1 < c0 || c1 > m.Cols {
 		panic(fmt.Sprintf("tensor: view [%d:%d, %d:%d] of a %d×%d matrix", r0, r1, c0, c1, m.Rows, m.Cols))
 	}
-	v := &Matrix{Rows: r1 - r0, Cols: c1 - c0, Stride: m.Stride}
-	if v.Rows > 0 && v.Cols > 0 {
-		v.Data = m.Data[r0*m.Stride+c0 : (r1-1)*m.Stride+c1]
+	if r0 == r1 || c0 == c1 {
+		return &Matrix{Rows: r1 - r0, Cols: c1 - c0}
 	}
-	return v
+	return &Matrix{Rows: r1 - r0, Cols: c1 - c0, Stride: m.Stride, Data: m.Data[r0*m.Stride+c0 : (r1-1)*m.Stride+c1]}
 }
 
 // Clone returns a copy without padding.

@@ -1,0 +1,351 @@
+package kernels
+
+import (
+	"math"
+	"runtime"
+	"sync"
+	"unsafe"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// microKernel computes a tile of rows×(2 vectors): see _asm/gemm.go.
+type microKernel struct {
+	rows int
+	run  func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+}
+
+// tiling is what the blocked product needs to know of a tier. Packed operands are 32-bit words: a float32, or with
+// pairs two bfloat16 values that are neighbours in the summed dimension, so that a step is one word deep.
+type tiling struct {
+	lanes   int           // words of a vector; a strip of B is two vectors wide, a tile of C as wide as a strip
+	kc      int           // steps that are summed in registers before they are added to C
+	nc      int           // columns of B that are packed at a time, a multiple of a strip
+	pairs   bool          //
+	kernels []microKernel // ascending rows; the last is the height of a panel of A
+
+	// transpose sets dst[j][i] = src[i][j] for i < lanes, j < lanes·n.
+	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)
+	// copyStrip copies two vectors of n rows.
+	copyStrip func(dst *uint32, src *uint32, rowSrc, n int)
+}
+
+// panel is the height of a panel of A, strip the width of a strip of B.
+func (t *tiling) panel() int { return t.kernels[len(t.kernels)-1].rows }
+func (t *tiling) strip() int { return 2 * t.lanes }
+
+// depth is how many elements of the summed dimension a word holds.
+func (t *tiling) depth() int {
+	if t.pairs {
+		return 2
+	}
+	return 1
+}
+
+// weights is the number of elements of the summed dimension in a block.
+func (t *tiling) weights() int { return t.kc * t.depth() }
+
+// kernel returns the smallest micro-kernel of at least rows rows.
+func (t *tiling) kernel(rows int) microKernel {
+	for _, k := range t.kernels {
+		if k.rows >= rows {
+			return k
+		}
+	}
+	panic("kernels: more rows than a panel has")
+}
+
+// mode is what a product does with its result.
+type mode int
+
+const (
+	store    mode = iota // C = result
+	add                  // C += result
+	addLower             // C += result on and below the diagonal; above it C becomes undefined
+)
+
+// operand is a factor of a product: one of a matrix whose rows run along the summed dimension, a matrix whose columns
+// do, or quantized weights, whose rows do.
+type operand struct {
+	rows    *tensor.Matrix
+	cols    *tensor.Matrix
+	weights *Weights
+}
+
+func rowsOperand(m *tensor.Matrix) operand { return operand{rows: m} }
+func colsOperand(m *tensor.Matrix) operand { return operand{cols: m} }
+func weightsOperand(w *Weights) operand    { return operand{weights: w} }
+
+// packedWords bounds what is packed of A at a time, in words: half of a common L3 cache.
+const packedWords = 4 << 20
+
+// product computes C = alpha·A·B, summed over k elements, in the given mode.
+//
+// A is packed into panels, for the whole of C's rows and as many blocks of the summed dimension as packedWords allows.
+// Then each task takes nc columns of C: it packs one block of B's columns after the other into a buffer that stays in
+// its L2 cache, and runs all panels of A over it.
+func (t *tiling) product(c *tensor.Matrix, alpha float32, a *operand, b operand, k int, mode mode) {
+	if c.Rows == 0 || c.Cols == 0 {
+		return
+	}
+	if k == 0 {
+		if mode == store {
+			c.Zero()
+		}
+		return
+	}
+	steps := (k + t.depth() - 1) / t.depth()
+	panels := (c.Rows + t.panel() - 1) / t.panel()
+	// Many rows come in chunks, so that even one block of them is bounded; so many rows repay packing B again.
+	maxPanels := max(1, packedWords/t.kc/t.panel())
+	workers := runtime.GOMAXPROCS(0)
+	if c.Rows*c.Cols*k < 1<<18 { // some ten microseconds: not worth waking others
+		workers = 1
+	}
+	for p0 := 0; p0 < panels; p0 += maxPanels {
+		p1 := min(p0+maxPanels, panels)
+		blocks := max(1, packedWords/(t.kc*t.panel()*(p1-p0)))
+		for s0 := 0; s0 < steps; s0 += blocks * t.kc {
+			s1 := min(s0+blocks*t.kc, steps)
+			r := &pass{tiling: t, c: c, alpha: alpha, a: a, b: b, k: k, mode: mode, p0: p0, p1: p1, s0: s0, s1: s1}
+			r.run(workers)
+		}
+	}
+}
+
+// pass is the part of a product that one packing of A serves: panels [p0,p1), steps [s0,s1).
+type pass struct {
+	*tiling
+	c              *tensor.Matrix
+	alpha          float32
+	a              *operand
+	b              operand
+	k              int
+	mode           mode
+	p0, p1, s0, s1 int
+	packed         []uint32 // block after block, panel after panel
+}
+
+// words are recycled buffers.
+var words = sync.Pool{New: func() any { return new([]uint32) }}
+
+func getWords(n int) *[]uint32 {
+	p := words.Get().(*[]uint32)
+	if cap(*p) < n {
+		*p = make([]uint32, n)
+	}
+	*p = (*p)[:n]
+	return p
+}
+
+func (r *pass) run(workers int) {
+	buf := getWords((r.p1 - r.p0) * r.panel() * (r.s1 - r.s0))
+	defer words.Put(buf)
+	r.packed = *buf
+	// Packing a panel is short; a few at a time.
+	const packing = 4
+	spread((r.p1-r.p0+packing-1)/packing, workers, func(i int) {
+		for p := r.p0 + i*packing; p < min(r.p0+(i+1)*packing, r.p1); p++ {
+			for s := r.s0; s < r.s1; s += r.kc {
+				r.packA(r.panelAt(p, s), p*r.panel(), s, min(s+r.kc, r.s1))
+			}
+		}
+	})
+
+	columns := (r.c.Cols + r.nc - 1) / r.nc
+	// Split the panels too if there are few columns; every part then packs B for itself, which 16 panels repay.
+	parts := 1
+	if workers > 1 {
+		parts = max(1, min((r.p1-r.p0)/16, (6*workers+columns-1)/columns))
+	}
+	if r.mode == addLower {
+		parts = max(parts, min((r.p1-r.p0)/16, 4))
+	}
+	spread(columns*parts, workers, func(i int) {
+		j, part := i/parts, i%parts
+		n := r.p1 - r.p0
+		r.columns(j*r.nc, min((j+1)*r.nc, r.c.Cols), r.p0+n*part/parts, r.p0+n*(part+1)/parts)
+	})
+}
+
+// panelAt is where the block of panel p that starts at step s is packed.
+func (r *pass) panelAt(p, s int) []uint32 {
+	n := min(s+r.kc, r.s1) - s
+	start := (r.p1-r.p0)*r.panel()*(s-r.s0) + (p-r.p0)*r.panel()*n
+	return r.packed[start : start+r.panel()*n]
+}
+
+// columns computes columns [j0,j1) of panels [p0,p1).
+func (r *pass) columns(j0, j1, p0, p1 int) {
+	if r.mode == addLower {
+		p0 = max(p0, j0/r.panel())
+	}
+	if p0 >= p1 {
+		return
+	}
+	strips := (j1 - j0 + r.strip() - 1) / r.strip()
+	// Transposition may write up to a vector's length of steps past the end of a strip.
+	n := (strips*r.kc + r.lanes) * r.strip()
+	buf := getWords(n + r.stagingWords())
+	defer words.Put(buf)
+	packed, staging := (*buf)[:n], (*buf)[n:]
+	tile := make([]float32, r.panel()*r.strip())
+	for s0 := r.s0; s0 < r.s1; s0 += r.kc {
+		s1 := min(s0+r.kc, r.s1)
+		for i := range strips {
+			r.packB(packed[i*(s1-s0)*r.strip():], staging, j0+i*r.strip(), min(j0+(i+1)*r.strip(), j1), s0, s1)
+		}
+		for p := p0; p < p1; p++ {
+			a := r.panelAt(p, s0)
+			for i := range strips {
+				r.tile(a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile)
+			}
+		}
+	}
+}
+
+// tile computes the tile of C at panel p and column j over steps [s0,s1); scratch serves tiles that C cuts off.
+func (r *pass) tile(a, b []uint32, p, j, s0, s1 int, scratch []float32) {
+	i := p * r.panel()
+	rows, cols := min(r.panel(), r.c.Rows-i), min(r.strip(), r.c.Cols-j)
+	if r.mode == addLower && j >= i+rows {
+		return
+	}
+	rowA, stepA := 4*(s1-s0), 4
+	if r.a.cols != nil {
+		rowA, stepA = 4, 4*r.panel()
+	}
+	kernel := r.kernel(rows)
+	adding := r.mode != store || s0 > 0
+	if rows == kernel.rows && cols == r.strip() {
+		kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &r.c.Data[i*r.c.Stride+j], 4*r.c.Stride, r.alpha, adding)
+		return
+	}
+	kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &scratch[0], 4*r.strip(), r.alpha, false)
+	for y := range rows {
+		row, part := r.c.Row(i + y)[j:j+cols], scratch[y*r.strip():]
+		if !adding {
+			copy(row, part)
+			continue
+		}
+		for x := range row {
+			row[x] += part[x]
+		}
+	}
+}
+
+// packA packs steps [s0,s1) of rows i, i+1, ... of A: row after row, or step after step if that is how A lies.
+func (r *pass) packA(dst []uint32, i, s0, s1 int) {
+	rows := min(r.panel(), r.c.Rows-i)
+	if m := r.a.cols; m != nil {
+		for s := s0; s < s1; s++ {
+			row := dst[:r.panel()]
+			dst = dst[r.panel():]
+			copy(floats(row), m.Row(s)[i:i+rows])
+			clear(row[rows:])
+		}
+		return
+	}
+	n := s1 - s0
+	for y := range r.panel() {
+		row := dst[y*n : (y+1)*n]
+		if y >= rows {
+			clear(row)
+			continue
+		}
+		r.toWords(row, r.a.rows.Row(i + y)[s0*r.depth():min(s1*r.depth(), r.k)])
+	}
+}
+
+// toWords sets dst to src, as it is or in bfloat16 pairs.
+func (t *tiling) toWords(dst []uint32, src []float32) {
+	if !t.pairs {
+		copy(floats(dst), src)
+		return
+	}
+	n := len(src) &^ 31
+	if n > 0 {
+		roundBF16((*uint16)(unsafe.Pointer(&dst[0])), &src[0], n)
+	}
+	for i := n; i < len(src); i += 2 {
+		w := uint32(tensor.ToBF16(src[i]))
+		if i+1 < len(src) {
+			w |= uint32(tensor.ToBF16(src[i+1])) << 16
+		}
+		dst[i/2] = w
+	}
+}
+
+// packB packs a strip, columns [j0,j1) of B: steps [s0,s1) one after the other, zero where the strip is cut off.
+func (r *pass) packB(dst, staging []uint32, j0, j1, s0, s1 int) {
+	n := s1 - s0
+	if m := r.b.cols; m != nil {
+		if j1-j0 == r.strip() {
+			r.copyStrip(&dst[0], word(&m.Data[s0*m.Stride+j0]), 4*m.Stride, n)
+			return
+		}
+		for s := range n {
+			row := dst[s*r.strip() : (s+1)*r.strip()]
+			copy(floats(row), m.Row(s0 + s)[j0:j1])
+			clear(row[j1-j0:])
+		}
+		return
+	}
+	// Rows of B become columns of the strip, a vector's width of them at a time.
+	for half := range 2 {
+		j := j0 + half*r.lanes
+		rows := max(0, min(r.lanes, j1-j))
+		to := dst[half*r.lanes:]
+		if m := r.b.rows; m != nil && rows == r.lanes && !r.pairs {
+			whole := n / r.lanes
+			if whole > 0 {
+				r.transpose(&to[0], 4*r.strip(), word(&m.Data[j*m.Stride+s0]), 4*m.Stride, whole)
+			}
+			for s := whole * r.lanes; s < n; s++ {
+				for y := range rows {
+					to[s*r.strip()+y] = math.Float32bits(m.Data[(j+y)*m.Stride+s0+s])
+				}
+			}
+			continue
+		}
+		pitch := r.kc + r.lanes
+		for y := range r.lanes {
+			row := staging[y*pitch : y*pitch+n]
+			if y >= rows {
+				clear(row)
+				continue
+			}
+			r.rowB(row, staging[r.lanes*pitch:], j+y, s0*r.depth(), min(s1*r.depth(), r.k))
+		}
+		r.transpose(&to[0], 4*r.strip(), &staging[0], 4*pitch, (n+r.lanes-1)/r.lanes)
+	}
+}
+
+// stagingWords is the size of the buffer in which rows of B await transposition: a vector's width of rows, with a
+// vector between them so that they do not compete for the same lines of the cache, and one row unpacked.
+func (t *tiling) stagingWords() int { return t.lanes*(t.kc+t.lanes) + t.weights() }
+
+// rowB sets dst to elements [k0,k1) of row j of B.
+func (r *pass) rowB(dst, row []uint32, j, k0, k1 int) {
+	if m := r.b.rows; m != nil {
+		r.toWords(dst, m.Row(j)[k0:k1])
+		return
+	}
+	f := r.b.weights.Format
+	src := r.b.weights.Row(j)[f.RowBytes(k0):f.RowBytes(k1)]
+	if !r.pairs {
+		f.Unpack(floats(dst[:k1-k0]), src)
+		return
+	}
+	values := floats(row[:k1-k0])
+	f.Unpack(values, src)
+	r.toWords(dst, values)
+}
+
+// floats is w seen as float32 values.
+func floats(w []uint32) []float32 {
+	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(w))), len(w))
+}
+
+// word is f seen as a word.
+func word(f *float32) *uint32 { return (*uint32)(unsafe.Pointer(f)) }

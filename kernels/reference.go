@@ -1,0 +1,98 @@
+package kernels
+
+import "github.com/llmq/llmq/tensor"
+
+// This file holds the plain kernels: what tests compare the fast ones with, and what runs where there is no assembly.
+
+func matMulGo(dst, x *tensor.Matrix, w *Weights) {
+	Parallel(w.Rows, 8, func(lo, hi int) {
+		row := make([]float32, w.Cols)
+		for o := lo; o < hi; o++ {
+			w.Format.Unpack(row, w.Row(o))
+			for t := range x.Rows {
+				dst.Data[t*dst.Stride+o] = dotGo(x.Row(t), row)
+			}
+		}
+	})
+}
+
+func matMulF32Go(dst, x, w *tensor.Matrix) {
+	Parallel(w.Rows, 8, func(lo, hi int) {
+		for o := lo; o < hi; o++ {
+			row := w.Row(o)
+			for t := range x.Rows {
+				dst.Data[t*dst.Stride+o] = dotGo(x.Row(t), row)
+			}
+		}
+	})
+}
+
+func dotGo(a, b []float32) float32 {
+	b = b[:len(a)]
+	var s0, s1, s2, s3 float32
+	i := 0
+	for ; i+4 <= len(a); i += 4 {
+		s0 += a[i] * b[i]
+		s1 += a[i+1] * b[i+1]
+		s2 += a[i+2] * b[i+2]
+		s3 += a[i+3] * b[i+3]
+	}
+	for ; i < len(a); i++ {
+		s0 += a[i] * b[i]
+	}
+	return s0 + s1 + (s2 + s3)
+}
+
+func axpyGo(dst []float32, alpha float32, x []float32) {
+	dst = dst[:len(x)]
+	for i, v := range x {
+		dst[i] += alpha * v
+	}
+}
+
+// syrkGo sets the lower triangle of dst += XᵀX.
+func syrkGo(dst, x *tensor.Matrix) {
+	Parallel(dst.Rows, 1, func(lo, hi int) {
+		for t := range x.Rows {
+			row := x.Row(t)
+			for i := lo; i < hi; i++ {
+				axpyGo(dst.Row(i)[:i+1], row[i], row[:i+1])
+			}
+		}
+	})
+}
+
+func gemmNNGo(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+	Parallel(a.Rows, 1, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			for k, v := range a.Row(i) {
+				axpyGo(dst.Row(i), alpha*v, b.Row(k))
+			}
+		}
+	})
+}
+
+func gemmTNGo(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+	Parallel(a.Cols, 1, func(lo, hi int) {
+		for k := range a.Rows {
+			for i := lo; i < hi; i++ {
+				axpyGo(dst.Row(i), alpha*a.Row(k)[i], b.Row(k))
+			}
+		}
+	})
+}
+
+// gemmNTGo keeps to the part of dst on and below the diagonal if lower.
+func gemmNTGo(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, lower bool) {
+	Parallel(a.Rows, 1, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			n := b.Rows
+			if lower {
+				n = min(n, i+1)
+			}
+			for j := range n {
+				dst.Row(i)[j] += alpha * dotGo(a.Row(i), b.Row(j))
+			}
+		}
+	})
+}

@@ -1,0 +1,54 @@
+package kernels
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+)
+
+// Tier is a set of instructions that kernels may use; each includes those before it.
+type Tier int
+
+const (
+	PureGo     Tier = iota // Go alone
+	AVX2                   // AVX2, FMA and F16C
+	AVX512                 // AVX-512 F, BW, VL and DQ
+	AVX512BF16             // VDPBF16PS: products of bfloat16 pairs
+)
+
+var tierNames = [...]string{"purego", "avx2", "avx512", "avx512bf16"}
+
+func (t Tier) String() string { return tierNames[t] }
+
+// ParseTier is String's inverse.
+func ParseTier(name string) (Tier, error) {
+	for t, n := range tierNames {
+		if n == name {
+			return Tier(t), nil
+		}
+	}
+	return 0, fmt.Errorf("kernels: unknown tier %q; there are %s", name, strings.Join(tierNames[:], ", "))
+}
+
+var tier atomic.Int32
+
+// TierEnv names the environment variable that caps the tier when the program starts.
+const TierEnv = "LLMQ_CPU"
+
+func init() {
+	t := BestTier()
+	if limit, err := ParseTier(os.Getenv(TierEnv)); err == nil {
+		t = min(t, limit)
+	}
+	tier.Store(int32(t))
+}
+
+// CurrentTier is the tier in use: at first the best that this machine has, capped by TierEnv.
+func CurrentTier() Tier { return Tier(tier.Load()) }
+
+// SetTier switches to t, or to the best tier of this machine if that is lower, and returns the tier that was in use.
+// It is for tests and benchmarks; kernels that are running when it is called may finish on either.
+func SetTier(t Tier) (previous Tier) {
+	return Tier(tier.Swap(int32(min(max(t, PureGo), BestTier()))))
+}

@@ -110,7 +110,9 @@ func (d *decoder) metadata(n int) Metadata {
 	for i := 0; i < n && d.err == nil; i++ {
 		d.at = fmt.Sprintf("metadata entry %d of %d: ", i+1, n)
 		key := d.string("key", maxKeyBytes)
-		if seen[key] {
+		if d.err == nil && key == "" {
+			d.fail("it has no key")
+		} else if seen[key] {
 			d.fail("key %q appears twice", key)
 		}
 		seen[key] = true

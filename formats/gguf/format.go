@@ -25,7 +25,7 @@ const (
 	maxDims          = 4     // GGML_MAX_DIMS
 	maxNameBytes     = 63    // GGML_MAX_NAME less the terminating zero
 	maxKeyBytes      = 65535 // docs/gguf.md
-	minEntryBytes    = 8 + 4 + 1
+	minEntryBytes    = 8 + 1 + 4 + 1
 	minTensorBytes   = 8 + 1 + 4 + 8 + 4 + 8
 )
 

@@ -54,8 +54,8 @@ func (i *Info) Bytes() int64 {
 type Checkpoint struct {
 	shards []*shard
 	infos  []Info
-	index  map[string]int // of infos, by name
-	home   map[string]*shard
+	homes  []*shard       // of each tensor
+	index  map[string]int // of infos and homes, by name
 }
 
 type shard struct {
@@ -79,11 +79,11 @@ func Open(path string) (*Checkpoint, error) {
 		return openShards(filepath.Dir(path), []string{filepath.Base(path)}, nil)
 	}
 	// The order is that of Hugging Face's own loader.
-	if _, err := os.Stat(filepath.Join(path, SingleFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(path, SingleFile)); err == nil {
 		return openShards(path, []string{SingleFile}, nil)
 	}
 	index := filepath.Join(path, IndexFile)
-	if _, err := os.Stat(index); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(index); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("safetensors: %s: holds neither %s nor %s", path, SingleFile, IndexFile)
 	}
 	return openIndex(index)
@@ -104,7 +104,7 @@ func openIndex(path string) (*Checkpoint, error) {
 
 // openShards opens the named files of dir. The index says which file holds each tensor; nil allows all that there are.
 func openShards(dir string, files []string, index map[string]string) (*Checkpoint, error) {
-	c := &Checkpoint{index: make(map[string]int), home: make(map[string]*shard)}
+	c := &Checkpoint{index: make(map[string]int)}
 	for _, file := range files {
 		s, entries, err := openShard(dir, file, index)
 		if err != nil {
@@ -119,7 +119,7 @@ func openShards(dir string, files []string, index map[string]string) (*Checkpoin
 			}
 			c.index[e.name] = len(c.infos)
 			c.infos = append(c.infos, Info{e.name, e.dtype, e.shape, s.name})
-			c.home[e.name] = s
+			c.homes = append(c.homes, s)
 		}
 	}
 	if len(c.infos) != len(index) && index != nil {
@@ -161,17 +161,25 @@ func openShard(dir, file string, index map[string]string) (*shard, []entry, erro
 		return nil, nil, fmt.Errorf("safetensors: %w", err)
 	}
 	s.m = m
-	entries, err := readHeader(file, m.Data)
-	if err == nil {
-		if s.st, err = st.Deserialize(m.Data); err != nil {
-			err = formatErrorf("%s: %v", file, err)
-		}
-	}
-	if err != nil {
+	var entries []entry
+	if s.st, entries, err = parseShard(file, m.Data); err != nil {
 		m.Close()
 		return nil, nil, err
 	}
 	return s, entries, nil
+}
+
+// parseShard validates a whole file; the tensors are views of it.
+func parseShard(name string, file []byte) (st.SafeTensors, []entry, error) {
+	entries, err := readHeader(name, file)
+	if err != nil {
+		return st.SafeTensors{}, nil, err
+	}
+	tensors, err := st.Deserialize(file)
+	if err != nil {
+		err = formatErrorf("%s: %v", name, err)
+	}
+	return tensors, entries, err
 }
 
 // Names lists all tensors: shard by shard in the order of the shards' names, each in the order of its data.
@@ -195,17 +203,17 @@ func (c *Checkpoint) Lookup(name string) (Info, bool) {
 // Tensor returns a tensor's data as a view of its shard, little-endian. The data must not be written to, and is invalid
 // after Close. A tensor of another type than F32, F16 and BF16 is an UnsupportedError.
 func (c *Checkpoint) Tensor(name string) ([]byte, Info, error) {
-	info, ok := c.Lookup(name)
+	i, ok := c.index[name]
 	if !ok {
-		return nil, info, fmt.Errorf("safetensors: no tensor %q", name)
+		return nil, Info{}, fmt.Errorf("safetensors: no tensor %q", name)
 	}
-	s := c.home[name]
+	info, s := c.infos[i], c.homes[i]
 	if info.DType != F32 && info.DType != F16 && info.DType != BF16 {
 		return nil, info, UnsupportedError(fmt.Sprintf("%s: tensor %q: its type %s is none of F32, F16 and BF16",
 			s.name, name, info.DType))
 	}
 	view, ok := s.st.Tensor(name)
-	if s.m == nil || !ok {
+	if !ok { // it was there when the header was read
 		return nil, info, fmt.Errorf("safetensors: %s: closed", s.name)
 	}
 	return view.Data(), info, nil
@@ -213,10 +221,12 @@ func (c *Checkpoint) Tensor(name string) ([]byte, Info, error) {
 
 // Release lets the kernel drop the pages that hold only this tensor's data. Reading it again brings them back.
 func (c *Checkpoint) Release(name string) {
-	if s := c.home[name]; s != nil && s.m != nil {
-		if view, ok := s.st.Tensor(name); ok {
-			s.m.Release(view.Data())
-		}
+	i, ok := c.index[name]
+	if !ok {
+		return
+	}
+	if view, ok := c.homes[i].st.Tensor(name); ok {
+		c.homes[i].m.Release(view.Data())
 	}
 }
 
@@ -242,13 +252,10 @@ func (c *Checkpoint) Shards() []string {
 func (c *Checkpoint) Close() error {
 	var first error
 	for _, s := range c.shards {
-		if s.m == nil {
-			continue
-		}
 		if err := s.m.Close(); first == nil {
 			first = err
 		}
-		s.m, s.st = nil, st.SafeTensors{}
+		s.st = st.SafeTensors{}
 	}
 	return first
 }

@@ -91,13 +91,13 @@ func parseHeader(header []byte) ([]entry, error) {
 		if key == metadataKey {
 			return p.within(metadataKey, p.object(func(key string) error {
 				_, err := p.string()
-				return p.within(strconv.Quote(key), err)
+				return p.within(fmt.Sprintf("%.200q", key), err)
 			}))
 		}
 		e, err := p.entry()
 		e.name = key
 		entries = append(entries, e)
-		return p.within(fmt.Sprintf("tensor %q", key), err)
+		return p.within(fmt.Sprintf("tensor %.200q", key), err)
 	})
 	if err == nil {
 		err = p.end()
@@ -118,11 +118,11 @@ func checkEntries(entries []entry, dataBytes uint64) error {
 	end := uint64(0)
 	for i, e := range entries {
 		if e.lo < end {
-			return fmt.Errorf("tensors %q and %q overlap: offsets [%d %d] and [%d %d]",
+			return fmt.Errorf("tensors %.200q and %.200q overlap: offsets [%d %d] and [%d %d]",
 				entries[i-1].name, e.name, entries[i-1].lo, entries[i-1].hi, e.lo, e.hi)
 		}
 		if e.lo > end {
-			return fmt.Errorf("tensor %q: offsets [%d %d] leave %d bytes before it unused", e.name, e.lo, e.hi, e.lo-end)
+			return fmt.Errorf("tensor %.200q: offsets [%d %d] leave %d bytes before it unused", e.name, e.lo, e.hi, e.lo-end)
 		}
 		end = e.hi
 	}
@@ -138,16 +138,16 @@ func (e *entry) check(dataBytes uint64) error {
 	for _, n := range e.shape {
 		var hi uint64
 		if hi, need = bits.Mul64(need, uint64(n)); hi != 0 || need > math.MaxInt64 {
-			return fmt.Errorf("tensor %q: %s %d: more bytes than fit 63 bits", e.name, e.dtype, e.shape)
+			return fmt.Errorf("tensor %.200q: %s %d: more bytes than fit 63 bits", e.name, e.dtype, e.shape)
 		}
 	}
 	switch {
 	case e.hi < e.lo:
-		return fmt.Errorf("tensor %q: offsets [%d %d] are inverted", e.name, e.lo, e.hi)
+		return fmt.Errorf("tensor %.200q: offsets [%d %d] are inverted", e.name, e.lo, e.hi)
 	case e.hi-e.lo != need:
-		return fmt.Errorf("tensor %q: %s %d needs %d bytes, offsets give %d", e.name, e.dtype, e.shape, need, e.hi-e.lo)
+		return fmt.Errorf("tensor %.200q: %s %d needs %d bytes, offsets give %d", e.name, e.dtype, e.shape, need, e.hi-e.lo)
 	case e.hi > dataBytes:
-		return fmt.Errorf("tensor %q: offsets [%d %d] are past the end of the data, %d bytes", e.name, e.lo, e.hi, dataBytes)
+		return fmt.Errorf("tensor %.200q: offsets [%d %d] are past the end of the data, %d bytes", e.name, e.lo, e.hi, dataBytes)
 	}
 	return nil
 }
@@ -204,7 +204,7 @@ func (p *objectReader) object(f func(key string) error) error {
 			return err
 		}
 		if seen[key] {
-			return fmt.Errorf("%q appears twice", key)
+			return fmt.Errorf("%.200q appears twice", key)
 		}
 		seen[key] = true
 		if err := f(key); err != nil {
@@ -217,7 +217,7 @@ func (p *objectReader) object(f func(key string) error) error {
 // end demands that nothing but space follows.
 func (p *objectReader) end() error {
 	if t, err := p.dec.Token(); err != io.EOF {
-		return fmt.Errorf("unexpected %v after the object", cmp.Or[any](t, err))
+		return fmt.Errorf("unexpected %.40v after the object", cmp.Or[any](t, err))
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (p *objectReader) string() (string, error) {
 	}
 	s, ok := t.(string)
 	if !ok {
-		return "", fmt.Errorf("%v is not a string", t)
+		return "", fmt.Errorf("%.40v is not a string", t)
 	}
 	return s, nil
 }
@@ -247,7 +247,7 @@ func (p *objectReader) naturals(what string, limit int) ([]uint64, error) {
 		}
 		n, ok := t.(json.Number)
 		if !ok {
-			return nil, fmt.Errorf("%s: %v is not a number", what, t)
+			return nil, fmt.Errorf("%s: %.40v is not a number", what, t)
 		}
 		v, err := strconv.ParseUint(n.String(), 10, 64)
 		if err != nil {
@@ -273,7 +273,7 @@ func (p *objectReader) entry() (e entry, err error) {
 				return p.within(key, err)
 			}
 			if e.dtype, err = st.ParseDType(s); err != nil {
-				return UnsupportedError(fmt.Sprintf("dtype %q is not supported", s))
+				return UnsupportedError(fmt.Sprintf("dtype %.40q is not supported", s))
 			}
 		case "shape":
 			shape = true
@@ -298,7 +298,7 @@ func (p *objectReader) entry() (e entry, err error) {
 			}
 			e.lo, e.hi = list[0], list[1]
 		default:
-			return fmt.Errorf("unknown key %q", key)
+			return fmt.Errorf("unknown key %.200q", key)
 		}
 		return nil
 	})

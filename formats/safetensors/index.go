@@ -32,16 +32,16 @@ func parseIndex(b []byte) (map[string]string, error) {
 	err := p.object(func(key string) error {
 		if key != "weight_map" {
 			var skipped json.RawMessage
-			return p.within(key, p.dec.Decode(&skipped))
+			return p.within(fmt.Sprintf("%.200q", key), p.dec.Decode(&skipped))
 		}
 		places = make(map[string]string)
 		return p.within(key, p.object(func(name string) error {
 			file, err := p.string()
 			if err == nil && !filepath.IsLocal(filepath.FromSlash(file)) {
-				err = fmt.Errorf("%q leads out of the folder", file)
+				err = fmt.Errorf("its shard %.200q is not a path inside the folder", file)
 			}
 			places[name] = file
-			return p.within(fmt.Sprintf("tensor %q", name), err)
+			return p.within(fmt.Sprintf("tensor %.200q", name), err)
 		}))
 	})
 	if err == nil {

@@ -146,7 +146,8 @@ func (w *Writer) complete() error {
 		}
 	}
 	if missing > 0 {
-		return w.errorf(first, "not written completely; so are %d of %d tensors", missing, len(w.plan.infos))
+		return fmt.Errorf("gguf: %s: %d of %d tensors were not written completely, the first is %q",
+			w.path, missing, len(w.plan.infos), first)
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func gopher(t testing.TB) metadata {
 	}
 }
 
-func mustNew(t testing.TB, m metadata) *Tokenizer {
+func mustNew(t testing.TB, m Metadata) *Tokenizer {
 	t.Helper()
 	tok, err := New(m)
 	if err != nil {

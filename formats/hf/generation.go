@@ -1,0 +1,116 @@
+package hf
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// loadGeneration sets general.sampling.* from generation_config.json. A configuration that says do_sample: false
+// decodes greedily, whatever the other values.
+func (c *Checkpoint) loadGeneration() error {
+	o, err := c.readObject(generationFile)
+	if o == nil || err != nil {
+		return err
+	}
+	if !o.bool("do_sample", true) {
+		return *o.err
+	}
+	if o.has("top_k") {
+		c.md.Set("general.sampling.top_k", int32(o.int("top_k", 0, 0, maxVocab)))
+	}
+	for _, s := range []struct {
+		hf, gguf string
+		max      float64
+	}{
+		{"top_p", "top_p", 1}, {"min_p", "min_p", 1}, {"temperature", "temp", 100}, {"repetition_penalty", "penalty_repeat", 100},
+	} {
+		if o.has(s.hf) {
+			c.md.Set("general.sampling."+s.gguf, float32(o.float(s.hf, 0, -1e-9, s.max)))
+		}
+	}
+	return *o.err
+}
+
+// The sources of chat templates, beside the member of that name in tokenizer_config.json.
+const (
+	chatTemplateFile = "chat_template.jinja"
+	chatTemplateJSON = "chat_template.json"
+	chatTemplatesDir = "additional_chat_templates"
+)
+
+// templateName is what may follow tokenizer.chat_template. in a key.
+var templateName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// loadChatTemplates sets tokenizer.chat_template and its named variants. As in the transformers library, a file of
+// its own goes before tokenizer_config.json.
+func (c *Checkpoint) loadChatTemplates(tokenizerConfig *object) error {
+	named := map[string]string{}
+	if tokenizerConfig.has("chat_template") {
+		v, _ := tokenizerConfig.get("chat_template")
+		var text string
+		if json.Unmarshal(v, &text) == nil {
+			named["default"] = text
+		} else {
+			for _, t := range tokenizerConfig.list("chat_template") {
+				named[t.string("name", "default")] = t.string("template", "")
+			}
+		}
+		if *tokenizerConfig.err != nil {
+			return *tokenizerConfig.err
+		}
+	}
+	o, err := c.readObject(chatTemplateJSON)
+	if err != nil {
+		return err
+	}
+	if o.has("chat_template") {
+		named["default"] = o.string("chat_template", "")
+		if *o.err != nil {
+			return *o.err
+		}
+	}
+	data, _, err := c.readOptional(chatTemplateFile)
+	if err != nil {
+		return err
+	}
+	if data != nil {
+		named["default"] = string(data)
+	}
+	files, err := filepath.Glob(filepath.Join(c.dir, chatTemplatesDir, "*.jinja"))
+	if err != nil {
+		return err
+	}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		named[strings.TrimSuffix(filepath.Base(path), ".jinja")] = string(data)
+	}
+
+	var names []string
+	for name, text := range named {
+		switch {
+		case text == "" || name == "default":
+		case templateName.MatchString(name):
+			names = append(names, name)
+		default:
+			c.warn("%s: chat template %q is left out: no metadata key can have that name", c.dir, name)
+		}
+	}
+	slices.Sort(names)
+	if len(names) > 0 {
+		c.md.Set("tokenizer.chat_templates", names)
+	}
+	for _, name := range names {
+		c.md.Set("tokenizer.chat_template."+name, named[name])
+	}
+	if text := named["default"]; text != "" {
+		c.md.Set("tokenizer.chat_template", text)
+	}
+	return nil
+}

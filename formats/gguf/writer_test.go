@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -56,14 +57,19 @@ func TestPlanRefuses(t *testing.T) {
 		{nil, []ggml.Info{{Name: long, Type: ggml.F32, Shape: []int{1}}}, "the name has 64 bytes, 1 to 63 are possible"},
 		{nil, []ggml.Info{{Name: "x", Shape: []int{1}}}, `tensor "x": no type`},
 		{nil, []ggml.Info{{Name: "x", Type: ggml.F32}}, `tensor "x": 0 dimensions, 1 to 4 are possible`},
-		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: make([]int, 5)}}, `tensor "x": 5 dimensions, 1 to 4 are possible`},
-		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{3, 0}}}, `tensor "x": dimension 1 of [3 0] is not positive`},
+		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: make([]int, 5)}},
+			`tensor "x": 5 dimensions, 1 to 4 are possible`},
+		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{3, 0}}},
+			`tensor "x": dimension 1 of [3 0] is not positive`},
 		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{-1}}}, `tensor "x": dimension 0 of [-1] is not positive`},
-		{nil, []ggml.Info{{Name: "x", Type: ggml.Q4_K, Shape: []int{2, 300}}}, `tensor "x": Q4_K [2 300]: rows of 300 are not whole blocks of 256`},
+		{nil, []ggml.Info{{Name: "x", Type: ggml.Q4_K, Shape: []int{2, 300}}},
+			`tensor "x": Q4_K [2 300]: rows of 300 are not whole blocks of 256`},
 		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1 << 40, 1 << 40}}}, "more elements than fit 63 bits"},
-		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1 << 59}}, {Name: "y", Type: ggml.F32, Shape: []int{1 << 59}}},
+		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1 << 59}},
+			{Name: "y", Type: ggml.F32, Shape: []int{1 << 59}}},
 			`tensor "y": F32 [576460752303423488]: the file grows past 62 bits`},
-		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1}}, {Name: "x", Type: ggml.F16, Shape: []int{2}}}, `two tensors are named "x"`},
+		{nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1}}, {Name: "x", Type: ggml.F16, Shape: []int{2}}},
+			`two tensors are named "x"`},
 	} {
 		dir := t.TempDir()
 		_, err := gguf.Create(filepath.Join(dir, "x.gguf"), test.md, test.tensors, gguf.Options{})
@@ -124,6 +130,32 @@ func TestWriterRefuses(t *testing.T) {
 	expectFiles(t, dir)
 }
 
+// TestAbortWhileWriting is what an interrupt does: writers that are under way fail or succeed, and nothing is left.
+func TestAbortWhileWriting(t *testing.T) {
+	dir := t.TempDir()
+	infos, data := sample()
+	w := create(t, filepath.Join(dir, "x.gguf"), nil, infos, gguf.Options{})
+	name, rows := infos[0].Name, infos[0].Rows()
+	n := len(data[name]) / rows
+	var wg sync.WaitGroup
+	for row := range rows {
+		wg.Go(func() {
+			if row == rows/2 {
+				w.Abort()
+			}
+			if err := w.WriteRows(name, row, data[name][row*n:(row+1)*n]); err != nil && !errors.Is(err, fs.ErrClosed) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	expectFiles(t, dir)
+	if err := w.Close(); err == nil {
+		t.Error("Close after Abort succeeds")
+	}
+	expectFiles(t, dir)
+}
+
 func TestOutputPath(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "x.gguf")
@@ -137,7 +169,8 @@ func TestOutputPath(t *testing.T) {
 	}
 	_, err = gguf.Create(dir, nil, nil, gguf.Options{Overwrite: true})
 	expectError(t, err, "is a folder")
-	_, err = gguf.Create(path, nil, []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1 << 50}}}, gguf.Options{Overwrite: true})
+	huge := []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1 << 50}}}
+	_, err = gguf.Create(path, nil, huge, gguf.Options{Overwrite: true})
 	expectError(t, err, "needs 4503599627370560 bytes of disk, ")
 	expectFiles(t, dir, "x.gguf")
 

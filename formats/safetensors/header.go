@@ -122,7 +122,8 @@ func checkEntries(entries []entry, dataBytes uint64) error {
 				entries[i-1].name, e.name, entries[i-1].lo, entries[i-1].hi, e.lo, e.hi)
 		}
 		if e.lo > end {
-			return fmt.Errorf("tensor %.200q: offsets [%d %d] leave %d bytes before it unused", e.name, e.lo, e.hi, e.lo-end)
+			return fmt.Errorf("tensor %.200q: offsets [%d %d] leave %d bytes before it unused",
+				e.name, e.lo, e.hi, e.lo-end)
 		}
 		end = e.hi
 	}
@@ -145,9 +146,11 @@ func (e *entry) check(dataBytes uint64) error {
 	case e.hi < e.lo:
 		return fmt.Errorf("tensor %.200q: offsets [%d %d] are inverted", e.name, e.lo, e.hi)
 	case e.hi-e.lo != need:
-		return fmt.Errorf("tensor %.200q: %s %d needs %d bytes, offsets give %d", e.name, e.dtype, e.shape, need, e.hi-e.lo)
+		return fmt.Errorf("tensor %.200q: %s %d needs %d bytes, offsets give %d",
+			e.name, e.dtype, e.shape, need, e.hi-e.lo)
 	case e.hi > dataBytes:
-		return fmt.Errorf("tensor %.200q: offsets [%d %d] are past the end of the data, %d bytes", e.name, e.lo, e.hi, dataBytes)
+		return fmt.Errorf("tensor %.200q: offsets [%d %d] are past the end of the data, %d bytes",
+			e.name, e.lo, e.hi, dataBytes)
 	}
 	return nil
 }

@@ -28,10 +28,13 @@ func one(dtype, shape, offsets string, n int) []byte {
 	return file(fmt.Sprintf(`{"x":{"dtype":"%s","shape":%s,"data_offsets":%s}}`, dtype, shape, offsets), n)
 }
 
+// octet is a tensor of one byte.
+const octet = `{"dtype":"U8","shape":[1],"data_offsets":[0,1]}`
+
 // two is a shard with the tensors a and b, which are bytes.
 func two(shapeA, offsetsA, shapeB, offsetsB string, n int) []byte {
-	return file(fmt.Sprintf(`{"a":{"dtype":"U8","shape":%s,"data_offsets":%s},"b":{"dtype":"U8","shape":%s,"data_offsets":%s}}`,
-		shapeA, offsetsA, shapeB, offsetsB), n)
+	const tensor = `{"dtype":"U8","shape":%s,"data_offsets":%s}`
+	return file(fmt.Sprintf(`{"a":`+tensor+`,"b":`+tensor+`}`, shapeA, offsetsA, shapeB, offsetsB), n)
 }
 
 var hostile = []struct {
@@ -44,7 +47,8 @@ var hostile = []struct {
 	{name: "short", file: make([]byte, 7), want: "7 bytes are too few for a header's length"},
 	{name: "length negative", file: claim(math.MaxUint64, "{}"), want: "the header's length is -1, negative"},
 	{name: "length that wraps", file: claim(math.MaxUint64-7, "{}"), want: "the header's length is -8, negative"},
-	{name: "length huge", file: claim(1<<62, "{}"), want: "the header's length is 4611686018427387904, but 2 bytes follow"},
+	{name: "length huge", file: claim(1<<62, "{}"),
+		want: "the header's length is 4611686018427387904, but 2 bytes follow"},
 	{name: "length past the end", file: claim(3, "{}"), want: "the header's length is 3, but 2 bytes follow"},
 	{name: "length zero", file: claim(0, "{}"), want: "the header of 0 bytes is not a JSON object"},
 	{name: "no object", file: file("null", 0), want: "the header of 4 bytes is not a JSON object"},
@@ -53,51 +57,78 @@ var hostile = []struct {
 	{name: "bad JSON", file: file(`{"x"}`, 0), want: `tensor "x": invalid JSON after byte 4`},
 	{name: "more after the object", file: file(`{}{}`, 0), want: "unexpected { after the object"},
 	{name: "nested", file: file(`{"x":`+strings.Repeat("[", 300), 0), want: `tensor "x": not an object`},
-	{name: "nested dtype", file: file(`{"x":{"dtype":`+strings.Repeat(`{"a":`, 300), 0), want: `tensor "x": dtype: { is not a string`},
+	{name: "nested dtype", file: file(`{"x":{"dtype":`+strings.Repeat(`{"a":`, 300), 0),
+		want: `tensor "x": dtype: { is not a string`},
 
 	{name: "tensor null", file: file(`{"x":null}`, 0), want: `tensor "x": not an object`},
 	{name: "no dtype", file: file(`{"x":{"shape":[],"data_offsets":[0,0]}}`, 0), want: `tensor "x": no dtype`},
 	{name: "no shape", file: file(`{"x":{"dtype":"U8","data_offsets":[0,0]}}`, 0), want: `tensor "x": no shape`},
 	{name: "no offsets", file: file(`{"x":{"dtype":"U8","shape":[]}}`, 0), want: `tensor "x": no data_offsets`},
-	{name: "unknown key", file: file(`{"x":{"dtype":"U8","Shape":[],"data_offsets":[0,1]}}`, 1), want: `tensor "x": unknown key "Shape"`},
-	{name: "unknown dtype", file: one("F8_E4M3", "[4]", "[0,4]", 4), want: `tensor "x": dtype "F8_E4M3" is not supported`, unsupported: true},
+	{name: "unknown key", file: file(`{"x":{"dtype":"U8","Shape":[],"data_offsets":[0,1]}}`, 1),
+		want: `tensor "x": unknown key "Shape"`},
+	{name: "unknown dtype", file: one("F8_E4M3", "[4]", "[0,4]", 4),
+		want: `tensor "x": dtype "F8_E4M3" is not supported`, unsupported: true},
 	{name: "dtype a number", file: file(`{"x":{"dtype":1}}`, 0), want: `tensor "x": dtype: 1 is not a string`},
-	{name: "metadata not strings", file: file(`{"__metadata__":{"a":1}}`, 0), want: `__metadata__: "a": 1 is not a string`},
+	{name: "metadata not strings", file: file(`{"__metadata__":{"a":1}}`, 0),
+		want: `__metadata__: "a": 1 is not a string`},
 	{name: "metadata null", file: file(`{"__metadata__":null}`, 0), want: `__metadata__: not an object`},
 
-	{name: "tensor twice", file: file(`{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1), want: `"x" appears twice`},
-	{name: "tensor twice, escaped", file: file(`{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"\u0078":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1), want: `"x" appears twice`},
-	{name: "shape twice", file: file(`{"x":{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,1]}}`, 1), want: `tensor "x": "shape" appears twice`},
-	{name: "metadata twice", file: file(`{"__metadata__":{"a":"","a":""}}`, 0), want: `__metadata__: "a" appears twice`},
+	{name: "tensor twice", file: file(`{"x":`+octet+`,"x":`+octet+`}`, 1),
+		want: `"x" appears twice`},
+	{name: "tensor twice, escaped", file: file(`{"x":`+octet+`,"\u0078":`+octet+`}`, 1),
+		want: `"x" appears twice`},
+	{name: "shape twice", file: file(`{"x":{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,1]}}`, 1),
+		want: `tensor "x": "shape" appears twice`},
+	{name: "metadata twice", file: file(`{"__metadata__":{"a":"","a":""}}`, 0),
+		want: `__metadata__: "a" appears twice`},
 
-	{name: "dimension negative", file: one("F32", "[-1]", "[0,4]", 4), want: `tensor "x": shape: -1 is not a natural number of 64 bits`},
-	{name: "dimension fractional", file: one("F32", "[1.5]", "[0,4]", 4), want: `tensor "x": shape: 1.5 is not a natural number`},
-	{name: "dimension of 65 bits", file: one("F32", "[36893488147419103232]", "[0,4]", 4), want: `shape: 36893488147419103232 is not a natural number of 64 bits`},
-	{name: "dimension of 64 bits", file: one("F32", "[9223372036854775808]", "[0,4]", 4), want: `tensor "x": shape: dimension 9223372036854775808 is too large`},
+	{name: "dimension negative", file: one("F32", "[-1]", "[0,4]", 4),
+		want: `tensor "x": shape: -1 is not a natural number of 64 bits`},
+	{name: "dimension fractional", file: one("F32", "[1.5]", "[0,4]", 4),
+		want: `tensor "x": shape: 1.5 is not a natural number`},
+	{name: "dimension of 65 bits", file: one("F32", "[36893488147419103232]", "[0,4]", 4),
+		want: `shape: 36893488147419103232 is not a natural number of 64 bits`},
+	{name: "dimension of 64 bits", file: one("F32", "[9223372036854775808]", "[0,4]", 4),
+		want: `tensor "x": shape: dimension 9223372036854775808 is too large`},
 	{name: "dimension a string", file: one("F32", `["1"]`, "[0,4]", 4), want: `tensor "x": shape: 1 is not a number`},
 	{name: "dimension a list", file: one("F32", `[[[1]]]`, "[0,4]", 4), want: `tensor "x": shape: [ is not a number`},
 	{name: "shape a number", file: one("F32", `1`, "[0,4]", 4), want: `tensor "x": shape: not a list`},
-	{name: "17 dimensions", file: one("F32", "[1"+strings.Repeat(",1", 16)+"]", "[0,4]", 4), want: `tensor "x": shape: more than 16 numbers`},
-	{name: "shape that wraps", file: one("U8", "[4294967296,4294967296]", "[0,0]", 0), want: `tensor "x": U8 [4294967296 4294967296]: more bytes than fit 63 bits`},
-	{name: "bytes that wrap", file: one("F32", "[4611686018427387904]", "[0,0]", 0), want: `tensor "x": F32 [4611686018427387904]: more bytes than fit 63 bits`},
-	{name: "shape that wraps before a zero", file: one("F32", "[4611686018427387904,4,0]", "[0,0]", 0), want: `more bytes than fit 63 bits`},
+	{name: "17 dimensions", file: one("F32", "[1"+strings.Repeat(",1", 16)+"]", "[0,4]", 4),
+		want: `tensor "x": shape: more than 16 numbers`},
+	{name: "shape that wraps", file: one("U8", "[4294967296,4294967296]", "[0,0]", 0),
+		want: `tensor "x": U8 [4294967296 4294967296]: more bytes than fit 63 bits`},
+	{name: "bytes that wrap", file: one("F32", "[4611686018427387904]", "[0,0]", 0),
+		want: `tensor "x": F32 [4611686018427387904]: more bytes than fit 63 bits`},
+	{name: "shape that wraps before a zero", file: one("F32", "[4611686018427387904,4,0]", "[0,0]", 0),
+		want: `more bytes than fit 63 bits`},
 
-	{name: "three offsets", file: one("F32", "[1]", "[0,4,8]", 4), want: `tensor "x": data_offsets: more than 2 numbers`},
+	{name: "three offsets", file: one("F32", "[1]", "[0,4,8]", 4),
+		want: `tensor "x": data_offsets: more than 2 numbers`},
 	{name: "one offset", file: one("F32", "[1]", "[0]", 4), want: `tensor "x": data_offsets: 1 numbers, not 2`},
-	{name: "offset negative", file: one("F32", "[1]", "[-4,0]", 4), want: `tensor "x": data_offsets: -4 is not a natural number`},
+	{name: "offset negative", file: one("F32", "[1]", "[-4,0]", 4),
+		want: `tensor "x": data_offsets: -4 is not a natural number`},
 	{name: "offsets inverted", file: one("F32", "[1]", "[4,0]", 4), want: `tensor "x": offsets [4 0] are inverted`},
-	{name: "offsets not the shape's", file: one("BF16", "[8,4]", "[0,60]", 64), want: `tensor "x": BF16 [8 4] needs 64 bytes, offsets give 60`},
-	{name: "offsets past the end", file: one("F32", "[4]", "[0,16]", 15), want: `tensor "x": offsets [0 16] are past the end of the data, 15 bytes`},
-	{name: "offsets far past the end", file: one("F32", "[1]", "[18446744073709551611,18446744073709551615]", 4), want: `offsets [18446744073709551611 18446744073709551615] are past the end of the data, 4 bytes`},
-	{name: "overlap", file: two("[4]", "[0,4]", "[4]", "[3,7]", 7), want: `tensors "a" and "b" overlap: offsets [0 4] and [3 7]`},
-	{name: "same place", file: two("[4]", "[0,4]", "[4]", "[0,4]", 4), want: `tensors "a" and "b" overlap: offsets [0 4] and [0 4]`},
-	{name: "gap", file: two("[4]", "[0,4]", "[4]", "[5,9]", 9), want: `tensor "b": offsets [5 9] leave 1 bytes before it unused`},
-	{name: "gap in front", file: one("U8", "[4]", "[2,6]", 6), want: `tensor "x": offsets [2 6] leave 2 bytes before it unused`},
-	{name: "bytes left over", file: one("U8", "[4]", "[0,4]", 5), want: `the tensors need 4 bytes of data, the file has 5`},
+	{name: "offsets not the shape's", file: one("BF16", "[8,4]", "[0,60]", 64),
+		want: `tensor "x": BF16 [8 4] needs 64 bytes, offsets give 60`},
+	{name: "offsets past the end", file: one("F32", "[4]", "[0,16]", 15),
+		want: `tensor "x": offsets [0 16] are past the end of the data, 15 bytes`},
+	{name: "offsets far past the end", file: one("F32", "[1]", "[18446744073709551611,18446744073709551615]", 4),
+		want: `offsets [18446744073709551611 18446744073709551615] are past the end of the data, 4 bytes`},
+	{name: "overlap", file: two("[4]", "[0,4]", "[4]", "[3,7]", 7),
+		want: `tensors "a" and "b" overlap: offsets [0 4] and [3 7]`},
+	{name: "same place", file: two("[4]", "[0,4]", "[4]", "[0,4]", 4),
+		want: `tensors "a" and "b" overlap: offsets [0 4] and [0 4]`},
+	{name: "gap", file: two("[4]", "[0,4]", "[4]", "[5,9]", 9),
+		want: `tensor "b": offsets [5 9] leave 1 bytes before it unused`},
+	{name: "gap in front", file: one("U8", "[4]", "[2,6]", 6),
+		want: `tensor "x": offsets [2 6] leave 2 bytes before it unused`},
+	{name: "bytes left over", file: one("U8", "[4]", "[0,4]", 5),
+		want: `the tensors need 4 bytes of data, the file has 5`},
 
 	{name: "valid: no tensors", file: file("{}", 0)},
 	{name: "valid: empty tensors, out of order", file: two("[0,3]", "[4,4]", "[4]", "[0,4]", 4)},
-	{name: "valid: spaces, scalar, metadata", file: file(`{"__metadata__":{"a":"b"}, "x":{"data_offsets":[0,8],"shape":[],"dtype":"I64"} }  `, 8)},
+	{name: "valid: spaces, scalar, metadata",
+		file: file(`{"__metadata__":{"a":"b"}, "x":{"data_offsets":[0,8],"shape":[],"dtype":"I64"} }  `, 8)},
 }
 
 // allocated is what f allocates in all.
@@ -310,7 +341,8 @@ func TestOtherTypes(t *testing.T) {
 	}
 	_, _, err = c.Tensor("x")
 	checkError(t, err, true)
-	if want := `x.safetensors: tensor "x": its type I64 is none of F32, F16 and BF16`; !strings.Contains(err.Error(), want) {
+	want := `x.safetensors: tensor "x": its type I64 is none of F32, F16 and BF16`
+	if !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

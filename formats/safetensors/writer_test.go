@@ -64,7 +64,8 @@ func TestCreateRefuses(t *testing.T) {
 		{[]safetensors.Info{{Name: "x", Shape: []int{2, 0}}}, `tensor "x": its shape [2 0] is impossible`},
 		{[]safetensors.Info{{Name: "x", Shape: []int{-1}}}, `tensor "x": its shape [-1] is impossible`},
 		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 40, 1 << 40}}}, "is impossible"},
-		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 61}}, {Name: "y", Shape: []int{math.MaxInt64 / 2}}}, `tensor "y": the file grows past 62 bits`},
+		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 61}},
+			{Name: "y", Shape: []int{math.MaxInt64 / 2}}}, `tensor "y": the file grows past 62 bits`},
 		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 60}}}, "bytes of disk, "},
 	} {
 		dir := t.TempDir()
@@ -89,7 +90,8 @@ func TestWriterRefuses(t *testing.T) {
 		return w
 	}
 	w := begin()
-	expectError(t, w.WriteTensor("b", make([]byte, 4)), `x: tensor "b": it is the turn of "a", of which 12 bytes are missing`)
+	expectError(t, w.WriteTensor("b", make([]byte, 4)),
+		`x: tensor "b": it is the turn of "a", of which 12 bytes are missing`)
 	expectError(t, w.WriteTensor("a", make([]byte, 11)), `x: tensor "a": BF16 [2 3] needs 12 bytes, got 11`)
 	if n, err := w.Write(make([]byte, 5)); n != 5 || err != nil {
 		t.Fatal(n, err)

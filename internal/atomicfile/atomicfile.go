@@ -102,7 +102,8 @@ func cause(err error) error {
 }
 
 // Commit puts the file in its place once its bytes are on the disk. When it fails, nothing is left behind and what was
-// there before is untouched; the one exception is a failure to make the rename itself durable. No write may be under way.
+// there before is untouched; the one exception is a failure to make the rename itself durable. No write may be under
+// way.
 func (w *File) Commit() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

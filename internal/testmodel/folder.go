@@ -20,7 +20,7 @@ const (
 )
 
 // merges are worth having for English and for Go; "Ġ" is GPT-2's letter for the space byte.
-var merges = strings.Split("t h|th e|i n|e r|Ġ t|Ġt he|o n|r e|Ġ a|a n|an d|Ġ Ġ|ĠĠ ĠĠ|f u|n c|fu nc|Ċ Ċ|s t|i ng|e n", "|")
+var merges = strings.Split("t h|th e|i n|e r|Ġ t|Ġ the|o n|r e|Ġ a|a n|an d|Ġ Ġ|ĠĠ ĠĠ|f u|n c|fu nc|Ċ Ċ|s t|in g|e n", "|")
 
 var special = []string{"<|begin|>", "<|end|>", "<|pad|>"}
 

@@ -18,3 +18,7 @@ func Axpy(dst []float32, alpha float32, x []float32) { axpyGo(dst[:len(x)], alph
 func arithmeticPeaks() []arithmeticPeak { return nil }
 
 func readMemory(b []byte) { readGo(b) }
+
+func (f *Format) unpackerF32() unpacker { return nil }
+
+func (f *Format) unpackerBF16() unpacker { return nil }

@@ -4,7 +4,6 @@ import (
 	"math"
 	"runtime"
 	"sync"
-	"unsafe"
 
 	"github.com/llmq/llmq/tensor"
 )
@@ -259,20 +258,10 @@ func (r *pass) packA(dst []uint32, i, s0, s1 int) {
 
 // toWords sets dst to src, as it is or in bfloat16 pairs.
 func (t *tiling) toWords(dst []uint32, src []float32) {
-	if !t.pairs {
+	if t.pairs {
+		toBF16Pairs(dst, src)
+	} else {
 		copy(floats(dst), src)
-		return
-	}
-	n := len(src) &^ 31
-	if n > 0 {
-		roundBF16((*uint16)(unsafe.Pointer(&dst[0])), &src[0], n)
-	}
-	for i := n; i < len(src); i += 2 {
-		w := uint32(tensor.ToBF16(src[i]))
-		if i+1 < len(src) {
-			w |= uint32(tensor.ToBF16(src[i+1])) << 16
-		}
-		dst[i/2] = w
 	}
 }
 
@@ -333,19 +322,9 @@ func (r *pass) rowB(dst, row []uint32, j, k0, k1 int) {
 	}
 	f := r.b.weights.Format
 	src := r.b.weights.Row(j)[f.RowBytes(k0):f.RowBytes(k1)]
-	if !r.pairs {
-		f.Unpack(floats(dst[:k1-k0]), src)
-		return
+	if r.pairs {
+		f.decodeBF16(dst, src, k1-k0, floats(row))
+	} else {
+		f.Decode(floats(dst[:k1-k0]), src)
 	}
-	values := floats(row[:k1-k0])
-	f.Unpack(values, src)
-	r.toWords(dst, values)
 }
-
-// floats is w seen as float32 values.
-func floats(w []uint32) []float32 {
-	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(w))), len(w))
-}
-
-// word is f seen as a word.
-func word(f *float32) *uint32 { return (*uint32)(unsafe.Pointer(f)) }

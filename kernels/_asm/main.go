@@ -24,6 +24,7 @@ var topics = []struct {
 	{"gemm", gemm},
 	{"pack", pack},
 	{"vector", vector},
+	{"unpack", unpack},
 	{"peak", peak},
 }
 

@@ -1,0 +1,4 @@
+package kernels
+
+// Rate is rate, for benchmarks outside the package.
+var Rate = rate

@@ -1,0 +1,38 @@
+//go:build !purego
+
+package kernels
+
+// unpackers are the decoders of each block type, by Format.Name.
+var unpackers = map[string]struct{ avx2, avx512, bf16 unpacker }{
+	"F16":    {unpackF16AVX2, unpackF16AVX512, unpackF16BF16},
+	"BF16":   {unpackBF16AVX2, unpackBF16AVX512, nil},
+	"Q8_0":   {unpackQ8_0AVX2, unpackQ8_0AVX512, unpackQ8_0BF16},
+	"Q4_0":   {unpackQ4_0AVX2, unpackQ4_0AVX512, unpackQ4_0BF16},
+	"Q4_1":   {unpackQ4_1AVX2, unpackQ4_1AVX512, unpackQ4_1BF16},
+	"Q5_0":   {unpackQ5_0AVX2, unpackQ5_0AVX512, unpackQ5_0BF16},
+	"Q5_1":   {unpackQ5_1AVX2, unpackQ5_1AVX512, unpackQ5_1BF16},
+	"IQ4_NL": {unpackIQ4_NLAVX2, unpackIQ4_NLAVX512, unpackIQ4_NLBF16},
+	"Q2_K":   {unpackQ2_KAVX2, unpackQ2_KAVX512, unpackQ2_KBF16},
+	"Q3_K":   {unpackQ3_KAVX2, unpackQ3_KAVX512, unpackQ3_KBF16},
+	"Q4_K":   {unpackQ4_KAVX2, unpackQ4_KAVX512, unpackQ4_KBF16},
+	"Q5_K":   {unpackQ5_KAVX2, unpackQ5_KAVX512, unpackQ5_KBF16},
+	"Q6_K":   {unpackQ6_KAVX2, unpackQ6_KAVX512, unpackQ6_KBF16},
+	"IQ4_XS": {unpackIQ4_XSAVX2, unpackIQ4_XSAVX512, unpackIQ4_XSBF16},
+}
+
+func (f *Format) unpackerF32() unpacker {
+	switch t := CurrentTier(); {
+	case t >= AVX512:
+		return unpackers[f.Name].avx512
+	case t == AVX2:
+		return unpackers[f.Name].avx2
+	}
+	return nil
+}
+
+func (f *Format) unpackerBF16() unpacker {
+	if CurrentTier() < AVX512BF16 {
+		return nil
+	}
+	return unpackers[f.Name].bf16
+}

@@ -71,7 +71,7 @@ fuzz: ## fuzz every parser for FUZZTIME
 		done
 
 interop: ## compare every block type with llama.cpp, from node-llama-cpp's prebuilt binaries
-	cd internal/interop && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
+	cd internal/interop && npm install --no-save --ignore-scripts --omit=optional --no-audit --no-fund
 	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
 
 bench: ## run the Go benchmarks of BENCH (a regular expression), ready for benchstat

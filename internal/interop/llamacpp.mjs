@@ -1,0 +1,62 @@
+// Asks llama.cpp, through node-llama-cpp's prebuilt binaries, about one GGUF file.
+//
+//     node llamacpp.mjs REQUEST.json RESPONSE.json
+//
+// REQUEST:  {"model": path, "vocabOnly": bool, "chunks": [[id, ...], ...], "first": n, "texts": [string, ...]}
+// RESPONSE: {"release", "metadata", "tokens": [[id, ...], ...], "nll": [number, ...], "top": [id, ...], "perplexity"}
+//
+// In each chunk the tokens at positions first, first+1, ... are scored: nll is the negative log-probability of each,
+// top the token that was the most probable in its place. tokens holds texts tokenized, without BOS.
+
+import fs from "node:fs/promises";
+import {getLlama, LlamaLogLevel} from "node-llama-cpp";
+
+const [requestPath, responsePath] = process.argv.slice(2);
+const request = JSON.parse(await fs.readFile(requestPath, "utf8"));
+
+const llama = await getLlama({
+    gpu: false,
+    build: "never", // neither compiles nor downloads
+    skipDownload: true,
+    progressLogs: false,
+    maxThreads: 2,
+    logLevel: LlamaLogLevel.error
+});
+const model = await llama.loadModel({modelPath: request.model, vocabOnly: request.vocabOnly === true});
+
+const response = {
+    release: llama.llamaCppRelease.release,
+    metadata: model.fileInfo.metadata,
+    tokens: (request.texts ?? []).map((text) => model.tokenize(text, false)),
+    nll: [],
+    top: []
+};
+
+if (request.chunks?.length > 0) {
+    const length = Math.max(...request.chunks.map((chunk) => chunk.length));
+    const context = await model.createContext({contextSize: length, batchSize: length, sequences: 1, threads: 2});
+    const sequence = context.getSequence();
+    for (const chunk of request.chunks) {
+        await sequence.clearHistory();
+        // The token at position i is judged by what the model says after position i−1.
+        const input = chunk.map((token, i) => (i + 1 < request.first || i + 1 === chunk.length)
+            ? token
+            : [token, {generateNext: {
+                // Without a temperature the selected token is the most probable one. (includeMax leaves it out.)
+                logits: {filter: {tokens: [chunk[i + 1]], includeSelected: true}},
+                totalLogitWeight: true
+            }}]
+        );
+        const output = await sequence.controlledEvaluate(input);
+        for (let i = Math.max(request.first - 1, 0); i + 1 < chunk.length; i++) {
+            const {logits, totalLogitWeight} = output[i].next;
+            const [top, max] = [...logits].reduce((a, b) => a[1] >= b[1] ? a : b);
+            response.nll.push(max + Math.log(totalLogitWeight) - logits.get(chunk[i + 1]));
+            response.top.push(top);
+        }
+    }
+    response.perplexity = Math.exp(response.nll.reduce((sum, x) => sum + x, 0) / response.nll.length);
+}
+
+await fs.writeFile(responsePath, JSON.stringify(response));
+await llama.dispose();

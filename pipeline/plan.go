@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -133,11 +132,23 @@ var fileTypes = map[*ggml.Type]uint32{
 
 func fileType(t *ggml.Type) uint32 { return fileTypes[t] }
 
-// Memory estimates the bytes that a calibrated run holds at its peak: a layer in float32, what the largest group of
-// linears needs for its Hessian and its factors, and the hidden states, as far as the budget keeps them in memory.
-func (p *Plan) Memory(m *model.Model, tokens int, budget int64) (int64, error) {
+// Needs estimates what a run takes, in bytes.
+type Needs struct {
+	Memory int64 // at its peak, mapped pages of the checkpoint aside
+	Disk   int64 // the output, and the hidden states that the memory budget does not hold
+}
+
+// Needs estimates a run. With a model it is calibrated on so many tokens, and holds a layer in float32, what the largest
+// group of linears needs for its Hessian and its factors, and the hidden states, as far as the budget (0: no limit)
+// keeps them in memory. With nil it is not calibrated and holds a piece of a tensor.
+func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
+	var piece int64 // in weights
+	for i := range p.Tensors {
+		piece = max(piece, min(int64(p.Tensors[i].Elements()), streamWeights))
+	}
+	needs := Needs{Memory: piece * pieceBytes, Disk: p.File.Size()}
 	if m == nil {
-		return 0, errors.New("no model")
+		return needs
 	}
 	in := []int{m.Dim, m.Heads * m.HeadDim, m.Dim, m.FFN}
 	out := []int{(m.Heads + 2*m.KVHeads) * m.HeadDim, m.Dim, 2 * m.FFN, m.Dim}
@@ -148,14 +159,17 @@ func (p *Plan) Memory(m *model.Model, tokens int, budget int64) (int64, error) {
 		group = max(group, 4*(hessianCopies*n*n+weightCopies*n*o))
 	}
 	states := 4 * int64(tokens) * int64(m.Dim+m.Heads*m.HeadDim)
-	if budget > 0 {
-		states = min(states, budget)
+	if budget > 0 && states > budget {
+		needs.Disk += states - budget
+		states = budget
 	}
 	batch := 4 * int64(min(tokens, batchTokens)) * int64(4*m.Dim+3*m.FFN)
-	return layer + group + states + batch, nil
+	needs.Memory = max(needs.Memory, layer+group+states+batch)
+	return needs
 }
 
 const (
-	hessianCopies = 5 // H, damped, permuted, its factor, and the factor's work space
-	weightCopies  = 5 // W, W in order, values, difference, gradient
+	hessianCopies = 5  // H, damped, permuted, its factor, and the factor's work space
+	weightCopies  = 5  // W, W in order, values, difference, gradient
+	pieceBytes    = 12 // a weight in float32, encoded, and decoded again
 )

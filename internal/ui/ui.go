@@ -1,4 +1,4 @@
-// Package ui shows a person what a long run is doing: a bar on a terminal, one line per layer elsewhere, or nothing.
+// Package ui shows a person what a long run is doing: a bar on a terminal, one line per layer elsewhere.
 package ui
 
 import (
@@ -23,29 +23,17 @@ type Progress interface {
 	Detail(name string)
 	// Add says that n more units are done.
 	Add(n int64)
-	// Note shows a line that stays: a warning, or a result on the way.
-	Note(format string, args ...any)
 	// Done ends the last stage.
 	Done()
 }
 
-// New returns a Progress that writes to f: a bar if f is a terminal, plain lines if it is not.
-func New(f *os.File) Progress {
-	if term.IsTerminal(int(f.Fd())) {
-		return NewBar(f)
+// New returns a Progress that writes to w: a bar if w is a terminal, plain lines if it is not.
+func New(w io.Writer) Progress {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return NewBar(w)
 	}
-	return NewLines(f)
+	return NewLines(w)
 }
-
-// Silent shows nothing.
-type Silent struct{}
-
-func (Silent) Stage(string, int64) {}
-func (Silent) Item(string)         {}
-func (Silent) Detail(string)       {}
-func (Silent) Add(int64)           {}
-func (Silent) Note(string, ...any) {}
-func (Silent) Done()               {}
 
 // lines writes one line for each item.
 type lines struct {
@@ -82,12 +70,6 @@ func (l *lines) Add(n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.done += n
-}
-
-func (l *lines) Note(format string, args ...any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	fmt.Fprintf(l.w, format+"\n", args...)
 }
 
 func (l *lines) Done() {}
@@ -157,15 +139,6 @@ func (b *bar) Add(n int64) {
 	if b.bar != nil {
 		_ = b.bar.Add64(n) // fails only when the terminal is gone
 	}
-}
-
-func (b *bar) Note(format string, args ...any) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.bar != nil {
-		_ = b.bar.Clear()
-	}
-	fmt.Fprintf(b.w, format+"\n", args...)
 }
 
 func (b *bar) Done() {

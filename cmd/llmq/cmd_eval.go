@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/internal/text"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tokenizer"
+)
+
+type evalOptions struct {
+	Model   string
+	Text    string
+	Context int
+	Chunks  int
+	Preset  string
+	Base    string
+	Memory  byteSize
+	Threads int
+	JSON    bool
+}
+
+func (o *evalOptions) AddFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.Text, "text", "", "UTF-8 text `FILE` to predict (required)")
+	f.IntVar(&o.Context, "context", 0, fmt.Sprintf("tokens in a chunk (default %d)", eval.DefaultContext))
+	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
+	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
+	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`")
+	f.Var(&o.Memory, "memory", "keep at most `SIZE` of hidden states in memory, such as 2GiB; the rest goes to a temporary file (0: no limit)")
+	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all)")
+	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
+}
+
+func (a *app) evalCommand() *cobra.Command {
+	var opts evalOptions
+	cmd := &cobra.Command{
+		Use:   "eval MODEL --text FILE",
+		Short: "Measure perplexity, and KL divergence from a base model",
+		Long: `Measures how well MODEL, a checkpoint folder or a GGUF file of any supported type, predicts a text.
+
+The protocol is llama.cpp's: consecutive chunks of --context tokens, the first token of each replaced by BOS where the
+model adds one, the second half of each chunk scored. With --base both models read the same tokens in lockstep.`,
+		Example: `  llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt
+  llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt --base Qwen3-8B --chunks 100 --json
+  llmq eval Qwen3-8B --text wiki.test.txt --preset gptq-2048`,
+		Args: exactArgs("MODEL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.Model = args[0]
+			return a.runEval(cmd.Context(), opts)
+		},
+	}
+	opts.AddFlags(cmd)
+	return cmd
+}
+
+func (a *app) runEval(ctx context.Context, opts evalOptions) error {
+	if opts.Text == "" {
+		return usagef("no --text FILE given")
+	}
+	eopt := eval.Options{Context: opts.Context}
+	switch opts.Preset {
+	case "":
+	case "gptq-2048":
+		if opts.Context != 0 {
+			return usagef("--preset %s sets the context; give no --context", opts.Preset)
+		}
+		eopt = eval.GPTQ2048()
+	default:
+		return usagef("unknown preset %q; known: gptq-2048", opts.Preset)
+	}
+	if opts.Context < 0 || opts.Chunks < 0 {
+		return usagef("--context and --chunks need 0 or more")
+	}
+	if err := setThreads(opts.Threads); err != nil {
+		return err
+	}
+	progress := a.progress()
+	defer progress.Done()
+	eopt.Chunks, eopt.Memory, eopt.Progress = opts.Chunks, int64(opts.Memory), progress
+
+	content, err := text.ReadUTF8(opts.Text)
+	if err != nil {
+		return err
+	}
+	m, tok, err := a.openModel(opts.Model)
+	if err != nil {
+		return err
+	}
+	defer m.Source.Close()
+	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
+	if id, add := tok.BOS(); add {
+		eopt.BOS = &id
+	}
+	if opts.Base != "" {
+		base, baseTok, err := a.openModel(opts.Base)
+		if err != nil {
+			return err
+		}
+		defer base.Source.Close()
+		if !slices.Equal(tokens, baseTok.Encode(content, tokenizer.EncodeOptions{})) {
+			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
+				opts.Model, opts.Base, opts.Text)
+		}
+		eopt.Base = base
+	}
+	res, err := eval.Perplexity(ctx, m, tokens, eopt)
+	if err != nil {
+		return err
+	}
+	progress.Done()
+	if opts.JSON {
+		return a.printJSON(struct {
+			*eval.Result
+			PeakRSS int64 `json:"peak_rss_bytes"`
+		}{res, peakRSS()})
+	}
+	return a.printEval(opts, eopt, len(tokens), res)
+}
+
+func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *eval.Result) error {
+	t := newTable(a.stdout)
+	t.row("model", "%s", opts.Model)
+	t.row("text", "%s, %d tokens", opts.Text, tokens)
+	scored, bos := "second half scored", "as it is"
+	if eopt.ScoreAll {
+		scored = "every token scored"
+	}
+	if res.BOS {
+		bos = "replaced by BOS"
+	}
+	t.row("protocol", "chunks of %d tokens, the first %s, %s", res.Context, bos, scored)
+	t.row("scored", "%d tokens in %d chunks", res.TokensScored, res.Chunks)
+	t.row("perplexity", "%.4f ± %.4f", res.Perplexity, res.StdErr)
+	if d := res.Divergence; d != nil {
+		t.row("base", "%s, perplexity %.4f (%+.2f%%)", opts.Base, d.BasePerplexity,
+			100*(res.Perplexity/d.BasePerplexity-1))
+		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
+		t.row("same top token", "%.2f%%", 100*d.SameTop)
+	}
+	t.row("took", "%.1f s, %.0f tokens/s, peak memory %s", res.Seconds, res.TokensPerSecond, formatBytes(peakRSS()))
+	return t.flush()
+}
+
+// openModel opens a model and its tokenizer; the caller closes the model's Source.
+func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error) {
+	src, err := a.openSource(path, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := model.Open(src)
+	if err != nil {
+		src.Close()
+		return nil, nil, err
+	}
+	tok, err := tokenizer.New(src)
+	if err != nil {
+		src.Close()
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if tok.VocabSize() > m.Vocab {
+		src.Close()
+		return nil, nil, fmt.Errorf("%s: the tokenizer has %d tokens, the embedding %d rows", path, tok.VocabSize(), m.Vocab)
+	}
+	return m, tok, nil
+}

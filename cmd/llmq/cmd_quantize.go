@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"math/bits"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/tokenizer"
+)
+
+type quantizeOptions struct {
+	outputOptions
+	Method      string
+	Bits        int
+	Type        typeValue
+	Calib       []string
+	CalibTokens int
+	SeqLen      int
+	Seed        uint64
+	Damping     float64
+	ActOrder    bool
+	Refine      int
+	Memory      byteSize
+}
+
+const defaultBits = 4
+
+func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest) or gptq")
+	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
+	f.Var(&o.Type, "type", "block type of the linears, by name")
+	f.StringArrayVar(&o.Calib, "calib", nil, "calibration text `FILE`: UTF-8, or .jsonl with a \"text\" field (repeatable)")
+	f.IntVar(&o.CalibTokens, "calib-tokens", calib.DefaultTokens, "tokens to calibrate on")
+	f.IntVar(&o.SeqLen, "seq-len", calib.DefaultSeqLen, "tokens in a calibration sequence")
+	f.Uint64Var(&o.Seed, "seed", 0, "which places of the text are taken")
+	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
+	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
+	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
+	f.Var(&o.Memory, "memory", "keep at most `SIZE` of hidden states in memory, such as 2GiB; the rest goes to a temporary file (0: no limit)")
+	o.outputOptions.AddFlags(cmd)
+}
+
+func (a *app) quantizeCommand() *cobra.Command {
+	var opts quantizeOptions
+	cmd := &cobra.Command{
+		Use:   "quantize CHECKPOINT -o FILE --calib FILE",
+		Short: "Write a checkpoint as quantized GGUF",
+		Long: `Quantizes the linears of CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF
+file, one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
+quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.`,
+		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
+  llmq quantize Qwen3-8B -o small.gguf --type iq4_xs --calib a.txt --calib b.jsonl --tensor-type 'ffn_down=q5_k'
+  llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run`,
+		Args: exactArgs("CHECKPOINT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.Checkpoint = args[0]
+			return a.runQuantize(cmd.Context(), opts)
+		},
+	}
+	opts.AddFlags(cmd)
+	return cmd
+}
+
+func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
+	recipe, err := opts.recipe()
+	if err != nil {
+		return err
+	}
+	src, plan, err := opts.open(a, recipe)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	calibrated := recipe.Method == pipeline.GPTQ || len(opts.Calib) > 0
+	if opts.DryRun {
+		var m *model.Model
+		if calibrated {
+			if m, err = model.Open(src); err != nil {
+				return err
+			}
+		}
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.CalibTokens, int64(opts.Memory)))
+	}
+	progress := a.progress()
+	defer progress.Done()
+	popt := pipeline.Options{
+		GPTQ:      gptq.Options{Damping: opts.Damping, NoActOrder: !opts.ActOrder, Refine: opts.Refine},
+		Memory:    int64(opts.Memory),
+		Overwrite: opts.Force,
+		Progress:  progress,
+	}
+	if opts.Refine == 0 {
+		popt.GPTQ.Refine = -1 // none; 0 is gptq's default
+	}
+	if calibrated {
+		tok, err := tokenizer.New(src)
+		if err != nil {
+			return err
+		}
+		popt.Calib, err = calib.Sample(opts.Calib, calibTokenizer{tok}, calib.Options{
+			Tokens: opts.CalibTokens, SeqLen: opts.SeqLen, Seed: opts.Seed,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
+	if err != nil {
+		return err
+	}
+	progress.Done()
+	return a.printReport(&opts.outputOptions, plan, rep)
+}
+
+// recipe checks the options that need no file, and makes a recipe of them.
+func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
+	r := pipeline.Recipe{Method: pipeline.Method(o.Method), Type: o.Type.t}
+	switch r.Method {
+	case pipeline.RTN:
+	case pipeline.GPTQ:
+		if len(o.Calib) == 0 && !o.DryRun {
+			return r, usagef("gptq needs calibration text: give some with --calib FILE, or use --method rtn")
+		}
+	default:
+		return r, usagef("unknown method %q; known: rtn, gptq", o.Method)
+	}
+	switch {
+	case o.CalibTokens < 1:
+		return r, usagef("--calib-tokens %d: need 1 or more", o.CalibTokens)
+	case o.SeqLen < 2:
+		return r, usagef("--seq-len %d: need 2 or more", o.SeqLen)
+	case !(o.Damping > 0 && o.Damping <= 1):
+		return r, usagef("--damping %g: need more than 0 and at most 1", o.Damping)
+	case o.Refine < 0:
+		return r, usagef("--refine %d: need 0 or more", o.Refine)
+	}
+	if r.Type == nil {
+		bits := o.Bits
+		if bits == 0 {
+			bits = defaultBits
+		}
+		t, err := pipeline.TypeForBits(bits)
+		if err != nil {
+			return r, usagef("--bits %w", err)
+		}
+		r.Type = t
+	} else if n := codeBits(r.Type); o.Bits != 0 && o.Bits != n {
+		return r, usagef("--bits %d contradicts --type %s, which has %d", o.Bits, r.Type.Name, n)
+	}
+	return r, nil
+}
+
+// codeBits is the size of a code, without the scales' share.
+func codeBits(t *ggml.Type) int {
+	if t.Grid == nil {
+		return 8 * t.BlockBytes / t.BlockLen
+	}
+	return bits.Len(uint(t.Grid.CodeMax - t.Grid.CodeMin))
+}
+
+// calibTokenizer is how package calib sees a tokenizer.
+type calibTokenizer struct{ *tokenizer.Tokenizer }
+
+func (t calibTokenizer) Tokens(text string) []int32 {
+	return t.Encode(text, tokenizer.EncodeOptions{NoBOS: true})
+}

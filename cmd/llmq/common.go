@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/pipeline"
+)
+
+// openSource opens a checkpoint folder or a GGUF file. pre names a folder's pre-tokenizer; "" recognises it.
+func (a *app) openSource(path, pre string) (pipeline.Source, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		return a.openFolder(path, pre)
+	case strings.HasSuffix(path, ".safetensors"):
+		return nil, fmt.Errorf("%s: give the folder that holds it, config.json and the tokenizer", path)
+	}
+	if pre != "" {
+		return nil, fmt.Errorf("%s: --pre is for checkpoint folders; a GGUF file names its own", path)
+	}
+	return gguf.Open(path)
+}
+
+// openFolder opens a checkpoint and warns of what it leaves out.
+func (a *app) openFolder(path, pre string) (pipeline.Source, error) {
+	c, err := hf.Open(path, hf.Options{Pre: pre})
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range c.Warnings() {
+		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+	}
+	return c, nil
+}
+
+// setThreads limits the processors that computations use; 0 leaves all.
+func setThreads(n int) error {
+	if n < 0 {
+		return usagef("--threads %d: need 1 or more, or 0 for all", n)
+	}
+	if n > 0 {
+		runtime.GOMAXPROCS(n)
+	}
+	return nil
+}
+
+// globQuote returns a pattern that matches path alone.
+func globQuote(path string) string {
+	if os.PathSeparator == '\\' { // where no escape is possible
+		return path
+	}
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
+}
+
+// printJSON writes one object and a newline.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// table aligns rows of a name and a value.
+type table struct{ w *tabwriter.Writer }
+
+func newTable(w io.Writer) *table { return &table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)} }
+
+func (t *table) row(name, format string, args ...any) {
+	fmt.Fprintf(t.w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+}
+
+func (t *table) flush() error { return t.w.Flush() }
+
+var byteUnits = []struct {
+	name string
+	size float64
+}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
+
+// formatBytes prints a size with three digits: "4.21 GiB".
+func formatBytes(n int64) string {
+	for _, u := range byteUnits {
+		if v := float64(n) / u.size; v >= 1 {
+			return fmt.Sprintf("%.*f %s", max(0, 2-int(math.Log10(v))), v, u.name)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}
+
+// byteSize is a flag's value such as 4096, 512MiB or 1.5G; the units are powers of 1024.
+type byteSize int64
+
+func (b *byteSize) Type() string   { return "size" }
+func (b *byteSize) String() string { return strconv.FormatInt(int64(*b), 10) }
+
+func (b *byteSize) Set(s string) error {
+	number, unit := strings.TrimSpace(strings.TrimSuffix(s, "B")), 1.0
+	for _, u := range byteUnits {
+		for _, suffix := range []string{u.name[:2], u.name[:1]} { // "Gi", "G"
+			if rest, ok := strings.CutSuffix(number, suffix); ok {
+				number, unit = strings.TrimSpace(rest), u.size
+			}
+		}
+	}
+	v, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(v >= 0) || v*unit >= math.MaxInt64 {
+		return fmt.Errorf("%q is not a size such as 512MiB or 2GiB", s)
+	}
+	*b = byteSize(v * unit)
+	return nil
+}

@@ -1,0 +1,164 @@
+// Command llmq turns a Hugging Face checkpoint into a GGUF file, quantized on a CPU one layer at a time, and measures
+// what that cost. Each command has a file of its own.
+//
+// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/llmq/llmq/internal/ui"
+)
+
+const (
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitInterrupted = 130 // 128 + SIGINT, as shells count
+)
+
+// app is what commands touch outside of their options.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+func (a *app) progress() ui.Progress { return ui.New(a.stderr) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-ctx.Done()
+		stop() // The second signal ends the process at once.
+	}()
+	os.Exit((&app{os.Stdin, os.Stdout, os.Stderr}).run(ctx, os.Args[1:]))
+}
+
+// run executes one command line and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.rootCommand()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		fmt.Fprintf(a.stderr, "llmq: %v\nSee '%s --help'.\n", err, cmd.CommandPath())
+		return exitUsage
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		fmt.Fprintln(a.stderr, "llmq: interrupted")
+		return exitInterrupted
+	default:
+		fmt.Fprintf(a.stderr, "llmq: %v\n", err)
+		return exitFailure
+	}
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "llmq",
+		Short: "Quantize language models on a CPU and measure what it cost",
+		Long: `llmq turns a Hugging Face checkpoint into the best GGUF of its size, on a CPU, one layer at a time, and proves it by
+measuring perplexity itself.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.`,
+		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
+  llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt --base Qwen3-8B`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			names := make([]string, 0, 8)
+			for _, c := range cmd.Commands() {
+				names = append(names, c.Name())
+			}
+			return &usageError{fmt.Errorf("unknown command %q%s", args[0], didYouMean(args[0], names, ""))}
+		},
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.inspectCommand(), a.tokenizeCommand(), a.versionCommand())
+	return root
+}
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// exactArgs accepts as many arguments as there are names, which say what is missing.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usagef("no %s given", names[len(args)])
+		}
+		if len(args) > len(names) {
+			return usagef("unexpected argument %q", args[len(names)])
+		}
+		return nil
+	}
+}
+
+// flagError explains a flag that pflag refused.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) || unknown.GetSpecifiedShortnames() != "" {
+		return &usageError{err}
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return usagef("unknown flag --%s%s", unknown.GetSpecifiedName(), didYouMean(unknown.GetSpecifiedName(), names, "--"))
+}
+
+// didYouMean returns "; did you mean X?" for the nearest of names, or nothing if none is near.
+func didYouMean(got string, names []string, prefix string) string {
+	best, bestDistance := "", len(got)/2+1
+	for _, name := range names {
+		if d := editDistance(got, name); d < bestDistance {
+			best, bestDistance = name, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s%s?", prefix, best)
+}
+
+// editDistance is how many bytes must be inserted, deleted or replaced to make b of a (Levenshtein).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1) // distances of a's prefix so far to b's prefixes
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replace := diagonal
+			if a[i] != b[j] {
+				replace++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replace, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}

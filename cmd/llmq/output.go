@@ -1,0 +1,216 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/atomicfile"
+	"github.com/llmq/llmq/pipeline"
+)
+
+// outputOptions are what the commands that write a GGUF file share.
+type outputOptions struct {
+	Checkpoint    string
+	Output        string
+	Rules         ruleList
+	EmbeddingType typeValue
+	OutputType    typeValue
+	NoFallback    bool
+	Pre           string
+	Threads       int
+	DryRun        bool
+	Force         bool
+	JSON          bool
+}
+
+func (o *outputOptions) AddFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVarP(&o.Output, "output", "o", "", "`FILE` to write (required)")
+	f.Var(&o.Rules, "tensor-type", "give tensors whose GGUF name matches a regular expression a type, as 'ffn_down=q6_k' (repeatable, first match wins)")
+	f.Var(&o.EmbeddingType, "embedding-type", "type of token_embd.weight (default f16)")
+	f.Var(&o.OutputType, "output-type", "type of output.weight (default f16); a tied embedding stays one tensor")
+	f.BoolVar(&o.NoFallback, "no-fallback", false, "fail where a type's block does not divide a tensor's columns, instead of taking another type")
+	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
+	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
+	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
+	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
+}
+
+// open checks the paths, opens the checkpoint and plans the output; the caller closes the source.
+func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
+	if o.Output == "" {
+		return nil, nil, usagef("no output given: -o FILE")
+	}
+	if err := setThreads(o.Threads); err != nil {
+		return nil, nil, err
+	}
+	if err := checkOutput(o.Checkpoint, o.Output, o.Force); err != nil && !o.DryRun {
+		return nil, nil, err
+	}
+	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
+	src, err := a.openSource(o.Checkpoint, o.Pre)
+	if err != nil {
+		return nil, nil, err
+	}
+	plan, err := pipeline.NewPlan(src, r)
+	if err != nil {
+		return nil, nil, errors.Join(err, src.Close())
+	}
+	return src, plan, nil
+}
+
+// checkOutput refuses an output that would replace the input, whatever the options, or another file without force.
+func checkOutput(input, output string, force bool) error {
+	if atomicfile.Same(input, output) {
+		return fmt.Errorf("%s: the output is the input", output)
+	}
+	parts, err := filepath.Glob(filepath.Join(globQuote(input), "*.safetensors"))
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if atomicfile.Same(p, output) {
+			return fmt.Errorf("%s: the output is part of the input", output)
+		}
+	}
+	if _, err := os.Lstat(output); err == nil && !force {
+		return fmt.Errorf("%s exists; --force replaces it", output)
+	}
+	return nil
+}
+
+// printPlan prints what a run would write, and what it needs.
+func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs) error {
+	if o.JSON {
+		type tensorJSON struct {
+			Name     string `json:"name"`
+			Type     string `json:"type"`
+			Shape    []int  `json:"shape"`
+			Bytes    int64  `json:"bytes"`
+			Fallback string `json:"fallback"`
+		}
+		tensors := make([]tensorJSON, len(plan.Tensors))
+		for i := range plan.Tensors {
+			t := &plan.Tensors[i]
+			tensors[i] = tensorJSON{t.Name, t.Type.Name, t.Shape, t.Bytes(), ""}
+			if t.Wanted != t.Type {
+				tensors[i].Fallback = t.Wanted.Name
+			}
+		}
+		return a.printJSON(struct {
+			Output        string       `json:"output"`
+			Bytes         int64        `json:"bytes"`
+			BitsPerWeight float64      `json:"bits_per_weight"`
+			MemoryBytes   int64        `json:"memory_bytes"`
+			DiskBytes     int64        `json:"disk_bytes"`
+			Tensors       []tensorJSON `json:"tensors"`
+		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), needs.Memory, needs.Disk, tensors})
+	}
+	t := newTable(a.stdout)
+	for i := range plan.Tensors {
+		p := &plan.Tensors[i]
+		t.row(p.Name, "%s\t%s\t%d bytes", p.Type.Name, shapeString(p.Shape), p.Bytes())
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	t = newTable(a.stdout)
+	t.row("file", "%d bytes (%s), %.3f bits per weight", plan.File.Size(), formatBytes(plan.File.Size()), plan.BitsPerWeight())
+	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(needs.Memory))
+	t.row("disk", "%s", formatBytes(needs.Disk))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	return a.printFallbacks(plan)
+}
+
+// printReport prints what a run has done.
+func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.Report) error {
+	if o.JSON {
+		return a.printJSON(struct {
+			*pipeline.Report
+			PeakRSS int64 `json:"peak_rss_bytes"`
+		}{rep, peakRSS()})
+	}
+	var worst *pipeline.TensorReport
+	var sum float64
+	var n int
+	for i := range rep.Tensors {
+		t := &rep.Tensors[i]
+		if typ := plan.Tensors[i].Type; typ.Grid == nil {
+			continue
+		}
+		n++
+		sum += t.RelativeError
+		if worst == nil || t.RelativeError > worst.RelativeError {
+			worst = t
+		}
+	}
+	t := newTable(a.stdout)
+	t.row("output", "%s", rep.Output)
+	t.row("size", "%d bytes (%s), %.3f bits per weight", rep.Bytes, formatBytes(rep.Bytes), rep.BitsPerWeight)
+	if worst != nil {
+		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
+			worst.RelativeError, worst.Name)
+	}
+	t.row("took", "%.1f s, peak memory %s", rep.Seconds, formatBytes(peakRSS()))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	return a.printFallbacks(plan)
+}
+
+// printFallbacks lists the tensors that got another type than they were to have.
+func (a *app) printFallbacks(plan *pipeline.Plan) error {
+	t := newTable(a.stdout)
+	for i := range plan.Tensors {
+		p := &plan.Tensors[i]
+		if p.Wanted == p.Type {
+			continue
+		}
+		// Were the columns a whole number of blocks.
+		wanted := int64(p.Elements()) * int64(p.Wanted.BlockBytes) / int64(p.Wanted.BlockLen)
+		t.row(p.Name, "%s instead of %s: its blocks of %d do not divide %d columns; %+d bytes", p.Type.Name, p.Wanted.Name,
+			p.Wanted.BlockLen, p.Cols(), p.Bytes()-wanted)
+	}
+	return t.flush()
+}
+
+// typeValue is a flag that names a type of formats/ggml; nil where it is not given.
+type typeValue struct{ t *ggml.Type }
+
+func (v *typeValue) Type() string { return "TYPE" }
+
+func (v *typeValue) String() string {
+	if v.t == nil {
+		return ""
+	}
+	return v.t.Name
+}
+
+func (v *typeValue) Set(s string) error {
+	t, err := ggml.ByName(s)
+	v.t = t
+	return err
+}
+
+// ruleList is a repeatable flag of REGEX=TYPE.
+type ruleList struct{ rules []pipeline.Rule }
+
+func (v *ruleList) Type() string   { return "REGEX=TYPE" }
+func (v *ruleList) String() string { return "" }
+
+func (v *ruleList) Set(s string) error {
+	r, err := pipeline.ParseRule(s)
+	if err != nil {
+		return err
+	}
+	v.rules = append(v.rules, r)
+	return nil
+}

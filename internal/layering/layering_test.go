@@ -13,32 +13,35 @@ const module = "github.com/llmq/llmq/"
 // allowed lists, for each package, the packages of this module that its code may import; tests may import any.
 // A new package needs a line here.
 var allowed = map[string]string{
-	"tensor":              "",
-	"kernels":             "tensor",
-	"linalg":              "tensor kernels",
-	"quant":               "tensor kernels",
-	"gptq":                "tensor kernels linalg quant",
+	"tensor":  "",
+	"kernels": "tensor",
+	"linalg":  "tensor kernels",
+	"quant":   "tensor kernels",
+	"gptq":    "tensor kernels linalg quant",
+
 	"formats/safetensors": "tensor internal/atomicfile internal/mmap",
 	"formats/ggml":        "tensor kernels quant",
-	"formats/gguf":        "tensor kernels formats/ggml internal/atomicfile internal/mmap",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/safetensors tokenizer",
-	"tokenizer":           "",
-	"model":               "tensor kernels quant formats/ggml",
-	"calib":               "internal/text",
-	"eval":                "tensor kernels quant formats/ggml model tokenizer internal/states",
-	"pipeline": "tensor kernels linalg quant gptq formats/safetensors formats/ggml formats/gguf formats/hf model " +
-		"tokenizer calib internal/states",
+	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
+	"formats/hf":          "formats/ggml formats/gguf formats/safetensors tokenizer",
+
+	"tokenizer": "",
+	"model":     "tensor kernels quant formats/ggml",
+	"calib":     "internal/text",
+	"eval":      "tensor kernels model internal/states",
+	"pipeline":  "tensor kernels quant gptq formats/ggml formats/gguf model calib internal/states",
+
+	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval pipeline " +
+		"internal/atomicfile internal/text internal/ui",
+
 	"internal/atomicfile": "",
+	"internal/interop":    "",
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",
 	"internal/states":     "tensor",
+	"internal/testmodel":  "tensor formats/ggml formats/gguf",
 	"internal/text":       "",
-	"internal/interop":    "",
-	"internal/testmodel":  "tensor formats/ggml formats/gguf formats/safetensors formats/hf model tokenizer",
 	"internal/ui":         "",
-	"cmd/llmq": "tensor kernels quant formats/ggml formats/gguf formats/hf model tokenizer calib eval pipeline " +
-		"internal/ui",
 }
 
 func TestDirections(t *testing.T) {

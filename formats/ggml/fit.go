@@ -8,39 +8,57 @@ import (
 
 // How scales are chosen. Everywhere the error to minimise is Σ importance·(w−ŵ)² with ŵ the nearest value on the grid,
 // measured with the decoder's own arithmetic. For fixed scales the best codes are the nearest; for fixed codes the best
-// scales solve a least-squares problem; alternating the two converges to one of many local minima, so each search
-// starts from many candidates. The searches are in fit_scale.go, fit_min.go, fit_super.go and fit_super_min.go; the
-// loops that take the time are the measure functions in this file.
+// scales solve a least-squares problem; alternating the two ends in one of many local minima, so every search starts
+// from many candidates. fit_scale.go and fit_min.go search the scales of one group, without and with a minimum;
+// fit_super.go and fit_super_min.go make those of a super-block's groups small multiples of one float16 number.
+// Nearly all the time goes into measureWhole and measureTable below. How many candidates a search tries was chosen on
+// the matrices of TestEncode, at a few dozen measurements of a weight for the simple types and about a hundred for
+// super-blocks.
 
 // newGrid returns g with the Fit that suits it.
 func newGrid(g quant.Grid) *quant.Grid {
 	grid := &g
 	lv := newLevels(grid)
-	super := g.Groups() > 1
-	switch {
+	fit := fitScale
+	switch super := g.Groups() > 1; {
 	case super && g.MinMax > 0:
-		grid.Fit = func(b *quant.Block, w, importance []float32) { fitSuperMin(grid, lv, b, w, importance) }
+		fit = fitSuperMin
 	case super:
-		grid.Fit = func(b *quant.Block, w, importance []float32) { fitSuper(grid, lv, b, w, importance) }
+		fit = fitSuper
 	case g.MinMax > 0:
-		grid.Fit = func(b *quant.Block, w, importance []float32) { fitMin(grid, lv, b, w, importance) }
-	default:
-		grid.Fit = func(b *quant.Block, w, importance []float32) { fitScale(grid, lv, b, w, importance) }
+		fit = fitMin
 	}
+	grid.Fit = func(b *quant.Block, w, importance []float32) { fit(grid, lv, b, w, importance) }
 	return grid
 }
 
 // levels rounds to a grid's levels.
 type levels struct {
-	lo, hi float32 // the outermost
-	// table holds the nearest level of every half-open interval of length ½ from −128 on: with whole numbers for levels,
-	// no midpoint of two lies inside one. nil where the levels are all the whole numbers from lo to hi.
+	lo, hi         float32 // the outermost
+	loBits, hiBits int32   // lo and hi as measure clamps them: see roundMagic
+	// table holds the nearest level of each interval of length ½ from −128 on: with whole numbers for levels, no midpoint
+	// of two lies inside one. nil where the levels are all the whole numbers from lo to hi.
 	table *[512]float32
+	// A scale is searched among those that put a large weight at a level of magnitude from, from+step, ... below to.
+	from, to, step float32
 }
+
+// The best scale lets the largest weights clip, or leaves the last levels free, the less the more levels there are.
+const (
+	searchBelow = 1.3 // from = |lo|·(1 − searchBelow/√n) for n levels
+	searchAbove = 0.9 // to   = |lo|·(1 + searchAbove/√n)
+)
 
 func newLevels(g *quant.Grid) *levels {
 	lv := &levels{lo: g.Level(int8(g.CodeMin)), hi: g.Level(int8(g.CodeMax))}
+	n := g.CodeMax - g.CodeMin + 1
+	width := -lv.lo / float32(math.Sqrt(float64(n)))
+	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width
+	lv.step = (lv.to - lv.from) / float32(10+n/16)
+	bits := func(v float32) int32 { return int32(math.Float32bits(v + roundMagic)) }
+	lv.loBits, lv.hiBits = bits(lv.lo), bits(lv.hi)
 	if g.Codebook != nil {
+		lv.loBits, lv.hiBits = bits(2*lv.lo), bits(2*lv.hi)
 		lv.table = new([512]float32)
 		for k := range lv.table {
 			lv.table[k] = g.Level(g.NearestLevel(float32(k-256)/2 + 0.25))
@@ -49,86 +67,82 @@ func newLevels(g *quant.Grid) *levels {
 	return lv
 }
 
-// roundMagic is 1.5·2²³: adding and subtracting it rounds a float32 below 2²² to a whole number.
+// roundMagic is 1.5·2²³. A float32 of magnitude below 2²² plus roundMagic is rounded to a whole number, which stands in
+// the low bits. Beyond, the bits of the sum, read as an int32, still are in order, and so can be clamped.
 const roundMagic = 3 << 22
 
-// fit sums up a group's weights on the grid: err is Σ wt·(x−ŵ)², and l, ll and lx are the sums Σ wt·l, Σ wt·l² and
+// fit describes a group's weights x on the grid: err is Σ wt·(x−ŵ)², and l, ll and lx are the sums Σ wt·l, Σ wt·l² and
 // Σ wt·l·x over the levels l that the weights were rounded to.
 type fit struct{ err, l, ll, lx float32 }
 
-// measure rounds x to scale·level; it leaves l at zero.
-func (lv *levels) measure(x, wt []float32, scale float32) fit {
+// measure rounds a group to scale·level − minimum. Codebooks have no minimum.
+func (lv *levels) measure(gr *group, scale, minimum float32) fit {
 	if lv.table != nil {
-		return measureTable(lv.table, x, wt, scale, lv.lo, lv.hi)
+		return measureTable(gr.x, gr.wt, scale, lv.table, lv.loBits, lv.hiBits)
 	}
-	return measureScale(x, wt, scale, lv.lo, lv.hi)
+	return measureWhole(gr.x, gr.wt, scale, minimum, lv.loBits, lv.hiBits)
 }
 
-// measureScale measures the levels lo, lo+1, ..., hi.
-func measureScale(x, wt []float32, scale, lo, hi float32) (f fit) {
+// measureWhole is measure for whole levels. A group has an even number of weights; two at a time keep the sums'
+// additions from waiting for each other.
+func measureWhole(x, wt []float32, scale, minimum float32, loBits, hiBits int32) fit {
 	inv := inverse(scale)
 	wt = wt[:len(x)]
-	for j, v := range x {
-		q := v * inv
-		if q < lo {
-			q = lo
-		} else if q > hi {
-			q = hi
-		}
-		q = float32(q+roundMagic) - roundMagic
-		d := v - float32(scale*q)
-		wq := wt[j] * q
-		f.err += float32(float32(wt[j]*d) * d)
-		f.ll += float32(wq * q)
-		f.lx += float32(wq * v)
+	var e0, e1, l0, l1, ll0, ll1, lx0, lx1 float32
+	for j := 0; j+1 < len(x); j += 2 {
+		v0, v1 := x[j], x[j+1]
+		w0, w1 := wt[j], wt[j+1]
+		i0 := int32(math.Float32bits(float32((v0+minimum)*inv) + roundMagic))
+		i1 := int32(math.Float32bits(float32((v1+minimum)*inv) + roundMagic))
+		q0 := math.Float32frombits(uint32(min(max(i0, loBits), hiBits))) - roundMagic
+		q1 := math.Float32frombits(uint32(min(max(i1, loBits), hiBits))) - roundMagic
+		d0 := v0 - (float32(scale*q0) - minimum)
+		d1 := v1 - (float32(scale*q1) - minimum)
+		e0 += float32(float32(w0*d0) * d0)
+		e1 += float32(float32(w1*d1) * d1)
+		w0 *= q0
+		w1 *= q1
+		l0 += w0
+		l1 += w1
+		ll0 += float32(w0 * q0)
+		ll1 += float32(w1 * q1)
+		lx0 += float32(w0 * v0)
+		lx1 += float32(w1 * v1)
 	}
-	return f
+	return fit{e0 + e1, l0 + l1, ll0 + ll1, lx0 + lx1}
 }
 
-// measureTable measures the levels of a codebook.
-func measureTable(table *[512]float32, x, wt []float32, scale, lo, hi float32) (f fit) {
-	inv := inverse(scale)
+// measureTable is measure for a codebook. Rounding 2v − ½ to a whole number finds v's interval of length ½; on the border
+// of two, a midpoint of levels or a place without meaning, either will do.
+func measureTable(x, wt []float32, scale float32, table *[512]float32, loBits, hiBits int32) fit {
+	const first = 256 - 0x4b400000 // 0x4b400000 are roundMagic's bits
+	inv := 2 * inverse(scale)
 	wt = wt[:len(x)]
-	for j, v := range x {
-		q := v * inv
-		if q < lo {
-			q = lo
-		} else if q > hi {
-			q = hi
-		}
-		q = table[int(2*q+256)&511]
-		d := v - float32(scale*q)
-		wq := wt[j] * q
-		f.err += float32(float32(wt[j]*d) * d)
-		f.ll += float32(wq * q)
-		f.lx += float32(wq * v)
+	var e0, e1, l0, l1, ll0, ll1, lx0, lx1 float32
+	for j := 0; j+1 < len(x); j += 2 {
+		v0, v1 := x[j], x[j+1]
+		w0, w1 := wt[j], wt[j+1]
+		i0 := int32(math.Float32bits(float32(v0*inv) - 0.5 + roundMagic))
+		i1 := int32(math.Float32bits(float32(v1*inv) - 0.5 + roundMagic))
+		q0 := table[(min(max(i0, loBits), hiBits)+first)&511]
+		q1 := table[(min(max(i1, loBits), hiBits)+first)&511]
+		d0 := v0 - float32(scale*q0)
+		d1 := v1 - float32(scale*q1)
+		e0 += float32(float32(w0*d0) * d0)
+		e1 += float32(float32(w1*d1) * d1)
+		w0 *= q0
+		w1 *= q1
+		l0 += w0
+		l1 += w1
+		ll0 += float32(w0 * q0)
+		ll1 += float32(w1 * q1)
+		lx0 += float32(w0 * v0)
+		lx1 += float32(w1 * v1)
 	}
-	return f
+	return fit{e0 + e1, l0 + l1, ll0 + ll1, lx0 + lx1}
 }
 
-// measureMin rounds x to scale·q − minimum with q in 0..hi.
-func measureMin(x, wt []float32, scale, minimum, hi float32) (f fit) {
-	inv := inverse(scale)
-	wt = wt[:len(x)]
-	for j, v := range x {
-		q := (v + minimum) * inv
-		if q < 0 {
-			q = 0
-		} else if q > hi {
-			q = hi
-		}
-		q = float32(q+roundMagic) - roundMagic
-		d := v - (float32(scale*q) - minimum)
-		wq := wt[j] * q
-		f.err += float32(float32(wt[j]*d) * d)
-		f.l += wq
-		f.ll += float32(wq * q)
-		f.lx += float32(wq * v)
-	}
-	return f
-}
-
-// inverse returns 1/scale, and 0 for 0, which rounds everything to one code.
+// inverse returns 1/scale, and 0 for 0, which rounds everything to one level.
 func inverse(scale float32) float32 {
 	if scale == 0 {
 		return 0
@@ -136,27 +150,29 @@ func inverse(scale float32) float32 {
 	return 1 / scale
 }
 
-// maxWeight bounds the weights that are fitted, so that no sum of squares overflows. No grid reaches so far: Q6_K, which
-// reaches farthest, ends at 65504·128·32.
-const maxWeight = 1 << 30
-
 // group is what a search knows of the columns that share a scale.
 type group struct {
-	x, wt []float32
-	w, wx float32 // Σ wt, Σ wt·x
+	x, wt      []float32
+	w, wx, wxx float32 // Σ wt, Σ wt·x, Σ wt·x²
 }
 
-// scratch holds a block as the searches want it: finite weights of moderate size, importances in 0..1.
+// scratch holds a block as the searches want it.
 type scratch struct {
 	x, wt  [maxBlock]float32
 	groups [maxGroups]group
 }
 
-// deadImportance is the importance of columns in a group where all have none. They share scales with others, so they
-// must not weigh, but their group's own scale is free to suit them.
-const deadImportance = 1e-18
+const (
+	// maxWeight bounds the weights that are fitted, so that no sum of squares overflows. No grid reaches so far: the one
+	// that reaches farthest, Q6_K, ends at 65504·128·32 < 2²⁹.
+	maxWeight = 1 << 30
+	// deadImportance is what columns weigh in a group where all have no importance. The group's own scale is then free to
+	// suit them, but they leave what groups share alone.
+	deadImportance = 1e-18
+)
 
-// load fills s from a block's weights and importances, which may be nil, and returns the groups.
+// load fills s with a block's weights and with importances in 0..1, the largest being 1, and returns the groups. Without
+// importances, or with none above zero, all are 1.
 func (s *scratch) load(g *quant.Grid, w, importance []float32) []group {
 	groups := s.groups[:g.Groups()]
 	var largest float32
@@ -167,48 +183,33 @@ func (s *scratch) load(g *quant.Grid, w, importance []float32) []group {
 	for k := range groups {
 		lo, hi := k*g.Group, (k+1)*g.Group
 		gr := group{x: s.x[lo:hi], wt: s.wt[lo:hi]}
+		dead := true
 		for j := range gr.x {
 			gr.x[j] = min(max(w[lo+j], -maxWeight), maxWeight)
 			gr.wt[j] = 1
-		}
-		if largest > 0 {
-			dead := true
-			for j := range gr.wt {
-				v := max(min(importance[lo+j], largest)/largest, 0)
-				gr.wt[j] = v
-				dead = dead && v == 0
+			if largest > 0 {
+				gr.wt[j] = max(min(importance[lo+j], largest)/largest, 0)
 			}
-			for j := range gr.wt {
-				if dead {
-					gr.wt[j] = deadImportance
-				}
-			}
+			dead = dead && gr.wt[j] == 0
 		}
 		for j, v := range gr.x {
+			if dead {
+				gr.wt[j] = deadImportance
+			}
 			gr.w += gr.wt[j]
 			gr.wx += float32(gr.wt[j] * v)
+			gr.wxx += float32(gr.wt[j]*v) * v
 		}
 		groups[k] = gr
 	}
 	return groups
 }
 
-// largest returns the weight of largest magnitude.
-func (gr *group) largest() float32 {
-	var v float32
-	for _, x := range gr.x {
-		if abs(x) > abs(v) {
-			v = x
-		}
-	}
-	return v
-}
-
 func abs(v float32) float32 { return math.Float32frombits(math.Float32bits(v) &^ (1 << 31)) }
 
 const (
 	minNormalF16 = 1.0 / (1 << 14)
-	quantumF16   = 1.0 / (1 << 24) // the distance of subnormal float16 values
+	quantumF16   = 1.0 / (1 << 24) // the distance between subnormal float16 values
 )
 
 // roundScale returns v rounded to float16, saturating.
@@ -217,15 +218,15 @@ func roundScale(v float32) float32 {
 	case a >= maxF16:
 		return float32(math.Copysign(maxF16, float64(v)))
 	case a < minNormalF16:
-		const magic = 1.5 * (1 << 23) * quantumF16
+		const magic = roundMagic * quantumF16 // rounds to multiples of the quantum
 		return float32(v+magic) - magic
 	}
 	b := math.Float32bits(v)
 	return math.Float32frombits((b + 0xfff + b>>13&1) &^ 0x1fff)
 }
 
-// stepF16 returns the distance from the float16 value v to the next larger magnitude.
+// stepF16 returns the distance from the float16 value v to the next of larger magnitude.
 func stepF16(v float32) float32 {
-	b := math.Float32bits(v) & 0x7f800000
-	return max(math.Float32frombits(b)/1024, quantumF16)
+	exponent := math.Float32frombits(math.Float32bits(v) & 0x7f800000)
+	return max(exponent/1024, quantumF16)
 }

@@ -6,54 +6,71 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// One scale and one minimum per block: Q4_1, Q5_1.
+// One scale and one minimum per block: Q4_1, Q5_1. The same search finds each group's own best in super-blocks.
 
 func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
 	gr := &s.load(g, w, importance)[0]
-	var p minSearch
-	p.search(gr, lv.hi, false)
-	b.Sc[0], b.M[0] = 1, 1
-	b.D, b.DMin = roundScale(p.scale[0]), roundScale(p.minimum[0])
+	b.D, b.DMin, b.Sc[0], b.M[0] = 0, 0, 1, 1
 	best := float32(math.Inf(1))
+	try := func(d, dmin float32) fit {
+		f := lv.measure(gr, d, dmin)
+		if f.err < best {
+			best, b.D, b.DMin = f.err, d, dmin
+		}
+		return f
+	}
+	var p minSearch
+	p.search(lv, gr)
 	for i := range p.n {
 		d, dmin := roundScale(p.scale[i]), roundScale(p.minimum[i])
-		last := float32(math.Inf(1))
-		for {
-			f := measureMin(gr.x, gr.wt, d, dmin, lv.hi)
-			if f.err < best {
-				best, b.D, b.DMin = f.err, d, dmin
-			}
+		for last := float32(math.Inf(1)); ; {
+			f := try(d, dmin)
 			if f.err >= last {
 				break
 			}
 			last = f.err
-			scale, minimum := gr.solve(f, false)
+			scale, minimum, _ := gr.solve(f, d, dmin)
 			d, dmin = roundScale(scale), roundScale(minimum)
+		}
+	}
+	// Least squares knows nothing of float16's steps, which are wide where it is subnormal or the minimum far from zero.
+	d, dmin := b.D, b.DMin
+	step, stepMin := stepF16(d), stepF16(dmin)
+	for i := float32(-1); i <= 1; i++ {
+		for j := float32(-1); j <= 1; j++ {
+			try(roundScale(d+i*step), roundScale(dmin+j*stepMin))
 		}
 	}
 }
 
-// solve returns the scale and minimum that suit the levels of f best: the least-squares line through (l, x). With
-// nonNegative the minimum is at least 0.
-func (gr *group) solve(f fit, nonNegative bool) (scale, minimum float32) {
-	det := float64(gr.w)*float64(f.ll) - float64(f.l)*float64(f.l)
-	if det <= 0 {
-		return 0, 0
+// solve returns the scale and minimum that suit the levels of f best, f having been measured with the given ones, and
+// the error that the same levels have then, or sumNoise's share of Σ wt·x² if that is more: then, as with two values only,
+// many candidates are equal, and the first one tried, the group's own range, is kept.
+func (gr *group) solve(f fit, scale, minimum float32) (newScale, newMinimum, err float32) {
+	w, l, ll := float64(gr.w), float64(f.l), float64(f.ll)
+	// The residuals' sums Σ wt·(x−ŵ) and Σ wt·l·(x−ŵ): solving for the change, rather than for the values themselves,
+	// loses few digits of the error.
+	r := float64(gr.wx) - float64(scale)*l + float64(minimum)*w
+	lr := float64(f.lx) - float64(scale)*ll + float64(minimum)*l
+	det := w*ll - l*l
+	if !(det > oneLevel*w*ll) {
+		return 0, -gr.wx / gr.w, max(f.err-float32(r*r/w), sumNoise*gr.wxx)
 	}
-	scale = float32((float64(gr.w)*float64(f.lx) - float64(f.l)*float64(gr.wx)) / det)
-	minimum = float32((float64(f.l)*float64(f.lx) - float64(f.ll)*float64(gr.wx)) / det)
-	if nonNegative && minimum < 0 {
-		return f.lx / f.ll, 0
-	}
-	return scale, minimum
+	ds, dm := (w*lr-l*r)/det, (l*lr-ll*r)/det
+	return scale + float32(ds), minimum + float32(dm), max(f.err-float32(lr*ds-r*dm), sumNoise*gr.wxx)
 }
 
-// minSearch keeps the best pairs of scale and minimum that it has met, the best first.
+// oneLevel is the relative determinant below which all weights that matter have the same level.
+const oneLevel = 1e-9
+
+// sumNoise is the relative error that float32 sums over a group may have.
+const sumNoise = 1e-6
+
+// minSearch keeps the best pairs of scale and minimum that it has met, the best first, and their errors.
 type minSearch struct {
-	n              int
-	scale, minimum [3]float32
-	err            [3]float32
+	n                   int
+	scale, minimum, err [3]float32
 }
 
 func (p *minSearch) add(scale, minimum, err float32) {
@@ -71,52 +88,68 @@ func (p *minSearch) add(scale, minimum, err float32) {
 	p.scale[i], p.minimum[i], p.err[i] = scale, minimum, err
 }
 
-// search starts from ranges that clip a little at either end.
-func (p *minSearch) search(gr *group, levels float32, nonNegative bool) {
+// search tries ranges that leave a part of a level free, or clip up to a level, at either end of the group's range, and
+// ranges around the weighted mean, in case unimportant outliers had better be clipped.
+func (p *minSearch) search(lv *levels, gr *group) {
 	lo, hi := gr.x[0], gr.x[0]
 	for _, v := range gr.x {
 		lo, hi = min(lo, v), max(hi, v)
 	}
-	if nonNegative {
-		lo = min(lo, 0)
-	}
 	if hi <= lo {
-		p.add(0, -lo, measureMin(gr.x, gr.wt, 0, -lo, levels).err)
+		p.add(0, -lo, 0)
 		return
 	}
-	step := (hi - lo) / levels
-	for a := float32(-0.4); a < 1.3; a += 0.4 {
-		for b := float32(-0.4); b < 1.3; b += 0.4 {
-			p.try(gr, lo+a*step, hi-b*step, levels, nonNegative)
+	step := (hi - lo) / lv.hi
+	for _, a := range [...]float32{0, -0.6, 0.6, 1.2} {
+		for _, b := range [...]float32{0, -0.6, 0.6, 1.2} {
+			p.try(lv, gr, lo+a*step, hi-b*step)
 		}
 	}
-	// Where unimportant outliers stretch the range: the weighted mean and deviation.
 	mean := gr.wx / gr.w
-	var dev float32
+	var variance float32
 	for j, v := range gr.x {
-		dev += gr.wt[j] * (v - mean) * (v - mean)
+		variance += gr.wt[j] * (v - mean) * (v - mean)
 	}
-	dev = float32(math.Sqrt(float64(dev / gr.w)))
-	for k := float32(1); k < 3; k += 0.5 {
-		p.try(gr, mean-k*dev, mean+k*dev, levels, nonNegative)
+	deviation := float32(math.Sqrt(float64(variance / gr.w)))
+	for _, k := range [...]float32{1, 1.5, 2, 2.5} {
+		p.try(lv, gr, mean-k*deviation, mean+k*deviation)
 	}
 }
 
-func (p *minSearch) try(gr *group, lo, hi, levels float32, nonNegative bool) {
-	if nonNegative {
-		lo = min(lo, 0)
+func (p *minSearch) try(lv *levels, gr *group, lo, hi float32) {
+	if hi > lo {
+		scale := (hi - lo) / lv.hi
+		p.add(gr.solve(lv.measure(gr, scale, -lo), scale, -lo))
 	}
-	if hi <= lo {
-		return
-	}
-	scale, minimum := (hi-lo)/levels, -lo
-	for range 2 {
-		f := measureMin(gr.x, gr.wt, scale, minimum, levels)
-		p.add(scale, minimum, f.err)
-		scale, minimum = gr.solve(f, nonNegative)
-		if scale <= 0 {
-			return
+}
+
+// refine alternates codes and scales from each candidate until the error stays.
+func (p *minSearch) refine(lv *levels, gr *group) {
+	found := *p
+	p.n = 0
+	for i := range found.n {
+		scale, minimum, err := found.scale[i], found.minimum[i], found.err[i]
+		for range maxRefine {
+			newScale, newMinimum, newErr := gr.solve(lv.measure(gr, scale, minimum), scale, minimum)
+			if newErr >= err {
+				break
+			}
+			scale, minimum, err = newScale, newMinimum, newErr
 		}
+		p.add(scale, minimum, err)
 	}
-	p.add(scale, minimum, measureMin(gr.x, gr.wt, scale, minimum, levels).err)
+}
+
+// fromZero returns the best scale for the minimum 0.
+func (gr *group) fromZero(lv *levels) (scale float32) {
+	var top float32
+	for _, v := range gr.x {
+		top = max(top, v)
+	}
+	var c scaleSearch
+	for _, a := range [...]float32{-0.6, 0, 0.6, 1.2} {
+		c.try(lv, gr, top/(lv.hi+a))
+	}
+	c.refine(lv, gr)
+	return c.scale[0]
 }

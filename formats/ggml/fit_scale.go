@@ -6,7 +6,8 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// One scale per block and no minimum: Q4_0, Q5_0, Q8_0, IQ4_NL.
+// One scale per block and no minimum: Q4_0, Q5_0, Q8_0, IQ4_NL. The same search finds each group's own best in
+// super-blocks.
 
 func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
@@ -20,32 +21,64 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 		b.D = d
 		return
 	}
-	var best candidates
-	best.search(lv, gr, top)
-	b.D = best.refine(lv, gr)
+	var c scaleSearch
+	c.search(lv, gr, top)
+	best := lv.measure(gr, 0, 0).err
+	for _, scale := range c.scale[:c.n] {
+		last := float32(math.Inf(1))
+		for d := roundScale(scale); ; {
+			f := lv.measure(gr, d, 0)
+			if f.err < best {
+				best, b.D = f.err, d
+			}
+			if f.err >= last {
+				break
+			}
+			last = f.err
+			scale, _ = f.solve(d)
+			d = roundScale(scale)
+		}
+	}
+	// Least squares knows nothing of float16's steps, which are wide where it is subnormal.
+	step := stepF16(b.D)
+	for _, d := range [2]float32{roundScale(b.D - step), roundScale(b.D + step)} {
+		if f := lv.measure(gr, d, 0); f.err < best {
+			best, b.D = f.err, d
+		}
+	}
 }
 
 // exactScale returns the scale with which the weights are on the grid already, as those of a quantized checkpoint are.
 func exactScale(g *quant.Grid, lv *levels, gr *group, top float32) (d float32, ok bool) {
 	for c := g.CodeMin; c <= g.CodeMax; c++ {
 		d := top / g.Level(int8(c)) // infinite for level 0
-		if math.Float32bits(d)&0x1fff == 0 && roundScale(d) == d && lv.measure(gr.x, gr.wt, d).err == 0 {
+		if math.Float32bits(d)&0x1fff == 0 && roundScale(d) == d && lv.measure(gr, d, 0).err == 0 {
 			return d, true
 		}
 	}
 	return 0, false
 }
 
-// candidates keeps the best scales that a search has met, the best first.
-type candidates struct {
-	n     int
-	scale [3]float32
-	fit   [3]fit
+// solve returns the scale that suits the levels of f best, f having been measured with the given one and no minimum,
+// and the error that the same levels have then.
+func (f *fit) solve(scale float32) (newScale, err float32) {
+	if f.ll <= 0 {
+		return 0, f.err
+	}
+	// Solving for the change, rather than for the scale itself, loses few digits of the error.
+	lr := float32(float64(f.lx) - float64(scale)*float64(f.ll)) // Σ wt·l·(x−ŵ)
+	return scale + lr/f.ll, f.err - lr*lr/f.ll
 }
 
-func (c *candidates) add(scale float32, f fit) {
+// scaleSearch keeps the best scales that it has met, the best first, and their errors.
+type scaleSearch struct {
+	n          int
+	scale, err [3]float32
+}
+
+func (c *scaleSearch) add(scale, err float32) {
 	i := c.n
-	for i > 0 && f.err < c.fit[i-1].err {
+	for i > 0 && err < c.err[i-1] {
 		i--
 	}
 	if i == len(c.scale) {
@@ -53,54 +86,73 @@ func (c *candidates) add(scale float32, f fit) {
 	}
 	c.n = min(c.n+1, len(c.scale))
 	copy(c.scale[i+1:c.n], c.scale[i:])
-	copy(c.fit[i+1:c.n], c.fit[i:])
-	c.scale[i], c.fit[i] = scale, f
+	copy(c.err[i+1:c.n], c.err[i:])
+	c.scale[i], c.err[i] = scale, err
 }
 
-// search adds scales that put top, the largest weight, near the end of the levels.
-func (c *candidates) search(lv *levels, gr *group, top float32) {
-	lo, hi := -lv.lo, lv.hi
-	fine := max(lo/64, 0.125)
-	for r := 0.68 * lo; r < 1.16*lo; r += fine {
-		c.try(lv, gr, -top/r)
-		// Without clipping the scale's sign makes no difference to whole levels.
-		if lv.table != nil || r > hi+0.5 {
-			c.try(lv, gr, top/r)
+// search tries scales that put top, the largest weight, near the end of the levels, and ones that put the most important
+// weight there, in case top had better be clipped.
+func (c *scaleSearch) search(lv *levels, gr *group, top float32) {
+	c.scan(lv, gr, top, lv.step)
+	if v := gr.mostImportant(); abs(v) != abs(top) {
+		c.scan(lv, gr, v, 2*lv.step)
+	}
+}
+
+func (c *scaleSearch) scan(lv *levels, gr *group, x, step float32) {
+	for level := lv.from; level < lv.to && x != 0; level += step {
+		c.try(lv, gr, -x/level)
+		// Where nothing is clipped, the scale's sign makes no difference to whole levels.
+		if lv.table != nil || level > lv.hi+0.5 {
+			c.try(lv, gr, x/level)
 		}
 	}
-	for r := 1.3 * lo; r < 5*lo; r *= 1.25 {
-		c.try(lv, gr, -top/r)
-		c.try(lv, gr, top/r)
-	}
 }
 
-func (c *candidates) try(lv *levels, gr *group, scale float32) {
-	c.add(scale, lv.measure(gr.x, gr.wt, scale))
+func (c *scaleSearch) try(lv *levels, gr *group, scale float32) {
+	f := lv.measure(gr, scale, 0)
+	c.add(f.solve(scale))
 }
 
-// refine alternates codes and scale from each candidate and returns the best float16 scale.
-func (c *candidates) refine(lv *levels, gr *group) float32 {
-	var bestScale float32
-	best := lv.measure(gr.x, gr.wt, 0)
-	for i := range c.n {
-		f := c.fit[i]
-		for last := float32(math.Inf(1)); f.ll > 0; {
-			d := roundScale(f.lx / f.ll)
-			f = lv.measure(gr.x, gr.wt, d)
-			if f.err < best.err {
-				best, bestScale = f, d
-			}
-			if f.err >= last {
+// maxRefine ends the alternation of codes and scales, which nearly always stops by itself in fewer rounds.
+const maxRefine = 8
+
+// refine alternates codes and scale from each candidate until the error stays.
+func (c *scaleSearch) refine(lv *levels, gr *group) {
+	found := *c
+	c.n = 0
+	for i := range found.n {
+		scale, err := found.scale[i], found.err[i]
+		for range maxRefine {
+			f := lv.measure(gr, scale, 0)
+			newScale, newErr := f.solve(scale)
+			if newErr >= err {
 				break
 			}
-			last = f.err
+			scale, err = newScale, newErr
+		}
+		c.add(scale, err)
+	}
+}
+
+// largest returns the weight of largest magnitude.
+func (gr *group) largest() float32 {
+	var v float32
+	for _, x := range gr.x {
+		if abs(x) > abs(v) {
+			v = x
 		}
 	}
-	step := stepF16(bestScale)
-	for _, d := range [2]float32{roundScale(bestScale - step), roundScale(bestScale + step)} {
-		if f := lv.measure(gr.x, gr.wt, d); f.err < best.err {
-			best, bestScale = f, d
+	return v
+}
+
+// mostImportant returns the weight that contributes most to Σ wt·x².
+func (gr *group) mostImportant() float32 {
+	var v, most float32
+	for j, x := range gr.x {
+		if e := gr.wt[j] * x * x; e > most {
+			v, most = x, e
 		}
 	}
-	return bestScale
+	return v
 }

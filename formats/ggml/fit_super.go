@@ -8,74 +8,154 @@ import (
 
 // Super-blocks of groups with a scale each and no minimum: Q3_K, Q6_K, IQ4_XS.
 
+// super is the search's state for one super-block.
+type super struct {
+	grid   *quant.Grid
+	lv     *levels
+	groups []group
+	scale  [maxGroups]float32 // each group's own best, whatever the others need
+}
+
+// superFit is a choice of everything but the codes.
+type superFit struct {
+	err, d float32
+	sc     [maxGroups]int8
+	fit    [maxGroups]fit
+}
+
+// superStarts are the values of d that are tried, relative to the one with which the largest scale just fits.
+var superStarts = [...]float32{1, 1.03, 1.06, 1.1}
+
 func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
-	groups := s.load(g, w, importance)
-	var best [maxGroups]candidates
+	p := super{grid: g, lv: lv, groups: s.load(g, w, importance)}
 	var top float32
-	for k := range groups {
-		gr := &groups[k]
+	for k := range p.groups {
+		gr := &p.groups[k]
 		if v := gr.largest(); v != 0 {
-			best[k].search(lv, gr, v)
-			top = max(top, abs(best[k].scale[0]))
+			var c scaleSearch
+			c.search(lv, gr, v)
+			c.refine(lv, gr)
+			p.scale[k] = c.scale[0]
+			top = max(top, abs(p.scale[k]))
 		}
 	}
-	b.D, b.DMin = 0, 0
-	clear(b.Sc)
-	clear(b.M)
-	if top == 0 {
-		return
+	d := top / float32(-g.ScaleMin)
+	best := superFit{err: float32(math.Inf(1))}
+	for _, r := range superStarts {
+		// ScaleMin reaches one farther than ScaleMax: either sign may suit the group with the largest scale.
+		p.start(&best, d*r)
+		p.start(&best, -d*r)
 	}
-	total := float32(math.Inf(1))
-	for _, r := range [...]float32{0.85, 0.9, 0.95, 1, 1.05} {
-		for sign := float32(-1); sign <= 1; sign += 2 {
-			d := roundScale(sign * top / (r * float32(-g.ScaleMin)))
-			last := float32(math.Inf(1))
-			for {
-				var sc [maxGroups]int8
-				var err, num, den float32
-				for k := range groups {
-					q, f := bestScale(g, lv, &groups[k], &best[k], d)
-					sc[k] = q
-					err += f.err
-					num += float32(q) * f.lx
-					den += float32(q) * float32(q) * f.ll
-				}
-				if err < total {
-					total = err
-					b.D = d
-					copy(b.Sc, sc[:])
-				}
-				if err >= last || den <= 0 {
-					break
-				}
-				last = err
-				d = roundScale(num / den)
-			}
+	p.polish(&best)
+	b.D, b.DMin = best.d, 0
+	copy(b.Sc, best.sc[:])
+	clear(b.M)
+}
+
+// start tries d, and what least squares make of it.
+func (p *super) start(best *superFit, d float32) {
+	c := superFit{d: roundScale(d)}
+	if c.d == 0 {
+		c.d = float32(math.Copysign(quantumF16, float64(d)))
+	}
+	for range maxRefine {
+		p.assign(&c, best.err)
+		if c.err >= best.err {
+			return
+		}
+		*best = c
+		if !p.solve(&c) {
+			return
 		}
 	}
 }
 
-const window = 2
-
-// bestScale returns the multiple of d that suits the group best.
-func bestScale(g *quant.Grid, lv *levels, gr *group, c *candidates, d float32) (sc int8, f fit) {
-	f = lv.measure(gr.x, gr.wt, 0)
-	if d == 0 {
-		return 0, f
-	}
-	var seen [256]bool
-	for i := range c.n {
-		mid := int(math.Floor(float64(c.scale[i] / d)))
-		for q := max(mid-window+1, g.ScaleMin); q <= min(mid+window, g.ScaleMax); q++ {
-			if seen[q&255] {
-				continue
-			}
-			seen[q&255] = true
-			if t := lv.measure(gr.x, gr.wt, d*float32(q)); t.err < f.err {
-				sc, f = int8(q), t
-			}
+// assign chooses each group's scale next to its own best. It gives up where the error passes limit.
+func (p *super) assign(c *superFit, limit float32) {
+	c.err = 0
+	for k := range p.groups {
+		q := p.near(c, k)
+		c.fit[k].err = float32(math.Inf(1))
+		p.try(c, k, q)
+		p.try(c, k, q+1)
+		c.err += c.fit[k].err
+		if c.err > limit {
+			return
 		}
 	}
-	return sc, f
+}
+
+// near returns the multiple of c.d next below group k's own best scale.
+func (p *super) near(c *superFit, k int) int {
+	q := min(max(p.scale[k]/c.d, float32(p.grid.ScaleMin)), float32(p.grid.ScaleMax))
+	return int(math.Floor(float64(q)))
+}
+
+// try sets group k's scale to q if that is in range and better.
+func (p *super) try(c *superFit, k, q int) {
+	if q < p.grid.ScaleMin || q > p.grid.ScaleMax {
+		return
+	}
+	if f := p.lv.measure(&p.groups[k], c.d*float32(q), 0); f.err < c.fit[k].err {
+		c.fit[k], c.sc[k] = f, int8(q)
+	}
+}
+
+// solve sets d to the least-squares solution for the codes, and reports whether it changed.
+func (p *super) solve(c *superFit) bool {
+	var num, den float64
+	for k, f := range c.fit[:len(p.groups)] {
+		q := float64(c.sc[k])
+		num += q * float64(f.lx)
+		den += q * q * float64(f.ll)
+	}
+	if den <= 0 {
+		return false
+	}
+	d := roundScale(float32(num / den))
+	if d == c.d || d == 0 {
+		return false
+	}
+	c.d = d
+	return true
+}
+
+// superRounds bounds the rounds of polish; more brought nothing.
+const superRounds = 2
+
+// polish alternates a wider search of each group's scale and the solution for d.
+func (p *super) polish(best *superFit) {
+	for range superRounds {
+		p.sweep(best)
+		c := *best
+		if !p.solve(&c) {
+			return
+		}
+		c.err = 0
+		for k := range p.groups {
+			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), 0)
+			c.err += c.fit[k].err
+		}
+		if c.err >= best.err {
+			return
+		}
+		*best = c
+	}
+}
+
+// superWindow is how far sweep looks to either side.
+const superWindow = 8
+
+// sweep tries for each group the scales around its own best, and their negatives.
+func (p *super) sweep(c *superFit) {
+	c.err = 0
+	for k := range p.groups {
+		q := p.near(c, k)
+		for i := 1 - superWindow; i <= superWindow; i++ {
+			p.try(c, k, q+i)
+			p.try(c, k, -q-i)
+		}
+		c.err += c.fit[k].err
+	}
 }

@@ -8,96 +8,235 @@ import (
 
 // Super-blocks of groups with a scale and a minimum each: Q2_K, Q4_K, Q5_K.
 
+// superMin is the search's state for one super-block.
+type superMin struct {
+	grid   *quant.Grid
+	lv     *levels
+	groups []group
+	// Each group's own best scale and minimum, whatever the others need: of either sign, and with a minimum of at least 0.
+	free, own [maxGroups]struct{ scale, minimum float32 }
+}
+
+// superMinFit is a choice of everything but the codes.
+type superMinFit struct {
+	err, d, dmin float32
+	sc, m        [maxGroups]int8
+	fit          [maxGroups]fit
+}
+
+// superMinStarts are the values of d and dmin that are tried, relative to those with which the largest scale and the
+// largest minimum just fit.
+var superMinStarts = [...]float32{1, 0.95, 1.05}
+
+// fitSuperMin searches with d and dmin above zero, where levels count up from a minimum of at most zero, and for the
+// negative weights, which with both below zero amounts to levels that count down from a maximum of at least zero.
 func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
-	groups := s.load(g, w, importance)
-	best := float32(math.Inf(1))
-	for mirror := range 2 {
-		if mirror == 1 {
-			for k := range groups {
-				gr := &groups[k]
-				for j := range gr.x {
-					gr.x[j] = -gr.x[j]
-				}
-				gr.wx = -gr.wx
+	p := superMin{grid: g, lv: lv, groups: s.load(g, w, importance)}
+	for k := range p.groups {
+		gr := &p.groups[k]
+		var m minSearch
+		m.search(lv, gr)
+		m.refine(lv, gr)
+		p.free[k].scale, p.free[k].minimum = m.scale[0], m.minimum[0]
+	}
+	best, mirrored := superMinFit{err: float32(math.Inf(1))}, superMinFit{err: float32(math.Inf(1))}
+	p.bound()
+	p.start(&best, 1, 1)
+	p.mirror()
+	p.start(&mirrored, 1, 1)
+	negative := mirrored.err < best.err
+	if negative {
+		best = mirrored
+	} else {
+		p.mirror()
+	}
+	for i, r := range superMinStarts {
+		for j, rm := range superMinStarts {
+			if i+j > 0 {
+				p.start(&best, r, rm)
 			}
 		}
-		var p [maxGroups]minSearch
-		var top, topMin float32
-		for k := range groups {
-			p[k].search(&groups[k], lv.hi, true)
-			top, topMin = max(top, p[k].scale[0]), max(topMin, p[k].minimum[0])
-		}
-		for _, r := range [...]float32{0.9, 1, 1.1} {
-			for _, rm := range [...]float32{0.9, 1, 1.1} {
-				d, dmin := roundScale(top/(r*float32(g.ScaleMax))), roundScale(topMin/(rm*float32(g.MinMax)))
-				last := float32(math.Inf(1))
-				for {
-					var sc, m [maxGroups]int8
-					var err float32
-					var a11, a12, a22, b1, b2 float64
-					for k := range groups {
-						var f fit
-						sc[k], m[k], f = bestScaleMin(g, lv, &groups[k], &p[k], d, dmin)
-						err += f.err
-						q, mm := float64(sc[k]), float64(m[k])
-						a11 += q * q * float64(f.ll)
-						a12 -= q * mm * float64(f.l)
-						a22 += mm * mm * float64(groups[k].w)
-						b1 += q * float64(f.lx)
-						b2 -= mm * float64(groups[k].wx)
-					}
-					if err < best {
-						best = err
-						b.D, b.DMin = d, dmin
-						if mirror == 1 {
-							b.D, b.DMin = -d, -dmin
-						}
-						copy(b.Sc, sc[:])
-						copy(b.M, m[:])
-					}
-					if err >= last {
-						break
-					}
-					last = err
-					det := a11*a22 - a12*a12
-					if det > 1e-9*a11*a22 {
-						d, dmin = roundScale(float32((b1*a22-b2*a12)/det)), roundScale(float32((b2*a11-b1*a12)/det))
-					} else if a11 > 0 {
-						d = roundScale(float32(b1 / a11))
-					} else if a22 > 0 {
-						dmin = roundScale(float32(b2 / a22))
-					}
-				}
-			}
+	}
+	p.polish(&best)
+	b.D, b.DMin = best.d, best.dmin
+	if negative {
+		b.D, b.DMin = 0-best.d, 0-best.dmin // not −0
+	}
+	copy(b.Sc, best.sc[:])
+	copy(b.M, best.m[:])
+}
+
+// bound finds what suits each group with a minimum of at least 0.
+func (p *superMin) bound() {
+	p.own = p.free
+	for k := range p.groups {
+		if p.free[k].minimum < 0 {
+			p.own[k].scale, p.own[k].minimum = p.groups[k].fromZero(p.lv), 0
 		}
 	}
 }
 
-func bestScaleMin(g *quant.Grid, lv *levels, gr *group, p *minSearch, d, dmin float32) (sc, m int8, f fit) {
-	f.err = float32(math.Inf(1))
-	invD, invMin := inverse(d), inverse(dmin)
-	try := func(q, mq int) {
-		if q < 0 || q > g.ScaleMax || mq < 0 || mq > g.MinMax {
+// mirror turns to the negative weights.
+func (p *superMin) mirror() {
+	for k := range p.groups {
+		gr := &p.groups[k]
+		for j := range gr.x {
+			gr.x[j] = -gr.x[j]
+		}
+		gr.wx = -gr.wx
+		p.free[k].minimum = p.free[k].scale*p.lv.hi - p.free[k].minimum
+	}
+	p.bound()
+}
+
+// start tries the d and dmin that fit the largest scale and minimum, times r and rm, and what least squares make of them.
+func (p *superMin) start(best *superMinFit, r, rm float32) {
+	var top, topMin float32
+	for k := range p.groups {
+		top, topMin = max(top, p.own[k].scale), max(topMin, p.own[k].minimum)
+	}
+	var c superMinFit
+	c.d = max(roundScale(r*top/float32(p.grid.ScaleMax)), quantumF16)
+	c.dmin = max(roundScale(rm*topMin/float32(p.grid.MinMax)), quantumF16)
+	for range superMinRounds {
+		p.assign(&c, best.err)
+		if c.err >= best.err {
 			return
 		}
-		if t := measureMin(gr.x, gr.wt, d*float32(q), dmin*float32(mq), lv.hi); t.err < f.err {
-			sc, m, f = int8(q), int8(mq), t
+		*best = c
+		if !p.solve(&c) {
+			return
 		}
 	}
-	try(0, 0)
-	for i := range min(p.n, 1) {
-		mid := int(p.scale[i] * invD)
-		for q := max(mid-window+1, 0); q <= min(mid+window, g.ScaleMax); q++ {
-			scale := d * float32(q)
-			t := measureMin(gr.x, gr.wt, scale, p.minimum[i], lv.hi)
-			mq := (scale*t.l - gr.wx) / gr.w * invMin
-			mq = min(max(mq+0.5, 0), float32(g.MinMax))
-			try(q, int(mq))
+}
+
+// superMinRounds bounds the rounds of start and polish; more brought nothing.
+const superMinRounds = 3
+
+// assign chooses each group's scale next to its own best, and the minimum to go with it. It gives up where the error
+// passes limit.
+func (p *superMin) assign(c *superMinFit, limit float32) {
+	c.err = 0
+	for k := range p.groups {
+		c.fit[k].err = float32(math.Inf(1))
+		q := p.near(c, k)
+		p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
+		if q++; q <= p.grid.ScaleMax {
+			p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
+		}
+		c.err += c.fit[k].err
+		if c.err > limit {
+			return
 		}
 	}
-	q, mq := int(sc), int(m)
-	try(q, mq-1)
-	try(q, mq+1)
-	return sc, m, f
+}
+
+// near returns the multiple of c.d next below group k's own best scale.
+func (p *superMin) near(c *superMinFit, k int) int {
+	return int(min(max(p.own[k].scale/c.d, 0), float32(p.grid.ScaleMax)))
+}
+
+// minimumFor returns the multiple of c.dmin that suits group k best with scale q and the codes that go with the given
+// minimum.
+func (p *superMin) minimumFor(c *superMinFit, k, q int, minimum float32) int {
+	gr := &p.groups[k]
+	scale := c.d * float32(q)
+	f := p.lv.measure(gr, scale, minimum)
+	m := (scale*f.l - gr.wx) / gr.w / c.dmin
+	return int(min(max(m+0.5, 0), float32(p.grid.MinMax)))
+}
+
+// try sets group k's scale and minimum to q and m if those are in range and better.
+func (p *superMin) try(c *superMinFit, k, q, m int) {
+	if q < 0 || q > p.grid.ScaleMax || m < 0 || m > p.grid.MinMax {
+		return
+	}
+	if f := p.lv.measure(&p.groups[k], c.d*float32(q), c.dmin*float32(m)); f.err < c.fit[k].err {
+		c.fit[k], c.sc[k], c.m[k] = f, int8(q), int8(m)
+	}
+}
+
+// solve sets d and dmin to the least-squares solution for the codes, and reports whether they changed.
+func (p *superMin) solve(c *superMinFit) bool {
+	var a11, a12, a22, b1, b2 float64
+	for k, f := range c.fit[:len(p.groups)] {
+		q, m := float64(c.sc[k]), -float64(c.m[k])
+		a11 += q * q * float64(f.ll)
+		a12 += q * m * float64(f.l)
+		a22 += m * m * float64(p.groups[k].w)
+		b1 += q * float64(f.lx)
+		b2 += m * float64(p.groups[k].wx)
+	}
+	d, dmin := c.d, c.dmin
+	switch det := a11*a22 - a12*a12; {
+	case det > oneLevel*a11*a22:
+		d, dmin = float32((b1*a22-b2*a12)/det), float32((b2*a11-b1*a12)/det)
+	case a11 > 0:
+		d = float32((b1 - float64(dmin)*a12) / a11)
+	case a22 > 0:
+		dmin = float32(b2 / a22)
+	}
+	d, dmin = roundScale(d), roundScale(dmin)
+	if d == c.d && dmin == c.dmin || d <= 0 || dmin <= 0 {
+		return false
+	}
+	c.d, c.dmin = d, dmin
+	return true
+}
+
+// polish alternates a wider search of each group's scale and minimum and the solution for d and dmin.
+func (p *superMin) polish(best *superMinFit) {
+	p.sweep(best)
+	for range superMinRounds {
+		p.neighbours(best)
+		c := *best
+		if !p.solve(&c) {
+			return
+		}
+		c.err = 0
+		for k := range p.groups {
+			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), c.dmin*float32(c.m[k]))
+			c.err += c.fit[k].err
+		}
+		if c.err >= best.err {
+			return
+		}
+		*best = c
+	}
+}
+
+// superMinWindow is how far sweep looks to either side.
+const superMinWindow = 6
+
+// sweep tries for each group the scales around its own best, with minima that keep the middle of the levels in place.
+func (p *superMin) sweep(c *superMinFit) {
+	c.err = 0
+	for k := range p.groups {
+		own := p.own[k]
+		mid := p.near(c, k)
+		for q := max(mid+1-superMinWindow, 0); q <= min(mid+superMinWindow, p.grid.ScaleMax); q++ {
+			m := p.minimumFor(c, k, q, own.minimum+(c.d*float32(q)-own.scale)*p.lv.hi/2)
+			for i := m - 1; i <= m+1; i++ {
+				p.try(c, k, q, i)
+			}
+		}
+		c.err += c.fit[k].err
+	}
+}
+
+// neighbours tries for each group the scales and minima next to its present ones.
+func (p *superMin) neighbours(c *superMinFit) {
+	c.err = 0
+	for k := range p.groups {
+		q, m := int(c.sc[k]), int(c.m[k])
+		for i := -1; i <= 1; i++ {
+			for j := -1; j <= 1; j++ {
+				if i != 0 || j != 0 {
+					p.try(c, k, q+i, m+j)
+				}
+			}
+		}
+		c.err += c.fit[k].err
+	}
 }

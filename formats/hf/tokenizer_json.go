@@ -316,16 +316,19 @@ func (c *Checkpoint) loadMergedSPM(f *tokenizerFiles, size int) (*vocabulary, er
 		ways[token]++
 		last = token
 	}
-	for token := range t.vocab {
+	for token, id := range t.vocab {
+		if v.types[id] != int32(tokenizer.Normal) {
+			continue // merging never makes it
+		}
 		possible := 0
 		for i := range token {
 			_, left := t.vocab[token[:i]]
 			_, right := t.vocab[token[i:]]
-			if left && right && !isByteToken(token) {
+			if left && right {
 				possible++
 			}
 		}
-		if ways[token] != possible && ways[token] > 0 {
+		if ways[token] != possible {
 			return nil, fmt.Errorf("model.merges: %.64q can be made in %d ways, of which %d are merges; SentencePiece's scores "+
 				"cannot express that; add %s to the folder", token, possible, ways[token], sentencePieceFile)
 		}

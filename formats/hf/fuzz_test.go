@@ -1,0 +1,105 @@
+package hf
+
+import (
+	"testing"
+
+	"github.com/llmq/llmq/tokenizer"
+)
+
+// FuzzConfig: what config.json may say either is an error or describes tensors of positive size.
+func FuzzConfig(f *testing.F) {
+	for class := range architectures {
+		f.Add(small(class).json(f))
+	}
+	f.Add(small("LlamaForCausalLM").with(settings{"rope_parameters": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
+		"high_freq_factor": 4, "original_max_position_embeddings": 64}}).json(f))
+	f.Add(small("Qwen3ForCausalLM").with(settings{"rope_scaling": settings{"type": "yarn", "factor": 2, "mscale": 1, "mscale_all_dim": 2}}).json(f))
+	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":1e99,"vocab_size":"x","rope_scaling":[]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parseConfig("config.json", data)
+		if err != nil {
+			return
+		}
+		for _, s := range append(c.tensors(), c.layerTensors(0)...) {
+			for _, d := range s.shape {
+				if d < 1 {
+					t.Fatalf("%s is %v", s.hf, s.shape)
+				}
+			}
+		}
+		if n := len(c.rope.freqFactors()); n != 0 && n != 2*c.rope.dims || n > 4*maxWidth {
+			t.Fatalf("%d bytes of frequency factors", n)
+		}
+	})
+}
+
+// fuzzVocab is the vocab_size that the fuzzed tokenizers come with.
+const fuzzVocab = 300
+
+// FuzzTokenizerJSON: a tokenizer.json either is an error or gives a tokenizer that works.
+func FuzzTokenizerJSON(f *testing.F) {
+	f.Add(bytesTokenizer(f, nil))
+	f.Add(asMerges(f, tinyPieces()))
+	f.Add([]byte(`{"model":{"vocab":{"a":1,"b":2,"ab":3},"merges":["a b"]},"pre_tokenizer":{"type":"ByteLevel"}}`))
+	f.Add([]byte(`{"model":{"vocab":{"a":1,"b":2,"ab":3},"merges":[["a","b"]],"byte_fallback":true},"added_tokens":[{"id":3,"content":"x"}]}`))
+	f.Add([]byte(`{"model":{"vocab":{},"merges":[]},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split"},null]},` +
+		`"normalizer":{"type":"Sequence","normalizers":[{}]},"post_processor":{"type":"TemplateProcessing","single":[{}]}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		j, err := parseTokenizerJSON("tokenizer.json", data)
+		if err != nil {
+			return
+		}
+		c := &Checkpoint{}
+		files := &tokenizerFiles{json: j, added: j.added}
+		if j.byteLevel {
+			_, err = c.loadBPE(files, fuzzVocab, Options{})
+		} else {
+			_, err = c.loadMergedSPM(files, fuzzVocab)
+		}
+		if err == nil {
+			useTokenizer(t, c)
+		}
+	})
+}
+
+// FuzzSentencePiece: a tokenizer.model either is an error or gives a tokenizer that works.
+func FuzzSentencePiece(f *testing.F) {
+	f.Add(sentencePieceModel(tinyPieces(), modelTypeBPE, true))
+	f.Add(sentencePieceModel(tinyPieces()[:4], modelTypeBPE, false))
+	f.Add(sentencePieceModel(nil, modelTypeUnigram, false))
+	f.Add([]byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		model, err := parseSentencePiece("tokenizer.model", data)
+		if err != nil {
+			return
+		}
+		c := &Checkpoint{}
+		if _, err := c.loadSentencePiece(&tokenizerFiles{model: model}, fuzzVocab); err == nil {
+			useTokenizer(t, c)
+		}
+	})
+}
+
+func useTokenizer(t *testing.T, c *Checkpoint) {
+	tok, err := tokenizer.New(c)
+	if err != nil {
+		return
+	}
+	for _, id := range tok.Encode("the ab\n\xffé", tokenizer.EncodeOptions{ParseSpecial: true}) {
+		if id < 0 || id >= fuzzVocab {
+			t.Fatalf("id %d", id)
+		}
+	}
+}
+
+// FuzzCard: no model card makes the program fail.
+func FuzzCard(f *testing.F) {
+	f.Add([]byte("---\nlicense: mit\nbase_model: [a/b, c]\ntags: x\n---\n"))
+	f.Add([]byte("---\nlicense: &a [*a]\nname: {}\n---\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var c Checkpoint
+		if err := cardMetadata(&c.md, data); err == nil && len(c.md) > len(data) {
+			t.Fatalf("%d entries from %d bytes", len(c.md), len(data))
+		}
+	})
+}

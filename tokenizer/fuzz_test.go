@@ -1,12 +1,12 @@
 package tokenizer
 
-import (
-	"testing"
-)
+import "testing"
 
 // FuzzEncode: any text, whatever its bytes, is encoded without a panic and comes back.
 func FuzzEncode(f *testing.F) {
-	for _, seed := range []string{"", "Hello, world", " \t\n\r\n x", "I'LL 12345", "é\u0301中\xff\xe4\xb8🚀", "<|end_of_text|><user>"} {
+	for _, seed := range []string{
+		"", "Hello, world", " \t\n\r\n x", "I'LL 12345", "é\u0301中\xff\xe4\xb8🚀", "<|end_of_text|><user>",
+	} {
 		f.Add(seed, uint8(0))
 		f.Add(seed, uint8(8))
 		f.Add(seed, uint8(255))
@@ -34,7 +34,10 @@ func FuzzEncode(f *testing.F) {
 
 // FuzzCanonical: no pattern makes canonical panic or blow up.
 func FuzzCanonical(f *testing.F) {
-	for _, seed := range []string{llama3Pattern, cl100kPattern, o200kPattern, bloomWords, `[`, `[^`, `[a-`, `[\p{`, `\`, `[]a]`, "[\xff-\r]", `x{1}{1}`} {
+	for _, seed := range []string{
+		llama3Pattern, tikPattern, o200kPattern, bloomWords, bloomNested,
+		`[`, `[^`, `[a-`, `[\p{`, `\`, `[]a]`, "[\xff-\r]", `x{1}{1}`,
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, pattern string) {

@@ -25,25 +25,44 @@ const (
 // GPT2Pattern is what ByteLevel with use_regex splits by.
 const GPT2Pattern = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 
-// The patterns of more than one row. Those of OpenAI's tiktoken use possessive quantifiers and one line break less,
-// which makes no difference: what follows them never needs what they hold back.
+// The parts of the patterns, and the patterns that stand in more than one place.
 const (
 	contractions = `(?i:'s|'t|'re|'ve|'m|'ll|'d)`
-	afterWords   = ` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+	word         = `[^\r\n\p{L}\p{N}]?\p{L}+`
+	other        = ` ?[^\s\p{L}\p{N}]+[\r\n]*`
+	blanks       = `\s*[\r\n]+|\s+(?!\S)|\s+`
 
-	llama3Pattern  = contractions + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|` + afterWords
-	cl100kPattern  = contractions + `|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+`
-	qwen2Pattern   = contractions + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|` + afterWords
-	lingPattern    = contractions + `|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+`
-	qwen35Pattern  = contractions + `|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	seedPattern    = contractions + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+`
-	upper, lower   = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`, `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
-	tekkenPattern  = `[^\r\n\p{L}\p{N}]?` + upper + `*` + lower + `+|[^\r\n\p{L}\p{N}]?` + upper + `+` + lower + `*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	o200kPattern   = `[^\r\n\p{L}\p{N}]?` + upper + `*` + lower + `+` + contractions + `?|[^\r\n\p{L}\p{N}]?` + upper + `+` + lower + `*` + contractions + `?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+	llama3Pattern = contractions + `|` + word + `|\p{N}{1,3}|` + other + `|` + blanks
+	qwen2Pattern  = contractions + `|` + word + `|\p{N}|` + other + `|` + blanks
+	qwen35Pattern = contractions + `|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|` + blanks
+	seedPattern   = contractions + `|` + word + `|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|` + blanks
+
+	// OpenAI's tiktoken has possessive quantifiers and one line break less, which makes no difference: what follows
+	// them never needs what they hold back.
+	tikWord    = `[^\r\n\p{L}\p{N}]?+\p{L}+`
+	tikOther   = ` ?[^\s\p{L}\p{N}]++[\r\n]*`
+	tikBlanks  = `\s*[\r\n]|\s+(?!\S)|\s+`
+	tikPattern = contractions + `|` + tikWord + `|\p{N}{1,3}|` + tikOther + `|` + tikBlanks
+	// lingPattern is the same with single digits (Ling, LLaDA-MoE).
+	lingPattern = contractions + `|` + tikWord + `|\p{N}|` + tikOther + `|` + tikBlanks
+
+	// Mistral's tekken and OpenAI's o200k keep capitals at the beginning of a word.
+	upper         = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
+	lower         = `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
+	smallWord     = `[^\r\n\p{L}\p{N}]?` + upper + `*` + lower + `+`
+	capitalWord   = `[^\r\n\p{L}\p{N}]?` + upper + `+` + lower + `*`
+	slashOther    = ` ?[^\s\p{L}\p{N}]+[\r\n/]*`
+	tekkenPattern = smallWord + `|` + capitalWord + `|\p{N}|` + slashOther + `|` + blanks
+	o200kPattern  = smallWord + contractions + `?|` + capitalWord + contractions + `?|\p{N}{1,3}|` + slashOther + `|` +
+		blanks
+
 	cjk            = `[一-龥ࠀ-一가-퟿]+`
 	deepseekPunct  = `\s?[!-/:-~！-／：-～‘-‟　-。]+`
-	deepseekV3Main = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+" + `|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	bloomWords     = ` ?[^(\s|.,!?…。，、।۔،)]+`
+	deepseekV3Han  = `[一-龥぀-ゟ゠-ヿ]+`
+	deepseekV3Main = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+" +
+		`|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|` + blanks
+	bloomWords  = ` ?[^(\s|.,!?…。，、।۔،)]+`
+	bloomNested = ` ?[^(\s|[.,!?…。，、।۔،])]+` // the same, as Oniguruma reads it
 )
 
 // deepseekLetters are the cased letters as DeepSeek's tokenizer.json lists them. Escapes keep editors from normalizing
@@ -65,18 +84,19 @@ const deepseekLetters = "\\s?[" +
 // pres are the pre-tokenizers that are known. Where two rows share a pattern, the first is the usual one.
 var pres = []Pre{
 	{
-		Names: []string{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"},
-		HF:    [][]string{{llama3Pattern}, {cl100kPattern}},
+		Names: []string{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+			"jina-v5-nano"},
+		HF:    [][]string{{llama3Pattern}, {tikPattern}},
 		Split: []string{llama3Pattern}, IgnoreMerges: true, AddBOS: true,
 	},
 	{
 		Names: []string{"smaug-bpe", "dbrx", "glm4", "chatglm-bpe"},
-		HF:    [][]string{{llama3Pattern}, {cl100kPattern}},
+		HF:    [][]string{{llama3Pattern}, {tikPattern}},
 		Split: []string{llama3Pattern},
 	},
 	{
-		Names: []string{"qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "kormo", "f2llmv2", "solar-open", "grok-2",
-			"bailingmoe", "bailingmoe2", "llada-moe"},
+		Names: []string{"qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "kormo", "f2llmv2", "solar-open",
+			"grok-2", "bailingmoe", "bailingmoe2", "llada-moe"},
 		HF:    [][]string{{qwen2Pattern}, {lingPattern}},
 		Split: []string{qwen2Pattern},
 	},
@@ -91,8 +111,8 @@ var pres = []Pre{
 		Split: []string{seedPattern},
 	},
 	{
-		Names: []string{"gpt-2", "mpt", "olmo", "phi-2", "gigachat", "jais", "trillion", "exaone4", "granite-docling", "a.x-4.0",
-			"mellum", "modern-bert"},
+		Names: []string{"gpt-2", "mpt", "olmo", "phi-2", "gigachat", "jais", "trillion", "exaone4", "granite-docling",
+			"a.x-4.0", "mellum", "modern-bert"},
 		HF:    [][]string{{GPT2Pattern}},
 		Split: []string{GPT2Pattern},
 	},
@@ -108,7 +128,10 @@ var pres = []Pre{
 	},
 	{
 		Names: []string{"deepseek-llm"},
-		HF:    [][]string{{`[\r\n]`, deepseekLetters, deepseekPunct, `\s+$`, cjk, StepDigit}, {`[\r\n]`, deepseekLetters, deepseekPunct, `\s+$`, cjk, StepDigits}},
+		HF: [][]string{
+			{`[\r\n]`, deepseekLetters, deepseekPunct, `\s+$`, cjk, StepDigit},
+			{`[\r\n]`, deepseekLetters, deepseekPunct, `\s+$`, cjk, StepDigits},
+		},
 		Split: []string{`[\r\n]`, deepseekLetters, deepseekPunct, `\s+$`, cjk, `\p{N}+`},
 	},
 	{
@@ -118,8 +141,8 @@ var pres = []Pre{
 	},
 	{
 		Names: []string{"deepseek-v3", "hunyuan-dense", "joyai-llm"},
-		HF:    [][]string{{`\p{N}{1,3}`, `[一-龥぀-ゟ゠-ヿ]+`, deepseekV3Main}},
-		Split: []string{`\p{N}{1,3}`, `[一-龥぀-ゟ゠-ヿ]+`, deepseekV3Main},
+		HF:    [][]string{{`\p{N}{1,3}`, deepseekV3Han, deepseekV3Main}},
+		Split: []string{`\p{N}{1,3}`, deepseekV3Han, deepseekV3Main},
 	},
 	{
 		Names: []string{"tekken"},
@@ -133,12 +156,12 @@ var pres = []Pre{
 	},
 	{
 		Names: []string{"bloom", "gpt3-finnish", "poro-chat"},
-		HF:    [][]string{{bloomWords}, {` ?[^(\s|[.,!?…。，、।۔،])]+`}},
+		HF:    [][]string{{bloomWords}, {bloomNested}},
 		Split: []string{bloomWords},
 	},
 	{
 		Names: []string{"viking"},
-		HF:    [][]string{{bloomWords, StepDigit}, {` ?[^(\s|[.,!?…。，、।۔،])]+`, StepDigit}},
+		HF:    [][]string{{bloomWords, StepDigit}, {bloomNested, StepDigit}},
 		Split: []string{bloomWords, `\p{N}`},
 	},
 	{

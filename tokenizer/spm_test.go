@@ -17,7 +17,7 @@ func tinySPM() metadata {
 		types = append(types, int32(Byte))
 	}
 	scores := make([]float32, len(tokens))
-	for i, token := range []string{"▁t", "he", "▁the", "in", "▁in", "er", "▁▁", "▁▁▁▁", "th", "é", "▁", "e", "t", "h", "i", "n", "r"} {
+	for i, token := range strings.Fields("▁t he ▁the in ▁in er ▁▁ ▁▁▁▁ th é ▁ e t h i n r") {
 		tokens = append(tokens, token)
 		types = append(types, int32(Normal))
 		scores = append(scores, -float32(i))

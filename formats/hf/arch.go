@@ -33,7 +33,9 @@ const (
 
 // architectures by the class that config.json names. A family that fits is a row.
 var architectures = map[string]*architecture{
-	"LlamaForCausalLM":   {name: "llama", interleave: true, biasKey: "attention_bias", mlpBiasKey: "mlp_bias", ropeFreqs: true},
+	"LlamaForCausalLM": {
+		name: "llama", interleave: true, biasKey: "attention_bias", mlpBiasKey: "mlp_bias", ropeFreqs: true,
+	},
 	"MistralForCausalLM": {name: "llama", interleave: true, window: window, ropeFreqs: true},
 	"Qwen2ForCausalLM":   {name: "qwen2", qkvBias: true, window: windowIfUsed},
 	"Qwen3ForCausalLM":   {name: "qwen3", headNorms: true, biasKey: "attention_bias", window: windowIfUsed},

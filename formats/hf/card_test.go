@@ -22,12 +22,14 @@ func TestCard(t *testing.T) {
 			{Key: "general.license", Value: "mit, other"}, {Key: "general.license.name", Value: "x"},
 			{Key: "general.license.link", Value: "LICENSE"},
 		}},
-		{"---\nname: A\nmodel_name: B\nbase_model: org/base-7b\nlanguage: en\ntags:\n- a\n- 7\nmodel-index:\n- x: 1\n---\n", gguf.Metadata{
-			{Key: "general.name", Value: "B"}, {Key: "general.base_model.count", Value: uint32(1)},
-			{Key: "general.base_model.0.name", Value: "base-7b"}, {Key: "general.base_model.0.organization", Value: "org"},
-			{Key: "general.base_model.0.repo_url", Value: "https://huggingface.co/org/base-7b"},
-			{Key: "general.tags", Value: []string{"a", "7"}}, {Key: "general.languages", Value: []string{"en"}},
-		}},
+		{"---\nname: A\nmodel_name: B\nbase_model: org/base-7b\nlanguage: en\ntags:\n- a\n- 7\nmodel-index:\n- x: 1\n---\n",
+			gguf.Metadata{
+				{Key: "general.name", Value: "B"}, {Key: "general.base_model.count", Value: uint32(1)},
+				{Key: "general.base_model.0.name", Value: "base-7b"}, {Key: "general.base_model.0.organization",
+					Value: "org"},
+				{Key: "general.base_model.0.repo_url", Value: "https://huggingface.co/org/base-7b"},
+				{Key: "general.tags", Value: []string{"a", "7"}}, {Key: "general.languages", Value: []string{"en"}},
+			}},
 		{"---\nbase_model: [one, org/two]\nlicense: null\n---\n", gguf.Metadata{
 			{Key: "general.base_model.count", Value: uint32(2)}, {Key: "general.base_model.0.name", Value: "one"},
 			{Key: "general.base_model.1.name", Value: "two"}, {Key: "general.base_model.1.organization", Value: "org"},
@@ -55,14 +57,16 @@ func TestCard(t *testing.T) {
 		}
 	}
 	c, err := withTokenizer(t, map[string][]byte{cardFile: []byte("---\nlicense: {a: b}\n---\n")}, Options{})
-	if err != nil || len(c.Warnings()) != 1 || !strings.Contains(c.Warnings()[0], "README.md: its front matter is left out") {
+	if err != nil || len(c.Warnings()) != 1 || !strings.Contains(c.Warnings()[0],
+		"README.md: its front matter is left out") {
 		t.Errorf("a bad card: %v, %q", err, c.Warnings())
 	}
 }
 
 func TestSizeLabel(t *testing.T) {
 	for weights, want := range map[int]string{
-		1: "0.0K", 135_000: "135K", 999_499: "999K", 999_500: "1.0M", 4_200_000: "4.2M", 9_949_000: "9.9M", 9_950_001: "10M",
+		1: "0.0K", 135_000: "135K", 999_499: "999K", 999_500: "1.0M", 4_200_000: "4.2M", 9_949_000: "9.9M",
+		9_950_001:     "10M",
 		8_030_261_248: "8.0B", 70_553_706_496: "71B", 1_000_000_000_000: "1.0T", 2_000_000_000_000_000: "2000T",
 	} {
 		if got := sizeLabel(weights); got != want {
@@ -76,8 +80,10 @@ func TestGeneration(t *testing.T) {
 		generation settings
 		want       map[string]any
 	}{
-		{settings{"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05, "do_sample": true}, map[string]any{
-			"general.sampling.temp": float32(0.6), "general.sampling.top_k": int32(20), "general.sampling.top_p": float32(0.95),
+		{settings{"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05,
+			"do_sample": true}, map[string]any{
+			"general.sampling.temp": float32(0.6), "general.sampling.top_k": int32(20),
+			"general.sampling.top_p": float32(0.95),
 			"general.sampling.min_p": float32(0), "general.sampling.penalty_repeat": float32(1.05),
 		}},
 		{settings{"temperature": 0.6, "do_sample": false}, map[string]any{"general.sampling.temp": nil}},
@@ -100,15 +106,21 @@ func TestChatTemplate(t *testing.T) {
 	}{
 		{nil, map[string]any{"tokenizer.chat_template": nil, "tokenizer.chat_templates": nil}},
 		{map[string][]byte{tokenizerConfigFile: inConfig}, map[string]any{"tokenizer.chat_template": "config"}},
-		{map[string][]byte{tokenizerConfigFile: inConfig, chatTemplateFile: []byte("file")}, map[string]any{"tokenizer.chat_template": "file"}},
-		{map[string][]byte{chatTemplateJSON: settings{"chat_template": "json"}.json(t)}, map[string]any{"tokenizer.chat_template": "json"}},
-		{map[string][]byte{chatTemplateFile: []byte("file"), chatTemplatesDir + "/rag.jinja": []byte("r")}, map[string]any{
-			"tokenizer.chat_template": "file", "tokenizer.chat_template.rag": "r", "tokenizer.chat_templates": []string{"rag"},
-		}},
+		{map[string][]byte{tokenizerConfigFile: inConfig, chatTemplateFile: []byte("file")},
+			map[string]any{"tokenizer.chat_template": "file"}},
+		{map[string][]byte{chatTemplateJSON: settings{"chat_template": "json"}.json(t)},
+			map[string]any{"tokenizer.chat_template": "json"}},
+		{map[string][]byte{chatTemplateFile: []byte("file"), chatTemplatesDir + "/rag.jinja": []byte("r")},
+			map[string]any{
+				"tokenizer.chat_template": "file", "tokenizer.chat_template.rag": "r",
+				"tokenizer.chat_templates": []string{"rag"},
+			}},
 		{map[string][]byte{tokenizerConfigFile: settings{"chat_template": []settings{
-			{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}, {"name": "a b", "template": "x"},
+			{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}, {"name": "a b",
+				"template": "x"},
 		}}.json(t)}, map[string]any{
-			"tokenizer.chat_template": "d", "tokenizer.chat_template.tool_use": "t", "tokenizer.chat_templates": []string{"tool_use"},
+			"tokenizer.chat_template": "d", "tokenizer.chat_template.tool_use": "t",
+			"tokenizer.chat_templates": []string{"tool_use"},
 		}},
 	} {
 		ck, err := withTokenizer(t, c.files, Options{})

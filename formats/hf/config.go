@@ -39,7 +39,8 @@ const (
 	maxContext = 1 << 30
 )
 
-// mistralWindow is what the transformers library takes for a Mistral model whose config.json does not say; null says none.
+// mistralWindow is what the transformers library takes for a Mistral model whose config.json does not say; null says
+// none.
 const mistralWindow = 4096
 
 func parseConfig(file string, data []byte) (*config, error) {
@@ -52,7 +53,8 @@ func parseConfig(file string, data []byte) (*config, error) {
 		return nil, err
 	}
 	if q := o.object("quantization_config"); q != nil {
-		o.fail("quantization_config", "the checkpoint is quantized already (%s); give the original", q.string("quant_method", "?"))
+		o.fail("quantization_config", "the checkpoint is quantized already (%s); give the original",
+			q.string("quant_method", "?"))
 	}
 	c.layers = o.int("num_hidden_layers", -1, 1, maxLayers)
 	c.dim = o.int("hidden_size", -1, 1, maxWidth)

@@ -11,9 +11,11 @@ func FuzzConfig(f *testing.F) {
 	for class := range architectures {
 		f.Add(small(class).json(f))
 	}
-	f.Add(small("LlamaForCausalLM").with(settings{"rope_parameters": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
+	f.Add(small("LlamaForCausalLM").with(settings{"rope_parameters": settings{"rope_type": "llama3", "factor": 8,
+		"low_freq_factor":  1,
 		"high_freq_factor": 4, "original_max_position_embeddings": 64}}).json(f))
-	f.Add(small("Qwen3ForCausalLM").with(settings{"rope_scaling": settings{"type": "yarn", "factor": 2, "mscale": 1, "mscale_all_dim": 2}}).json(f))
+	f.Add(small("Qwen3ForCausalLM").with(settings{"rope_scaling": settings{"type": "yarn", "factor": 2, "mscale": 1,
+		"mscale_all_dim": 2}}).json(f))
 	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":1e99,"vocab_size":"x","rope_scaling":[]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := parseConfig("config.json", data)
@@ -39,7 +41,7 @@ const fuzzVocab = 300
 // FuzzTokenizerJSON: a tokenizer.json either is an error or gives a tokenizer that works.
 func FuzzTokenizerJSON(f *testing.F) {
 	f.Add(bytesTokenizer(f, nil))
-	f.Add(asMerges(f, tinyPieces()))
+	f.Add(asMerges(f, tinyPieces()[250:]))
 	f.Add([]byte(`{"model":{"vocab":{"a":1,"b":2,"ab":3},"merges":["a b"]},"pre_tokenizer":{"type":"ByteLevel"}}`))
 	f.Add([]byte(`{"model":{"vocab":{"a":1,"b":2,"ab":3},"merges":[["a","b"]],"byte_fallback":true},"added_tokens":[{"id":3,"content":"x"}]}`))
 	f.Add([]byte(`{"model":{"vocab":{},"merges":[]},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split"},null]},` +
@@ -64,7 +66,7 @@ func FuzzTokenizerJSON(f *testing.F) {
 
 // FuzzSentencePiece: a tokenizer.model either is an error or gives a tokenizer that works.
 func FuzzSentencePiece(f *testing.F) {
-	f.Add(sentencePieceModel(tinyPieces(), modelTypeBPE, true))
+	f.Add(sentencePieceModel(tinyPieces()[255:], modelTypeBPE, true))
 	f.Add(sentencePieceModel(tinyPieces()[:4], modelTypeBPE, false))
 	f.Add(sentencePieceModel(nil, modelTypeUnigram, false))
 	f.Add([]byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f})

@@ -26,7 +26,8 @@ func (c *Checkpoint) loadGeneration() error {
 		hf, gguf string
 		max      float64
 	}{
-		{"top_p", "top_p", 1}, {"min_p", "min_p", 1}, {"temperature", "temp", 100}, {"repetition_penalty", "penalty_repeat", 100},
+		{"top_p", "top_p", 1}, {"min_p", "min_p", 1}, {"temperature", "temp", 100},
+		{"repetition_penalty", "penalty_repeat", 100},
 	} {
 		if o.has(s.hf) {
 			c.md.Set("general.sampling."+s.gguf, float32(o.float(s.hf, 0, -1e-9, s.max)))

@@ -202,7 +202,8 @@ func TestGopher(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := tok.Encode("func main() {", tokenizer.EncodeOptions{}); !slices.Equal(got, []int32{2046, 344, 1998, 336, 605}) {
+	if got := tok.Encode("func main() {", tokenizer.EncodeOptions{}); !slices.Equal(got, []int32{2046, 344, 1998,
+		336, 605}) {
 		t.Errorf("got ids %v", got)
 	}
 }
@@ -256,7 +257,8 @@ func TestArchitectures(t *testing.T) {
 		tensors  int // of a layer
 		meta     map[string]any
 	}{
-		{small("LlamaForCausalLM"), 9, map[string]any{"general.architecture": "llama", "llama.attention.sliding_window": nil}},
+		{small("LlamaForCausalLM"), 9, map[string]any{"general.architecture": "llama",
+			"llama.attention.sliding_window": nil}},
 		{small("LlamaForCausalLM").with(settings{"attention_bias": true, "mlp_bias": true, "head_dim": 16}), 16,
 			map[string]any{"llama.attention.key_length": uint32(16), "llama.rope.dimension_count": uint32(16)}},
 		{small("LlamaForCausalLM").with(settings{"num_key_value_heads": nil, "tie_word_embeddings": true}), 9,
@@ -270,11 +272,14 @@ func TestArchitectures(t *testing.T) {
 			map[string]any{"llama.attention.sliding_window": nil}},
 		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": false}), 12,
 			map[string]any{"general.architecture": "qwen2", "qwen2.attention.sliding_window": nil}},
-		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": true, "max_window_layers": 0}), 12,
+		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": true,
+			"max_window_layers": 0}), 12,
 			map[string]any{"qwen2.attention.sliding_window": uint32(64)}},
-		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": true, "max_window_layers": 2}), 12,
+		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": true,
+			"max_window_layers": 2}), 12,
 			map[string]any{"qwen2.attention.sliding_window": nil}},
-		{small("Qwen3ForCausalLM").with(settings{"tie_word_embeddings": true}), 11, map[string]any{"general.architecture": "qwen3"}},
+		{small("Qwen3ForCausalLM").with(settings{"tie_word_embeddings": true}), 11,
+			map[string]any{"general.architecture": "qwen3"}},
 	} {
 		name := c.settings["architectures"].([]string)[0]
 		infos := weights(t, c.settings)
@@ -309,7 +314,8 @@ func TestRoPE(t *testing.T) {
 		t.Fatalf("rope_freqs.weight: %+v, %v", tensor, err)
 	}
 	// The formula of Llama 3.1's reference code, evaluated apart from this program.
-	for i, want := range map[int]float64{0: 1, 28: 1, 29: 1.207484, 30: 1.553415, 32: 2.69453, 34: 5.257327, 35: 8, 63: 8} {
+	for i, want := range map[int]float64{0: 1, 28: 1, 29: 1.207484, 30: 1.553415, 32: 2.69453, 34: 5.257327, 35: 8,
+		63: 8} {
 		if got := math.Float32frombits(binary.LittleEndian.Uint32(tensor.Data[4*i:])); math.Abs(float64(got)-want) > 1e-5 {
 			t.Errorf("factor %d is %g, want %g", i, got, want)
 		}
@@ -323,16 +329,22 @@ func TestRoPE(t *testing.T) {
 		meta     map[string]any
 	}{
 		{scaled("LlamaForCausalLM", "rope_scaling", settings{"type": "linear", "factor": 2.5}), map[string]any{
-			"llama.rope.freq_base": float32(10000), "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": float32(2.5)}},
-		{scaled("LlamaForCausalLM", "rope_scaling", settings{"rope_type": "default"}), map[string]any{"llama.rope.scaling.type": nil}},
-		{scaled("Qwen2ForCausalLM", "rope_scaling", settings{"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32}),
+			"llama.rope.freq_base": float32(10000), "llama.rope.scaling.type": "linear",
+			"llama.rope.scaling.factor": float32(2.5)}},
+		{scaled("LlamaForCausalLM", "rope_scaling", settings{"rope_type": "default"}),
+			map[string]any{"llama.rope.scaling.type": nil}},
+		{scaled("Qwen2ForCausalLM", "rope_scaling", settings{"rope_type": "yarn", "factor": 4,
+			"original_max_position_embeddings": 32}),
 			map[string]any{
 				"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": float32(4),
-				"qwen2.rope.scaling.original_context_length": uint32(32), "qwen2.rope.scaling.yarn_beta_fast": float32(32),
-				"qwen2.rope.scaling.yarn_beta_slow": float32(1), "qwen2.rope.scaling.attn_factor": nil}},
-		{scaled("Qwen3ForCausalLM", "rope_scaling", settings{"rope_type": "yarn", "factor": math.E, "attention_factor": 2.2}),
+				"qwen2.rope.scaling.original_context_length": uint32(32),
+				"qwen2.rope.scaling.yarn_beta_fast":          float32(32),
+				"qwen2.rope.scaling.yarn_beta_slow":          float32(1), "qwen2.rope.scaling.attn_factor": nil}},
+		{scaled("Qwen3ForCausalLM", "rope_scaling", settings{"rope_type": "yarn", "factor": math.E,
+			"attention_factor": 2.2}),
 			map[string]any{
-				"qwen3.rope.scaling.original_context_length": uint32(128), "qwen3.rope.scaling.attn_factor": float32(2)}},
+				"qwen3.rope.scaling.original_context_length": uint32(128),
+				"qwen3.rope.scaling.attn_factor":             float32(2)}},
 	} {
 		c := mustOpen(t, folder(t, rope.settings, weights(t, rope.settings)))
 		wantMeta(t, c, rope.meta)
@@ -357,7 +369,8 @@ func TestBadConfig(t *testing.T) {
 		{settings{"hidden_size": 30}, "num_attention_heads: is 4, which does not divide hidden_size, 30"},
 		{settings{"num_hidden_layers": -2}, "num_hidden_layers: is -2, want 1 to 16384"},
 		{settings{"num_hidden_layers": json.RawMessage("1e30")}, "num_hidden_layers: is 1e30, want an integer"},
-		{settings{"num_hidden_layers": json.RawMessage("99999999999999999999")}, "num_hidden_layers: is 99999999999999999999, want"},
+		{settings{"num_hidden_layers": json.RawMessage("99999999999999999999")},
+			"num_hidden_layers: is 99999999999999999999, want"},
 		{settings{"num_key_value_heads": 3}, "num_key_value_heads: is 3, want a divisor of num_attention_heads, 4"},
 		{settings{"num_attention_heads": 1 << 40}, "num_attention_heads: is 1099511627776, want 1 to"},
 		{settings{"head_dim": 7}, "head_dim: is 7, of which 7 elements are rotated; want an even number"},
@@ -374,19 +387,25 @@ func TestBadConfig(t *testing.T) {
 		{settings{"rope_scaling": settings{"type": "linear"}}, "rope_scaling.factor: is missing"},
 		{settings{"rope_scaling": settings{"type": "dynamic", "factor": 2}},
 			`rope_scaling.rope_type: is "dynamic"; supported: default, linear, yarn, llama3`},
-		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
-			"original_max_position_embeddings": 64}}, "rope_scaling.high_freq_factor: is 4, want more than low_freq_factor, 4"},
-		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1},
+		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
+			"high_freq_factor":                 4,
+			"original_max_position_embeddings": 64}},
+			"rope_scaling.high_freq_factor: is 4, want more than low_freq_factor, 4"},
+		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "use_sliding_window": true, "sliding_window": 8,
+			"max_window_layers": 1},
 			"max_window_layers: is 1: a sliding window in only some of the layers is not supported"},
-		{settings{"quantization_config": settings{"quant_method": "gptq"}}, "the checkpoint is quantized already (gptq)"},
+		{settings{"quantization_config": settings{"quant_method": "gptq"}},
+			"the checkpoint is quantized already (gptq)"},
 	} {
 		_, err := parseConfig("dir/config.json", ok.with(c.changes).json(t))
-		if err == nil || !strings.HasPrefix(err.Error(), "dir/config.json: ") || !strings.Contains(err.Error(), c.want) {
+		if err == nil || !strings.HasPrefix(err.Error(), "dir/config.json: ") || !strings.Contains(err.Error(),
+			c.want) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}
 	}
 	for _, text := range []string{"", "null", "[]", "{", `{"a":1} x`} {
-		if _, err := parseConfig("config.json", []byte(text)); err == nil || !strings.Contains(err.Error(), "not a JSON object") {
+		if _, err := parseConfig("config.json", []byte(text)); err == nil || !strings.Contains(err.Error(),
+			"not a JSON object") {
 			t.Errorf("%q: got %v", text, err)
 		}
 	}

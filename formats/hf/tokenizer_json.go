@@ -203,7 +203,8 @@ func (t *tokenizerJSON) readNormalizer(o *object) {
 	case kind == "NFC" && t.byteLevel:
 	case kind == "Prepend" && !t.byteLevel && o.string("prepend", "") == "▁":
 		t.spacePrefix = true
-	case kind == "Replace" && !t.byteLevel && o.object("pattern").string("String", "") == " " && o.string("content", "") == "▁":
+	case kind == "Replace" && !t.byteLevel && o.object("pattern").string("String", "") == " " &&
+		o.string("content", "") == "▁":
 	default:
 		o.fail("type", "%.64q with these members is not something GGUF readers do", kind)
 	}

@@ -57,30 +57,39 @@ func TestPreTokenizer(t *testing.T) {
 		{gpt2, Options{}, "gpt-2"},
 		{sequence(splitStep(llama3Regex), byteStep), Options{}, "llama-bpe"},
 		{sequence(splitStep(qwen2Regex), byteStep), Options{}, "qwen2"},
-		{sequence(splitStep(strings.NewReplacer(`\r`, "\r", `\n`, "\n").Replace(qwen2Regex)), byteStep), Options{}, "qwen2"},
-		{sequence(settings{"type": "Split", "pattern": settings{"Regex": qwen2Regex}, "behavior": "Removed", "invert": true}, byteStep),
+		{sequence(splitStep(strings.NewReplacer(`\r`, "\r", `\n`, "\n").Replace(qwen2Regex)), byteStep), Options{},
+			"qwen2"},
+		{sequence(settings{"type": "Split", "pattern": settings{"Regex": qwen2Regex}, "behavior": "Removed",
+			"invert": true}, byteStep),
 			Options{}, "qwen2"},
 		{sequence(settings{"type": "Digits", "individual_digits": true}, gpt2), Options{}, "smollm"},
-		{sequence(settings{"type": "Punctuation", "behavior": "Contiguous"}, gpt2, settings{"type": "Digits", "individual_digits": false},
+		{sequence(settings{"type": "Punctuation", "behavior": "Contiguous"}, gpt2, settings{"type": "Digits",
+			"individual_digits": false},
 			splitStep("[0-9][0-9][0-9]")), Options{}, "falcon"},
 		{sequence(splitStep("[\r\n]"), splitStep(`\s?\p{L}+`), splitStep(`\s?\p{P}+`), splitStep("[一-龥ࠀ-一가-퟿]+"),
 			settings{"type": "Digits", "individual_digits": true}, byteStep), Options{}, "deepseek-coder"},
 
-		{sequence(splitStep(`\w+`), byteStep), Options{}, "pre_tokenizer: these steps are not those of a pre-tokenizer that GGUF " +
-			"readers know:\n\t\\w+\nname one that splits alike with --pre: llama-bpe, "},
+		{sequence(splitStep(`\w+`), byteStep), Options{},
+			"pre_tokenizer: these steps are not those of a pre-tokenizer that GGUF " +
+				"readers know:\n\t\\w+\nname one that splits alike with --pre: llama-bpe, "},
 		{sequence(splitStep(`\w+`), byteStep), Options{Pre: "gpt-2"}, "gpt-2"},
 		{gpt2, Options{Pre: "falcon"}, "falcon"},
 		{gpt2, Options{Pre: "nonesuch"}, `--pre "nonesuch" is not known; known: llama-bpe, `},
-		{sequence(settings{"type": "Split", "pattern": settings{"Regex": qwen2Regex}, "behavior": "MergedWithPrevious"}, byteStep),
+		{sequence(settings{"type": "Split", "pattern": settings{"Regex": qwen2Regex},
+			"behavior": "MergedWithPrevious"}, byteStep),
 			Options{}, "\tSplit MergedWithPrevious (invert false) (?i:'s"},
-		{sequence(settings{"type": "Split", "pattern": settings{"String": "x"}, "behavior": "Isolated"}, byteStep), Options{}, "\tString x\n"},
+		{sequence(settings{"type": "Split", "pattern": settings{"String": "x"}, "behavior": "Isolated"}, byteStep),
+			Options{}, "\tString x\n"},
 		{sequence(settings{"type": "Punctuation"}, byteStep), Options{}, "\tPunctuation Isolated\n"},
 		{sequence(settings{"type": "WhitespaceSplit"}, byteStep), Options{}, "\tWhitespaceSplit\n"},
-		{settings{"type": "ByteLevel", "add_prefix_space": true}, Options{}, "add_prefix_space: is true, which GGUF readers do not do"},
-		{settings{"type": "Whitespace"}, Options{}, "pre_tokenizer: is neither byte-level (Whitespace) nor is there a byte_fallback"},
+		{settings{"type": "ByteLevel", "add_prefix_space": true}, Options{},
+			"add_prefix_space: is true, which GGUF readers do not do"},
+		{settings{"type": "Whitespace"}, Options{},
+			"pre_tokenizer: is neither byte-level (Whitespace) nor is there a byte_fallback"},
 	} {
 		c, want := c, c.want
-		ck, err := withTokenizer(t, map[string][]byte{tokenizerFile: bytesTokenizer(t, settings{"pre_tokenizer": c.pre})}, c.opt)
+		ck, err := withTokenizer(t, map[string][]byte{tokenizerFile: bytesTokenizer(t,
+			settings{"pre_tokenizer": c.pre})}, c.opt)
 		if err != nil {
 			if !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "tokenizer.json: ") {
 				t.Errorf("got %v, want %s", err, want)
@@ -123,7 +132,8 @@ func TestIgnoreMerges(t *testing.T) {
 		{qwen2Regex, true, true, "qwen2"},
 		{qwen2Regex, true, false, `merging does not make token 257, "ab"; --pre qwen2 converts it nevertheless`},
 	} {
-		ck, err := withTokenizer(t, map[string][]byte{tokenizerFile: tokenizerWith(c.regex, c.ignore, c.reached)}, Options{})
+		ck, err := withTokenizer(t, map[string][]byte{tokenizerFile: tokenizerWith(c.regex, c.ignore, c.reached)},
+			Options{})
 		if err != nil {
 			if !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%+v: %v", c, err)
@@ -153,7 +163,8 @@ func TestVocabulary(t *testing.T) {
 	}
 	tokens, _ := c.Meta("tokenizer.ggml.tokens")
 	types, _ := c.Meta("tokenizer.ggml.token_type")
-	if got := tokens.([]string)[256:263]; !slices.Equal(got, []string{"ÿ", "<user>", "<|im_start|>", "  ", "<tool>", "[PAD261]", "[PAD262]"}) {
+	if got := tokens.([]string)[256:263]; !slices.Equal(got, []string{"ÿ", "<user>", "<|im_start|>", "  ", "<tool>",
+		"[PAD261]", "[PAD262]"}) {
 		t.Errorf("tokens %q", got)
 	}
 	if got := types.([]int32)[256:263]; !slices.Equal(got, []int32{1, 4, 3, 4, 3, 5, 5}) {
@@ -183,9 +194,11 @@ func TestBOS(t *testing.T) {
 		{template("TemplateProcessing", special("<|end|>"), text), nil, true, false},
 		{template("TemplateProcessing", text, special("<|end|>")), nil, false, true},
 		{template("TemplateProcessing", text), nil, false, false},
-		{settings{"type": "Sequence", "processors": []settings{{"type": "ByteLevel"}, template("TemplateProcessing", special("<|end|>"), text)}},
+		{settings{"type": "Sequence", "processors": []settings{{"type": "ByteLevel"}, template("TemplateProcessing",
+			special("<|end|>"), text)}},
 			nil, true, false},
-		{template("TemplateProcessing", special("<|end|>"), text), settings{"add_bos_token": false, "add_eos_token": true}, false, true},
+		{template("TemplateProcessing", special("<|end|>"), text), settings{"add_bos_token": false,
+			"add_eos_token": true}, false, true},
 		{nil, settings{"add_bos_token": true}, true, false},
 	} {
 		files := map[string][]byte{tokenizerFile: bytesTokenizer(t, settings{"post_processor": c.post})}
@@ -230,25 +243,36 @@ func TestBadTokenizer(t *testing.T) {
 		{tokenizerFile, vocab(`{"a":300}`), `token "a" has id 300, but config.json says vocab_size 300`},
 		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"id": 301, "content": "x"}}}),
 			`token "x" has id 301, but config.json says vocab_size 300`},
-		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"content": "x"}}}), "added_tokens[0].id: is missing"},
-		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": settings{}}), "added_tokens: is {}, want a list of objects"},
-		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"id": 299, "content": "a"}}}), `"a" has two ids`},
+		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"content": "x"}}}),
+			"added_tokens[0].id: is missing"},
+		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": settings{}}),
+			"added_tokens: is {}, want a list of objects"},
+		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"id": 299, "content": "a"}}}),
+			`"a" has two ids`},
 		{tokenizerFile, model(settings{"merges": nil}), "model.merges: is missing"},
 		{tokenizerFile, model(settings{"merges": 1}), "model.merges: is 1, want a list of pairs"},
 		{tokenizerFile, model(settings{"merges": []string{"ab"}}), `model.merges: [0] is "ab", want two tokens`},
-		{tokenizerFile, model(settings{"merges": [][]string{{"a", "b", "c"}}}), `model.merges: [0] is ["a" "b" "c"], want two tokens`},
-		{tokenizerFile, model(settings{"merges": []string{"a b"}}), `tokenizer.ggml.merges[0]: "ab" is not in the vocabulary`},
+		{tokenizerFile, model(settings{"merges": [][]string{{"a", "b", "c"}}}),
+			`model.merges: [0] is ["a" "b" "c"], want two tokens`},
+		{tokenizerFile, model(settings{"merges": []string{"a b"}}),
+			`tokenizer.ggml.merges[0]: "ab" is not in the vocabulary`},
 		{tokenizerFile, bytesTokenizer(t, settings{"normalizer": settings{"type": "Lowercase"}}),
 			`normalizer.type: "Lowercase" with these members is not something GGUF readers do`},
 		{tokenizerConfigFile, settings{"eos_token": "<none>"}.json(t), `eos_token: "<none>" is not in the vocabulary`},
-		{tokenizerConfigFile, settings{"eos_token": 1}.json(t), "tokenizer_config.json: eos_token: is 1, want an object"},
-		{tokenizerConfigFile, settings{"add_bos_token": 1}.json(t), "tokenizer_config.json: add_bos_token: is 1, want true or false"},
+		{tokenizerConfigFile, settings{"eos_token": 1}.json(t),
+			"tokenizer_config.json: eos_token: is 1, want an object"},
+		{tokenizerConfigFile, settings{"add_bos_token": 1}.json(t),
+			"tokenizer_config.json: add_bos_token: is 1, want true or false"},
 		{tokenizerConfigFile, settings{"chat_template": 1}.json(t), "chat_template: is 1, want a list of objects"},
-		{tokenizerConfigFile, settings{"added_tokens_decoder": settings{"x": settings{}}}.json(t), "added_tokens_decoder.x: the key is not a token id"},
+		{tokenizerConfigFile, settings{"added_tokens_decoder": settings{"x": settings{}}}.json(t),
+			"added_tokens_decoder.x: the key is not a token id"},
 		{addedTokensFile, settings{"<x>": 1e9}.json(t), "added_tokens.json: <x>: is 1000000000, want 0 to"},
-		{generationFile, settings{"temperature": "warm"}.json(t), `generation_config.json: temperature: is "warm", want a number`},
-		{configFile, small("Qwen2ForCausalLM").with(settings{"bos_token_id": 300}).json(t), "bos_token_id: is 300, want -1 to 299"},
-		{configFile, small("Qwen2ForCausalLM").with(settings{"eos_token_id": []int{300}}).json(t), "eos_token_id: is 300, but vocab_size is 300"},
+		{generationFile, settings{"temperature": "warm"}.json(t),
+			`generation_config.json: temperature: is "warm", want a number`},
+		{configFile, small("Qwen2ForCausalLM").with(settings{"bos_token_id": 300}).json(t),
+			"bos_token_id: is 300, want -1 to 299"},
+		{configFile, small("Qwen2ForCausalLM").with(settings{"eos_token_id": []int{300}}).json(t),
+			"eos_token_id: is 300, but vocab_size is 300"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{c.file: c.data}, Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), "hf: ") || !strings.Contains(err.Error(), c.want) {
@@ -281,12 +305,14 @@ func sentencePieceModel(pieces []piece, modelType uint64, dummyPrefix bool) []by
 	for _, p := range pieces {
 		var b []byte
 		b = protowire.AppendString(protowire.AppendTag(b, pieceText, protowire.BytesType), p.text)
-		b = protowire.AppendFixed32(protowire.AppendTag(b, pieceScore, protowire.Fixed32Type), math.Float32bits(p.score))
+		b = protowire.AppendFixed32(protowire.AppendTag(b, pieceScore, protowire.Fixed32Type),
+			math.Float32bits(p.score))
 		b = protowire.AppendVarint(protowire.AppendTag(b, pieceType, protowire.VarintType), uint64(p.typ))
 		model = protowire.AppendBytes(protowire.AppendTag(model, modelPieces, protowire.BytesType), b)
 	}
 	trainer := protowire.AppendVarint(protowire.AppendTag(nil, trainerModelType, protowire.VarintType), modelType)
-	trainer = protowire.AppendVarint(protowire.AppendTag(trainer, 43, protowire.VarintType), math.MaxUint64) // pad_id −1
+	trainer = protowire.AppendVarint(protowire.AppendTag(trainer, 43, protowire.VarintType),
+		math.MaxUint64) // pad_id −1
 	model = protowire.AppendBytes(protowire.AppendTag(model, modelTrainer, protowire.BytesType), trainer)
 	normalizer := protowire.AppendVarint(protowire.AppendTag(nil, normalizerDummyPrefix, protowire.VarintType),
 		protowire.EncodeBool(dummyPrefix))
@@ -332,7 +358,8 @@ func asMerges(t testing.TB, pieces []piece) []byte {
 	return settings{
 		"model": settings{"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": true, "unk_token": "<unk>"},
 		"normalizer": settings{"type": "Sequence", "normalizers": []settings{
-			{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": settings{"String": " "}, "content": "▁"},
+			{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": settings{"String": " "},
+				"content": "▁"},
 		}},
 		"added_tokens": []settings{
 			{"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true},
@@ -361,8 +388,10 @@ func TestSentencePiece(t *testing.T) {
 		}
 		c := mustOpen(t, dir)
 		wantMeta(t, c, map[string]any{
-			"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": true, "tokenizer.ggml.add_bos_token": true,
-			"tokenizer.ggml.add_eos_token": false, "tokenizer.ggml.bos_token_id": uint32(1), "tokenizer.ggml.eos_token_id": uint32(2),
+			"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": true,
+			"tokenizer.ggml.add_bos_token": true,
+			"tokenizer.ggml.add_eos_token": false, "tokenizer.ggml.bos_token_id": uint32(1),
+			"tokenizer.ggml.eos_token_id": uint32(2),
 		})
 		types, _ := c.Meta("tokenizer.ggml.token_type")
 		if got := types.([]int32); !slices.Equal(got[:4], []int32{2, 3, 3, 6}) || got[259] != 1 || got[299] != 5 {
@@ -410,7 +439,8 @@ func TestBadSentencePiece(t *testing.T) {
 		{sentencePieceModel([]piece{{"a", 0, 9}}, modelTypeBPE, true), "piece 0: type 9"},
 		{sentencePieceModel(long, modelTypeBPE, true), `token "x300" has id 300, but config.json says vocab_size 300`},
 		{sentencePieceModel([]piece{{"a", 0, 1}, {"a", 0, 1}}, modelTypeBPE, true), `"a" has two ids, 0 and 1`},
-		{sentencePieceModel([]piece{{"a", float32(math.NaN()), 1}}, modelTypeBPE, true), "tokenizer.ggml.scores[0] is NaN"},
+		{sentencePieceModel([]piece{{"a", float32(math.NaN()), 1}}, modelTypeBPE, true),
+			"tokenizer.ggml.scores[0] is NaN"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{tokenizerFile: nil, sentencePieceFile: c.data}, Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), "hf: ") || !strings.Contains(err.Error(), c.want) {

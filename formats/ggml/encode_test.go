@@ -1,9 +1,13 @@
 package ggml
 
 import (
+	"bytes"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/llmq/llmq/tensor"
 )
 
 // squaredError returns Σ importance·(w−ŵ)² over rows of len(importance) columns.
@@ -20,64 +24,342 @@ func squaredError(w, q, importance []float32) float64 {
 	return sum
 }
 
-// encodeRows encodes rows of cols weights with the same importance and returns the bytes.
-func encodeRows(typ *Type, w, importance []float32, cols int) []byte {
+// encodeRows encodes rows of cols weights with the same importance and returns the bytes and their values.
+func encodeRows(typ *Type, w, importance []float32, cols int) (data []byte, values []float32) {
 	n := typ.RowBytes(cols)
-	dst := make([]byte, len(w)/cols*n)
+	data, values = make([]byte, len(w)/cols*n), make([]float32, len(w))
 	for r := range len(w) / cols {
-		typ.Encode(dst[r*n:(r+1)*n], w[r*cols:(r+1)*cols], importance)
+		typ.Encode(data[r*n:(r+1)*n], w[r*cols:(r+1)*cols], importance)
 	}
-	return dst
+	typ.Decode(values, data)
+	return data, values
 }
 
-// TestEncode compares with llama-quantize's results on the same tensors.
-func TestEncode(t *testing.T) {
+// TestEncodeAgainstGgml demands at most the error of llama-quantize's results on the same matrices, and logs the mean
+// ratio over them, ffn_up left out, whose errors are those of its largest weights.
+func TestEncodeAgainstGgml(t *testing.T) {
 	r := openRefs(t)
 	if r == nil {
-		t.Skip("llama-quantize's results are in ../shared")
+		t.Skip("llama-quantize's results are in ../shared; TestEncodeGaussian needs none")
 	}
 	for _, typ := range Types {
-		if typ.Grid == nil {
+		if typ == F32 {
 			continue
 		}
+		line := fmt.Sprintf("%-7s error/ggml's", typ)
 		for _, kind := range []string{"", "imatrix."} {
-			var geo float64
+			var sum float64
 			for _, name := range refTensors {
 				w := r.floats(t, "f32."+name)
 				var imp []float32
 				if kind != "" {
 					imp = r.floats(t, "importance."+name)
 				}
-				theirs, ours := make([]float32, len(w)), make([]float32, len(w))
-				typ.Decode(theirs, r.bytes(typ.Name+"."+kind+name+".bytes"))
-				typ.Decode(ours, encodeRows(typ, w, imp, refCols))
+				data := r.bytes(typ.Name + "." + kind + name + ".bytes")
+				theirs := make([]float32, len(w))
+				typ.Decode(theirs, data)
+				got, ours := encodeRows(typ, w, imp, refCols)
+				if typ.Grid == nil && !bytes.Equal(got, data) {
+					t.Errorf("%s: %s: not the same bytes", typ, name)
+				}
 				e, ref := squaredError(w, ours, imp), squaredError(w, theirs, imp)
 				if !(e <= ref) {
 					t.Errorf("%s: %s%s: error %.6g, ggml's %.6g", typ, kind, name, e, ref)
 				}
 				if name != "ffn_up" {
-					geo += math.Log(e/ref) / float64(len(refTensors)-1)
+					sum += math.Log(e / ref)
 				}
 			}
-			t.Logf("%-7s %-8s error / ggml's: %.4f", typ, kind, math.Exp(geo))
+			if typ.Grid != nil {
+				line += fmt.Sprintf("  %s %.3f", map[string]string{"": "plain", "imatrix.": "imatrix"}[kind],
+					math.Exp(sum/float64(len(refTensors)-1)))
+			}
+		}
+		t.Log(line)
+	}
+}
+
+// gaussian returns n normal weights and importances spread over three orders of magnitude.
+func gaussian(n int) (w, importance []float32) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	w, importance = make([]float32, n), make([]float32, n)
+	for i := range w {
+		w[i], importance[i] = float32(0.02*rng.NormFloat64()), float32(math.Exp(1.5*rng.NormFloat64()))
+	}
+	return w, importance
+}
+
+// TestEncodeGaussian holds the relative error of normal weights to what was measured when the searches were written.
+func TestEncodeGaussian(t *testing.T) {
+	w, importance := gaussian(32 * 1024)
+	zero := make([]float32, len(w))
+	for _, c := range []struct {
+		typ             *Type
+		plain, weighted float64
+	}{
+		{Q4_0, 0.006646, 0.004581},
+		{Q4_1, 0.004777, 0.002755},
+		{Q5_0, 0.001607, 0.001131},
+		{Q5_1, 0.001106, 0.0006555},
+		{Q8_0, 2.168e-05, 1.393e-05},
+		{Q2_K, 0.06684, 0.0336},
+		{Q3_K, 0.02065, 0.0132},
+		{Q4_K, 0.004816, 0.002808},
+		{Q5_K, 0.001144, 0.0007},
+		{Q6_K, 0.0002724, 0.0001692},
+		{IQ4_NL, 0.005345, 0.003464},
+		{IQ4_XS, 0.00541, 0.003529},
+	} {
+		for _, imp := range [][]float32{nil, importance} {
+			want := c.plain
+			if imp != nil {
+				want = c.weighted
+			}
+			_, q := encodeRows(c.typ, w, imp, len(w))
+			got := squaredError(w, q, imp) / squaredError(w, zero, imp)
+			if got > 1.005*want {
+				t.Errorf("%s: weighted %v: relative error %.4g, was %.4g", c.typ, imp != nil, got, want)
+			}
 		}
 	}
 }
 
-func BenchmarkEncode(b *testing.B) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	w, imp := make([]float32, 4096), make([]float32, 4096)
-	for i := range w {
-		w[i], imp[i] = float32(rng.NormFloat64()), float32(rng.ExpFloat64())
+// edgeRows are rows of 256 weights that searches trip over.
+func edgeRows() map[string][]float32 {
+	rng := rand.New(rand.NewPCG(3, 4))
+	row := func(f func(i int) float32) []float32 {
+		w := make([]float32, 256)
+		for i := range w {
+			w[i] = f(i)
+		}
+		return w
 	}
+	norm := func(i int) float32 { return float32(rng.NormFloat64()) }
+	return map[string][]float32{
+		"zero":          row(func(i int) float32 { return 0 }),
+		"negative zero": row(func(i int) float32 { return float32(math.Copysign(0, -1)) }),
+		"constant":      row(func(i int) float32 { return 0.3 }),
+		"negative":      row(func(i int) float32 { return -0.7 }),
+		"one-hot":       row(func(i int) float32 { return float32(max(1-i, 0)) * 3 }),
+		"two values":    row(func(i int) float32 { return float32(i%2)*2 - 1 }),
+		"ramp":          row(func(i int) float32 { return float32(i) / 256 }),
+		"normal":        row(norm),
+		"positive":      row(func(i int) float32 { return abs(norm(i)) }),
+		"offset":        row(func(i int) float32 { return 1000 + norm(i) }),
+		"outlier":       row(func(i int) float32 { return norm(i) * float32(math.Pow(1000, float64(i%50/49))) }),
+		"wild":          row(func(i int) float32 { return norm(i) * float32(math.Exp(40*rng.Float64()-20)) }),
+		"f16 subnormal": row(func(i int) float32 { return norm(i) * 1e-7 }),
+		"tiny":          row(func(i int) float32 { return norm(i) * 1e-30 }),
+		"f32 subnormal": row(func(i int) float32 { return norm(i) * 1e-42 }),
+		"smallest":      row(func(i int) float32 { return math.SmallestNonzeroFloat32 }),
+		"f16 limit":     row(func(i int) float32 { return float32(i%3-1) * 65504 }),
+		"large":         row(func(i int) float32 { return norm(i) * 1e9 }),
+		"huge":          row(func(i int) float32 { return norm(i) * 1e37 }),
+		"largest":       row(func(i int) float32 { return float32(1-i%2*2) * math.MaxFloat32 }),
+		"mixed groups":  row(func(i int) float32 { return norm(i) * float32(math.Pow(10, float64(i/16-8))) }),
+	}
+}
+
+// edgeImportances are importances of 256 columns.
+func edgeImportances() map[string][]float32 {
+	rng := rand.New(rand.NewPCG(5, 6))
+	imp := map[string][]float32{"none": nil}
+	for name, f := range map[string]func(i int) float32{
+		"zero":       func(i int) float32 { return 0 },
+		"wild":       func(i int) float32 { return float32(math.Pow(10, 18*rng.Float64()-12)) },
+		"one column": func(i int) float32 { return float32(max(1-i, 0)) },
+		"dead group": func(i int) float32 { return float32(i / 32 % 2) },
+		"dead half":  func(i int) float32 { return float32(i % 2) },
+		"tiny":       func(i int) float32 { return float32(1+i%3) * math.SmallestNonzeroFloat32 },
+		"huge":       func(i int) float32 { return math.MaxFloat32 / float32(1+i%7) },
+	} {
+		imp[name] = make([]float32, 256)
+		for i := range imp[name] {
+			imp[name][i] = f(i)
+		}
+	}
+	return imp
+}
+
+// TestEncodeEdges checks that whatever is finite is encoded as finite values, with scales in range that are float16
+// values, and no worse than as zeros.
+func TestEncodeEdges(t *testing.T) {
+	zero := make([]float32, 256)
+	for rowName, w := range edgeRows() {
+		for impName, imp := range edgeImportances() {
+			for _, typ := range Types {
+				data, q := encodeRows(typ, w, imp, 256)
+				for i, v := range q {
+					if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+						t.Fatalf("%s: %s, importance %s: weight %d: %v became %v", typ, rowName, impName, i, w[i], v)
+					}
+				}
+				e, worst := squaredError(w, q, imp), squaredError(w, zero, imp)
+				if e > worst {
+					t.Errorf("%s: %s, importance %s: error %g, of zeros %g", typ, rowName, impName, e, worst)
+				}
+				again, _ := encodeRows(typ, w, imp, 256)
+				if !bytes.Equal(data, again) {
+					t.Errorf("%s: %s, importance %s: different bytes the second time", typ, rowName, impName)
+				}
+				if typ.Grid != nil {
+					checkParse(t, typ, data, q)
+				}
+			}
+		}
+	}
+}
+
+// TestFit checks what Fit promises beyond its choice: codes left alone, float16 scales, nothing allocated, and
+// importances that count relative to each other only.
+func TestFit(t *testing.T) {
+	w, importance := gaussian(maxBlock)
 	for _, typ := range Types {
-		if typ.Grid == nil {
+		g := typ.Grid
+		if g == nil {
 			continue
 		}
+		b := newBlock(g)
+		for i := range b.Codes {
+			b.Codes[i] = int8(i)
+		}
+		x, imp := w[:g.Block], importance[:g.Block]
+		if n := testing.AllocsPerRun(3, func() { g.Fit(b, x, imp) }); n != 0 {
+			t.Errorf("%s: Fit allocates %v times", typ, n)
+		}
+		for i, q := range b.Codes {
+			if q != int8(i) {
+				t.Fatalf("%s: Fit sets codes", typ)
+			}
+		}
+		if b.D != tensor.RoundF16(b.D) || b.DMin != tensor.RoundF16(b.DMin) {
+			t.Errorf("%s: scales %v and %v are no float16 values", typ, b.D, b.DMin)
+		}
+		scaled := make([]float32, len(imp))
+		for i, v := range imp {
+			scaled[i] = v / 1024
+		}
+		c := newBlock(g)
+		g.Fit(c, x, scaled)
+		if c.D != b.D || c.DMin != b.DMin || !equal(c.Sc, b.Sc) || !equal(c.M, b.M) {
+			t.Errorf("%s: importances divided by 1024 give other scales", typ)
+		}
+	}
+}
+
+func equal(a, b []int8) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// TestEncodeAgain checks that what a type with one scale per block holds is encoded without error, however few of its
+// codes occur.
+func TestEncodeAgain(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for _, typ := range Types {
+		g := typ.Grid
+		if g != nil && g.Groups() > 1 {
+			continue
+		}
+		check := func(w []float32) {
+			t.Helper()
+			_, q := encodeRows(typ, w, nil, len(w))
+			if e := squaredError(w, q, nil); e != 0 {
+				t.Errorf("%s: error %g on\n%v\n%v", typ, e, w, q)
+			}
+		}
+		if g == nil {
+			_, w := encodeRows(typ, edgeRows()["normal"], nil, 256)
+			check(w)
+			continue
+		}
+		b, w := newBlock(g), make([]float32, g.Block)
+		for range 200 {
+			b.D = tensor.RoundF16(float32(math.Exp(4*rng.NormFloat64() - 3)))
+			b.DMin = float32(g.MinMax) * tensor.RoundF16(b.D*float32(10*rng.NormFloat64()))
+			b.Sc[0], b.M[0] = 1, int8(g.MinMax)
+			lo := g.CodeMin + rng.IntN(g.CodeMax-g.CodeMin)
+			hi := lo + 1 + rng.IntN(g.CodeMax-lo)
+			for i := range b.Codes {
+				b.Codes[i] = int8(lo + rng.IntN(hi-lo+1))
+			}
+			b.Decode(g, w)
+			check(w)
+		}
+	}
+	goldenBlocks(t, func(typ *Type, src []byte, want []float32) {
+		if typ.Grid == nil || typ.Grid.Groups() > 1 {
+			return
+		}
+		if _, q := encodeRows(typ, want, nil, len(want)); squaredError(want, q, nil) != 0 {
+			t.Errorf("%s: error %g on ggml's values", typ, squaredError(want, q, nil))
+		}
+	})
+}
+
+// TestEncodeFloat checks rounding and saturation of the floating-point types.
+func TestEncodeFloat(t *testing.T) {
+	w := []float32{1, -0.1, 65519, 65520, -1e6, math.MaxFloat32, -math.MaxFloat32, 1e-8, 0}
+	for _, c := range []struct {
+		typ  *Type
+		want []float32
+	}{
+		{F32, w},
+		{F16, []float32{1, -0.0999755859375, 65504, 65504, -65504, 65504, -65504, 0, 0}},
+		{BF16, []float32{1, -0.10009765625, 65536, 65536, -999424, maxBF16, -maxBF16, 1.0011718e-08, 0}},
+	} {
+		_, got := encodeRows(c.typ, w, nil, len(w))
+		for i, v := range got {
+			if v != c.want[i] {
+				t.Errorf("%s: %v became %v, want %v", c.typ, w[i], v, c.want[i])
+			}
+		}
+	}
+}
+
+func TestEncodePanics(t *testing.T) {
+	for name, f := range map[string]func(){
+		"part of a block": func() { Q4_0.Encode(make([]byte, 18), make([]float32, 31), nil) },
+		"short dst":       func() { Q4_K.Encode(make([]byte, 143), make([]float32, 256), nil) },
+		"importance":      func() { Q4_K.Encode(make([]byte, 144), make([]float32, 256), make([]float32, 255)) },
+		"short src":       func() { Q4_K.Decode(make([]float32, 256), make([]byte, 143)) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			f()
+		}()
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	w, imp := gaussian(4096)
+	for _, typ := range Types {
 		b.Run(typ.Name, func(b *testing.B) {
 			dst := make([]byte, typ.RowBytes(len(w)))
 			for b.Loop() {
 				typ.Encode(dst, w, imp)
+			}
+			b.ReportMetric(float64(len(w))*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mweights/s")
+		})
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	w, _ := gaussian(4096)
+	for _, typ := range Types {
+		b.Run(typ.Name, func(b *testing.B) {
+			src := make([]byte, typ.RowBytes(len(w)))
+			typ.Encode(src, w, nil)
+			for b.Loop() {
+				typ.Decode(w, src)
 			}
 			b.ReportMetric(float64(len(w))*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mweights/s")
 		})

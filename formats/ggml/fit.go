@@ -154,13 +154,11 @@ func inverse(scale float32) float32 {
 type group struct {
 	x, wt      []float32
 	w, wx, wxx float32 // Σ wt, Σ wt·x, Σ wt·x²
+	uneven     bool    // not all wt are equal
 }
 
 // scratch holds a block as the searches want it.
-type scratch struct {
-	x, wt  [maxBlock]float32
-	groups [maxGroups]group
-}
+type scratch struct{ x, wt [maxBlock]float32 }
 
 const (
 	// maxWeight bounds the weights that are fitted, so that no sum of squares overflows. No grid reaches so far: the one
@@ -171,38 +169,44 @@ const (
 	deadImportance = 1e-18
 )
 
-// load fills s with a block's weights and with importances in 0..1, the largest being 1, and returns the groups. Without
-// importances, or with none above zero, all are 1.
-func (s *scratch) load(g *quant.Grid, w, importance []float32) []group {
-	groups := s.groups[:g.Groups()]
+// load fills s with a block's weights and with importances in 0..1, the largest being 1. Without importances, or with
+// none above zero, all are 1.
+func (s *scratch) load(w, importance []float32) {
+	for j, v := range w {
+		s.x[j] = min(max(v, -maxWeight), maxWeight)
+		s.wt[j] = 1
+	}
 	var largest float32
 	for _, v := range importance {
 		largest = max(largest, v)
 	}
-	largest = min(largest, math.MaxFloat32)
-	for k := range groups {
-		lo, hi := k*g.Group, (k+1)*g.Group
-		gr := group{x: s.x[lo:hi], wt: s.wt[lo:hi]}
-		dead := true
-		for j := range gr.x {
-			gr.x[j] = min(max(w[lo+j], -maxWeight), maxWeight)
-			gr.wt[j] = 1
-			if largest > 0 {
-				gr.wt[j] = max(min(importance[lo+j], largest)/largest, 0)
-			}
-			dead = dead && gr.wt[j] == 0
-		}
-		for j, v := range gr.x {
-			if dead {
-				gr.wt[j] = deadImportance
-			}
-			gr.w += gr.wt[j]
-			gr.wx += float32(gr.wt[j] * v)
-			gr.wxx += float32(gr.wt[j]*v) * v
-		}
-		groups[k] = gr
+	if !(largest > 0) {
+		return
 	}
-	return groups
+	largest = min(largest, math.MaxFloat32)
+	for j, v := range importance {
+		s.wt[j] = max(min(v, largest)/largest, 0)
+	}
+}
+
+// group returns the n columns from lo on.
+func (s *scratch) group(lo, n int) group {
+	gr := group{x: s.x[lo : lo+n], wt: s.wt[lo : lo+n]}
+	dead := true
+	for _, v := range gr.wt {
+		dead = dead && v == 0
+		gr.uneven = gr.uneven || v != gr.wt[0]
+	}
+	for j, v := range gr.x {
+		if dead {
+			gr.wt[j] = deadImportance
+		}
+		wx := gr.wt[j] * v
+		gr.w += gr.wt[j]
+		gr.wx += wx
+		gr.wxx += float32(wx * v)
+	}
+	return gr
 }
 
 func abs(v float32) float32 { return math.Float32frombits(math.Float32bits(v) &^ (1 << 31)) }

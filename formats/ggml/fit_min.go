@@ -10,8 +10,14 @@ import (
 
 func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
-	gr := &s.load(g, w, importance)[0]
+	s.load(w, importance)
+	group := s.group(0, g.Block)
+	gr := &group
 	b.D, b.DMin, b.Sc[0], b.M[0] = 0, 0, 1, 1
+	if d, dmin, ok := exactMin(lv, gr); ok {
+		b.D, b.DMin = d, dmin
+		return
+	}
 	best := float32(math.Inf(1))
 	try := func(d, dmin float32) fit {
 		f := lv.measure(gr, d, dmin)
@@ -44,9 +50,37 @@ func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) 
 	}
 }
 
+// exactMin returns the scale and minimum with which the weights are on the grid already, as those of a quantized
+// checkpoint are.
+func exactMin(lv *levels, gr *group) (d, dmin float32, ok bool) {
+	lo, hi := gr.span()
+	slack := (hi - lo) / 4096 // half of float16's relative precision, more than float32 sums lose
+	for n := float32(1); n <= lv.hi; n++ { // levels between the smallest weight and the largest
+		d := roundScale((hi - lo) / n)
+		if abs(d*n-(hi-lo)) > slack {
+			continue
+		}
+		for q := float32(0); q+n <= lv.hi; q++ { // the smallest weight's
+			dmin := roundScale(float32(d*q) - lo)
+			if float32(d*q)-dmin == lo && float32(d*(q+n))-dmin == hi && lv.measure(gr, d, dmin).err == 0 {
+				return d, dmin, true
+			}
+		}
+	}
+	return 0, 0, false
+}
+
+// span returns the smallest weight and the largest.
+func (gr *group) span() (lo, hi float32) {
+	lo, hi = gr.x[0], gr.x[0]
+	for _, v := range gr.x {
+		lo, hi = min(lo, v), max(hi, v)
+	}
+	return lo, hi
+}
+
 // solve returns the scale and minimum that suit the levels of f best, f having been measured with the given ones, and
-// the error that the same levels have then, or sumNoise's share of Σ wt·x² if that is more: then, as with two values only,
-// many candidates are equal, and the first one tried, the group's own range, is kept.
+// the error that the same levels have then, or sumNoise.
 func (gr *group) solve(f fit, scale, minimum float32) (newScale, newMinimum, err float32) {
 	w, l, ll := float64(gr.w), float64(f.l), float64(f.ll)
 	// The residuals' sums Σ wt·(x−ŵ) and Σ wt·l·(x−ŵ): solving for the change, rather than for the values themselves,
@@ -63,9 +97,6 @@ func (gr *group) solve(f fit, scale, minimum float32) (newScale, newMinimum, err
 
 // oneLevel is the relative determinant below which all weights that matter have the same level.
 const oneLevel = 1e-9
-
-// sumNoise is the relative error that float32 sums over a group may have.
-const sumNoise = 1e-6
 
 // minSearch keeps the best pairs of scale and minimum that it has met, the best first, and their errors.
 type minSearch struct {
@@ -89,12 +120,9 @@ func (p *minSearch) add(scale, minimum, err float32) {
 }
 
 // search tries ranges that leave a part of a level free, or clip up to a level, at either end of the group's range, and
-// ranges around the weighted mean, in case unimportant outliers had better be clipped.
+// ranges with one or both ends nearer to the weighted mean, in case unimportant outliers had better be clipped.
 func (p *minSearch) search(lv *levels, gr *group) {
-	lo, hi := gr.x[0], gr.x[0]
-	for _, v := range gr.x {
-		lo, hi = min(lo, v), max(hi, v)
-	}
+	lo, hi := gr.span()
 	if hi <= lo {
 		p.add(0, -lo, 0)
 		return
@@ -105,6 +133,9 @@ func (p *minSearch) search(lv *levels, gr *group) {
 			p.try(lv, gr, lo+a*step, hi-b*step)
 		}
 	}
+	if !gr.uneven {
+		return
+	}
 	mean := gr.wx / gr.w
 	var variance float32
 	for j, v := range gr.x {
@@ -113,6 +144,8 @@ func (p *minSearch) search(lv *levels, gr *group) {
 	deviation := float32(math.Sqrt(float64(variance / gr.w)))
 	for _, k := range [...]float32{1, 1.5, 2, 2.5} {
 		p.try(lv, gr, mean-k*deviation, mean+k*deviation)
+		p.try(lv, gr, lo, mean+k*deviation)
+		p.try(lv, gr, mean-k*deviation, hi)
 	}
 }
 
@@ -142,10 +175,7 @@ func (p *minSearch) refine(lv *levels, gr *group) {
 
 // fromZero returns the best scale for the minimum 0.
 func (gr *group) fromZero(lv *levels) (scale float32) {
-	var top float32
-	for _, v := range gr.x {
-		top = max(top, v)
-	}
+	_, top := gr.span()
 	var c scaleSearch
 	for _, a := range [...]float32{-0.6, 0, 0.6, 1.2} {
 		c.try(lv, gr, top/(lv.hi+a))

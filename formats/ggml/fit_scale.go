@@ -11,7 +11,9 @@ import (
 
 func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
-	gr := &s.load(g, w, importance)[0]
+	s.load(w, importance)
+	group := s.group(0, g.Block)
+	gr := &group
 	b.D, b.DMin, b.Sc[0], b.M[0] = 0, 0, 1, 0
 	top := gr.largest()
 	if top == 0 {
@@ -35,7 +37,7 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 				break
 			}
 			last = f.err
-			scale, _ = f.solve(d)
+			scale, _ = gr.solveScale(f, d)
 			d = roundScale(scale)
 		}
 	}
@@ -59,16 +61,21 @@ func exactScale(g *quant.Grid, lv *levels, gr *group, top float32) (d float32, o
 	return 0, false
 }
 
-// solve returns the scale that suits the levels of f best, f having been measured with the given one and no minimum,
-// and the error that the same levels have then.
-func (f *fit) solve(scale float32) (newScale, err float32) {
+// solveScale returns the scale that suits the levels of f best, f having been measured with the given one and no minimum,
+// and the error that the same levels have then, or sumNoise.
+func (gr *group) solveScale(f fit, scale float32) (newScale, err float32) {
 	if f.ll <= 0 {
 		return 0, f.err
 	}
 	// Solving for the change, rather than for the scale itself, loses few digits of the error.
 	lr := float32(float64(f.lx) - float64(scale)*float64(f.ll)) // Σ wt·l·(x−ŵ)
-	return scale + lr/f.ll, f.err - lr*lr/f.ll
+	return scale + lr/f.ll, max(f.err-lr*lr/f.ll, sumNoise*gr.wxx)
 }
+
+// sumNoise is the share of Σ wt·x² below which an error is taken for zero. Groups of one or two values can be met in
+// many ways, and rounding errors must not decide among them: the searches begin with the group's own range, which
+// groups that are alike then agree on, and keep the first of equals.
+const sumNoise = 1e-9
 
 // scaleSearch keeps the best scales that it has met, the best first, and their errors.
 type scaleSearch struct {
@@ -93,6 +100,7 @@ func (c *scaleSearch) add(scale, err float32) {
 // search tries scales that put top, the largest weight, near the end of the levels, and ones that put the most important
 // weight there, in case top had better be clipped.
 func (c *scaleSearch) search(lv *levels, gr *group, top float32) {
+	c.try(lv, gr, top/lv.lo)
 	c.scan(lv, gr, top, lv.step)
 	if v := gr.mostImportant(); abs(v) != abs(top) {
 		c.scan(lv, gr, v, 2*lv.step)
@@ -111,7 +119,7 @@ func (c *scaleSearch) scan(lv *levels, gr *group, x, step float32) {
 
 func (c *scaleSearch) try(lv *levels, gr *group, scale float32) {
 	f := lv.measure(gr, scale, 0)
-	c.add(f.solve(scale))
+	c.add(gr.solveScale(f, scale))
 }
 
 // maxRefine ends the alternation of codes and scales, which nearly always stops by itself in fewer rounds.
@@ -125,7 +133,7 @@ func (c *scaleSearch) refine(lv *levels, gr *group) {
 		scale, err := found.scale[i], found.err[i]
 		for range maxRefine {
 			f := lv.measure(gr, scale, 0)
-			newScale, newErr := f.solve(scale)
+			newScale, newErr := gr.solveScale(f, scale)
 			if newErr >= err {
 				break
 			}

@@ -12,7 +12,8 @@ import (
 type super struct {
 	grid   *quant.Grid
 	lv     *levels
-	groups []group
+	n      int // groups
+	groups [maxGroups]group
 	scale  [maxGroups]float32 // each group's own best, whatever the others need
 }
 
@@ -23,14 +24,17 @@ type superFit struct {
 	fit    [maxGroups]fit
 }
 
-// superStarts are the values of d that are tried, relative to the one with which the largest scale just fits.
-var superStarts = [...]float32{1, 1.03, 1.06, 1.1}
+// superStarts are the values of d that are tried, relative to the one with which the largest scale just fits. Far smaller
+// ones are for super-blocks where an outlier had better be clipped.
+var superStarts = [...]float32{1, 1.03, 1.06, 1.1, 0.7, 0.5}
 
 func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
-	p := super{grid: g, lv: lv, groups: s.load(g, w, importance)}
+	s.load(w, importance)
+	p := super{grid: g, lv: lv, n: g.Groups()}
 	var top float32
-	for k := range p.groups {
+	for k := range p.n {
+		p.groups[k] = s.group(k*g.Group, g.Group)
 		gr := &p.groups[k]
 		if v := gr.largest(); v != 0 {
 			var c scaleSearch
@@ -74,7 +78,7 @@ func (p *super) start(best *superFit, d float32) {
 // assign chooses each group's scale next to its own best. It gives up where the error passes limit.
 func (p *super) assign(c *superFit, limit float32) {
 	c.err = 0
-	for k := range p.groups {
+	for k := range p.n {
 		q := p.near(c, k)
 		c.fit[k].err = float32(math.Inf(1))
 		p.try(c, k, q)
@@ -105,7 +109,7 @@ func (p *super) try(c *superFit, k, q int) {
 // solve sets d to the least-squares solution for the codes, and reports whether it changed.
 func (p *super) solve(c *superFit) bool {
 	var num, den float64
-	for k, f := range c.fit[:len(p.groups)] {
+	for k, f := range c.fit[:p.n] {
 		q := float64(c.sc[k])
 		num += q * float64(f.lx)
 		den += q * q * float64(f.ll)
@@ -133,7 +137,7 @@ func (p *super) polish(best *superFit) {
 			return
 		}
 		c.err = 0
-		for k := range p.groups {
+		for k := range p.n {
 			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), 0)
 			c.err += c.fit[k].err
 		}
@@ -150,7 +154,7 @@ const superWindow = 8
 // sweep tries for each group the scales around its own best, and their negatives.
 func (p *super) sweep(c *superFit) {
 	c.err = 0
-	for k := range p.groups {
+	for k := range p.n {
 		q := p.near(c, k)
 		for i := 1 - superWindow; i <= superWindow; i++ {
 			p.try(c, k, q+i)

@@ -12,7 +12,8 @@ import (
 type superMin struct {
 	grid   *quant.Grid
 	lv     *levels
-	groups []group
+	n      int // groups
+	groups [maxGroups]group
 	// Each group's own best scale and minimum, whatever the others need: of either sign, and with a minimum of at least 0.
 	free, own [maxGroups]struct{ scale, minimum float32 }
 }
@@ -25,15 +26,20 @@ type superMinFit struct {
 }
 
 // superMinStarts are the values of d and dmin that are tried, relative to those with which the largest scale and the
-// largest minimum just fit.
-var superMinStarts = [...]float32{1, 0.95, 1.05}
+// largest minimum just fit. Far smaller ones are for super-blocks where an outlier had better be clipped.
+var superMinStarts = [...]struct{ d, dmin float32 }{
+	{1, 1}, {1, 0.95}, {1, 1.05}, {0.95, 1}, {0.95, 0.95}, {0.95, 1.05}, {1.05, 1}, {1.05, 0.95}, {1.05, 1.05},
+	{0.7, 1}, {0.5, 1}, {0.7, 0.7}, {0.5, 0.5},
+}
 
 // fitSuperMin searches with d and dmin above zero, where levels count up from a minimum of at most zero, and for the
 // negative weights, which with both below zero amounts to levels that count down from a maximum of at least zero.
 func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
 	var s scratch
-	p := superMin{grid: g, lv: lv, groups: s.load(g, w, importance)}
-	for k := range p.groups {
+	s.load(w, importance)
+	p := superMin{grid: g, lv: lv, n: g.Groups()}
+	for k := range p.n {
+		p.groups[k] = s.group(k*g.Group, g.Group)
 		gr := &p.groups[k]
 		var m minSearch
 		m.search(lv, gr)
@@ -51,12 +57,8 @@ func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []floa
 	} else {
 		p.mirror()
 	}
-	for i, r := range superMinStarts {
-		for j, rm := range superMinStarts {
-			if i+j > 0 {
-				p.start(&best, r, rm)
-			}
-		}
+	for _, r := range superMinStarts[1:] {
+		p.start(&best, r.d, r.dmin)
 	}
 	p.polish(&best)
 	b.D, b.DMin = best.d, best.dmin
@@ -70,7 +72,7 @@ func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []floa
 // bound finds what suits each group with a minimum of at least 0.
 func (p *superMin) bound() {
 	p.own = p.free
-	for k := range p.groups {
+	for k := range p.n {
 		if p.free[k].minimum < 0 {
 			p.own[k].scale, p.own[k].minimum = p.groups[k].fromZero(p.lv), 0
 		}
@@ -79,7 +81,7 @@ func (p *superMin) bound() {
 
 // mirror turns to the negative weights.
 func (p *superMin) mirror() {
-	for k := range p.groups {
+	for k := range p.n {
 		gr := &p.groups[k]
 		for j := range gr.x {
 			gr.x[j] = -gr.x[j]
@@ -93,7 +95,7 @@ func (p *superMin) mirror() {
 // start tries the d and dmin that fit the largest scale and minimum, times r and rm, and what least squares make of them.
 func (p *superMin) start(best *superMinFit, r, rm float32) {
 	var top, topMin float32
-	for k := range p.groups {
+	for k := range p.n {
 		top, topMin = max(top, p.own[k].scale), max(topMin, p.own[k].minimum)
 	}
 	var c superMinFit
@@ -118,7 +120,7 @@ const superMinRounds = 3
 // passes limit.
 func (p *superMin) assign(c *superMinFit, limit float32) {
 	c.err = 0
-	for k := range p.groups {
+	for k := range p.n {
 		c.fit[k].err = float32(math.Inf(1))
 		q := p.near(c, k)
 		p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
@@ -160,7 +162,7 @@ func (p *superMin) try(c *superMinFit, k, q, m int) {
 // solve sets d and dmin to the least-squares solution for the codes, and reports whether they changed.
 func (p *superMin) solve(c *superMinFit) bool {
 	var a11, a12, a22, b1, b2 float64
-	for k, f := range c.fit[:len(p.groups)] {
+	for k, f := range c.fit[:p.n] {
 		q, m := float64(c.sc[k]), -float64(c.m[k])
 		a11 += q * q * float64(f.ll)
 		a12 += q * m * float64(f.l)
@@ -195,7 +197,7 @@ func (p *superMin) polish(best *superMinFit) {
 			return
 		}
 		c.err = 0
-		for k := range p.groups {
+		for k := range p.n {
 			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), c.dmin*float32(c.m[k]))
 			c.err += c.fit[k].err
 		}
@@ -212,7 +214,7 @@ const superMinWindow = 6
 // sweep tries for each group the scales around its own best, with minima that keep the middle of the levels in place.
 func (p *superMin) sweep(c *superMinFit) {
 	c.err = 0
-	for k := range p.groups {
+	for k := range p.n {
 		own := p.own[k]
 		mid := p.near(c, k)
 		for q := max(mid+1-superMinWindow, 0); q <= min(mid+superMinWindow, p.grid.ScaleMax); q++ {
@@ -228,7 +230,7 @@ func (p *superMin) sweep(c *superMinFit) {
 // neighbours tries for each group the scales and minima next to its present ones.
 func (p *superMin) neighbours(c *superMinFit) {
 	c.err = 0
-	for k := range p.groups {
+	for k := range p.n {
 		q, m := int(c.sc[k]), int(c.m[k])
 		for i := -1; i <= 1; i++ {
 			for j := -1; j <= 1; j++ {

@@ -50,25 +50,29 @@ func (t *Type) Encode(dst []byte, w, importance []float32) {
 		t.encode(dst, w)
 		return
 	}
-	var sc, m [maxGroups]int8
-	var codes [maxBlock]int8
 	g := t.Grid
 	n := g.Groups()
-	b := quant.Block{Sc: sc[:n], M: m[:n], Codes: codes[:g.Block]}
+	var a struct { // in one allocation
+		block quant.Block
+		sc, m [maxGroups]int8
+		codes [maxBlock]int8
+	}
+	b := &a.block
+	b.Sc, b.M, b.Codes = a.sc[:n], a.m[:n], a.codes[:g.Block]
 	for i := range len(w) / g.Block {
 		x := w[i*g.Block : (i+1)*g.Block]
 		var imp []float32
 		if importance != nil {
 			imp = importance[i*g.Block : (i+1)*g.Block]
 		}
-		g.Fit(&b, x, imp)
+		g.Fit(b, x, imp)
 		for k := range n {
 			scale, minimum := b.Scale(k)
 			for j := k * g.Group; j < (k+1)*g.Group; j++ {
 				b.Codes[j] = g.Nearest(x[j], scale, minimum)
 			}
 		}
-		t.Pack(dst[i*t.BlockBytes:(i+1)*t.BlockBytes], &b)
+		t.Pack(dst[i*t.BlockBytes:(i+1)*t.BlockBytes], b)
 	}
 }
 

@@ -163,6 +163,9 @@ func fields(message []byte, f func(field) error) error {
 func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, size int) (*vocabulary, error) {
 	v := newVocabulary(size)
 	for id, p := range f.model.pieces {
+		if p.typ == tokenizer.UserDefined {
+			p.text = plainSpaces(p.text)
+		}
 		if err := v.put(id, p.text, p.typ, p.score); err != nil {
 			return nil, err
 		}

@@ -67,6 +67,9 @@ func (a *addedToken) looksSpecial() bool {
 		between("<unused", ">")
 }
 
+// plainSpaces is a user-defined token as readers look for it: in the text as it is, before spaces are escaped.
+func plainSpaces(token string) string { return strings.ReplaceAll(token, "▁", " ") }
+
 // The scores of SentencePiece tokens that no merge makes, as llama.cpp's converter has them.
 const (
 	addScore = -1000
@@ -81,8 +84,7 @@ func (v *vocabulary) add(added []addedToken) error {
 			continue // <unk> is special too, but readers must know it for what it is
 		}
 		if !a.special && !a.looksSpecial() {
-			// Readers look for it in the text as it is, before spaces are escaped.
-			token, typ = strings.ReplaceAll(token, "▁", " "), tokenizer.UserDefined
+			token, typ = plainSpaces(token), tokenizer.UserDefined
 		}
 		if err := v.put(a.id, token, typ, addScore); err != nil {
 			return err
@@ -108,10 +110,9 @@ func (c *Checkpoint) readTokenizerFiles() (*tokenizerFiles, error) {
 	if err != nil {
 		return nil, err
 	}
+	var jsonErr error
 	if f.jsonPath = path; data != nil {
-		if f.json, err = parseTokenizerJSON(path, data); err != nil {
-			return nil, err
-		}
+		f.json, jsonErr = parseTokenizerJSON(path, data)
 	}
 	if f.json == nil || !f.json.byteLevel {
 		data, path, err := c.readOptional(sentencePieceFile)
@@ -123,6 +124,13 @@ func (c *Checkpoint) readTokenizerFiles() (*tokenizerFiles, error) {
 				return nil, err
 			}
 		}
+	}
+	switch {
+	case jsonErr != nil && f.model != nil: // which says all that is needed
+		c.warn("%v; left out in favour of %s", jsonErr, sentencePieceFile)
+		f.json = nil
+	case jsonErr != nil:
+		return nil, jsonErr
 	}
 	if f.config, err = c.readObject(tokenizerConfigFile); err != nil {
 		return nil, err

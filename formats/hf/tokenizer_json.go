@@ -23,16 +23,18 @@ type tokenizerJSON struct {
 	post *[2]string
 }
 
+// parseTokenizerJSON returns what it has understood beside an error, so that byteLevel can be asked for.
 func parseTokenizerJSON(file string, data []byte) (*tokenizerJSON, error) {
+	t := &tokenizerJSON{}
 	o, err := parseObject(file, data)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
-	t := &tokenizerJSON{}
+	t.readPreTokenizer(o.object("pre_tokenizer"))
 	model := o.object("model")
 	if model == nil {
 		o.fail("model", "is missing")
-		return nil, *o.err
+		return t, *o.err
 	}
 	if kind := model.string("type", "BPE"); *o.err == nil && kind != "BPE" {
 		model.fail("type", "is %.64q; supported: BPE", kind)
@@ -52,16 +54,12 @@ func parseTokenizerJSON(file string, data []byte) (*tokenizerJSON, error) {
 			a.int("id", -1, 0, maxVocab), a.string("content", ""), a.bool("special", false),
 		})
 	}
-	t.readPreTokenizer(o.object("pre_tokenizer"))
 	t.readNormalizer(o.object("normalizer"))
 	t.readPostProcessor(o.object("post_processor"))
 	if *o.err == nil && !t.byteLevel && !byteFallback {
 		o.fail("pre_tokenizer", "is neither byte-level (%s) nor is there a byte_fallback", strings.Join(t.steps, ", "))
 	}
-	if *o.err != nil {
-		return nil, *o.err
-	}
-	return t, nil
+	return t, *o.err
 }
 
 // readVocab reads model.vocab. It goes token by token, for encoding/json would let a second id of a token pass.
@@ -166,8 +164,7 @@ func (t *tokenizerJSON) readPreTokenizer(o *object) {
 	case "Metaspace":
 		scheme := o.string("prepend_scheme", "always")
 		t.spacePrefix = o.bool("add_prefix_space", true) && scheme != "never"
-		// Splitting at spaces changes nothing where no token has a space inside; that cannot be known here.
-		if o.bool("split", false) {
+		if o.bool("split", true) {
 			t.steps = append(t.steps, "Metaspace split")
 		}
 	default:

@@ -376,6 +376,7 @@ func TestSentencePiece(t *testing.T) {
 		{tokenizerFile: nil, sentencePieceFile: sentencePieceModel(pieces, modelTypeBPE, true)},
 		{tokenizerFile: asMerges(t, pieces)},
 		{tokenizerFile: asMerges(t, pieces), sentencePieceFile: sentencePieceModel(pieces, modelTypeBPE, true)},
+		{tokenizerFile: []byte(`{"model":{"type":"Unigram"}}`), sentencePieceFile: sentencePieceModel(pieces, modelTypeBPE, true)},
 	} {
 		s := small("LlamaForCausalLM")
 		dir := folder(t, s, weights(t, s))

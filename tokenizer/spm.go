@@ -17,10 +17,13 @@ type spm struct {
 	byteID    [256]int32 // −1 for a byte that has no token
 	addPrefix bool
 	unk       *int32
+	// wordwise: no token has a space mark after another character, so no merge joins two words, and each word can be
+	// tokenized by itself.
+	wordwise bool
 }
 
 func (t *Tokenizer) loadSPM(m Metadata, ids map[string]int32) error {
-	s := &spm{ids: make(map[string]int32, len(t.tokens)), addPrefix: true, unk: &t.unk}
+	s := &spm{ids: make(map[string]int32, len(t.tokens)), addPrefix: true, unk: &t.unk, wordwise: true}
 	var err error
 	if s.scores, err = slice[float32](m, keyScores, true); err != nil {
 		return err
@@ -48,6 +51,7 @@ func (t *Tokenizer) loadSPM(m Metadata, ids map[string]int32) error {
 		default:
 			t.pieces[i] = strings.ReplaceAll(token, spaceMark, " ")
 			s.ids[token] = int32(i)
+			s.wordwise = s.wordwise && wordEnd(token) == len(token)
 		}
 	}
 	for i := range s.byteID {
@@ -69,13 +73,46 @@ func (s *spm) encode(dst []int32, text string, afterSpecial bool) []int32 {
 		text = " " + text
 	}
 	text = strings.ReplaceAll(text, " ", spaceMark)
-	m := &merger{pair: func(left, right *symbol) (int32, float64, bool) {
+	if !s.wordwise {
+		return s.encodeWord(dst, text, &merger{})
+	}
+	m := &merger{}
+	seen := make(map[string][2]int) // where in dst a word's ids already stand
+	for len(text) > 0 {
+		word := text[:wordEnd(text)]
+		text = text[len(word):]
+		if at, ok := seen[word]; ok {
+			dst = append(dst, dst[at[0]:at[1]]...)
+			continue
+		}
+		from := len(dst)
+		dst = s.encodeWord(dst, word, m)
+		seen[word] = [2]int{from, len(dst)}
+	}
+	return dst
+}
+
+// wordEnd is the length of the first word of text: its space marks and what follows up to the next one.
+func wordEnd(text string) int {
+	n := 0
+	for strings.HasPrefix(text[n:], spaceMark) {
+		n += len(spaceMark)
+	}
+	if next := strings.Index(text[n:], spaceMark); next >= 0 {
+		return n + next
+	}
+	return len(text)
+}
+
+func (s *spm) encodeWord(dst []int32, text string, m *merger) []int32 {
+	m.reset()
+	m.pair = func(left, right *symbol) (int32, float64, bool) {
 		id, ok := s.ids[text[left.start:right.start+right.size]]
 		if !ok {
 			return 0, 0, false
 		}
 		return id, -float64(s.scores[id]), true
-	}}
+	}
 	for i := 0; i < len(text); {
 		_, size := utf8.DecodeRuneInString(text[i:])
 		id, ok := s.ids[text[i:i+size]]

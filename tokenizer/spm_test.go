@@ -78,6 +78,32 @@ func TestSPMUnknown(t *testing.T) {
 	}
 }
 
+// Word by word or all at once, the ids are the same.
+func TestSPMWordwise(t *testing.T) {
+	s := mustNew(t, tinySPM()).scheme.(*spm)
+	if !s.wordwise {
+		t.Fatal("no token joins words, and yet they are not tokenized one by one")
+	}
+	whole := *s
+	whole.wordwise = false
+	rng := rand.New(rand.NewPCG(11, 12))
+	for range 2000 {
+		text := randomText(rng) + " the" + randomText(rng) + "  in"
+		got, want := s.encode(nil, text, true), whole.encode(nil, text, true)
+		if !slices.Equal(got, want) {
+			t.Fatalf("%q: got %v, want %v", text, got, want)
+		}
+	}
+
+	m := tinySPM()
+	tokens := slices.Clone(m[keyTokens].([]string))
+	tokens[slices.Index(tokens, "th")] = "e▁t"
+	tok := mustNew(t, m.with(keyTokens, tokens))
+	if got := tok.Encode("e t", EncodeOptions{NoBOS: true}); len(got) != 2 || tok.tokens[got[1]] != "e▁t" {
+		t.Errorf("a token that joins words is not made: %v", got)
+	}
+}
+
 func TestSPMRoundTrip(t *testing.T) {
 	tok := mustNew(t, tinySPM())
 	rng := rand.New(rand.NewPCG(7, 8))

@@ -165,6 +165,8 @@ type Group struct {
 	Name    string // "attn_in", "attn_out", "mlp_in" or "mlp_out"
 	Linears []*Linear
 	Prev    Prev
+	// Residual says that the linear's output is added to the hidden states.
+	Residual bool
 }
 
 // Prev produces a group's input, channel by channel, so that a factor on a channel can move from the input into it:
@@ -192,9 +194,9 @@ func (l *Layer) Groups() []Group {
 		up[i] = i
 	}
 	return []Group{
-		{"attn_in", []*Linear{l.Q, l.K, l.V}, Prev{Name: prefix + "attn_norm.weight", Norm: l.AttnNorm}},
-		{"attn_out", []*Linear{l.O}, Prev{Name: l.V.Name, Linear: l.V, Row: v}},
-		{"mlp_in", []*Linear{l.Gate, l.Up}, Prev{Name: prefix + "ffn_norm.weight", Norm: l.MLPNorm}},
-		{"mlp_out", []*Linear{l.Down}, Prev{Name: l.Up.Name, Linear: l.Up, Row: up}},
+		{"attn_in", []*Linear{l.Q, l.K, l.V}, Prev{Name: prefix + "attn_norm.weight", Norm: l.AttnNorm}, false},
+		{"attn_out", []*Linear{l.O}, Prev{Name: l.V.Name, Linear: l.V, Row: v}, true},
+		{"mlp_in", []*Linear{l.Gate, l.Up}, Prev{Name: prefix + "ffn_norm.weight", Norm: l.MLPNorm}, false},
+		{"mlp_out", []*Linear{l.Down}, Prev{Name: l.Up.Name, Linear: l.Up, Row: up}, true},
 	}
 }

@@ -2,175 +2,89 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/gptq"
-	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
-// batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
-const batchTokens = 4096
-
-// stream carries hidden states through the stages of one version of the model.
-type stream struct {
-	m      *model.Model
-	seqLen int
-	x      *states.Store // the input of the layer, later with the attention's result added
-	a      *states.Store // the input of attn_output
-	h, f   []float32     // scratch: a stage's input of Dim and of FFN features
-}
-
-// newStream embeds the calibration sequences.
-func newStream(m *model.Model, seqs [][]int32, seqLen int, budget int64, tempDir string) (*stream, error) {
-	perBatch := max(1, batchTokens/seqLen)
-	s := &stream{m: m, seqLen: seqLen}
-	var err error
-	if s.x, err = states.New(len(seqs), seqLen, m.Dim, perBatch, budget, tempDir); err != nil {
-		return nil, err
-	}
-	if s.a, err = states.New(len(seqs), seqLen, m.Heads*m.HeadDim, perBatch, budget, tempDir); err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	return s, s.each(func(i int, x *tensor.Matrix) error {
-		lo, hi := s.x.Sequences(i)
-		for k := lo; k < hi; k++ {
-			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Dim), seqs[k]); err != nil {
-				return err
-			}
-		}
-		return s.x.Put(i, x)
-	})
-}
-
-func (s *stream) close() error {
-	var err error
-	for _, st := range []*states.Store{s.x, s.a} {
-		if st != nil {
-			err = errors.Join(err, st.Close())
-		}
-	}
-	return err
-}
-
-// each calls f for every batch of hidden states.
-func (s *stream) each(f func(i int, x *tensor.Matrix) error) error {
-	for i := range s.x.Batches() {
-		x, err := s.x.Get(i)
-		if err != nil {
-			return err
-		}
-		if err := f(i, x); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func scratch(buf *[]float32, rows, cols int) *tensor.Matrix {
-	if cap(*buf) < rows*cols {
-		*buf = make([]float32, rows*cols)
-	}
-	return tensor.FromSlice(rows, cols, (*buf)[:rows*cols])
-}
-
-// attnIn returns the input of attn_q, attn_k and attn_v.
-func (s *stream) attnIn(l *model.Layer, x *tensor.Matrix) *tensor.Matrix {
-	h := scratch(&s.h, x.Rows, s.m.Dim)
-	l.AttnIn(h, x)
-	return h
-}
-
-// attnOut computes and keeps the input of attn_output.
-func (s *stream) attnOut(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
-	h := s.attnIn(l, x)
-	a, err := s.a.Get(i)
-	if err != nil {
-		return nil, err
-	}
-	l.AttnCore(a, h, s.seqLen)
-	return a, s.a.Put(i, a)
-}
-
-// mlpIn adds attn_output's result to the hidden states and returns the input of ffn_gate and ffn_up.
-func (s *stream) mlpIn(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
-	a, err := s.a.Get(i)
-	if err != nil {
-		return nil, err
-	}
-	l.AttnOut(x, a)
-	h := scratch(&s.h, x.Rows, s.m.Dim)
-	l.MLPIn(h, x)
-	return h, s.x.Put(i, x)
-}
-
-// mlpOut returns the input of ffn_down.
-func (s *stream) mlpOut(l *model.Layer, x *tensor.Matrix) *tensor.Matrix {
-	h := scratch(&s.h, x.Rows, s.m.Dim)
-	l.MLPIn(h, x)
-	f := scratch(&s.f, x.Rows, s.m.FFN)
-	l.MLPCore(f, h)
-	return f
-}
-
-// next adds ffn_down's result: the hidden states are the next layer's input.
-func (s *stream) next(l *model.Layer, i int, x *tensor.Matrix) error {
-	l.MLPOut(x, s.mlpOut(l, x))
-	return s.x.Put(i, x)
-}
-
 // layers quantizes the linears of all layers in the order of the forward pass. Every linear is calibrated on inputs
-// that come from everything quantized before it.
+// that come from everything quantized before it; a second stream of hidden states shows what the original model has in
+// their place.
 func (r *run) layers(tempDir string) error {
-	// Two stores live at a time and share the budget.
-	s, err := newStream(r.m, r.opt.Calib.Sequences, r.opt.Calib.SeqLen, r.opt.Memory/2, tempDir)
+	set := r.opt.Calib
+	streams := 1
+	if r.plan.Recipe.Method == GPTQ && !r.opt.NoCorrection {
+		streams = 2
+	}
+	// Each stream has two stores, which share the budget.
+	budget := r.opt.Memory / int64(2*streams)
+	s, err := newStream(r.m, set.Sequences, set.SeqLen, budget, tempDir)
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	var original *stream
+	if streams == 2 {
+		if original, err = newStream(r.m, set.Sequences, set.SeqLen, budget, tempDir); err != nil {
+			return err
+		}
+		defer original.close()
+	}
 	for i := range r.m.Layers() {
 		r.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, r.m.Layers()))
-		if err := r.layer(s, i); err != nil {
+		if err := r.layer(s, original, i); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
 	return nil
 }
 
-func (r *run) layer(s *stream, index int) error {
+// layer quantizes one layer and takes the hidden states through it.
+func (r *run) layer(s, original *stream, index int) error {
 	l, err := r.m.LoadLayer(index)
 	if err != nil {
 		return err
 	}
 	defer l.Release()
+	var ol *model.Layer
+	if original != nil {
+		if ol, err = r.m.LoadLayer(index); err != nil {
+			return err
+		}
+		defer ol.Release()
+	}
 	for _, g := range l.Groups() {
 		in := quant.NewStats(g.Linears[0].In)
 		err := s.each(func(i int, x *tensor.Matrix) error {
 			if err := r.ctx.Err(); err != nil {
 				return err
 			}
-			var h *tensor.Matrix
-			var err error
-			switch g.Name {
-			case "attn_in":
-				h = s.attnIn(l, x)
-			case "attn_out":
-				h, err = s.attnOut(l, i, x)
-			case "mlp_in":
-				h, err = s.mlpIn(l, i, x)
-			case "mlp_out":
-				h = s.mlpOut(l, x)
-			}
+			h, err := s.input(l, g.Name, i, x)
 			if err != nil {
 				return err
 			}
 			in.Observe(h)
+			if original == nil {
+				return nil
+			}
+			ox, err := original.x.Get(i)
+			if err != nil {
+				return err
+			}
+			oh, err := original.input(ol, g.Name, i, ox)
+			if err != nil {
+				return err
+			}
+			in.ObserveDrift(oh, h)
+			if g.Residual {
+				in.ObserveResidual(ox, x, h)
+			}
 			return nil
 		})
 		if err != nil {
@@ -187,7 +101,14 @@ func (r *run) layer(s *stream, index int) error {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		return s.next(l, i, x)
+		if err := s.next(l, i, x); err != nil || original == nil {
+			return err
+		}
+		ox, err := original.x.Get(i)
+		if err != nil {
+			return err
+		}
+		return original.next(ol, i, ox)
 	})
 }
 
@@ -213,7 +134,11 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 				if err != nil {
 					return err
 				}
-				q, err := f.Quantize(ctx, w, g, r.opt.GPTQ)
+				target := w
+				if in.Drift != nil {
+					target = f.Correct(w, in)
+				}
+				q, err := f.Quantize(ctx, target, g, r.opt.GPTQ)
 				if err != nil {
 					return err
 				}

@@ -25,6 +25,9 @@ type Options struct {
 	// Calib is the text that GPTQ is calibrated on; RTN weighs its errors by it, if there is any.
 	Calib *calib.Set
 	GPTQ  gptq.Options
+	// NoCorrection quantizes the original weights. By default GPTQ first corrects each weight for the errors of
+	// everything quantized before it (gptq.Factor.Correct), which takes a second forward pass of the original model.
+	NoCorrection bool
 	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file beside the output. 0: no
 	// bound.
 	Memory    int64

@@ -1,0 +1,59 @@
+package gptq
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Correct returns the weights whose outputs on the quantized model's inputs x̂ come closest, in the mean square, to what
+// the original model computes there: argmin Σ ‖W'x̂ − (Wx + r − r̂)‖², where x is the input that the original model has
+// in x̂'s place and r − r̂ what has gone wrong so far on the residual connection that the output is added to. Quantizing
+// W' instead of W thus makes up for the errors of everything before it, as far as they can be told from x̂ (Li et al.,
+// GPTAQ, arXiv:2504.02692; Arai and Ichikawa, QEP, arXiv:2504.09629).
+//
+// With D = Σ (x−x̂)x̂ᵀ and R = Σ (r−r̂)x̂ᵀ from in, the solution is W + (WD + R)H⁻¹. It is estimated from in.Tokens
+// tokens with as many unknowns as a row has columns, so it fits their noise too; the correction is shrunk by that share.
+func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
+	share := 1 - float64(w.Cols)/float64(max(in.Tokens, 1))
+	if share <= 0 {
+		return w
+	}
+	d := tensor.New(w.Rows, w.Cols)
+	kernels.GemmNN(d, 1, w, in.Drift)
+	if in.Residual != nil {
+		for r := range d.Rows {
+			kernels.Axpy(d.Row(r), 1, in.Residual.Row(r))
+		}
+	}
+	d = f.solve(d)
+	for r := range d.Rows {
+		out, row := d.Row(r), w.Row(r)
+		for j, v := range row {
+			out[j] = v + float32(share)*out[j]
+		}
+	}
+	return d
+}
+
+// solve returns d·H⁻¹ = d·UᵀU; d is rows×in, with its columns in their natural order.
+func (f *Factor) solve(d *tensor.Matrix) *tensor.Matrix {
+	p := tensor.New(d.Rows, d.Cols)
+	for r := range d.Rows {
+		src, dst := d.Row(r), p.Row(r)
+		for i, c := range f.order {
+			dst[i] = src[c]
+		}
+	}
+	t := tensor.New(d.Rows, d.Cols)
+	kernels.GemmNT(t, 1, p, f.u)
+	p.Zero()
+	kernels.GemmNN(p, 1, t, f.u)
+	for r := range d.Rows {
+		src, dst := p.Row(r), t.Row(r)
+		for i, c := range f.order {
+			dst[c] = src[i]
+		}
+	}
+	return t
+}

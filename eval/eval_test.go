@@ -186,6 +186,9 @@ func TestInvariance(t *testing.T) {
 			opt.Context, opt.TempDir, opt.Base = 12, dir, open(t, testmodel.New("mistral").Source())
 			m := open(t, tm.Source())
 			m.Precision = kernels.Auto
+			if threads == 3 {
+				defer eval.SetHeadValues(1)()
+			}
 			r := perplexity(t, m, tokens, opt)
 			r.Seconds, r.TokensPerSecond = 0, 0
 			if first == nil {
@@ -233,6 +236,7 @@ func TestErrors(t *testing.T) {
 		{eval.Options{Context: 10, Base: open(t, fewer)}, "a vocabulary of 279 tokens, the base testmodel/qwen2 one of 100"},
 		{eval.Options{Context: 10, Base: open(t, other)}, `in testmodel/qwen2 and "elsewhere" in the base`},
 		{eval.Options{Context: 10, Memory: 1, TempDir: "/nonexistent"}, "hidden states:"},
+		{eval.Options{Context: 10, Memory: 1, TempDir: "/nonexistent", Base: m}, "hidden states:"},
 	} {
 		if _, err := eval.Perplexity(context.Background(), m, tokens, c.opt); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: error %v, want %q", c.opt, err, c.want)

@@ -19,8 +19,8 @@ type scores struct {
 	same    []bool
 }
 
-// headValues bounds the logits that are held at once, per model: 128 MB.
-const headValues = 32 << 20
+// headValues bounds the logits that are held at once, per model: 128 MB. Tests make it smaller.
+var headValues = 32 << 20
 
 // score puts the hidden states through the final norm and the head, scored positions only.
 func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {

@@ -97,7 +97,9 @@ var specs = []struct {
 	// ffn_down's 176 columns are not a multiple of 32: no block type fits.
 	{"qwen2", "qwen2", func(c *Config) { c.IntermediateSize, c.RMSNormEps = 176, 1e-6 }},
 	{"qwen2-yarn", "qwen2", func(c *Config) {
-		c.RopeScaling = map[string]any{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+		// Long enough an original context that some pairs turn more than 32 times in it, and some less than once.
+		c.MaxPositionEmbeddings = 8192
+		c.RopeScaling = map[string]any{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
 	}},
 	{"qwen3", "qwen3", func(c *Config) {
 		c.HeadDim, c.TieWordEmbeddings, c.RMSNormEps, c.RopeTheta = 32, true, 1e-6, 1000000
@@ -164,7 +166,7 @@ func build(name string, c Config) *Model {
 			add(name+".bias", 0, 0.3, out)
 		}
 	}
-	add("model.embed_tokens.weight", 0, 0.5, c.VocabSize, dim)
+	add("model.embed_tokens.weight", 0, 2/math.Sqrt(float64(dim)), c.VocabSize, dim)
 	for i := range c.NumHiddenLayers {
 		p := fmt.Sprintf("model.layers.%d.", i)
 		add(p+"input_layernorm.weight", 1, 0.2, dim)

@@ -13,7 +13,7 @@ import (
 )
 
 // goldenBlocks calls f for every block of testdata/blocks.json with its decoded values.
-func goldenBlocks(t *testing.T, f func(typ *Type, src []byte, want []float32)) {
+func goldenBlocks(t testing.TB, f func(typ *Type, src []byte, want []float32)) {
 	file, err := os.ReadFile("testdata/blocks.json")
 	if err != nil {
 		t.Fatal(err)

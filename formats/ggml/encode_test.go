@@ -321,6 +321,25 @@ func TestEncodeFloat(t *testing.T) {
 	}
 }
 
+// TestEncodeNotFinite checks that NaN and infinities, which callers should refuse, do no worse than give bad values.
+func TestEncodeNotFinite(t *testing.T) {
+	for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+		w, imp := gaussian(maxBlock)
+		w[100] = float32(bad)
+		for _, typ := range Types {
+			_, q := encodeRows(typ, w, imp, len(w))
+			if e := squaredError(w[128:], q[128:], nil); typ.BlockLen <= 32 && !(e < 0.01) {
+				t.Errorf("%s: a %v spoils another block: error %g", typ, bad, e)
+			}
+			w, imp := gaussian(maxBlock)
+			imp[100] = float32(bad)
+			if _, q := encodeRows(typ, w, imp, len(w)); math.IsNaN(squaredError(w, q, nil)) {
+				t.Errorf("%s: an importance of %v gives NaN", typ, bad)
+			}
+		}
+	}
+}
+
 func TestEncodePanics(t *testing.T) {
 	for name, f := range map[string]func(){
 		"part of a block": func() { Q4_0.Encode(make([]byte, 18), make([]float32, 31), nil) },

@@ -32,7 +32,7 @@ func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) 
 		d, dmin := roundScale(p.scale[i]), roundScale(p.minimum[i])
 		for last := float32(math.Inf(1)); ; {
 			f := try(d, dmin)
-			if f.err >= last {
+			if !(f.err < last) {
 				break
 			}
 			last = f.err
@@ -54,7 +54,7 @@ func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) 
 // checkpoint are.
 func exactMin(lv *levels, gr *group) (d, dmin float32, ok bool) {
 	lo, hi := gr.span()
-	slack := (hi - lo) / 4096 // half of float16's relative precision, more than float32 sums lose
+	slack := (hi - lo) / 4096              // half of float16's relative precision, more than float32 sums lose
 	for n := float32(1); n <= lv.hi; n++ { // levels between the smallest weight and the largest
 		d := roundScale((hi - lo) / n)
 		if abs(d*n-(hi-lo)) > slack {
@@ -164,7 +164,7 @@ func (p *minSearch) refine(lv *levels, gr *group) {
 		scale, minimum, err := found.scale[i], found.minimum[i], found.err[i]
 		for range maxRefine {
 			newScale, newMinimum, newErr := gr.solve(lv.measure(gr, scale, minimum), scale, minimum)
-			if newErr >= err {
+			if !(newErr < err) {
 				break
 			}
 			scale, minimum, err = newScale, newMinimum, newErr

@@ -33,7 +33,7 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 			if f.err < best {
 				best, b.D = f.err, d
 			}
-			if f.err >= last {
+			if !(f.err < last) {
 				break
 			}
 			last = f.err
@@ -134,7 +134,7 @@ func (c *scaleSearch) refine(lv *levels, gr *group) {
 		for range maxRefine {
 			f := lv.measure(gr, scale, 0)
 			newScale, newErr := gr.solveScale(f, scale)
-			if newErr >= err {
+			if !(newErr < err) {
 				break
 			}
 			scale, err = newScale, newErr

@@ -65,7 +65,7 @@ func (p *super) start(best *superFit, d float32) {
 	}
 	for range maxRefine {
 		p.assign(&c, best.err)
-		if c.err >= best.err {
+		if !(c.err < best.err) {
 			return
 		}
 		*best = c
@@ -141,7 +141,7 @@ func (p *super) polish(best *superFit) {
 			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), 0)
 			c.err += c.fit[k].err
 		}
-		if c.err >= best.err {
+		if !(c.err < best.err) {
 			return
 		}
 		*best = c

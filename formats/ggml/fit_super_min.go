@@ -103,7 +103,7 @@ func (p *superMin) start(best *superMinFit, r, rm float32) {
 	c.dmin = max(roundScale(rm*topMin/float32(p.grid.MinMax)), quantumF16)
 	for range superMinRounds {
 		p.assign(&c, best.err)
-		if c.err >= best.err {
+		if !(c.err < best.err) {
 			return
 		}
 		*best = c
@@ -201,7 +201,7 @@ func (p *superMin) polish(best *superMinFit) {
 			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), c.dmin*float32(c.m[k]))
 			c.err += c.fit[k].err
 		}
-		if c.err >= best.err {
+		if !(c.err < best.err) {
 			return
 		}
 		*best = c

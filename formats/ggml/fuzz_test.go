@@ -11,7 +11,7 @@ import (
 func FuzzBlock(f *testing.F) {
 	f.Add(make([]byte, 256))
 	f.Add(bytes.Repeat([]byte{0xff}, 256))
-	f.Add(bytes.Repeat([]byte{0x3c, 0x81}, 128))
+	goldenBlocks(f, func(_ *Type, src []byte, _ []float32) { f.Add(src) })
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, typ := range Types {
 			if len(data) < typ.BlockBytes {
@@ -30,25 +30,24 @@ func FuzzBlock(f *testing.F) {
 	})
 }
 
-// FuzzEncode encodes arbitrary finite weights with arbitrary importances.
+// FuzzEncode encodes arbitrary finite weights with arbitrary importances: the input's pairs of four bytes, over and over.
 func FuzzEncode(f *testing.F) {
 	w, imp := gaussian(32)
 	seed := make([]byte, 256)
-	F32.Encode(seed[:128], w, nil)
-	F32.Encode(seed[128:], imp, nil)
+	for i := range w {
+		F32.Encode(seed[8*i:][:8], []float32{w[i], imp[i]}, nil)
+	}
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		const n = 256
-		w, imp := make([]float32, n), make([]float32, n)
-		if len(data) < 256 {
+		if len(data) < 8 {
 			return
 		}
-		for i := range n { // the input's two halves, over and over
-			var v [2]float32
-			F32.Decode(v[:1], data[i%32*4:][:4])
-			F32.Decode(v[1:], data[128+i%32*4:][:4])
-			w[i], imp[i] = v[0]*float32(1+i/32), v[1]
-			if w[i]-w[i] != 0 {
+		const n = 256
+		w, imp := make([]float32, n), make([]float32, n)
+		for i := range n {
+			var pair [2]float32
+			F32.Decode(pair[:], data[8*i%(len(data)-7):][:8])
+			if w[i], imp[i] = pair[0], pair[1]; w[i]-w[i] != 0 {
 				w[i] = 0
 			}
 		}

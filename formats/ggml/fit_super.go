@@ -44,6 +44,12 @@ func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 			top = max(top, abs(p.scale[k]))
 		}
 	}
+	b.D, b.DMin = 0, 0
+	clear(b.Sc)
+	clear(b.M)
+	if top == 0 {
+		return
+	}
 	d := top / float32(-g.ScaleMin)
 	best := superFit{err: float32(math.Inf(1))}
 	for _, r := range superStarts {
@@ -52,9 +58,8 @@ func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 		p.start(&best, -d*r)
 	}
 	p.polish(&best)
-	b.D, b.DMin = best.d, 0
+	b.D = best.d
 	copy(b.Sc, best.sc[:])
-	clear(b.M)
 }
 
 // start tries d, and what least squares make of it.

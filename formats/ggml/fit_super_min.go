@@ -38,6 +38,7 @@ func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []floa
 	var s scratch
 	s.load(w, importance)
 	p := superMin{grid: g, lv: lv, n: g.Groups()}
+	zero := true
 	for k := range p.n {
 		p.groups[k] = s.group(k*g.Group, g.Group)
 		gr := &p.groups[k]
@@ -45,6 +46,13 @@ func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []floa
 		m.search(lv, gr)
 		m.refine(lv, gr)
 		p.free[k].scale, p.free[k].minimum = m.scale[0], m.minimum[0]
+		zero = zero && m.scale[0] == 0 && m.minimum[0] == 0
+	}
+	b.D, b.DMin = 0, 0
+	clear(b.Sc)
+	clear(b.M)
+	if zero {
+		return
 	}
 	best, mirrored := superMinFit{err: float32(math.Inf(1))}, superMinFit{err: float32(math.Inf(1))}
 	p.bound()

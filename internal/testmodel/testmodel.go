@@ -99,7 +99,7 @@ var specs = []struct {
 	{"qwen2-yarn", "qwen2", func(c *Config) {
 		// Long enough an original context that some pairs turn more than 32 times in it, and some less than once.
 		c.MaxPositionEmbeddings = 8192
-		c.RopeScaling = map[string]any{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+		c.RopeScaling = map[string]any{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 	}},
 	{"qwen3", "qwen3", func(c *Config) {
 		c.HeadDim, c.TieWordEmbeddings, c.RMSNormEps, c.RopeTheta = 32, true, 1e-6, 1000000

@@ -22,17 +22,17 @@ func BestTier() Tier {
 // B: see the package's README.
 var (
 	tilesAVX2 = tiling{
-		lanes: 8, kc: 256, nc: 256,
+		lanes: 8, kc: 512, nc: 256,
 		kernels:   []microKernel{{3, gemmF32AVX2x3}, {6, gemmF32AVX2x6}},
 		transpose: transposeAVX2, copyStrip: copyStripAVX2,
 	}
 	tilesAVX512 = tiling{
-		lanes: 16, kc: 256, nc: 256,
+		lanes: 16, kc: 512, nc: 256,
 		kernels:   []microKernel{{4, gemmF32AVX512x4}, {8, gemmF32AVX512x8}, {12, gemmF32AVX512x12}},
 		transpose: transposeAVX512, copyStrip: copyStripAVX512,
 	}
 	tilesBF16 = tiling{
-		lanes: 16, kc: 256, nc: 256, pairs: true,
+		lanes: 16, kc: 512, nc: 256, pairs: true,
 		kernels:   []microKernel{{4, gemmBF16x4}, {8, gemmBF16x8}, {12, gemmBF16x12}},
 		transpose: transposeAVX512, copyStrip: copyStripAVX512,
 	}

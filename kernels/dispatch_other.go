@@ -15,6 +15,8 @@ func Dot(a, b []float32) float32 { return dotGo(a, b[:len(a)]) }
 // Axpy sets dst[i] += alpha·x[i] over len(x) elements.
 func Axpy(dst []float32, alpha float32, x []float32) { axpyGo(dst[:len(x)], alpha, x) }
 
+func prefetch(*byte, int) {}
+
 func arithmeticPeaks() []arithmeticPeak { return nil }
 
 func readMemory(b []byte) { readGo(b) }

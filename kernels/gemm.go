@@ -54,6 +54,16 @@ func (t *tiling) kernel(rows int) microKernel {
 	panic("kernels: more rows than a panel has")
 }
 
+// pitch is the distance in words of the rows of a panel of n steps. A power of two would put all of them into the same
+// few lines of the L1 cache.
+func pitch(n int) int {
+	n = (n+15)&^15 + 16
+	if n%128 == 0 {
+		n += 16
+	}
+	return n
+}
+
 // mode is what a product does with its result.
 type mode int
 
@@ -138,7 +148,8 @@ func getWords(n int) *[]uint32 {
 }
 
 func (r *pass) run(workers int) {
-	buf := getWords((r.p1 - r.p0) * r.panel() * (r.s1 - r.s0))
+	whole, rest := (r.s1-r.s0)/r.kc, (r.s1-r.s0)%r.kc
+	buf := getWords((r.p1 - r.p0) * r.panel() * (whole*pitch(r.kc) + pitch(rest)))
 	defer words.Put(buf)
 	r.packed = *buf
 	// Packing a panel is short; a few at a time.
@@ -169,9 +180,9 @@ func (r *pass) run(workers int) {
 
 // panelAt is where the block of panel p that starts at step s is packed.
 func (r *pass) panelAt(p, s int) []uint32 {
-	n := min(s+r.kc, r.s1) - s
-	start := (r.p1-r.p0)*r.panel()*(s-r.s0) + (p-r.p0)*r.panel()*n
-	return r.packed[start : start+r.panel()*n]
+	n := r.panel() * pitch(min(s+r.kc, r.s1)-s)
+	start := (r.p1-r.p0)*r.panel()*((s-r.s0)/r.kc*pitch(r.kc)) + (p-r.p0)*n
+	return r.packed[start : start+n]
 }
 
 // columns computes columns [j0,j1) of panels [p0,p1).
@@ -210,7 +221,7 @@ func (r *pass) tile(a, b []uint32, p, j, s0, s1 int, scratch []float32) {
 	if r.mode == addLower && j >= i+rows {
 		return
 	}
-	rowA, stepA := 4*(s1-s0), 4
+	rowA, stepA := 4*pitch(s1-s0), 4
 	if r.a.cols != nil {
 		rowA, stepA = 4, 4*r.panel()
 	}
@@ -247,7 +258,7 @@ func (r *pass) packA(dst []uint32, i, s0, s1 int) {
 	}
 	n := s1 - s0
 	for y := range r.panel() {
-		row := dst[y*n : (y+1)*n]
+		row := dst[y*pitch(n):][:n]
 		if y >= rows {
 			clear(row)
 			continue
@@ -297,12 +308,17 @@ func (r *pass) packB(dst, staging []uint32, j0, j1, s0, s1 int) {
 			}
 			continue
 		}
-		pitch := r.kc + r.lanes
+		pitch := pitch(r.kc)
 		for y := range r.lanes {
-			row := staging[y*pitch : y*pitch+n]
+			row := staging[y*pitch:][:n]
 			if y >= rows {
 				clear(row)
 				continue
+			}
+			// Rows are short here, and each lies in pages of its own: the hardware sees them coming too late.
+			if w := r.b.weights; w != nil && y+2 < rows {
+				next := w.Row(j + y + 2)[w.Format.RowBytes(s0*r.depth()):w.Format.RowBytes(min(s1*r.depth(), r.k))]
+				prefetch(&next[0], len(next))
 			}
 			r.rowB(row, staging[r.lanes*pitch:], j+y, s0*r.depth(), min(s1*r.depth(), r.k))
 		}
@@ -310,9 +326,9 @@ func (r *pass) packB(dst, staging []uint32, j0, j1, s0, s1 int) {
 	}
 }
 
-// stagingWords is the size of the buffer in which rows of B await transposition: a vector's width of rows, with a
-// vector between them so that they do not compete for the same lines of the cache, and one row unpacked.
-func (t *tiling) stagingWords() int { return t.lanes*(t.kc+t.lanes) + t.weights() }
+// stagingWords is the size of the buffer in which rows of B await transposition: a vector's width of rows, and one
+// row unpacked.
+func (t *tiling) stagingWords() int { return t.lanes*pitch(t.kc) + t.weights() }
 
 // rowB sets dst to elements [k0,k1) of row j of B.
 func (r *pass) rowB(dst, row []uint32, j, k0, k1 int) {
@@ -325,6 +341,6 @@ func (r *pass) rowB(dst, row []uint32, j, k0, k1 int) {
 	if r.pairs {
 		f.decodeBF16(dst, src, k1-k0, floats(row))
 	} else {
-		f.Decode(floats(dst[:k1-k0]), src)
+		Unpack(f, floats(dst[:k1-k0]), src)
 	}
 }

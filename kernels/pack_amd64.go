@@ -29,3 +29,8 @@ func copyStripAVX2(dst *uint32, src *uint32, rowSrc int, n int)
 //
 //go:noescape
 func roundBF16(dst *uint16, src *float32, n int)
+
+// prefetch asks for the lines of n > 0 bytes; p may point anywhere.
+//
+//go:noescape
+func prefetch(p *byte, n int)

@@ -17,8 +17,12 @@ func (f *Format) run() int {
 	return f.BlockLen
 }
 
-// Decode is f.Unpack at the speed of the machine: the same values, bit for bit. len(dst) is a multiple of BlockLen.
-func (f *Format) Decode(dst []float32, src []byte) {
+// Unpack is f.Unpack at the speed of the machine: the same values, bit for bit. len(dst) is a multiple of BlockLen.
+func Unpack(f *Format, dst []float32, src []byte) {
+	if f.Name == "F32" {
+		copy(asBytes(dst), src)
+		return
+	}
 	whole := 0
 	if unpack := f.unpackerF32(); unpack != nil {
 		if n := len(dst) / f.run(); n > 0 {
@@ -35,14 +39,20 @@ func (f *Format) Decode(dst []float32, src []byte) {
 // decodeBF16 sets dst to the weights of src in bfloat16, two to a word, the last half empty if cols is odd. scratch
 // holds cols values.
 func (f *Format) decodeBF16(dst []uint32, src []byte, cols int, scratch []float32) {
-	if f.Name == "BF16" {
-		copy(bytesOf(dst), src[:2*cols])
+	whole := 0
+	switch f.Name {
+	case "BF16":
+		copy(asBytes(dst), src[:2*cols])
 		if cols%2 == 1 {
 			dst[cols/2] &= 0xffff
 		}
 		return
+	case "F32":
+		if whole = cols &^ 31; whole > 0 {
+			_ = src[4*whole-1]
+			roundBF16((*uint16)(unsafe.Pointer(&dst[0])), (*float32)(unsafe.Pointer(&src[0])), whole)
+		}
 	}
-	whole := 0
 	if unpack := f.unpackerBF16(); unpack != nil {
 		if n := cols / f.run(); n > 0 {
 			_ = src[f.RowBytes(n*f.run())-1]
@@ -52,7 +62,7 @@ func (f *Format) decodeBF16(dst []uint32, src []byte, cols int, scratch []float3
 	}
 	if whole < cols {
 		rest := scratch[:cols-whole]
-		f.Decode(rest, src[f.RowBytes(whole):])
+		Unpack(f, rest, src[f.RowBytes(whole):])
 		toBF16Pairs(dst[whole/2:], rest)
 	}
 }
@@ -77,9 +87,9 @@ func floats(w []uint32) []float32 {
 	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(w))), len(w))
 }
 
-// bytesOf is w seen as bytes.
-func bytesOf(w []uint32) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(w))), 4*len(w))
+// asBytes is v seen as bytes, little-endian as the machines that have assembly are.
+func asBytes[T uint32 | float32](v []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 4*len(v))
 }
 
 // word is f seen as a word.

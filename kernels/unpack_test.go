@@ -24,8 +24,8 @@ func eachTier(t *testing.T, f func(t *testing.T)) {
 	}
 }
 
-// Decode gives the plain decoder's values bit for bit, but for the sign and payload of NaN, and writes no further.
-func TestDecode(t *testing.T) {
+// Unpack gives the plain decoder's values bit for bit, but for the sign and payload of NaN, and writes no further.
+func TestUnpack(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for _, typ := range types {
@@ -42,7 +42,7 @@ func TestDecode(t *testing.T) {
 				want, got := make([]float32, n), make([]float32, n+3)
 				got[0], got[n+1], got[n+2] = 42, 42, 42
 				typ.Unpack(want, src)
-				typ.Decode(got[1:n+1], src)
+				kernels.Unpack(&typ.Format, got[1:n+1], src)
 				if got[0] != 42 || got[n+1] != 42 || got[n+2] != 42 {
 					t.Fatalf("%v, %d blocks: wrote outside dst", typ, blocks)
 				}
@@ -146,14 +146,14 @@ func BenchmarkMatMul(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode counts weights.
-func BenchmarkDecode(b *testing.B) {
+// BenchmarkUnpack counts weights.
+func BenchmarkUnpack(b *testing.B) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, typ := range types {
 		b.Run(typ.Name, func(b *testing.B) {
 			w := weights(rng, typ, 1, 4096)
 			dst := make([]float32, 4096)
-			kernels.Rate(b, 4096, func() { typ.Decode(dst, w.Data) })
+			kernels.Rate(b, 4096, func() { kernels.Unpack(&typ.Format, dst, w.Data) })
 		})
 	}
 }

@@ -23,6 +23,7 @@ func gemm(g *gen) {
 
 func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 	const vecs = 2
+	const prefetch = 1024 // bytes ahead in B, which comes from L2: 8 to 16 steps
 	doc := []string{fmt.Sprintf("sets C = alpha·A·B, or C += alpha·A·B if add; C is %d×%d.", rows, vecs*v.lanes())}
 	if pairs {
 		doc = append(doc, "An element of A or B is two bfloat16 values, multiplied with the same two of the other and added.")
@@ -79,6 +80,9 @@ func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 	g.Label("step")
 	for j := range vecs {
 		g.VMOVUPS(at(b, j*v.bytes), vecB(j))
+	}
+	for d := 0; d < vecs*v.bytes; d += 64 {
+		g.PREFETCHT0(at(b, prefetch+d))
 	}
 	for i := range rows {
 		g.VBROADCASTSS(elementA(i), temp(i))

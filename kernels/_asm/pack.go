@@ -11,6 +11,7 @@ func pack(g *gen) {
 	g.copyStrip(avx512)
 	g.copyStrip(avx2)
 	g.roundBF16()
+	g.prefetch()
 }
 
 // transpose16 transposes by four rounds of exchanges: of neighbouring words, pairs, quadruples and octets.
@@ -134,5 +135,16 @@ func (g *gen) roundBF16() {
 		g.ADDQ(operand.I32(64), dst)
 	})
 	g.VZEROUPPER()
+	g.RET()
+}
+
+func (g *gen) prefetch() {
+	g.function("prefetch", "func(p *byte, n int)", "asks for the lines of n > 0 bytes; p may point anywhere.")
+	p, n := g.gp("p"), g.gp("n")
+	g.Label("line")
+	g.PREFETCHT0(at(p, 0))
+	g.ADDQ(operand.I32(64), p)
+	g.SUBQ(operand.I32(64), n)
+	g.JG(operand.LabelRef("line"))
 	g.RET()
 }

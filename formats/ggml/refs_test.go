@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"testing"
 
+	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -24,17 +24,14 @@ var refTensors = []string{"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate
 
 // openRefs returns nil where the shared folder is absent.
 func openRefs(t testing.TB) *refs {
-	dir, err := os.Getwd()
-	for err == nil {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil || dir == filepath.Dir(dir) {
-			break
-		}
-		dir = filepath.Dir(dir)
-	}
-	file, err := os.ReadFile(filepath.Join(dir, "../shared/refs/ggml-blocks.safetensors"))
-	if err != nil {
-		t.Logf("only the blocks in testdata are checked: %v", err)
+	path, ok := shared.Lookup("refs/ggml-blocks.safetensors")
+	if !ok {
+		t.Log("no ../shared beside this checkout: only what is in the repository is checked")
 		return nil
+	}
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
 	}
 	n := binary.LittleEndian.Uint64(file)
 	r := &refs{data: file[8+n:]}

@@ -6,10 +6,17 @@
 // RESPONSE: {"release", "metadata", "tokens": [[id, ...], ...], "nll": [number, ...], "top": [id, ...], "perplexity"}
 //
 // In each chunk the tokens at positions first, first+1, ... are scored: nll is the negative log-probability of each,
-// top the token that was the most probable in its place. tokens holds texts tokenized, without BOS.
+// top the token that was the most probable in its place. tokens holds texts tokenized, without BOS. metadata is without
+// arrays.
 
 import fs from "node:fs/promises";
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
+
+function withoutArrays(metadata) {
+    return Object.fromEntries(Object.entries(metadata)
+        .filter(([, value]) => !Array.isArray(value))
+        .map(([key, value]) => [key, value !== null && typeof value === "object" ? withoutArrays(value) : value]));
+}
 
 const [requestPath, responsePath] = process.argv.slice(2);
 const request = JSON.parse(await fs.readFile(requestPath, "utf8"));
@@ -19,14 +26,14 @@ const llama = await getLlama({
     build: "never", // neither compiles nor downloads
     skipDownload: true,
     progressLogs: false,
-    maxThreads: 2,
+    maxThreads: 1, // The models are small, and llama.cpp's threads spin while others need the processor.
     logLevel: LlamaLogLevel.error
 });
 const model = await llama.loadModel({modelPath: request.model, vocabOnly: request.vocabOnly === true});
 
 const response = {
     release: llama.llamaCppRelease.release,
-    metadata: model.fileInfo.metadata,
+    metadata: withoutArrays(model.fileInfo.metadata),
     tokens: (request.texts ?? []).map((text) => model.tokenize(text, false)),
     nll: [],
     top: []
@@ -34,7 +41,16 @@ const response = {
 
 if (request.chunks?.length > 0) {
     const length = Math.max(...request.chunks.map((chunk) => chunk.length));
-    const context = await model.createContext({contextSize: length, batchSize: length, sequences: 1, threads: 2});
+    const context = await model.createContext({
+        contextSize: length,
+        batchSize: length,
+        sequences: 1,
+        threads: 1,
+        // Keys and values in float32, so that what remains different is what the block types make different.
+        flashAttention: false,
+        experimentalKvCacheKeyType: "F32",
+        experimentalKvCacheValueType: "F32"
+    });
     const sequence = context.getSequence();
     for (const chunk of request.chunks) {
         await sequence.clearHistory();

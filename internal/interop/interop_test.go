@@ -1,0 +1,356 @@
+//go:build interop
+
+package interop
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/internal/shared"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/tensor"
+	"github.com/llmq/llmq/tokenizer"
+)
+
+const (
+	gopher4m = "../../testdata/gopher-4m"
+	// context is what the gopher models were trained on; chunks of it are read.
+	context = 256
+	chunks  = 24
+	// maxPerplexity and minSameTop allow for llama.cpp's rounding of activations to 8 bits, which we do not do.
+	maxPerplexity = 0.005 // relative
+	minSameTop    = 0.97
+)
+
+// goText returns sources of the Go library that the gopher models have not seen.
+func goText(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, pkg := range []string{"bufio", "text/template", "net/url"} {
+		files, err := filepath.Glob(filepath.Join(runtime.GOROOT(), "src", pkg, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no sources of %s in %s: %v", pkg, runtime.GOROOT(), err)
+		}
+		for _, f := range files {
+			src, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Write(src)
+		}
+	}
+	return b.String()
+}
+
+func openFolder(t *testing.T, dir string) *hf.Checkpoint {
+	t.Helper()
+	src, err := hf.Open(dir, hf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { src.Close() })
+	return src
+}
+
+// write quantizes a checkpoint to a temporary file.
+func write(t *testing.T, src pipeline.Source, r pipeline.Recipe, opt pipeline.Options) string {
+	t.Helper()
+	plan, err := pipeline.NewPlan(src, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "model.gguf")
+	if _, err := pipeline.Run(t.Context(), src, plan, path, opt); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// file is a GGUF file as llmq evaluates it.
+type file struct {
+	path string
+	m    *model.Model
+	tok  *tokenizer.Tokenizer
+}
+
+func openFile(t *testing.T, path string) *file {
+	t.Helper()
+	src, err := gguf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { src.Close() })
+	m, err := model.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := tokenizer.New(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &file{path, m, tok}
+}
+
+// cut divides tokens into chunks as eval does.
+func (f *file) cut(tokens []int32) [][]int32 {
+	var out [][]int32
+	for c := range slices.Chunk(tokens, context) {
+		if len(c) < context || len(out) == chunks {
+			break
+		}
+		c = slices.Clone(c)
+		if bos, add := f.tok.BOS(); add {
+			c[0] = bos
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// predict runs one chunk and returns, for the positions from first on, the token that is the most probable there and
+// the negative log-probability of the one that is there.
+func (f *file) predict(t *testing.T, chunk []int32, first int) (top []int32, nll []float64) {
+	t.Helper()
+	x := tensor.New(len(chunk), f.m.Dim)
+	if err := f.m.Embed(x, chunk); err != nil {
+		t.Fatal(err)
+	}
+	for i := range f.m.Layers() {
+		l, err := f.m.LoadLayer(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Forward(t.Context(), x, len(chunk)); err != nil {
+			t.Fatal(err)
+		}
+		l.Release()
+	}
+	head, err := f.m.LoadHead()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer head.Release()
+	logits := tensor.New(len(chunk), f.m.Vocab)
+	head.Logits(logits, x)
+	for i := max(first-1, 0); i+1 < len(chunk); i++ {
+		row := logits.Row(i)
+		highest := slices.Max(row)
+		sum := 0.0
+		for _, v := range row {
+			sum += math.Exp(float64(v - highest))
+		}
+		top = append(top, int32(slices.Index(row, highest)))
+		nll = append(nll, math.Log(sum)-float64(row[chunk[i+1]]-highest))
+	}
+	return top, nll
+}
+
+// compare evaluates a file here and in llama.cpp.
+func compare(t *testing.T, path string, text string) {
+	t.Helper()
+	f := openFile(t, path)
+	tokens := f.tok.Encode(text, tokenizer.EncodeOptions{})
+	opt := eval.Options{Context: context, Chunks: chunks}
+	if bos, add := f.tok.BOS(); add {
+		opt.BOS = &bos
+	}
+	ours, err := eval.Perplexity(t.Context(), f.m, tokens, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cs := f.cut(tokens)
+	var top []int32
+	for _, c := range cs {
+		p, _ := f.predict(t, c, context/2+1)
+		top = append(top, p...)
+	}
+	theirs := askLlamaCpp(t, request{Model: path, Chunks: cs, First: context/2 + 1})
+	if len(theirs.Top) != len(top) || len(top) != ours.TokensScored || len(top) < 1000 {
+		t.Fatalf("%d tokens scored by eval, %d here, %d by llama.cpp", ours.TokensScored, len(top), len(theirs.Top))
+	}
+	same := 0
+	for i := range top {
+		if top[i] == theirs.Top[i] {
+			same++
+		}
+	}
+	difference := ours.Perplexity/theirs.Perplexity - 1
+	share := float64(same) / float64(len(top))
+	t.Logf("perplexity %.4f, llama.cpp's %.4f (%+.3f%%); same top token %.2f%% of %d", ours.Perplexity, theirs.Perplexity,
+		100*difference, 100*share, len(top))
+	if math.Abs(difference) > maxPerplexity {
+		t.Errorf("perplexity differs by %.2f%%, more than %.2f%%", 100*difference, 100*maxPerplexity)
+	}
+	if share < minSameTop {
+		t.Errorf("the same top token for %.2f%% only, not %.0f%%", 100*share, 100*minSameTop)
+	}
+}
+
+// TestBlockTypes: a file of every block type that we write.
+func TestBlockTypes(t *testing.T) {
+	text := goText(t)
+	src := openFolder(t, gopher4m)
+	for _, typ := range ggml.Types {
+		t.Run(typ.Name, func(t *testing.T) {
+			compare(t, write(t, src, pipeline.Recipe{Method: pipeline.RTN, Type: typ}, pipeline.Options{}), text)
+		})
+	}
+	t.Run("mixed", func(t *testing.T) {
+		rule, err := pipeline.ParseRule(`ffn_down=q5_0`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q4_K, Embedding: ggml.Q8_0, Output: ggml.Q6_K,
+			Rules: []pipeline.Rule{rule}}
+		compare(t, write(t, src, r, pipeline.Options{}), text)
+	})
+	t.Run("gptq", func(t *testing.T) {
+		tok, err := tokenizer.New(src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := &calib.Set{SeqLen: context}
+		for c := range slices.Chunk(tok.Encode(text, tokenizer.EncodeOptions{}), context) {
+			if len(c) == context && len(set.Sequences) < 32 {
+				set.Sequences = append(set.Sequences, c)
+			}
+		}
+		r := pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_K}
+		compare(t, write(t, src, r, pipeline.Options{Calib: set}), text)
+	})
+}
+
+// TestQwen3 is TestBlockTypes on a trained model with q/k norms and a tied embedding.
+func TestQwen3(t *testing.T) {
+	src := openFolder(t, shared.Path(t, "models/gopher-6m-qwen3"))
+	for _, typ := range []*ggml.Type{ggml.F16, ggml.Q4_K} {
+		t.Run(typ.Name, func(t *testing.T) {
+			compare(t, write(t, src, pipeline.Recipe{Method: pipeline.RTN, Type: typ}, pipeline.Options{}), goText(t))
+		})
+	}
+}
+
+// TestArchitectures: on small models with random weights, llama.cpp assigns every token the probability that we do.
+func TestArchitectures(t *testing.T) {
+	const length = 48
+	for _, name := range testmodel.Names() {
+		t.Run(name, func(t *testing.T) {
+			m := testmodel.New(name)
+			dir := t.TempDir()
+			if err := m.WriteFolder(dir); err != nil {
+				t.Fatal(err)
+			}
+			path := write(t, openFolder(t, dir), pipeline.Recipe{Method: pipeline.RTN, Type: ggml.F32}, pipeline.Options{})
+			f := openFile(t, path)
+			f.m.Precision = kernels.F32
+			n := length
+			if w := m.Config.SlidingWindow; w > 0 {
+				n = min(n, w) // llama.cpp ignores the window
+			}
+			tokens := m.Tokens(n, 1)
+			_, ours := f.predict(t, tokens, 1)
+			theirs := askLlamaCpp(t, request{Model: path, Chunks: [][]int32{tokens}, First: 1})
+			if len(theirs.NLL) != len(ours) || len(ours) != n-1 {
+				t.Fatalf("%d tokens scored here, %d by llama.cpp", len(ours), len(theirs.NLL))
+			}
+			worst := 0.0
+			for i := range ours {
+				worst = max(worst, math.Abs(ours[i]-theirs.NLL[i]))
+			}
+			t.Logf("log-probabilities differ by %.2g at most", worst)
+			if !(worst < 1e-4) {
+				t.Errorf("log-probabilities differ by %g", worst)
+			}
+		})
+	}
+}
+
+// TestMetadata: what we write beside the tensors arrives in llama.cpp.
+func TestMetadata(t *testing.T) {
+	const template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(gopher4m)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "chat_template.jinja"), []byte(template), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	path := write(t, openFolder(t, dir), pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q4_K}, pipeline.Options{})
+	got := askLlamaCpp(t, request{Model: path})
+	for _, c := range []struct {
+		key  string
+		want any
+	}{
+		{"general.architecture", "llama"},
+		{"general.name", "Gopher 4M"},
+		{"general.license", "apache-2.0"},
+		{"general.file_type", 14.0}, // llama.h: LLAMA_FTYPE_MOSTLY_Q4_K_S, of which Q4_K is the main type
+		{"llama.block_count", 4.0},
+		{"llama.rope.freq_base", 500000.0},
+		{"tokenizer.ggml.pre", "llama-bpe"},
+		{"tokenizer.ggml.bos_token_id", 2046.0},
+		{"tokenizer.chat_template", template},
+	} {
+		if v := got.metadata(strings.Split(c.key, ".")...); v != c.want {
+			t.Errorf("%s: llama.cpp has %v, want %v", c.key, v, c.want)
+		}
+	}
+}
+
+// TestTokens: llama.cpp splits texts as we do, with the tokenizer that we wrote and with vocabularies of its own.
+func TestTokens(t *testing.T) {
+	texts := []string{
+		"", " ", "  two  spaces", "\n\n\t\ttabs\r\n", "Hello, world!", "func (t *Tokenizer) Encode(text string) []int32 {",
+		"it's they'll WE'VE", "3.14159 1234567 1e-9", "naïve café Ünïcödé", "日本語 한국어 ไทย العربية", "🙂👍🏽 👨‍👩‍👧",
+		"a\u00a0b\u2003c", "<|begin_of_text|>", "x\u0301\u0302y", strings.Repeat("=", 70), strings.Repeat("ab ", 40),
+	}
+	texts = append(texts, goText(t)[:100_000])
+	path := write(t, openFolder(t, gopher4m), pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q8_0}, pipeline.Options{})
+	compareTokens(t, path, texts)
+	if dir, ok := shared.Lookup("vocab"); ok {
+		files, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no vocabularies in %s: %v", dir, err)
+		}
+		for _, path := range files {
+			compareTokens(t, path, texts)
+		}
+	}
+}
+
+func compareTokens(t *testing.T, path string, texts []string) {
+	t.Run(filepath.Base(path), func(t *testing.T) {
+		src, err := gguf.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		tok, err := tokenizer.New(src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs := askLlamaCpp(t, request{Model: path, VocabOnly: true, Texts: texts})
+		for i, text := range texts {
+			ours := tok.Encode(text, tokenizer.EncodeOptions{NoBOS: true})
+			if !slices.Equal(ours, theirs.Tokens[i]) {
+				t.Errorf("%.80q: %d tokens %v, llama.cpp's %d %v", text, len(ours), head(ours), len(theirs.Tokens[i]),
+					head(theirs.Tokens[i]))
+			}
+		}
+	})
+}
+
+func head(ids []int32) []int32 { return ids[:min(len(ids), 32)] }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
@@ -233,6 +234,38 @@ func TestGroups(t *testing.T) {
 				}
 			}
 			l.Release()
+		}
+	}
+}
+
+// TestTypes stores every matrix, the embeddings too, in each type, and expects what the decoded values give in float32.
+func TestTypes(t *testing.T) {
+	tm := testmodel.New("llama")
+	tokens := tm.Tokens(12, 5)
+	for _, typ := range ggml.Types {
+		coded, plain := tm.Source(), tm.Source()
+		for i := range coded.List {
+			w := &coded.List[i]
+			if len(w.Shape) != 2 {
+				continue
+			}
+			v := make([]float32, w.Elements())
+			w.Type.Decode(v, w.Data)
+			w.Type = typ
+			w.Data = make([]byte, w.Bytes())
+			for r := range w.Rows() {
+				typ.Encode(w.Data[r*typ.RowBytes(w.Cols()):][:typ.RowBytes(w.Cols())], v[r*w.Cols():(r+1)*w.Cols()], nil)
+			}
+			typ.Decode(v, w.Data)
+			p := &plain.List[i]
+			p.Type, p.Data = ggml.F32, make([]byte, 4*len(v))
+			tensor.EncodeF32(p.Data, v)
+		}
+		got, want := forward(t, open(t, coded), tokens, 6), forward(t, open(t, plain), tokens, 6)
+		for i := range got.logits.Data {
+			if d := math.Abs(float64(got.logits.Data[i] - want.logits.Data[i])); !(d <= 1e-4) {
+				t.Fatalf("%s: logit %d is %g, %g from its decoded weights", typ.Name, i, got.logits.Data[i], want.logits.Data[i])
+			}
 		}
 	}
 }

@@ -105,8 +105,10 @@ func (m *Model) LoadHead() (*Head, error) {
 	if m.Tied {
 		stem = "token_embd"
 	}
-	h.Linear, err = m.linear(stem)
-	return h, err
+	if h.Linear, err = m.linear(stem); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // Logits sets dst, tokens×Vocab, from the last layer's output x, tokens×Dim. x is left as it is.

@@ -19,7 +19,7 @@ const diagonal = 64
 // partly overwritten.
 func Cholesky(a *tensor.Matrix) (ok bool, pivot int) {
 	checkSquare(a)
-	if pivot = cholesky(a); pivot >= 0 {
+	if pivot = cholesky(a, newInverses(a.Rows)); pivot >= 0 {
 		return false, pivot
 	}
 	for i := range a.Rows {
@@ -28,62 +28,87 @@ func Cholesky(a *tensor.Matrix) (ok bool, pivot int) {
 	return true, 0
 }
 
-// cholesky returns the row of the first pivot that is not positive, or −1. It leaves the strict upper triangle
-// undefined.
-func cholesky(a *tensor.Matrix) (pivot int) {
+// inverses are those of the diagonal blocks of a triangular matrix, which is where triangular systems end.
+type inverses []*tensor.Matrix
+
+func newInverses(n int) inverses { return make(inverses, (n+diagonal-1)/diagonal) }
+
+// cholesky returns the row of the first pivot that is not positive, or −1, and fills inv. It leaves the strict upper
+// triangle undefined.
+func cholesky(a *tensor.Matrix, inv inverses) (pivot int) {
 	n := a.Rows
 	if n <= diagonal {
-		return choleskyBlock(a)
+		if n > 0 {
+			inv[0] = tensor.New(n, n)
+			return choleskyBlock(a, inv[0])
+		}
+		return -1
 	}
 	h := half(n)
 	a11, a21, a22 := a.View(0, h, 0, h), a.View(h, n, 0, h), a.View(h, n, h, n)
-	if p := cholesky(a11); p >= 0 {
+	if p := cholesky(a11, inv); p >= 0 {
 		return p
 	}
-	solveRight(a21, a11)
-	kernels.GemmNT(a22, -1, a21, a21)
-	if p := cholesky(a22); p >= 0 {
+	solveRight(a21, a11, inv)
+	kernels.GemmNTLower(a22, -1, a21, a21)
+	if p := cholesky(a22, inv[h/diagonal:]); p >= 0 {
 		return h + p
 	}
 	return -1
 }
 
 // solveRight sets b = b·L⁻ᵀ, L lower triangular.
-func solveRight(b, l *tensor.Matrix) {
+func solveRight(b, l *tensor.Matrix, inv inverses) {
 	n := l.Rows
 	if n <= diagonal {
-		inv := l.Clone()
-		for i := range n {
-			clear(inv.Row(i)[i+1:])
-		}
-		invertBlock(inv)
 		x := b.Clone()
 		b.Zero()
-		kernels.GemmNT(b, 1, x, inv)
+		kernels.GemmNT(b, 1, x, inv[0])
 		return
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
-	solveRight(b1, l.View(0, h, 0, h))
+	solveRight(b1, l.View(0, h, 0, h), inv)
 	kernels.GemmNT(b2, -1, b1, l.View(h, n, 0, h))
-	solveRight(b2, l.View(h, n, h, n))
+	solveRight(b2, l.View(h, n, h, n), inv[h/diagonal:])
 }
 
 // InvertLower replaces the lower triangle of l by its inverse; it neither reads nor writes above the diagonal.
 // The diagonal must not hold a zero.
 func InvertLower(l *tensor.Matrix) {
 	checkSquare(l)
+	inv := newInverses(l.Rows)
+	kernels.Parallel(len(inv), 1, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			end := min((i+1)*diagonal, l.Rows)
+			block := l.View(i*diagonal, end, i*diagonal, end)
+			var values [diagonal][diagonal]float64
+			for r := range block.Rows {
+				for c, v := range block.Row(r)[:r+1] {
+					values[r][c] = float64(v)
+				}
+			}
+			inv[i] = tensor.New(block.Rows, block.Rows)
+			invertBlock(inv[i], &values)
+		}
+	})
+	invertLower(l, inv)
+}
+
+func invertLower(l *tensor.Matrix, inv inverses) {
 	n := l.Rows
 	if n <= diagonal {
-		invertBlock(l)
+		for i := range n {
+			copy(l.Row(i)[:i+1], inv[0].Row(i))
+		}
 		return
 	}
 	// ⎡A   ⎤⁻¹   ⎡    A⁻¹       ⎤
 	// ⎣B  C⎦   = ⎣−C⁻¹·B·A⁻¹ C⁻¹⎦
 	h := half(n)
 	a, b, c := l.View(0, h, 0, h), l.View(h, n, 0, h), l.View(h, n, h, n)
-	InvertLower(a)
-	InvertLower(c)
+	invertLower(a, inv)
+	invertLower(c, inv[h/diagonal:])
 	multiplyRight(b, a, -1)
 	multiplyLeft(c, b)
 }
@@ -121,34 +146,49 @@ func multiplyLeft(t, b *tensor.Matrix) {
 }
 
 // InverseFactor returns the upper triangular U with UᵀU = h⁻¹, which GPTQ reads row by row. h is symmetric and only
-// its lower triangle is read. ok is false if h is not positive definite.
+// its upper triangle is read. ok is false if h is not positive definite.
 //
-// The inverse itself is never formed: with J the reversal of rows, J·h·J = L·Lᵀ gives U = J·L⁻¹·J.
+// The inverse itself is never formed: with J the reversal of rows, J·h·J = L·Lᵀ gives U = J·L⁻¹·J. Sums are float32,
+// those of diagonal blocks float64; for a condition number κ the relative error ‖ΔU‖/‖U‖ stays below 2⁻²⁴·κ.
 func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
 	checkSquare(h)
 	n := h.Rows
 	u = tensor.New(n, n)
-	// Reversing both rows and columns maps the lower triangle onto the upper one; transpose on the way.
-	for i := range n {
-		for j, v := range h.Row(i)[:i+1] {
-			u.Data[(n-1-j)*n+n-1-i] = v
+	const rows = 16
+	kernels.Parallel(n, rows, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			src, dst := h.Row(n - 1 - i)[n-1-i:], u.Row(i)[:i+1]
+			for j := range dst {
+				dst[j] = src[i-j]
+			}
 		}
-	}
-	if cholesky(u) >= 0 {
+	})
+	inv := newInverses(n)
+	if cholesky(u, inv) >= 0 {
 		return nil, false
 	}
-	InvertLower(u)
-	for i := range n {
-		clear(u.Row(i)[i+1:])
-	}
-	for i, j := 0, n*n-1; i < j; i, j = i+1, j-1 {
-		u.Data[i], u.Data[j] = u.Data[j], u.Data[i]
-	}
+	invertLower(u, inv)
+	// Rows i and n−1−i change places, each read backwards, and what is above the diagonal goes.
+	kernels.Parallel((n+1)/2, rows, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			top, bottom := u.Row(i), u.Row(n-1-i)
+			clear(top[i+1:])
+			if i != n-1-i {
+				clear(bottom[n-i:])
+			}
+			for j := range n {
+				if i == n-1-i && j >= n-1-j {
+					break
+				}
+				top[j], bottom[n-1-j] = bottom[n-1-j], top[j]
+			}
+		}
+	})
 	return u, true
 }
 
 // choleskyBlock is cholesky row by row in float64.
-func choleskyBlock(a *tensor.Matrix) (pivot int) {
+func choleskyBlock(a, inv *tensor.Matrix) (pivot int) {
 	n := a.Rows
 	var l [diagonal][diagonal]float64
 	for i := range n {
@@ -173,18 +213,17 @@ func choleskyBlock(a *tensor.Matrix) (pivot int) {
 			a.Row(i)[j] = float32(l[i][j])
 		}
 	}
+	invertBlock(inv, &l)
 	return -1
 }
 
-// invertBlock is InvertLower by forward substitution in float64.
-func invertBlock(l *tensor.Matrix) {
-	n := l.Rows
+// invertBlock sets the lower triangle of dst to the inverse of l's, by forward substitution.
+func invertBlock(dst *tensor.Matrix, l *[diagonal][diagonal]float64) {
 	var x [diagonal][diagonal]float64
-	for i := range n {
-		row := l.Row(i)
-		d := 1 / float64(row[i])
+	for i := range dst.Rows {
+		d := 1 / l[i][i]
 		for k := range i {
-			v := float64(row[k])
+			v := l[i][k]
 			for j := range k + 1 {
 				x[i][j] -= v * x[k][j]
 			}
@@ -194,9 +233,9 @@ func invertBlock(l *tensor.Matrix) {
 		}
 		x[i][i] = d
 	}
-	for i := range n {
+	for i := range dst.Rows {
 		for j := range i + 1 {
-			l.Row(i)[j] = float32(x[i][j])
+			dst.Row(i)[j] = float32(x[i][j])
 		}
 	}
 }

@@ -56,7 +56,7 @@ func (a *app) runInspect(opts inspectOptions) error {
 		return err
 	}
 	defer src.Close()
-	var types []typeTotal
+	types := []typeTotal{}
 	var all typeTotal
 	index := map[*ggml.Type]int{}
 	tensors := src.Tensors()

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+)
+
+const evalKeys = "perplexity perplexity_stderr tokens_scored context chunks bos seconds tokens_per_second peak_rss_bytes"
+
+func TestEval(t *testing.T) {
+	dir := folder(t, "llama")
+	f32 := filepath.Join(t.TempDir(), "f32.gguf")
+	must(t, "convert", dir, "-o", f32, "--type", "f32")
+	args := []string{"--text", license, "--context", "64", "--chunks", "5"}
+	v := mustJSON(t, evalKeys, append([]string{"eval", dir}, args...)...)
+	if v["tokens_scored"] != 5*31.0 || v["context"] != 64.0 || v["bos"] != true || v["peak_rss_bytes"].(float64) < 1<<20 {
+		t.Errorf("%v", v)
+	}
+	// The checkpoint against its own values in another container.
+	based := mustJSON(t, evalKeys+" kl_divergence kl_divergence_stderr kl_divergence_median kl_divergence_p99"+
+		" kl_divergence_max same_top base_perplexity", append([]string{"eval", f32, "--base", dir}, args...)...)
+	if p, b := based["perplexity"].(float64), v["perplexity"].(float64); math.Abs(p/b-1) > 0.01 || based["base_perplexity"] != b {
+		t.Errorf("perplexity %v from the file, %v from the folder, %v as base", p, b, based["base_perplexity"])
+	}
+	if based["same_top"].(float64) < 0.95 || based["kl_divergence"].(float64) > 0.01 {
+		t.Errorf("%v", based)
+	}
+	r := must(t, append([]string{"eval", f32, "--base", dir}, args...)...)
+	for _, want := range []string{"chunks of 64 tokens, the first replaced by BOS, second half scored", "155 tokens in 5 chunks",
+		"perplexity", " ± ", "KL divergence", "99th percentile", "same top token"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("no %q in %q", want, r.stdout)
+		}
+	}
+	preset := mustJSON(t, evalKeys, "eval", dir, "--text", license, "--preset", "gptq-2048", "--chunks", "1")
+	if preset["context"] != 2048.0 || preset["tokens_scored"] != 2047.0 {
+		t.Errorf("%v", preset)
+	}
+}
+
+func TestEvalBaseOfAnotherTokenizer(t *testing.T) {
+	r := llmq(t, "eval", folder(t, "llama"), "--base", folder(t, "qwen2"), "--text", license, "--context", "64", "--chunks", "1")
+	if r.code != exitFailure || !strings.Contains(r.stderr, "into different tokens") {
+		t.Errorf("exit %d, %q", r.code, r.stderr)
+	}
+}
+
+func TestTokenize(t *testing.T) {
+	dir := folder(t, "llama")
+	const text = "Licensed under the 日本"
+	v := mustJSON(t, "ids", "tokenize", dir, "--text", textFile(t, "text", text))
+	ids := v["ids"].([]any)
+	without := mustJSON(t, "ids", "tokenize", dir, "--text", textFile(t, "text", text), "--no-bos")["ids"].([]any)
+	if len(ids) != len(without)+1 || len(without) < 5 || ids[1] != without[0] {
+		t.Errorf("with BOS %v, without %v", ids, without)
+	}
+	r := llmqWith(t, t.Context(), text, nil, "tokenize", dir, "--text", "-")
+	if lines := strings.Split(strings.TrimSpace(r.stdout), "\n"); r.code != exitOK || len(lines) != len(ids) {
+		t.Errorf("standard input: exit %d, %q, want %d lines", r.code, r.stdout, len(ids))
+	}
+	if v := mustJSON(t, "ids", "tokenize", dir, "--no-bos", "--text", textFile(t, "text", " ")); len(v["ids"].([]any)) != 1 {
+		t.Errorf("a space: %v", v)
+	}
+	r = llmqWith(t, t.Context(), "\xff", nil, "tokenize", dir, "--text", "-")
+	if r.code != exitFailure || !strings.Contains(r.stderr, "standard input: not UTF-8: byte 0xff at offset 0") {
+		t.Errorf("exit %d, %q", r.code, r.stderr)
+	}
+}
+
+// TestTokenizeVocabulary: a GGUF file without tensors is enough.
+func TestTokenizeVocabulary(t *testing.T) {
+	dir := folder(t, "llama")
+	src, err := (&app{stderr: os.Stderr}).openSource(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	path := filepath.Join(t.TempDir(), "vocab.gguf")
+	w, err := gguf.Create(path, src.Metadata(), nil, gguf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := must(t, "tokenize", path, "--text", license).stdout, must(t, "tokenize", dir, "--text", license).stdout; got != want {
+		t.Error("the vocabulary splits a text differently from its checkpoint")
+	}
+	mustJSON(t, "path format weights bytes bits_per_weight types metadata tensors", "inspect", path)
+	if r := llmq(t, "eval", path, "--text", license); r.code != exitFailure || !strings.Contains(r.stderr, "token_embd.weight") {
+		t.Errorf("eval of a vocabulary: exit %d, %q", r.code, r.stderr)
+	}
+}
+
+func TestInspect(t *testing.T) {
+	dir := folder(t, "llama")
+	q4 := filepath.Join(t.TempDir(), "q4.gguf")
+	must(t, "quantize", dir, "-o", q4, "--method", "rtn", "--type", "q4_0")
+	for _, c := range []struct{ path, format, typ string }{{dir, "checkpoint", "BF16"}, {q4, "gguf", "Q4_0"}} {
+		v := mustJSON(t, "path format weights bytes bits_per_weight types metadata tensors", "inspect", c.path)
+		md := v["metadata"].(map[string]any)
+		if v["format"] != c.format || md["general.architecture"] != "llama" || len(md["tokenizer.ggml.tokens"].([]any)) < 256 {
+			t.Errorf("%s: format %v, architecture %v", c.path, v["format"], md["general.architecture"])
+		}
+		weights := 0.0
+		for _, e := range v["tensors"].([]any) {
+			tensor := e.(map[string]any)
+			checkKeys(t, tensor, "name type shape bytes")
+			n := 1.0
+			for _, d := range tensor["shape"].([]any) {
+				n *= d.(float64)
+			}
+			weights += n
+			if tensor["name"] == "blk.1.ffn_up.weight" && (tensor["type"] != c.typ || n != 256*512) {
+				t.Errorf("%s: %v", c.path, tensor)
+			}
+		}
+		if weights != v["weights"] {
+			t.Errorf("%s: %v weights, the tensors have %v", c.path, v["weights"], weights)
+		}
+		r := must(t, "inspect", c.path)
+		for _, want := range []string{"general.architecture", "blk.1.ffn_up.weight", "512×256", c.typ, "bits per weight", "…"} {
+			if !strings.Contains(r.stdout, want) {
+				t.Errorf("%s: no %q in %q", c.path, want, r.stdout)
+			}
+		}
+	}
+}
+
+func TestMetadataValues(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "odd.gguf")
+	md := gguf.Metadata{
+		{Key: "a.nan", Value: float32(math.NaN())},
+		{Key: "a.floats", Value: []float64{1, math.Inf(-1)}},
+		{Key: "a.bytes", Value: []uint8{1, 255}},
+		{Key: "a.long", Value: strings.Repeat("ä", 100)},
+		{Key: "a.lines", Value: "one\ntwo\x1b[31m"},
+		{Key: "a.empty", Value: []string{}},
+		{Key: "a.big", Value: uint64(math.MaxUint64)},
+	}
+	w, err := gguf.Create(path, md, []ggml.Info{}, gguf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out := must(t, "inspect", path).stdout
+	for _, want := range []string{"NaN", "[2] 1, -Inf", "[2] 1, 255", `ä"… (200 bytes)`, `"one\ntwo\x1b[31m"`, "[0]", "18446744073709551615"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in %s", want, out)
+		}
+	}
+	got := must(t, "inspect", path, "--json").stdout
+	for _, want := range []string{`"a.nan":"NaN"`, `"a.floats":[1,"-Inf"]`, `"a.bytes":[1,255]`, `"a.empty":[]`,
+		`"a.big":18446744073709551615`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+}

@@ -24,3 +24,13 @@ func readMemory(b []byte) { readGo(b) }
 func (f *Format) unpackerF32() unpacker { return nil }
 
 func (f *Format) unpackerBF16() unpacker { return nil }
+
+func expSum(dst, src []float32, shift float32) float32 { return expSumGo(dst, src, shift) }
+
+func siluMul(dst, gate, up []float32) { siluMulGo(dst, gate, up) }
+
+func maxOf(x []float32) float32 { return maxOfGo(x) }
+
+func scaleMul(dst, x, w []float32, scale float32) { scaleMulGo(dst, x, w, scale) }
+
+func scale(x []float32, s float32) { scaleGo(x, s) }

@@ -1,6 +1,10 @@
 package kernels
 
-import "github.com/llmq/llmq/tensor"
+import (
+	"math"
+
+	"github.com/llmq/llmq/tensor"
+)
 
 // This file holds the plain kernels: what tests compare the fast ones with, and what runs where there is no assembly.
 
@@ -95,4 +99,41 @@ func gemmNTGo(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, lower bool
 			}
 		}
 	})
+}
+
+func exp32(x float32) float32 { return float32(math.Exp(float64(x))) }
+
+func expSumGo(dst, src []float32, shift float32) float32 {
+	var sum float64
+	for i, v := range src {
+		dst[i] = exp32(v - shift)
+		sum += float64(dst[i])
+	}
+	return float32(sum)
+}
+
+func siluMulGo(dst, gate, up []float32) {
+	for i, v := range gate {
+		dst[i] = v / (1 + exp32(-v)) * up[i]
+	}
+}
+
+func maxOfGo(x []float32) float32 {
+	m := float32(math.Inf(-1))
+	for _, v := range x {
+		m = max(m, v)
+	}
+	return m
+}
+
+func scaleMulGo(dst, x, w []float32, scale float32) {
+	for i, v := range x {
+		dst[i] = v * scale * w[i]
+	}
+}
+
+func scaleGo(x []float32, s float32) {
+	for i := range x {
+		x[i] *= s
+	}
 }

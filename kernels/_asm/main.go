@@ -25,6 +25,7 @@ var topics = []struct {
 	{"pack", pack},
 	{"vector", vector},
 	{"unpack", unpack},
+	{"elementwise", elementwise},
 	{"peak", peak},
 }
 

@@ -1,0 +1,212 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// near reports whether got is within relative of want, or both are tiny or the same infinity.
+func near(got float32, want, relative float64) bool {
+	g := float64(got)
+	return g == want || math.Abs(g-want) <= relative*math.Abs(want)+1e-36
+}
+
+func TestExp(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 70 {
+			_, src := guarded(1, n)
+			whole, dst := guarded(1, n)
+			var sum float64
+			for i := range src.Row(0) {
+				src.Row(0)[i] = float32(rng.Float64()*190 - 105)
+				if i == 5 {
+					src.Row(0)[i] = float32(math.Inf(-1))
+				}
+			}
+			got := expSum(dst.Row(0), src.Row(0), 3)
+			checkGuards(t, whole, 1, n)
+			for i, v := range src.Row(0) {
+				want := math.Exp(float64(v - 3))
+				sum += want
+				if !near(dst.Row(0)[i], want, 0x1p-22) {
+					t.Fatalf("n=%d: exp(%v) = %v, want %v", n, v-3, dst.Row(0)[i], want)
+				}
+			}
+			if !near(got, sum, 0x1p-21) {
+				t.Fatalf("n=%d: sum %v, want %v", n, got, sum)
+			}
+		}
+		special := []float32{float32(math.NaN()), float32(math.Inf(-1)), 0, -1000}
+		dst := make([]float32, len(special))
+		expSum(dst, special, 0)
+		if dst[0] == dst[0] || dst[1] != 0 || dst[2] != 1 || dst[3] != 0 {
+			t.Errorf("exp of NaN, −Inf, 0, −1000 is %v", dst)
+		}
+	})
+}
+
+func TestSiLUMul(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(3, 4))
+		for n := range 70 {
+			gate, up := random(rng, 2, n), random(rng, 2, n)
+			for i := range gate.Row(0) {
+				gate.Row(0)[i] *= 30
+			}
+			want := make([]float64, n)
+			for i, v := range gate.Row(0) {
+				want[i] = float64(v) / (1 + math.Exp(-float64(v))) * float64(up.Row(0)[i])
+			}
+			whole, dst := guarded(2, n)
+			SiLUMul(dst, gate, up)
+			checkGuards(t, whole, 2, n)
+			SiLUMul(gate, gate, up) // in place
+			for i := range want {
+				if got := dst.Row(0)[i]; !near(got, want[i], 0x1p-20) || got != gate.Row(0)[i] {
+					t.Fatalf("n=%d: %v and %v in place, want %v", n, got, gate.Row(0)[i], want[i])
+				}
+			}
+		}
+	})
+}
+
+func TestRMSNorm(t *testing.T) {
+	const eps = 1e-5
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		for _, n := range []int{1, 2, 7, 8, 9, 31, 64, 100, 1023, 2500} {
+			x, w := random(rng, 3, n), random(rng, 1, n)
+			whole, dst := guarded(3, n)
+			RMSNorm(dst, x, w.Row(0), eps)
+			checkGuards(t, whole, 3, n)
+			for r := range 3 {
+				var sum float64
+				for _, v := range x.Row(r) {
+					sum += float64(v) * float64(v)
+				}
+				for i, v := range x.Row(r) {
+					want := float64(v) / math.Sqrt(sum/float64(n)+eps) * float64(w.Row(0)[i])
+					if !near(dst.Row(r)[i], want, 16*epsilon) {
+						t.Fatalf("n=%d: %v, want %v", n, dst.Row(r)[i], want)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestSoftmaxLogSumExp(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(7, 8))
+		for _, n := range []int{1, 2, 15, 16, 17, 33, 1024, 1025, 32001} {
+			whole, view := guarded(1, n)
+			row := view.Row(0)
+			var sum float64
+			m := math.Inf(-1)
+			for i := range row {
+				row[i] = float32(rng.NormFloat64() * 5)
+				m = max(m, float64(row[i]))
+			}
+			want := make([]float64, n)
+			for i, v := range row {
+				want[i] = math.Exp(float64(v - float32(m))) // the difference is rounded to float32
+				sum += want[i]
+			}
+			if got := LogSumExp(row); math.Abs(got-(m+math.Log(sum))) > 1e-6 {
+				t.Errorf("n=%d: LogSumExp %v, want %v", n, got, m+math.Log(sum))
+			}
+			Softmax(row)
+			checkGuards(t, whole, 1, n)
+			for i := range row {
+				if !near(row[i], want[i]/sum, 0x1p-20) {
+					t.Fatalf("n=%d: softmax[%d] = %v, want %v", n, i, row[i], want[i]/sum)
+				}
+			}
+		}
+		Softmax(nil)
+		if got := LogSumExp(nil); !math.IsInf(got, -1) {
+			t.Errorf("LogSumExp of nothing is %v", got)
+		}
+	})
+}
+
+func TestAdd(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 10))
+	a, b := random(rng, 3, 37), random(rng, 3, 37)
+	sum := a.Clone()
+	Add(sum, b)
+	for i := range 3 {
+		for j, v := range sum.Row(i) {
+			if v != a.Row(i)[j]+b.Row(i)[j] {
+				t.Fatalf("(%d,%d): %v", i, j, v)
+			}
+		}
+	}
+}
+
+// RoPE against complex multiplication; dimensions past those that rotate stay.
+func TestRoPE(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 12))
+	for _, c := range []struct{ heads, headDim, half int }{{1, 2, 1}, {3, 8, 4}, {2, 64, 32}, {2, 80, 20}, {1, 6, 3}} {
+		for _, style := range []RoPEStyle{RoPEPairs, RoPEHalves} {
+			const tokens = 5
+			x := random(rng, tokens, c.heads*c.headDim)
+			cos, sin := tensor.New(tokens, c.half), tensor.New(tokens, c.half)
+			for i := range cos.Data {
+				s, co := math.Sincos(rng.Float64() * 7)
+				cos.Data[i], sin.Data[i] = float32(co), float32(s)
+			}
+			was := x.Clone()
+			RoPE(x, c.headDim, cos, sin, style)
+			for tok := range tokens {
+				for h := range c.heads {
+					in, out := was.Row(tok)[h*c.headDim:], x.Row(tok)[h*c.headDim:]
+					for i := range c.half {
+						a, b := 2*i, 2*i+1
+						if style == RoPEHalves {
+							a, b = i, i+c.half
+						}
+						z := complex(float64(in[a]), float64(in[b])) *
+							complex(float64(cos.Row(tok)[i]), float64(sin.Row(tok)[i]))
+						size := math.Abs(float64(in[a])) + math.Abs(float64(in[b]))
+						if math.Abs(float64(out[a])-real(z)) > 4*epsilon*size ||
+							math.Abs(float64(out[b])-imag(z)) > 4*epsilon*size {
+							t.Fatalf("%+v style %d: (%v,%v), want %v", c, style, out[a], out[b], z)
+						}
+					}
+					for i := 2 * c.half; i < c.headDim; i++ {
+						if out[i] != in[i] {
+							t.Fatalf("%+v: dimension %d changed", c, i)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func BenchmarkElementwise(b *testing.B) {
+	const rows, n = 16, 4096
+	rng := rand.New(rand.NewPCG(1, 1))
+	x, y, dst := random(rng, rows, n), random(rng, rows, n), tensor.New(rows, n)
+	cos, sin := random(rng, rows, 32), random(rng, rows, 32)
+	for name, f := range map[string]func(){
+		"SiLUMul":    func() { SiLUMul(dst, x, y) },
+		"RMSNorm":    func() { RMSNorm(dst, x, y.Row(0), 1e-5) },
+		"Softmax":    func() { copy(dst.Row(0), x.Row(0)); Softmax(dst.Row(0)) },
+		"LogSumExp":  func() { LogSumExp(x.Row(0)) },
+		"RoPEPairs":  func() { RoPE(dst, 64, cos, sin, RoPEPairs) },
+		"RoPEHalves": func() { RoPE(dst, 64, cos, sin, RoPEHalves) },
+	} {
+		elements := rows * n
+		if name == "Softmax" || name == "LogSumExp" {
+			elements = n
+		}
+		b.Run(fmt.Sprintf("%s/elements", name), func(b *testing.B) { rate(b, float64(elements), f) })
+	}
+}

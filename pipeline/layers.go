@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -152,7 +153,9 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err := r.out.WriteTensor(t.Name, data); err != nil {
 				return err
 			}
-			lin.F32 = decoded
+			// From here on the forward pass sees what a reader of the file will see.
+			lin.F32 = nil
+			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: data}
 			r.done(t, quant.OutputError(w, decoded, in.H), damping)
 			return nil
 		})

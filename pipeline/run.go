@@ -102,7 +102,6 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 		if r.m, err = model.Open(src); err != nil {
 			return nil, err
 		}
-		r.m.Precision = kernels.F32
 	}
 	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
 		return nil, err

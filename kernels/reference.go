@@ -137,3 +137,36 @@ func scaleGo(x []float32, s float32) {
 		x[i] *= s
 	}
 }
+
+// attentionGo keeps all scores of one query at a time.
+func attentionGo(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale float32) {
+	const tile = 32 // query rows that one call handles
+	tiles := (q.Rows + tile - 1) / tile
+	Parallel(heads*tiles, 1, func(lo, hi int) {
+		scores := make([]float32, q.Rows)
+		out := make([]float32, headDim)
+		for i := lo; i < hi; i++ {
+			h := i / tiles
+			t0 := i % tiles * tile
+			kv := h / (heads / kvHeads) * headDim
+			for t := t0; t < min(t0+tile, q.Rows); t++ {
+				first := 0
+				if window > 0 {
+					first = max(0, t-window+1)
+				}
+				qt := q.Row(t)[h*headDim : (h+1)*headDim]
+				s := scores[:t+1-first]
+				for j := range s {
+					s[j] = scale * dotGo(qt, k.Row(first + j)[kv:kv+headDim])
+				}
+				sum := expSumGo(s, s, maxOfGo(s))
+				scaleGo(s, 1/sum)
+				clear(out)
+				for j, p := range s {
+					axpyGo(out, p, v.Row(first + j)[kv:kv+headDim])
+				}
+				copy(dst.Row(t)[h*headDim:], out)
+			}
+		}
+	})
+}

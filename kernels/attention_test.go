@@ -1,0 +1,121 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// attend64 is attention in float64, straight from its definition.
+func attend64(q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale float64) [][]float64 {
+	out := make([][]float64, q.Rows)
+	for t := range out {
+		out[t] = make([]float64, q.Cols)
+		for h := range heads {
+			kv := h / (heads / kvHeads) * headDim
+			var sum float64
+			o := out[t][h*headDim : (h+1)*headDim]
+			first := 0
+			if window > 0 {
+				first = max(0, t-window+1)
+			}
+			for s := first; s <= t; s++ {
+				var dot float64
+				for i := range headDim {
+					dot += float64(q.Row(t)[h*headDim+i]) * float64(k.Row(s)[kv+i])
+				}
+				e := math.Exp(scale * dot)
+				sum += e
+				for i := range o {
+					o[i] += e * float64(v.Row(s)[kv+i])
+				}
+			}
+			for i := range o {
+				o[i] /= sum
+			}
+		}
+	}
+	return out
+}
+
+func TestAttention(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for _, c := range []struct{ tokens, heads, kvHeads, headDim, window int }{
+			{0, 2, 1, 8, 0}, {1, 1, 1, 4, 0}, {2, 2, 1, 16, 0}, {13, 4, 2, 10, 0}, {33, 3, 3, 64, 0}, {70, 2, 1, 80, 5},
+			{257, 2, 2, 8, 0}, {300, 1, 1, 32, 100}, {300, 2, 1, 33, 257}, {530, 1, 1, 12, 1}, {520, 1, 1, 16, 600},
+		} {
+			q, k := random(rng, c.tokens, c.heads*c.headDim), random(rng, c.tokens, c.kvHeads*c.headDim)
+			v := random(rng, c.tokens, c.kvHeads*c.headDim)
+			scale := AttentionScale(c.headDim)
+			want := attend64(q, k, v, c.heads, c.kvHeads, c.headDim, c.window, float64(scale))
+			whole, dst := guarded(c.tokens, q.Cols)
+			Attention(dst, q, k, v, c.heads, c.kvHeads, c.headDim, c.window, scale)
+			checkGuards(t, whole, c.tokens, q.Cols)
+			Attention(q, q, k, v, c.heads, c.kvHeads, c.headDim, c.window, scale) // in place
+			for i := range want {
+				for j, w := range want[i] {
+					// Scores and values of normal inputs stay under 5.
+					if d := math.Abs(float64(dst.Row(i)[j]) - w); !(d <= 1e-6*6*5) || dst.Row(i)[j] != q.Row(i)[j] {
+						t.Fatalf("%+v: (%d,%d) is %v, in place %v, want %v", c, i, j, dst.Row(i)[j], q.Row(i)[j], w)
+					}
+				}
+			}
+		}
+	})
+}
+
+// Scores that would overflow an exponential do not.
+func TestAttentionLargeScores(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		const tokens = 600
+		q, k, v := tensor.New(tokens, 4), tensor.New(tokens, 4), tensor.New(tokens, 4)
+		for i := range tokens {
+			q.Row(i)[0], k.Row(i)[0], v.Row(i)[1] = 1, float32(i), float32(i)
+		}
+		dst := tensor.New(tokens, 4)
+		Attention(dst, q, k, v, 1, 1, 4, 0, 10)
+		for i := range tokens {
+			if got, want := dst.Row(i)[1], float32(i); math.Abs(float64(got-want)) > 1e-3*float64(want)+1e-4 {
+				t.Fatalf("token %d attends to %v", i, got)
+			}
+		}
+	})
+}
+
+func TestAttentionThreads(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	q, k, v := random(rng, 200, 128), random(rng, 200, 64), random(rng, 200, 64)
+	var first *tensor.Matrix
+	for _, threads := range []int{1, 2, 5} {
+		setThreads(t, threads)
+		dst := tensor.New(200, 128)
+		Attention(dst, q, k, v, 4, 2, 32, 0, 0.2)
+		if first == nil {
+			first = dst
+		}
+		for i, x := range dst.Data {
+			if x != first.Data[i] {
+				t.Fatalf("%d threads change element %d", threads, i)
+			}
+		}
+	}
+}
+
+func BenchmarkAttention(b *testing.B) {
+	for _, tokens := range []int{512, 2048} {
+		b.Run(fmt.Sprint(tokens), func(b *testing.B) {
+			const heads, kvHeads, headDim = 32, 4, 64
+			rng := rand.New(rand.NewPCG(1, 1))
+			q, k := random(rng, tokens, heads*headDim), random(rng, tokens, kvHeads*headDim)
+			v, dst := random(rng, tokens, kvHeads*headDim), tensor.New(tokens, heads*headDim)
+			// Two products over half of the pairs.
+			rate(b, 2*float64(tokens)*float64(tokens)*heads*headDim, func() {
+				Attention(dst, q, k, v, heads, kvHeads, headDim, 0, AttentionScale(headDim))
+			})
+		})
+	}
+}

@@ -37,6 +37,9 @@ func (s *Source) Tensor(name string) (*ggml.Tensor, error) {
 	return nil, fmt.Errorf("%s: tensor %q: there is none", s.Path, name)
 }
 
+// Metadata implements pipeline.Source.
+func (s *Source) Metadata() gguf.Metadata { return s.KV }
+
 func (s *Source) Release(*ggml.Tensor) {}
 
 func (s *Source) Close() error { return nil }

@@ -12,6 +12,7 @@ import (
 
 // Plan is where everything in a file goes. It depends on the metadata and the tensors' shapes alone.
 type Plan struct {
+	md        Metadata
 	infos     []ggml.Info
 	index     map[string]int
 	header    []byte  // the directory, padded to the alignment
@@ -28,7 +29,7 @@ func NewPlan(md Metadata, tensors []ggml.Info) (*Plan, error) {
 		return nil, fmt.Errorf("gguf: %w", err)
 	}
 	p := &Plan{
-		infos: slices.Clone(tensors), index: make(map[string]int, len(tensors)), alignment: alignment,
+		md: slices.Clone(md), infos: slices.Clone(tensors), index: make(map[string]int, len(tensors)), alignment: alignment,
 		offsets: make([]int64, len(tensors)), sizes: make([]int64, len(tensors)),
 	}
 	end := int64(0) // of the data so far

@@ -2,6 +2,7 @@ package gguf
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"sort"
 	"sync"
@@ -80,13 +81,7 @@ func (w *Writer) WriteRows(name string, row int, data []byte) error {
 		return err
 	}
 	if _, err := w.out.WriteAt(data, w.plan.offsets[i]+int64(row)*int64(rowBytes)); err != nil {
-		err = fmt.Errorf("gguf: %w", err)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.err == nil {
-			w.err = err
-		}
-		return err
+		return w.failed(err)
 	}
 	return nil
 }
@@ -114,6 +109,54 @@ func (w *Writer) take(i int, s span) error {
 	}
 	w.written[i] = slices.Replace(list, lo, hi, s)
 	return nil
+}
+
+// SetMeta replaces the value of a metadata entry of the plan, for what is known only after the tensors: the new one must
+// be of the same Go type and take as many bytes, as an array of numbers of the same length does.
+func (w *Writer) SetMeta(key string, value any) error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("gguf: %s: metadata %q: %s", w.path, key, fmt.Sprintf(format, args...))
+	}
+	md := w.plan.md
+	i := slices.IndexFunc(md, func(kv KV) bool { return kv.Key == key })
+	switch {
+	case i < 0:
+		return fail("not in the plan")
+	case key == alignmentKey:
+		return fail("the layout depends on it")
+	case reflect.TypeOf(value) != reflect.TypeOf(md[i].Value):
+		return fail("planned as %T, not %T", md[i].Value, value)
+	}
+	old, err := appendValue(nil, md[i].Value)
+	if err != nil {
+		return fail("%v", err)
+	}
+	b, err := appendValue(nil, value)
+	if err != nil {
+		return fail("%v", err)
+	}
+	if len(b) != len(old) {
+		return fail("planned with %d bytes, not %d", len(old), len(b))
+	}
+	before, err := encodeHeader(md[:i], nil, nil)
+	if err != nil {
+		return fail("%v", err)
+	}
+	if _, err := w.out.WriteAt(b, int64(len(appendString(before, key)))); err != nil {
+		return w.failed(err)
+	}
+	return nil
+}
+
+// failed remembers the first write that failed, so that Close does not succeed.
+func (w *Writer) failed(err error) error {
+	err = fmt.Errorf("gguf: %w", err)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+	return err
 }
 
 // Close checks that every tensor is complete and puts the file in its place. When it fails, nothing is left behind.

@@ -156,6 +156,57 @@ func TestAbortWhileWriting(t *testing.T) {
 	expectFiles(t, dir)
 }
 
+// TestSetMeta demands the bytes of a file that had the values from the start.
+func TestSetMeta(t *testing.T) {
+	dir := t.TempDir()
+	meta := func(scales []float32, n uint16) gguf.Metadata {
+		return gguf.Metadata{{"general.name", "x"}, {"scales", scales}, {"n", n}, {"names", []string{"ab", "c"}}}
+	}
+	infos := []ggml.Info{{Name: "x", Type: ggml.F32, Shape: []int{1}}}
+	write := func(name string, md gguf.Metadata, set func(w *gguf.Writer)) string {
+		path := filepath.Join(dir, name)
+		w := create(t, path, md, infos, gguf.Options{})
+		if err := w.WriteTensor("x", make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		set(w)
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	want := write("want.gguf", meta([]float32{1, 2.5, -3}, 7), func(*gguf.Writer) {})
+	md := meta(make([]float32, 3), 0)
+	got := write("got.gguf", md, func(w *gguf.Writer) {
+		for _, kv := range []gguf.KV{{"scales", []float32{9, 9, 9}}, {"n", uint16(7)}, {"scales", []float32{1, 2.5, -3}}} {
+			if err := w.SetMeta(kv.Key, kv.Value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		expectError(t, w.SetMeta("absent", uint16(7)), `got.gguf: metadata "absent": not in the plan`)
+		expectError(t, w.SetMeta("n", uint32(7)), `metadata "n": planned as uint16, not uint32`)
+		expectError(t, w.SetMeta("n", nil), `metadata "n": planned as uint16, not <nil>`)
+		expectError(t, w.SetMeta("scales", make([]float32, 4)), `metadata "scales": planned with 28 bytes, not 32`)
+		expectError(t, w.SetMeta("names", []string{"ab", "cd"}), `planned with`)
+	})
+	if got != want {
+		t.Error("the file differs from one planned with the values")
+	}
+	if v, _ := md.Get("scales"); v.([]float32)[0] != 0 {
+		t.Error("the caller's metadata was changed")
+	}
+	w := create(t, filepath.Join(dir, "a.gguf"), gguf.Metadata{{"general.alignment", uint32(64)}}, infos, gguf.Options{})
+	expectError(t, w.SetMeta("general.alignment", uint32(32)), "the layout depends on it")
+	w.Abort()
+	if err := w.SetMeta("general.alignment", uint32(64)); err == nil {
+		t.Error("SetMeta after Abort succeeds")
+	}
+}
+
 func TestOutputPath(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "x.gguf")

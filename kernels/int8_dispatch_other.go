@@ -1,0 +1,5 @@
+//go:build !amd64 || purego
+
+package kernels
+
+func int8Tier() *int8Kernels { return nil }

@@ -23,6 +23,8 @@ func readMemory(b []byte) { readGo(b) }
 
 func (f *Format) unpackerF32() unpacker { return nil }
 
+func (f *Format) rowProducts() (p rowProducts, ok bool) { return p, false }
+
 func (f *Format) unpackerBF16() unpacker { return nil }
 
 func expSum(dst, src []float32, shift float32) float32 { return expSumGo(dst, src, shift) }

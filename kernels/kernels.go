@@ -87,8 +87,12 @@ func spread(n, workers int, f func(i int)) {
 func MatMul(dst, x *tensor.Matrix, w *Weights, p Precision) {
 	checkMatMul(dst, x, w.Rows, w.Cols)
 	t := tiles(p)
-	if t == nil || t.weights()%w.Format.BlockLen != 0 {
+	switch {
+	case t == nil || t.weights()%w.Format.BlockLen != 0:
 		matMulGo(dst, x, w)
+		return
+	case x.Rows <= fewTokens && x.Rows > 0 && w.Cols > 0:
+		matMulFew(dst, x, w)
 		return
 	}
 	a := rowsOperand(x)

@@ -157,3 +157,25 @@ func BenchmarkUnpack(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkMatMulFew reports gigabytes of weights per second.
+func BenchmarkMatMulFew(b *testing.B) {
+	const out, in = 14336, 4096
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, tokens := range []int{1, 2, 4, 8} {
+		x, dst := tensor.New(tokens, in), tensor.New(tokens, out)
+		for i := range x.Data {
+			x.Data[i] = rng.Float32()
+		}
+		for _, typ := range types {
+			b.Run(fmt.Sprintf("%d/%v", tokens, typ), func(b *testing.B) {
+				w := weights(rng, typ, 512, in)
+				w.Rows = out
+				for len(w.Data) < out*typ.RowBytes(in) {
+					w.Data = append(w.Data, w.Data[:min(len(w.Data), out*typ.RowBytes(in)-len(w.Data))]...)
+				}
+				kernels.Rate(b, float64(len(w.Data)), func() { kernels.MatMul(dst, x, w, kernels.Auto) })
+			})
+		}
+	}
+}

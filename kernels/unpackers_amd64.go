@@ -36,3 +36,19 @@ func (f *Format) unpackerBF16() unpacker {
 	}
 	return unpackers[f.Name].bf16
 }
+
+var products = map[string]rowProducts{
+	"Q8_0":   {dotQ8_0x1, dotQ8_0x2, dotQ8_0x4},
+	"Q4_0":   {dotQ4_0x1, dotQ4_0x2, dotQ4_0x4},
+	"IQ4_NL": {dotIQ4_NLx1, dotIQ4_NLx2, dotIQ4_NLx4},
+	"Q4_K":   {dotQ4_Kx1, dotQ4_Kx2, dotQ4_Kx4},
+}
+
+// rowProducts returns the products with one, two and four tokens; ok is false if there are none.
+func (f *Format) rowProducts() (p rowProducts, ok bool) {
+	if CurrentTier() < AVX512 {
+		return p, false
+	}
+	p, ok = products[f.Name]
+	return p, ok
+}

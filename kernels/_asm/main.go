@@ -25,6 +25,7 @@ var topics = []struct {
 	{"pack", pack},
 	{"vector", vector},
 	{"unpack", unpack},
+	{"few", few},
 	{"elementwise", elementwise},
 	{"int8", signedBytes},
 	{"peak", peak},

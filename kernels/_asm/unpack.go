@@ -107,14 +107,13 @@ func (g *gen) constants() constants {
 			return f(i / 4)
 		})
 	}
-	levels := [16]int8{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
 	return constants{
 		ones: all("ones", 1), threes: all("threes", 3), fours: all("fours", 4), eights: all("eights", 8),
 		fifteens: all("fifteens", 15), sixteens: all("sixteens", 16), thirtyTwos: all("thirtyTwos", 32),
 		fortyEights: all("fortyEights", 48),
 		spread:      fill("spread", func(i int) byte { return byte(i / 8) }),
 		bits:        fill("bits", func(i int) byte { return 1 << (i % 8) }),
-		iq4Levels:   fill("iq4Levels", func(i int) byte { return byte(levels[i%16]) }),
+		iq4Levels:   fill("iq4Levels", func(i int) byte { return byte(iq4Levels[i%16]) }),
 		shifts2:     dwords("shifts2", func(i int) byte { return byte(2 * i) }),
 		shifts4:     dwords("shifts4", func(i int) byte { return byte(4 * i) }),
 		dwords3:     dwords("dwords3", func(int) byte { return 3 }),
@@ -285,10 +284,8 @@ func (u *unpacker) putScales16(r, d, position int) {
 	u.putScales(1, d, position+8)
 }
 
-// q45_K decodes Q4_K and Q5_K.
-func (u *unpacker) q45_K(five bool) {
-	u.half16(0, 4)
-	u.half16(2, 5)
+// scaleMin6 puts the eight scales and minima of Q4_K and Q5_K, times registers 4 and 5.
+func (u *unpacker) scaleMin6() {
 	a, b, c, t := u.GP32(), u.GP32(), u.GP32(), u.GP32()
 	u.MOVL(at(u.src, 4), a)
 	u.MOVL(at(u.src, 8), b)
@@ -311,6 +308,13 @@ func (u *unpacker) q45_K(five bool) {
 		u.VPMOVZXBD(u.x(8+i), u.y(8+i))
 		u.putScales(8+i, 4+i, 16*i)
 	}
+}
+
+// q45_K decodes Q4_K and Q5_K.
+func (u *unpacker) q45_K(five bool) {
+	u.half16(0, 4)
+	u.half16(2, 5)
+	u.scaleMin6()
 	qs := 16
 	if five {
 		qs = 48

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/mmcloughlin/avo/attr"
+	"github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// few writes the products of one row of weights with a few tokens, straight from the blocks: memory feeds a core two to
+// four bits of weights per cycle and lane at best, and nothing may take longer than that.
+//
+// Codes of four bits need no arithmetic at all: the 16 values that a group can take are computed once per group, and
+// VPERMPS, which looks only at the low four bits of an index, picks them.
+func few(g *gen) {
+
+	f := fewConstants{
+		levels:    g.floats("levels", func(i int) float32 { return float32(i) }),
+		levels8:   g.floats("levels8", func(i int) float32 { return float32(i - 8) }),
+		iq4Levels: g.floats("iq4Floats", func(i int) float32 { return float32(iq4Levels[i]) }),
+	}
+	for _, tokens := range []int{1, 2, 4} {
+		for _, t := range []struct {
+			name           string
+			weights, bytes int
+			setup, block   func(k *fewKernel)
+		}{
+			{"Q8_0", 32, 34, func(*fewKernel) {}, (*fewKernel).q8_0},
+			{"Q4_0", 32, 18, func(k *fewKernel) { k.VMOVUPS(f.levels8, k.reg(16)) }, (*fewKernel).q4},
+			{"IQ4_NL", 32, 18, func(k *fewKernel) { k.VMOVUPS(f.iq4Levels, k.reg(16)) }, (*fewKernel).q4},
+			{"Q4_K", 256, 144, func(k *fewKernel) { k.VMOVUPS(f.levels, k.reg(16)) }, (*fewKernel).q4_K},
+		} {
+			name := fmt.Sprintf("dot%sx%d", t.name, tokens)
+			g.function(name, "func(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)",
+				fmt.Sprintf("sets dst to the products of n > 0 blocks with %d tokens.", tokens),
+				"Tokens are rowX bytes apart in x, their results rowDst bytes in dst.")
+			k := &fewKernel{
+				unpacker: &unpacker{gen: g, isa: avx512},
+				tokens:   tokens,
+			}
+			dst, rowDst := g.gp("dst"), g.gp("rowDst")
+			x, rowX := g.gp("x"), g.gp("rowX")
+			k.src = g.gp("src")
+			n := g.gp("n")
+			if t.weights == 256 {
+				k.scales = g.AllocLocal(128)
+			}
+			k.x = append(k.x, x)
+			for range tokens - 1 {
+				p := g.GP64()
+				g.MOVQ(k.x[len(k.x)-1], p)
+				g.ADDQ(rowX, p)
+				k.x = append(k.x, p)
+			}
+			for i := range 8 {
+				g.zero(avx512, k.reg(24+i))
+			}
+			t.setup(k)
+			g.Label("block")
+			// The hardware stops at the end of each page.
+			for line := 0; line < t.bytes; line += 64 {
+				g.PREFETCHT0(at(k.src, 2048+line))
+			}
+			t.block(k)
+			g.ADDQ(operand.I32(int32(t.bytes)), k.src)
+			for _, p := range k.x {
+				g.ADDQ(operand.I32(int32(4*t.weights)), p)
+			}
+			g.DECQ(n)
+			g.JNZ(operand.LabelRef("block"))
+			for i := range tokens {
+				// What follows reaches only the lower 16 registers.
+				var low []reg.VecPhysical
+				for j, s := range k.sums(i) {
+					low = append(low, k.reg(j))
+					g.VMOVUPS(s, low[j])
+				}
+				g.sum(avx512, low...)
+				g.VMOVSS(low[0].AsX(), at(dst, 0))
+				if i < tokens-1 {
+					g.ADDQ(rowDst, dst)
+				}
+			}
+			g.VZEROUPPER()
+			g.RET()
+		}
+	}
+}
+
+// iq4Levels are those of IQ4_NL and IQ4_XS.
+var iq4Levels = [16]int8{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+
+type fewConstants struct{ levels, levels8, iq4Levels operand.Mem }
+
+// floats is a vector of 16 float32 constants.
+func (g *gen) floats(name string, f func(i int) float32) operand.Mem {
+	m := g.StaticGlobal(name)
+	g.DataAttributes(attr.RODATA | attr.NOPTR)
+	for i := range 16 {
+		g.AddDatum(4*i, operand.U32(math.Float32bits(f(i))))
+	}
+	return m
+}
+
+// fewKernel multiplies blocks with tokens. Registers 24 to 31 hold sums, two or more for a token.
+type fewKernel struct {
+	*unpacker
+	tokens int
+	x      []reg.Register // each token's inputs of this block
+}
+
+// sums are the registers in which token i is summed.
+func (k *fewKernel) sums(i int) []reg.VecPhysical {
+	n := max(2, 4/k.tokens)
+	var r []reg.VecPhysical
+	for j := range n {
+		r = append(r, k.reg(24+n*i+j))
+	}
+	return r
+}
+
+// accumulate adds the products of 16 weights, values in register r, with the inputs from position on.
+func (k *fewKernel) accumulate(r, position int) {
+	for i := range k.tokens {
+		s := k.sums(i)
+		k.VFMADD231PS(at(k.x[i], 4*position), k.reg(r), s[position/16%len(s)])
+	}
+}
+
+func (k *fewKernel) q8_0() {
+	k.half16(0, 4)
+	for h := range 2 {
+		k.VPMOVSXBD(at(k.src, 2+16*h), k.reg(h))
+		k.VCVTDQ2PS(k.reg(h), k.reg(h))
+		k.VMULPS(k.reg(4), k.reg(h), k.reg(h))
+		k.accumulate(h, 16*h)
+	}
+}
+
+// pick accumulates the low and high halves of the 16 bytes at offset, whose values are in registers low and high.
+func (k *fewKernel) pick(offset, low, high, positionLow, positionHigh int) {
+	k.VPMOVZXBD(at(k.src, offset), k.reg(0))
+	k.VPSRLD(operand.U8(4), k.reg(0), k.reg(1))
+	k.VPERMPS(k.reg(low), k.reg(0), k.reg(2))
+	k.VPERMPS(k.reg(high), k.reg(1), k.reg(3))
+	k.accumulate(2, positionLow)
+	k.accumulate(3, positionHigh)
+}
+
+func (k *fewKernel) q4() {
+	k.half16(0, 4)
+	k.VMULPS(k.reg(16), k.reg(4), k.reg(4))
+	k.pick(2, 4, 4, 0, 16)
+}
+
+func (k *fewKernel) q4_K() {
+	k.half16(0, 4)
+	k.half16(2, 5)
+	k.scaleMin6()
+	for p := range 4 {
+		for h := range 2 {
+			values := 6 + h
+			k.VBROADCASTSS(k.group(16+2*p+h), k.reg(values))
+			k.VFMSUB231PS_BCST(k.group(2*p+h), k.reg(16), k.reg(values))
+		}
+		for h := range 2 {
+			k.pick(16+32*p+16*h, 6, 7, 64*p+16*h, 64*p+32+16*h)
+		}
+	}
+}

@@ -2,9 +2,7 @@ package kernels
 
 import (
 	"runtime"
-	"syscall"
 	"testing"
-	"time"
 )
 
 // setThreads sets GOMAXPROCS for the rest of the test.
@@ -27,13 +25,4 @@ func rate(b *testing.B, flops float64, f func()) {
 	b.ReportMetric(flops/b.Elapsed().Seconds(), "GFLOP/s")
 	b.ReportMetric(flops/(cpuTime()-start).Seconds(), "GFLOP/cpu-s")
 	b.ReportMetric(0, "ns/op")
-}
-
-// cpuTime is the processor time that the process has used.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -13,6 +13,9 @@ SRC := $(shell $(GO) env GOROOT)/src
 SEEN   := sort fmt strconv os net/http encoding/json go/types
 UNSEEN := bufio archive/zip log/slog net/url text/template
 
+# Packages that start goroutines, or write from several.
+CONCURRENT := ./cmd/llmq ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
+
 .PHONY: help build demo test check purego cross race fuzz interop bench generate clean
 
 help: ## list these targets
@@ -28,7 +31,6 @@ demo: build ## quantize the built-in model with GPTQ to 4 bits and evaluate it b
 	bin/llmq convert testdata/gopher-4m -o out/gopher-4m-f16.gguf --force
 	bin/llmq quantize testdata/gopher-4m -o out/gopher-4m-q4_k.gguf --method gptq --bits 4 \
 		--calib out/calib.txt --seq-len 256 --force
-	bin/llmq eval out/gopher-4m-f16.gguf --text out/eval.txt --context 256 --chunks 100
 	bin/llmq eval out/gopher-4m-q4_k.gguf --text out/eval.txt --context 256 --chunks 100 \
 		--base out/gopher-4m-f16.gguf
 	@ls -l out/*.gguf
@@ -42,6 +44,7 @@ check: ## formatting, vet, staticcheck, dependency directions, generated files
 	$(GO) vet ./...
 	$(GO) vet -tags purego ./...
 	$(GO) vet -tags interop ./internal/interop
+	cd kernels/_asm && $(GO) vet ./... && $(GO) test ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) test -count=1 ./internal/layering
 	$(MAKE) generate
@@ -59,8 +62,8 @@ cross: ## compile, tests included, for the systems that CI does not run on
 	GOOS=windows GOARCH=amd64 $(GO) vet ./...
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...
 
-race: ## run the tests under the race detector
-	CGO_ENABLED=1 $(GO) test -race -short ./...
+race: ## run the tests of the packages that start goroutines under the race detector
+	CGO_ENABLED=1 $(GO) test -race -short $(CONCURRENT)
 
 fuzz: ## fuzz every parser for FUZZTIME
 	@$(GO) test -list '^Fuzz' ./... | \

@@ -19,6 +19,8 @@ var allowed = map[string]string{
 	"quant":   "tensor kernels",
 	"gptq":    "tensor kernels linalg quant",
 
+	"int8outlier": "tensor kernels quant",
+
 	"formats/safetensors": "tensor internal/atomicfile internal/mmap",
 	"formats/ggml":        "tensor kernels quant",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
@@ -27,7 +29,7 @@ var allowed = map[string]string{
 	"tokenizer": "",
 	"model":     "tensor kernels quant formats/ggml",
 	"calib":     "internal/text",
-	"eval":      "tensor kernels model internal/states",
+	"eval":      "tensor kernels quant int8outlier formats/ggml model internal/states",
 	"pipeline":  "tensor kernels quant gptq formats/ggml formats/gguf model calib internal/states",
 
 	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval pipeline " +

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
@@ -31,6 +32,10 @@ type Options struct {
 	BOS *int32
 	// Base is the model from which the KL divergence is measured; nil: none. Both models' layers run in turn.
 	Base *model.Model
+	// Activations is how the inputs of the layers' linears are multiplied; the base's stay floating-point.
+	Activations Activations
+	// Outliers says which features LLMInt8 keeps in float16; the zero value is the paper's criteria.
+	Outliers int8outlier.Criteria
 	// BatchTokens is how many tokens go through a layer together: at least one chunk. 0: 1024. It does not change the
 	// result.
 	BatchTokens int
@@ -116,6 +121,9 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 	p.progress.Stage("evaluate", total)
 	defer p.progress.Done()
 
+	if runs[0].activations, err = newActivations(ctx, m, p, opt); err != nil {
+		return nil, err
+	}
 	for _, r := range runs {
 		if err := r.embed(p); err != nil {
 			return nil, err
@@ -249,8 +257,9 @@ func (p *plan) headWork(m *model.Model) int64 {
 
 // run is one model's way through an evaluation.
 type run struct {
-	m      *model.Model
-	hidden *states.Store
+	m           *model.Model
+	activations *activations // nil: floating-point
+	hidden      *states.Store
 }
 
 // embed fills the hidden states with the tokens' embeddings.
@@ -271,6 +280,11 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 		return err
 	}
 	defer l.Release()
+	if r.activations != nil {
+		if err := r.activations.install(l); err != nil {
+			return err
+		}
+	}
 	return r.each(func(lo, hi int, x *tensor.Matrix) error {
 		err := l.Forward(ctx, x, p.context)
 		p.progress.Add(p.layerWork(r.m) * int64(hi-lo))

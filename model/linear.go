@@ -16,15 +16,20 @@ type Linear struct {
 	// F32, where not nil, replaces W: the values that quantization chose.
 	F32  *tensor.Matrix
 	Bias []float32 // Out values, or nil
+	// MatMul, where not nil, replaces both: it sets dst = x·Wᵀ, in integers for one.
+	MatMul func(dst, x *tensor.Matrix)
 
 	tensor *ggml.Tensor
 }
 
 // Apply sets dst = x·Wᵀ + b; x is tokens×In, dst tokens×Out.
 func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
-	if l.F32 != nil {
+	switch {
+	case l.MatMul != nil:
+		l.MatMul(dst, x)
+	case l.F32 != nil:
 		kernels.MatMulF32(dst, x, l.F32)
-	} else {
+	default:
 		kernels.MatMul(dst, x, &l.W, p)
 	}
 	if l.Bias != nil {

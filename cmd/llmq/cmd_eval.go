@@ -9,20 +9,22 @@ import (
 
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/internal/text"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tokenizer"
 )
 
 type evalOptions struct {
-	Model   string
-	Text    string
-	Context int
-	Chunks  int
-	Preset  string
-	Base    string
-	Memory  byteSize
-	Threads int
-	JSON    bool
+	Model       string
+	Text        string
+	Context     int
+	Chunks      int
+	Preset      string
+	Base        string
+	Activations string
+	Memory      byteSize
+	Threads     int
+	JSON        bool
 }
 
 func (o *evalOptions) AddFlags(cmd *cobra.Command) {
@@ -32,6 +34,7 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
 	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`")
+	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: int8-static, int8-dynamic or llm.int8; or exactly in f32")
 	f.Var(&o.Memory, "memory", "keep at most `SIZE` of hidden states in memory, such as 2GiB; the rest goes to a temporary file (0: no limit)")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all)")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
@@ -93,6 +96,14 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		return err
 	}
 	defer m.Source.Close()
+	switch act := eval.Activations(opts.Activations); act {
+	case eval.Float, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8:
+		eopt.Activations = act
+	case "f32":
+		m.Precision = kernels.F32
+	default:
+		return usagef("unknown activations %q; known: f32, %s, %s, %s", act, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
+	}
 	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
 	if id, add := tok.BOS(); add {
 		eopt.BOS = &id
@@ -135,6 +146,9 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 		bos = "replaced by BOS"
 	}
 	t.row("protocol", "chunks of %d tokens, the first %s, %s", res.Context, bos, scored)
+	if opts.Activations != "" {
+		t.row("activations", "%s", opts.Activations)
+	}
 	t.row("scored", "%d tokens in %d chunks", res.TokensScored, res.Chunks)
 	t.row("perplexity", "%.4f ± %.4f", res.Perplexity, res.StdErr)
 	if d := res.Divergence; d != nil {

@@ -33,7 +33,7 @@ var allowed = map[string]string{
 	"pipeline":  "tensor kernels quant gptq formats/ggml formats/gguf model calib internal/states",
 
 	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval pipeline " +
-		"internal/atomicfile internal/text internal/ui",
+		"kernels internal/atomicfile internal/text internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",

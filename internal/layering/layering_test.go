@@ -41,6 +41,7 @@ var allowed = map[string]string{
 	"internal/mmap":       "",
 	"internal/shared":     "",
 	"internal/states":     "tensor",
+	"internal/synth":      "tensor kernels formats/safetensors",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",
 	"internal/text":       "",
 	"internal/ui":         "",

@@ -1,0 +1,198 @@
+// Synth writes a llama checkpoint of any shape with Gaussian weights, shard by shard, so that speed and memory can be
+// measured without a download. The same flags give the same bytes.
+//
+//	go run ./internal/synth -o /tmp/synth -layers 12 -dim 2048 -mlp 5632 -heads 32 -kv-heads 4 -vocab 32000
+//
+// The tokenizer is copied from another checkpoint, by default the built-in model; readers pad its vocabulary.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+type options struct {
+	dir, tokenizer                          string
+	layers, dim, mlp, heads, kvHeads, vocab int
+	shardBytes                              int64
+	seed                                    uint64
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.dir, "o", "", "folder to write, which must not exist")
+	flag.StringVar(&o.tokenizer, "tokenizer", "testdata/gopher-4m", "checkpoint whose tokenizer is copied")
+	flag.IntVar(&o.layers, "layers", 12, "transformer layers")
+	flag.IntVar(&o.dim, "dim", 2048, "hidden size")
+	flag.IntVar(&o.mlp, "mlp", 5632, "intermediate size")
+	flag.IntVar(&o.heads, "heads", 32, "attention heads")
+	flag.IntVar(&o.kvHeads, "kv-heads", 4, "key and value heads")
+	flag.IntVar(&o.vocab, "vocab", 32000, "vocabulary size")
+	flag.Int64Var(&o.shardBytes, "shard-bytes", 1<<30, "begin a new shard past this size")
+	flag.Uint64Var(&o.seed, "seed", 0, "of the weights")
+	flag.Parse()
+	if err := write(o); err != nil {
+		fmt.Fprintln(os.Stderr, "synth:", err)
+		os.Exit(1)
+	}
+}
+
+// spread is the standard deviation of weights, that of initialised transformers. Norms are 1.
+const spread = 0.02
+
+func write(o options) error {
+	if o.dir == "" || min(o.layers, o.dim, o.mlp, o.heads, o.kvHeads, o.vocab) < 1 || o.dim%o.heads != 0 ||
+		o.heads%o.kvHeads != 0 {
+		return errors.New("need -o and a shape of positive sizes in which heads divide dim and kv-heads divide heads")
+	}
+	if err := os.Mkdir(o.dir, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"tokenizer.json", "tokenizer_config.json", "generation_config.json"} {
+		data, err := os.ReadFile(filepath.Join(o.tokenizer, name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(o.dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	if err := writeConfig(o); err != nil {
+		return err
+	}
+	shards := split(tensors(o), o.shardBytes)
+	places := map[string]string{}
+	var total int64
+	for i, infos := range shards {
+		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, len(shards))
+		if err := writeShard(filepath.Join(o.dir, name), infos, o.seed); err != nil {
+			return err
+		}
+		for _, info := range infos {
+			places[info.Name] = name
+			total += info.Bytes()
+		}
+	}
+	fmt.Printf("%s: %d bytes of weights in %d shards\n", o.dir, total, len(shards))
+	return safetensors.WriteIndex(o.dir, places, total, safetensors.Options{})
+}
+
+// writeConfig takes the special tokens from the tokenizer's checkpoint.
+func writeConfig(o options) error {
+	data, err := os.ReadFile(filepath.Join(o.tokenizer, "config.json"))
+	if err != nil {
+		return err
+	}
+	var c map[string]any
+	if err := json.Unmarshal(data, &c); err != nil {
+		return err
+	}
+	for key, v := range map[string]any{
+		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "num_hidden_layers": o.layers,
+		"hidden_size": o.dim, "intermediate_size": o.mlp, "num_attention_heads": o.heads,
+		"num_key_value_heads": o.kvHeads, "head_dim": o.dim / o.heads, "vocab_size": o.vocab,
+		"max_position_embeddings": 4096, "tie_word_embeddings": false,
+	} {
+		c[key] = v
+	}
+	if data, err = json.MarshalIndent(c, "", "  "); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(o.dir, "config.json"), append(data, '\n'), 0o644)
+}
+
+// tensors lists the checkpoint's tensors in the order of the forward pass.
+func tensors(o options) []safetensors.Info {
+	var infos []safetensors.Info
+	add := func(name string, shape ...int) {
+		infos = append(infos, safetensors.Info{Name: name + ".weight", DType: safetensors.BF16, Shape: shape})
+	}
+	kv := o.kvHeads * (o.dim / o.heads)
+	add("model.embed_tokens", o.vocab, o.dim)
+	for i := range o.layers {
+		p := fmt.Sprintf("model.layers.%d.", i)
+		add(p+"input_layernorm", o.dim)
+		add(p+"self_attn.q_proj", o.dim, o.dim)
+		add(p+"self_attn.k_proj", kv, o.dim)
+		add(p+"self_attn.v_proj", kv, o.dim)
+		add(p+"self_attn.o_proj", o.dim, o.dim)
+		add(p+"post_attention_layernorm", o.dim)
+		add(p+"mlp.gate_proj", o.mlp, o.dim)
+		add(p+"mlp.up_proj", o.mlp, o.dim)
+		add(p+"mlp.down_proj", o.dim, o.mlp)
+	}
+	add("model.norm", o.dim)
+	add("lm_head", o.vocab, o.dim)
+	return infos
+}
+
+// split begins a new shard whenever one has passed limit bytes.
+func split(infos []safetensors.Info, limit int64) [][]safetensors.Info {
+	var shards [][]safetensors.Info
+	var size int64
+	for i, first := 0, 0; i < len(infos); i++ {
+		size += infos[i].Bytes()
+		if size > limit || i == len(infos)-1 {
+			shards = append(shards, infos[first:i+1])
+			first, size = i+1, 0
+		}
+	}
+	return shards
+}
+
+func writeShard(path string, infos []safetensors.Info, seed uint64) error {
+	out, err := safetensors.Create(path, infos, map[string]string{"format": "pt"}, safetensors.Options{})
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	for _, info := range infos {
+		if err := writeWeights(out, info, seed); err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
+
+// pieceRows is how many rows are made at a time.
+const pieceRows = 256
+
+// writeWeights draws every row from a generator of its own, so that rows can be made in parallel.
+func writeWeights(out *safetensors.Writer, info safetensors.Info, seed uint64) error {
+	cols := info.Shape[len(info.Shape)-1]
+	rows := int(info.Bytes()) / 2 / cols
+	name := fnv.New64a()
+	name.Write([]byte(info.Name))
+	for lo := 0; lo < rows; lo += pieceRows {
+		n := min(pieceRows, rows-lo)
+		data := make([]byte, 2*n*cols)
+		kernels.Parallel(n, 1, func(a, b int) {
+			row := make([]float32, cols)
+			for r := a; r < b; r++ {
+				rng := rand.New(rand.NewPCG(seed, name.Sum64()+uint64(lo+r)))
+				for j := range row {
+					if len(info.Shape) == 1 {
+						row[j] = 1
+					} else {
+						row[j] = spread * float32(rng.NormFloat64())
+					}
+				}
+				tensor.EncodeBF16(data[2*r*cols:2*(r+1)*cols], row)
+			}
+		})
+		if _, err := out.Write(data); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -22,6 +22,7 @@ type evalOptions struct {
 	Preset      string
 	Base        string
 	Activations string
+	Precision   string
 	Memory      byteSize
 	Threads     int
 	JSON        bool
@@ -35,7 +36,9 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
 	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`")
 	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: int8-static, int8-dynamic or llm.int8; or exactly in f32")
-	f.Var(&o.Memory, "memory", "keep at most `SIZE` of hidden states in memory, such as 2GiB; the rest goes to a temporary file (0: no limit)")
+	f.StringVar(&o.Precision, "precision", "auto", "auto (matrix products may round their inputs to bfloat16) or f32")
+	o.Memory = defaultMemory
+	f.Var(&o.Memory, "memory", memoryUsage)
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all)")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
@@ -77,6 +80,14 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	default:
 		return usagef("unknown preset %q; known: gptq-2048", opts.Preset)
 	}
+	precision := kernels.Auto
+	switch opts.Precision {
+	case "auto":
+	case "f32":
+		precision = kernels.F32
+	default:
+		return usagef("unknown precision %q; known: auto, f32", opts.Precision)
+	}
 	if opts.Context < 0 || opts.Chunks < 0 {
 		return usagef("--context and --chunks need 0 or more")
 	}
@@ -100,13 +111,14 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	case eval.Float, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8:
 		eopt.Activations = act
 	case "f32":
-		m.Precision = kernels.F32
+		precision = kernels.F32
 	default:
 		return usagef("unknown activations %q; known: f32, %s, %s, %s", act, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
 	}
 	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
-	if id, add := tok.BOS(); add {
-		eopt.BOS = &id
+	m.Precision = precision
+	if id, add := tok.BOS(); add && !eopt.ScoreAll {
+		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
 	}
 	if opts.Base != "" {
 		base, baseTok, err := a.openModel(opts.Base)
@@ -118,6 +130,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
 				opts.Model, opts.Base, opts.Text)
 		}
+		base.Precision = precision
 		eopt.Base = base
 	}
 	res, err := eval.Perplexity(ctx, m, tokens, eopt)

@@ -43,7 +43,8 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
 	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
-	f.Var(&o.Memory, "memory", "keep at most `SIZE` of hidden states in memory, such as 2GiB; the rest goes to a temporary file (0: no limit)")
+	o.Memory = defaultMemory
+	f.Var(&o.Memory, "memory", memoryUsage)
 	o.outputOptions.AddFlags(cmd)
 }
 

@@ -119,3 +119,8 @@ func (b *byteSize) Set(s string) error {
 	*b = byteSize(v * unit)
 	return nil
 }
+
+// defaultMemory holds the hidden states of 65536 calibration tokens of most models without a temporary file.
+const defaultMemory = 2 << 30
+
+const memoryUsage = "keep at most `SIZE` of hidden states in memory; the rest goes to a temporary file (0: no limit)"

@@ -1,26 +1,23 @@
-// Package calib chooses the token sequences that a model is calibrated on.
+// Package calib prepares what a model is calibrated on and watches what that does: it samples token sequences from texts
+// and conversations, observes the inputs of linears, and chooses the ranges to clip them to.
 package calib
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/json"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
-	"unicode/utf8"
+
+	"github.com/llmq/llmq/tokenizer"
 )
 
-// Tokenizer is what sampling needs of one.
+// Tokenizer is what sampling needs of a *tokenizer.Tokenizer.
 type Tokenizer interface {
-	// Tokens returns the tokens of a text without a BOS token, special tokens read as plain text.
-	Tokens(text string) []int32
-	// BOS returns the token that the model expects before a text; ok is false if it expects none.
-	BOS() (id int32, ok bool)
+	Encode(text string, opt tokenizer.EncodeOptions) []int32
+	// BOS returns the token that opens a text, and whether the model expects it there.
+	BOS() (id int32, add bool)
 }
 
 // Options says how much to sample. The zero value is the default.
@@ -28,6 +25,8 @@ type Options struct {
 	Tokens int    // tokens to sample; 0: DefaultTokens, or all there are if there are fewer but MinTokens
 	SeqLen int    // tokens of a sequence; 0: DefaultSeqLen
 	Seed   uint64 // of the positions that sequences are taken from
+	// Chat renders the conversations of "messages" records; nil: such a record is an error.
+	Chat *ChatTemplate
 }
 
 const (
@@ -42,26 +41,41 @@ type Set struct {
 	SeqLen    int
 	Sequences [][]int32
 	Sources   []Source
+	// Duplicates counts what was left out because the set had the same already.
+	Duplicates struct{ Documents, Sequences int }
+	// Warnings say what makes the set a poor calibration.
+	Warnings []string
 }
 
-// Source is what one file has given to a set.
+// Source is what one stratum of the text, a file or one domain in a file, has given to a set.
 type Source struct {
 	Path      string
-	Tokens    int // in the file, or in what was read of it
-	Sequences int // taken from it
+	Domain    string // "" for a file without domains
+	Tokens    int    // in the source, or in what was read of it
+	Sequences int    // taken from it
+}
+
+// Name is the source without its folder: "chat.jsonl", or "chat.jsonl: law" for a domain of it.
+func (s *Source) Name() string {
+	if s.Domain != "" {
+		return filepath.Base(s.Path) + ": " + s.Domain
+	}
+	return filepath.Base(s.Path)
 }
 
 // Tokens is the number of tokens in the set.
 func (s *Set) Tokens() int { return len(s.Sequences) * s.SeqLen }
 
-// Sample takes sequences from text files (.jsonl: the "text" field of each line; anything else: plain text): from each
-// file in proportion to its length, from each part of a file alike, at positions that depend on the seed alone.
+// Sample takes sequences from text files. A .jsonl file has one record per line: {"text": ...}, or a conversation,
+// {"messages": [{"role": ..., "content": ...}, ...]}, either with a "domain" if all records of the file have one. Any
+// other file is one plain text. Each file, or each domain in one, is a stratum: it gives sequences in proportion to its
+// length, each part of it alike, at positions that depend on the seed alone. Documents and sequences that repeat
+// another exactly are left out.
 func Sample(paths []string, tok Tokenizer, opt Options) (*Set, error) {
-	seqLen := opt.SeqLen
+	seqLen, want := opt.SeqLen, opt.Tokens
 	if seqLen == 0 {
 		seqLen = DefaultSeqLen
 	}
-	want := opt.Tokens
 	if want == 0 {
 		want = DefaultTokens
 	}
@@ -73,17 +87,20 @@ func Sample(paths []string, tok Tokenizer, opt Options) (*Set, error) {
 	}
 	set := &Set{SeqLen: seqLen}
 	var streams [][]int32
+	seen := map[[sha256.Size]byte]bool{}
 	total, sequences := 0, 0
 	for _, path := range paths {
-		docs, err := readDocuments(path)
+		strata, err := readStrata(path, opt.Chat)
 		if err != nil {
 			return nil, err
 		}
-		stream := tokenize(docs, tok)
-		streams = append(streams, stream)
-		set.Sources = append(set.Sources, Source{Path: path, Tokens: len(stream)})
-		total += len(stream)
-		sequences += len(stream) / seqLen
+		for _, s := range strata {
+			stream := set.tokenize(s.docs, tok, seen)
+			streams = append(streams, stream)
+			set.Sources = append(set.Sources, Source{Path: path, Domain: s.domain, Tokens: len(stream)})
+			total += len(stream)
+			sequences += len(stream) / seqLen
+		}
 	}
 	n := want / seqLen
 	if n > sequences {
@@ -100,22 +117,38 @@ func Sample(paths []string, tok Tokenizer, opt Options) (*Set, error) {
 			if hasBOS {
 				seq[0] = bos
 			}
+			if h := hashTokens(seq); seen[h] {
+				set.Duplicates.Sequences++
+				continue
+			} else {
+				seen[h] = true
+			}
 			set.Sequences = append(set.Sequences, seq)
+			set.Sources[i].Sequences++
 		}
-		set.Sources[i].Sequences = k
 	}
+	set.warn(want)
 	return set, nil
 }
 
-// tokenize joins documents into one stream, each after a BOS token if the model expects one.
-func tokenize(docs []string, tok Tokenizer) []int32 {
+// tokenize joins the documents that are new into one stream, each after a BOS token if the model expects one.
+func (s *Set) tokenize(docs []document, tok Tokenizer, seen map[[sha256.Size]byte]bool) []int32 {
 	bos, hasBOS := tok.BOS()
 	var stream []int32
 	for _, d := range docs {
-		if hasBOS {
+		h := sha256.Sum256([]byte(d.text))
+		if seen[h] {
+			s.Duplicates.Documents++
+			continue
+		}
+		seen[h] = true
+		// In a conversation the template has written the control tokens, often a BOS token among them; in a plain text
+		// their names are text like any other.
+		tokens := tok.Encode(d.text, tokenizer.EncodeOptions{NoBOS: true, ParseSpecial: d.chat})
+		if hasBOS && (len(tokens) == 0 || tokens[0] != bos) {
 			stream = append(stream, bos)
 		}
-		stream = append(stream, tok.Tokens(d)...)
+		stream = append(stream, tokens...)
 	}
 	return stream
 }
@@ -157,124 +190,4 @@ func windows(stream []int32, seqLen, n int, rng *rand.Rand) [][]int32 {
 		out[i] = append([]int32(nil), stream[start:start+seqLen]...)
 	}
 	return out
-}
-
-const (
-	// maxFileBytes is how much of a file is tokenized; of a longer one, evenly spread pieces are.
-	maxFileBytes = 64 << 20
-	pieceBytes   = 256 << 10
-)
-
-// readDocuments returns a file's documents.
-func readDocuments(path string) ([]string, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("calibration: %w", err)
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("calibration: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("calibration: %s: not a regular file", path)
-	}
-	jsonl := strings.EqualFold(filepath.Ext(path), ".jsonl")
-	var docs []string
-	if info.Size() <= maxFileBytes {
-		docs, err = parse(path, file, jsonl, 0)
-	} else {
-		for i := range int64(maxFileBytes / pieceBytes) {
-			// Whole lines only: a piece starts after the first line break and ends at the last one.
-			at := i * (info.Size() - pieceBytes) / (maxFileBytes/pieceBytes - 1)
-			var piece []byte
-			if piece, err = readPiece(file, at); err != nil {
-				return nil, fmt.Errorf("calibration: %s: %w", path, err)
-			}
-			var more []string
-			if more, err = parse(path, bytes.NewReader(piece), jsonl, at); err != nil {
-				break
-			}
-			docs = append(docs, more...)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(docs) == 0 {
-		return nil, fmt.Errorf("calibration: %s: no text", path)
-	}
-	return docs, nil
-}
-
-func readPiece(file io.ReaderAt, at int64) ([]byte, error) {
-	piece := make([]byte, pieceBytes)
-	if _, err := file.ReadAt(piece, at); err != nil && err != io.EOF {
-		return nil, err
-	}
-	if at > 0 {
-		piece = piece[bytes.IndexByte(piece, '\n')+1:]
-	}
-	return piece[:bytes.LastIndexByte(piece, '\n')+1], nil
-}
-
-// parse reads documents from r, which starts base bytes into the file.
-func parse(path string, r io.Reader, jsonl bool, base int64) ([]string, error) {
-	if !jsonl {
-		text, err := io.ReadAll(r)
-		if err != nil {
-			return nil, fmt.Errorf("calibration: %w", err)
-		}
-		if i := invalidUTF8(text); i >= 0 {
-			return nil, fmt.Errorf("calibration: %s: byte %d is not UTF-8 text", path, base+int64(i))
-		}
-		if len(bytes.TrimSpace(text)) == 0 {
-			return nil, nil
-		}
-		return []string{string(text)}, nil
-	}
-	var docs []string
-	in := bufio.NewReader(r)
-	for line := 1; ; line++ {
-		text, err := in.ReadBytes('\n')
-		if err != nil && err != io.EOF {
-			return nil, fmt.Errorf("calibration: %w", err)
-		}
-		if len(bytes.TrimSpace(text)) > 0 {
-			where := fmt.Sprintf("%s:%d", path, line)
-			if base > 0 {
-				where = fmt.Sprintf("%s: line %d after byte %d", path, line, base)
-			}
-			var record struct {
-				Text *string `json:"text"`
-			}
-			if i := invalidUTF8(text); i >= 0 {
-				return nil, fmt.Errorf("calibration: %s: byte %d of the line is not UTF-8 text", where, i)
-			}
-			if err := json.Unmarshal(text, &record); err != nil {
-				return nil, fmt.Errorf("calibration: %s: %w", where, err)
-			}
-			if record.Text == nil {
-				return nil, fmt.Errorf("calibration: %s: no \"text\" field", where)
-			}
-			if *record.Text != "" {
-				docs = append(docs, *record.Text)
-			}
-		}
-		if err == io.EOF {
-			return docs, nil
-		}
-	}
-}
-
-// invalidUTF8 returns the offset of the first byte that is not part of UTF-8 text, or −1.
-func invalidUTF8(text []byte) int {
-	for i := 0; i < len(text); {
-		r, n := utf8.DecodeRune(text[i:])
-		if r == utf8.RuneError && n == 1 {
-			return i
-		}
-		i += n
-	}
-	return -1
 }

@@ -6,27 +6,22 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
-	"github.com/llmq/llmq/tokenizer"
 )
 
 type quantizeOptions struct {
 	outputOptions
-	Method      string
-	Bits        int
-	Type        typeValue
-	Calib       []string
-	CalibTokens int
-	SeqLen      int
-	Seed        uint64
-	Damping     float64
-	ActOrder    bool
-	Refine      int
-	Memory      byteSize
+	calibOptions
+	Method   string
+	Bits     int
+	Type     typeValue
+	Damping  float64
+	ActOrder bool
+	Refine   int
+	Memory   byteSize
 }
 
 const defaultBits = 4
@@ -36,15 +31,12 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest) or gptq")
 	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
-	f.StringArrayVar(&o.Calib, "calib", nil, "calibration text `FILE`: UTF-8, or .jsonl with a \"text\" field (repeatable)")
-	f.IntVar(&o.CalibTokens, "calib-tokens", calib.DefaultTokens, "tokens to calibrate on")
-	f.IntVar(&o.SeqLen, "seq-len", calib.DefaultSeqLen, "tokens in a calibration sequence")
-	f.Uint64Var(&o.Seed, "seed", 0, "which places of the text are taken")
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
 	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
+	o.calibOptions.AddFlags(cmd)
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -87,7 +79,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 				return err
 			}
 		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.CalibTokens, int64(opts.Memory)))
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
 	}
 	progress := a.progress()
 	defer progress.Done()
@@ -101,14 +93,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		popt.GPTQ.Refine = -1 // none; 0 is gptq's default
 	}
 	if calibrated {
-		tok, err := tokenizer.New(src)
-		if err != nil {
-			return err
-		}
-		popt.Calib, err = calib.Sample(opts.Calib, calibTokenizer{tok}, calib.Options{
-			Tokens: opts.CalibTokens, SeqLen: opts.SeqLen, Seed: opts.Seed,
-		})
-		if err != nil {
+		if popt.Calib, err = opts.sample(a, src); err != nil {
 			return err
 		}
 	}
@@ -132,11 +117,10 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	default:
 		return r, usagef("unknown method %q; known: rtn, gptq", o.Method)
 	}
+	if err := o.check(); err != nil {
+		return r, err
+	}
 	switch {
-	case o.CalibTokens < 1:
-		return r, usagef("--calib-tokens %d: need 1 or more", o.CalibTokens)
-	case o.SeqLen < 2:
-		return r, usagef("--seq-len %d: need 2 or more", o.SeqLen)
 	case !(o.Damping > 0 && o.Damping <= 1):
 		return r, usagef("--damping %g: need more than 0 and at most 1", o.Damping)
 	case o.Refine < 0:
@@ -164,11 +148,4 @@ func codeBits(t *ggml.Type) int {
 		return 8 * t.BlockBytes / t.BlockLen
 	}
 	return bits.Len(uint(t.Grid.CodeMax - t.Grid.CodeMin))
-}
-
-// calibTokenizer is how package calib sees a tokenizer.
-type calibTokenizer struct{ *tokenizer.Tokenizer }
-
-func (t calibTokenizer) Tokens(text string) []int32 {
-	return t.Encode(text, tokenizer.EncodeOptions{NoBOS: true})
 }

@@ -28,7 +28,7 @@ var allowed = map[string]string{
 
 	"tokenizer": "",
 	"model":     "tensor kernels quant formats/ggml",
-	"calib":     "internal/text",
+	"calib":     "tokenizer formats/gguf internal/text",
 	"eval":      "tensor kernels quant int8outlier formats/ggml model internal/states",
 	"pipeline":  "tensor kernels quant gptq formats/ggml formats/gguf model calib internal/states",
 

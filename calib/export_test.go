@@ -1,0 +1,12 @@
+package calib
+
+// SetFileLimits changes what counts as a long file, and the pieces that are read of one, until the function that it
+// returns is called.
+func SetFileLimits(file, piece int64) (restore func()) {
+	oldFile, oldPiece := maxFileBytes, pieceBytes
+	maxFileBytes, pieceBytes = file, piece
+	return func() { maxFileBytes, pieceBytes = oldFile, oldPiece }
+}
+
+// Render exposes render.
+func (c *ChatTemplate) Render(messages string) (string, error) { return c.render([]byte(messages)) }

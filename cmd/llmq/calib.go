@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/internal/text"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/tokenizer"
+)
+
+// calibOptions are what the commands that calibrate share.
+type calibOptions struct {
+	Calib       []string
+	CalibTokens int // 0: not given
+	SeqLen      int
+	Seed        uint64
+	HeldOut     string
+
+	cmd *cobra.Command
+}
+
+func (o *calibOptions) AddFlags(cmd *cobra.Command) {
+	o.cmd = cmd
+	f := cmd.Flags()
+	f.StringArrayVar(&o.Calib, "calib", nil, "calibration `FILE`: UTF-8 text, or .jsonl with \"text\" or \"messages\", and perhaps a \"domain\", in each line (repeatable)")
+	f.IntVar(&o.CalibTokens, "calib-tokens", 0, fmt.Sprintf("tokens to calibrate on (default %d, or all there are if not fewer than %d)", calib.DefaultTokens, calib.MinTokens))
+	f.IntVar(&o.SeqLen, "seq-len", calib.DefaultSeqLen, "tokens in a calibration sequence")
+	f.Uint64Var(&o.Seed, "seed", 0, "which places of the text are taken")
+	f.StringVar(&o.HeldOut, "held-out", "", "text `FILE` that the model will be evaluated on: warn if the calibration text has parts of it")
+}
+
+// check checks what needs no file.
+func (o *calibOptions) check() error {
+	switch {
+	case o.cmd.Flags().Changed("calib-tokens") && o.CalibTokens < 1:
+		return usagef("--calib-tokens %d: need 1 or more", o.CalibTokens)
+	case o.SeqLen < 2:
+		return usagef("--seq-len %d: need 2 or more", o.SeqLen)
+	}
+	return nil
+}
+
+// atMost is the most tokens that a sample will have.
+func (o *calibOptions) atMost() int {
+	if o.CalibTokens > 0 {
+		return o.CalibTokens
+	}
+	return calib.DefaultTokens
+}
+
+// sample reads the calibration text with src's tokenizer and chat template, and prints the set's warnings.
+func (o *calibOptions) sample(a *app, src pipeline.Source) (*calib.Set, error) {
+	tok, err := tokenizer.New(src)
+	if err != nil {
+		return nil, err
+	}
+	set, err := calib.Sample(o.Calib, tok, calib.Options{
+		Tokens: o.CalibTokens, SeqLen: o.SeqLen, Seed: o.Seed, Chat: calib.NewChatTemplate(src),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if o.HeldOut != "" {
+		content, err := text.ReadUTF8(o.HeldOut)
+		if err != nil {
+			return nil, err
+		}
+		set.WarnOverlap(o.HeldOut, tok.Encode(content, tokenizer.EncodeOptions{}))
+	}
+	for _, w := range set.Warnings {
+		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+	}
+	return set, nil
+}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
@@ -64,6 +65,20 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	var err error
 	p.File, err = gguf.NewPlan(p.Metadata, p.infos())
 	return p, err
+}
+
+// SetMetadata adds entries to the file's metadata, or replaces them.
+func (p *Plan) SetMetadata(entries gguf.Metadata) error {
+	md := slices.Clone(p.Metadata)
+	for _, kv := range entries {
+		md.Set(kv.Key, kv.Value)
+	}
+	file, err := gguf.NewPlan(md, p.infos())
+	if err != nil {
+		return err
+	}
+	p.Metadata, p.File = md, file
+	return nil
 }
 
 func (p *Plan) infos() []ggml.Info {

@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -104,13 +103,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 			return nil, err
 		}
 	}
-	md := slices.Clone(p.Metadata)
-	if opt.Calib != nil {
-		for _, kv := range opt.Calib.Metadata() {
-			md.Set(kv.Key, kv.Value)
-		}
-	}
-	if r.out, err = gguf.Create(path, md, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
+	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
 		return nil, err
 	}
 	defer r.out.Abort() // no effect after Close

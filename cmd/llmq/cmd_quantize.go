@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/model"
@@ -72,6 +73,15 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	}
 	defer src.Close()
 	calibrated := recipe.Method == pipeline.GPTQ || len(opts.Calib) > 0
+	var set *calib.Set
+	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {
+		if set, err = opts.sample(a, src); err != nil {
+			return err
+		}
+		if err := plan.SetMetadata(set.Metadata()); err != nil {
+			return err
+		}
+	}
 	if opts.DryRun {
 		var m *model.Model
 		if calibrated {
@@ -84,6 +94,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	progress := a.progress()
 	defer progress.Done()
 	popt := pipeline.Options{
+		Calib:     set,
 		GPTQ:      gptq.Options{Damping: opts.Damping, NoActOrder: !opts.ActOrder, Refine: opts.Refine},
 		Memory:    int64(opts.Memory),
 		Overwrite: opts.Force,
@@ -91,11 +102,6 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	}
 	if opts.Refine == 0 {
 		popt.GPTQ.Refine = -1 // none; 0 is gptq's default
-	}
-	if calibrated {
-		if popt.Calib, err = opts.sample(a, src); err != nil {
-			return err
-		}
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
 	if err != nil {

@@ -56,11 +56,14 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 			}
 		}
 		count := (hi - lo) * p.scored()
-		for t := 0; t < count; t += step {
+		// Even pieces: a few tokens left over would be multiplied in another way than many, with other roundings.
+		pieces := (count + step - 1) / step
+		for piece := range pieces {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			k := min(step, count-t)
+			t := piece * count / pieces
+			k := (piece+1)*count/pieces - t
 			for i := range runs {
 				heads[i].Logits(logits[i].View(0, k, 0, logits[i].Cols), rows[i].View(t, t+k, 0, rows[i].Cols))
 			}

@@ -168,18 +168,20 @@ func TestDryRun(t *testing.T) {
 		dir := folder(t, name)
 		out := t.TempDir()
 		path := filepath.Join(out, "out.gguf")
-		v := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors", "quantize", dir, "-o", path, "--dry-run")
+		args := append([]string{"quantize", dir, "-o", path}, calibrate...)
+		dry := append(slices.Clone(args), "--dry-run")
+		v := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors", dry...)
 		for _, tensor := range v["tensors"].([]any) {
 			checkKeys(t, tensor.(map[string]any), "name type shape bytes fallback")
 		}
-		r := must(t, "quantize", dir, "-o", path, "--dry-run")
+		r := must(t, dry...)
 		if !strings.Contains(r.stdout, fmt.Sprintf("%.0f bytes", v["bytes"])) {
 			t.Errorf("no size in %q", r.stdout)
 		}
 		if left := listing(t, out); len(left) != 1 {
 			t.Errorf("--dry-run wrote %v", left[1:])
 		}
-		done := mustJSON(t, reportKeys, append([]string{"quantize", dir, "-o", path}, calibrate...)...)
+		done := mustJSON(t, reportKeys, args...)
 		if done["bytes"] != v["bytes"] || done["bits_per_weight"] != v["bits_per_weight"] {
 			t.Errorf("planned %v bytes, %v bpw; wrote %v, %v", v["bytes"], v["bits_per_weight"], done["bytes"], done["bits_per_weight"])
 		}
@@ -228,7 +230,7 @@ func TestFailures(t *testing.T) {
 		{"quantize ckpt -o out.gguf --calib absent.txt", "absent.txt"},
 		{"quantize ckpt -o out.gguf --calib empty.txt", "empty.txt: no text"},
 		{"quantize ckpt -o out.gguf --calib short.txt", "short.txt"},
-		{"quantize ckpt -o out.gguf --calib binary.txt", "byte 5 is not UTF-8"},
+		{"quantize ckpt -o out.gguf --calib binary.txt", "not UTF-8: byte 0xff at offset 5"},
 		{"quantize ckpt -o out.gguf --calib broken.jsonl", `broken.jsonl:2: no "text" field`},
 		{"quantize ckpt -o out.gguf --calib folder", "not a regular file"},
 		{"eval ckpt --text absent.txt", "absent.txt"},

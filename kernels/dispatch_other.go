@@ -36,3 +36,6 @@ func maxOf(x []float32) float32 { return maxOfGo(x) }
 func scaleMul(dst, x, w []float32, scale float32) { scaleMulGo(dst, x, w, scale) }
 
 func scale(x []float32, s float32) { scaleGo(x, s) }
+
+// Measure measures the first n candidates on a group of weights, an even number: see MeasureLevels.
+func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) { c.measureGo(n, x, wt, lo, hi) }

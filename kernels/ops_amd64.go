@@ -136,3 +136,21 @@ func scale(x []float32, s float32) {
 	}
 	scaleGo(x[n:], s)
 }
+
+// Measure measures the first n candidates on a group of weights, an even number: see MeasureLevels.
+func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) {
+	wt = wt[:len(x)]
+	l := lanes()
+	if l == 0 || len(x) == 0 {
+		c.measureGo(n, x, wt, lo, hi)
+		return
+	}
+	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	if l == 16 {
+		measureAVX512(&c.err[0], &c.Scale[0], &x[0], &wt[0], len(x), lo, hi)
+		return
+	}
+	for i := 0; i < n; i += l {
+		measureAVX2(&c.err[i], &c.Scale[i], &x[0], &wt[0], len(x), lo, hi)
+	}
+}

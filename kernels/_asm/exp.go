@@ -3,7 +3,6 @@ package main
 import (
 	"math"
 
-	"github.com/mmcloughlin/avo/attr"
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -29,7 +28,7 @@ type expConstants struct {
 func (g *gen) expConstants() expConstants {
 	float := func(name string, f float32) operand.Mem {
 		m := g.StaticGlobal(name)
-		g.DataAttributes(attr.RODATA | attr.NOPTR)
+		g.DataAttributes(rodata)
 		g.AddDatum(0, operand.U32(math.Float32bits(f)))
 		return m
 	}

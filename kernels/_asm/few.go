@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/mmcloughlin/avo/attr"
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -97,7 +96,7 @@ type fewConstants struct{ levels, levels8, iq4Levels operand.Mem }
 // floats is a vector of 16 float32 constants.
 func (g *gen) floats(name string, f func(i int) float32) operand.Mem {
 	m := g.StaticGlobal(name)
-	g.DataAttributes(attr.RODATA | attr.NOPTR)
+	g.DataAttributes(rodata)
 	for i := range 16 {
 		g.AddDatum(4*i, operand.U32(math.Float32bits(f(i))))
 	}

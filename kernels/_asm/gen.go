@@ -102,3 +102,6 @@ func (g *gen) function(name, signature string, doc ...string) {
 	doc[0] = name + " " + doc[0]
 	g.Doc(doc...)
 }
+
+// rodata marks constants.
+const rodata = attr.RODATA | attr.NOPTR

@@ -26,6 +26,7 @@ var topics = []struct {
 	{"vector", vector},
 	{"unpack", unpack},
 	{"few", few},
+	{"levels", levels},
 	{"elementwise", elementwise},
 	{"int8", signedBytes},
 	{"peak", peak},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"github.com/mmcloughlin/avo/attr"
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -88,7 +87,7 @@ type constants struct {
 func (g *gen) constants() constants {
 	fill := func(name string, f func(i int) byte) operand.Mem {
 		m := g.StaticGlobal(name)
-		g.DataAttributes(attr.RODATA | attr.NOPTR)
+		g.DataAttributes(rodata)
 		for i := 0; i < 32; i += 8 {
 			var v uint64
 			for j := range 8 {

@@ -3,6 +3,7 @@ package ggml
 import (
 	"math"
 
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -11,7 +12,7 @@ import (
 // scales solve a least-squares problem; alternating the two ends in one of many local minima, so every search starts
 // from many candidates. fit_scale.go and fit_min.go search the scales of one group, without and with a minimum;
 // fit_super.go and fit_super_min.go make those of a super-block's groups small multiples of one float16 number.
-// Nearly all the time goes into measureWhole and measureTable below. How many candidates a search tries was chosen on
+// Nearly all the time goes into measuring, which kernels does for many scales at a time. How many candidates a search tries was chosen on
 // the matrices of TestEncode, at a few dozen measurements of a weight for the simple types and about a hundred for
 // super-blocks.
 
@@ -35,7 +36,7 @@ func newGrid(g quant.Grid) *quant.Grid {
 // levels rounds to a grid's levels.
 type levels struct {
 	lo, hi         float32 // the outermost
-	loBits, hiBits int32   // lo and hi as measure clamps them: see roundMagic
+	loBits, hiBits int32   // 2·lo and 2·hi as measureTable clamps them: see roundMagic
 	// table holds the nearest level of each interval of length ½ from −128 on: with whole numbers for levels, no midpoint
 	// of two lies inside one. nil where the levels are all the whole numbers from lo to hi.
 	table *[512]float32
@@ -56,7 +57,6 @@ func newLevels(g *quant.Grid) *levels {
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width
 	lv.step = (lv.to - lv.from) / float32(10+n/16)
 	bits := func(v float32) int32 { return int32(math.Float32bits(v + roundMagic)) }
-	lv.loBits, lv.hiBits = bits(lv.lo), bits(lv.hi)
 	if g.Codebook != nil {
 		lv.loBits, lv.hiBits = bits(2*lv.lo), bits(2*lv.hi)
 		lv.table = new([512]float32)
@@ -71,45 +71,50 @@ func newLevels(g *quant.Grid) *levels {
 // the low bits. Beyond, the bits of the sum, read as an int32, still are in order, and so can be clamped.
 const roundMagic = 3 << 22
 
-// fit describes a group's weights x on the grid: err is Σ wt·(x−ŵ)², and l, ll and lx are the sums Σ wt·l, Σ wt·l² and
+// fit describes a group's weights x on the grid: Err is Σ wt·(x−ŵ)², and L, LL and LX are the sums Σ wt·l, Σ wt·l² and
 // Σ wt·l·x over the levels l that the weights were rounded to.
-type fit struct{ err, l, ll, lx float32 }
+type fit kernels.LevelSums
 
 // measure rounds a group to scale·level − minimum. Codebooks have no minimum.
 func (lv *levels) measure(gr *group, scale, minimum float32) fit {
 	if lv.table != nil {
 		return measureTable(gr.x, gr.wt, scale, lv.table, lv.loBits, lv.hiBits)
 	}
-	return measureWhole(gr.x, gr.wt, scale, minimum, lv.loBits, lv.hiBits)
+	return fit(kernels.MeasureLevels(gr.x, gr.wt, scale, minimum, int32(lv.lo), int32(lv.hi)))
 }
 
-// measureWhole is measure for whole levels. A group has an even number of weights; two at a time keep the sums'
-// additions from waiting for each other.
-func measureWhole(x, wt []float32, scale, minimum float32, loBits, hiBits int32) fit {
-	inv := inverse(scale)
-	wt = wt[:len(x)]
-	var e0, e1, l0, l1, ll0, ll1, lx0, lx1 float32
-	for j := 0; j+1 < len(x); j += 2 {
-		v0, v1 := x[j], x[j+1]
-		w0, w1 := wt[j], wt[j+1]
-		i0 := int32(math.Float32bits(float32((v0+minimum)*inv) + roundMagic))
-		i1 := int32(math.Float32bits(float32((v1+minimum)*inv) + roundMagic))
-		q0 := math.Float32frombits(uint32(min(max(i0, loBits), hiBits))) - roundMagic
-		q1 := math.Float32frombits(uint32(min(max(i1, loBits), hiBits))) - roundMagic
-		d0 := v0 - (float32(scale*q0) - minimum)
-		d1 := v1 - (float32(scale*q1) - minimum)
-		e0 += float32(float32(w0*d0) * d0)
-		e1 += float32(float32(w1*d1) * d1)
-		w0 *= q0
-		w1 *= q1
-		l0 += w0
-		l1 += w1
-		ll0 += float32(w0 * q0)
-		ll1 += float32(w1 * q1)
-		lx0 += float32(w0 * v0)
-		lx1 += float32(w1 * v1)
+// tries are scales and minima to be measured on one group.
+type tries struct {
+	n              int
+	scale, minimum [maxTries]float32
+	fit            [maxTries]fit
+}
+
+// maxTries holds the longest list, that of scan.
+const maxTries = 80
+
+func (t *tries) add(scale, minimum float32) {
+	t.scale[t.n], t.minimum[t.n] = scale, minimum
+	t.n++
+}
+
+// measure fills t.fit.
+func (t *tries) measure(lv *levels, gr *group) {
+	if lv.table != nil {
+		for i := range t.n {
+			t.fit[i] = lv.measure(gr, t.scale[i], t.minimum[i])
+		}
+		return
 	}
-	return fit{e0 + e1, l0 + l1, ll0 + ll1, lx0 + lx1}
+	var c kernels.Candidates
+	for i := 0; i < t.n; i += len(c.Scale) {
+		n := copy(c.Scale[:], t.scale[i:t.n])
+		copy(c.Minimum[:], t.minimum[i:t.n])
+		c.Measure(n, gr.x, gr.wt, int32(lv.lo), int32(lv.hi))
+		for k := range n {
+			t.fit[i+k] = fit(c.Sums(k))
+		}
+	}
 }
 
 // measureTable is measure for a codebook. Rounding 2v − ½ to a whole number finds v's interval of length ½; on the border

@@ -21,8 +21,8 @@ func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) 
 	best := float32(math.Inf(1))
 	try := func(d, dmin float32) fit {
 		f := lv.measure(gr, d, dmin)
-		if f.err < best {
-			best, b.D, b.DMin = f.err, d, dmin
+		if f.Err < best {
+			best, b.D, b.DMin = f.Err, d, dmin
 		}
 		return f
 	}
@@ -32,10 +32,10 @@ func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) 
 		d, dmin := roundScale(p.scale[i]), roundScale(p.minimum[i])
 		for last := float32(math.Inf(1)); ; {
 			f := try(d, dmin)
-			if !(f.err < last) {
+			if !(f.Err < last) {
 				break
 			}
-			last = f.err
+			last = f.Err
 			scale, minimum, _ := gr.solve(f, d, dmin)
 			d, dmin = roundScale(scale), roundScale(minimum)
 		}
@@ -62,7 +62,7 @@ func exactMin(lv *levels, gr *group) (d, dmin float32, ok bool) {
 		}
 		for q := float32(0); q+n <= lv.hi; q++ { // the smallest weight's
 			dmin := roundScale(float32(d*q) - lo)
-			if float32(d*q)-dmin == lo && float32(d*(q+n))-dmin == hi && lv.measure(gr, d, dmin).err == 0 {
+			if float32(d*q)-dmin == lo && float32(d*(q+n))-dmin == hi && lv.measure(gr, d, dmin).Err == 0 {
 				return d, dmin, true
 			}
 		}
@@ -82,17 +82,17 @@ func (gr *group) span() (lo, hi float32) {
 // solve returns the scale and minimum that suit the levels of f best, f having been measured with the given ones, and
 // the error that the same levels have then, or sumNoise.
 func (gr *group) solve(f fit, scale, minimum float32) (newScale, newMinimum, err float32) {
-	w, l, ll := float64(gr.w), float64(f.l), float64(f.ll)
+	w, l, ll := float64(gr.w), float64(f.L), float64(f.LL)
 	// The residuals' sums Σ wt·(x−ŵ) and Σ wt·l·(x−ŵ): solving for the change, rather than for the values themselves,
 	// loses few digits of the error.
 	r := float64(gr.wx) - float64(scale)*l + float64(minimum)*w
-	lr := float64(f.lx) - float64(scale)*ll + float64(minimum)*l
+	lr := float64(f.LX) - float64(scale)*ll + float64(minimum)*l
 	det := w*ll - l*l
 	if !(det > oneLevel*w*ll) {
-		return 0, -gr.wx / gr.w, max(f.err-float32(r*r/w), sumNoise*gr.wxx)
+		return 0, -gr.wx / gr.w, max(f.Err-float32(r*r/w), sumNoise*gr.wxx)
 	}
 	ds, dm := (w*lr-l*r)/det, (l*lr-ll*r)/det
-	return scale + float32(ds), minimum + float32(dm), max(f.err-float32(lr*ds-r*dm), sumNoise*gr.wxx)
+	return scale + float32(ds), minimum + float32(dm), max(f.Err-float32(lr*ds-r*dm), sumNoise*gr.wxx)
 }
 
 // oneLevel is the relative determinant below which all weights that matter have the same level.
@@ -128,14 +128,23 @@ func (p *minSearch) search(lv *levels, gr *group) {
 		return
 	}
 	step := (hi - lo) / lv.hi
+	var t tries
 	for _, a := range [...]float32{0, -0.6, 0.6, 1.2} {
 		for _, b := range [...]float32{0, -0.6, 0.6, 1.2} {
-			p.try(lv, gr, lo+a*step, hi-b*step)
+			t.span(lv, lo+a*step, hi-b*step)
 		}
 	}
-	if !gr.uneven {
-		return
+	if gr.uneven {
+		t.clips(lv, gr, lo, hi)
 	}
+	t.measure(lv, gr)
+	for i := range t.n {
+		p.add(gr.solve(t.fit[i], t.scale[i], t.minimum[i]))
+	}
+}
+
+// clips adds ranges with one or both ends nearer to the weighted mean.
+func (t *tries) clips(lv *levels, gr *group, lo, hi float32) {
 	mean := gr.wx / gr.w
 	var variance float32
 	for j, v := range gr.x {
@@ -143,16 +152,16 @@ func (p *minSearch) search(lv *levels, gr *group) {
 	}
 	deviation := float32(math.Sqrt(float64(variance / gr.w)))
 	for _, k := range [...]float32{1, 1.5, 2, 2.5} {
-		p.try(lv, gr, mean-k*deviation, mean+k*deviation)
-		p.try(lv, gr, lo, mean+k*deviation)
-		p.try(lv, gr, mean-k*deviation, hi)
+		t.span(lv, mean-k*deviation, mean+k*deviation)
+		t.span(lv, lo, mean+k*deviation)
+		t.span(lv, mean-k*deviation, hi)
 	}
 }
 
-func (p *minSearch) try(lv *levels, gr *group, lo, hi float32) {
+// span adds the scale and minimum with which the levels reach from lo to hi.
+func (t *tries) span(lv *levels, lo, hi float32) {
 	if hi > lo {
-		scale := (hi - lo) / lv.hi
-		p.add(gr.solve(lv.measure(gr, scale, -lo), scale, -lo))
+		t.add((hi-lo)/lv.hi, -lo)
 	}
 }
 

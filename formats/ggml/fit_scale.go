@@ -25,18 +25,18 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 	}
 	var c scaleSearch
 	c.search(lv, gr, top)
-	best := lv.measure(gr, 0, 0).err
+	best := lv.measure(gr, 0, 0).Err
 	for _, scale := range c.scale[:c.n] {
 		last := float32(math.Inf(1))
 		for d := roundScale(scale); ; {
 			f := lv.measure(gr, d, 0)
-			if f.err < best {
-				best, b.D = f.err, d
+			if f.Err < best {
+				best, b.D = f.Err, d
 			}
-			if !(f.err < last) {
+			if !(f.Err < last) {
 				break
 			}
-			last = f.err
+			last = f.Err
 			scale, _ = gr.solveScale(f, d)
 			d = roundScale(scale)
 		}
@@ -44,8 +44,8 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 	// Least squares knows nothing of float16's steps, which are wide where it is subnormal.
 	step := stepF16(b.D)
 	for _, d := range [2]float32{roundScale(b.D - step), roundScale(b.D + step)} {
-		if f := lv.measure(gr, d, 0); f.err < best {
-			best, b.D = f.err, d
+		if f := lv.measure(gr, d, 0); f.Err < best {
+			best, b.D = f.Err, d
 		}
 	}
 }
@@ -54,7 +54,7 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 func exactScale(g *quant.Grid, lv *levels, gr *group, top float32) (d float32, ok bool) {
 	for c := g.CodeMin; c <= g.CodeMax; c++ {
 		d := top / g.Level(int8(c)) // infinite for level 0
-		if math.Float32bits(d)&0x1fff == 0 && roundScale(d) == d && lv.measure(gr, d, 0).err == 0 {
+		if math.Float32bits(d)&0x1fff == 0 && roundScale(d) == d && lv.measure(gr, d, 0).Err == 0 {
 			return d, true
 		}
 	}
@@ -64,12 +64,12 @@ func exactScale(g *quant.Grid, lv *levels, gr *group, top float32) (d float32, o
 // solveScale returns the scale that suits the levels of f best, f having been measured with the given one and no minimum,
 // and the error that the same levels have then, or sumNoise.
 func (gr *group) solveScale(f fit, scale float32) (newScale, err float32) {
-	if f.ll <= 0 {
-		return 0, f.err
+	if f.LL <= 0 {
+		return 0, f.Err
 	}
 	// Solving for the change, rather than for the scale itself, loses few digits of the error.
-	lr := float32(float64(f.lx) - float64(scale)*float64(f.ll)) // Σ wt·l·(x−ŵ)
-	return scale + lr/f.ll, max(f.err-lr*lr/f.ll, sumNoise*gr.wxx)
+	lr := float32(float64(f.LX) - float64(scale)*float64(f.LL)) // Σ wt·l·(x−ŵ)
+	return scale + lr/f.LL, max(f.Err-lr*lr/f.LL, sumNoise*gr.wxx)
 }
 
 // sumNoise is the share of Σ wt·x² below which an error is taken for zero. Groups of one or two values can be met in
@@ -108,12 +108,17 @@ func (c *scaleSearch) search(lv *levels, gr *group, top float32) {
 }
 
 func (c *scaleSearch) scan(lv *levels, gr *group, x, step float32) {
+	var t tries
 	for level := lv.from; level < lv.to && x != 0; level += step {
-		c.try(lv, gr, -x/level)
+		t.add(-x/level, 0)
 		// Where nothing is clipped, the scale's sign makes no difference to whole levels.
 		if lv.table != nil || level > lv.hi+0.5 {
-			c.try(lv, gr, x/level)
+			t.add(x/level, 0)
 		}
+	}
+	t.measure(lv, gr)
+	for i := range t.n {
+		c.add(gr.solveScale(t.fit[i], t.scale[i]))
 	}
 }
 

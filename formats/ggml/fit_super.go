@@ -85,10 +85,10 @@ func (p *super) assign(c *superFit, limit float32) {
 	c.err = 0
 	for k := range p.n {
 		q := p.near(c, k)
-		c.fit[k].err = float32(math.Inf(1))
+		c.fit[k].Err = float32(math.Inf(1))
 		p.try(c, k, q)
 		p.try(c, k, q+1)
-		c.err += c.fit[k].err
+		c.err += c.fit[k].Err
 		if c.err > limit {
 			return
 		}
@@ -106,7 +106,7 @@ func (p *super) try(c *superFit, k, q int) {
 	if q < p.grid.ScaleMin || q > p.grid.ScaleMax {
 		return
 	}
-	if f := p.lv.measure(&p.groups[k], c.d*float32(q), 0); f.err < c.fit[k].err {
+	if f := p.lv.measure(&p.groups[k], c.d*float32(q), 0); f.Err < c.fit[k].Err {
 		c.fit[k], c.sc[k] = f, int8(q)
 	}
 }
@@ -116,8 +116,8 @@ func (p *super) solve(c *superFit) bool {
 	var num, den float64
 	for k, f := range c.fit[:p.n] {
 		q := float64(c.sc[k])
-		num += q * float64(f.lx)
-		den += q * q * float64(f.ll)
+		num += q * float64(f.LX)
+		den += q * q * float64(f.LL)
 	}
 	if den <= 0 {
 		return false
@@ -144,7 +144,7 @@ func (p *super) polish(best *superFit) {
 		c.err = 0
 		for k := range p.n {
 			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), 0)
-			c.err += c.fit[k].err
+			c.err += c.fit[k].Err
 		}
 		if !(c.err < best.err) {
 			return
@@ -161,10 +161,22 @@ func (p *super) sweep(c *superFit) {
 	c.err = 0
 	for k := range p.n {
 		q := p.near(c, k)
+		var t tries
+		var sc [maxTries]int8
 		for i := 1 - superWindow; i <= superWindow; i++ {
-			p.try(c, k, q+i)
-			p.try(c, k, -q-i)
+			for _, v := range [2]int{q + i, -q - i} {
+				if v >= p.grid.ScaleMin && v <= p.grid.ScaleMax {
+					sc[t.n] = int8(v)
+					t.add(c.d*float32(v), 0)
+				}
+			}
 		}
-		c.err += c.fit[k].err
+		t.measure(p.lv, &p.groups[k])
+		for i, f := range t.fit[:t.n] {
+			if f.Err < c.fit[k].Err {
+				c.fit[k], c.sc[k] = f, sc[i]
+			}
+		}
+		c.err += c.fit[k].Err
 	}
 }

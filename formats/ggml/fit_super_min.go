@@ -129,13 +129,13 @@ const superMinRounds = 3
 func (p *superMin) assign(c *superMinFit, limit float32) {
 	c.err = 0
 	for k := range p.n {
-		c.fit[k].err = float32(math.Inf(1))
+		c.fit[k].Err = float32(math.Inf(1))
 		q := p.near(c, k)
 		p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
 		if q++; q <= p.grid.ScaleMax {
 			p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
 		}
-		c.err += c.fit[k].err
+		c.err += c.fit[k].Err
 		if c.err > limit {
 			return
 		}
@@ -150,10 +150,14 @@ func (p *superMin) near(c *superMinFit, k int) int {
 // minimumFor returns the multiple of c.dmin that suits group k best with scale q and the codes that go with the given
 // minimum.
 func (p *superMin) minimumFor(c *superMinFit, k, q int, minimum float32) int {
-	gr := &p.groups[k]
 	scale := c.d * float32(q)
-	f := p.lv.measure(gr, scale, minimum)
-	m := (scale*f.l - gr.wx) / gr.w / c.dmin
+	return p.bestMinimum(c, k, scale, p.lv.measure(&p.groups[k], scale, minimum))
+}
+
+// bestMinimum returns the multiple of c.dmin that suits the codes of f best.
+func (p *superMin) bestMinimum(c *superMinFit, k int, scale float32, f fit) int {
+	gr := &p.groups[k]
+	m := (scale*f.L - gr.wx) / gr.w / c.dmin
 	return int(min(max(m+0.5, 0), float32(p.grid.MinMax)))
 }
 
@@ -162,7 +166,7 @@ func (p *superMin) try(c *superMinFit, k, q, m int) {
 	if q < 0 || q > p.grid.ScaleMax || m < 0 || m > p.grid.MinMax {
 		return
 	}
-	if f := p.lv.measure(&p.groups[k], c.d*float32(q), c.dmin*float32(m)); f.err < c.fit[k].err {
+	if f := p.lv.measure(&p.groups[k], c.d*float32(q), c.dmin*float32(m)); f.Err < c.fit[k].Err {
 		c.fit[k], c.sc[k], c.m[k] = f, int8(q), int8(m)
 	}
 }
@@ -172,10 +176,10 @@ func (p *superMin) solve(c *superMinFit) bool {
 	var a11, a12, a22, b1, b2 float64
 	for k, f := range c.fit[:p.n] {
 		q, m := float64(c.sc[k]), -float64(c.m[k])
-		a11 += q * q * float64(f.ll)
-		a12 += q * m * float64(f.l)
+		a11 += q * q * float64(f.LL)
+		a12 += q * m * float64(f.L)
 		a22 += m * m * float64(p.groups[k].w)
-		b1 += q * float64(f.lx)
+		b1 += q * float64(f.LX)
 		b2 += m * float64(p.groups[k].wx)
 	}
 	d, dmin := c.d, c.dmin
@@ -207,7 +211,7 @@ func (p *superMin) polish(best *superMinFit) {
 		c.err = 0
 		for k := range p.n {
 			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), c.dmin*float32(c.m[k]))
-			c.err += c.fit[k].err
+			c.err += c.fit[k].Err
 		}
 		if !(c.err < best.err) {
 			return
@@ -225,13 +229,47 @@ func (p *superMin) sweep(c *superMinFit) {
 	for k := range p.n {
 		own := p.own[k]
 		mid := p.near(c, k)
-		for q := max(mid+1-superMinWindow, 0); q <= min(mid+superMinWindow, p.grid.ScaleMax); q++ {
-			m := p.minimumFor(c, k, q, own.minimum+(c.d*float32(q)-own.scale)*p.lv.hi/2)
-			for i := m - 1; i <= m+1; i++ {
-				p.try(c, k, q, i)
+		var t tries
+		first := max(mid+1-superMinWindow, 0)
+		for q := first; q <= min(mid+superMinWindow, p.grid.ScaleMax); q++ {
+			scale := c.d * float32(q)
+			t.add(scale, own.minimum+(scale-own.scale)*p.lv.hi/2)
+		}
+		t.measure(p.lv, &p.groups[k])
+		var pairs superMinPairs
+		for i, f := range t.fit[:t.n] {
+			m := p.bestMinimum(c, k, t.scale[i], f)
+			for j := m - 1; j <= m+1; j++ {
+				pairs.add(p, c, first+i, j)
 			}
 		}
-		c.err += c.fit[k].err
+		pairs.choose(p, c, k)
+		c.err += c.fit[k].Err
+	}
+}
+
+// superMinPairs are multiples of d and dmin for one group.
+type superMinPairs struct {
+	tries
+	sc, m [maxTries]int8
+}
+
+// add adds a pair if it is in range.
+func (t *superMinPairs) add(p *superMin, c *superMinFit, q, m int) {
+	if q < 0 || q > p.grid.ScaleMax || m < 0 || m > p.grid.MinMax {
+		return
+	}
+	t.sc[t.n], t.m[t.n] = int8(q), int8(m)
+	t.tries.add(c.d*float32(q), c.dmin*float32(m))
+}
+
+// choose sets group k's scale and minimum to the best pair if that is better.
+func (t *superMinPairs) choose(p *superMin, c *superMinFit, k int) {
+	t.measure(p.lv, &p.groups[k])
+	for i, f := range t.fit[:t.n] {
+		if f.Err < c.fit[k].Err {
+			c.fit[k], c.sc[k], c.m[k] = f, t.sc[i], t.m[i]
+		}
 	}
 }
 
@@ -240,13 +278,15 @@ func (p *superMin) neighbours(c *superMinFit) {
 	c.err = 0
 	for k := range p.n {
 		q, m := int(c.sc[k]), int(c.m[k])
+		var pairs superMinPairs
 		for i := -1; i <= 1; i++ {
 			for j := -1; j <= 1; j++ {
 				if i != 0 || j != 0 {
-					p.try(c, k, q+i, m+j)
+					pairs.add(p, c, q+i, m+j)
 				}
 			}
 		}
-		c.err += c.fit[k].err
+		pairs.choose(p, c, k)
+		c.err += c.fit[k].Err
 	}
 }

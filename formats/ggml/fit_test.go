@@ -40,7 +40,7 @@ func TestMeasure(t *testing.T) {
 					}
 				}
 				f := lv.measure(&gr, scale, minimum)
-				for i, v := range [4]float32{f.err, f.l, f.ll, f.lx} {
+				for i, v := range [4]float32{f.Err, f.L, f.LL, f.LX} {
 					if scale == 0 && i > 0 {
 						continue // whatever level the zero scale was rounded to
 					}

@@ -63,3 +63,14 @@ func (c *Candidates) measureGo(n int, x, wt []float32, lo, hi int32) {
 		c.err[i], c.l[i], c.ll[i], c.lx[i] = s.Err, s.L, s.LL, s.LX
 	}
 }
+
+func (c *Candidates) measureEachGo(n int, x, wt [][16]float32, lo, hi int32) {
+	gx, gw := make([]float32, len(x)), make([]float32, len(x))
+	for i := range n {
+		for j := range x {
+			gx[j], gw[j] = x[j][i], wt[j][i]
+		}
+		s := MeasureLevels(gx, gw, c.Scale[i], c.Minimum[i], lo, hi)
+		c.err[i], c.l[i], c.ll[i], c.lx[i] = s.Err, s.L, s.LL, s.LX
+	}
+}

@@ -10,8 +10,20 @@ package kernels
 //go:noescape
 func measureAVX2(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)
 
+// measureEachAVX2 measures each lane's candidate on the n > 0 weights of its lane, an even number; lanes are 16 wide.
+// At candidates are 16 scales and 16 minima; at sums go 16 errors and 16 sums of each kind.
+//
+//go:noescape
+func measureEachAVX2(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)
+
 // measureAVX512 measures a vector of candidates on n > 0 weights, an even number.
 // At candidates are 16 scales and 16 minima; at sums go 16 errors and 16 sums of each kind.
 //
 //go:noescape
 func measureAVX512(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)
+
+// measureEachAVX512 measures each lane's candidate on the n > 0 weights of its lane, an even number; lanes are 16 wide.
+// At candidates are 16 scales and 16 minima; at sums go 16 errors and 16 sums of each kind.
+//
+//go:noescape
+func measureEachAVX512(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)

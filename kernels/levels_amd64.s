@@ -100,6 +100,96 @@ weights:
 	VZEROUPPER
 	RET
 
+// func measureEachAVX2(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)
+// Requires: AVX, AVX2
+TEXT ·measureEachAVX2(SB), NOSPLIT, $128-48
+	MOVQ         sums+0(FP), AX
+	MOVQ         candidates+8(FP), CX
+	MOVQ         x+16(FP), DX
+	MOVQ         wt+24(FP), BX
+	MOVQ         n+32(FP), SI
+	MOVL         lo+40(FP), DI
+	VMOVD        DI, X9
+	VPBROADCASTD X9, Y9
+	VMOVUPS      Y9, (SP)
+	MOVL         hi+44(FP), DI
+	VMOVD        DI, X9
+	VPBROADCASTD X9, Y9
+	VMOVUPS      Y9, 64(SP)
+	VMOVUPS      (CX), Y8
+	VBROADCASTSS one<>+0(SB), Y10
+
+	// 1/scale, 0 for 0
+	VXORPS       Y9, Y9, Y9
+	VCMPPS       $0x04, Y9, Y8, Y9
+	VDIVPS       Y8, Y10, Y10
+	VANDPS       Y9, Y10, Y10
+	VBROADCASTSS roundMagic<>+0(SB), Y11
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+
+weights:
+	VMOVUPS (DX), Y12
+	VMOVUPS (BX), Y13
+	VADDPS  64(CX), Y12, Y14
+	VMULPS  Y10, Y14, Y14
+	VADDPS  Y11, Y14, Y14
+	VPMAXSD (SP), Y14, Y14
+	VPMINSD 64(SP), Y14, Y14
+	VSUBPS  Y11, Y14, Y14
+	VMULPS  Y8, Y14, Y15
+	VSUBPS  64(CX), Y15, Y15
+	VSUBPS  Y15, Y12, Y15
+	VMULPS  Y15, Y13, Y9
+	VMULPS  Y15, Y9, Y9
+	VADDPS  Y9, Y0, Y0
+	VMULPS  Y14, Y13, Y13
+	VADDPS  Y13, Y2, Y2
+	VMULPS  Y14, Y13, Y9
+	VADDPS  Y9, Y4, Y4
+	VMULPS  Y12, Y13, Y9
+	VADDPS  Y9, Y6, Y6
+	VMOVUPS 64(DX), Y12
+	VMOVUPS 64(BX), Y13
+	VADDPS  64(CX), Y12, Y14
+	VMULPS  Y10, Y14, Y14
+	VADDPS  Y11, Y14, Y14
+	VPMAXSD (SP), Y14, Y14
+	VPMINSD 64(SP), Y14, Y14
+	VSUBPS  Y11, Y14, Y14
+	VMULPS  Y8, Y14, Y15
+	VSUBPS  64(CX), Y15, Y15
+	VSUBPS  Y15, Y12, Y15
+	VMULPS  Y15, Y13, Y9
+	VMULPS  Y15, Y9, Y9
+	VADDPS  Y9, Y1, Y1
+	VMULPS  Y14, Y13, Y13
+	VADDPS  Y13, Y3, Y3
+	VMULPS  Y14, Y13, Y9
+	VADDPS  Y9, Y5, Y5
+	VMULPS  Y12, Y13, Y9
+	VADDPS  Y9, Y7, Y7
+	ADDQ    $+128, DX
+	ADDQ    $+128, BX
+	SUBQ    $+2, SI
+	JG      weights
+	VADDPS  Y1, Y0, Y0
+	VMOVUPS Y0, (AX)
+	VADDPS  Y3, Y2, Y2
+	VMOVUPS Y2, 64(AX)
+	VADDPS  Y5, Y4, Y4
+	VMOVUPS Y4, 128(AX)
+	VADDPS  Y7, Y6, Y6
+	VMOVUPS Y6, 192(AX)
+	VZEROUPPER
+	RET
+
 // func measureAVX512(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)
 // Requires: AVX, AVX512F
 TEXT ·measureAVX512(SB), NOSPLIT, $128-48
@@ -186,5 +276,94 @@ weights:
 	VMOVUPS      Z4, 128(AX)
 	VADDPS       Z7, Z6, Z6
 	VMOVUPS      Z6, 192(AX)
+	VZEROUPPER
+	RET
+
+// func measureEachAVX512(sums *float32, candidates *float32, x *float32, wt *float32, n int, lo int32, hi int32)
+// Requires: AVX, AVX512F
+TEXT ·measureEachAVX512(SB), NOSPLIT, $128-48
+	MOVQ         sums+0(FP), AX
+	MOVQ         candidates+8(FP), CX
+	MOVQ         x+16(FP), DX
+	MOVQ         wt+24(FP), BX
+	MOVQ         n+32(FP), SI
+	MOVL         lo+40(FP), DI
+	VMOVD        DI, X9
+	VPBROADCASTD X9, Z9
+	VMOVUPS      Z9, (SP)
+	MOVL         hi+44(FP), DI
+	VMOVD        DI, X9
+	VPBROADCASTD X9, Z9
+	VMOVUPS      Z9, 64(SP)
+	VMOVUPS      (CX), Z8
+	VBROADCASTSS one<>+0(SB), Z10
+
+	// 1/scale, 0 for 0
+	VPXORD       Z9, Z9, Z9
+	VCMPPS       $0x04, Z9, Z8, K1
+	VDIVPS.Z     Z8, Z10, K1, Z10
+	VBROADCASTSS roundMagic<>+0(SB), Z11
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+
+weights:
+	VMOVUPS (DX), Z12
+	VMOVUPS (BX), Z13
+	VADDPS  64(CX), Z12, Z14
+	VMULPS  Z10, Z14, Z14
+	VADDPS  Z11, Z14, Z14
+	VPMAXSD (SP), Z14, Z14
+	VPMINSD 64(SP), Z14, Z14
+	VSUBPS  Z11, Z14, Z14
+	VMULPS  Z8, Z14, Z15
+	VSUBPS  64(CX), Z15, Z15
+	VSUBPS  Z15, Z12, Z15
+	VMULPS  Z15, Z13, Z9
+	VMULPS  Z15, Z9, Z9
+	VADDPS  Z9, Z0, Z0
+	VMULPS  Z14, Z13, Z13
+	VADDPS  Z13, Z2, Z2
+	VMULPS  Z14, Z13, Z9
+	VADDPS  Z9, Z4, Z4
+	VMULPS  Z12, Z13, Z9
+	VADDPS  Z9, Z6, Z6
+	VMOVUPS 64(DX), Z12
+	VMOVUPS 64(BX), Z13
+	VADDPS  64(CX), Z12, Z14
+	VMULPS  Z10, Z14, Z14
+	VADDPS  Z11, Z14, Z14
+	VPMAXSD (SP), Z14, Z14
+	VPMINSD 64(SP), Z14, Z14
+	VSUBPS  Z11, Z14, Z14
+	VMULPS  Z8, Z14, Z15
+	VSUBPS  64(CX), Z15, Z15
+	VSUBPS  Z15, Z12, Z15
+	VMULPS  Z15, Z13, Z9
+	VMULPS  Z15, Z9, Z9
+	VADDPS  Z9, Z1, Z1
+	VMULPS  Z14, Z13, Z13
+	VADDPS  Z13, Z3, Z3
+	VMULPS  Z14, Z13, Z9
+	VADDPS  Z9, Z5, Z5
+	VMULPS  Z12, Z13, Z9
+	VADDPS  Z9, Z7, Z7
+	ADDQ    $+128, DX
+	ADDQ    $+128, BX
+	SUBQ    $+2, SI
+	JG      weights
+	VADDPS  Z1, Z0, Z0
+	VMOVUPS Z0, (AX)
+	VADDPS  Z3, Z2, Z2
+	VMOVUPS Z2, 64(AX)
+	VADDPS  Z5, Z4, Z4
+	VMOVUPS Z4, 128(AX)
+	VADDPS  Z7, Z6, Z6
+	VMOVUPS Z6, 192(AX)
 	VZEROUPPER
 	RET

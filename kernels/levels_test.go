@@ -3,6 +3,7 @@ package kernels
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -26,8 +27,25 @@ func TestCandidates(t *testing.T) {
 				if n > 3 {
 					c.Scale[0], c.Scale[1], c.Scale[2], c.Minimum[3] = 0, 1e-30, float32(math.NaN()), 1e30
 				}
+				each := c
+				lanes, laneWeights := make([][16]float32, length), make([][16]float32, length)
+				for j := range length {
+					for i := range n {
+						lanes[j][i], laneWeights[j][i] = x[(j+i)%length], wt[(j+i)%length]
+					}
+				}
+				each.MeasureEach(n, lanes, laneWeights, -3, 12)
 				c.Measure(n, x, wt, -3, 12)
 				for i := range n {
+					if length > 0 {
+						// The same group, begun at weight i.
+						gx, gw := slices.Concat(x[i%length:], x[:i%length]), slices.Concat(wt[i%length:], wt[:i%length])
+						got, want := each.Sums(i), MeasureLevels(gx, gw, c.Scale[i], c.Minimum[i], -3, 12)
+						if !same(got.Err, want.Err) || !same(got.L, want.L) || !same(got.LL, want.LL) ||
+							!same(got.LX, want.LX) {
+							t.Fatalf("%d weights, lane %d of %d: %+v, want %+v", length, i, n, got, want)
+						}
+					}
 					got, want := c.Sums(i), MeasureLevels(x, wt, c.Scale[i], c.Minimum[i], -3, 12)
 					if !same(got.Err, want.Err) || !same(got.L, want.L) || !same(got.LL, want.LL) ||
 						!same(got.LX, want.LX) {

@@ -154,3 +154,21 @@ func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) {
 		measureAVX2(&c.err[i], &c.Scale[i], &x[0], &wt[0], len(x), lo, hi)
 	}
 }
+
+// MeasureEach measures each of the first n candidates on a group of its own, lane i of x and wt, whose length is even.
+func (c *Candidates) MeasureEach(n int, x, wt [][16]float32, lo, hi int32) {
+	wt = wt[:len(x)]
+	l := lanes()
+	if l == 0 || len(x) == 0 {
+		c.measureEachGo(n, x, wt, lo, hi)
+		return
+	}
+	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	if l == 16 {
+		measureEachAVX512(&c.err[0], &c.Scale[0], &x[0][0], &wt[0][0], len(x), lo, hi)
+		return
+	}
+	for i := 0; i < n; i += l {
+		measureEachAVX2(&c.err[i], &c.Scale[i], &x[0][i], &wt[0][i], len(x), lo, hi)
+	}
+}

@@ -14,6 +14,7 @@ type super struct {
 	lv     *levels
 	n      int // groups
 	groups [maxGroups]group
+	lanes  superGroups
 	scale  [maxGroups]float32 // each group's own best, whatever the others need
 }
 
@@ -50,6 +51,7 @@ func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 	if top == 0 {
 		return
 	}
+	p.lanes.load(p.groups[:p.n])
 	d := top / float32(-g.ScaleMin)
 	best := superFit{err: float32(math.Inf(1))}
 	for _, r := range superStarts {
@@ -69,7 +71,7 @@ func (p *super) start(best *superFit, d float32) {
 		c.d = float32(math.Copysign(quantumF16, float64(d)))
 	}
 	for range maxRefine {
-		p.assign(&c, best.err)
+		p.assign(&c)
 		if !(c.err < best.err) {
 			return
 		}
@@ -80,18 +82,24 @@ func (p *super) start(best *superFit, d float32) {
 	}
 }
 
-// assign chooses each group's scale next to its own best. It gives up where the error passes limit.
-func (p *super) assign(c *superFit, limit float32) {
+// assign chooses each group's scale next to its own best, below or above.
+func (p *super) assign(c *superFit) {
+	var scale, minimum [2 * maxGroups]float32
+	var sc [2 * maxGroups]int
+	var fits [2 * maxGroups]fit
+	for i := range 2 * p.n {
+		sc[i] = min(p.near(c, i%p.n)+i/p.n, p.grid.ScaleMax)
+		scale[i] = c.d * float32(sc[i])
+	}
+	p.lanes.measure(p.lv, p.groups[:p.n], &scale, &minimum, &fits)
 	c.err = 0
 	for k := range p.n {
-		q := p.near(c, k)
-		c.fit[k].Err = float32(math.Inf(1))
-		p.try(c, k, q)
-		p.try(c, k, q+1)
-		c.err += c.fit[k].Err
-		if c.err > limit {
-			return
+		i := k
+		if fits[k+p.n].Err < fits[k].Err {
+			i = k + p.n
 		}
+		c.fit[k], c.sc[k] = fits[i], int8(sc[i])
+		c.err += fits[i].Err
 	}
 }
 
@@ -99,16 +107,6 @@ func (p *super) assign(c *superFit, limit float32) {
 func (p *super) near(c *superFit, k int) int {
 	q := min(max(p.scale[k]/c.d, float32(p.grid.ScaleMin)), float32(p.grid.ScaleMax))
 	return int(math.Floor(float64(q)))
-}
-
-// try sets group k's scale to q if that is in range and better.
-func (p *super) try(c *superFit, k, q int) {
-	if q < p.grid.ScaleMin || q > p.grid.ScaleMax {
-		return
-	}
-	if f := p.lv.measure(&p.groups[k], c.d*float32(q), 0); f.Err < c.fit[k].Err {
-		c.fit[k], c.sc[k] = f, int8(q)
-	}
 }
 
 // solve sets d to the least-squares solution for the codes, and reports whether it changed.

@@ -14,6 +14,7 @@ type superMin struct {
 	lv     *levels
 	n      int // groups
 	groups [maxGroups]group
+	lanes  superGroups
 	// Each group's own best scale and minimum, whatever the others need: of either sign, and with a minimum of at least 0.
 	free, own [maxGroups]struct{ scale, minimum float32 }
 }
@@ -56,6 +57,7 @@ func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []floa
 	}
 	best, mirrored := superMinFit{err: float32(math.Inf(1))}, superMinFit{err: float32(math.Inf(1))}
 	p.bound()
+	p.lanes.load(p.groups[:p.n])
 	p.start(&best, 1, 1)
 	p.mirror()
 	p.start(&mirrored, 1, 1)
@@ -98,6 +100,7 @@ func (p *superMin) mirror() {
 		p.free[k].minimum = p.free[k].scale*p.lv.hi - p.free[k].minimum
 	}
 	p.bound()
+	p.lanes.load(p.groups[:p.n])
 }
 
 // start tries the d and dmin that fit the largest scale and minimum, times r and rm, and what least squares make of them.
@@ -110,7 +113,7 @@ func (p *superMin) start(best *superMinFit, r, rm float32) {
 	c.d = max(roundScale(r*top/float32(p.grid.ScaleMax)), quantumF16)
 	c.dmin = max(roundScale(rm*topMin/float32(p.grid.MinMax)), quantumF16)
 	for range superMinRounds {
-		p.assign(&c, best.err)
+		p.assign(&c)
 		if !(c.err < best.err) {
 			return
 		}
@@ -124,21 +127,30 @@ func (p *superMin) start(best *superMinFit, r, rm float32) {
 // superMinRounds bounds the rounds of start and polish; more brought nothing.
 const superMinRounds = 3
 
-// assign chooses each group's scale next to its own best, and the minimum to go with it. It gives up where the error
-// passes limit.
-func (p *superMin) assign(c *superMinFit, limit float32) {
+// assign chooses each group's scale next to its own best, below or above, and the minimum to go with it.
+func (p *superMin) assign(c *superMinFit) {
+	var scale, minimum [2 * maxGroups]float32
+	var sc, m [2 * maxGroups]int
+	var fits [2 * maxGroups]fit
+	for i := range 2 * p.n {
+		k := i % p.n
+		sc[i] = min(p.near(c, k)+i/p.n, p.grid.ScaleMax)
+		scale[i], minimum[i] = c.d*float32(sc[i]), p.own[k].minimum
+	}
+	p.lanes.measure(p.lv, p.groups[:p.n], &scale, &minimum, &fits)
+	for i := range 2 * p.n {
+		m[i] = p.bestMinimum(c, i%p.n, scale[i], fits[i])
+		minimum[i] = c.dmin * float32(m[i])
+	}
+	p.lanes.measure(p.lv, p.groups[:p.n], &scale, &minimum, &fits)
 	c.err = 0
 	for k := range p.n {
-		c.fit[k].Err = float32(math.Inf(1))
-		q := p.near(c, k)
-		p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
-		if q++; q <= p.grid.ScaleMax {
-			p.try(c, k, q, p.minimumFor(c, k, q, p.own[k].minimum))
+		i := k
+		if fits[k+p.n].Err < fits[k].Err {
+			i = k + p.n
 		}
-		c.err += c.fit[k].Err
-		if c.err > limit {
-			return
-		}
+		c.fit[k], c.sc[k], c.m[k] = fits[i], int8(sc[i]), int8(m[i])
+		c.err += fits[i].Err
 	}
 }
 
@@ -147,28 +159,11 @@ func (p *superMin) near(c *superMinFit, k int) int {
 	return int(min(max(p.own[k].scale/c.d, 0), float32(p.grid.ScaleMax)))
 }
 
-// minimumFor returns the multiple of c.dmin that suits group k best with scale q and the codes that go with the given
-// minimum.
-func (p *superMin) minimumFor(c *superMinFit, k, q int, minimum float32) int {
-	scale := c.d * float32(q)
-	return p.bestMinimum(c, k, scale, p.lv.measure(&p.groups[k], scale, minimum))
-}
-
-// bestMinimum returns the multiple of c.dmin that suits the codes of f best.
+// bestMinimum returns the multiple of c.dmin that suits group k best with the given scale and the codes of f.
 func (p *superMin) bestMinimum(c *superMinFit, k int, scale float32, f fit) int {
 	gr := &p.groups[k]
 	m := (scale*f.L - gr.wx) / gr.w / c.dmin
 	return int(min(max(m+0.5, 0), float32(p.grid.MinMax)))
-}
-
-// try sets group k's scale and minimum to q and m if those are in range and better.
-func (p *superMin) try(c *superMinFit, k, q, m int) {
-	if q < 0 || q > p.grid.ScaleMax || m < 0 || m > p.grid.MinMax {
-		return
-	}
-	if f := p.lv.measure(&p.groups[k], c.d*float32(q), c.dmin*float32(m)); f.Err < c.fit[k].Err {
-		c.fit[k], c.sc[k], c.m[k] = f, int8(q), int8(m)
-	}
 }
 
 // solve sets d and dmin to the least-squares solution for the codes, and reports whether they changed.

@@ -15,13 +15,19 @@ func levels(g *gen) {
 	g.DataAttributes(rodata)
 	g.AddDatum(0, operand.U32(0x3f800000))
 	for _, v := range []isa{avx2, avx512} {
-		g.measure(v, magic, one)
+		g.measure(v, magic, one, false)
+		g.measure(v, magic, one, true)
 	}
 }
 
-func (g *gen) measure(v isa, magic, one operand.Mem) {
-	g.function("measure"+v.name, "func(sums, candidates, x, wt *float32, n int, lo, hi int32)",
-		"measures a vector of candidates on n > 0 weights, an even number.",
+// measure measures candidates on one group, or, if each, lane by lane on groups of their own.
+func (g *gen) measure(v isa, magic, one operand.Mem, each bool) {
+	name, what, pitch := "measure", "measures a vector of candidates on n > 0 weights, an even number.", 4
+	if each {
+		name, pitch = "measureEach", 64
+		what = "measures each lane's candidate on the n > 0 weights of its lane, an even number; lanes are 16 wide."
+	}
+	g.function(name+v.name, "func(sums, candidates, x, wt *float32, n int, lo, hi int32)", what,
 		"At candidates are 16 scales and 16 minima; at sums go 16 errors and 16 sums of each kind.")
 	sums, candidates := g.gp("sums"), g.gp("candidates")
 	x, wt, n := g.gp("x"), g.gp("wt"), g.gp("n")
@@ -54,8 +60,13 @@ func (g *gen) measure(v isa, magic, one operand.Mem) {
 	g.Label("weights")
 	for i := range 2 {
 		sum := func(k int) reg.Register { return v.reg(2*k + i) }
-		g.VBROADCASTSS(at(x, 4*i), xj)
-		g.VBROADCASTSS(at(wt, 4*i), wj)
+		if each {
+			g.VMOVUPS(at(x, pitch*i), xj)
+			g.VMOVUPS(at(wt, pitch*i), wj)
+		} else {
+			g.VBROADCASTSS(at(x, pitch*i), xj)
+			g.VBROADCASTSS(at(wt, pitch*i), wj)
+		}
 		g.VADDPS(minimum, xj, q)
 		g.VMULPS(inv, q, q)
 		g.VADDPS(rounding, q, q)
@@ -75,8 +86,7 @@ func (g *gen) measure(v isa, magic, one operand.Mem) {
 		g.VMULPS(xj, wj, t)
 		g.VADDPS(t, sum(3), sum(3))
 	}
-	g.ADDQ(operand.I32(8), x)
-	g.ADDQ(operand.I32(8), wt)
+	g.advance(2*pitch, x, wt)
 	g.SUBQ(operand.I32(2), n)
 	g.JG(operand.LabelRef("weights"))
 	for k := range 4 {

@@ -29,16 +29,6 @@ const (
 	LLMInt8 Activations = "llm.int8"
 )
 
-// The metadata that quantized models carry for these modes.
-const (
-	// StaticLinearsKey names the linears, StaticScalesKey gives, in the same order, the scale of their inputs: the value of
-	// code 1.
-	StaticLinearsKey = "llmq.int8.linears"
-	StaticScalesKey  = "llmq.int8.input_scales"
-	// OutliersPrefix and a tensor's name make the key of the outlier features of its input, uint32 column numbers.
-	OutliersPrefix = "llmq.outliers."
-)
-
 // outlierTokens is how many of the text's tokens decide which features are outliers.
 const outlierTokens = 8192
 
@@ -72,22 +62,22 @@ func newActivations(ctx context.Context, m *model.Model, p *plan, opt Options) (
 
 // staticScales reads the calibrated scales of a model.
 func staticScales(src model.Source) (map[string]float32, error) {
-	v, ok := src.Meta(StaticScalesKey)
+	v, ok := src.Meta(model.StaticScalesKey)
 	if !ok {
 		return nil, fmt.Errorf("%s has no static scales of activations (%s): write them with quantize --method int8, "+
-			"or choose %s", src.Name(), StaticScalesKey, Int8Dynamic)
+			"or choose %s", src.Name(), model.StaticScalesKey, Int8Dynamic)
 	}
 	scales, ok := v.([]float32)
-	names, _ := src.Meta(StaticLinearsKey)
+	names, _ := src.Meta(model.StaticLinearsKey)
 	linears, nok := names.([]string)
 	if !ok || !nok || len(scales) != len(linears) {
 		return nil, fmt.Errorf("%s: %s and %s are not as many float32 values and strings: %d and %d", src.Name(),
-			StaticScalesKey, StaticLinearsKey, len(scales), len(linears))
+			model.StaticScalesKey, model.StaticLinearsKey, len(scales), len(linears))
 	}
 	byName := make(map[string]float32, len(scales))
 	for i, s := range scales {
 		if !(s >= 0) || s-s != 0 {
-			return nil, fmt.Errorf("%s: %s gives %q a scale of %v", src.Name(), StaticScalesKey, linears[i], s)
+			return nil, fmt.Errorf("%s: %s gives %q a scale of %v", src.Name(), model.StaticScalesKey, linears[i], s)
 		}
 		byName[linears[i]] = s
 	}
@@ -228,13 +218,13 @@ func findOutliers(ctx context.Context, m *model.Model, p *plan, c int8outlier.Cr
 
 // withRecorded adds the outlier features that the model's metadata records for a linear.
 func withRecorded(m *model.Model, name string, features []int) ([]int, error) {
-	v, ok := m.Source.Meta(OutliersPrefix + name)
+	v, ok := m.Source.Meta(model.OutliersPrefix + name)
 	if !ok {
 		return features, nil
 	}
 	recorded, ok := v.([]uint32)
 	if !ok {
-		return nil, fmt.Errorf("%s: %s%s is of type %T, not []uint32", m.Source.Name(), OutliersPrefix, name, v)
+		return nil, fmt.Errorf("%s: %s%s is of type %T, not []uint32", m.Source.Name(), model.OutliersPrefix, name, v)
 	}
 	cols := m.Tensor(name).Cols()
 	is := make([]bool, cols)
@@ -243,7 +233,7 @@ func withRecorded(m *model.Model, name string, features []int) ([]int, error) {
 	}
 	for _, j := range recorded {
 		if int64(j) >= int64(cols) {
-			return nil, fmt.Errorf("%s: %s%s names column %d of %d", m.Source.Name(), OutliersPrefix, name, j, cols)
+			return nil, fmt.Errorf("%s: %s%s names column %d of %d", m.Source.Name(), model.OutliersPrefix, name, j, cols)
 		}
 		is[j] = true
 	}

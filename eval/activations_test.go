@@ -11,6 +11,7 @@ import (
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
 )
 
 // withScales gives all linears of a source the same static scale.
@@ -22,8 +23,8 @@ func withScales(src *testmodel.Source, scale float32) *testmodel.Source {
 			names, scales = append(names, t.Name), append(scales, scale)
 		}
 	}
-	src.KV.Set(eval.StaticLinearsKey, names)
-	src.KV.Set(eval.StaticScalesKey, scales)
+	src.KV.Set(model.StaticLinearsKey, names)
+	src.KV.Set(model.StaticScalesKey, scales)
 	return src
 }
 
@@ -107,14 +108,14 @@ func TestActivationErrors(t *testing.T) {
 	}{
 		{tm.Source(), "int4", `eval: unknown activations "int4"; known: int8-static, int8-dynamic, llm.int8`},
 		{tm.Source(), eval.Int8Static, "eval: testmodel/qwen2 has no static scales of activations (llmq.int8.input_scales)"},
-		{set(eval.StaticScalesKey, []float32{1}), eval.Int8Static, "are not as many float32 values and strings: 1 and 14"},
-		{set(eval.StaticScalesKey, "x"), eval.Int8Static, "are not as many float32 values and strings: 0 and 14"},
+		{set(model.StaticScalesKey, []float32{1}), eval.Int8Static, "are not as many float32 values and strings: 1 and 14"},
+		{set(model.StaticScalesKey, "x"), eval.Int8Static, "are not as many float32 values and strings: 0 and 14"},
 		{withScales(tm.Source(), -1), eval.Int8Static, `gives "blk.0.attn_q.weight" a scale of -1`},
 		{withScales(tm.Source(), float32(math.NaN())), eval.Int8Static, "a scale of NaN"},
-		{set(eval.StaticLinearsKey, make([]string, 14)), eval.Int8Static,
+		{set(model.StaticLinearsKey, make([]string, 14)), eval.Int8Static,
 			`tensor "blk.0.attn_q.weight": the metadata has no scale for its input`},
-		{set(eval.OutliersPrefix+linear, "x"), eval.LLMInt8, "llmq.outliers." + linear + " is of type string, not []uint32"},
-		{set(eval.OutliersPrefix+linear, []uint32{1 << 31}), eval.LLMInt8, "names column 2147483648 of "},
+		{set(model.OutliersPrefix+linear, "x"), eval.LLMInt8, "llmq.outliers." + linear + " is of type string, not []uint32"},
+		{set(model.OutliersPrefix+linear, []uint32{1 << 31}), eval.LLMInt8, "names column 2147483648 of "},
 	} {
 		_, err := eval.Perplexity(context.Background(), open(t, c.src), tokens, eval.Options{Context: 10, Activations: c.mode})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -146,7 +147,7 @@ func TestRecordedOutliers(t *testing.T) {
 					for j := range all {
 						all[j] = uint32(j)
 					}
-					src.KV.Set(eval.OutliersPrefix+w.Name, all)
+					src.KV.Set(model.OutliersPrefix+w.Name, all)
 				}
 			}
 		}

@@ -71,6 +71,7 @@ func (r *run) layer(s, original *stream, index int) error {
 				return err
 			}
 			in.Observe(h)
+			r.observe(&g, h)
 			if original == nil {
 				return nil
 			}

@@ -33,6 +33,9 @@ type Tensor struct {
 // NewPlan applies a recipe to a checkpoint.
 func NewPlan(src Source, r Recipe) (*Plan, error) {
 	p := &Plan{Recipe: r, Metadata: append(gguf.Metadata(nil), src.Metadata()...)}
+	if r.Method == Int8 && r.Type != ggml.Q8_0 {
+		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", Int8, r.Type)
+	}
 	used := make([]bool, len(r.Rules))
 	infos := src.Tensors()
 	for i := range infos {
@@ -62,6 +65,9 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	p.Metadata.Set("general.file_type", fileType(p.mainType()))
 	p.Metadata.Set("general.quantization_version", uint32(2)) // ggml's GGML_QNT_VERSION
+	if r.Method == Int8 {
+		p.addScales()
+	}
 	var err error
 	p.File, err = gguf.NewPlan(p.Metadata, p.infos())
 	return p, err

@@ -19,10 +19,13 @@ const (
 	RTN Method = "rtn"
 	// GPTQ compensates each column's error in the columns after it; see package gptq.
 	GPTQ Method = "gptq"
+	// Int8 is RTN to Q8_0 for weights, with the scales of the linears' inputs measured and stored in the metadata, so that
+	// products can be taken in eight bits on both sides (W8A8).
+	Int8 Method = "int8"
 )
 
 // Methods lists the methods.
-var Methods = []Method{RTN, GPTQ}
+var Methods = []Method{RTN, GPTQ, Int8}
 
 // Recipe says what becomes of each tensor.
 type Recipe struct {

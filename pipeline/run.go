@@ -82,14 +82,16 @@ type run struct {
 	opt  Options
 	out  *gguf.Writer
 
+	inputs map[string]*inputs // by linear; nil if nobody asks for them
+
 	mu      sync.Mutex // guards reports
 	reports map[string]*TensorReport
 }
 
 // Run writes the file that p plans to path. Nothing is left there, and an existing file is untouched, if it fails.
 func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
-	if p.Recipe.Method == GPTQ && opt.Calib == nil {
-		return nil, errors.New("gptq needs calibration text: give some with --calib FILE, or use --method rtn")
+	if m := p.Recipe.Method; m != RTN && opt.Calib == nil {
+		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE, or use --method rtn", m)
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}
@@ -103,6 +105,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 			return nil, err
 		}
 	}
+	if p.Recipe.Method == Int8 {
+		r.inputs = map[string]*inputs{}
+	}
 	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
 		return nil, err
 	}
@@ -113,6 +118,11 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if p.Recipe.Method == Int8 {
+		if err := r.setScales(r.out); err != nil {
+			return nil, err
+		}
 	}
 	if err := r.out.Close(); err != nil {
 		return nil, err
@@ -130,18 +140,17 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	return rep, nil
 }
 
+// layerLinear says whether a tensor is a layer's linear, which a run with calibration quantizes in its layer.
+func layerLinear(t *ggml.Info) bool {
+	return strings.HasPrefix(t.Name, "blk.") && strings.HasSuffix(t.Name, ".weight") && len(t.Shape) == 2
+}
+
 // tensors writes all tensors: the layers' linears as calibration reaches them, the others one after the other.
 func (r *run) tensors(tempDir string) error {
-	calibrated := func(string) bool { return false }
-	if r.m != nil {
-		calibrated = func(name string) bool {
-			return strings.HasPrefix(name, "blk.") && strings.HasSuffix(name, ".weight") && len(r.m.Tensor(name).Shape) == 2
-		}
-	}
 	item := ""
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
-		if calibrated(t.Name) {
+		if r.m != nil && layerLinear(&t.Info) {
 			continue
 		}
 		if name := itemName(t.Name); name != item && r.m == nil {

@@ -29,7 +29,7 @@ const defaultBits = 4
 
 func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest) or gptq")
+	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest), gptq, or int8 (q8_0 with calibrated scales for eight-bit activations)")
 	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
@@ -72,7 +72,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		return err
 	}
 	defer src.Close()
-	calibrated := recipe.Method == pipeline.GPTQ || len(opts.Calib) > 0
+	calibrated := recipe.Method != pipeline.RTN || len(opts.Calib) > 0
 	var set *calib.Set
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {
 		if set, err = opts.sample(a, src); err != nil {
@@ -116,12 +116,12 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	r := pipeline.Recipe{Method: pipeline.Method(o.Method), Type: o.Type.t}
 	switch r.Method {
 	case pipeline.RTN:
-	case pipeline.GPTQ:
+	case pipeline.GPTQ, pipeline.Int8:
 		if len(o.Calib) == 0 && !o.DryRun {
-			return r, usagef("gptq needs calibration text: give some with --calib FILE, or use --method rtn")
+			return r, usagef("%s needs calibration text: give some with --calib FILE, or use --method rtn", r.Method)
 		}
 	default:
-		return r, usagef("unknown method %q; known: rtn, gptq", o.Method)
+		return r, usagef("unknown method %q; known: rtn, gptq, int8", o.Method)
 	}
 	if err := o.check(); err != nil {
 		return r, err
@@ -134,7 +134,11 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	}
 	if r.Type == nil {
 		bits := o.Bits
-		if bits == 0 {
+		switch {
+		case bits != 0:
+		case r.Method == pipeline.Int8:
+			bits = 8
+		default:
 			bits = defaultBits
 		}
 		t, err := pipeline.TypeForBits(bits)
@@ -144,6 +148,9 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		r.Type = t
 	} else if n := codeBits(r.Type); o.Bits != 0 && o.Bits != n {
 		return r, usagef("--bits %d contradicts --type %s, which has %d", o.Bits, r.Type.Name, n)
+	}
+	if r.Method == pipeline.Int8 && r.Type != ggml.Q8_0 {
+		return r, usagef("--method int8 has q8_0 weights, not %s; --tensor-type changes single tensors", r.Type.Name)
 	}
 	return r, nil
 }

@@ -30,7 +30,7 @@ var allowed = map[string]string{
 	"model":     "tensor kernels quant formats/ggml",
 	"calib":     "tokenizer formats/gguf internal/text",
 	"eval":      "tensor kernels quant int8outlier formats/ggml model internal/states",
-	"pipeline":  "tensor kernels quant gptq formats/ggml formats/gguf model calib internal/states",
+	"pipeline":  "tensor kernels quant gptq int8outlier formats/ggml formats/gguf model calib internal/states",
 
 	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval pipeline " +
 		"kernels internal/atomicfile internal/text internal/ui",

@@ -146,20 +146,35 @@ func Mirror(m *tensor.Matrix) {
 	if m.Rows != m.Cols {
 		panic("kernels: mirror of a matrix that is not square")
 	}
-	// Square blocks keep the lines that are written by columns in the cache until they are full.
-	const block = 32
+	// Square blocks keep the pages and lines that are written by columns near until they are full.
+	const block = 64
+	t := tiles(F32)
 	Parallel((m.Rows+block-1)/block, 1, func(lo, hi int) {
 		for j0 := lo * block; j0 < min(hi*block, m.Rows); j0 += block {
-			for i0 := 0; i0 <= j0; i0 += block {
-				for j := j0; j < min(j0+block, m.Rows); j++ {
-					row := m.Row(j)
-					for i := i0; i < min(i0+block, j); i++ {
-						m.Data[i*m.Stride+j] = row[i]
+			j1 := min(j0+block, m.Rows)
+			for i0 := 0; i0 < j0; i0 += block {
+				if t != nil && j1-j0 == block {
+					for j := j0; j < j1; j += t.lanes {
+						t.transpose(word(&m.Data[i0*m.Stride+j]), 4*m.Stride, word(&m.Data[j*m.Stride+i0]), 4*m.Stride,
+							block/t.lanes)
 					}
+					continue
 				}
+				mirror(m, j0, j1, i0, i0+block)
 			}
+			mirror(m, j0, j1, j0, j1)
 		}
 	})
+}
+
+// mirror copies what is below the diagonal in rows [j0,j1) and columns [i0,i1).
+func mirror(m *tensor.Matrix, j0, j1, i0, i1 int) {
+	for j := j0; j < j1; j++ {
+		row := m.Row(j)
+		for i := i0; i < min(i1, j); i++ {
+			m.Data[i*m.Stride+j] = row[i]
+		}
+	}
 }
 
 // GemmNN sets dst += alpha·A·B; A is m×k, B k×n, dst m×n.

@@ -22,7 +22,7 @@ type evalOptions struct {
 	Preset      string
 	Base        string
 	Activations string
-	Precision   string
+	Precision   precisionValue
 	Memory      byteSize
 	Threads     int
 	JSON        bool
@@ -36,7 +36,7 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
 	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`")
 	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: int8-static, int8-dynamic or llm.int8; or exactly in f32")
-	f.StringVar(&o.Precision, "precision", "auto", "auto (matrix products may round their inputs to bfloat16) or f32")
+	f.Var(&o.Precision, "precision", precisionUsage)
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all)")
@@ -80,14 +80,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	default:
 		return usagef("unknown preset %q; known: gptq-2048", opts.Preset)
 	}
-	precision := kernels.Auto
-	switch opts.Precision {
-	case "auto":
-	case "f32":
-		precision = kernels.F32
-	default:
-		return usagef("unknown precision %q; known: auto, f32", opts.Precision)
-	}
+	precision := opts.Precision.p
 	if opts.Context < 0 || opts.Chunks < 0 {
 		return usagef("--context and --chunks need 0 or more")
 	}

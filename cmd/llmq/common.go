@@ -13,6 +13,7 @@ import (
 
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -124,3 +125,29 @@ func (b *byteSize) Set(s string) error {
 const defaultMemory = 2 << 30
 
 const memoryUsage = "keep at most `SIZE` of hidden states in memory; the rest goes to a temporary file (0: no limit)"
+
+// precisionValue is a flag's value, auto or f32.
+type precisionValue struct{ p kernels.Precision }
+
+const precisionUsage = "auto (matrix products may round their inputs to bfloat16) or f32"
+
+func (v *precisionValue) Type() string { return "precision" }
+
+func (v *precisionValue) String() string {
+	if v.p == kernels.F32 {
+		return "f32"
+	}
+	return "auto"
+}
+
+func (v *precisionValue) Set(s string) error {
+	switch s {
+	case "auto":
+		v.p = kernels.Auto
+	case "f32":
+		v.p = kernels.F32
+	default:
+		return fmt.Errorf("unknown precision %q; known: auto, f32", s)
+	}
+	return nil
+}

@@ -33,10 +33,11 @@ var allowed = map[string]string{
 	"pipeline":  "tensor kernels quant gptq int8outlier formats/ggml formats/gguf model calib internal/states",
 
 	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval pipeline " +
-		"kernels internal/atomicfile internal/text internal/ui",
+		"kernels internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",
+	"internal/bench":      "tensor kernels gptq formats/ggml model",
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",

@@ -159,9 +159,9 @@ type Needs struct {
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 }
 
-// Needs estimates a run. With a model it is calibrated on so many tokens, and holds a layer in float32, what the largest
-// group of linears needs for its Hessian and its factors, and the hidden states, as far as the budget (0: no limit)
-// keeps them in memory. With nil it is not calibrated and holds a piece of a tensor.
+// Needs estimates a run. With a model it is calibrated on so many tokens, and holds the hidden states, as far as the
+// budget (0: no limit) keeps them in memory, what a stage of the forward pass computes from a batch of them, and what
+// the largest group of linears needs. With nil it is not calibrated and holds a piece of a tensor.
 func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	var piece int64 // in weights
 	for i := range p.Tensors {
@@ -171,26 +171,28 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	if m == nil {
 		return needs
 	}
-	in := []int{m.Dim, m.Heads * m.HeadDim, m.Dim, m.FFN}
-	out := []int{(m.Heads + 2*m.KVHeads) * m.HeadDim, m.Dim, 2 * m.FFN, m.Dim}
-	var layer, group int64
+	streams, hessians, weights := int64(1), int64(1), int64(3) // W, encoded, decoded
+	if p.Recipe.Method == GPTQ {
+		streams = 2  // the quantized model's and the original's
+		hessians = 7 // H, drift, damped, permuted, its factor, and the factor's work space twice
+		weights = 6  // W, corrected, in order, values, codes, gradient
+	}
+	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
+	in := []int{m.Dim, q, m.Dim, m.FFN}
+	out := []int{q + 2*kv, m.Dim, 2 * m.FFN, m.Dim}
+	var group int64
 	for i := range in {
 		n, o := int64(in[i]), int64(out[i])
-		layer += 4 * n * o
-		group = max(group, 4*(hessianCopies*n*n+weightCopies*n*o))
+		group = max(group, hessians*n*n+weights*n*o)
 	}
-	states := 4 * int64(tokens) * int64(m.Dim+m.Heads*m.HeadDim)
+	states := 4 * streams * int64(tokens) * int64(m.Dim+q)
 	if budget > 0 && states > budget {
 		needs.Disk += states - budget
 		states = budget
 	}
-	batch := 4 * int64(min(tokens, batchTokens)) * int64(4*m.Dim+3*m.FFN)
-	needs.Memory = max(needs.Memory, layer+group+states+batch)
+	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim) + (streams-1)*int64(max(m.Dim, m.FFN))
+	needs.Memory = max(needs.Memory, states+4*group+4*stage*int64(min(tokens, batchTokens)))
 	return needs
 }
 
-const (
-	hessianCopies = 5  // H, damped, permuted, its factor, and the factor's work space
-	weightCopies  = 5  // W, W in order, values, difference, gradient
-	pieceBytes    = 12 // a weight in float32, encoded, and decoded again
-)
+const pieceBytes = 12 // a weight in float32, encoded, and decoded again

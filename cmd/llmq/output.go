@@ -85,8 +85,12 @@ func checkOutput(input, output string, force bool) error {
 	return nil
 }
 
+// runtimeBytes is what the process holds besides a run's data: the program, its stacks, the tokenizer.
+const runtimeBytes = 32 << 20
+
 // printPlan prints what a run would write, and what it needs.
 func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs) error {
+	memory := needs.Memory*(100+gcPercent)/100 + runtimeBytes
 	if o.JSON {
 		type tensorJSON struct {
 			Name     string `json:"name"`
@@ -110,7 +114,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			MemoryBytes   int64        `json:"memory_bytes"`
 			DiskBytes     int64        `json:"disk_bytes"`
 			Tensors       []tensorJSON `json:"tensors"`
-		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), needs.Memory, needs.Disk, tensors})
+		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -122,7 +126,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 	}
 	t = newTable(a.stdout)
 	t.row("file", "%d bytes (%s), %.3f bits per weight", plan.File.Size(), formatBytes(plan.File.Size()), plan.BitsPerWeight())
-	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(needs.Memory))
+	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(memory))
 	t.row("disk", "%s", formatBytes(needs.Disk))
 	if err := t.flush(); err != nil {
 		return err

@@ -133,7 +133,6 @@ func (a *activations) matmul(lin *model.Linear) (func(dst, x *tensor.Matrix), er
 // block does not divide the columns, with one scale for a row.
 func q8Weights(lin *model.Linear) (*kernels.Int8, error) {
 	t := ggml.Q8_0
-	data := lin.W.Data
 	if lin.W.Format.Name != t.Name {
 		w, err := lin.Matrix()
 		if err != nil {
@@ -146,19 +145,7 @@ func q8Weights(lin *model.Linear) (*kernels.Int8, error) {
 		}
 		return quant.RTN(w, nil, t.Grid).Int8(), nil
 	}
-	codes := kernels.NewInt8(lin.Out, lin.In, t.BlockLen)
-	kernels.Parallel(lin.Out, 16, func(lo, hi int) {
-		var one [1]int8
-		for r := lo; r < hi; r++ {
-			row, scales := codes.Row(r), codes.Scales(r)
-			for i := range scales {
-				b := quant.Block{Sc: one[:], M: make([]int8, 1), Codes: row[i*t.BlockLen : (i+1)*t.BlockLen]}
-				t.Parse(&b, data[(r*len(scales)+i)*t.BlockBytes:][:t.BlockBytes])
-				scales[i] = b.D
-			}
-		}
-	})
-	return codes, nil
+	return t.ParseWeight(lin.W.Data, lin.Out, lin.In).Int8(), nil
 }
 
 // findOutliers runs the first tokens of the text through the model in floating point, and returns the outlier features

@@ -8,20 +8,23 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// inputs is what calibration saw of the values that enter a group of linears.
+// inputs is what calibration saw of the values that enter a layer's group of linears.
 type inputs struct {
-	absmax float32
-	counts int8outlier.Counts
+	group    string // model.Group's name
+	residual bool   // of model.Group
+	absmax   float32
+	counts   int8outlier.Counts
 }
 
-// observe notes a batch of inputs of a layer's group, where the recipe or a fallback to eight bits asks for it.
+// observe notes a batch of inputs of a group, where the method or a fallback to eight bits asks for it.
 func (r *run) observe(g *model.Group, x *tensor.Matrix) {
 	if r.inputs == nil {
 		return
 	}
 	in := r.inputs[g.Linears[0].Name]
 	if in == nil {
-		in = &inputs{}
+		in = &inputs{group: g.Name, residual: g.Residual}
+		r.groups = append(r.groups, in)
 		for _, lin := range g.Linears {
 			r.inputs[lin.Name] = in
 		}

@@ -128,6 +128,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err := r.check(t, w, 0); err != nil {
 				return err
 			}
+			target := w // what is rounded
 			var data []byte
 			var decoded *tensor.Matrix
 			var damping float64
@@ -136,7 +137,6 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 				if err != nil {
 					return err
 				}
-				target := w
 				if in.Drift != nil {
 					target = f.Correct(w, in)
 				}
@@ -158,6 +158,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			lin.F32 = nil
 			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: data}
 			r.done(t, quant.OutputError(w, decoded, in.H), damping)
+			r.rounded(t, target, decoded, data, in)
 			return nil
 		})
 	}

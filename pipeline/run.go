@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -31,6 +33,7 @@ type Options struct {
 	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file beside the output. 0: no
 	// bound.
 	Memory    int64
+	Fallback  Fallback
 	Overwrite bool
 	Progress  Progress // may be nil
 }
@@ -59,6 +62,8 @@ type Report struct {
 	BitsPerWeight float64        `json:"bits_per_weight"`
 	Seconds       float64        `json:"seconds"`
 	Tensors       []TensorReport `json:"tensors"`
+	// Int8Fallbacks are the linears past Options.Fallback's error, in the order of its decisions.
+	Int8Fallbacks []FallbackReport `json:"int8_fallbacks"`
 }
 
 // TensorReport is what became of one tensor.
@@ -68,10 +73,17 @@ type TensorReport struct {
 	Bytes int64  `json:"bytes"`
 	// RelativeError is ‖XΔWᵀ‖²/‖XWᵀ‖² on the calibration tokens; without calibration ‖ΔW‖²/‖W‖².
 	RelativeError float64 `json:"relative_error"`
+	// WeightError is ‖ΔW‖²/‖W‖², and ExpectedError what rounding to nearest makes of it if values are spread evenly
+	// between codes: ΣΔ²/12 over ‖W‖², Δ being the distance of codes (quant.Weight.Noise). Both take W as it was rounded,
+	// after corrections. ExpectedError is 0 for floating-point types.
+	WeightError   float64 `json:"weight_error"`
+	ExpectedError float64 `json:"expected_error"`
 	// Damping is the share of the mean Hessian diagonal that GPTQ added; 0 where it did not run.
 	Damping float64 `json:"damping"`
 	// Fallback names the type that was asked for where its block does not divide the columns.
 	Fallback string `json:"fallback"`
+
+	rounding float64 // output error of rounding alone, without what corrected the weight first; for Options.Fallback
 }
 
 type run struct {
@@ -83,12 +95,13 @@ type run struct {
 	out  *gguf.Writer
 
 	inputs map[string]*inputs // by linear; nil if nobody asks for them
+	groups []*inputs          // in the order of the forward pass
 
 	mu      sync.Mutex // guards reports
 	reports map[string]*TensorReport
 }
 
-// Run writes the file that p plans to path. Nothing is left there, and an existing file is untouched, if it fails.
+// Run writes the file that p plans to path; linears that fall back to Q8_0 change p. Nothing is left there, and an existing file is untouched, if it fails.
 func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
 	if m := p.Recipe.Method; m != RTN && opt.Calib == nil {
 		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE, or use --method rtn", m)
@@ -96,48 +109,75 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	if opt.Progress == nil {
 		opt.Progress = silent{}
 	}
+	if err := opt.Fallback.check(p, opt.Calib != nil); err != nil {
+		return nil, err
+	}
 	start := time.Now()
+	fallbacks := []FallbackReport{}
+	for {
+		rep, more, err := attempt(ctx, src, p, path, opt)
+		if err != nil {
+			return nil, err
+		}
+		// What the budget refused in an earlier attempt, a later one judges again.
+		fallbacks = slices.DeleteFunc(fallbacks, func(f FallbackReport) bool { return !f.Done })
+		fallbacks = append(fallbacks, more...)
+		if rep == nil {
+			continue
+		}
+		rep.Seconds, rep.Int8Fallbacks = time.Since(start).Seconds(), fallbacks
+		return rep, nil
+	}
+}
+
+// attempt writes the file that p plans, or gives up in the end because linears fall back to Q8_0: the report is nil then,
+// and p changed.
+func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, []FallbackReport, error) {
 	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{}}
 	var err error
 	if opt.Calib != nil {
 		// Only the forward pass needs a supported architecture; tensors are converted without one.
 		if r.m, err = model.Open(src); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	if p.Recipe.Method == Int8 {
+	if p.Recipe.Method == Int8 || opt.Fallback.MaxError > 0 {
 		r.inputs = map[string]*inputs{}
 	}
 	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer r.out.Abort() // no effect after Close
 	opt.Progress.Stage("quantize", p.Elements())
 	if err := r.tensors(filepath.Dir(path)); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	fallbacks, redo, err := r.fallBack()
+	if err != nil || redo {
+		return nil, fallbacks, err
 	}
 	if p.Recipe.Method == Int8 {
 		if err := r.setScales(r.out); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if err := r.out.Close(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	opt.Progress.Done()
-	rep := &Report{Output: path, BitsPerWeight: p.BitsPerWeight(), Seconds: time.Since(start).Seconds()}
+	rep := &Report{Output: path, BitsPerWeight: p.BitsPerWeight()}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	rep.Bytes = info.Size()
 	for i := range p.Tensors {
 		rep.Tensors = append(rep.Tensors, *r.reports[p.Tensors[i].Name])
 	}
-	return rep, nil
+	return rep, fallbacks, nil
 }
 
 // layerLinear says whether a tensor is a layer's linear, which a run with calibration quantizes in its layer.
@@ -190,6 +230,7 @@ func (r *run) stream(t *Tensor) error {
 	from := in.Type.RowBytes(cols)
 	step := max(1, streamWeights/cols)
 	var sum errorSum
+	var noise float64
 	for lo := 0; lo < t.Rows(); lo += step {
 		if err := r.ctx.Err(); err != nil {
 			return err
@@ -206,13 +247,39 @@ func (r *run) stream(t *Tensor) error {
 		}
 		data, decoded := encode(t.Type, w, nil)
 		sum.add(w, decoded)
+		noise += roundingNoise(t.Type, data, w)
 		if err := r.out.WriteRows(t.Name, lo, data); err != nil {
 			return err
 		}
 		r.opt.Progress.Add(int64(w.Rows * w.Cols))
 	}
 	r.report(t, sum.relative(), 0)
+	rep := r.reports[t.Name]
+	rep.WeightError, rep.ExpectedError = sum.relative(), errorSum{noise, sum.den}.relative()
 	return nil
+}
+
+// rounded adds to a linear's report what rounding did to w, the weight that was rounded to data, or decoded.
+func (r *run) rounded(t *Tensor, w, decoded *tensor.Matrix, data []byte, in *quant.Stats) {
+	var sum errorSum
+	sum.add(w, decoded)
+	noise := roundingNoise(t.Type, data, w)
+	var rounding float64
+	if r.opt.Fallback.MaxError > 0 {
+		rounding = quant.OutputError(w, decoded, in.H)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rep := r.reports[t.Name]
+	rep.WeightError, rep.ExpectedError, rep.rounding = sum.relative(), errorSum{noise, sum.den}.relative(), rounding
+}
+
+// roundingNoise estimates ‖ΔW‖² of weights stored as data.
+func roundingNoise(t *ggml.Type, data []byte, w *tensor.Matrix) float64 {
+	if t.Grid == nil {
+		return 0
+	}
+	return t.ParseWeight(data, w.Rows, w.Cols).Noise()
 }
 
 // done reports a linear of a layer.
@@ -284,7 +351,7 @@ func (s *errorSum) add(w, decoded *tensor.Matrix) {
 	}
 }
 
-func (s *errorSum) relative() float64 {
+func (s errorSum) relative() float64 {
 	if s.den == 0 {
 		return min(s.num, 1)
 	}

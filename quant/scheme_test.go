@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -160,6 +161,9 @@ func TestWeightNoise(t *testing.T) {
 	got := tensor.New(w.Rows, w.Cols)
 	for _, typ := range []*ggml.Type{ggml.Q8_0, ggml.Q4_0, ggml.Q4_1, ggml.Q5_0, ggml.Q6_K, ggml.Q4_K, ggml.IQ4_NL} {
 		q := quant.RTN(w, nil, typ.Grid)
+		if back := typ.ParseWeight(typ.PackWeight(q), q.Rows, q.Cols); !reflect.DeepEqual(back, q) {
+			t.Errorf("%s: packing changes a weight", typ.Name)
+		}
 		q.DecodeTo(got)
 		// Scales are searched: with few weights to a block, the best of them beats evenly spread errors.
 		if ratio := squaredError(w, got) / q.Noise(); ratio < 0.6 || ratio > 1.1 {

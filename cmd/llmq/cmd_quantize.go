@@ -23,6 +23,9 @@ type quantizeOptions struct {
 	ActOrder bool
 	Refine   int
 	Memory   byteSize
+	Fallback float64
+	MaxSize  byteSize
+	MaxBPW   float64
 }
 
 const defaultBits = 4
@@ -38,6 +41,9 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
 	o.calibOptions.AddFlags(cmd)
+	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
+	f.Var(&o.MaxSize, "max-size", "with --int8-fallback: the file's largest `SIZE`, such as 4.2GiB; the largest errors go first")
+	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "with --int8-fallback: the most `BITS` per weight")
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -97,6 +103,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		Calib:     set,
 		GPTQ:      gptq.Options{Damping: opts.Damping, NoActOrder: !opts.ActOrder, Refine: opts.Refine},
 		Memory:    int64(opts.Memory),
+		Fallback:  pipeline.Fallback{MaxError: opts.Fallback, MaxBytes: int64(opts.MaxSize), MaxBPW: opts.MaxBPW},
 		Overwrite: opts.Force,
 		Progress:  progress,
 	}
@@ -129,6 +136,14 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	switch {
 	case !(o.Damping > 0 && o.Damping <= 1):
 		return r, usagef("--damping %g: need more than 0 and at most 1", o.Damping)
+	case !(o.Fallback >= 0):
+		return r, usagef("--int8-fallback %g: need more than 0", o.Fallback)
+	case o.Fallback > 0 && len(o.Calib) == 0 && !o.DryRun:
+		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
+	case o.Fallback == 0 && (o.MaxSize != 0 || o.MaxBPW != 0):
+		return r, usagef("--max-size and --max-bpw bound --int8-fallback; give that too")
+	case !(o.MaxBPW >= 0):
+		return r, usagef("--max-bpw %g: need more than 0", o.MaxBPW)
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
 	}

@@ -167,7 +167,23 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if err := t.flush(); err != nil {
 		return err
 	}
+	if err := a.printInt8Fallbacks(rep); err != nil {
+		return err
+	}
 	return a.printFallbacks(plan)
+}
+
+// printInt8Fallbacks lists the linears past --int8-fallback, why they are, and what it cost.
+func (a *app) printInt8Fallbacks(rep *pipeline.Report) error {
+	t := newTable(a.stdout)
+	for _, f := range rep.Int8Fallbacks {
+		became, cost := "INT8", fmt.Sprintf("%+d bytes", f.Bytes)
+		if !f.Done {
+			became, cost = "left", cost+" would pass the budget"
+		}
+		t.row(f.Name, "%s\t%s error %.3g\t%d outlier features\t%s", became, f.From, f.RelativeError, f.Outliers, cost)
+	}
+	return t.flush()
 }
 
 // printFallbacks lists the tensors that got another type than they were to have.

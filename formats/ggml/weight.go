@@ -23,3 +23,20 @@ func (t *Type) PackWeight(q *quant.Weight) []byte {
 	})
 	return data
 }
+
+// ParseWeight is PackWeight's inverse: the weight of rows×cols that data holds.
+func (t *Type) ParseWeight(data []byte, rows, cols int) *quant.Weight {
+	q := quant.NewWeight(t.Grid, rows, cols)
+	n := cols / t.BlockLen
+	row := t.RowBytes(cols)
+	kernels.Parallel(rows, 16, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			for i := range n {
+				b := q.Block(r, i)
+				t.Parse(&b, data[r*row+i*t.BlockBytes:][:t.BlockBytes])
+				q.SetBlock(r, i, &b)
+			}
+		}
+	})
+	return q
+}

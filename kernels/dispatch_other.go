@@ -40,7 +40,12 @@ func scale(x []float32, s float32) { scaleGo(x, s) }
 // Measure measures the first n candidates on a group of weights, an even number: see MeasureLevels.
 func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) { c.measureGo(n, x, wt, lo, hi) }
 
-// MeasureEach measures each of the first n candidates on a group of its own, lane i of x and wt, whose length is even.
+// MeasureEach measures each of the first n candidates on a group of its own, lane i of x and wt, whose length is even
+// and at most MaxLane.
 func (c *Candidates) MeasureEach(n int, x, wt [][16]float32, lo, hi int32) {
 	c.measureEachGo(n, x, wt, lo, hi)
 }
+
+func encodeF16Whole([]byte, []float32) int { return 0 }
+
+func encodeBF16Whole([]byte, []float32) int { return 0 }

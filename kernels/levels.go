@@ -64,8 +64,12 @@ func (c *Candidates) measureGo(n int, x, wt []float32, lo, hi int32) {
 	}
 }
 
+// MaxLane is the most weights that MeasureEach takes: the longest block.
+const MaxLane = 256
+
 func (c *Candidates) measureEachGo(n int, x, wt [][16]float32, lo, hi int32) {
-	gx, gw := make([]float32, len(x)), make([]float32, len(x))
+	var laneX, laneW [MaxLane]float32
+	gx, gw := laneX[:len(x)], laneW[:len(x)]
 	for i := range n {
 		for j := range x {
 			gx[j], gw[j] = x[j][i], wt[j][i]

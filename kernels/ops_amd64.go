@@ -155,7 +155,8 @@ func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) {
 	}
 }
 
-// MeasureEach measures each of the first n candidates on a group of its own, lane i of x and wt, whose length is even.
+// MeasureEach measures each of the first n candidates on a group of its own, lane i of x and wt, whose length is even
+// and at most MaxLane.
 func (c *Candidates) MeasureEach(n int, x, wt [][16]float32, lo, hi int32) {
 	wt = wt[:len(x)]
 	l := lanes()
@@ -171,4 +172,25 @@ func (c *Candidates) MeasureEach(n int, x, wt [][16]float32, lo, hi int32) {
 	for i := 0; i < n; i += l {
 		measureEachAVX2(&c.err[i], &c.Scale[i], &x[0][i], &wt[0][i], len(x), lo, hi)
 	}
+}
+
+// encodeF16Whole encodes as many values as the vector loop takes, and returns how many.
+func encodeF16Whole(dst []byte, src []float32) int {
+	n := len(src) &^ 15
+	if n == 0 || CurrentTier() < AVX2 {
+		return 0
+	}
+	_ = dst[2*n-1]
+	encodeF16AVX2(&dst[0], &src[0], n, MaxF16)
+	return n
+}
+
+func encodeBF16Whole(dst []byte, src []float32) int {
+	n := len(src) &^ 15
+	if n == 0 || CurrentTier() < AVX2 {
+		return 0
+	}
+	_ = dst[2*n-1]
+	encodeBF16AVX2(&dst[0], &src[0], n, MaxBF16)
+	return n
 }

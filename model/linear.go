@@ -49,7 +49,7 @@ func (l *Linear) Matrix() (*tensor.Matrix, error) {
 	m := tensor.New(l.Out, l.In)
 	kernels.Parallel(l.Out, 16, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
-			l.W.Format.Unpack(m.Row(r), l.W.Row(r))
+			kernels.Unpack(l.W.Format, m.Row(r), l.W.Row(r))
 		}
 	})
 	return m, checkFinite(l.Name, m.Data, l.In)
@@ -108,7 +108,7 @@ func (m *Model) vector(name string) ([]float32, error) {
 	}
 	defer m.Source.Release(t)
 	v := make([]float32, t.Elements())
-	t.Type.Unpack(v, t.Data)
+	kernels.Unpack(&t.Type.Format, v, t.Data)
 	if err := checkFinite(name, v, len(v)); err != nil {
 		return nil, fmt.Errorf("model: %s: %w", m.Source.Name(), err)
 	}

@@ -81,7 +81,7 @@ func (m *Model) Embed(dst *tensor.Matrix, tokens []int32) error {
 		if id < 0 || int(id) >= w.Rows {
 			return fmt.Errorf("model: %s: token %d is %d, the vocabulary has %d", m.Source.Name(), i, id, w.Rows)
 		}
-		w.Format.Unpack(dst.Row(i), w.Row(int(id)))
+		kernels.Unpack(w.Format, dst.Row(i), w.Row(int(id)))
 	}
 	return nil
 }

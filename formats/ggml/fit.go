@@ -265,8 +265,8 @@ const (
 // roundScale returns v rounded to float16, saturating.
 func roundScale(v float32) float32 {
 	switch a := abs(v); {
-	case a >= maxF16:
-		return float32(math.Copysign(maxF16, float64(v)))
+	case a >= kernels.MaxF16:
+		return float32(math.Copysign(kernels.MaxF16, float64(v)))
 	case a < minNormalF16:
 		const magic = roundMagic * quantumF16 // rounds to multiples of the quantum
 		return float32(v+magic) - magic

@@ -81,5 +81,5 @@ func (t *Type) Decode(dst []float32, src []byte) {
 	if len(dst)%t.BlockLen != 0 || len(src) != t.RowBytes(len(dst)) {
 		panic(fmt.Sprintf("ggml: %s: %d bytes for %d weights", t.Name, len(src), len(dst)))
 	}
-	t.Unpack(dst, src)
+	kernels.Unpack(&t.Format, dst, src)
 }

@@ -26,6 +26,7 @@ var topics = []struct {
 	{"vector", vector},
 	{"unpack", unpack},
 	{"few", few},
+	{"half", half},
 	{"levels", levels},
 	{"elementwise", elementwise},
 	{"int8", signedBytes},

@@ -12,6 +12,7 @@ SRC := $(shell $(GO) env GOROOT)/src
 # Packages of the Go library that gopher-4m was trained on, and packages that it never saw.
 SEEN   := sort fmt strconv os net/http encoding/json go/types
 UNSEEN := bufio archive/zip log/slog net/url text/template
+calib   = out/calib-$(subst /,-,$(1)).txt
 
 # Packages that start goroutines, or write from several.
 CONCURRENT := ./cmd/llmq ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
@@ -26,11 +27,11 @@ build: ## compile bin/llmq
 
 demo: build ## quantize the built-in model with GPTQ to 4 bits and evaluate it before and after
 	@mkdir -p out
-	@cat $(SEEN:%=$(SRC)/%/*.go) > out/calib.txt
+	@$(foreach p,$(SEEN),cat $(SRC)/$(p)/*.go > $(call calib,$(p));)
 	@cat $(UNSEEN:%=$(SRC)/%/*.go) > out/eval.txt
 	bin/llmq convert testdata/gopher-4m -o out/gopher-4m-f16.gguf --force
 	bin/llmq quantize testdata/gopher-4m -o out/gopher-4m-q4_k.gguf --method gptq --bits 4 \
-		--calib out/calib.txt --seq-len 256 --force
+		$(foreach p,$(SEEN),--calib $(call calib,$(p))) --seq-len 256 --force
 	bin/llmq eval out/gopher-4m-q4_k.gguf --text out/eval.txt --context 256 --chunks 100 \
 		--base out/gopher-4m-f16.gguf
 	@ls -l out/*.gguf

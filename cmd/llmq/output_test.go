@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors"
-	tensorKeys = "name type bytes relative_error damping fallback"
+	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks"
+	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback"
 )
 
 // calibrate are flags of a small calibration.

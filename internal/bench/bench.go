@@ -100,6 +100,10 @@ func timeIt(ctx context.Context, f func()) float64 {
 func (m *Machine) bounded(r Result, flops, bytes float64, p kernels.Precision) Result {
 	compute, name := m.arithmetic(p)
 	bandwidth, memory := m.peak("memory read")
+	if compute == 0 { // no vector instructions, so none measured
+		r.Rate, r.Unit = flops/r.Seconds/1e9, "GFLOP/s"
+		return r
+	}
 	if flops/compute > bytes/bandwidth {
 		r.Rate, r.Unit, r.Bound, r.Share = flops/r.Seconds/1e9, "GFLOP/s", name, flops/r.Seconds/1e9/compute
 	} else {

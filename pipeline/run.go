@@ -215,12 +215,20 @@ func itemName(tensor string) string {
 	return tensor
 }
 
+// shortName is "attn_q" for "blk.0.attn_q.weight": the layer is known.
+func shortName(tensor string) string {
+	if parts := strings.SplitN(tensor, ".", 3); len(parts) == 3 {
+		tensor = parts[2]
+	}
+	return strings.TrimSuffix(tensor, ".weight")
+}
+
 // streamWeights is how many weights are converted at a time outside the layers.
 const streamWeights = 1 << 22
 
 // stream converts a tensor row by row, rounding to nearest.
 func (r *run) stream(t *Tensor) error {
-	r.opt.Progress.Detail(t.Name)
+	r.opt.Progress.Detail(shortName(t.Name))
 	in, err := r.src.Tensor(t.Name)
 	if err != nil {
 		return err
@@ -286,7 +294,7 @@ func roundingNoise(t *ggml.Type, data []byte, w *tensor.Matrix) float64 {
 func (r *run) done(t *Tensor, relative, damping float64) {
 	r.report(t, relative, damping)
 	r.opt.Progress.Add(int64(t.Elements()))
-	r.opt.Progress.Detail(t.Name)
+	r.opt.Progress.Detail(shortName(t.Name))
 }
 
 func (r *run) report(t *Tensor, relative, damping float64) {

@@ -1,0 +1,233 @@
+package eval
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Replacement puts other weights in the place of one linear's.
+type Replacement struct {
+	Linear string // the weight's name: "blk.0.attn_q.weight"
+	// Weights returns what replaces w, out×in, which it may overwrite.
+	Weights func(w *tensor.Matrix) (*tensor.Matrix, error)
+}
+
+// Effect is how far a model's predictions are from those with one linear replaced.
+type Effect struct {
+	KL     float64 // mean of KL(original‖replaced) over the scored tokens, in nats
+	StdErr float64
+}
+
+// Sensitivity measures the effect of each replacement alone. All variants of the model go through a layer together, each
+// from the replaced layer on, so that every weight is read once; of opt, Base, Activations and Outliers are not used.
+func Sensitivity(ctx context.Context, m *model.Model, tokens []int32, rs []Replacement, opt Options) ([]Effect, error) {
+	opt.Base = nil
+	p, err := newPlan(m, tokens, opt)
+	if err != nil {
+		return nil, err
+	}
+	if p.memory > 0 {
+		p.memory = max(p.memory/int64(len(rs)+1), 1)
+	}
+	s := &sensitivity{plan: p, original: &run{m: m}, replaced: make([]*run, len(rs))}
+	defer s.close()
+	if err := s.original.embed(p); err != nil {
+		return nil, err
+	}
+	at := make([]int, len(rs)) // layers
+	total := int64(m.Layers()) * p.layerWork(m)
+	for i, r := range rs {
+		if at[i], err = layerOf(m, r.Linear); err != nil {
+			return nil, err
+		}
+		total += int64(m.Layers()-at[i]) * p.layerWork(m)
+	}
+	p.progress.Stage("sensitivity", int64(p.chunks)*(total+int64(len(rs)+1)*p.headWork(m)))
+	defer p.progress.Done()
+	for i := range m.Layers() {
+		p.progress.Item(fmt.Sprintf("layer %d/%d", i+1, m.Layers()))
+		if err := s.layer(ctx, i, rs, at); err != nil {
+			return nil, err
+		}
+	}
+	p.progress.Item("head")
+	return s.score(ctx, rs)
+}
+
+// layerOf returns the layer that a linear is in.
+func layerOf(m *model.Model, name string) (int, error) {
+	for i := range m.Layers() {
+		l, err := m.LoadLayer(i)
+		if err != nil {
+			return 0, err
+		}
+		lin := find(l, name)
+		l.Release()
+		if lin != nil {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("eval: %s: no layer has a linear %q", m.Source.Name(), name)
+}
+
+func find(l *model.Layer, name string) *model.Linear {
+	for _, lin := range l.Linears() {
+		if lin.Name == name {
+			return lin
+		}
+	}
+	return nil
+}
+
+type sensitivity struct {
+	plan     *plan
+	original *run
+	replaced []*run // nil before the layer of its linear
+}
+
+func (s *sensitivity) close() {
+	s.original.close()
+	for _, r := range s.replaced {
+		if r != nil {
+			r.close()
+		}
+	}
+}
+
+// layer takes all variants through layer i.
+func (s *sensitivity) layer(ctx context.Context, i int, rs []Replacement, at []int) error {
+	p, m := s.plan, s.original.m
+	l, err := m.LoadLayer(i)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	forward := func(r *run) error {
+		return r.each(func(lo, hi int, x *tensor.Matrix) error {
+			err := l.Forward(ctx, x, p.context)
+			p.progress.Add(p.layerWork(m) * int64(hi-lo))
+			return err
+		})
+	}
+	for k, r := range rs {
+		switch {
+		case at[k] > i:
+			continue
+		case at[k] < i:
+			if err := forward(s.replaced[k]); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.branch(k); err != nil {
+			return err
+		}
+		lin := find(l, r.Linear)
+		w, err := lin.Matrix()
+		if err != nil {
+			return fmt.Errorf("eval: %s: %w", m.Source.Name(), err)
+		}
+		before := lin.F32
+		if lin.F32, err = r.Weights(w); err != nil {
+			return fmt.Errorf("eval: %s: %w", r.Linear, err)
+		}
+		err = forward(s.replaced[k])
+		lin.F32 = before
+		if err != nil {
+			return err
+		}
+	}
+	return forward(s.original)
+}
+
+// branch begins variant k with the original's hidden states.
+func (s *sensitivity) branch(k int) error {
+	p, m := s.plan, s.original.m
+	hidden, err := states.New(p.chunks, p.context, m.Dim, p.batch, p.memory, p.tempDir)
+	if err != nil {
+		return fmt.Errorf("eval: %w", err)
+	}
+	r := &run{m: m, hidden: hidden}
+	s.replaced[k] = r
+	batch := 0
+	return r.each(func(_, _ int, x *tensor.Matrix) error {
+		from, err := s.original.hidden.Get(batch)
+		if err != nil {
+			return fmt.Errorf("eval: %w", err)
+		}
+		batch++
+		for t := range x.Rows {
+			copy(x.Row(t), from.Row(t))
+		}
+		return nil
+	})
+}
+
+// score puts all hidden states through the head and compares the predictions.
+func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, error) {
+	p, m := s.plan, s.original.m
+	head, err := m.LoadHead()
+	if err != nil {
+		return nil, err
+	}
+	defer head.Release()
+	kl := make([][]float64, len(rs))
+	for k := range kl {
+		kl[k] = make([]float64, p.chunks*p.scored())
+	}
+	// A chunk at a time, in pieces: so the pieces do not depend on the batches.
+	step := min(max(headValues/m.Vocab, 1), p.scored())
+	want, got := tensor.New(step, m.Vocab), tensor.New(step, m.Vocab)
+	lse := make([]float64, step)
+	for b := range s.original.hidden.Batches() {
+		x, err := s.original.hidden.Get(b)
+		if err != nil {
+			return nil, fmt.Errorf("eval: %w", err)
+		}
+		lo, hi := s.original.hidden.Sequences(b)
+		for c := lo; c < hi; c++ {
+			for t := 0; t < p.scored(); t += step {
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+				n := min(step, p.scored()-t)
+				row := (c-lo)*p.context + p.first + t
+				head.Logits(want.View(0, n, 0, m.Vocab), x.View(row, row+n, 0, m.Dim))
+				kernels.Parallel(n, 1, func(from, to int) {
+					for j := from; j < to; j++ {
+						lse[j] = kernels.LogSumExp(want.Row(j))
+					}
+				})
+				for k, r := range s.replaced {
+					y, err := r.hidden.Get(b)
+					if err != nil {
+						return nil, fmt.Errorf("eval: %w", err)
+					}
+					head.Logits(got.View(0, n, 0, m.Vocab), y.View(row, row+n, 0, m.Dim))
+					kernels.Parallel(n, 1, func(from, to int) {
+						for j := from; j < to; j++ {
+							kl[k][c*p.scored()+t+j] = divergence(want.Row(j), got.Row(j), lse[j], kernels.LogSumExp(got.Row(j)))
+						}
+					})
+				}
+			}
+			p.progress.Add(int64(len(rs)+1) * p.headWork(m))
+		}
+	}
+	effects := make([]Effect, len(rs))
+	for k := range effects {
+		e := &effects[k]
+		e.KL, e.StdErr = meanAndError(kl[k])
+		if math.IsNaN(e.KL) || math.IsInf(e.KL, 0) {
+			return nil, errors.Join(fmt.Errorf("eval: with another %s", rs[k].Linear), errNotFinite)
+		}
+	}
+	return effects, nil
+}

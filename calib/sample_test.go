@@ -379,3 +379,30 @@ func TestMetadata(t *testing.T) {
 		t.Errorf("SHA-256 %s, want %s", got, want)
 	}
 }
+
+func TestHoldOut(t *testing.T) {
+	a, b := write(t, "a.txt", counter(cjk, 3000)), write(t, "b.txt", counter(cjk+3000, 9000))
+	for n, want := range map[int]int{0: 0, 1: 1, 8: 8, 119: 119, 120: 119} {
+		set := sample(t, []string{a, b}, letters{}, calib.Options{Tokens: 12000, SeqLen: 100})
+		before := slices.Concat(set.Sequences...)
+		held := set.HoldOut(n)
+		if len(held) != 100*want || len(set.Sequences) != 120-want || set.Sources[0].Sequences+set.Sources[1].Sequences != 120-want {
+			t.Errorf("%d held out: %d tokens, %d sequences left, %+v", n, len(held), len(set.Sequences), set.Sources)
+		}
+		all := append(slices.Concat(set.Sequences...), held...)
+		slices.Sort(all)
+		slices.Sort(before)
+		if !slices.Equal(all, before) {
+			t.Errorf("%d held out: something is lost", n)
+		}
+		fromA := 0
+		for _, seq := range set.Sequences {
+			if seq[0] < cjk+3000 {
+				fromA++
+			}
+		}
+		if set.Sources[0].Sequences != fromA {
+			t.Errorf("%d held out: %d sequences are said to be from a.txt, %d are", n, set.Sources[0].Sequences, fromA)
+		}
+	}
+}

@@ -55,6 +55,35 @@ func tokenBytes(tokens []int32) []byte {
 
 func hashTokens(tokens []int32) [sha256.Size]byte { return sha256.Sum256(tokenBytes(tokens)) }
 
+// HoldOut takes n sequences, evenly spread, out of the set and returns their tokens. At least one stays.
+func (s *Set) HoldOut(n int) []int32 {
+	total := len(s.Sequences)
+	n = min(n, total-1)
+	var tokens []int32
+	var stay [][]int32
+	source, left := 0, 0 // whose sequence comes, and how many of its more
+	if len(s.Sources) > 0 {
+		left = s.Sources[0].Sequences
+	}
+	for i, seq := range s.Sequences {
+		for left == 0 && source < len(s.Sources)-1 {
+			source++
+			left = s.Sources[source].Sequences
+		}
+		left--
+		if (i+1)*n/total == i*n/total {
+			stay = append(stay, seq)
+			continue
+		}
+		tokens = append(tokens, seq...)
+		if source < len(s.Sources) {
+			s.Sources[source].Sequences--
+		}
+	}
+	s.Sequences = stay
+	return tokens
+}
+
 // warn finds what makes the set a poor calibration.
 func (s *Set) warn(want int) {
 	add := func(format string, args ...any) {

@@ -30,9 +30,10 @@ var allowed = map[string]string{
 	"model":     "tensor kernels quant formats/ggml",
 	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
 	"eval":      "tensor kernels quant int8outlier formats/ggml model internal/states",
+	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
 	"pipeline":  "tensor kernels quant gptq int8outlier formats/ggml formats/gguf model calib internal/states",
 
-	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval pipeline " +
+	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline " +
 		"kernels internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",

@@ -25,6 +25,8 @@ func (f *Format) unpackerF32() unpacker { return nil }
 
 func (f *Format) rowProducts() (p rowProducts, ok bool) { return p, false }
 
+func (f *Format) rowProductsBF16(Precision) (p rowProductsBF16, ok bool) { return p, false }
+
 func (f *Format) unpackerBF16() unpacker { return nil }
 
 func expSum(dst, src []float32, shift float32) float32 { return expSumGo(dst, src, shift) }

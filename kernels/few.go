@@ -13,8 +13,13 @@ const fewTokens = 4
 // rowDst bytes in dst.
 type rowProducts [3]func(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
-// matMulFew is MatMul for few tokens, bound by the memory that the weights come from. Nothing is rounded to bfloat16.
-func matMulFew(dst, x *tensor.Matrix, w *Weights) {
+// matMulFew is MatMul for few tokens, bound by the memory that the weights come from. Only Q4_K rounds inputs to bfloat16,
+// and only if p allows it.
+func matMulFew(dst, x *tensor.Matrix, w *Weights, p Precision) {
+	if run, ok := w.Format.rowProductsBF16(p); ok {
+		matMulFewBF16(dst, x, w, run)
+		return
+	}
 	direct, ok := w.Format.rowProducts()
 	const grain = 32 // rows
 	Parallel(w.Rows, grain, func(lo, hi int) {
@@ -47,4 +52,57 @@ func matMulFew(dst, x *tensor.Matrix, w *Weights) {
 			}
 		}
 	})
+}
+
+// matMulFewBF16 is matMulFew with inputs packed for products that take them in bfloat16.
+func matMulFewBF16(dst, x *tensor.Matrix, w *Weights, products rowProductsBF16) {
+	blocks := w.Cols / w.Format.BlockLen
+	buf := getWords(x.Rows * blocks * blockQ4_K)
+	defer words.Put(buf)
+	for t := range x.Rows {
+		packQ4_K((*buf)[t*blocks*blockQ4_K:], x.Row(t))
+	}
+	const grain = 32 // rows
+	Parallel(w.Rows, grain, func(lo, hi int) {
+		for o := lo; o < hi; o++ {
+			for t := 0; t < x.Rows; {
+				i := min(bits.Len(uint(x.Rows-t)), len(products)) - 1
+				products[i](&dst.Data[t*dst.Stride+o], 4*dst.Stride, &(*buf)[t*blocks*blockQ4_K], 4*blocks*blockQ4_K,
+					&w.Row(o)[0], blocks)
+				t += 1 << i
+			}
+		}
+	})
+}
+
+// rowProductsBF16 are rowProducts of packed tokens.
+type rowProductsBF16 [3]func(dst *float32, rowDst int, x *uint32, rowX int, src *byte, n int)
+
+// blockQ4_K is the size in words of a Q4_K block's inputs: 256 bfloat16 values and the sum of each group's 32.
+const blockQ4_K = 256/2 + 8
+
+// packQ4_K rounds a token's inputs to bfloat16, in the order in which dotQ4_KBF16 unpacks weights: of each pair of groups
+// the first and third eight of either, then the second and fourth. The sums are of the rounded values, which is what
+// the minimum of a group is multiplied with.
+func packQ4_K(dst []uint32, x []float32) {
+	for ; len(x) > 0; x, dst = x[256:], dst[blockQ4_K:] {
+		var rounded [256]uint32
+		for i, v := range x[:256] {
+			rounded[i] = uint32(tensor.ToBF16(v))
+		}
+		for i := range 128 {
+			// Word i: pair of groups, half of the eights, group of the pair, eight of the half, words of an eight.
+			p, h, g, e, j := i/32, i/16%2, i/8%2, i/4%2, 2*(i%4)
+			from := 64*p + 32*g + 16*e + 8*h + j
+			dst[i] = rounded[from] | rounded[from+1]<<16
+		}
+		sums := floats(dst[128:blockQ4_K])
+		for g := range sums {
+			var sum float32
+			for _, v := range rounded[32*g : 32*g+32] {
+				sum += tensor.BF16(uint16(v))
+			}
+			sums[g] = sum
+		}
+	}
 }

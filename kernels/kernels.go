@@ -92,7 +92,7 @@ func MatMul(dst, x *tensor.Matrix, w *Weights, p Precision) {
 		matMulGo(dst, x, w)
 		return
 	case x.Rows <= fewTokens && x.Rows > 0 && w.Cols > 0:
-		matMulFew(dst, x, w)
+		matMulFew(dst, x, w, p)
 		return
 	}
 	a := rowsOperand(x)

@@ -92,7 +92,7 @@ func TestMatMulTypes(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 4))
 		for _, typ := range types {
-			for _, s := range [][3]int{{1, 5, 256}, {5, 33, 512}, {14, 40, 768}, {2, 20, 1280}} {
+			for _, s := range [][3]int{{1, 5, 256}, {5, 33, 512}, {14, 40, 768}, {2, 20, 1280}, {3, 9, 1280}, {4, 3, 512}} {
 				tokens, out, in := s[0], s[1], s[2]
 				if typ.BlockLen == 1 {
 					in -= 7

@@ -46,13 +46,7 @@ func few(g *gen) {
 			if t.weights == 256 {
 				k.scales = g.AllocLocal(128)
 			}
-			k.x = append(k.x, x)
-			for range tokens - 1 {
-				p := g.GP64()
-				g.MOVQ(k.x[len(k.x)-1], p)
-				g.ADDQ(rowX, p)
-				k.x = append(k.x, p)
-			}
+			k.tokenPointers(x, rowX)
 			for i := range 8 {
 				g.zero(avx512, k.reg(24+i))
 			}
@@ -69,22 +63,106 @@ func few(g *gen) {
 			}
 			g.DECQ(n)
 			g.JNZ(operand.LabelRef("block"))
-			for i := range tokens {
-				// What follows reaches only the lower 16 registers.
-				var low []reg.VecPhysical
-				for j, s := range k.sums(i) {
-					low = append(low, k.reg(j))
-					g.VMOVUPS(s, low[j])
-				}
-				g.sum(avx512, low...)
-				g.VMOVSS(low[0].AsX(), at(dst, 0))
-				if i < tokens-1 {
-					g.ADDQ(rowDst, dst)
-				}
-			}
-			g.VZEROUPPER()
-			g.RET()
+			k.results(dst, rowDst)
 		}
+	}
+}
+
+// fewBF16 writes Q4_K's product for inputs in bfloat16, as packQ4_K lays them out: the bytes of the numbers 0 to 15 in
+// bfloat16 come from tables, so that 64 weights take ten cheap instructions. Shuffles across the whole of a vector, such
+// as VPERMPS, take two cycles where those inside its quarters take one.
+func fewBF16(g *gen) {
+	numbers := func(name string, shift int) operand.Mem {
+		m := g.StaticGlobal(name)
+		g.DataAttributes(rodata)
+		for i := 0; i < 64; i += 8 {
+			var v uint64
+			for j := range 8 {
+				v |= uint64(math.Float32bits(float32((i+j)%16))>>shift&255) << (8 * j)
+			}
+			g.AddDatum(i, operand.U64(v))
+		}
+		return m
+	}
+	halves := func(name string, low, high uint64) operand.Mem {
+		m := g.StaticGlobal(name)
+		g.DataAttributes(rodata)
+		for i := range 8 {
+			g.AddDatum(8*i, operand.U64([]uint64{low, high}[i/4]))
+		}
+		return m
+	}
+	constants := []operand.Mem{
+		halves("nibble", 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f),
+		halves("wordShifts", 0, 0x0004000400040004),
+		numbers("numbersLow", 16), numbers("numbersHigh", 24),
+		halves("pairs", 0, 0x0000000100000001),
+	}
+	for _, tokens := range []int{1, 2, 4} {
+		g.function(fmt.Sprintf("dotQ4_KBF16x%d", tokens),
+			"func(dst *float32, rowDst int, x *uint32, rowX int, src *byte, n int)",
+			fmt.Sprintf("sets dst to the products of n > 0 blocks with %d tokens.", tokens),
+			"Tokens, from packQ4_K, are rowX bytes apart in x, their results rowDst bytes in dst.")
+		k := &fewKernel{unpacker: &unpacker{gen: g, isa: avx512}, tokens: tokens}
+		dst, rowDst := g.gp("dst"), g.gp("rowDst")
+		x, rowX := g.gp("x"), g.gp("rowX")
+		k.src = g.gp("src")
+		n := g.gp("n")
+		k.scales = g.AllocLocal(128)
+		k.tokenPointers(x, rowX)
+		for i := range 8 {
+			g.zero(avx512, k.reg(24+i))
+		}
+		for i := range tokens {
+			g.zero(avx512, k.reg(12+i)) // Σ minimum·Σx
+		}
+		for i, c := range constants {
+			g.VMOVUPS(c, k.reg(16+i))
+		}
+		mask, shifts, low, high, pairs := k.reg(16), k.reg(17), k.reg(18), k.reg(19), k.reg(20)
+		g.Label("block")
+		for line := 0; line < 144; line += 64 {
+			g.PREFETCHT0(at(k.src, 2048+line))
+		}
+		k.half16(0, 4)
+		k.half16(2, 5)
+		k.scaleMin6()
+		for i, p := range k.x {
+			g.VFMADD231PS(at(p, 512), k.y(9), k.y(12+i))
+		}
+		for p := range 4 {
+			q, lo, hi, scale := k.reg(0), k.reg(1), k.reg(2), k.reg(7)
+			g.VBROADCASTI64X4(at(k.src, 16+32*p), q)
+			g.VPSRLVW(shifts, q, q)
+			g.VPANDD(mask, q, q)
+			g.VPSHUFB(q, low, lo)
+			g.VPSHUFB(q, high, hi)
+			g.VPUNPCKLBW(hi, lo, k.reg(3))
+			g.VPUNPCKHBW(hi, lo, k.reg(6))
+			g.VPBROADCASTQ(k.group(2*p), scale)
+			g.VPERMILPS(pairs, scale, scale)
+			for i, x := range k.x {
+				product := k.reg(21)
+				g.zero(avx512, product)
+				for h, weights := range []reg.VecPhysical{k.reg(3), k.reg(6)} {
+					g.VMOVUPS(at(x, 128*p+64*h), k.reg(22+h))
+					g.vdpbf16ps(k.reg(22+h), weights, product)
+				}
+				s := k.sums(i)
+				g.VFMADD231PS(product, scale, s[p%len(s)])
+			}
+		}
+		g.ADDQ(operand.I32(144), k.src)
+		for _, p := range k.x {
+			g.ADDQ(operand.I32(544), p)
+		}
+		g.DECQ(n)
+		g.JNZ(operand.LabelRef("block"))
+		for i := range tokens {
+			s := k.sums(i)[0]
+			g.VSUBPS(k.reg(12+i), s, s)
+		}
+		k.results(dst, rowDst)
 	}
 }
 
@@ -118,6 +196,36 @@ func (k *fewKernel) sums(i int) []reg.VecPhysical {
 		r = append(r, k.reg(24+n*i+j))
 	}
 	return r
+}
+
+// tokenPointers makes a pointer to each token.
+func (k *fewKernel) tokenPointers(x, rowX reg.Register) {
+	k.x = append(k.x, x)
+	for range k.tokens - 1 {
+		p := k.GP64()
+		k.MOVQ(k.x[len(k.x)-1], p)
+		k.ADDQ(rowX, p)
+		k.x = append(k.x, p)
+	}
+}
+
+// results stores each token's sum and returns.
+func (k *fewKernel) results(dst, rowDst reg.Register) {
+	for i := range k.tokens {
+		// What follows reaches only the lower 16 registers.
+		var low []reg.VecPhysical
+		for j, s := range k.sums(i) {
+			low = append(low, k.reg(j))
+			k.VMOVUPS(s, low[j])
+		}
+		k.sum(avx512, low...)
+		k.VMOVSS(low[0].AsX(), at(dst, 0))
+		if i < k.tokens-1 {
+			k.ADDQ(rowDst, dst)
+		}
+	}
+	k.VZEROUPPER()
+	k.RET()
 }
 
 // accumulate adds the products of 16 weights, values in register r, with the inputs from position on.

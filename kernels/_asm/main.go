@@ -26,6 +26,7 @@ var topics = []struct {
 	{"vector", vector},
 	{"unpack", unpack},
 	{"few", few},
+	{"few_bf16", fewBF16},
 	{"half", half},
 	{"levels", levels},
 	{"elementwise", elementwise},

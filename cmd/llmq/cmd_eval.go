@@ -17,6 +17,8 @@ import (
 type evalOptions struct {
 	Model       string
 	Text        string
+	Task        string
+	Examples    int
 	Context     int
 	Chunks      int
 	Preset      string
@@ -30,11 +32,13 @@ type evalOptions struct {
 
 func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.Text, "text", "", "UTF-8 text `FILE` to predict (required)")
+	f.StringVar(&o.Text, "text", "", "UTF-8 text `FILE` to predict")
+	f.StringVar(&o.Task, "task", "", "instead of --text, task `FILE` to answer: .jsonl with \"question\", \"choices\" and \"answer\", or \"text\" whose last word is asked for, in each line; or llama.cpp's HellaSwag text")
+	f.IntVar(&o.Examples, "examples", 0, "answer only the first `N` examples of the task (0: all)")
 	f.IntVar(&o.Context, "context", 0, fmt.Sprintf("tokens in a chunk (default %d)", eval.DefaultContext))
 	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
-	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`")
+	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`; with --task, its accuracy")
 	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: int8-static, int8-dynamic or llm.int8; or exactly in f32")
 	f.Var(&o.Precision, "precision", precisionUsage)
 	o.Memory = defaultMemory
@@ -46,18 +50,33 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 func (a *app) evalCommand() *cobra.Command {
 	var opts evalOptions
 	cmd := &cobra.Command{
-		Use:   "eval MODEL --text FILE",
-		Short: "Measure perplexity, and KL divergence from a base model",
+		Use:   "eval MODEL --text FILE | --task FILE",
+		Short: "Measure perplexity, KL divergence from a base model, and accuracy",
 		Long: `Measures how well MODEL, a checkpoint folder or a GGUF file of any supported type, predicts a text.
 
 The protocol is llama.cpp's: consecutive chunks of --context tokens, the first token of each replaced by BOS where the
-model adds one, the second half of each chunk scored. With --base both models read the same tokens in lockstep.`,
+model adds one, the second half of each chunk scored. With --base both models read the same tokens in lockstep.
+
+A task counts right answers: by the probability of each choice, by that per character, and by that per token; or by
+whether the model would write a text's last word.`,
 		Example: `  llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt
   llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt --base Qwen3-8B --chunks 100 --json
-  llmq eval Qwen3-8B --text wiki.test.txt --preset gptq-2048`,
+  llmq eval Qwen3-8B --text wiki.test.txt --preset gptq-2048
+  llmq eval qwen3-8b-q4_k.gguf --task arc.jsonl --base Qwen3-8B`,
 		Args: exactArgs("MODEL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Model = args[0]
+			if cmd.Flags().Changed("task") {
+				for _, name := range []string{"text", "context", "chunks", "preset", "activations"} {
+					if cmd.Flags().Changed(name) {
+						return usagef("--task and --%s exclude each other", name)
+					}
+				}
+				return a.runTask(cmd.Context(), opts)
+			}
+			if cmd.Flags().Changed("examples") {
+				return usagef("--examples is for --task; the limit for --text is --chunks")
+			}
 			return a.runEval(cmd.Context(), opts)
 		},
 	}
@@ -67,7 +86,7 @@ model adds one, the second half of each chunk scored. With --base both models re
 
 func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	if opts.Text == "" {
-		return usagef("no --text FILE given")
+		return usagef("no --text FILE given, nor --task FILE")
 	}
 	eopt := eval.Options{Context: opts.Context}
 	switch opts.Preset {

@@ -29,7 +29,7 @@ var allowed = map[string]string{
 	"tokenizer": "",
 	"model":     "tensor kernels quant formats/ggml",
 	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
-	"eval":      "tensor kernels quant int8outlier formats/ggml model internal/states",
+	"eval":      "tokenizer internal/text tensor kernels quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
 	"pipeline":  "tensor kernels quant gptq int8outlier formats/ggml formats/gguf model calib internal/states",
 

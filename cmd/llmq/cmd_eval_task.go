@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/llmq/llmq/eval"
+)
+
+// runTask is eval --task.
+func (a *app) runTask(ctx context.Context, opts evalOptions) error {
+	if opts.Examples < 0 {
+		return usagef("--examples %d: need 0 or more", opts.Examples)
+	}
+	if err := setThreads(opts.Threads); err != nil {
+		return err
+	}
+	task, err := eval.LoadTask(opts.Task)
+	if err != nil {
+		return err
+	}
+	res, err := a.answer(ctx, opts, opts.Model, task)
+	if err != nil {
+		return err
+	}
+	if opts.Base != "" {
+		base, err := a.answer(ctx, opts, opts.Base, task)
+		if err != nil {
+			return err
+		}
+		res.Compare(base)
+		res.Seconds += base.Seconds
+	}
+	if opts.JSON {
+		return a.printJSON(struct {
+			*eval.TaskResult
+			PeakRSS int64 `json:"peak_rss_bytes"`
+		}{res, peakRSS()})
+	}
+	return a.printTask(opts, res)
+}
+
+// answer runs the task on one model.
+func (a *app) answer(ctx context.Context, opts evalOptions, path string, task *eval.Task) (*eval.TaskResult, error) {
+	m, tok, err := a.openModel(path)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Source.Close()
+	m.Precision = opts.Precision.p
+	progress := a.progress()
+	defer progress.Done()
+	return eval.RunTask(ctx, m, tok, task, eval.TaskOptions{Limit: opts.Examples, Memory: int64(opts.Memory), Progress: progress})
+}
+
+func (a *app) printTask(opts evalOptions, res *eval.TaskResult) error {
+	t := newTable(a.stdout)
+	t.row("model", "%s", opts.Model)
+	t.row("task", "%s, %s, %d examples", opts.Task, res.Kind, res.Examples)
+	if opts.Base != "" {
+		t.row("base", "%s", opts.Base)
+	}
+	for _, m := range []struct {
+		name  string
+		m     *eval.Measure
+		scale float64 // percent
+		unit  string
+	}{
+		{"accuracy", res.Accuracy, 100, "%"},
+		{"accuracy per character", res.AccuracyNorm, 100, "%"},
+		{"accuracy per token", res.AccuracyPerToken, 100, "%"},
+		{"perplexity of the word", res.Perplexity, 1, ""},
+	} {
+		if m.m == nil {
+			continue
+		}
+		line := fmt.Sprintf("%.2f%s ± %.2f", m.scale*m.m.Value, m.unit, m.scale*m.m.StdErr)
+		if m.m.Base != nil {
+			line += fmt.Sprintf("; base %.2f%s, difference %+.2f ± %.2f", m.scale**m.m.Base, m.unit, m.scale**m.m.Difference,
+				m.scale**m.m.DifferenceStdErr)
+		}
+		t.row(m.name, "%s", line)
+	}
+	t.row("took", "%.1f s, peak memory %s", res.Seconds, formatBytes(peakRSS()))
+	return t.flush()
+}

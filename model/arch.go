@@ -46,6 +46,16 @@ var architectures = map[string]*architecture{
 // Architectures lists the values of general.architecture that Open accepts, sorted.
 func Architectures() []string { return slices.Sorted(maps.Keys(architectures)) }
 
+// LoadsBias says whether readers of an architecture load a bias for a layer's linear, given by its stem ("attn_q").
+func LoadsBias(arch, stem string) bool {
+	a := architectures[arch]
+	if a == nil {
+		return false
+	}
+	_, ok := a.biases[stem]
+	return ok
+}
+
 // want is a tensor that a model has, or may have.
 type want struct {
 	name     string

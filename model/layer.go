@@ -64,6 +64,23 @@ func (l *Layer) Linears() []*Linear {
 	return []*Linear{l.Q, l.K, l.V, l.O, l.Gate, l.Up, l.Down}
 }
 
+// Vectors returns the layer's norms and biases by their tensors' names. They share the layer's storage.
+func (l *Layer) Vectors() map[string][]float32 {
+	prefix := layerPrefix(l.Index)
+	vectors := map[string][]float32{
+		prefix + "attn_norm.weight": l.AttnNorm, prefix + "ffn_norm.weight": l.MLPNorm,
+	}
+	if l.QNorm != nil {
+		vectors[prefix+"attn_q_norm.weight"], vectors[prefix+"attn_k_norm.weight"] = l.QNorm, l.KNorm
+	}
+	for _, lin := range l.Linears() {
+		if lin.Bias != nil {
+			vectors[lin.BiasName()] = lin.Bias
+		}
+	}
+	return vectors
+}
+
 // Release gives the weights back to the source; the layer must not be used afterwards.
 func (l *Layer) Release() {
 	for _, lin := range l.slots() {

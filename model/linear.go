@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
@@ -54,6 +55,9 @@ func (l *Linear) Matrix() (*tensor.Matrix, error) {
 	})
 	return m, checkFinite(l.Name, m.Data, l.In)
 }
+
+// BiasName is the name that the bias's tensor has, whether there is one or not.
+func (l *Linear) BiasName() string { return strings.TrimSuffix(l.Name, "weight") + "bias" }
 
 // checkFinite names the first NaN or infinity of rows of cols values.
 func checkFinite(name string, data []float32, cols int) error {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/llmq/llmq/awq"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
@@ -20,7 +21,7 @@ import (
 func (r *run) layers(tempDir string) error {
 	set := r.opt.Calib
 	streams := 1
-	if r.plan.Recipe.Method == GPTQ && !r.opt.NoCorrection {
+	if r.plan.Recipe.original() && !r.opt.NoCorrection {
 		streams = 2
 	}
 	// Each stream has two stores, which share the budget.
@@ -60,6 +61,11 @@ func (r *run) layer(s, original *stream, index int) error {
 		}
 		defer ol.Release()
 	}
+	if len(r.plan.Recipe.transforms()) > 0 {
+		if err := r.transform(s, l, ol); err != nil {
+			return err
+		}
+	}
 	for _, g := range l.Groups() {
 		in := quant.NewStats(g.Linears[0].In)
 		err := s.each(func(i int, x *tensor.Matrix) error {
@@ -96,6 +102,11 @@ func (r *run) layer(s, original *stream, index int) error {
 			return err
 		}
 	}
+	if r.changesVectors() {
+		if err := r.writeVectors(l); err != nil {
+			return err
+		}
+	}
 	if index == r.m.Layers()-1 {
 		return nil // nothing comes after the last layer
 	}
@@ -129,10 +140,12 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 				return err
 			}
 			target := w // what is rounded
+			var q *quant.Weight
 			var data []byte
 			var decoded *tensor.Matrix
 			var damping float64
-			if g := t.Type.Grid; g != nil && r.plan.Recipe.Method == GPTQ {
+			switch g, method := t.Type.Grid, r.plan.Recipe.Method; {
+			case g != nil && method.gptq():
 				f, err := factors.get(ctx, g)
 				if err != nil {
 					return err
@@ -140,16 +153,28 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 				if in.Drift != nil {
 					target = f.Correct(w, in)
 				}
-				q, err := f.Quantize(ctx, target, g, r.opt.GPTQ)
-				if err != nil {
+				if q, err = f.Quantize(ctx, target, g, r.opt.GPTQ); err != nil {
 					return err
 				}
 				damping = f.Damping
+			case g != nil && method == AWQ && clips(lin.Name):
+				if q, err = awq.Quantize(ctx, w, in, g); err != nil {
+					return err
+				}
+			default:
+				data, decoded = encode(t.Type, w, in.Importance())
+			}
+			if q != nil {
 				decoded = tensor.New(w.Rows, w.Cols)
 				q.DecodeTo(decoded)
 				data = t.Type.PackWeight(q)
-			} else {
-				data, decoded = encode(t.Type, w, in.Importance())
+			}
+			if r.plan.corrects(t) {
+				bias := in.MeanShift(w, decoded)
+				if lin.Bias != nil {
+					kernels.Axpy(bias, 1, lin.Bias)
+				}
+				lin.Bias = bias
 			}
 			if err := r.out.WriteTensor(t.Name, data); err != nil {
 				return err

@@ -60,28 +60,7 @@ func logits(t *testing.T, src model.Source, tokens []int32) *tensor.Matrix {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := tensor.New(len(tokens), m.Dim)
-	if err := m.Embed(x, tokens); err != nil {
-		t.Fatal(err)
-	}
-	for i := range m.Layers() {
-		l, err := m.LoadLayer(i)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Forward(t.Context(), x, len(tokens)); err != nil {
-			t.Fatal(err)
-		}
-		l.Release()
-	}
-	h, err := m.LoadHead()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Release()
-	out := tensor.New(len(tokens), m.Vocab)
-	h.Logits(out, x)
-	return out
+	return forward(t, m, tokens, nil)
 }
 
 // distance is ‖a−b‖²/‖a‖².

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
@@ -21,6 +22,8 @@ type Plan struct {
 	Metadata gguf.Metadata
 	Tensors  []Tensor // in the order of the file
 	File     *gguf.Plan
+	// NoBias names the quantized linears that bias correction leaves alone: GGUF readers load no bias for them.
+	NoBias []string
 }
 
 // Tensor is a tensor of the plan.
@@ -35,6 +38,9 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	p := &Plan{Recipe: r, Metadata: append(gguf.Metadata(nil), src.Metadata()...)}
 	if r.Method == Int8 && r.Type != ggml.Q8_0 {
 		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", Int8, r.Type)
+	}
+	if s := r.Smooth; s != nil && !(s.Alpha >= 0 && s.Alpha <= 1) {
+		return nil, fmt.Errorf("smoothing with alpha %g: want 0 to 1", s.Alpha)
 	}
 	used := make([]bool, len(r.Rules))
 	infos := src.Tensors()
@@ -54,6 +60,11 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 		p.Tensors = append(p.Tensors, Tensor{
 			Info: ggml.Info{Name: in.Name, Type: t, Shape: in.Shape}, From: in.Type, Wanted: wanted,
 		})
+	}
+	if r.BiasCorrection {
+		if err := p.addBiases(src); err != nil {
+			return nil, err
+		}
 	}
 	if len(p.Tensors) == 0 {
 		return nil, fmt.Errorf("%s: no tensors", src.Name())
@@ -85,6 +96,53 @@ func (p *Plan) SetMetadata(entries gguf.Metadata) error {
 	}
 	p.Metadata, p.File = md, file
 	return nil
+}
+
+// addBiases plans a bias for each quantized linear that has none, where readers of the architecture load one.
+func (p *Plan) addBiases(src Source) error {
+	v, _ := src.Meta("general.architecture")
+	arch, _ := v.(string)
+	var ts []Tensor
+	corrected := 0
+	for _, t := range p.Tensors {
+		ts = append(ts, t)
+		stem := linearStem(t.Name)
+		if stem == "" || t.Type.Grid == nil {
+			continue
+		}
+		if !model.LoadsBias(arch, stem) {
+			p.NoBias = append(p.NoBias, t.Name)
+			continue
+		}
+		corrected++
+		if name := biasName(t.Name); p.Lookup(name) == nil {
+			ts = append(ts, Tensor{
+				Info: ggml.Info{Name: name, Type: ggml.F32, Shape: t.Shape[:1]}, From: ggml.F32, Wanted: ggml.F32,
+			})
+		}
+	}
+	if corrected == 0 {
+		return fmt.Errorf("%s: bias correction: GGUF readers load no bias for any quantized linear of architecture %q",
+			src.Name(), arch)
+	}
+	p.Tensors = ts
+	return nil
+}
+
+// corrects says whether the bias of a linear is corrected.
+func (p *Plan) corrects(t *Tensor) bool {
+	return p.Recipe.BiasCorrection && t.Type.Grid != nil && !slices.Contains(p.NoBias, t.Name)
+}
+
+func biasName(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
+
+// linearStem returns "attn_q" for "blk.N.attn_q.weight", and "" for a tensor outside the layers.
+func linearStem(name string) string {
+	parts := strings.Split(name, ".")
+	if len(parts) != 4 || parts[0] != "blk" || parts[3] != "weight" {
+		return ""
+	}
+	return parts[2]
 }
 
 func (p *Plan) infos() []ggml.Info {
@@ -172,8 +230,10 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		return needs
 	}
 	streams, hessians, weights := int64(1), int64(1), int64(3) // W, encoded, decoded
-	if p.Recipe.Method == GPTQ {
-		streams = 2  // the quantized model's and the original's
+	if p.Recipe.original() {
+		streams, hessians = 2, 2 // the quantized model's and the original's; H and drift
+	}
+	if p.Recipe.Method.gptq() {
 		hessians = 7 // H, drift, damped, permuted, its factor, and the factor's work space twice
 		weights = 6  // W, corrected, in order, values, codes, gradient
 	}

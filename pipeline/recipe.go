@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/smoothquant"
 )
 
 // Method is how the linears' weights are chosen.
@@ -22,10 +23,17 @@ const (
 	// Int8 is RTN to Q8_0 for weights, with the scales of the linears' inputs measured and stored in the metadata, so that
 	// products can be taken in eight bits on both sides (W8A8).
 	Int8 Method = "int8"
+	// AWQ scales the channels of each group, clips, and rounds to nearest; see package awq.
+	AWQ Method = "awq"
+	// AWQGPTQ takes AWQ's scales, and GPTQ for the rest.
+	AWQGPTQ Method = "awq+gptq"
 )
 
 // Methods lists the methods.
-var Methods = []Method{RTN, GPTQ, Int8}
+var Methods = []Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8}
+
+func (m Method) awq() bool  { return m == AWQ || m == AWQGPTQ }
+func (m Method) gptq() bool { return m == GPTQ || m == AWQGPTQ }
 
 // Recipe says what becomes of each tensor.
 type Recipe struct {
@@ -39,7 +47,28 @@ type Recipe struct {
 	Embedding, Output *ggml.Type
 	// NoFallback makes it an error if a type's block does not divide a tensor's columns.
 	NoFallback bool
+	// Smooth, where not nil, is done before anything else.
+	Smooth *smoothquant.Smoothing
+	// BiasCorrection adds to each quantized linear's bias what its output has lost in the mean, and gives biases to
+	// linears without one where the architecture's readers load them.
+	BiasCorrection bool
 }
+
+// Calibrated says whether carrying out the recipe takes calibration text, and what for.
+func (r *Recipe) Calibrated() (why string, ok bool) {
+	switch {
+	case r.Method != RTN:
+		return string(r.Method), true
+	case r.Smooth != nil:
+		return "smoothing", true
+	case r.BiasCorrection:
+		return "bias correction", true
+	}
+	return "", false
+}
+
+// original says whether the recipe goes by what the original model has where the quantized one has its inputs.
+func (r *Recipe) original() bool { return r.Method.gptq() || r.BiasCorrection }
 
 // Rule gives the tensors whose GGUF name matches Pattern a type.
 type Rule struct {

@@ -28,7 +28,8 @@ type Options struct {
 	Calib *calib.Set
 	GPTQ  gptq.Options
 	// NoCorrection quantizes the original weights. By default GPTQ first corrects each weight for the errors of
-	// everything quantized before it (gptq.Factor.Correct), which takes a second forward pass of the original model.
+	// everything quantized before it (gptq.Factor.Correct), and bias correction makes up for them, which takes a second
+	// forward pass of the original model.
 	NoCorrection bool
 	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file beside the output. 0: no
 	// bound.
@@ -64,6 +65,10 @@ type Report struct {
 	Tensors       []TensorReport `json:"tensors"`
 	// Int8Fallbacks are the linears past Options.Fallback's error, in the order of its decisions.
 	Int8Fallbacks []FallbackReport `json:"int8_fallbacks"`
+	// Foldings are what the transforms did to each group, in order; empty without a transform.
+	Foldings []quant.Folding `json:"foldings"`
+	// NoBias names the quantized linears that bias correction left alone, as GGUF readers load no bias for them.
+	NoBias []string `json:"no_bias"`
 }
 
 // TensorReport is what became of one tensor.
@@ -99,12 +104,14 @@ type run struct {
 
 	mu      sync.Mutex // guards reports
 	reports map[string]*TensorReport
+
+	foldings []quant.Folding
 }
 
 // Run writes the file that p plans to path; linears that fall back to Q8_0 change p. Nothing is left there, and an existing file is untouched, if it fails.
 func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
-	if m := p.Recipe.Method; m != RTN && opt.Calib == nil {
-		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE, or use --method rtn", m)
+	if why, ok := p.Recipe.Calibrated(); ok && opt.Calib == nil {
+		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE", why)
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}
@@ -168,7 +175,10 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 		return nil, nil, err
 	}
 	opt.Progress.Done()
-	rep := &Report{Output: path, BitsPerWeight: p.BitsPerWeight()}
+	rep := &Report{
+		Output: path, BitsPerWeight: p.BitsPerWeight(),
+		Foldings: append([]quant.Folding{}, r.foldings...), NoBias: append([]string{}, p.NoBias...),
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, err
@@ -185,12 +195,15 @@ func layerLinear(t *ggml.Info) bool {
 	return strings.HasPrefix(t.Name, "blk.") && strings.HasSuffix(t.Name, ".weight") && len(t.Shape) == 2
 }
 
+// layerVector says whether a tensor is a layer's norm or bias.
+func layerVector(t *ggml.Info) bool { return strings.HasPrefix(t.Name, "blk.") && len(t.Shape) == 1 }
+
 // tensors writes all tensors: the layers' linears as calibration reaches them, the others one after the other.
 func (r *run) tensors(tempDir string) error {
 	item := ""
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
-		if r.m != nil && layerLinear(&t.Info) {
+		if r.m != nil && (layerLinear(&t.Info) || r.changesVectors() && layerVector(&t.Info)) {
 			continue
 		}
 		if name := itemName(t.Name); name != item && r.m == nil {

@@ -15,34 +15,41 @@ type Stats struct {
 	// one: x is the original's input, r and r̂ are both models' values of the residual connection to which the linear's
 	// output is added. nil where they are not known, or there is no such connection.
 	Drift, Residual *tensor.Matrix
+	// Sum = Σ x̂, DriftSum = Σ (x−x̂) and ResidualSum = Σ (r−r̂) are those of single values.
+	Sum, DriftSum, ResidualSum []float64
 
 	diff *tensor.Matrix
 }
 
 // NewStats returns empty statistics of inputs with in features.
-func NewStats(in int) *Stats { return &Stats{H: tensor.New(in, in)} }
+func NewStats(in int) *Stats { return &Stats{H: tensor.New(in, in), Sum: make([]float64, in)} }
 
 // Observe adds a batch of inputs, tokens×in.
 func (s *Stats) Observe(x *tensor.Matrix) {
 	kernels.SyrkTo(s.H, x)
+	addRows(s.Sum, x)
 	s.Tokens += x.Rows
 }
 
 // ObserveDrift adds to Drift what the original model has, want, where the quantized one has x; both tokens×in.
 func (s *Stats) ObserveDrift(want, x *tensor.Matrix) {
 	if s.Drift == nil {
-		s.Drift = tensor.New(x.Cols, x.Cols)
+		s.Drift, s.DriftSum = tensor.New(x.Cols, x.Cols), make([]float64, x.Cols)
 	}
-	kernels.GemmTN(s.Drift, 1, s.subtract(want, x), x)
+	d := s.subtract(want, x)
+	kernels.GemmTN(s.Drift, 1, d, x)
+	addRows(s.DriftSum, d)
 }
 
 // ObserveResidual adds to Residual the values of the residual connection, r in the quantized model and want in the
 // original one, tokens×out, for inputs x, tokens×in.
 func (s *Stats) ObserveResidual(want, r, x *tensor.Matrix) {
 	if s.Residual == nil {
-		s.Residual = tensor.New(r.Cols, x.Cols)
+		s.Residual, s.ResidualSum = tensor.New(r.Cols, x.Cols), make([]float64, r.Cols)
 	}
-	kernels.GemmTN(s.Residual, 1, s.subtract(want, r), x)
+	d := s.subtract(want, r)
+	kernels.GemmTN(s.Residual, 1, d, x)
+	addRows(s.ResidualSum, d)
 }
 
 // subtract returns a−b in scratch memory.
@@ -69,4 +76,40 @@ func (s *Stats) Importance() []float32 {
 		d[i] = s.H.Data[i*s.H.Stride+i] / float32(max(s.Tokens, 1))
 	}
 	return d
+}
+
+// MeanShift returns the mean over the tokens of what the original model's output has and the quantized one's lacks:
+// (W−Ŵ)x̂, and W(x−x̂) + r−r̂ where they are known. Added to the bias it makes the outputs' means agree (Nagel et al.,
+// arXiv:1906.04721, section 4.2). w and q are out×in.
+func (s *Stats) MeanShift(w, q *tensor.Matrix) []float32 {
+	shift := make([]float32, w.Rows)
+	for i := range shift {
+		a, b := w.Row(i), q.Row(i)
+		var sum float64
+		for j, x := range s.Sum {
+			sum += (float64(a[j]) - float64(b[j])) * x
+		}
+		if s.DriftSum != nil {
+			for j, d := range s.DriftSum {
+				sum += float64(a[j]) * d
+			}
+		}
+		if s.ResidualSum != nil {
+			sum += s.ResidualSum[i]
+		}
+		shift[i] = float32(sum / float64(max(s.Tokens, 1)))
+	}
+	return shift
+}
+
+// addRows adds the rows of x to sum.
+func addRows(sum []float64, x *tensor.Matrix) {
+	// Each column belongs to one goroutine, so its sum does not depend on their number.
+	kernels.Parallel(x.Cols, 16, func(lo, hi int) {
+		for t := range x.Rows {
+			for j, v := range x.Row(t)[lo:hi] {
+				sum[lo+j] += float64(v)
+			}
+		}
+	})
 }

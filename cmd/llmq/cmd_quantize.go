@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"math/bits"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -11,28 +15,33 @@ import (
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/smoothquant"
 )
 
 type quantizeOptions struct {
 	outputOptions
 	calibOptions
-	Method   string
-	Bits     int
-	Type     typeValue
-	Damping  float64
-	ActOrder bool
-	Refine   int
-	Memory   byteSize
-	Fallback float64
-	MaxSize  byteSize
-	MaxBPW   float64
+	Method         string
+	Smooth         smoothValue
+	BiasCorrection bool
+	Bits           int
+	Type           typeValue
+	Damping        float64
+	ActOrder       bool
+	Refine         int
+	Memory         byteSize
+	Fallback       float64
+	MaxSize        byteSize
+	MaxBPW         float64
 }
 
 const defaultBits = 4
 
 func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest), gptq, or int8 (q8_0 with calibrated scales for eight-bit activations)")
+	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest), gptq, awq, awq+gptq, or int8 (q8_0 with calibrated scales for eight-bit activations)")
+	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group")
+	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
 	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
@@ -78,7 +87,8 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		return err
 	}
 	defer src.Close()
-	calibrated := recipe.Method != pipeline.RTN || len(opts.Calib) > 0
+	_, calibrated := recipe.Calibrated()
+	calibrated = calibrated || len(opts.Calib) > 0
 	var set *calib.Set
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {
 		if set, err = opts.sample(a, src); err != nil {
@@ -120,15 +130,15 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 
 // recipe checks the options that need no file, and makes a recipe of them.
 func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
-	r := pipeline.Recipe{Method: pipeline.Method(o.Method), Type: o.Type.t}
-	switch r.Method {
-	case pipeline.RTN:
-	case pipeline.GPTQ, pipeline.Int8:
-		if len(o.Calib) == 0 && !o.DryRun {
-			return r, usagef("%s needs calibration text: give some with --calib FILE, or use --method rtn", r.Method)
+	r := pipeline.Recipe{Method: pipeline.Method(o.Method), Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
+	if !slices.Contains(pipeline.Methods, r.Method) {
+		return r, usagef("unknown method %q; known: %s", o.Method, methodNames())
+	}
+	if why, ok := r.Calibrated(); ok && len(o.Calib) == 0 && !o.DryRun {
+		if r.Method != pipeline.RTN {
+			return r, usagef("%s needs calibration text: give some with --calib FILE, or use --method rtn", why)
 		}
-	default:
-		return r, usagef("unknown method %q; known: rtn, gptq, int8", o.Method)
+		return r, usagef("%s needs calibration text: give some with --calib FILE", why)
 	}
 	if err := o.check(); err != nil {
 		return r, err
@@ -168,6 +178,43 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--method int8 has q8_0 weights, not %s; --tensor-type changes single tensors", r.Type.Name)
 	}
 	return r, nil
+}
+
+// methodNames lists the methods for a message.
+func methodNames() string {
+	var names []string
+	for _, m := range pipeline.Methods {
+		names = append(names, string(m))
+	}
+	return strings.Join(names, ", ")
+}
+
+// smoothValue is a flag that takes SmoothQuant's α, or auto.
+type smoothValue struct{ s *smoothquant.Smoothing }
+
+func (v *smoothValue) Type() string { return "ALPHA" }
+
+func (v *smoothValue) String() string {
+	switch {
+	case v.s == nil:
+		return ""
+	case v.s.Auto:
+		return "auto"
+	}
+	return strconv.FormatFloat(v.s.Alpha, 'g', -1, 64)
+}
+
+func (v *smoothValue) Set(s string) error {
+	if s == "auto" {
+		v.s = &smoothquant.Smoothing{Auto: true}
+		return nil
+	}
+	alpha, err := strconv.ParseFloat(s, 64)
+	if err != nil || !(alpha >= 0 && alpha <= 1) {
+		return errors.New("want a number from 0 to 1, or auto")
+	}
+	v.s = &smoothquant.Smoothing{Alpha: alpha}
+	return nil
 }
 
 // codeBits is the size of a code, without the scales' share.

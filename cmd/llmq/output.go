@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -167,10 +168,47 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if err := t.flush(); err != nil {
 		return err
 	}
+	if err := a.printFoldings(rep); err != nil {
+		return err
+	}
 	if err := a.printInt8Fallbacks(rep); err != nil {
 		return err
 	}
 	return a.printFallbacks(plan)
+}
+
+// printFoldings says how many groups each transform scaled, and lists those that it did not, and the linears whose biases
+// were not corrected.
+func (a *app) printFoldings(rep *pipeline.Report) error {
+	t := newTable(a.stdout)
+	var names []string
+	for _, f := range rep.Foldings {
+		if !slices.Contains(names, f.Transform) {
+			names = append(names, f.Transform)
+		}
+	}
+	for _, name := range names {
+		var scaled, all int
+		for _, f := range rep.Foldings {
+			if f.Transform != name {
+				continue
+			}
+			all++
+			if f.Skipped == "" {
+				scaled++
+			}
+		}
+		t.row(name, "%d of %d groups scaled", scaled, all)
+		for _, f := range rep.Foldings {
+			if f.Transform == name && f.Skipped != "" {
+				t.row(f.Group, "not scaled: %s", f.Skipped)
+			}
+		}
+	}
+	for _, name := range rep.NoBias {
+		t.row(name, "bias not corrected: readers of this architecture load none")
+	}
+	return t.flush()
 }
 
 // printInt8Fallbacks lists the linears past --int8-fallback, why they are, and what it cost.

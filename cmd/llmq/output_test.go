@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks"
+	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings no_bias"
 	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback"
 )
 
@@ -107,6 +107,27 @@ func TestQuantize(t *testing.T) {
 	}
 }
 
+// TestFoldings: the report names every group that a transform left alone, and every linear whose bias stays.
+func TestFoldings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out.gguf")
+	args := append([]string{"quantize", folder(t, "qwen2-yarn"), "-o", path, "--method", "awq", "--type", "q4_0",
+		"--bias-correction", "--tensor-type", "ffn_down=f16"}, calibrate...)
+	r := must(t, args...)
+	for _, want := range []string{"groups scaled", "blk.0.mlp_out", "not scaled: none of its linears is quantized",
+		"blk.0.ffn_up.weight", "bias not corrected"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("no %q in %q", want, r.stdout)
+		}
+	}
+	v := mustJSON(t, reportKeys, append(args, "--force")...)
+	for _, f := range v["foldings"].([]any) {
+		checkKeys(t, f.(map[string]any), "transform group into alpha beta error_before error_after skipped")
+	}
+	if v["no_bias"].([]any)[0] != "blk.0.attn_output.weight" {
+		t.Errorf("without corrected biases: %v", v["no_bias"])
+	}
+}
+
 // TestQuantizeOptions: every option that is to change the file does, and those that are not to do not.
 func TestQuantizeOptions(t *testing.T) {
 	dir := folder(t, "llama-linear")
@@ -120,7 +141,7 @@ func TestQuantizeOptions(t *testing.T) {
 	plain := run("")
 	for _, flags := range []string{"--refine 0", "--act-order=false", "--damping 0.1", "--seed 1", "--calib-tokens 512",
 		"--seq-len 32", "--method rtn", "--type q4_1", "--tensor-type ffn_up=q8_0", "--embedding-type q8_0",
-		"--output-type q5_0"} {
+		"--output-type q5_0", "--method awq", "--method awq+gptq", "--smooth 0.5", "--smooth auto", "--bias-correction"} {
 		if slices.Equal(run(flags), plain) {
 			t.Errorf("%s changes nothing", flags)
 		}

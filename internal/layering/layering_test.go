@@ -19,6 +19,8 @@ var allowed = map[string]string{
 	"quant":   "tensor kernels",
 	"gptq":    "tensor kernels linalg quant",
 
+	"awq":         "tensor kernels quant",
+	"smoothquant": "kernels quant",
 	"int8outlier": "tensor kernels quant",
 
 	"formats/safetensors": "tensor internal/atomicfile internal/mmap",
@@ -31,9 +33,9 @@ var allowed = map[string]string{
 	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
 	"eval":      "tokenizer internal/text tensor kernels quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
-	"pipeline":  "tensor kernels quant gptq int8outlier formats/ggml formats/gguf model calib internal/states",
+	"pipeline":  "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib internal/states",
 
-	"cmd/llmq": "gptq formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline " +
+	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline " +
 		"kernels internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",

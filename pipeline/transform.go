@@ -1,0 +1,205 @@
+package pipeline
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/llmq/llmq/awq"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Transforms are tried on a sample: so many tokens, from the beginnings of sequences spread over the calibration set.
+const (
+	sampleTokens = 2048
+	sampleSeqLen = 256
+)
+
+// transforms lists what is done to each group before it is quantized.
+func (r *Recipe) transforms() []quant.Transform {
+	var ts []quant.Transform
+	if r.Smooth != nil {
+		ts = append(ts, *r.Smooth)
+	}
+	if r.Method.awq() {
+		ts = append(ts, awq.Scaling{})
+	}
+	return ts
+}
+
+// transform scales the groups of a layer whose weights are still the checkpoint's, by what the calibration inputs in s
+// show. Afterwards l's weights and norms are those that quantization starts from. ol, the same layer of the original
+// model or nil, gets them too: the function is the same, and both models' inputs can be compared channel by channel.
+func (r *run) transform(s *stream, l, ol *model.Layer) error {
+	return r.transformWith(r.plan.Recipe.transforms(), s, l, ol)
+}
+
+func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *model.Layer) error {
+	groups, err := r.quantGroups(l)
+	if err != nil {
+		return err
+	}
+	if err := r.survey(s, l, groups); err != nil {
+		return err
+	}
+	for _, g := range groups {
+		for _, t := range transforms {
+			f, err := t.Transform(r.ctx, g)
+			if err != nil {
+				return err
+			}
+			r.foldings = append(r.foldings, *f)
+		}
+		g.Sample = nil
+	}
+	if ol == nil {
+		return nil
+	}
+	for i, lin := range l.Linears() {
+		ol.Linears()[i].F32 = lin.F32 // quantization replaces l's, and leaves the values alone
+	}
+	vectors := ol.Vectors()
+	for name, v := range l.Vectors() {
+		copy(vectors[name], v)
+	}
+	return nil
+}
+
+// quantGroups returns the layer's groups as the transforms see them, with the weights of the linears decoded.
+func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
+	linears := map[*model.Linear]*quant.Linear{}
+	for _, lin := range l.Linears() {
+		w, err := lin.Matrix()
+		if err != nil {
+			return nil, err
+		}
+		lin.F32 = w
+		linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Grid: r.plan.Lookup(lin.Name).Type.Grid}
+	}
+	var groups []*quant.Group
+	for _, mg := range l.Groups() {
+		g := &quant.Group{
+			Name: strings.TrimSuffix(l.Q.Name, "attn_q.weight") + mg.Name,
+			Prev: &quant.Scaler{Name: mg.Prev.Name, Norm: mg.Prev.Norm, Row: mg.Prev.Row},
+			In:   quant.NewInputs(mg.Linears[0].In),
+		}
+		if mg.Prev.Linear != nil {
+			g.Prev.Linear = linears[mg.Prev.Linear]
+		}
+		for _, lin := range mg.Linears {
+			g.Linears = append(g.Linears, linears[lin])
+		}
+		if !mg.Residual {
+			g.Block = block(l, mg, r.sample().seqLen)
+		}
+		groups = append(groups, g)
+	}
+	return groups, nil
+}
+
+// block returns what computes the output of attention or of the MLP from the input of the group that opens it.
+func block(l *model.Layer, mg model.Group, seqLen int) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+	last := l.Down
+	core := l.MLPCore
+	if mg.Name == "attn_in" {
+		last = l.O
+		core = func(dst, in *tensor.Matrix) { l.AttnCore(dst, in, seqLen) }
+	}
+	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+		for i, lin := range mg.Linears {
+			own := lin.F32
+			lin.F32 = weights[i]
+			defer func() { lin.F32 = own }()
+		}
+		h, y := tensor.New(x.Rows, last.In), tensor.New(x.Rows, last.Out)
+		core(h, x)
+		kernels.MatMulF32(y, h, last.F32)
+		return y
+	}
+}
+
+// sample says which part of the calibration set transforms are tried on.
+func (r *run) sample() (s struct{ seqs, seqLen int }) {
+	set := r.opt.Calib
+	s.seqLen = min(set.SeqLen, sampleSeqLen)
+	s.seqs = min((sampleTokens+s.seqLen-1)/s.seqLen, len(set.Sequences))
+	return s
+}
+
+// survey takes the calibration inputs through the layer once, for all groups, and leaves the hidden states as they are.
+func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group) error {
+	sample := r.sample()
+	for _, g := range groups {
+		g.Sample = tensor.New(sample.seqs*sample.seqLen, g.Linears[0].W.Cols)
+	}
+	chosen := make([]int, sample.seqs)
+	for i := range chosen {
+		chosen[i] = i * len(r.opt.Calib.Sequences) / sample.seqs
+	}
+	m := s.m
+	return s.each(func(i int, x *tensor.Matrix) error {
+		if err := r.ctx.Err(); err != nil {
+			return err
+		}
+		see := func(g *quant.Group, in *tensor.Matrix) {
+			g.In.Observe(in)
+			lo, hi := s.x.Sequences(i)
+			for k := lo; k < hi; k++ {
+				if j := slices.Index(chosen, k); j >= 0 {
+					for t := range sample.seqLen {
+						copy(g.Sample.Row(j*sample.seqLen+t), in.Row((k-lo)*s.seqLen+t))
+					}
+				}
+			}
+		}
+		h := scratch(&s.h, x.Rows, m.Dim)
+		l.AttnIn(h, x)
+		see(groups[0], h)
+		a := tensor.New(x.Rows, m.Heads*m.HeadDim)
+		l.AttnCore(a, h, s.seqLen)
+		see(groups[1], a)
+		x = x.Clone()
+		l.AttnOut(x, a)
+		l.MLPIn(h, x)
+		see(groups[2], h)
+		f := scratch(&s.f, x.Rows, m.FFN)
+		l.MLPCore(f, h)
+		see(groups[3], f)
+		return nil
+	})
+}
+
+// changesVectors says whether norms and biases change, so that they are written with their layer.
+func (r *run) changesVectors() bool {
+	return len(r.plan.Recipe.transforms()) > 0 || r.plan.Recipe.BiasCorrection
+}
+
+// writeVectors writes the norms and biases of a layer after transforms and bias correction.
+func (r *run) writeVectors(l *model.Layer) error {
+	vectors := l.Vectors()
+	for i := range r.plan.Tensors {
+		t := &r.plan.Tensors[i]
+		v, ok := vectors[t.Name]
+		if !ok {
+			continue
+		}
+		w := tensor.FromSlice(1, len(v), v)
+		if err := r.check(t, w, 0); err != nil {
+			return err
+		}
+		data, decoded := encode(t.Type, w, nil)
+		if err := r.out.WriteTensor(t.Name, data); err != nil {
+			return err
+		}
+		r.done(t, quant.WeightError(w, decoded), 0)
+	}
+	return nil
+}
+
+// clips says whether AWQ may clip a linear's weights: queries and keys meet in a product that clipping disturbs (the
+// authors leave them out).
+func clips(name string) bool {
+	return !strings.HasSuffix(name, ".attn_q.weight") && !strings.HasSuffix(name, ".attn_k.weight")
+}

@@ -1,0 +1,278 @@
+package quant
+
+import (
+	"context"
+	"math"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Linear is a weight as a transform sees it.
+type Linear struct {
+	Name string
+	W    *tensor.Matrix // out×in; transforms scale it in place
+	Bias []float32      // out values, or nil
+	Grid *Grid          // what W will be rounded to; nil where it stays floating-point
+}
+
+// Scaler is what produces the input of a group, channel by channel, so that a factor on a channel can move into it:
+// either a norm's weights or the rows of a linear.
+type Scaler struct {
+	Name   string // the tensor's
+	Norm   []float32
+	Linear *Linear
+	// Row gives, where Linear is set, the row that produces each channel. Channels of one row share one scale, as the
+	// channels of attn_output do that repeat a head of attn_v (grouped-query attention).
+	Row []int
+}
+
+// Divide divides what produces channel j by scale[j], which must be equal for channels of one row.
+func (p *Scaler) Divide(scale []float32) {
+	if p.Linear == nil {
+		for j, s := range scale {
+			p.Norm[j] /= s
+		}
+		return
+	}
+	done := make([]bool, p.Linear.W.Rows)
+	for j, r := range p.Row {
+		if done[r] {
+			continue
+		}
+		done[r] = true
+		row := p.Linear.W.Row(r)
+		for c := range row {
+			row[c] /= scale[j]
+		}
+		if p.Linear.Bias != nil {
+			p.Linear.Bias[r] /= scale[j]
+		}
+	}
+}
+
+// Share replaces the values of channels that one row produces by their largest, so that scales computed from v are
+// equal where they must be.
+func (p *Scaler) Share(v []float32) {
+	if p.Linear == nil {
+		return
+	}
+	largest := make([]float32, p.Linear.W.Rows)
+	for j, r := range p.Row {
+		largest[r] = max(largest[r], v[j])
+	}
+	for j, r := range p.Row {
+		v[j] = largest[r]
+	}
+}
+
+// Group is linears that share one input, with all that is needed to choose a scale for each channel of it and to fold
+// the scales away: W·diag(s) on inputs that Prev delivers divided by s computes what W did.
+type Group struct {
+	Name    string
+	Prev    *Scaler // nil: nothing can absorb the scales
+	Linears []*Linear
+	In      *Inputs
+	// Sample holds some of the inputs, tokens×in, and Block computes from them and from the linears' weights what the
+	// block that follows puts out, tokens×any. Block nil means the linears' own outputs, without biases.
+	Sample *tensor.Matrix
+	Block  func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix
+
+	want []*tensor.Matrix // the outputs of the linears' weights
+}
+
+// Transform rescales a group so that it loses less when it is rounded, or says why it cannot.
+type Transform interface {
+	Transform(ctx context.Context, g *Group) (*Folding, error)
+}
+
+// Folding tells what a transform did to a group. The JSON names are part of the command line's interface.
+type Folding struct {
+	Transform string `json:"transform"`
+	Group     string `json:"group"`
+	Into      string `json:"into"` // the tensor that absorbed 1/s
+	// Alpha and Beta are the exponents in s = x^Alpha/w^Beta, x and w being how large a channel and its column are.
+	Alpha float64 `json:"alpha"`
+	Beta  float64 `json:"beta"`
+	// Before and After are the relative squared errors of the output of the block that follows, with the group's
+	// weights rounded to nearest, without and with the scales.
+	Before float64 `json:"error_before"`
+	After  float64 `json:"error_after"`
+	// Skipped says why the group was left as it is; empty where it was not.
+	Skipped string `json:"skipped"`
+}
+
+// Foldable returns why g cannot be scaled, or need not be; empty if it can.
+func (g *Group) Foldable() string {
+	if g.Prev == nil {
+		return "no norm and no linear produces its input channel by channel"
+	}
+	for _, l := range g.Linears {
+		if l.Grid != nil {
+			return ""
+		}
+	}
+	return "none of its linears is quantized"
+}
+
+// Scale multiplies the columns of the linears by scale and divides Prev's channels by it. Only the weights' rounding in
+// float32 changes the function that the model computes.
+func (g *Group) Scale(scale []float32) {
+	for _, l := range g.Linears {
+		scaleColumns(l.W, l.W, scale, false)
+	}
+	g.Prev.Divide(scale)
+	g.In.divide(scale)
+	if g.Sample != nil {
+		scaleColumns(g.Sample, g.Sample, scale, true)
+	}
+}
+
+// roundedRows is how many rows of each linear RoundingError rounds: the errors of rows add up in the output, so some of
+// them tell one scale from another as well as all.
+const roundedRows = 256
+
+// RoundingError returns the error ‖y−ŷ‖²/‖y‖² of the output y of the block that follows on the sampled inputs, if the
+// group were scaled and its weights then rounded to nearest on their grids. scale nil means unscaled. Of a linear with
+// more than 256 rows only so many are rounded, the same at each call.
+func (g *Group) RoundingError(scale []float32) float64 {
+	importance := g.In.MeanSquare()
+	if scale != nil {
+		for j, s := range scale {
+			importance[j] /= s * s
+		}
+	}
+	weights := make([]*tensor.Matrix, len(g.Linears))
+	for i, l := range g.Linears {
+		weights[i] = l.W
+		if l.Grid == nil {
+			continue
+		}
+		weights[i] = l.W.Clone()
+		rows := tensor.New(min(l.W.Rows, roundedRows), l.W.Cols)
+		for k := range rows.Rows {
+			copy(rows.Row(k), l.W.Row(k*l.W.Rows/rows.Rows))
+		}
+		if scale != nil {
+			scaleColumns(rows, rows, scale, false)
+		}
+		RTN(rows, importance, l.Grid).DecodeTo(rows)
+		if scale != nil {
+			scaleColumns(rows, rows, scale, true)
+		}
+		for k := range rows.Rows {
+			copy(weights[i].Row(k*l.W.Rows/rows.Rows), rows.Row(k))
+		}
+	}
+	if g.want == nil {
+		exact := make([]*tensor.Matrix, len(g.Linears))
+		for i, l := range g.Linears {
+			exact[i] = l.W
+		}
+		g.want = g.outputs(exact)
+	}
+	var num, den float64
+	for i, y := range g.outputs(weights) {
+		n, d := distance(g.want[i], y)
+		num, den = num+n, den+d
+	}
+	return ratio(num, den)
+}
+
+// outputs returns what Block, or each linear, makes of the sample.
+func (g *Group) outputs(weights []*tensor.Matrix) []*tensor.Matrix {
+	if g.Block != nil {
+		return []*tensor.Matrix{g.Block(g.Sample, weights)}
+	}
+	ys := make([]*tensor.Matrix, len(weights))
+	for i, w := range weights {
+		ys[i] = tensor.New(g.Sample.Rows, w.Rows)
+		kernels.MatMulF32(ys[i], g.Sample, w)
+	}
+	return ys
+}
+
+// distance returns ‖a−b‖² and ‖a‖².
+func distance(a, b *tensor.Matrix) (num, den float64) {
+	for r := range a.Rows {
+		y := b.Row(r)
+		for j, v := range a.Row(r) {
+			d := float64(v) - float64(y[j])
+			num += d * d
+			den += float64(v) * float64(v)
+		}
+	}
+	return num, den
+}
+
+// scaleColumns sets dst = src·diag(scale), or src·diag(scale)⁻¹ where inverse is set. dst may be src.
+func scaleColumns(dst, src *tensor.Matrix, scale []float32, inverse bool) {
+	kernels.Parallel(src.Rows, 64, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			in, out := src.Row(r), dst.Row(r)
+			if inverse {
+				for j, s := range scale {
+					out[j] = in[j] / s
+				}
+				continue
+			}
+			for j, s := range scale {
+				out[j] = in[j] * s
+			}
+		}
+	})
+}
+
+// Inputs sums up each channel of a group's input.
+type Inputs struct {
+	Tokens  int
+	abs, sq []float64
+	largest []float32
+}
+
+// NewInputs returns an empty summary of in channels.
+func NewInputs(in int) *Inputs {
+	return &Inputs{abs: make([]float64, in), sq: make([]float64, in), largest: make([]float32, in)}
+}
+
+// Observe adds a batch of inputs, tokens×in.
+func (s *Inputs) Observe(x *tensor.Matrix) {
+	s.Tokens += x.Rows
+	// Each channel belongs to one goroutine, so its sums do not depend on their number.
+	kernels.Parallel(x.Cols, 16, func(lo, hi int) {
+		for t := range x.Rows {
+			for j, v := range x.Row(t)[lo:hi] {
+				a := float32(math.Abs(float64(v)))
+				s.abs[lo+j] += float64(a)
+				s.sq[lo+j] += float64(v) * float64(v)
+				s.largest[lo+j] = max(s.largest[lo+j], a)
+			}
+		}
+	})
+}
+
+// MeanAbs returns the mean magnitude of each channel.
+func (s *Inputs) MeanAbs() []float32 { return s.mean(s.abs) }
+
+// MeanSquare returns the mean square of each channel.
+func (s *Inputs) MeanSquare() []float32 { return s.mean(s.sq) }
+
+// MaxAbs returns the largest magnitude of each channel.
+func (s *Inputs) MaxAbs() []float32 { return append([]float32(nil), s.largest...) }
+
+func (s *Inputs) mean(sum []float64) []float32 {
+	m := make([]float32, len(sum))
+	for j, v := range sum {
+		m[j] = float32(v / float64(max(s.Tokens, 1)))
+	}
+	return m
+}
+
+// divide makes the summary that of inputs divided by scale.
+func (s *Inputs) divide(scale []float32) {
+	for j, d := range scale {
+		s.abs[j] /= float64(d)
+		s.sq[j] /= float64(d) * float64(d)
+		s.largest[j] /= d
+	}
+}

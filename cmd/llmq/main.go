@@ -13,10 +13,12 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/ui"
 )
 
@@ -43,12 +45,31 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	go func() {
-		<-ctx.Done()
-		stop() // The second signal ends the process at once.
-	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	go interrupt(cancel)
 	os.Exit((&app{os.Stdin, os.Stdout, os.Stderr}).run(ctx, os.Args[1:]))
+}
+
+// patience is how long an interrupted command may take to stop by itself.
+const patience = 1500 * time.Millisecond
+
+// interrupt cancels the command at the first signal that asks the process to end. At the second, or when a computation
+// is too long in noticing, it ends the process, which leaves nothing behind either.
+func interrupt(cancel func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	<-signals
+	cancel()
+	select {
+	case <-signals:
+	case <-time.After(patience):
+	}
+	atomicfile.Abandon()
+	fmt.Fprintln(os.Stderr, "llmq: interrupted")
+	os.Exit(exitInterrupted)
 }
 
 // run executes one command line and returns the exit code.

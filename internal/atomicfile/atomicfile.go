@@ -29,6 +29,45 @@ type File struct {
 	done bool // committed or aborted
 }
 
+// unfinished are the temporary files that exist. abandoned says that the process is about to end.
+var (
+	mu         sync.Mutex
+	unfinished = map[string]bool{}
+	abandoned  bool
+)
+
+// createTemp makes a temporary file that Abandon knows of.
+func createTemp(dir string) (*os.File, error) {
+	mu.Lock()
+	defer mu.Unlock()
+	if abandoned {
+		return nil, errors.New("the process is about to end")
+	}
+	f, err := os.OpenFile(filepath.Join(dir, ".llmq-"+rand.Text()+".tmp"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err == nil {
+		unfinished[f.Name()] = true
+	}
+	return f, err
+}
+
+// forget says that a temporary file has gone.
+func forget(tmp string) {
+	mu.Lock()
+	defer mu.Unlock()
+	delete(unfinished, tmp)
+}
+
+// Abandon removes the temporary files of all outputs that are under way, which cannot be committed any more, and
+// no new one can be created. It is for a process that must end without waiting for those who write.
+func Abandon() {
+	mu.Lock()
+	defer mu.Unlock()
+	abandoned = true
+	for tmp := range unfinished {
+		os.Remove(tmp)
+	}
+}
+
 // Create starts an output of size bytes. It refuses a path that cannot become a file, and a disk that has not got the
 // room, before anything is written. Bytes that are never written are zero.
 func Create(path string, size int64, opt Options) (*File, error) {
@@ -53,12 +92,11 @@ func Create(path string, size int64, opt Options) (*File, error) {
 	if free, ok := freeBytes(dir); ok && uint64(size) > free {
 		return nil, fmt.Errorf("%s: needs %d bytes of disk, %d are free", path, size, free)
 	}
-	tmp := filepath.Join(dir, ".llmq-"+rand.Text()+".tmp")
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := createTemp(dir)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, cause(err))
 	}
-	w := &File{path: path, tmp: tmp, f: f, opt: opt}
+	w := &File{path: path, tmp: f.Name(), f: f, opt: opt}
 	// Setting the size now lets a file system that cannot hold such a file say so before the work is done.
 	if err := f.Truncate(size); err != nil {
 		w.Abort()
@@ -111,6 +149,7 @@ func (w *File) Commit() error {
 		return fmt.Errorf("%s: already closed", w.path)
 	}
 	w.done = true
+	defer forget(w.tmp)
 	err := w.f.Sync()
 	if cerr := w.f.Close(); err == nil {
 		err = cerr
@@ -135,6 +174,7 @@ func (w *File) Abort() {
 		return
 	}
 	w.done = true
+	defer forget(w.tmp)
 	w.f.Close()
 	os.Remove(w.tmp)
 }

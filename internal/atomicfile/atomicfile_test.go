@@ -215,3 +215,41 @@ func TestSame(t *testing.T) {
 		t.Error("Same is wrong about links")
 	}
 }
+
+// TestAbandon gives up every output that is under way, and no other file.
+func TestAbandon(t *testing.T) {
+	t.Cleanup(func() { abandoned = false })
+	dir, other := t.TempDir(), t.TempDir()
+	whole, err := Create(filepath.Join(dir, "whole"), 0, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := whole.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(dir, "old"), "old")
+	var open []*File
+	for _, path := range []string{filepath.Join(dir, "old"), filepath.Join(dir, "new"), filepath.Join(other, "new")} {
+		w, err := Create(path, 3, Options{Overwrite: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, w)
+	}
+	open[1].Abort()
+	Abandon()
+	for range 2 {
+		expect(t, dir, "whole", "", "old", "old")
+		expect(t, other)
+		for _, w := range open {
+			w.WriteAt([]byte("new"), 0)
+			if w.Commit() == nil {
+				t.Error("an abandoned output was committed")
+			}
+		}
+	}
+	if _, err := Create(filepath.Join(dir, "late"), 3, Options{}); err == nil {
+		t.Error("an output was created after Abandon")
+	}
+	expect(t, dir, "whole", "", "old", "old")
+}

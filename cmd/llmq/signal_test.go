@@ -1,0 +1,70 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// argsVariable makes the test binary run llmq on the lines of its value.
+const argsVariable = "LLMQ_TEST_ARGS"
+
+func TestMain(m *testing.M) {
+	if args, ok := os.LookupEnv(argsVariable); ok {
+		os.Args = append(os.Args[:1], strings.Split(args, "\n")...)
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// TestSignals ends a process in the middle of its work: nothing may be left, neither in the output's folder nor in that
+// of temporary files, even if it has no time to clean up after itself.
+func TestSignals(t *testing.T) {
+	dir := folder(t, "llama")
+	for _, signals := range [][]os.Signal{
+		{os.Interrupt}, {syscall.SIGTERM}, {syscall.SIGHUP}, {os.Interrupt, os.Interrupt}, {syscall.SIGTERM, os.Interrupt},
+	} {
+		out, temp := t.TempDir(), t.TempDir()
+		args := append([]string{"quantize", dir, "-o", filepath.Join(out, "out.gguf"), "--refine", "1000000"}, calibrate...)
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), argsVariable+"="+strings.Join(args, "\n"), "TMPDIR="+temp)
+		stderr, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		said := bufio.NewScanner(stderr)
+		for said.Scan() && !strings.HasPrefix(said.Text(), "quantize: layer 1/2") {
+		}
+		if len(listing(t, out)) != 2 {
+			t.Error("there is no output under way")
+		}
+		start := time.Now()
+		for _, s := range signals {
+			cmd.Process.Signal(s)
+		}
+		last := ""
+		for said.Scan() {
+			last = said.Text()
+		}
+		cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || last != "llmq: interrupted" {
+			t.Errorf("%v: %v, %q", signals, cmd.ProcessState, last)
+		}
+		if took := time.Since(start); took > patience+2*time.Second {
+			t.Errorf("%v: took %v", signals, took)
+		}
+		if left := append(listing(t, out)[1:], listing(t, temp)[1:]...); len(left) > 0 {
+			t.Errorf("%v left %v", signals, left)
+		}
+	}
+}

@@ -136,7 +136,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.src.Name(), err)
 			}
-			if err := r.check(t, w, 0); err != nil {
+			if err := r.check(t, w); err != nil {
 				return err
 			}
 			target := w // what is rounded

@@ -223,7 +223,7 @@ type Needs struct {
 func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	var piece int64 // in weights
 	for i := range p.Tensors {
-		piece = max(piece, min(int64(p.Tensors[i].Elements()), streamWeights))
+		piece = max(piece, min(int64(p.Tensors[i].Elements()), batchWeights))
 	}
 	needs := Needs{Memory: piece * pieceBytes, Disk: p.File.Size()}
 	if m == nil {
@@ -255,4 +255,4 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	return needs
 }
 
-const pieceBytes = 12 // a weight in float32, encoded, and decoded again
+const pieceBytes = 4 * (1 + pendingWrites) // a weight stored in four bytes, once being made and then on its way to the disk

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
@@ -102,6 +104,9 @@ type run struct {
 	inputs map[string]*inputs // by linear; nil if nobody asks for them
 	groups []*inputs          // in the order of the forward pass
 
+	writes  errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
+	buffers chan []byte    // what they leave
+
 	mu      sync.Mutex // guards reports
 	reports map[string]*TensorReport
 
@@ -140,7 +145,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 // attempt writes the file that p plans, or gives up in the end because linears fall back to Q8_0: the report is nil then,
 // and p changed.
 func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, []FallbackReport, error) {
-	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{}}
+	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{},
+		buffers: make(chan []byte, pendingWrites+1)}
+	r.writes.SetLimit(pendingWrites)
 	var err error
 	if opt.Calib != nil {
 		// Only the forward pass needs a supported architecture; tensors are converted without one.
@@ -210,9 +217,12 @@ func (r *run) tensors(tempDir string) error {
 			item = name
 			r.opt.Progress.Item(item)
 		}
-		if err := r.stream(t); err != nil {
-			return err
+		if err := r.convert(t); err != nil {
+			return errors.Join(err, r.writes.Wait())
 		}
+	}
+	if err := r.writes.Wait(); err != nil {
+		return err
 	}
 	if r.m != nil {
 		return r.layers(tempDir)
@@ -234,50 +244,6 @@ func shortName(tensor string) string {
 		tensor = parts[2]
 	}
 	return strings.TrimSuffix(tensor, ".weight")
-}
-
-// streamWeights is how many weights are converted at a time outside the layers.
-const streamWeights = 1 << 22
-
-// stream converts a tensor row by row, rounding to nearest.
-func (r *run) stream(t *Tensor) error {
-	r.opt.Progress.Detail(shortName(t.Name))
-	in, err := r.src.Tensor(t.Name)
-	if err != nil {
-		return err
-	}
-	defer r.src.Release(in)
-	cols := t.Cols()
-	from := in.Type.RowBytes(cols)
-	step := max(1, streamWeights/cols)
-	var sum errorSum
-	var noise float64
-	for lo := 0; lo < t.Rows(); lo += step {
-		if err := r.ctx.Err(); err != nil {
-			return err
-		}
-		hi := min(lo+step, t.Rows())
-		w := tensor.New(hi-lo, cols)
-		kernels.Parallel(hi-lo, 16, func(a, b int) {
-			for i := a; i < b; i++ {
-				in.Type.Decode(w.Row(i), in.Data[(lo+i)*from:(lo+i+1)*from])
-			}
-		})
-		if err := r.check(t, w, lo); err != nil {
-			return err
-		}
-		data, decoded := encode(t.Type, w, nil)
-		sum.add(w, decoded)
-		noise += roundingNoise(t.Type, data, w)
-		if err := r.out.WriteRows(t.Name, lo, data); err != nil {
-			return err
-		}
-		r.opt.Progress.Add(int64(w.Rows * w.Cols))
-	}
-	r.report(t, sum.relative(), 0)
-	rep := r.reports[t.Name]
-	rep.WeightError, rep.ExpectedError = sum.relative(), errorSum{noise, sum.den}.relative()
-	return nil
 }
 
 // rounded adds to a linear's report what rounding did to w, the weight that was rounded to data, or decoded.
@@ -322,26 +288,34 @@ func (r *run) report(t *Tensor, relative, damping float64) {
 	r.reports[t.Name] = rep
 }
 
-// check refuses weights, rows of t from row first on, that are not finite or that t's type would make infinite.
-func (r *run) check(t *Tensor, w *tensor.Matrix, first int) error {
-	const maxFloat16 = 65504
+// check refuses weights that are not finite or that t's type would make infinite.
+func (r *run) check(t *Tensor, w *tensor.Matrix) error {
 	for i := range w.Rows {
 		for j, v := range w.Row(i) {
-			where := func() string {
-				if len(t.Shape) == 1 {
-					return fmt.Sprintf("%s: tensor %q: element %d is %v", r.src.Name(), t.Name, j, v)
-				}
-				return fmt.Sprintf("%s: tensor %q: element [%d %d] is %v", r.src.Name(), t.Name, first+i, j, v)
-			}
-			if v-v != 0 {
-				return errors.New(where())
-			}
-			if t.Type == ggml.F16 && math.Abs(float64(v)) > maxFloat16 {
-				return fmt.Errorf("%s, beyond F16's largest value %d: choose bf16 or f32 for this tensor", where(), maxFloat16)
+			if err := r.checkWeight(t, i, j, v); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// checkWeight refuses t's element v at [row col].
+func (r *run) checkWeight(t *Tensor, row, col int, v float32) error {
+	const maxFloat16 = 65504
+	finite := v-v == 0
+	if finite && (t.Type != ggml.F16 || math.Abs(float64(v)) <= maxFloat16) {
+		return nil
+	}
+	where := fmt.Sprintf("[%d %d]", row, col)
+	if len(t.Shape) == 1 {
+		where = fmt.Sprint(col)
+	}
+	where = fmt.Sprintf("%s: tensor %q: element %s is %v", r.src.Name(), t.Name, where, v)
+	if finite {
+		return fmt.Errorf("%s, beyond F16's largest value %d: choose bf16 or f32 for this tensor", where, maxFloat16)
+	}
+	return errors.New(where)
 }
 
 // encode rounds w to nearest. It returns the bytes and the values that a reader will see.

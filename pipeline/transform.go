@@ -186,7 +186,7 @@ func (r *run) writeVectors(l *model.Layer) error {
 			continue
 		}
 		w := tensor.FromSlice(1, len(v), v)
-		if err := r.check(t, w, 0); err != nil {
+		if err := r.check(t, w); err != nil {
 			return err
 		}
 		data, decoded := encode(t.Type, w, nil)

@@ -176,30 +176,36 @@ func (q *Codes) Noise() float64 {
 // both sides. Clipping is not in it, nor what a method adds to make up for other errors: a measured error well above it
 // shows them, and one below it weights that sit on the grid.
 func (w *Weight) Noise() float64 {
-	g := w.Grid
 	var sum float64
 	for r := range w.Rows {
-		for i := range w.Cols / g.Block {
+		for i := range w.Cols / w.Grid.Block {
 			b := w.Block(r, i)
-			for k := range g.Groups() {
-				scale, _ := b.Scale(k)
-				var cells float64
-				for _, q := range b.Codes[k*g.Group : (k+1)*g.Group] {
-					c := g.cell(q)
-					cells += c * c
-				}
-				sum += float64(scale) * float64(scale) * cells / 12
-			}
+			sum += b.Noise(w.Grid)
 		}
 	}
 	return sum
 }
 
-// cell is the width of code q's cell in levels. An outermost cell is as wide as its inner half says.
-func (g *Grid) cell(q int8) float64 {
-	if g.Codebook == nil {
-		return 1
+// Noise is Weight.Noise for one block.
+func (b *Block) Noise(g *Grid) float64 {
+	var sum float64
+	for k := range g.Groups() {
+		scale, _ := b.Scale(k)
+		cells := float64(g.Group)
+		if g.Codebook != nil {
+			cells = 0
+			for _, q := range b.Codes[k*g.Group : (k+1)*g.Group] {
+				c := g.cell(q)
+				cells += c * c
+			}
+		}
+		sum += float64(scale) * float64(scale) * cells / 12
 	}
+	return sum
+}
+
+// cell is the width of code q's cell in levels of a codebook. An outermost cell is as wide as its inner half says.
+func (g *Grid) cell(q int8) float64 {
 	i := int(q) - g.CodeMin
 	lo, hi := max(i-1, 0), min(i+1, len(g.Codebook)-1)
 	return float64(g.Codebook[hi]-g.Codebook[lo]) / float64(hi-lo)

@@ -41,14 +41,15 @@ const (
 
 // Encode stores the weights w, whole blocks of one row, in dst, which is RowBytes(len(w)) long. Each block's scales are
 // chosen so that Σ importance·(w−ŵ)² is small; importance has one value per weight, or is nil for equal ones. Weights
-// beyond what the type can hold are stored as its nearest value; they should be finite.
-func (t *Type) Encode(dst []byte, w, importance []float32) {
+// beyond what the type can hold are stored as its nearest value; they should be finite. The result is the Σ(w−ŵ)² that
+// rounding is expected to make: see quant.Block.Noise. For floating-point types it is 0.
+func (t *Type) Encode(dst []byte, w, importance []float32) (noise float64) {
 	if len(w)%t.BlockLen != 0 || len(dst) != t.RowBytes(len(w)) || importance != nil && len(importance) != len(w) {
 		panic(fmt.Sprintf("ggml: %s: %d bytes for %d weights and %d importances", t.Name, len(dst), len(w), len(importance)))
 	}
 	if t.Grid == nil {
 		t.encode(dst, w)
-		return
+		return 0
 	}
 	g := t.Grid
 	n := g.Groups()
@@ -73,7 +74,9 @@ func (t *Type) Encode(dst []byte, w, importance []float32) {
 			}
 		}
 		t.Pack(dst[i*t.BlockBytes:(i+1)*t.BlockBytes], b)
+		noise += b.Noise(g)
 	}
+	return noise
 }
 
 // Decode sets dst, whole blocks of one row, to the values that src holds.

@@ -20,10 +20,11 @@ type Options struct {
 
 // File is an output being written. Writes may come from several goroutines.
 type File struct {
-	path string
-	tmp  string
-	f    *os.File
-	opt  Options
+	path   string
+	tmp    string
+	f      *os.File
+	direct direct
+	opt    Options
 
 	mu   sync.Mutex
 	done bool // committed or aborted
@@ -96,9 +97,9 @@ func Create(path string, size int64, opt Options) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, cause(err))
 	}
-	w := &File{path: path, tmp: f.Name(), f: f, opt: opt}
+	w := &File{path: path, tmp: f.Name(), f: f, direct: openDirect(f.Name()), opt: opt}
 	// Setting the size now lets a file system that cannot hold such a file say so before the work is done.
-	if err := f.Truncate(size); err != nil {
+	if err := reserve(f, size); err != nil {
 		w.Abort()
 		return nil, fmt.Errorf("%s: cannot make a file of %d bytes: %w", path, size, err)
 	}
@@ -124,11 +125,17 @@ func checkTarget(path string, opt Options) error {
 
 // WriteAt writes p at byte off.
 func (w *File) WriteAt(p []byte, off int64) (int, error) {
-	n, err := w.f.WriteAt(p, off)
-	if err != nil {
-		err = fmt.Errorf("%s: writing %d bytes at %d: %w", w.path, len(p), off, cause(err))
+	begin, end, err := w.direct.writeAt(p, off)
+	if err == nil && begin > 0 {
+		_, err = w.f.WriteAt(p[:begin], off)
 	}
-	return n, err
+	if err == nil {
+		_, err = w.f.WriteAt(p[end:], off+int64(end))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s: writing %d bytes at %d: %w", w.path, len(p), off, cause(err))
+	}
+	return len(p), nil
 }
 
 // cause drops the temporary file's name from an error, which would only confuse.
@@ -150,6 +157,7 @@ func (w *File) Commit() error {
 	}
 	w.done = true
 	defer forget(w.tmp)
+	w.direct.close()
 	err := w.f.Sync()
 	if cerr := w.f.Close(); err == nil {
 		err = cerr
@@ -175,6 +183,7 @@ func (w *File) Abort() {
 	}
 	w.done = true
 	defer forget(w.tmp)
+	w.direct.close()
 	w.f.Close()
 	os.Remove(w.tmp)
 }

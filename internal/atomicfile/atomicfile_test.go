@@ -1,11 +1,14 @@
 package atomicfile
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -252,4 +255,55 @@ func TestAbandon(t *testing.T) {
 		t.Error("an output was created after Abandon")
 	}
 	expect(t, dir, "whole", "", "old", "old")
+}
+
+// TestPieces writes a file in pieces of every size and alignment, from several goroutines and in no order.
+func TestPieces(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	want := make([]byte, 20<<20+12345)
+	for i := range want {
+		want[i] = byte(rng.Uint32())
+	}
+	path := filepath.Join(t.TempDir(), "out")
+	w, err := Create(path, int64(len(want)), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	type piece struct{ lo, hi int }
+	var pieces []piece
+	for lo := 0; lo < len(want); {
+		n := 1 + rng.IntN(100)
+		switch rng.IntN(3) {
+		case 0:
+			n = 4096 * (1 + rng.IntN(1500)) // up to the next alignment at once
+		case 1:
+			n += rng.IntN(3 << 20)
+		}
+		hi := min(lo+n, len(want))
+		pieces = append(pieces, piece{lo, hi})
+		lo = hi
+	}
+	rng.Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
+	var wg sync.WaitGroup
+	for k := range 3 {
+		wg.Go(func() {
+			for i := k; i < len(pieces); i += 3 {
+				p := pieces[i]
+				if n, err := w.WriteAt(want[p.lo:p.hi], int64(p.lo)); n != p.hi-p.lo || err != nil {
+					t.Errorf("bytes %d to %d: wrote %d, %v", p.lo, p.hi, n, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes come back as %d others", len(want), len(got))
+	}
 }

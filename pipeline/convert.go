@@ -1,0 +1,160 @@
+package pipeline
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels"
+)
+
+// Tensors outside the layers, and without calibration all of them, are converted row by row: each row is read, checked,
+// rounded, measured and packed by one goroutine while it is in the processor's cache, and a batch of rows is written
+// while the next ones are being converted.
+
+const (
+	// batchWeights is how many weights are converted between writes: a few megabytes of output.
+	batchWeights = 1 << 22
+	// rowWeights is how many weights a goroutine takes at a time, at least.
+	rowWeights = 1 << 15
+	// pendingWrites is how many batches may wait for the disk.
+	pendingWrites = 2
+)
+
+// convert rounds a tensor to nearest and writes it. The write may end after the return: see run.writes.
+func (r *run) convert(t *Tensor) error {
+	r.opt.Progress.Detail(shortName(t.Name))
+	in, err := r.src.Tensor(t.Name)
+	if err != nil {
+		return err
+	}
+	cols := t.Cols()
+	step := max(1, batchWeights/cols)
+	var sum rowSum
+	for lo := 0; lo < t.Rows(); lo += step {
+		if err := r.ctx.Err(); err != nil {
+			return err
+		}
+		hi := min(lo+step, t.Rows())
+		data := r.buffer((hi - lo) * t.Type.RowBytes(cols))
+		rows := make([]rowSum, hi-lo)
+		kernels.Parallel(hi-lo, max(1, rowWeights/cols), func(a, b int) {
+			c := converter{t: t, in: in, w: make([]float32, cols), decoded: make([]float32, cols)}
+			for i := a; i < b; i++ {
+				rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i)
+			}
+		})
+		for i := range rows {
+			if rows[i].suspect() {
+				if err := r.checkRow(t, in, lo+i); err != nil {
+					return err
+				}
+			}
+			sum.add(&rows[i])
+		}
+		r.writes.Go(func() error {
+			defer r.recycle(data)
+			return r.out.WriteRows(t.Name, lo, data)
+		})
+		r.opt.Progress.Add(int64((hi - lo) * cols))
+	}
+	r.src.Release(in)
+	r.report(t, sum.relative(), 0)
+	rep := r.reports[t.Name]
+	rep.WeightError, rep.ExpectedError = sum.relative(), errorSum{sum.noise, sum.den}.relative()
+	return nil
+}
+
+// buffer returns n bytes of what is left from a batch that is on the disk.
+func (r *run) buffer(n int) []byte {
+	select {
+	case b := <-r.buffers:
+		if cap(b) >= n {
+			return b[:n]
+		}
+	default:
+	}
+	return make([]byte, n)
+}
+
+func (r *run) recycle(b []byte) {
+	select {
+	case r.buffers <- b:
+	default:
+	}
+}
+
+// checkRow is check for one row of a stored tensor.
+func (r *run) checkRow(t *Tensor, in *ggml.Tensor, row int) error {
+	w := make([]float32, t.Cols())
+	decodeRow(in, w, row)
+	for j, v := range w {
+		if err := r.checkWeight(t, row, j, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func decodeRow(in *ggml.Tensor, w []float32, row int) {
+	n := in.Type.RowBytes(len(w))
+	in.Type.Decode(w, in.Data[row*n:(row+1)*n])
+}
+
+// rowSum gathers what is reported of rows.
+type rowSum struct {
+	errorSum
+	noise float64 // ‖ΔW‖² to be expected: ggml.Type.Encode
+}
+
+func (s *rowSum) add(o *rowSum) {
+	s.num += o.num
+	s.den += o.den
+	s.noise += o.noise
+}
+
+// suspect says whether a weight of a row with these sums may be one that check refuses.
+func (s *rowSum) suspect() bool {
+	const tooMuch = 65000 * 65000 // F16 ends at 65504
+	return !(s.den < tooMuch)
+}
+
+// converter is one goroutine's scratch space.
+type converter struct {
+	t          *Tensor
+	in         *ggml.Tensor
+	w, decoded []float32
+}
+
+// row converts a row to dst.
+func (c *converter) row(dst []byte, row int) (sum rowSum) {
+	decodeRow(c.in, c.w, row)
+	sum.den = sumSquares(c.w)
+	t := c.t.Type
+	if t == c.in.Type {
+		copy(dst, c.in.Data[row*len(dst):])
+		return sum
+	}
+	sum.noise = t.Encode(dst, c.w, nil)
+	t.Decode(c.decoded, dst)
+	kernels.Axpy(c.decoded, -1, c.w)
+	sum.num = sumSquares(c.decoded)
+	return sum
+}
+
+// sumSquares returns Σ x².
+func sumSquares(x []float32) float64 {
+	const block = 1024 // products that are added in float32
+	var sum float64
+	for ; len(x) > 0; x = x[min(block, len(x)):] {
+		part := x[:min(block, len(x))]
+		s := kernels.Dot(part, part)
+		if s > 1e-30 && s < math.MaxFloat32 {
+			sum += float64(s)
+			continue
+		}
+		for _, v := range part { // squares beyond float32
+			sum += float64(v) * float64(v)
+		}
+	}
+	return sum
+}

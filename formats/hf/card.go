@@ -13,11 +13,11 @@ import (
 
 // loadCard sets general.* from the model card: the YAML front matter of README.md.
 func (c *Checkpoint) loadCard(weights int) error {
-	abs, err := filepath.Abs(c.dir)
+	name, err := folderName(c.dir)
 	if err != nil {
 		return err
 	}
-	c.md.Set("general.name", filepath.Base(abs))
+	c.md.Set("general.name", name)
 	c.md.Set("general.size_label", sizeLabel(weights))
 	data, path, err := c.readOptional(cardFile)
 	if err != nil {
@@ -27,6 +27,21 @@ func (c *Checkpoint) loadCard(weights int) error {
 		c.warn("%s: its front matter is left out: %v", path, err)
 	}
 	return nil
+}
+
+// folderName is a checkpoint's name if its card gives none: the folder's or, in Hugging Face's cache, where a folder is
+// models--ORGANIZATION--NAME/snapshots/COMMIT, the repository's.
+func folderName(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	snapshots := filepath.Dir(abs)
+	parts := strings.Split(filepath.Base(filepath.Dir(snapshots)), "--")
+	if filepath.Base(snapshots) == "snapshots" && parts[0] == "models" && len(parts) > 1 {
+		return strings.Join(parts[min(2, len(parts)-1):], "--"), nil
+	}
+	return filepath.Base(abs), nil
 }
 
 // card are the fields of a model card that GGUF has keys for.

@@ -1,6 +1,8 @@
 package hf
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -75,6 +77,22 @@ func TestSizeLabel(t *testing.T) {
 	}
 }
 
+func TestFolderName(t *testing.T) {
+	for dir, want := range map[string]string{
+		"/models/Qwen3-8B":  "Qwen3-8B",
+		"/models/Qwen3-8B/": "Qwen3-8B",
+		"/hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20de362430cd3b72f300e6b0f18e50e7166e08": "Llama-3.2-1B",
+		"/hub/models--acme--a--b/snapshots/4e20de":                                                 "a--b",
+		"/hub/models--gpt2/snapshots/607a30":                                                       "gpt2",
+		"/backup/snapshots/monday":                                                                 "monday",
+		"/":                                                                                        "/",
+	} {
+		if got, err := folderName(filepath.FromSlash(dir)); err != nil || got != filepath.FromSlash(want) {
+			t.Errorf("%s: got %q, %v, want %q", dir, got, err, want)
+		}
+	}
+}
+
 func TestGeneration(t *testing.T) {
 	for _, c := range []struct {
 		generation settings
@@ -96,6 +114,32 @@ func TestGeneration(t *testing.T) {
 		}
 		wantMeta(t, ck, c.want)
 	}
+
+	// What sampling has no use for is left out, and said.
+	ck, err := withTokenizer(t, map[string][]byte{generationFile: settings{"top_k": -1, "top_p": 1.5, "temperature": 0.6,
+		"eos_token_id": []int{0, 1}}.json(t)}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantMeta(t, ck, map[string]any{"general.sampling.top_k": nil, "general.sampling.top_p": nil,
+		"general.sampling.temp": float32(0.6)})
+	if w := ck.Warnings(); len(w) != 2 || !strings.HasSuffix(w[0], "top_k: is -1, want 0 to 16777216; left out") ||
+		!strings.HasSuffix(w[1], "top_p: is 1.5, want more than -1e-09, at most 1; left out") {
+		t.Errorf("warnings %q", w)
+	}
+}
+
+// TestTemplateFolder: a folder's name is not a pattern.
+func TestTemplateFolder(t *testing.T) {
+	s := small("LlamaForCausalLM")
+	dir := filepath.Join(t.TempDir(), "model[1]")
+	if err := os.Rename(folder(t, s, weights(t, s)), dir); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, chatTemplatesDir+"/rag.jinja", []byte("r"))
+	write(t, dir, chatTemplatesDir+"/README.md", []byte("no template"))
+	wantMeta(t, mustOpen(t, dir), map[string]any{"tokenizer.chat_templates": []string{"rag"},
+		"tokenizer.chat_template.rag": "r"})
 }
 
 func TestChatTemplate(t *testing.T) {

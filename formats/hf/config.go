@@ -95,7 +95,10 @@ func parseConfig(file string, data []byte) (*config, error) {
 func (c *config) readClass(o *object) error {
 	v, ok := o.get("architectures")
 	var classes []string
-	if !ok || json.Unmarshal(v, &classes) != nil || len(classes) == 0 {
+	if !ok {
+		return fmt.Errorf("%s: architectures: is missing", o.file)
+	}
+	if json.Unmarshal(v, &classes) != nil || len(classes) == 0 {
 		return fmt.Errorf("%s: architectures: is %s, want a list of names", o.file, excerpt(v))
 	}
 	c.class = classes[0]

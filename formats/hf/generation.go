@@ -2,6 +2,8 @@ package hf
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,11 +18,21 @@ func (c *Checkpoint) loadGeneration() error {
 	if o == nil || err != nil {
 		return err
 	}
-	if !o.bool("do_sample", true) {
+	sampled := o.bool("do_sample", true)
+	if *o.err != nil || !sampled {
 		return *o.err
 	}
+	// A value that means nothing to GGUF readers, as −1 for no limit, is no reason to refuse the model.
+	set := func(key string, value any) {
+		if *o.err != nil {
+			c.warn("%v; left out", *o.err)
+			*o.err = nil
+			return
+		}
+		c.md.Set("general.sampling."+key, value)
+	}
 	if o.has("top_k") {
-		c.md.Set("general.sampling.top_k", int32(o.int("top_k", 0, 0, maxVocab)))
+		set("top_k", int32(o.int("top_k", 0, 0, maxVocab)))
 	}
 	for _, s := range []struct {
 		hf, gguf string
@@ -30,10 +42,10 @@ func (c *Checkpoint) loadGeneration() error {
 		{"repetition_penalty", "penalty_repeat", 100},
 	} {
 		if o.has(s.hf) {
-			c.md.Set("general.sampling."+s.gguf, float32(o.float(s.hf, 0, -1e-9, s.max)))
+			set(s.gguf, float32(o.float(s.hf, 0, -1e-9, s.max)))
 		}
 	}
-	return *o.err
+	return nil
 }
 
 // The sources of chat templates, beside the member of that name in tokenizer_config.json.
@@ -81,16 +93,20 @@ func (c *Checkpoint) loadChatTemplates(tokenizerConfig *object) error {
 	if data != nil {
 		named["default"] = string(data)
 	}
-	files, err := filepath.Glob(filepath.Join(c.dir, chatTemplatesDir, "*.jinja"))
-	if err != nil {
+	files, err := os.ReadDir(filepath.Join(c.dir, chatTemplatesDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for _, path := range files {
-		data, err := os.ReadFile(path)
+	for _, f := range files {
+		name, ok := strings.CutSuffix(f.Name(), ".jinja")
+		if !ok {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(c.dir, chatTemplatesDir, f.Name()))
 		if err != nil {
 			return err
 		}
-		named[strings.TrimSuffix(filepath.Base(path), ".jinja")] = string(data)
+		named[name] = string(data)
 	}
 
 	var names []string

@@ -78,7 +78,14 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 }
 
 func (c *Checkpoint) load(cfg *config, opt Options) error {
-	var err error
+	untied, err := cfg.untied(c.st)
+	if err != nil {
+		return err
+	}
+	if untied {
+		cfg.tied = false
+		c.warn("%s: %q is kept, though tie_word_embeddings is true: it is not the embeddings", c.dir, headName)
+	}
 	// The tensors come first: they bound the vocabulary's size.
 	if c.sources, err = cfg.mapTensors(c.st); err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)

@@ -1,6 +1,7 @@
 package hf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -357,7 +358,7 @@ func TestBadConfig(t *testing.T) {
 		changes settings
 		want    string
 	}{
-		{settings{"architectures": nil}, "architectures: is , want a list of names"},
+		{settings{"architectures": nil}, "architectures: is missing"},
 		{settings{"architectures": "LlamaForCausalLM"}, `architectures: is "LlamaForCausalLM", want a list`},
 		{settings{"architectures": []string{"MambaForCausalLM"}},
 			`"MambaForCausalLM" is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM`},
@@ -387,6 +388,8 @@ func TestBadConfig(t *testing.T) {
 		{settings{"rope_scaling": settings{"type": "linear"}}, "rope_scaling.factor: is missing"},
 		{settings{"rope_scaling": settings{"type": "dynamic", "factor": 2}},
 			`rope_scaling.rope_type: is "dynamic"; supported: default, linear, yarn, llama3`},
+		{settings{"rope_scaling": settings{"type": "longrope", "long_factor": []int{1}}},
+			`rope_scaling.rope_type: is "longrope"; supported: default, linear, yarn, llama3`},
 		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
 			"high_freq_factor":                 4,
 			"original_max_position_embeddings": 64}},
@@ -450,15 +453,55 @@ func TestTensorErrors(t *testing.T) {
 	}
 	mustOpen(t, edit(extra("model.layers.0.self_attn.rotary_emb.inv_freq")))
 
-	// A tied head may be stored all the same.
-	s = s.with(settings{"tie_word_embeddings": true})
-	mustOpen(t, edit(extra("lm_head.weight")))
-
 	c := mustOpen(t, gopher)
 	if _, err := c.Tensor("nonesuch"); err == nil {
 		t.Error("a tensor that is not there was found")
 	}
 	if _, err := Open(t.TempDir(), Options{}); err == nil || !strings.Contains(err.Error(), "config.json") {
 		t.Errorf("an empty folder: %v", err)
+	}
+}
+
+// TestTiedHead: a head that config.json ties to the embeddings may be stored all the same. It counts if it is another.
+func TestTiedHead(t *testing.T) {
+	s := small("LlamaForCausalLM").with(settings{"tie_word_embeddings": true})
+	head := safetensors.Info{Name: headName, DType: safetensors.BF16, Shape: []int{300, 32}}
+	dir := folder(t, s, append(weights(t, s), head))
+	c := mustOpen(t, dir)
+	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], `"lm_head.weight" is kept, though tie_word_embeddings is true`) {
+		t.Errorf("warnings %q", w)
+	}
+	out, err := c.Tensor("output.weight")
+	if err != nil {
+		t.Fatal(err)
+	}
+	embed, err := c.Tensor("token_embd.weight")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// The same with the embeddings' bytes in the head's place.
+	path := filepath.Join(dir, safetensors.SingleFile)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := bytes.Replace(data, out.Data, embed.Data, 1)
+	if bytes.Equal(same, data) {
+		t.Fatal("the head is not in the file")
+	}
+	equal := t.TempDir()
+	write(t, equal, configFile, s.json(t))
+	write(t, equal, tokenizerFile, bytesTokenizer(t, nil))
+	write(t, equal, safetensors.SingleFile, same)
+	c = mustOpen(t, equal)
+	if _, err := c.Tensor("output.weight"); err == nil || len(c.Warnings()) > 0 {
+		t.Errorf("a copy of the embeddings was kept, warnings %q", c.Warnings())
+	}
+
+	head.Shape = []int{4}
+	if _, err := Open(folder(t, s, append(weights(t, s), head)), Options{}); err == nil ||
+		!strings.Contains(err.Error(), `tensor "lm_head.weight" is [4], config.json calls for [300 32]`) {
+		t.Errorf("a head of another shape: %v", err)
 	}
 }

@@ -42,9 +42,12 @@ func (c *config) readRoPE(o *object) {
 	if r.kind == "default" {
 		return
 	}
+	if r.kind != "linear" && r.kind != "yarn" && r.kind != "llama3" {
+		scaling.fail("rope_type", "is %.64q; supported: default, linear, yarn, llama3", r.kind)
+		return
+	}
 	r.factor = scaling.float("factor", math.NaN(), 0, maxContext)
 	switch r.kind {
-	case "linear":
 	case "yarn":
 		r.original = scaling.int("original_max_position_embeddings", c.context, 1, maxContext)
 		r.betaFast = scaling.float("beta_fast", 32, 0, maxWidth)
@@ -60,8 +63,6 @@ func (c *config) readRoPE(o *object) {
 		if *o.err == nil && r.highFreq <= r.lowFreq {
 			scaling.fail("high_freq_factor", "is %g, want more than low_freq_factor, %g", r.highFreq, r.lowFreq)
 		}
-	default:
-		scaling.fail("rope_type", "is %.64q; supported: default, linear, yarn, llama3", r.kind)
 	}
 }
 

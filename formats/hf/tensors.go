@@ -1,6 +1,7 @@
 package hf
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"slices"
@@ -24,14 +25,45 @@ type tensorSpec struct {
 	heads    int
 }
 
+// The tensors outside the layers.
+const (
+	embedName = "model.embed_tokens.weight"
+	normName  = "model.norm.weight"
+	headName  = "lm_head.weight"
+)
+
+// untied says that a checkpoint whose head is tied to the embeddings, by config.json, has a head that is not a copy of
+// them. The transformers library from 5 on uses that head, and so do GGUF readers.
+func (c *config) untied(st *safetensors.Checkpoint) (bool, error) {
+	head, stored := st.Lookup(headName)
+	embed, ok := st.Lookup(embedName)
+	if !c.tied || !stored || !ok {
+		return false, nil
+	}
+	if head.DType != embed.DType || !slices.Equal(head.Shape, embed.Shape) {
+		return true, nil
+	}
+	h, _, err := st.Tensor(headName)
+	if err != nil {
+		return false, err
+	}
+	defer st.Release(headName)
+	e, _, err := st.Tensor(embedName)
+	if err != nil {
+		return false, err
+	}
+	defer st.Release(embedName)
+	return !bytes.Equal(h, e), nil
+}
+
 // tensors lists what the checkpoint must hold outside the layers.
 func (c *config) tensors() []tensorSpec {
 	specs := []tensorSpec{
-		{hf: "model.embed_tokens.weight", gguf: "token_embd.weight", shape: []int{c.vocab, c.dim}},
-		{hf: "model.norm.weight", gguf: "output_norm.weight", shape: []int{c.dim}},
+		{hf: embedName, gguf: "token_embd.weight", shape: []int{c.vocab, c.dim}},
+		{hf: normName, gguf: "output_norm.weight", shape: []int{c.dim}},
 	}
 	if !c.tied {
-		specs = append(specs, tensorSpec{hf: "lm_head.weight", gguf: "output.weight", shape: []int{c.vocab, c.dim}})
+		specs = append(specs, tensorSpec{hf: headName, gguf: "output.weight", shape: []int{c.vocab, c.dim}})
 	}
 	return specs
 }
@@ -125,7 +157,7 @@ func (c *config) mapTensors(st *safetensors.Checkpoint) ([]source, error) {
 		}
 	}
 	for _, name := range st.Names() {
-		tiedHead := c.tied && name == "lm_head.weight" // a copy of the embeddings
+		tiedHead := c.tied && name == headName // a copy of the embeddings
 		if !used[name] && !tiedHead && !noWeight.MatchString(name) {
 			info, _ := st.Lookup(name)
 			return nil, fmt.Errorf("%s: tensor %q %v is not one that config.json (%s, %d layers) calls for",

@@ -14,16 +14,19 @@ import (
 //
 // Scores exist for a panel of queries and keyTile keys at a time; what they have summed so far is rescaled when a
 // larger maximum turns up (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). The error of an
-// output is below 10⁻⁶·(1 + max|scale·q·k|)·max|v|.
-func Attention(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale float32) {
+// output is below 10⁻⁶·(1 + max|scale·q·k|)·max|v|. Where p allows bfloat16 and the machine multiplies it faster, q, k,
+// v and the exponentials are rounded to it, as GPUs do; sums, maxima and exponentials stay in float32, and the error is
+// below 2⁻⁷·(1 + max Σ|scale·q·k|)·max|v|.
+func Attention(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale float32, p Precision) {
 	checkAttention(dst, q, k, v, heads, kvHeads, headDim)
-	t := tiles(F32)
-	if t == nil || headDim > t.kc || q.Rows == 0 {
+	t := tiles(p)
+	if t == nil || headDim > t.weights() || q.Rows == 0 {
 		attentionGo(dst, q, k, v, heads, kvHeads, headDim, window, scale)
 		return
 	}
 	a := &attention{tiling: t, dst: dst, q: q, k: k, v: v, headDim: headDim, window: window, scale: scale,
 		shared: heads / kvHeads}
+	a.dimSteps, a.keySteps = (headDim+t.depth()-1)/t.depth(), (k.Rows+t.depth()-1)/t.depth()
 	a.keyStrips = (k.Rows + t.strip() - 1) / t.strip()
 	a.dimStrips = (headDim + t.strip() - 1) / t.strip()
 	workers := runtime.GOMAXPROCS(0)
@@ -31,13 +34,13 @@ func Attention(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int,
 		workers = 1
 	}
 
-	perHead := (a.keyStrips*headDim + t.lanes + a.dimStrips*k.Rows) * t.strip()
-	buf := getWords(kvHeads * perHead)
-	defer words.Put(buf)
+	keys, values := (a.keyStrips*a.dimSteps+t.lanes)*t.strip(), a.dimStrips*a.keySteps*t.strip()
+	buf := words.get(kvHeads * (keys + values))
+	defer words.put(buf)
 	a.keys, a.values = make([][]uint32, kvHeads), make([][]uint32, kvHeads)
 	spread(kvHeads, workers, func(h int) {
-		packed := (*buf)[h*perHead : (h+1)*perHead]
-		a.keys[h], a.values[h] = packed[:perHead-a.dimStrips*k.Rows*t.strip()], packed[perHead-a.dimStrips*k.Rows*t.strip():]
+		packed := buf[h*(keys+values):]
+		a.keys[h], a.values[h] = packed[:keys], packed[keys:keys+values]
 		a.pack(h)
 	})
 	const panelsPerTask = 8
@@ -59,22 +62,24 @@ type attention struct {
 	dst, q, k, v            *tensor.Matrix
 	headDim, window, shared int // shared: query heads to a key head
 	scale                   float32
+	dimSteps, keySteps      int // a step is one dimension or key, or two
 	keyStrips, dimStrips    int
-	keys, values            [][]uint32 // strips of keys, a step for each dimension; strips of dimensions, a step for each key
+	keys, values            [][]uint32 // strips of keys, a step after the other; strips of dimensions likewise
 }
 
 func (a *attention) pack(h int) {
 	d0, d1 := h*a.headDim, (h+1)*a.headDim
 	n := a.k.Rows
-	staging := getWords(a.stagingWords())
-	defer words.Put(staging)
-	r := &pass{tiling: a.tiling, b: rowsOperand(a.k.View(0, n, d0, d1)), k: a.headDim}
+	staging := words.get(a.stagingWords())
+	defer words.put(staging)
+	keys, values := rowsOperand(a.k.View(0, n, d0, d1)), colsOperand(a.v.View(0, n, d0, d1))
 	for s := range a.keyStrips {
-		r.packB(a.keys[h][s*a.headDim*a.strip():], *staging, s*a.strip(), min((s+1)*a.strip(), n), 0, a.headDim)
+		a.packB(&keys, a.headDim, a.keys[h][s*a.dimSteps*a.strip():], staging,
+			s*a.strip(), min((s+1)*a.strip(), n), 0, a.dimSteps)
 	}
-	r.b = colsOperand(a.v.View(0, n, d0, d1))
 	for s := range a.dimStrips {
-		r.packB(a.values[h][s*n*a.strip():], nil, s*a.strip(), min((s+1)*a.strip(), a.headDim), 0, n)
+		a.packB(&values, n, a.values[h][s*a.keySteps*a.strip():], nil,
+			s*a.strip(), min((s+1)*a.strip(), a.headDim), 0, a.keySteps)
 	}
 }
 
@@ -82,20 +87,20 @@ func (a *attention) pack(h int) {
 func (a *attention) queries(h, p0, p1 int) {
 	strip, headDim := a.strip(), a.headDim
 	keys, values := a.keys[h/a.shared], a.values[h/a.shared]
-	pitchQ, pitchS, pitchO := pitch(headDim), pitch(keyTile), a.dimStrips*strip
-	buf := getWords(a.panel() * (pitchQ + pitchS + pitchO))
-	defer words.Put(buf)
-	q, s := (*buf)[:a.panel()*pitchQ], (*buf)[a.panel()*pitchQ:][:a.panel()*pitchS]
-	out := floats((*buf)[a.panel()*(pitchQ+pitchS):])
+	pitchQ, pitchS, pitchO := pitch(a.dimSteps), pitch(keyTile), a.dimStrips*strip
+	buf := words.get(a.panel() * (pitchQ + pitchS + pitchO))
+	defer words.put(buf)
+	q, s := buf[:a.panel()*pitchQ], buf[a.panel()*pitchQ:][:a.panel()*pitchS]
+	out := floats(buf[a.panel()*(pitchQ+pitchS):])
 	var largest, sum [16]float32
 	for p := p0; p < p1; p++ {
 		t0 := p * a.panel()
 		rows := min(a.panel(), a.q.Rows-t0)
 		kernel := a.kernel(rows)
 		for i := range kernel.rows {
-			row := floats(q[i*pitchQ:][:headDim])
+			row := q[i*pitchQ:][:a.dimSteps]
 			if i < rows {
-				copy(row, a.q.Row(t0 + i)[h*headDim:])
+				a.toWords(row, a.q.Row(t0 + i)[h*headDim:][:headDim])
 			} else {
 				clear(row)
 			}
@@ -110,8 +115,8 @@ func (a *attention) queries(h, p0, p1 int) {
 		for k0 := first / keyTile * keyTile; k0 < t0+rows; k0 += keyTile {
 			n := min(keyTile, t0+rows-k0)
 			for j := max(0, first-k0) / strip; j*strip < n; j++ {
-				kernel.run(headDim, &q[0], 4*pitchQ, 4, &keys[(k0/strip+j)*headDim*strip], &floats(s)[j*strip], 4*pitchS,
-					a.scale, false)
+				kernel.run(a.dimSteps, &q[0], 4*pitchQ, 4, &keys[(k0/strip+j)*a.dimSteps*strip], &floats(s)[j*strip],
+					4*pitchS, a.scale, false)
 			}
 			for i := range rows {
 				row := floats(s[i*pitchS:][:n])
@@ -133,9 +138,13 @@ func (a *attention) queries(h, p0, p1 int) {
 				sum[i] += expSum(row[lo:hi], row[lo:hi], largest[i])
 				clear(row[:lo])
 				clear(row[hi:])
+				if a.pairs { // in place: words are written where values were read before
+					toBF16Pairs(s[i*pitchS:], row)
+				}
 			}
+			steps := (n + a.depth() - 1) / a.depth()
 			for d := range a.dimStrips {
-				kernel.run(n, &s[0], 4*pitchS, 4, &values[(d*a.k.Rows+k0)*strip], &out[d*strip], 4*pitchO, 1, true)
+				kernel.run(steps, &s[0], 4*pitchS, 4, &values[(d*a.keySteps+k0/a.depth())*strip], &out[d*strip], 4*pitchO, 1, true)
 			}
 		}
 		for i := range rows {

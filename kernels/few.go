@@ -57,17 +57,17 @@ func matMulFew(dst, x *tensor.Matrix, w *Weights, p Precision) {
 // matMulFewBF16 is matMulFew with inputs packed for products that take them in bfloat16.
 func matMulFewBF16(dst, x *tensor.Matrix, w *Weights, products rowProductsBF16) {
 	blocks := w.Cols / w.Format.BlockLen
-	buf := getWords(x.Rows * blocks * blockQ4_K)
-	defer words.Put(buf)
+	buf := words.get(x.Rows * blocks * blockQ4_K)
+	defer words.put(buf)
 	for t := range x.Rows {
-		packQ4_K((*buf)[t*blocks*blockQ4_K:], x.Row(t))
+		packQ4_K(buf[t*blocks*blockQ4_K:], x.Row(t))
 	}
 	const grain = 32 // rows
 	Parallel(w.Rows, grain, func(lo, hi int) {
 		for o := lo; o < hi; o++ {
 			for t := 0; t < x.Rows; {
 				i := min(bits.Len(uint(x.Rows-t)), len(products)) - 1
-				products[i](&dst.Data[t*dst.Stride+o], 4*dst.Stride, &(*buf)[t*blocks*blockQ4_K], 4*blocks*blockQ4_K,
+				products[i](&dst.Data[t*dst.Stride+o], 4*dst.Stride, &buf[t*blocks*blockQ4_K], 4*blocks*blockQ4_K,
 					&w.Row(o)[0], blocks)
 				t += 1 << i
 			}

@@ -3,7 +3,6 @@ package kernels
 import (
 	"math"
 	"runtime"
-	"sync"
 
 	"github.com/llmq/llmq/tensor"
 )
@@ -43,6 +42,9 @@ func (t *tiling) depth() int {
 
 // weights is the number of elements of the summed dimension in a block.
 func (t *tiling) weights() int { return t.kc * t.depth() }
+
+// takes says whether blocks of w's format divide the blocks of a product; t may be nil, which takes nothing.
+func (t *tiling) takes(w *Weights) bool { return t != nil && t.weights()%w.Format.BlockLen == 0 }
 
 // kernel returns the smallest micro-kernel of at least rows rows.
 func (t *tiling) kernel(rows int) microKernel {
@@ -88,27 +90,34 @@ func weightsOperand(w *Weights) operand    { return operand{weights: w} }
 // packedWords bounds what is packed of A at a time, in words: half of a common L3 cache.
 const packedWords = 4 << 20
 
-// product computes C = alpha·A·B, summed over k elements, in the given mode.
+// result is one of the C's of a product, and its B.
+type result struct {
+	c *tensor.Matrix
+	b operand
+}
+
+// product computes C = alpha·A·B for every result, summed over k elements, in the given mode.
 //
 // A is packed into panels, for the whole of C's rows and as many blocks of the summed dimension as packedWords allows.
-// Then each task takes nc columns of C: it packs one block of B's columns after the other into a buffer that stays in
+// Then each task takes nc columns of a C: it packs one block of B's columns after the other into a buffer that stays in
 // its L2 cache, and runs all panels of A over it.
-func (t *tiling) product(c *tensor.Matrix, alpha float32, a *operand, b operand, k int, mode mode) {
-	if c.Rows == 0 || c.Cols == 0 {
-		return
-	}
-	if k == 0 {
-		if mode == store {
-			c.Zero()
+func (t *tiling) product(alpha float32, a *operand, k int, mode mode, results ...result) {
+	rows, cols := results[0].c.Rows, 0
+	for _, r := range results {
+		cols += r.c.Cols
+		if k == 0 && mode == store {
+			r.c.Zero()
 		}
+	}
+	if rows == 0 || cols == 0 || k == 0 {
 		return
 	}
 	steps := (k + t.depth() - 1) / t.depth()
-	panels := (c.Rows + t.panel() - 1) / t.panel()
+	panels := (rows + t.panel() - 1) / t.panel()
 	// Many rows come in chunks, so that even one block of them is bounded; so many rows repay packing B again.
 	maxPanels := max(1, packedWords/t.kc/t.panel())
 	workers := runtime.GOMAXPROCS(0)
-	if c.Rows*c.Cols*k < 1<<18 { // some ten microseconds: not worth waking others
+	if rows*cols*k < 1<<18 { // some ten microseconds: not worth waking others
 		workers = 1
 	}
 	for p0 := 0; p0 < panels; p0 += maxPanels {
@@ -116,8 +125,8 @@ func (t *tiling) product(c *tensor.Matrix, alpha float32, a *operand, b operand,
 		blocks := max(1, packedWords/(t.kc*t.panel()*(p1-p0)))
 		for s0 := 0; s0 < steps; s0 += blocks * t.kc {
 			s1 := min(s0+blocks*t.kc, steps)
-			r := &pass{tiling: t, c: c, alpha: alpha, a: a, b: b, k: k, mode: mode, p0: p0, p1: p1, s0: s0, s1: s1}
-			r.run(workers)
+			r := &pass{tiling: t, rows: rows, alpha: alpha, a: a, k: k, mode: mode, p0: p0, p1: p1, s0: s0, s1: s1}
+			r.run(workers, results)
 		}
 	}
 }
@@ -125,33 +134,19 @@ func (t *tiling) product(c *tensor.Matrix, alpha float32, a *operand, b operand,
 // pass is the part of a product that one packing of A serves: panels [p0,p1), steps [s0,s1).
 type pass struct {
 	*tiling
-	c              *tensor.Matrix
+	rows           int // of A and of every C
 	alpha          float32
 	a              *operand
-	b              operand
 	k              int
 	mode           mode
 	p0, p1, s0, s1 int
 	packed         []uint32 // block after block, panel after panel
 }
 
-// words are recycled buffers.
-var words = sync.Pool{New: func() any { return new([]uint32) }}
-
-func getWords(n int) *[]uint32 {
-	p := words.Get().(*[]uint32)
-	if cap(*p) < n {
-		*p = make([]uint32, n)
-	}
-	*p = (*p)[:n]
-	return p
-}
-
-func (r *pass) run(workers int) {
+func (r *pass) run(workers int, results []result) {
 	whole, rest := (r.s1-r.s0)/r.kc, (r.s1-r.s0)%r.kc
-	buf := getWords((r.p1 - r.p0) * r.panel() * (whole*pitch(r.kc) + pitch(rest)))
-	defer words.Put(buf)
-	r.packed = *buf
+	r.packed = words.get((r.p1 - r.p0) * r.panel() * (whole*pitch(r.kc) + pitch(rest)))
+	defer words.put(r.packed)
 	// Packing a panel is short; a few at a time.
 	const packing = 4
 	spread((r.p1-r.p0+packing-1)/packing, workers, func(i int) {
@@ -162,19 +157,25 @@ func (r *pass) run(workers int) {
 		}
 	})
 
-	columns := (r.c.Cols + r.nc - 1) / r.nc
+	type task struct{ result, column int }
+	var tasks []task
+	for i := range results {
+		for j := 0; j < results[i].c.Cols; j += r.nc {
+			tasks = append(tasks, task{i, j})
+		}
+	}
 	// Split the panels too if there are few columns; every part then packs B for itself, which 16 panels repay.
 	parts := 1
 	if workers > 1 {
-		parts = max(1, min((r.p1-r.p0)/16, (6*workers+columns-1)/columns))
+		parts = max(1, min((r.p1-r.p0)/16, (6*workers+len(tasks)-1)/len(tasks)))
 	}
 	if r.mode == addLower {
 		parts = max(parts, min((r.p1-r.p0)/16, 4))
 	}
-	spread(columns*parts, workers, func(i int) {
-		j, part := i/parts, i%parts
-		n := r.p1 - r.p0
-		r.columns(j*r.nc, min((j+1)*r.nc, r.c.Cols), r.p0+n*part/parts, r.p0+n*(part+1)/parts)
+	spread(len(tasks)*parts, workers, func(i int) {
+		t, part := tasks[i/parts], i%parts
+		c, n := &results[t.result], r.p1-r.p0
+		r.columns(c, t.column, min(t.column+r.nc, c.c.Cols), r.p0+n*part/parts, r.p0+n*(part+1)/parts)
 	})
 }
 
@@ -185,8 +186,8 @@ func (r *pass) panelAt(p, s int) []uint32 {
 	return r.packed[start : start+n]
 }
 
-// columns computes columns [j0,j1) of panels [p0,p1).
-func (r *pass) columns(j0, j1, p0, p1 int) {
+// columns computes columns [j0,j1) of panels [p0,p1) of a result.
+func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 	if r.mode == addLower {
 		p0 = max(p0, j0/r.panel())
 	}
@@ -196,28 +197,29 @@ func (r *pass) columns(j0, j1, p0, p1 int) {
 	strips := (j1 - j0 + r.strip() - 1) / r.strip()
 	// Transposition may write up to a vector's length of steps past the end of a strip.
 	n := (strips*r.kc + r.lanes) * r.strip()
-	buf := getWords(n + r.stagingWords())
-	defer words.Put(buf)
-	packed, staging := (*buf)[:n], (*buf)[n:]
-	tile := make([]float32, r.panel()*r.strip())
+	scratch := r.panel() * r.strip()
+	buf := words.get(n + r.stagingWords() + scratch)
+	defer words.put(buf)
+	packed, staging, tile := buf[:n], buf[n:n+r.stagingWords()], floats(buf[n+r.stagingWords():])
 	for s0 := r.s0; s0 < r.s1; s0 += r.kc {
 		s1 := min(s0+r.kc, r.s1)
 		for i := range strips {
-			r.packB(packed[i*(s1-s0)*r.strip():], staging, j0+i*r.strip(), min(j0+(i+1)*r.strip(), j1), s0, s1)
+			j := j0 + i*r.strip()
+			r.packB(&res.b, r.k, packed[i*(s1-s0)*r.strip():], staging, j, min(j+r.strip(), j1), s0, s1)
 		}
 		for p := p0; p < p1; p++ {
 			a := r.panelAt(p, s0)
 			for i := range strips {
-				r.tile(a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile)
+				r.tile(res.c, a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile)
 			}
 		}
 	}
 }
 
-// tile computes the tile of C at panel p and column j over steps [s0,s1); scratch serves tiles that C cuts off.
-func (r *pass) tile(a, b []uint32, p, j, s0, s1 int, scratch []float32) {
+// tile computes the tile of c at panel p and column j over steps [s0,s1); scratch serves tiles that c cuts off.
+func (r *pass) tile(c *tensor.Matrix, a, b []uint32, p, j, s0, s1 int, scratch []float32) {
 	i := p * r.panel()
-	rows, cols := min(r.panel(), r.c.Rows-i), min(r.strip(), r.c.Cols-j)
+	rows, cols := min(r.panel(), c.Rows-i), min(r.strip(), c.Cols-j)
 	if r.mode == addLower && j >= i+rows {
 		return
 	}
@@ -228,12 +230,12 @@ func (r *pass) tile(a, b []uint32, p, j, s0, s1 int, scratch []float32) {
 	kernel := r.kernel(rows)
 	adding := r.mode != store || s0 > 0
 	if rows == kernel.rows && cols == r.strip() {
-		kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &r.c.Data[i*r.c.Stride+j], 4*r.c.Stride, r.alpha, adding)
+		kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding)
 		return
 	}
 	kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &scratch[0], 4*r.strip(), r.alpha, false)
 	for y := range rows {
-		row, part := r.c.Row(i + y)[j:j+cols], scratch[y*r.strip():]
+		row, part := c.Row(i + y)[j:j+cols], scratch[y*r.strip():]
 		if !adding {
 			copy(row, part)
 			continue
@@ -246,7 +248,7 @@ func (r *pass) tile(a, b []uint32, p, j, s0, s1 int, scratch []float32) {
 
 // packA packs steps [s0,s1) of rows i, i+1, ... of A: row after row, or step after step if that is how A lies.
 func (r *pass) packA(dst []uint32, i, s0, s1 int) {
-	rows := min(r.panel(), r.c.Rows-i)
+	rows := min(r.panel(), r.rows-i)
 	if m := r.a.cols; m != nil {
 		for s := s0; s < s1; s++ {
 			row := dst[:r.panel()]
@@ -276,16 +278,21 @@ func (t *tiling) toWords(dst []uint32, src []float32) {
 	}
 }
 
-// packB packs a strip, columns [j0,j1) of B: steps [s0,s1) one after the other, zero where the strip is cut off.
-func (r *pass) packB(dst, staging []uint32, j0, j1, s0, s1 int) {
+// packB packs a strip, columns [j0,j1) of b, which has k elements in the summed dimension: steps [s0,s1) one after the
+// other, zero where the strip is cut off.
+func (t *tiling) packB(b *operand, k int, dst, staging []uint32, j0, j1, s0, s1 int) {
 	n := s1 - s0
-	if m := r.b.cols; m != nil {
-		if j1-j0 == r.strip() {
-			r.copyStrip(&dst[0], word(&m.Data[s0*m.Stride+j0]), 4*m.Stride, n)
+	if m := b.cols; m != nil {
+		if t.pairs {
+			t.packPairs(m.View(s0*2, min(s1*2, k), j0, j1), dst)
+			return
+		}
+		if j1-j0 == t.strip() {
+			t.copyStrip(&dst[0], word(&m.Data[s0*m.Stride+j0]), 4*m.Stride, n)
 			return
 		}
 		for s := range n {
-			row := dst[s*r.strip() : (s+1)*r.strip()]
+			row := dst[s*t.strip() : (s+1)*t.strip()]
 			copy(floats(row), m.Row(s0 + s)[j0:j1])
 			clear(row[j1-j0:])
 		}
@@ -293,36 +300,55 @@ func (r *pass) packB(dst, staging []uint32, j0, j1, s0, s1 int) {
 	}
 	// Rows of B become columns of the strip, a vector's width of them at a time.
 	for half := range 2 {
-		j := j0 + half*r.lanes
-		rows := max(0, min(r.lanes, j1-j))
-		to := dst[half*r.lanes:]
-		if m := r.b.rows; m != nil && rows == r.lanes && !r.pairs {
-			whole := n / r.lanes
+		j := j0 + half*t.lanes
+		rows := max(0, min(t.lanes, j1-j))
+		to := dst[half*t.lanes:]
+		if m := b.rows; m != nil && rows == t.lanes && !t.pairs {
+			whole := n / t.lanes
 			if whole > 0 {
-				r.transpose(&to[0], 4*r.strip(), word(&m.Data[j*m.Stride+s0]), 4*m.Stride, whole)
+				t.transpose(&to[0], 4*t.strip(), word(&m.Data[j*m.Stride+s0]), 4*m.Stride, whole)
 			}
-			for s := whole * r.lanes; s < n; s++ {
+			for s := whole * t.lanes; s < n; s++ {
 				for y := range rows {
-					to[s*r.strip()+y] = math.Float32bits(m.Data[(j+y)*m.Stride+s0+s])
+					to[s*t.strip()+y] = math.Float32bits(m.Data[(j+y)*m.Stride+s0+s])
 				}
 			}
 			continue
 		}
-		pitch := pitch(r.kc)
-		for y := range r.lanes {
+		pitch := pitch(t.kc)
+		for y := range t.lanes {
 			row := staging[y*pitch:][:n]
 			if y >= rows {
 				clear(row)
 				continue
 			}
 			// Rows are short here, and each lies in pages of its own: the hardware sees them coming too late.
-			if w := r.b.weights; w != nil && y+2 < rows {
-				next := w.Row(j + y + 2)[w.Format.RowBytes(s0*r.depth()):w.Format.RowBytes(min(s1*r.depth(), r.k))]
+			if w := b.weights; w != nil && y+2 < rows {
+				next := w.Row(j + y + 2)[w.Format.RowBytes(s0*t.depth()):w.Format.RowBytes(min(s1*t.depth(), k))]
 				prefetch(&next[0], len(next))
 			}
-			r.rowB(row, staging[r.lanes*pitch:], j+y, s0*r.depth(), min(s1*r.depth(), r.k))
+			t.rowB(b, row, staging[t.lanes*pitch:], j+y, s0*t.depth(), min(s1*t.depth(), k))
 		}
-		r.transpose(&to[0], 4*r.strip(), &staging[0], 4*pitch, (n+r.lanes-1)/r.lanes)
+		t.transpose(&to[0], 4*t.strip(), &staging[0], 4*pitch, (n+t.lanes-1)/t.lanes)
+	}
+}
+
+// packPairs packs a strip whose columns are m's: a step holds two rows, the last with zeros if there is one alone.
+func (t *tiling) packPairs(m *tensor.Matrix, dst []uint32) {
+	var even, odd [16]uint32 // a strip's width of bfloat16 values
+	for y := 0; y < m.Rows; y += 2 {
+		row := dst[:t.strip()]
+		dst = dst[t.strip():]
+		clear(row[m.Cols:])
+		clear(odd[:])
+		toBF16Pairs(even[:], m.Row(y))
+		if y+1 < m.Rows {
+			toBF16Pairs(odd[:], m.Row(y+1))
+		}
+		for x := range (m.Cols + 1) / 2 {
+			row[2*x] = even[x]&0xffff | odd[x]<<16
+			row[2*x+1] = even[x]>>16 | odd[x]&0xffff0000
+		}
 	}
 }
 
@@ -331,14 +357,14 @@ func (r *pass) packB(dst, staging []uint32, j0, j1, s0, s1 int) {
 func (t *tiling) stagingWords() int { return t.lanes*pitch(t.kc) + t.weights() }
 
 // rowB sets dst to elements [k0,k1) of row j of B.
-func (r *pass) rowB(dst, row []uint32, j, k0, k1 int) {
-	if m := r.b.rows; m != nil {
-		r.toWords(dst, m.Row(j)[k0:k1])
+func (t *tiling) rowB(b *operand, dst, row []uint32, j, k0, k1 int) {
+	if m := b.rows; m != nil {
+		t.toWords(dst, m.Row(j)[k0:k1])
 		return
 	}
-	f := r.b.weights.Format
-	src := r.b.weights.Row(j)[f.RowBytes(k0):f.RowBytes(k1)]
-	if r.pairs {
+	f := b.weights.Format
+	src := b.weights.Row(j)[f.RowBytes(k0):f.RowBytes(k1)]
+	if t.pairs {
 		f.decodeBF16(dst, src, k1-k0, floats(row))
 	} else {
 		Unpack(f, floats(dst[:k1-k0]), src)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/tensor"
@@ -228,6 +229,25 @@ func TestMatMul(t *testing.T) {
 				checkProduct(t, dst, nil, 1, s[2],
 					func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return m.Row(j)[k] },
 					false, p == Auto && CurrentTier() == AVX512BF16)
+
+				// Several at a time, and added to what is there, are the same products.
+				many, again := tensor.New(s[0], s[1]), tensor.New(s[0], s[1])
+				MatMulMany(x, p, Product{many, w}, Product{again, w})
+				was := random(rng, s[0], s[1])
+				whole, sum := guarded(s[0], s[1])
+				for i := range was.Rows {
+					copy(sum.Row(i), was.Row(i))
+				}
+				MatMulAdd(sum, x, w, p)
+				checkGuards(t, whole, s[0], s[1])
+				checkProduct(t, sum, was, 1, s[2],
+					func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return m.Row(j)[k] },
+					false, p == Auto && CurrentTier() == AVX512BF16)
+				for i := range dst.Rows {
+					if !slices.Equal(many.Row(i), dst.Row(i)) || !slices.Equal(again.Row(i), dst.Row(i)) {
+						t.Fatalf("%v, precision %v: row %d of several products differs", s, p, i)
+					}
+				}
 			}
 		}
 	})

@@ -84,19 +84,50 @@ func spread(n, workers int, f func(i int)) {
 }
 
 // MatMul sets dst = X·Wᵀ; X is tokens×in, W out×in in any block format, dst tokens×out.
-func MatMul(dst, x *tensor.Matrix, w *Weights, p Precision) {
+func MatMul(dst, x *tensor.Matrix, w *Weights, p Precision) { MatMulMany(x, p, Product{dst, w}) }
+
+// Product is one of several products that share their inputs.
+type Product struct {
+	Dst *tensor.Matrix // tokens×out
+	W   *Weights       // out×in
+}
+
+// MatMulMany is MatMul of x, tokens×in, for each of the products: x is rounded and packed once for all of them.
+func MatMulMany(x *tensor.Matrix, p Precision, products ...Product) {
+	t := tiles(p)
+	few := x.Rows <= fewTokens && x.Rows > 0 && x.Cols > 0
+	a := rowsOperand(x)
+	var results []result
+	for _, pr := range products {
+		checkMatMul(pr.Dst, x, pr.W.Rows, pr.W.Cols)
+		switch {
+		case !t.takes(pr.W):
+			matMulGo(pr.Dst, x, pr.W)
+		case few:
+			matMulFew(pr.Dst, x, pr.W, p)
+		default:
+			results = append(results, result{pr.Dst, weightsOperand(pr.W)})
+		}
+	}
+	if len(results) > 0 {
+		t.product(1, &a, x.Cols, store, results...)
+	}
+}
+
+// MatMulAdd sets dst += X·Wᵀ; shapes are MatMul's.
+func MatMulAdd(dst, x *tensor.Matrix, w *Weights, p Precision) {
 	checkMatMul(dst, x, w.Rows, w.Cols)
 	t := tiles(p)
-	switch {
-	case t == nil || t.weights()%w.Format.BlockLen != 0:
-		matMulGo(dst, x, w)
-		return
-	case x.Rows <= fewTokens && x.Rows > 0 && w.Cols > 0:
-		matMulFew(dst, x, w, p)
+	if x.Rows > fewTokens && t.takes(w) {
+		a := rowsOperand(x)
+		t.product(1, &a, x.Cols, add, result{dst, weightsOperand(w)})
 		return
 	}
-	a := rowsOperand(x)
-	t.product(dst, 1, &a, weightsOperand(w), x.Cols, store)
+	buf := words.get(dst.Rows * dst.Cols)
+	defer words.put(buf)
+	sum := tensor.FromSlice(dst.Rows, dst.Cols, floats(buf))
+	MatMul(sum, x, w, p)
+	Add(dst, sum)
 }
 
 // MatMulF32 sets dst = X·Wᵀ; X is tokens×in, W out×in, dst tokens×out.
@@ -108,7 +139,7 @@ func MatMulF32(dst, x, w *tensor.Matrix) {
 		return
 	}
 	a := rowsOperand(x)
-	t.product(dst, 1, &a, rowsOperand(w), x.Cols, store)
+	t.product(1, &a, x.Cols, store, result{dst, rowsOperand(w)})
 }
 
 func checkMatMul(dst, x *tensor.Matrix, out, in int) {
@@ -138,7 +169,7 @@ func SyrkLowerTo(dst, x *tensor.Matrix) {
 		return
 	}
 	a := colsOperand(x)
-	t.product(dst, 1, &a, colsOperand(x), x.Rows, addLower)
+	t.product(1, &a, x.Rows, addLower, result{dst, colsOperand(x)})
 }
 
 // Mirror copies the lower triangle of a square matrix onto the upper one.
@@ -186,7 +217,7 @@ func GemmNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 		return
 	}
 	left := rowsOperand(a)
-	t.product(dst, alpha, &left, colsOperand(b), a.Cols, add)
+	t.product(alpha, &left, a.Cols, add, result{dst, colsOperand(b)})
 }
 
 // GemmTN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
@@ -198,7 +229,7 @@ func GemmTN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 		return
 	}
 	left := colsOperand(a)
-	t.product(dst, alpha, &left, colsOperand(b), a.Rows, add)
+	t.product(alpha, &left, a.Rows, add, result{dst, colsOperand(b)})
 }
 
 // GemmNT sets dst += alpha·A·Bᵀ; A is m×k, B n×k, dst m×n.
@@ -219,7 +250,7 @@ func gemmNT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
 		return
 	}
 	left := rowsOperand(a)
-	t.product(dst, alpha, &left, rowsOperand(b), a.Cols, mode)
+	t.product(alpha, &left, a.Cols, mode, result{dst, rowsOperand(b)})
 }
 
 func checkGemm(dst *tensor.Matrix, m, k, k2, n int) {

@@ -101,9 +101,7 @@ func (l *Layer) AttnCore(dst, in *tensor.Matrix, seqLen int) {
 	q := m.buffer(scratchQ, in.Rows, m.Heads*m.HeadDim)
 	k := m.buffer(scratchK, in.Rows, m.KVHeads*m.HeadDim)
 	v := m.buffer(scratchV, in.Rows, m.KVHeads*m.HeadDim)
-	l.Q.Apply(q, in, m.Precision)
-	l.K.Apply(k, in, m.Precision)
-	l.V.Apply(v, in, m.Precision)
+	applyAll(in, m.Precision, []*Linear{l.Q, l.K, l.V}, q, k, v)
 	cos, sin := m.rope(seqLen)
 	scale := kernels.AttentionScale(m.HeadDim)
 	for t := 0; t < in.Rows; t += seqLen {
@@ -113,7 +111,8 @@ func (l *Layer) AttnCore(dst, in *tensor.Matrix, seqLen int) {
 			l.rotate(k.View(t+lo, t+hi, 0, k.Cols), l.KNorm, c, s)
 		})
 		seq := func(x *tensor.Matrix) *tensor.Matrix { return x.View(t, t+seqLen, 0, x.Cols) }
-		kernels.Attention(seq(dst), seq(q), seq(k), seq(v), m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale)
+		kernels.Attention(seq(dst), seq(q), seq(k), seq(v), m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale,
+			m.Precision)
 	}
 }
 
@@ -135,8 +134,7 @@ func (l *Layer) MLPIn(dst, x *tensor.Matrix) { l.m.norm(dst, x, l.MLPNorm) }
 // MLPCore sets dst, tokens×FFN, to the input of ffn_down for the normalised input in.
 func (l *Layer) MLPCore(dst, in *tensor.Matrix) {
 	gate := l.m.buffer(scratchGate, in.Rows, l.m.FFN)
-	l.Gate.Apply(gate, in, l.m.Precision)
-	l.Up.Apply(dst, in, l.m.Precision)
+	applyAll(in, l.m.Precision, []*Linear{l.Gate, l.Up}, gate, dst)
 	byRows(dst.Rows, func(lo, hi int) {
 		d := dst.View(lo, hi, 0, dst.Cols)
 		kernels.SiLUMul(d, gate.View(lo, hi, 0, gate.Cols), d)
@@ -148,6 +146,11 @@ func (l *Layer) MLPOut(x, in *tensor.Matrix) { l.add(x, l.Down, in) }
 
 // add sets x += lin(in).
 func (l *Layer) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
+	if lin.stored() {
+		kernels.MatMulAdd(x, in, &lin.W, l.m.Precision)
+		lin.addBias(x)
+		return
+	}
 	delta := l.m.buffer(scratchDelta, x.Rows, x.Cols)
 	lin.Apply(delta, in, l.m.Precision)
 	byRows(x.Rows, func(lo, hi int) {

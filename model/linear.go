@@ -33,13 +33,39 @@ func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
 	default:
 		kernels.MatMul(dst, x, &l.W, p)
 	}
-	if l.Bias != nil {
-		byRows(dst.Rows, func(lo, hi int) {
-			for t := lo; t < hi; t++ {
-				kernels.Axpy(dst.Row(t), 1, l.Bias)
-			}
-		})
+	l.addBias(dst)
+}
+
+// stored says that the source's weights are used, so that a kernel may take them together with others.
+func (l *Linear) stored() bool { return l.MatMul == nil && l.F32 == nil }
+
+// applyAll applies linears that share the input x, each to its dst.
+func applyAll(x *tensor.Matrix, p kernels.Precision, lins []*Linear, dsts ...*tensor.Matrix) {
+	var products []kernels.Product
+	for i, l := range lins {
+		if l.stored() {
+			products = append(products, kernels.Product{Dst: dsts[i], W: &l.W})
+		} else {
+			l.Apply(dsts[i], x, p)
+		}
 	}
+	kernels.MatMulMany(x, p, products...)
+	for i, l := range lins {
+		if l.stored() {
+			l.addBias(dsts[i])
+		}
+	}
+}
+
+func (l *Linear) addBias(dst *tensor.Matrix) {
+	if l.Bias == nil {
+		return
+	}
+	byRows(dst.Rows, func(lo, hi int) {
+		for t := lo; t < hi; t++ {
+			kernels.Axpy(dst.Row(t), 1, l.Bias)
+		}
+	})
 }
 
 // Matrix returns a copy of the weights in float32. A weight that is not finite is an error.

@@ -117,14 +117,15 @@ func TestGeneration(t *testing.T) {
 
 	// What sampling has no use for is left out, and said.
 	ck, err := withTokenizer(t, map[string][]byte{generationFile: settings{"top_k": -1, "top_p": 1.5, "temperature": 0.6,
-		"eos_token_id": []int{0, 1}}.json(t)}, Options{})
+		"eos_token_id": []int{0, 1}, "repetition_penalty": "warm"}.json(t)}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantMeta(t, ck, map[string]any{"general.sampling.top_k": nil, "general.sampling.top_p": nil,
 		"general.sampling.temp": float32(0.6)})
-	if w := ck.Warnings(); len(w) != 2 || !strings.HasSuffix(w[0], "top_k: is -1, want 0 to 16777216; left out") ||
-		!strings.HasSuffix(w[1], "top_p: is 1.5, want more than -1e-09, at most 1; left out") {
+	if w := ck.Warnings(); len(w) != 3 || !strings.HasSuffix(w[0], "top_k: is -1, want 0 to 16777216; left out") ||
+		!strings.HasSuffix(w[1], "top_p: is 1.5, want more than -1e-09, at most 1; left out") ||
+		!strings.HasSuffix(w[2], `repetition_penalty: is "warm", want a number; left out`) {
 		t.Errorf("warnings %q", w)
 	}
 }

@@ -247,8 +247,18 @@ func TestErrors(t *testing.T) {
 	up := src.Find("blk.1.ffn_up.weight")
 	binary.LittleEndian.PutUint16(up.Data, 0x7f80) // infinity
 	_, err := eval.Perplexity(context.Background(), open(t, src), tokens, eval.Options{Context: 10})
-	if err == nil || !strings.Contains(err.Error(), "not a finite number") {
+	if err == nil || !strings.Contains(err.Error(), `testmodel/qwen2: tensor "blk.1.ffn_up.weight": element [0 0] is +Inf`) {
 		t.Errorf("an infinite weight: error %v", err)
+	}
+	binary.LittleEndian.PutUint16(up.Data, 0x7f7f) // the largest number
+	for _, name := range []string{"blk.1.ffn_gate.weight", "blk.1.ffn_down.weight"} {
+		for data := src.Find(name).Data; len(data) > 0; data = data[2:] {
+			binary.LittleEndian.PutUint16(data, 0x7f7f)
+		}
+	}
+	_, err = eval.Perplexity(context.Background(), open(t, src), tokens, eval.Options{Context: 10})
+	if err == nil || !strings.Contains(err.Error(), "not a finite number") {
+		t.Errorf("weights that overflow: error %v", err)
 	}
 }
 

@@ -80,6 +80,11 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 	}
 	for i, v := range s.nll {
 		if math.IsNaN(v) || math.IsInf(v, 0) || s.kl != nil && math.IsNaN(s.kl[i]) {
+			for _, r := range runs {
+				if err := r.m.CheckWeights(ctx); err != nil {
+					return nil, fmt.Errorf("eval: %w", err)
+				}
+			}
 			return nil, fmt.Errorf("eval: chunk %d, position %d: %w", i/p.scored(), p.first+i%p.scored(), errNotFinite)
 		}
 	}

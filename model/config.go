@@ -37,6 +37,9 @@ const (
 	maxContext = 1 << 30
 )
 
+// splitCountKey is in files that llama.cpp's llama-gguf-split wrote.
+const splitCountKey = "split.count"
+
 // keys reads metadata below one architecture's prefix. The first failure is kept in err and later reads return zero.
 type keys struct {
 	src  Source
@@ -146,6 +149,12 @@ func readConfig(src Source) (*Config, map[string]*ggml.Info, error) {
 	if architectures[arch] == nil {
 		return nil, nil, fmt.Errorf("model: %s: general.architecture is %.64q, supported are %s",
 			src.Name(), fmt.Sprint(v), strings.Join(Architectures(), ", "))
+	}
+	if v, ok := src.Meta(splitCountKey); ok {
+		if n, ok := integer(v); !ok || n > 1 {
+			return nil, nil, fmt.Errorf("model: %s: is one of %v parts of a model (%s); join them first, as llama-gguf-split --merge does",
+				src.Name(), v, splitCountKey)
+		}
 	}
 	tensors := make(map[string]*ggml.Info)
 	for _, t := range src.Tensors() {

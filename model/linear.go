@@ -1,6 +1,7 @@
 package model
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -89,11 +90,40 @@ func (l *Linear) BiasName() string { return strings.TrimSuffix(l.Name, "weight")
 func checkFinite(name string, data []float32, cols int) error {
 	for i, v := range data {
 		if v-v != 0 { // NaN for both
-			if len(data) == cols {
-				return fmt.Errorf("tensor %q: element %d is %v", name, i, v)
-			}
-			return fmt.Errorf("tensor %q: element [%d %d] is %v", name, i/cols, i%cols, v)
+			return notFinite(name, len(data) == cols, i/cols, i%cols, v)
 		}
+	}
+	return nil
+}
+
+func notFinite(name string, vector bool, row, col int, v float32) error {
+	if vector {
+		return fmt.Errorf("tensor %q: element %d is %v", name, col, v)
+	}
+	return fmt.Errorf("tensor %q: element [%d %d] is %v", name, row, col, v)
+}
+
+// CheckWeights looks for a weight that is not finite, and names the first. It reads all of them, which is for finding out
+// why a prediction is not finite.
+func (m *Model) CheckWeights(ctx context.Context) error {
+	for _, info := range m.Source.Tensors() {
+		t, err := m.tensor(info.Name)
+		if err != nil {
+			return err
+		}
+		row := make([]float32, t.Cols())
+		for r := range t.Rows() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			kernels.Unpack(&t.Type.Format, row, t.Data[r*t.Type.RowBytes(t.Cols()):][:t.Type.RowBytes(t.Cols())])
+			for j, v := range row {
+				if v-v != 0 {
+					return fmt.Errorf("model: %s: %w", m.Source.Name(), notFinite(t.Name, len(t.Shape) == 1, r, j, v))
+				}
+			}
+		}
+		m.Source.Release(t)
 	}
 	return nil
 }

@@ -71,6 +71,7 @@ func TestOpenErrors(t *testing.T) {
 		{"RoPE factors where none belong", "qwen2", func(s *testmodel.Source) {
 			s.List = append(s.List, ggml.Tensor{Info: ggml.Info{Name: "rope_freqs.weight", Type: ggml.F32, Shape: []int{8}}})
 		}, `"rope_freqs.weight" does not belong to a qwen2 model`},
+		{"a part", "llama", set("split.count", uint16(3)), "is one of 3 parts of a model (split.count); join them first"},
 		{"experts", "llama", set("llama.expert_count", uint32(8)), "mixtures of experts are not supported"},
 		{"vocabulary", "llama", set("llama.vocab_size", uint32(300)), `"token_embd.weight" is [279 256], the metadata say [300 256]`},
 		{"tokens beyond the vocabulary", "llama", set("tokenizer.ggml.tokens", make([]string, 280)), "280 tokens"},
@@ -114,6 +115,13 @@ func TestLoadErrors(t *testing.T) {
 	}
 	if _, err := l.Up.Matrix(); err == nil || !strings.Contains(err.Error(), "element [5 3] is +Inf") {
 		t.Errorf("infinite weight: %v", err)
+	}
+	if err := m.CheckWeights(t.Context()); err == nil || !strings.Contains(err.Error(), `"blk.1.ffn_up.weight": element [5 3] is +Inf`) {
+		t.Errorf("infinite weight: %v", err)
+	}
+	binary.LittleEndian.PutUint16(up.Data[2*(5*m.Dim+3):], 0)
+	if err := m.CheckWeights(t.Context()); err != nil {
+		t.Error(err)
 	}
 	up.Data = up.Data[:100]
 	if _, err := m.LoadLayer(1); err == nil || !strings.Contains(err.Error(), "needs 22528 bytes, there are 100") {

@@ -317,11 +317,16 @@ func TestPlan(t *testing.T) {
 	w := quantized.Find("blk.1.ffn_up.weight")
 	w.Type = ggml.Q8_0
 	w.Data = make([]byte, w.Bytes())
+	phi, part := testmodel.New("llama").Source(), testmodel.New("llama").Source()
+	phi.KV.Set("general.architecture", "phi3")
+	part.List = part.List[:5]
 	for _, c := range []struct {
 		src    Source
 		recipe Recipe
 		want   string
 	}{
+		{phi, Recipe{Type: ggml.Q8_0}, `general.architecture is "phi3", supported are llama, qwen2, qwen3`},
+		{part, Recipe{Type: ggml.Q8_0}, "is missing"},
 		{odd, Recipe{Type: ggml.Q4_K, NoFallback: true}, `columns are not a multiple of Q4_K's block of 256`},
 		{llama, Recipe{Type: ggml.Q4_K, Rules: []Rule{rule("attn_qkv=q8_0")}}, `"attn_qkv" matches no tensor`},
 		{quantized, Recipe{Type: ggml.Q4_K}, `"blk.1.ffn_up.weight" is Q8_0, already quantized`},

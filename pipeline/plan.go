@@ -42,6 +42,11 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	if s := r.Smooth; s != nil && !(s.Alpha >= 0 && s.Alpha <= 1) {
 		return nil, fmt.Errorf("smoothing with alpha %g: want 0 to 1", s.Alpha)
 	}
+	// Methods that never run the model could do without, but would write files that readers refuse: with tensors missing,
+	// or with types that another architecture's tensors must not have.
+	if _, err := model.Open(src); err != nil {
+		return nil, err
+	}
 	used := make([]bool, len(r.Rules))
 	infos := src.Tensors()
 	for i := range infos {

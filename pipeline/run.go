@@ -150,7 +150,6 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 	r.writes.SetLimit(pendingWrites)
 	var err error
 	if opt.Calib != nil {
-		// Only the forward pass needs a supported architecture; tensors are converted without one.
 		if r.m, err = model.Open(src); err != nil {
 			return nil, nil, err
 		}

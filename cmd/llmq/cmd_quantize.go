@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
@@ -81,6 +83,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	recipe, err := opts.recipe()
 	if err != nil {
 		return err
+	}
+	for _, text := range opts.Calib {
+		if atomicfile.Same(text, opts.Output) {
+			return fmt.Errorf("%s: the output is calibration text", opts.Output)
+		}
 	}
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {

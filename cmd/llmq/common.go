@@ -57,14 +57,6 @@ func setThreads(n int) error {
 	return nil
 }
 
-// globQuote returns a pattern that matches path alone.
-func globQuote(path string) string {
-	if os.PathSeparator == '\\' { // where no escape is possible
-		return path
-	}
-	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
-}
-
 // printJSON writes one object and a newline.
 func (a *app) printJSON(v any) error {
 	enc := json.NewEncoder(a.stdout)

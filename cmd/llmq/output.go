@@ -71,12 +71,9 @@ func checkOutput(input, output string, force bool) error {
 	if atomicfile.Same(input, output) {
 		return fmt.Errorf("%s: the output is the input", output)
 	}
-	parts, err := filepath.Glob(filepath.Join(globQuote(input), "*.safetensors"))
-	if err != nil {
-		return err
-	}
-	for _, p := range parts {
-		if atomicfile.Same(p, output) {
+	files, _ := os.ReadDir(input) // of a folder; what is wrong with an input is said when it is opened
+	for _, f := range files {
+		if filepath.Ext(f.Name()) != ".gguf" && atomicfile.Same(filepath.Join(input, f.Name()), output) {
 			return fmt.Errorf("%s: the output is part of the input", output)
 		}
 	}

@@ -235,6 +235,8 @@ func TestFailures(t *testing.T) {
 		{"convert f16.gguf -o ckpt/../f16.gguf --force", "the output is the input"},
 		{"convert ckpt -o ckpt --force", "the output is the input"},
 		{"convert ckpt -o ckpt/model-00001-of-00002.safetensors --force", "the output is part of the input"},
+		{"convert ckpt -o ckpt/config.json --force", "the output is part of the input"},
+		{"quantize ckpt -o short.txt --calib short.txt --force", "the output is calibration text"},
 		{"convert ckpt -o out.gguf --tensor-type nothing=q8_0", `"nothing" matches no tensor`},
 		{"quantize ckpt -o out.gguf --calib absent.txt", "absent.txt"},
 		{"quantize ckpt -o out.gguf --calib empty.txt", "empty.txt: no text"},

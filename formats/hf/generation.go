@@ -102,7 +102,7 @@ func (c *Checkpoint) loadChatTemplates(tokenizerConfig *object) error {
 		if !ok {
 			continue
 		}
-		data, err := os.ReadFile(filepath.Join(c.dir, chatTemplatesDir, f.Name()))
+		data, err := readFile(filepath.Join(c.dir, chatTemplatesDir, f.Name()))
 		if err != nil {
 			return err
 		}

@@ -57,7 +57,7 @@ func Open(dir string, opt Options) (*Checkpoint, error) {
 
 func open(dir string, opt Options) (*Checkpoint, error) {
 	path := filepath.Join(dir, configFile)
-	data, err := os.ReadFile(path)
+	data, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -114,10 +114,22 @@ func (c *Checkpoint) load(cfg *config, opt Options) error {
 // quantizationVersion is GGML_QNT_VERSION of ggml.h: the layout of the block types.
 const quantizationVersion = 2
 
+// readFile reads a regular file. A pipe would keep the reader waiting, and a device may have no end.
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	return os.ReadFile(path)
+}
+
 // readOptional returns nil for a file that is not there.
 func (c *Checkpoint) readOptional(name string) ([]byte, string, error) {
 	path := filepath.Join(c.dir, name)
-	data, err := os.ReadFile(path)
+	data, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, path, nil
 	}

@@ -505,3 +505,22 @@ func TestTiedHead(t *testing.T) {
 		t.Errorf("a head of another shape: %v", err)
 	}
 }
+
+// TestNotAFile: a folder or a device in the place of a file is an error, at once.
+func TestNotAFile(t *testing.T) {
+	s := small("LlamaForCausalLM")
+	for _, name := range []string{configFile, tokenizerFile, tokenizerConfigFile, generationFile, cardFile} {
+		dir := folder(t, s, weights(t, s))
+		os.Remove(filepath.Join(dir, name))
+		put := func() error { return os.Mkdir(filepath.Join(dir, name), 0o777) }
+		if _, err := os.Stat("/dev/zero"); err == nil {
+			put = func() error { return os.Symlink("/dev/zero", filepath.Join(dir, name)) }
+		}
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir, Options{}); err == nil || !strings.Contains(err.Error(), name+": not a regular file") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -80,7 +81,7 @@ func (a *app) runInspect(opts inspectOptions) error {
 	}
 	t := newTable(a.stdout)
 	for _, kv := range src.Metadata() {
-		t.row(kv.Key, "%s", abbreviate(kv.Value))
+		t.row(plain(kv.Key), "%s", abbreviate(kv.Value))
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -88,7 +89,7 @@ func (a *app) runInspect(opts inspectOptions) error {
 	fmt.Fprintln(a.stdout)
 	t = newTable(a.stdout)
 	for i := range tensors {
-		t.row(tensors[i].Name, "%s\t%s\t%d bytes", tensors[i].Type.Name, shapeString(tensors[i].Shape), tensors[i].Bytes())
+		t.row(plain(tensors[i].Name), "%s\t%s\t%d bytes", tensors[i].Type.Name, shapeString(tensors[i].Shape), tensors[i].Bytes())
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -199,6 +200,14 @@ func quote(s string) string {
 		return fmt.Sprintf("%s… (%d bytes)", strconv.Quote(string(r[:shownRunes])), len(s))
 	}
 	return strconv.Quote(s)
+}
+
+// plain returns a name as it is, or quoted if a terminal might take a part of it for more than text.
+func plain(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return r == unicode.ReplacementChar || !unicode.IsPrint(r) }) {
+		return quote(name)
+	}
+	return name
 }
 
 // shapeString is "out×in".

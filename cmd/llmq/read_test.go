@@ -141,6 +141,7 @@ func TestMetadataValues(t *testing.T) {
 		{Key: "a.bytes", Value: []uint8{1, 255}},
 		{Key: "a.long", Value: strings.Repeat("ä", 100)},
 		{Key: "a.lines", Value: "one\ntwo\x1b[31m"},
+		{Key: "a.\x1b[2J\xff", Value: true},
 		{Key: "a.empty", Value: []string{}},
 		{Key: "a.big", Value: uint64(math.MaxUint64)},
 	}
@@ -152,7 +153,7 @@ func TestMetadataValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := must(t, "inspect", path).stdout
-	for _, want := range []string{"NaN", "[2] 1, -Inf", "[2] 1, 255", `ä"… (200 bytes)`, `"one\ntwo\x1b[31m"`, "[0]", "18446744073709551615"} {
+	for _, want := range []string{"NaN", "[2] 1, -Inf", "[2] 1, 255", `ä"… (200 bytes)`, `"one\ntwo\x1b[31m"`, `"a.\x1b[2J`, "[0]", "18446744073709551615"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %s in %s", want, out)
 		}

@@ -113,10 +113,10 @@ func (d *decoder) metadata(n int) Metadata {
 		if d.err == nil && key == "" {
 			d.fail("it has no key")
 		} else if seen[key] {
-			d.fail("key %q appears twice", key)
+			d.fail("key %.200q appears twice", key)
 		}
 		seen[key] = true
-		d.at = fmt.Sprintf("metadata %q: ", key)
+		d.at = fmt.Sprintf("metadata %.200q: ", key)
 		if v := d.value(); d.err == nil {
 			md = append(md, KV{key, v})
 		}

@@ -219,10 +219,14 @@ func (p *objectReader) object(f func(key string) error) error {
 
 // end demands that nothing but space follows.
 func (p *objectReader) end() error {
-	if t, err := p.dec.Token(); err != io.EOF {
-		return fmt.Errorf("unexpected %.40v after the object", cmp.Or[any](t, err))
+	switch t, err := p.dec.Token(); {
+	case err == io.EOF:
+		return nil
+	case err != nil:
+		return fmt.Errorf("after the object: %w", err)
+	default:
+		return fmt.Errorf("unexpected %.40v after the object", t)
 	}
-	return nil
 }
 
 func (p *objectReader) string() (string, error) {

@@ -55,6 +55,7 @@ var hostile = []struct {
 	{name: "space first", file: file(" {}", 0), want: "the header of 3 bytes is not a JSON object"},
 	{name: "cut", file: file(`{"x":`, 0), want: `tensor "x": invalid JSON after byte 5: unexpected EOF`},
 	{name: "bad JSON", file: file(`{"x"}`, 0), want: `tensor "x": invalid JSON after byte 4`},
+	{name: "no JSON after the object", file: file(`{}x`, 0), want: "after the object: invalid character 'x'"},
 	{name: "more after the object", file: file(`{}{}`, 0), want: "unexpected { after the object"},
 	{name: "nested", file: file(`{"x":`+strings.Repeat("[", 300), 0), want: `tensor "x": not an object`},
 	{name: "nested dtype", file: file(`{"x":{"dtype":`+strings.Repeat(`{"a":`, 300), 0),

@@ -32,10 +32,10 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.G
 			hessians[k] = in.H.View(j, j+g.Group, j, j+g.Group).Clone()
 		}
 		kernels.Parallel(w.Rows, 4, func(lo, hi int) {
-			c := newClipper(g, hessians)
+			c := newClipper(g, hessians, importance[c0:c1])
 			for r := lo; r < hi; r++ {
 				b := q.Block(r, i)
-				c.round(&b, w.Row(r)[c0:c1], importance[c0:c1])
+				c.round(&b, w.Row(r)[c0:c1])
 				q.SetBlock(r, i, &b)
 			}
 		})
@@ -43,43 +43,50 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.G
 	return q, nil
 }
 
-// clipper has the scratch memory for one block.
+// clipper has the scratch memory for one block, which is rounded clipped in every way at once.
 type clipper struct {
-	grid     *quant.Grid
-	hessians []*tensor.Matrix // of each group
-	clipped  []float32
-	values   []float32
-	trial    quant.Block
+	grid        *quant.Grid
+	hessians    []*tensor.Matrix // of each group
+	importances []float32        // the block's, for every trial
+	clipped     []float32        // of all trials
+	values      []float32
+	trials      []quant.Block
 }
 
-func newClipper(g *quant.Grid, hessians []*tensor.Matrix) *clipper {
+func newClipper(g *quant.Grid, hessians []*tensor.Matrix, importance []float32) *clipper {
 	n := g.Groups()
-	return &clipper{
-		grid: g, hessians: hessians,
-		clipped: make([]float32, g.Block), values: make([]float32, g.Block),
-		trial: quant.Block{Sc: make([]int8, n), M: make([]int8, n), Codes: make([]int8, g.Block)},
+	c := &clipper{grid: g, hessians: hessians, values: make([]float32, g.Block)}
+	c.clipped = make([]float32, clipSteps*g.Block)
+	for range clipSteps {
+		c.importances = append(c.importances, importance...)
+		c.trials = append(c.trials,
+			quant.Block{Sc: make([]int8, n), M: make([]int8, n), Codes: make([]int8, g.Block)})
 	}
+	return c
 }
 
 // round sets b to the best of the clipped blocks.
-func (c *clipper) round(b *quant.Block, w, importance []float32) {
-	c.grid.Round(b, w, importance)
-	best := c.error(b, w)
-	for step := 1; step < clipSteps; step++ {
-		c.clip(w, 1-clipStep*float32(step))
-		c.grid.Round(&c.trial, c.clipped, importance)
-		if e := c.error(&c.trial, w); e < best {
-			best = e
-			b.D, b.DMin = c.trial.D, c.trial.DMin
-			copy(b.Sc, c.trial.Sc)
-			copy(b.M, c.trial.M)
-			copy(b.Codes, c.trial.Codes)
+func (c *clipper) round(b *quant.Block, w []float32) {
+	for step := range clipSteps {
+		c.clip(c.clipped[step*len(w):(step+1)*len(w)], w, 1-clipStep*float32(step))
+	}
+	c.grid.Round(c.trials, c.clipped, c.importances)
+	best := &c.trials[0]
+	least := c.error(best, w)
+	for step := range c.trials[1:] {
+		t := &c.trials[1+step]
+		if e := c.error(t, w); e < least {
+			best, least = t, e
 		}
 	}
+	b.D, b.DMin = best.D, best.DMin
+	copy(b.Sc, best.Sc)
+	copy(b.M, best.M)
+	copy(b.Codes, best.Codes)
 }
 
-// clip sets c.clipped to w, each group clipped at the share of its largest magnitude.
-func (c *clipper) clip(w []float32, share float32) {
+// clip sets dst to w, each group clipped at the share of its largest magnitude.
+func (c *clipper) clip(dst, w []float32, share float32) {
 	for lo := 0; lo < len(w); lo += c.grid.Group {
 		group := w[lo : lo+c.grid.Group]
 		var limit float32
@@ -88,7 +95,7 @@ func (c *clipper) clip(w []float32, share float32) {
 		}
 		limit *= share
 		for j, v := range group {
-			c.clipped[lo+j] = min(max(v, -limit), limit)
+			dst[lo+j] = min(max(v, -limit), limit)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func authorsGrid(bits, group int, sym, mse bool) *quant.Grid {
 		}
 		return scale, float32(math.RoundToEven(float64(-lo / scale)))
 	}
-	g.Fit = func(b *quant.Block, w, _ []float32) {
+	fit := func(b *quant.Block, w []float32) {
 		var lo, hi float32
 		for _, v := range w {
 			lo, hi = min(lo, v), max(hi, v)
@@ -62,6 +62,11 @@ func authorsGrid(bits, group int, sym, mse bool) *quant.Grid {
 			}
 		}
 		b.D, b.DMin, b.Sc[0], b.M[0] = scale, scale*zero, 1, 1
+	}
+	g.Fit = func(b []quant.Block, w, _ []float32) {
+		for i := range b {
+			fit(&b[i], w[i*group:(i+1)*group])
+		}
 	}
 	return g
 }

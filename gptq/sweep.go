@@ -82,11 +82,14 @@ func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
 		importance[i] = f.h.Row(i)[i]
 	}
 	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
+		blocks := make([]quant.Block, w.Cols/g.Block)
 		for r := lo; r < hi; r++ {
-			for i := range w.Cols / g.Block {
-				b := q.Block(r, i)
-				g.Fit(&b, w.Row(r)[i*g.Block:(i+1)*g.Block], importance[i*g.Block:(i+1)*g.Block])
-				q.SetBlock(r, i, &b)
+			for i := range blocks {
+				blocks[i] = q.Block(r, i)
+			}
+			g.Fit(blocks, w.Row(r), importance)
+			for i := range blocks {
+				q.SetBlock(r, i, &blocks[i])
 			}
 		}
 	})
@@ -113,7 +116,7 @@ func (t *fitter) fit(q *quant.Weight, r int, row []float32, i int) {
 		t.w[c] = row[p]
 		t.importance[c] = 1 / (d * d)
 	}
-	b := q.Block(r, first/g.Block)
-	g.Fit(&b, t.w, t.importance)
-	q.SetBlock(r, first/g.Block, &b)
+	b := [1]quant.Block{q.Block(r, first/g.Block)}
+	g.Fit(b[:], t.w, t.importance)
+	q.SetBlock(r, first/g.Block, &b[0])
 }

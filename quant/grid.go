@@ -19,9 +19,10 @@ type Grid struct {
 	Codebook           []float32 // ascending levels of the codes from CodeMin on; nil where a code is its own level
 	ScaleMin, ScaleMax int       // range of sc
 	MinMax             int       // m is in [0, MinMax]; 0: the type has no minimum; 1: dmin alone, of either sign
-	// Fit chooses d, dmin, sc and m for one block of weights so that Σ importance·(w−ŵ)² is small, ŵ being w rounded to
-	// the grid. importance may be nil for equal weights. It fills b.Sc and b.M and leaves b.Codes alone.
-	Fit func(b *Block, w, importance []float32)
+	// Fit chooses d, dmin, sc and m for blocks of weights, one after the other in w, so that each block's
+	// Σ importance·(w−ŵ)² is small, ŵ being w rounded to the grid. importance, as long as w, may be nil for equal weights.
+	// It fills Sc and M and leaves Codes alone. Several blocks take less time together, and have the same result.
+	Fit func(b []Block, w, importance []float32)
 }
 
 // Groups is the number of groups in a block.

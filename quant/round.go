@@ -1,6 +1,25 @@
 package quant
 
-import "math"
+import (
+	"math"
+
+	"github.com/llmq/llmq/kernels"
+)
+
+// RoundCodes sets b's codes to those nearest to w, one block.
+func (b *Block) RoundCodes(g *Grid, w []float32) {
+	for k := range g.Groups() {
+		scale, minimum := b.Scale(k)
+		x, codes := w[k*g.Group:(k+1)*g.Group], b.Codes[k*g.Group:(k+1)*g.Group]
+		if g.Codebook == nil && scale != 0 {
+			kernels.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
+			continue
+		}
+		for j, v := range x {
+			codes[j] = g.Nearest(v, scale, minimum)
+		}
+	}
+}
 
 // Nearest returns the code whose value scale·level(q) − minimum is nearest to x. With a zero scale every code has the
 // same value, and the one of level zero is returned.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -213,42 +214,67 @@ func TestEncodeEdges(t *testing.T) {
 	}
 }
 
-// TestFit checks what Fit promises beyond its choice: codes left alone, float16 scales, nothing allocated, and
-// importances that count relative to each other only.
+// TestFit checks what Fit promises beyond its choice: codes left alone, float16 scales, nothing allocated, importances
+// that count relative to each other only, and the same result for a block alone and among others.
 func TestFit(t *testing.T) {
-	w, importance := gaussian(maxBlock)
+	const blocks = 19 // more than are searched together
+	w, importance := gaussian(blocks * maxBlock)
 	for _, typ := range Types {
 		g := typ.Grid
 		if g == nil {
 			continue
 		}
-		b := newBlock(g)
-		for i := range b.Codes {
-			b.Codes[i] = int8(i)
+		newBlocks := func() []quant.Block {
+			b := make([]quant.Block, blocks)
+			for i := range b {
+				b[i] = *newBlock(g)
+			}
+			return b
 		}
-		x, imp := w[:g.Block], importance[:g.Block]
-		if n := testing.AllocsPerRun(3, func() { g.Fit(b, x, imp) }); n != 0 {
-			t.Errorf("%s: Fit allocates %v times", typ, n)
-		}
-		for i, q := range b.Codes {
-			if q != int8(i) {
-				t.Fatalf("%s: Fit sets codes", typ)
+		b := newBlocks()
+		for i := range b {
+			for j := range b[i].Codes {
+				b[i].Codes[j] = int8(j)
 			}
 		}
-		if b.D != tensor.RoundF16(b.D) || b.DMin != tensor.RoundF16(b.DMin) {
-			t.Errorf("%s: scales %v and %v are no float16 values", typ, b.D, b.DMin)
+		n := blocks * g.Block
+		x, imp := w[:n], importance[:n]
+		if n := testing.AllocsPerRun(3, func() { g.Fit(b, x, imp) }); n != 0 {
+			t.Errorf("%s: Fit allocates %v times", typ, n)
 		}
 		scaled := make([]float32, len(imp))
 		for i, v := range imp {
 			scaled[i] = v / 1024
 		}
-		c := newBlock(g)
+		c := newBlocks()
 		g.Fit(c, x, scaled)
-		if c.D != b.D || c.DMin != b.DMin || !equal(c.Sc, b.Sc) || !equal(c.M, b.M) {
-			t.Errorf("%s: importances divided by 1024 give other scales", typ)
+		for i := range b {
+			for j, q := range b[i].Codes {
+				if q != int8(j) {
+					t.Fatalf("%s: Fit sets codes", typ)
+				}
+			}
+			if b[i].D != tensor.RoundF16(b[i].D) || b[i].DMin != tensor.RoundF16(b[i].DMin) {
+				t.Errorf("%s: scales %v and %v are no float16 values", typ, b[i].D, b[i].DMin)
+			}
+			same := func(o *quant.Block) bool {
+				return o.D == b[i].D && o.DMin == b[i].DMin && equal(o.Sc, b[i].Sc) && equal(o.M, b[i].M)
+			}
+			if !same(&c[i]) {
+				t.Errorf("%s: importances divided by 1024 give other scales", typ)
+			}
+			alone := newBlocks()[:1]
+			if g.Fit(alone, x[i*g.Block:(i+1)*g.Block], imp[i*g.Block:(i+1)*g.Block]); !same(&alone[0]) {
+				t.Errorf("%s: block %d alone has other scales than among %d", typ, i, blocks)
+			}
 		}
-		if g.Fit(c, make([]float32, g.Block), nil); c.D != 0 || c.DMin != 0 {
-			t.Errorf("%s: zeros give scales %v and %v", typ, c.D, c.DMin)
+		for _, imp := range [][]float32{nil, imp} {
+			g.Fit(c, make([]float32, n), imp)
+			for i := range c {
+				if c[i].D != 0 || c[i].DMin != 0 {
+					t.Errorf("%s: zeros give scales %v and %v", typ, c[i].D, c[i].DMin)
+				}
+			}
 		}
 	}
 }
@@ -361,6 +387,19 @@ func TestEncodePanics(t *testing.T) {
 			}()
 			f()
 		}()
+	}
+}
+
+func BenchmarkEncodePlain(b *testing.B) {
+	w, _ := gaussian(4096)
+	for _, typ := range Types {
+		b.Run(typ.Name, func(b *testing.B) {
+			dst := make([]byte, typ.RowBytes(len(w)))
+			for b.Loop() {
+				typ.Encode(dst, w, nil)
+			}
+			b.ReportMetric(float64(len(w))*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mweights/s")
+		})
 	}
 }
 

@@ -21,7 +21,8 @@ func newGrid(g quant.Grid) *quant.Grid {
 	grid := &g
 	lv := newLevels(grid)
 	fit := fitScale
-	switch super := g.Groups() > 1; {
+	super := g.Groups() > 1
+	switch {
 	case super && g.MinMax > 0:
 		fit = fitSuperMin
 	case super:
@@ -29,7 +30,29 @@ func newGrid(g quant.Grid) *quant.Grid {
 	case g.MinMax > 0:
 		fit = fitMin
 	}
-	grid.Fit = func(b *quant.Block, w, importance []float32) { fit(grid, lv, b, w, importance) }
+	grid.Fit = func(b []quant.Block, w, importance []float32) {
+		for i := range b {
+			k := i * grid.Block
+			var imp []float32
+			if importance != nil {
+				imp = importance[k : k+grid.Block]
+			}
+			fit(grid, lv, &b[i], w[k:k+grid.Block], imp)
+		}
+	}
+	if !super && g.MinMax == 0 && g.Codebook == nil {
+		grid.Fit = func(b []quant.Block, w, importance []float32) {
+			for i := 0; i < len(b); i += kernels.Lanes {
+				end := min(i+kernels.Lanes, len(b))
+				lo, hi := i*grid.Block, end*grid.Block
+				var imp []float32
+				if importance != nil {
+					imp = importance[lo:hi]
+				}
+				fitScales(grid, lv, b[i:end], w[lo:hi], imp)
+			}
+		}
+	}
 	return grid
 }
 
@@ -42,6 +65,7 @@ type levels struct {
 	table *[512]float32
 	// A scale is searched among those that put a large weight at a level of magnitude from, from+step, ... below to.
 	from, to, step float32
+	scan           []float32 // those levels, negated: a scale's sign is that of top over level
 }
 
 // The best scale lets the largest weights clip, or leaves the last levels free, the less the more levels there are.
@@ -56,6 +80,13 @@ func newLevels(g *quant.Grid) *levels {
 	width := -lv.lo / float32(math.Sqrt(float64(n)))
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width
 	lv.step = (lv.to - lv.from) / float32(10+n/16)
+	for level := lv.from; level < lv.to; level += lv.step {
+		lv.scan = append(lv.scan, -level)
+		// Where nothing is clipped, the scale's sign makes no difference to whole levels, and hardly any to many levels.
+		if level > lv.hi+0.5 && n <= 64 {
+			lv.scan = append(lv.scan, level)
+		}
+	}
 	bits := func(v float32) int32 { return int32(math.Float32bits(v + roundMagic)) }
 	if g.Codebook != nil {
 		lv.loBits, lv.hiBits = bits(2*lv.lo), bits(2*lv.hi)

@@ -3,6 +3,7 @@ package ggml
 import (
 	"math"
 
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -48,6 +49,68 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 			best, b.D = f.Err, d
 		}
 	}
+}
+
+// scaleRounds is how often the best scale of a search is used to round, and solved, again.
+const scaleRounds = 2
+
+// fitScales fits up to 16 blocks of one group.
+func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+	var s lanes
+	s.load(w, importance, g.Block, g.Block)
+	x, wt := s.x(), s.wt()
+	lo, hi := int32(lv.lo), int32(lv.hi)
+	top := s.top()
+	var best kernels.BestScale
+	inverse := invert(&top)
+	best.Search(x, wt, &inverse, lv.scan, scaleRounds, lo, hi)
+	if importance != nil {
+		important := s.mostImportant()
+		inverse := invert(&important)
+		best.Search(x, wt, &inverse, lv.scan, scaleRounds, lo, hi)
+	}
+	// Least squares knows nothing of float16's steps. They matter where there are many levels, and where float16 is
+	// subnormal.
+	var ranges [3]kernels.Range
+	var chosen kernels.BestRange
+	n := 1
+	for i := range s.n {
+		d := roundScale(best.Scale[i])
+		if lv.hi > 100 || abs(d) < minNormalF16 {
+			n = len(ranges)
+		}
+		step := stepF16(d)
+		ranges[0].Scale[i], ranges[1].Scale[i], ranges[2].Scale[i] = d, roundScale(d-step), roundScale(d+step)
+		chosen.Err[i] = float32(math.Inf(1))
+	}
+	chosen.Choose(0, x, wt, ranges[:n], lo, hi)
+	for i := range bs {
+		b := &bs[i]
+		b.D, b.DMin, b.Sc[0], b.M[0] = ranges[chosen.Index[i]].Scale[i], 0, 1, 0
+		// What is on the grid already is a multiple of a scale.
+		if s.Least[i]*-lv.lo*1.001 >= abs(top[i]) && chosen.Err[i] > 0 {
+			if d, ok := s.exactScale(g, lv, i, top[i]); ok {
+				b.D = d
+			}
+		}
+	}
+}
+
+// exactScale returns the scale with which group i is on the grid already, as those of a quantized checkpoint are.
+func (s *lanes) exactScale(g *quant.Grid, lv *levels, i int, top float32) (d float32, ok bool) {
+	var buf, wt [maxGroup]float32
+	x := buf[:s.size]
+	least := float64(s.Least[i])
+	for j := range x {
+		x[j], wt[j] = s.groups[j][i], 1
+		// The remainder is a multiple of the scale too, and thus not too small.
+		v := math.Abs(float64(x[j]))
+		r := v - math.Floor(v/least)*least
+		if r > 0 && r*float64(-lv.lo)*1.001 < math.Abs(float64(top)) {
+			return 0, false
+		}
+	}
+	return exactScale(g, lv, &group{x: x, wt: wt[:s.size]}, top)
 }
 
 // exactScale returns the scale with which the weights are on the grid already, as those of a quantized checkpoint are.

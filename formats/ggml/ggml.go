@@ -54,27 +54,27 @@ func (t *Type) Encode(dst []byte, w, importance []float32) (noise float64) {
 	g := t.Grid
 	n := g.Groups()
 	var a struct { // in one allocation
-		block quant.Block
-		sc, m [maxGroups]int8
-		codes [maxBlock]int8
+		block [kernels.Lanes]quant.Block
+		sc, m [kernels.Lanes * maxGroups]int8
+		codes [kernels.Lanes * maxBlock]int8
 	}
-	b := &a.block
-	b.Sc, b.M, b.Codes = a.sc[:n], a.m[:n], a.codes[:g.Block]
-	for i := range len(w) / g.Block {
-		x := w[i*g.Block : (i+1)*g.Block]
+	for i := range a.block {
+		a.block[i] = quant.Block{Sc: a.sc[i*n : (i+1)*n], M: a.m[i*n : (i+1)*n], Codes: a.codes[i*g.Block : (i+1)*g.Block]}
+	}
+	blocks := len(w) / g.Block
+	for i := 0; i < blocks; i += len(a.block) {
+		batch := a.block[:min(len(a.block), blocks-i)]
+		lo, hi := i*g.Block, (i+len(batch))*g.Block
 		var imp []float32
 		if importance != nil {
-			imp = importance[i*g.Block : (i+1)*g.Block]
+			imp = importance[lo:hi]
 		}
-		g.Fit(b, x, imp)
-		for k := range n {
-			scale, minimum := b.Scale(k)
-			for j := k * g.Group; j < (k+1)*g.Group; j++ {
-				b.Codes[j] = g.Nearest(x[j], scale, minimum)
-			}
+		g.Round(batch, w[lo:hi], imp)
+		for k := range batch {
+			b := &batch[k]
+			t.Pack(dst[(i+k)*t.BlockBytes:(i+k+1)*t.BlockBytes], b)
+			noise += b.Noise(g)
 		}
-		t.Pack(dst[i*t.BlockBytes:(i+1)*t.BlockBytes], b)
-		noise += b.Noise(g)
 	}
 	return noise
 }

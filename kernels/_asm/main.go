@@ -29,6 +29,7 @@ var topics = []struct {
 	{"few_bf16", fewBF16},
 	{"half", half},
 	{"levels", levels},
+	{"search", scaleSearch},
 	{"elementwise", elementwise},
 	{"int8", signedBytes},
 	{"peak", peak},

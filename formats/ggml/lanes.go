@@ -1,0 +1,150 @@
+package ggml
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/kernels"
+)
+
+// lanes are up to 16 groups of one or more blocks side by side: lane i holds group i.
+type lanes struct {
+	n, size int // groups, and weights of each
+	kernels.Span
+	weighted    bool
+	groups      [maxGroup]kernels.Lane
+	importances [maxGroup]kernels.Lane
+}
+
+func (s *lanes) x() []kernels.Lane { return s.groups[:s.size] }
+
+// wt are what weights count: Σ wt·(x−ŵ)² is to be small.
+func (s *lanes) wt() []kernels.Lane {
+	if !s.weighted {
+		return ones[:s.size]
+	}
+	return s.importances[:s.size]
+}
+
+// ones are the importances of groups without.
+var ones = func() (l [maxGroup]kernels.Lane) {
+	for j := range l {
+		for i := range l[j] {
+			l[j][i] = 1
+		}
+	}
+	return l
+}()
+
+// load fills s with groups of size weights: blocks of so many, whose importances count relative to each other. Without
+// importances, or with none above zero, all weights of a block count the same.
+func (s *lanes) load(w, importance []float32, size, block int) {
+	s.n, s.size = len(w)/size, size
+	transpose(s.x(), w)
+	if s.weighted = importance != nil; s.weighted {
+		transpose(s.wt(), importance)
+		s.normalize(block / size)
+	}
+	s.Span = kernels.Spans(s.x(), s.wt())
+	s.bound()
+}
+
+// transpose brings groups, perhaps fewer than there are lanes, side by side.
+func transpose(dst []kernels.Lane, src []float32) {
+	if len(src) < kernels.Lanes*len(dst) {
+		var padded [kernels.Lanes * maxGroup]float32
+		copy(padded[:], src)
+		src = padded[:]
+	}
+	kernels.TransposeLanes(dst, src, len(dst))
+}
+
+// normalize brings the importances of each block, so many lanes, to 0..1, the largest being 1.
+func (s *lanes) normalize(groups int) {
+	var largest kernels.Lane
+	wt := s.wt()
+	for j := range wt {
+		for i, v := range wt[j] {
+			if v > largest[i] {
+				largest[i] = v
+			}
+		}
+	}
+	var inverse kernels.Lane
+	for i := 0; i < kernels.Lanes; i += groups {
+		var top float32
+		for _, v := range largest[i : i+groups] {
+			top = max(top, v)
+		}
+		top = min(top, math.MaxFloat32)
+		for k := range groups {
+			largest[i+k], inverse[i+k] = top, 1/top
+		}
+	}
+	for j := range wt {
+		for i, v := range wt[j] {
+			switch top := largest[i]; {
+			case !(top > 0):
+				v = 1
+			case !(v > 0):
+				v = 0
+			case top < 1e-30: // the inverse may be infinite
+				v /= top
+			default:
+				v = min(v, top) * inverse[i]
+			}
+			wt[j][i] = v
+		}
+	}
+}
+
+// bound brings weights to ±maxWeight.
+func (s *lanes) bound() {
+	far := false
+	for i := range kernels.Lanes {
+		if s.Lo[i] >= -maxWeight && s.Hi[i] <= maxWeight {
+			continue
+		}
+		far = true
+		for j := range s.x() {
+			s.groups[j][i] = min(max(s.groups[j][i], -maxWeight), maxWeight)
+		}
+	}
+	if far {
+		s.Span = kernels.Spans(s.x(), s.wt())
+	}
+}
+
+// top returns each group's weight of largest magnitude.
+func (s *lanes) top() (top kernels.Lane) {
+	for i := range top {
+		top[i] = s.Hi[i]
+		if -s.Lo[i] > s.Hi[i] {
+			top[i] = s.Lo[i]
+		}
+	}
+	return top
+}
+
+// mostImportant returns each group's weight that contributes most to Σ wt·x².
+func (s *lanes) mostImportant() (v kernels.Lane) {
+	var most kernels.Lane
+	wt := s.wt()
+	for j := range wt {
+		for i, x := range s.groups[j] {
+			if e := wt[j][i] * x * x; e > most[i] {
+				v[i], most[i] = x, e
+			}
+		}
+	}
+	return v
+}
+
+// invert returns 1/v, and 0 where v is so small that no float16 scale is.
+func invert(v *kernels.Lane) (inverse kernels.Lane) {
+	for i, x := range v {
+		if abs(x) > 1e-20 {
+			inverse[i] = 1 / x
+		}
+	}
+	return inverse
+}

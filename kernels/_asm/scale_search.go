@@ -1,0 +1,341 @@
+package main
+
+import (
+	"github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// scaleSearch writes the searches of scale_search.go.
+func scaleSearch(g *gen) {
+	word := func(name string, bits uint32) operand.Mem {
+		m := g.StaticGlobal(name)
+		g.DataAttributes(rodata)
+		g.AddDatum(0, operand.U32(bits))
+		return m
+	}
+	c := searchConstants{word("searchMagic", 0x4b400000), word("searchOne", 0x3f800000), word("oneLevel", 0x37800000)}
+	magnitude, infinity := word("magnitude", 1<<31-1), word("infinity", 0x7f800000)
+	for _, v := range []isa{avx2, avx512} {
+		g.search(v, c, false)
+		g.search(v, c, true)
+		g.choose(v, c)
+		g.spans(v, magnitude, infinity)
+		g.nearestLevels(v)
+	}
+}
+
+// searchConstants are roundMagic, 1 and 2⁻¹⁶.
+type searchConstants struct{ magic, one, oneLevel operand.Mem }
+
+const lane = 64 // bytes of a Lane
+
+// clamp puts parameters lo and hi into every lane of memory.
+func (g *gen) clamp(v isa, t reg.VecPhysical) (lo, hi operand.Mem) {
+	m := g.AllocLocal(128)
+	for i, name := range []string{"lo", "hi"} {
+		r := g.Load(g.Param(name), g.GP32())
+		g.VMOVD(r, t.AsX())
+		g.VPBROADCASTD(t.AsX(), t)
+		g.VMOVUPS(t, m.Offset(64*i))
+	}
+	return m, m.Offset(64)
+}
+
+// invert sets inv to 1/scale, 0 for 0; it needs t.
+func (g *gen) invert(v isa, c searchConstants, scale, inv, t reg.VecPhysical) {
+	g.VBROADCASTSS(c.one, inv)
+	g.zero(v, t)
+	if v.bytes == 64 {
+		g.VCMPPS(operand.U8(4), t, scale, reg.K1)
+		g.VDIVPS_Z(scale, inv, reg.K1, inv)
+		return
+	}
+	g.VCMPPS(operand.U8(4), t, scale, t)
+	g.VDIVPS(scale, inv, inv)
+	g.VANDPS(t, inv, inv)
+}
+
+// keep stores new values where the mask, K1 or register mask, is set; it needs t.
+func (g *gen) keep(v isa, mask, t reg.VecPhysical, value reg.VecPhysical, to operand.Mem) {
+	if v.bytes == 64 {
+		g.VMOVUPS(value, reg.K1, to)
+		return
+	}
+	g.VMOVUPS(to, t)
+	g.VBLENDVPS(mask, value, t, t)
+	g.VMOVUPS(t, to)
+}
+
+// search is BestScale.Search, or BestMinimum.Search.
+func (g *gen) search(v isa, c searchConstants, minimum bool) {
+	if minimum {
+		g.function("searchMinimum"+v.name,
+			"func(best, x, wt *float32, n int, inverse *float32, ranges *float32, count, rounds int, lo, hi int32)",
+			"tries count ranges and as many rounds the best, on n > 0 weights, an even number.")
+	} else {
+		g.function("searchScale"+v.name,
+			"func(best, x, wt *float32, n int, inverse *float32, levels *float32, count, rounds int, lo, hi int32)",
+			"tries count levels and as many rounds the best, on n > 0 weights, an even number.")
+	}
+	best, x, wt, n := g.gp("best"), g.gp("x"), g.gp("wt"), g.gp("n")
+	inverse, count, rounds := g.gp("inverse"), g.gp("count"), g.gp("rounds")
+	candidates, kind := reg.GPVirtual(nil), "levels"
+	if minimum {
+		kind = "ranges"
+	}
+	candidates = g.gp(kind)
+	lo, hi := g.clamp(v, v.reg(0))
+	px, pw, left := g.GP64(), g.GP64(), g.GP64()
+	sum := func(k, i int) reg.VecPhysical { return v.reg(2*k + i) } // 0: LL, 1: LX, 2: L
+	magic, inv, low := v.reg(6), v.reg(7), v.reg(8)
+	xj, q, w, t := v.reg(9), v.reg(10), v.reg(11), v.reg(12)
+	sums := 2
+	if minimum {
+		sums = 3
+	}
+	g.VBROADCASTSS(c.magic, magic)
+	g.ADDQ(count, rounds) // all that is left
+	g.Label("candidate")
+	g.TESTQ(count, count)
+	g.JLE(operand.LabelRef("again"))
+	if minimum {
+		g.VMOVUPS(at(candidates, 0), q)
+		g.VMOVUPS(at(candidates, lane), low)
+		g.invert(v, c, q, inv, t)
+		g.ADDQ(operand.I32(2*lane), candidates)
+	} else {
+		g.VBROADCASTSS(at(candidates, 0), inv)
+		g.VMULPS(at(inverse, 0), inv, inv)
+		g.ADDQ(operand.I32(4), candidates)
+	}
+	g.JMP(operand.LabelRef("start"))
+	g.Label("again")
+	g.VMOVUPS(at(best, lane), q)
+	g.invert(v, c, q, inv, t)
+	if minimum {
+		g.VMOVUPS(at(best, 2*lane), low)
+	}
+	g.Label("start")
+	for i := range 2 * sums {
+		g.zero(v, v.reg(i))
+	}
+	g.MOVQ(x, px)
+	g.MOVQ(wt, pw)
+	g.MOVQ(n, left)
+	g.Label("weights")
+	for i := range 2 {
+		g.VMOVUPS(at(px, lane*i), xj)
+		if minimum {
+			g.VADDPS(low, xj, q)
+			g.VMULPS(inv, q, q)
+		} else {
+			g.VMULPS(inv, xj, q)
+		}
+		g.VADDPS(magic, q, q)
+		g.VPMAXSD(lo, q, q)
+		g.VPMINSD(hi, q, q)
+		g.VSUBPS(magic, q, q)
+		g.VMULPS(at(pw, lane*i), q, w)
+		g.VMULPS(q, w, t)
+		g.VADDPS(t, sum(0, i), sum(0, i))
+		g.VMULPS(xj, w, t)
+		g.VADDPS(t, sum(1, i), sum(1, i))
+		if minimum {
+			g.VADDPS(w, sum(2, i), sum(2, i))
+		}
+	}
+	g.advance(2*lane, px, pw)
+	g.SUBQ(operand.I32(2), left)
+	g.JG(operand.LabelRef("weights"))
+	for k := range sums {
+		g.VADDPS(sum(k, 1), sum(k, 0), sum(k, 0))
+	}
+	ll, lx, l := sum(0, 0), sum(1, 0), sum(2, 0)
+	scale, score, mask := xj, q, w
+	variance, mean := ll, v.reg(1)
+	if minimum {
+		variance = v.reg(3)
+		g.VMULPS(at(inverse, 0), l, mean)
+		g.VMULPS(mean, l, t)
+		g.VSUBPS(t, ll, variance)
+	}
+	g.VDIVPS(variance, lx, scale)
+	g.VMULPS(lx, scale, score)
+	// Ordered and above: NaN never is.
+	const above = 0x1e
+	if v.bytes == 64 {
+		g.VCMPPS(operand.U8(above), at(best, 0), score, reg.K1)
+	} else {
+		g.VCMPPS(operand.U8(above), at(best, 0), score, mask)
+	}
+	if minimum {
+		g.VBROADCASTSS(c.oneLevel, t)
+		g.VMULPS(t, ll, t)
+		if v.bytes == 64 {
+			g.VCMPPS(operand.U8(above), t, variance, reg.K1, reg.K1)
+		} else {
+			g.VCMPPS(operand.U8(above), t, variance, t)
+			g.VANDPS(t, mask, mask)
+		}
+	}
+	results := []reg.VecPhysical{score, scale, ll}
+	if minimum {
+		g.VMULPS(mean, scale, mean)
+		results = []reg.VecPhysical{score, scale, mean, l, ll}
+	}
+	for i, r := range results {
+		g.keep(v, mask, t, r, at(best, lane*i))
+	}
+	g.DECQ(count)
+	g.DECQ(rounds)
+	g.JG(operand.LabelRef("candidate"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// choose is BestRange.Choose.
+func (g *gen) choose(v isa, c searchConstants) {
+	g.function("chooseRange"+v.name,
+		"func(best, x, wt *float32, n int, ranges *float32, count int, first, lo, hi int32)",
+		"measures count > 0 ranges on n > 0 weights, an even number.")
+	best, x, wt, n := g.gp("best"), g.gp("x"), g.gp("wt"), g.gp("n")
+	ranges, count := g.gp("ranges"), g.gp("count")
+	index := g.Load(g.Param("first"), g.GP32())
+	lo, hi := g.clamp(v, v.reg(0))
+	px, pw, left := g.GP64(), g.GP64(), g.GP64()
+	magic, inv, low, scale := v.reg(6), v.reg(7), v.reg(8), v.reg(13)
+	xj, q, t := v.reg(9), v.reg(10), v.reg(12)
+	g.VBROADCASTSS(c.magic, magic)
+	g.Label("candidate")
+	g.VMOVUPS(at(ranges, 0), scale)
+	g.VMOVUPS(at(ranges, lane), low)
+	g.invert(v, c, scale, inv, t)
+	g.ADDQ(operand.I32(2*lane), ranges)
+	g.zero(v, v.reg(0))
+	g.zero(v, v.reg(1))
+	g.MOVQ(x, px)
+	g.MOVQ(wt, pw)
+	g.MOVQ(n, left)
+	g.Label("weights")
+	for i := range 2 {
+		g.VMOVUPS(at(px, lane*i), xj)
+		g.VADDPS(low, xj, q)
+		g.VMULPS(inv, q, q)
+		g.VADDPS(magic, q, q)
+		g.VPMAXSD(lo, q, q)
+		g.VPMINSD(hi, q, q)
+		g.VSUBPS(magic, q, q)
+		g.VMULPS(scale, q, q)
+		g.VSUBPS(low, q, q)
+		g.VSUBPS(q, xj, q)
+		g.VMULPS(at(pw, lane*i), q, t)
+		g.VMULPS(q, t, t)
+		g.VADDPS(t, v.reg(i), v.reg(i))
+	}
+	g.advance(2*lane, px, pw)
+	g.SUBQ(operand.I32(2), left)
+	g.JG(operand.LabelRef("weights"))
+	err, mask := v.reg(0), q
+	g.VADDPS(v.reg(1), err, err)
+	const below = 0x11 // ordered
+	if v.bytes == 64 {
+		g.VCMPPS(operand.U8(below), at(best, 0), err, reg.K1)
+	} else {
+		g.VCMPPS(operand.U8(below), at(best, 0), err, mask)
+	}
+	g.keep(v, mask, t, err, at(best, 0))
+	g.VMOVD(index, xj.AsX())
+	g.VPBROADCASTD(xj.AsX(), xj)
+	g.keep(v, mask, t, xj, at(best, lane))
+	g.INCL(index)
+	g.DECQ(count)
+	g.JG(operand.LabelRef("candidate"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// spans is Spans.
+func (g *gen) spans(v isa, magnitude, infinity operand.Mem) {
+	g.function("spans"+v.name, "func(span, x, wt *float32, n int)", "describes groups of n > 0 weights, an even number.")
+	span, x, wt, n := g.gp("span"), g.gp("x"), g.gp("wt"), g.gp("n")
+	lo, hi, least := v.reg(4), v.reg(5), v.reg(6)
+	abs, none, zero := v.reg(7), v.reg(8), v.reg(9)
+	xj, wj, t, a := v.reg(10), v.reg(11), v.reg(12), v.reg(13)
+	for i := range 4 {
+		g.zero(v, v.reg(i))
+	}
+	g.zero(v, zero)
+	g.VBROADCASTSS(magnitude, abs)
+	g.VBROADCASTSS(infinity, none)
+	g.VMOVUPS(none, least)
+	g.VMOVUPS(at(x, 0), lo)
+	g.VMOVUPS(lo, hi)
+	g.Label("weights")
+	for i := range 2 {
+		g.VMOVUPS(at(x, lane*i), xj)
+		g.VMOVUPS(at(wt, lane*i), wj)
+		// The second source, the first operand here, is what NaN leaves.
+		g.VMINPS(lo, xj, lo)
+		g.VMAXPS(hi, xj, hi)
+		g.VADDPS(wj, v.reg(i), v.reg(i))
+		g.VMULPS(xj, wj, t)
+		g.VADDPS(t, v.reg(2+i), v.reg(2+i))
+		if v.bytes == 64 {
+			g.VPANDD(abs, xj, a)
+			g.VCMPPS(operand.U8(4), zero, a, reg.K1)
+			g.VMINPS(least, a, reg.K1, least)
+		} else {
+			g.VANDPS(abs, xj, a)
+			g.VCMPPS(operand.U8(0), zero, a, t)
+			g.VBLENDVPS(t, none, a, a)
+			g.VMINPS(least, a, least)
+		}
+	}
+	g.advance(2*lane, x, wt)
+	g.SUBQ(operand.I32(2), n)
+	g.JG(operand.LabelRef("weights"))
+	g.VADDPS(v.reg(1), v.reg(0), v.reg(0))
+	g.VADDPS(v.reg(3), v.reg(2), v.reg(2))
+	for i, r := range []reg.VecPhysical{lo, hi, least, v.reg(0), v.reg(2)} {
+		g.VMOVUPS(r, at(span, lane*i))
+	}
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// nearestLevels is NearestLevels.
+func (g *gen) nearestLevels(v isa) {
+	g.function("nearestLevels"+v.name, "func(codes *int8, x *float32, n int, scale, minimum, lo, hi float32)",
+		"rounds n > 0 weights, a multiple of 16.")
+	codes, x, n := g.gp("codes"), g.gp("x"), g.gp("n")
+	scale, minimum, lo, hi := v.reg(8), v.reg(9), v.reg(10), v.reg(11)
+	g.VBROADCASTSS(g.param("scale"), scale)
+	g.VBROADCASTSS(g.param("minimum"), minimum)
+	g.VBROADCASTSS(g.param("lo"), lo)
+	g.VBROADCASTSS(g.param("hi"), hi)
+	g.Label("weights")
+	for i := range 64 / v.bytes {
+		q := v.reg(i)
+		g.VADDPS(at(x, i*v.bytes), minimum, q)
+		g.VDIVPS(scale, q, q)
+		// The second source, the first operand here, is what NaN leaves.
+		g.VMAXPS(lo, q, q)
+		g.VMINPS(hi, q, q)
+		g.VCVTPS2DQ(q, q)
+	}
+	if v.bytes == 64 {
+		g.VPMOVDB(v.reg(0), at(codes, 0))
+	} else {
+		g.VPACKSSDW(v.reg(1), v.reg(0), v.reg(0)) // in each half: four of the first, four of the second
+		g.VPERMQ(operand.U8(0xd8), v.reg(0), v.reg(0))
+		g.VEXTRACTI128(operand.U8(1), v.reg(0), v.reg(1).AsX())
+		g.VPACKSSWB(v.reg(1).AsX(), v.reg(0).AsX(), v.reg(0).AsX())
+		g.VMOVDQU(v.reg(0).AsX(), at(codes, 0))
+	}
+	g.advance(64, x)
+	g.advance(16, codes)
+	g.SUBQ(operand.I32(16), n)
+	g.JG(operand.LabelRef("weights"))
+	g.VZEROUPPER()
+	g.RET()
+}

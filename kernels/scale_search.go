@@ -1,0 +1,205 @@
+package kernels
+
+import "math"
+
+// The scales of block types are searched for 16 groups of weights at a time: a lane of every vector belongs to a group of
+// its own, and weights, importances and candidates pass by one after the other. No multiplication is fused with an
+// addition and sums go in one order, so that all tiers choose the same scales.
+
+// Lanes is the number of groups that are searched together.
+const Lanes = 16
+
+// Lane is one value for each group.
+type Lane = [Lanes]float32
+
+// BestScale is the best scale that a search has met for each group, which rounds its weights x to levels q: it minimises
+// Σ wt·(x − Scale·q)² for those levels. Score is how much of Σ wt·x² that takes away; LL is Σ wt·q².
+type BestScale struct{ Score, Scale, LL Lane }
+
+// Search tries scales that round x to the whole numbers in lo..hi nearest to x·inverse·level, one for each level, and
+// then as many rounds the best scale so far. len(x) is even.
+func (b *BestScale) Search(x, wt []Lane, inverse *Lane, levels []float32, rounds int, lo, hi int32) {
+	wt = wt[:len(x)]
+	if n := lanes(); n > 0 && len(x) > 0 && len(levels)+rounds > 0 {
+		b.search(n, x, wt, inverse, levels, rounds, lo, hi)
+		return
+	}
+	for i := range Lanes {
+		for _, level := range levels {
+			b.try(i, x, wt, inverse[i]*level, lo, hi)
+		}
+		for range rounds {
+			b.try(i, x, wt, inverseOf(b.Scale[i]), lo, hi)
+		}
+	}
+}
+
+func (b *BestScale) try(i int, x, wt []Lane, inverse float32, lo, hi int32) {
+	var ll, lx [2]float32
+	for j := range x {
+		q := roundLevel(x[j][i]*inverse, lo, hi)
+		wq := wt[j][i] * q
+		ll[j%2] += float32(wq * q)
+		lx[j%2] += float32(wq * x[j][i])
+	}
+	sumLL, sumLX := ll[0]+ll[1], lx[0]+lx[1]
+	scale := sumLX / sumLL
+	if score := scale * sumLX; score > b.Score[i] {
+		b.Score[i], b.Scale[i], b.LL[i] = score, scale, sumLL
+	}
+}
+
+// BestMinimum is BestScale for groups with a minimum, whose weights are rounded to Scale·q − Minimum and add up to
+// Σ wt·x = 0; L is Σ wt·q.
+type BestMinimum struct{ Score, Scale, Minimum, L, LL Lane }
+
+// Range is a scale and a minimum for each group.
+type Range struct{ Scale, Minimum Lane }
+
+// Search tries ranges and then as many rounds the best so far. len(x) is even; inverse is 1/Σ wt.
+func (b *BestMinimum) Search(x, wt []Lane, inverse *Lane, ranges []Range, rounds int, lo, hi int32) {
+	wt = wt[:len(x)]
+	if n := lanes(); n > 0 && len(x) > 0 && len(ranges)+rounds > 0 {
+		b.search(n, x, wt, inverse, ranges, rounds, lo, hi)
+		return
+	}
+	for i := range Lanes {
+		for k := range ranges {
+			b.try(i, x, wt, inverse[i], ranges[k].Scale[i], ranges[k].Minimum[i], lo, hi)
+		}
+		for range rounds {
+			b.try(i, x, wt, inverse[i], b.Scale[i], b.Minimum[i], lo, hi)
+		}
+	}
+}
+
+// oneLevel is the relative variance of levels below which all weights that matter have the same.
+const oneLevel = 1.0 / (1 << 16)
+
+func (b *BestMinimum) try(i int, x, wt []Lane, inverseW, scale, minimum float32, lo, hi int32) {
+	inverse := inverseOf(scale)
+	var l, ll, lx [2]float32
+	for j := range x {
+		q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
+		wq := wt[j][i] * q
+		l[j%2] += wq
+		ll[j%2] += float32(wq * q)
+		lx[j%2] += float32(wq * x[j][i])
+	}
+	sumL, sumLL, sumLX := l[0]+l[1], ll[0]+ll[1], lx[0]+lx[1]
+	mean := sumL * inverseW
+	variance := sumLL - float32(sumL*mean)
+	scale = sumLX / variance
+	if score := scale * sumLX; variance > sumLL*oneLevel && score > b.Score[i] {
+		b.Score[i], b.Scale[i], b.Minimum[i], b.L[i], b.LL[i] = score, scale, scale*mean, sumL, sumLL
+	}
+}
+
+// BestRange is the best of the ranges that Choose was given, by its error Σ wt·(x − ŵ)².
+type BestRange struct {
+	Err   Lane
+	Index [Lanes]int32
+}
+
+// Choose measures ranges, indices from first on, and keeps those that are better. len(x) is even.
+func (b *BestRange) Choose(first int, x, wt []Lane, ranges []Range, lo, hi int32) {
+	wt = wt[:len(x)]
+	if n := lanes(); n > 0 && len(x) > 0 && len(ranges) > 0 {
+		b.choose(n, int32(first), x, wt, ranges, lo, hi)
+		return
+	}
+	for i := range Lanes {
+		for k := range ranges {
+			scale, minimum := ranges[k].Scale[i], ranges[k].Minimum[i]
+			inverse := inverseOf(scale)
+			var e [2]float32
+			for j := range x {
+				q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
+				d := x[j][i] - (float32(scale*q) - minimum)
+				e[j%2] += float32(float32(wt[j][i]*d) * d)
+			}
+			if sum := e[0] + e[1]; sum < b.Err[i] {
+				b.Err[i], b.Index[i] = sum, int32(first+k)
+			}
+		}
+	}
+}
+
+// roundLevel returns the whole number in lo..hi nearest to v.
+func roundLevel(v float32, lo, hi int32) float32 {
+	bits := int32(math.Float32bits(v + roundMagic))
+	return math.Float32frombits(uint32(min(max(bits, lo+roundMagicBits), hi+roundMagicBits))) - roundMagic
+}
+
+func inverseOf(scale float32) float32 {
+	if scale == 0 {
+		return 0
+	}
+	return 1 / scale
+}
+
+// Span describes 16 groups: their smallest and largest weights, the least magnitude above zero (+Inf without one), and
+// Σ wt and Σ wt·x.
+type Span struct{ Lo, Hi, Least, W, WX Lane }
+
+// Spans returns what the groups span. len(x) is even and not 0.
+func Spans(x, wt []Lane) (s Span) {
+	wt = wt[:len(x)]
+	if n := lanes(); n > 0 {
+		s.span(n, x, wt)
+		return s
+	}
+	for i := range Lanes {
+		s.Lo[i], s.Hi[i], s.Least[i] = x[0][i], x[0][i], float32(math.Inf(1))
+		var w, wx [2]float32
+		for j := range x {
+			v := x[j][i]
+			if v < s.Lo[i] {
+				s.Lo[i] = v
+			}
+			if v > s.Hi[i] {
+				s.Hi[i] = v
+			}
+			if a := math.Float32frombits(math.Float32bits(v) &^ (1 << 31)); a > 0 && a < s.Least[i] {
+				s.Least[i] = a
+			}
+			w[j%2] += wt[j][i]
+			wx[j%2] += float32(wt[j][i] * v)
+		}
+		s.W[i], s.WX[i] = w[0]+w[1], wx[0]+wx[1]
+	}
+	return s
+}
+
+// TransposeLanes sets dst[j][i] = src[i·pitch+j]: group i, which begins at i·pitch, goes to lane i. len(dst) is a multiple
+// of 16.
+func TransposeLanes(dst []Lane, src []float32, pitch int) {
+	_ = src[15*pitch+len(dst)-1]
+	if n := lanes(); n > 0 {
+		transposeLanes(n, dst, src, pitch)
+		return
+	}
+	for i := range Lanes {
+		for j := range dst {
+			dst[j][i] = src[i*pitch+j]
+		}
+	}
+}
+
+// NearestLevels sets codes to the whole numbers in lo..hi nearest to (x + minimum)/scale, ties to even; scale is not 0.
+func NearestLevels(codes []int8, x []float32, scale, minimum float32, lo, hi int8) {
+	codes = codes[:len(x)]
+	whole := 0
+	if n := lanes(); n > 0 {
+		if whole = len(x) &^ 15; whole > 0 {
+			nearestLevels(n, codes[:whole], x, scale, minimum, lo, hi)
+		}
+	}
+	for j := whole; j < len(x); j++ {
+		v := (x[j] + minimum) / scale
+		if !(v > float32(lo)) { // NaN too
+			v = float32(lo)
+		}
+		codes[j] = int8(math.RoundToEven(float64(min(v, float32(hi)))))
+	}
+}

@@ -1,0 +1,77 @@
+//go:build !purego
+
+package kernels
+
+func (b *BestScale) search(lanes int, x, wt []Lane, inverse *Lane, levels []float32, rounds int, lo, hi int32) {
+	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	var level *float32
+	if len(levels) > 0 {
+		level = &levels[0]
+	}
+	if lanes == Lanes {
+		searchScaleAVX512(&b.Score[0], &x[0][0], &wt[0][0], len(x), &inverse[0], level, len(levels), rounds, lo, hi)
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		searchScaleAVX2(&b.Score[i], &x[0][i], &wt[0][i], len(x), &inverse[i], level, len(levels), rounds, lo, hi)
+	}
+}
+
+func (b *BestMinimum) search(lanes int, x, wt []Lane, inverse *Lane, ranges []Range, rounds int, lo, hi int32) {
+	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	if lanes == Lanes {
+		searchMinimumAVX512(&b.Score[0], &x[0][0], &wt[0][0], len(x), &inverse[0], scaleOf(ranges, 0), len(ranges), rounds,
+			lo, hi)
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		searchMinimumAVX2(&b.Score[i], &x[0][i], &wt[0][i], len(x), &inverse[i], scaleOf(ranges, i), len(ranges), rounds,
+			lo, hi)
+	}
+}
+
+func scaleOf(ranges []Range, lane int) *float32 {
+	if len(ranges) == 0 {
+		return nil
+	}
+	return &ranges[0].Scale[lane]
+}
+
+func (b *BestRange) choose(lanes int, first int32, x, wt []Lane, ranges []Range, lo, hi int32) {
+	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	if lanes == Lanes {
+		chooseRangeAVX512(&b.Err[0], &x[0][0], &wt[0][0], len(x), &ranges[0].Scale[0], len(ranges), first, lo, hi)
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		chooseRangeAVX2(&b.Err[i], &x[0][i], &wt[0][i], len(x), &ranges[0].Scale[i], len(ranges), first, lo, hi)
+	}
+}
+
+func (s *Span) span(lanes int, x, wt []Lane) {
+	if lanes == Lanes {
+		spansAVX512(&s.Lo[0], &x[0][0], &wt[0][0], len(x))
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		spansAVX2(&s.Lo[i], &x[0][i], &wt[0][i], len(x))
+	}
+}
+
+func transposeLanes(lanes int, dst []Lane, src []float32, pitch int) {
+	if lanes == Lanes {
+		transposeAVX512(word(&dst[0][0]), 4*Lanes, word(&src[0]), 4*pitch, len(dst)/lanes)
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		transposeAVX2(word(&dst[0][i]), 4*Lanes, word(&src[i*pitch]), 4*pitch, len(dst)/lanes)
+	}
+}
+
+func nearestLevels(lanes int, codes []int8, x []float32, scale, minimum float32, lo, hi int8) {
+	if lanes == Lanes {
+		nearestLevelsAVX512(&codes[0], &x[0], len(codes), scale, minimum, float32(lo), float32(hi))
+		return
+	}
+	nearestLevelsAVX2(&codes[0], &x[0], len(codes), scale, minimum, float32(lo), float32(hi))
+}

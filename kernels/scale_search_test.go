@@ -1,0 +1,275 @@
+package kernels
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+// searchCase is 16 groups with guard values around them.
+type searchCase struct {
+	x, wt      []Lane
+	inverse    Lane // 1/Σ wt
+	levels     []float32
+	ranges     []Range
+	rounds     int
+	lo, hi     int32
+	guarded    []Lane
+	guardValue float32
+}
+
+func newSearchCase(rng *rand.Rand, length, count, rounds int) *searchCase {
+	c := &searchCase{rounds: rounds, lo: -3, hi: 12, guardValue: 1e30}
+	c.guarded = make([]Lane, 2*length+3)
+	for i := range c.guarded {
+		for k := range c.guarded[i] {
+			c.guarded[i][k] = c.guardValue
+		}
+	}
+	c.x, c.wt = c.guarded[1:1+length], c.guarded[2+length:2+2*length]
+	for i := range Lanes {
+		var w, wx float32
+		for j := range length {
+			c.x[j][i], c.wt[j][i] = float32(rng.NormFloat64()), rng.Float32()
+			switch i {
+			case 3: // zeros
+				c.x[j][i] = 0
+			case 4: // no importance
+				c.wt[j][i] = 0
+			case 5:
+				c.x[j][i] = float32(math.NaN())
+			case 6:
+				c.x[j][i] = 3
+			case 7:
+				c.x[j][i] *= 1e30
+			case 8:
+				c.x[j][i] *= 1e-30
+			case 9:
+				c.wt[j][i] = 1
+			}
+			w += c.wt[j][i]
+			wx += c.wt[j][i] * c.x[j][i]
+		}
+		for j := range length {
+			c.x[j][i] -= wx / w
+		}
+		c.inverse[i] = 1 / w
+	}
+	for range count {
+		c.levels = append(c.levels, rng.Float32()*8-1)
+		var r Range
+		for i := range Lanes {
+			r.Scale[i], r.Minimum[i] = rng.Float32()/3, rng.Float32()*3
+		}
+		r.Scale[1] = 0
+		c.ranges = append(c.ranges, r)
+	}
+	return c
+}
+
+// sameLane compares bit for bit, but for NaN.
+func sameLane(a, b Lane) bool {
+	for i := range a {
+		if math.Float32bits(a[i]) != math.Float32bits(b[i]) && (a[i] == a[i] || b[i] == b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Every tier finds what pure Go finds, bit for bit.
+func TestScaleSearch(t *testing.T) {
+	type results struct {
+		scale   BestScale
+		minimum BestMinimum
+		chosen  BestRange
+	}
+	run := func(c *searchCase) (r results) {
+		r.scale.Search(c.x, c.wt, &c.inverse, c.levels, c.rounds, c.lo, c.hi)
+		r.minimum.Search(c.x, c.wt, &c.inverse, c.ranges, c.rounds, c.lo, c.hi)
+		for i := range r.chosen.Err {
+			r.chosen.Err[i] = 1e38
+			r.chosen.Index[i] = -1
+		}
+		r.chosen.Choose(5, c.x, c.wt, c.ranges, c.lo, c.hi)
+		return r
+	}
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for _, length := range []int{0, 2, 4, 16, 32, 256} {
+			for _, count := range []int{0, 1, 2, 7} {
+				for rounds := range 3 {
+					c := newSearchCase(rng, length, count, rounds)
+					got := run(c)
+					tier := SetTier(PureGo)
+					want := run(c)
+					SetTier(tier)
+					for name, p := range map[string][2]Lane{
+						"scale's score": {got.scale.Score, want.scale.Score}, "scale": {got.scale.Scale, want.scale.Scale},
+						"scale's LL":      {got.scale.LL, want.scale.LL},
+						"minimum's score": {got.minimum.Score, want.minimum.Score},
+						"minimum's scale": {got.minimum.Scale, want.minimum.Scale},
+						"minimum":         {got.minimum.Minimum, want.minimum.Minimum},
+						"minimum's L":     {got.minimum.L, want.minimum.L}, "minimum's LL": {got.minimum.LL, want.minimum.LL},
+						"error": {got.chosen.Err, want.chosen.Err},
+					} {
+						if !sameLane(p[0], p[1]) {
+							t.Fatalf("%d weights, %d candidates, %d rounds: %s %v, want %v", length, count, rounds, name, p[0], p[1])
+						}
+					}
+					if got.chosen.Index != want.chosen.Index {
+						t.Fatalf("%d weights, %d candidates: index %v, want %v", length, count, got.chosen.Index,
+							want.chosen.Index)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestSpans(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for _, length := range []int{2, 4, 16, 32, 256} {
+			c := newSearchCase(rng, length, 0, 0)
+			c.x[length/2][0] = 0
+			got := Spans(c.x, c.wt)
+			tier := SetTier(PureGo)
+			want := Spans(c.x, c.wt)
+			SetTier(tier)
+			if !sameLane(got.Lo, want.Lo) || !sameLane(got.Hi, want.Hi) || !sameLane(got.Least, want.Least) ||
+				!sameLane(got.W, want.W) || !sameLane(got.WX, want.WX) {
+				t.Fatalf("%d weights: %v, want %v", length, got, want)
+			}
+			lo, hi, least := float32(math.Inf(1)), float32(math.Inf(-1)), float32(math.Inf(1))
+			for j := range c.x {
+				v := c.x[j][0]
+				lo, hi = min(lo, v), max(hi, v)
+				if v != 0 {
+					least = min(least, max(v, -v))
+				}
+			}
+			if got.Lo[0] != lo || got.Hi[0] != hi || got.Least[0] != least {
+				t.Fatalf("%d weights: from %v to %v, least %v, want %v, %v, %v", length, got.Lo[0], got.Hi[0], got.Least[0],
+					lo, hi, least)
+			}
+		}
+	})
+}
+
+func TestTransposeLanes(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		for _, length := range []int{16, 32, 256} {
+			for _, pitch := range []int{length, length + 5} {
+				src := make([]float32, 15*pitch+length)
+				for i := range src {
+					src[i] = float32(i)
+				}
+				guarded := make([]Lane, length+2)
+				TransposeLanes(guarded[1:1+length], src, pitch)
+				for i := range Lanes {
+					for j := range length {
+						if got := guarded[1+j][i]; got != float32(i*pitch+j) {
+							t.Fatalf("%d weights %d apart: weight %d of group %d is %v", length, pitch, j, i, got)
+						}
+					}
+				}
+				if guarded[0] != (Lane{}) || guarded[length+1] != (Lane{}) {
+					t.Fatalf("%d weights: written outside", length)
+				}
+			}
+		}
+	})
+}
+
+func TestNearestLevels(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for length := range 70 {
+			x := make([]float32, length)
+			for j := range x {
+				x[j] = float32(math.Round(rng.NormFloat64()*400) / 8) // with ties
+			}
+			for k, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 1e30} {
+				if length > 20+k {
+					x[20+k] = float32(v)
+				}
+			}
+			guarded := make([]int8, length+2)
+			guarded[0], guarded[length+1] = 99, 99
+			codes := guarded[1 : 1+length]
+			for _, c := range []struct {
+				scale, minimum float32
+				lo, hi         int8
+			}{{1, 0, -8, 7}, {-0.5, 3, 0, 15}, {0.25, 0, -128, 127}, {1e-30, 0, 0, 3}} {
+				NearestLevels(codes, x, c.scale, c.minimum, c.lo, c.hi)
+				for j, v := range x {
+					want := int8(math.RoundToEven(math.Min(math.Max(float64((v+c.minimum)/c.scale), float64(c.lo)),
+						float64(c.hi))))
+					if v != v {
+						want = c.lo
+					}
+					if codes[j] != want {
+						t.Fatalf("%d weights, %+v: %v is rounded to %d, want %d", length, c, v, codes[j], want)
+					}
+				}
+				if guarded[0] != 99 || guarded[length+1] != 99 {
+					t.Fatalf("%d weights: written outside", length)
+				}
+			}
+		}
+	})
+}
+
+// What a search finds is as good as it says: its score is what measuring the error finds missing from Σ wt·x².
+func TestScaleSearchScores(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	c := newSearchCase(rng, 32, 7, 2)
+	var s BestScale
+	s.Search(c.x, c.wt, &c.inverse, c.levels, c.rounds, c.lo, c.hi)
+	var m BestMinimum
+	m.Search(c.x, c.wt, &c.inverse, c.ranges, c.rounds, c.lo, c.hi)
+	for _, i := range []int{0, 1, 2, 9, 10, 15} {
+		var xx float64
+		for j := range c.x {
+			xx += float64(c.wt[j][i]) * float64(c.x[j][i]) * float64(c.x[j][i])
+		}
+		for name, r := range map[string]struct{ score, scale, minimum float32 }{
+			"scale":   {s.Score[i], s.Scale[i], 0},
+			"minimum": {m.Score[i], m.Scale[i], m.Minimum[i]},
+		} {
+			var b BestRange
+			b.Err[i] = 1e38
+			var one Range
+			one.Scale[i], one.Minimum[i] = r.scale, r.minimum
+			b.Choose(0, c.x, c.wt, []Range{one}, c.lo, c.hi)
+			// Rounding once more with the new scale can only help.
+			if e := float64(b.Err[i]); e > xx-float64(r.score)+1e-5*xx || e < 0.2*(xx-float64(r.score)) {
+				t.Errorf("group %d, %s: error %v, Σ wt·x² %v less score %v", i, name, e, xx, r.score)
+			}
+		}
+	}
+}
+
+func BenchmarkScaleSearch(b *testing.B) {
+	c := newSearchCase(rand.New(rand.NewPCG(1, 2)), 32, 16, 0)
+	measured := float64(Lanes * 32 * 16)
+	b.Run("scale", func(b *testing.B) {
+		rate(b, measured, func() {
+			var s BestScale
+			s.Search(c.x, c.wt, &c.inverse, c.levels, 0, c.lo, c.hi)
+		})
+	})
+	b.Run("minimum", func(b *testing.B) {
+		rate(b, measured, func() {
+			var s BestMinimum
+			s.Search(c.x, c.wt, &c.inverse, c.ranges, 0, c.lo, c.hi)
+		})
+	})
+	b.Run("choose", func(b *testing.B) {
+		rate(b, measured, func() {
+			var s BestRange
+			s.Choose(0, c.x, c.wt, c.ranges, c.lo, c.hi)
+		})
+	})
+}

@@ -6,3 +6,10 @@ func SetHeadValues(n int) (restore func()) {
 	headValues = n
 	return func() { headValues = old }
 }
+
+// SetHeadRows changes how many rows of the head are replaced at a time, until restore is called.
+func SetHeadRows(n int) (restore func()) {
+	old := headRows
+	headRows = n
+	return func() { headRows = old }
+}

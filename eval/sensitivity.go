@@ -12,12 +12,20 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Replacement puts other weights in the place of one linear's.
+// Replacement puts other weights in the place of one linear's, or of the embedding's or the head's.
 type Replacement struct {
-	Linear string // the weight's name: "blk.0.attn_q.weight"
-	// Weights returns what replaces w, out×in, which it may overwrite.
+	// Linear is the weight's name: "blk.0.attn_q.weight", Embedding or Head.
+	Linear string
+	// Weights returns what replaces w, out×in, which it may overwrite. The embedding and the head come in parts: w has
+	// some of their rows, of the embedding those of a batch of tokens.
 	Weights func(w *tensor.Matrix) (*tensor.Matrix, error)
 }
+
+// Where the embedding and the head are one tensor, Embedding replaces what tokens are read as, Head what computes logits.
+const (
+	Embedding = "token_embd.weight"
+	Head      = "output.weight"
+)
 
 // Effect is how far a model's predictions are from those with one linear replaced.
 type Effect struct {
@@ -26,7 +34,8 @@ type Effect struct {
 }
 
 // Sensitivity measures the effect of each replacement alone. All variants of the model go through a layer together, each
-// from the replaced layer on, so that every weight is read once; of opt, Base, Activations and Outliers are not used.
+// from the replaced layer on, so that the layers' weights are read once; of opt, Base, Activations and Outliers are not
+// used.
 func Sensitivity(ctx context.Context, m *model.Model, tokens []int32, rs []Replacement, opt Options) ([]Effect, error) {
 	opt.Base = nil
 	p, err := newPlan(m, tokens, opt)
@@ -47,7 +56,12 @@ func Sensitivity(ctx context.Context, m *model.Model, tokens []int32, rs []Repla
 		if at[i], err = layerOf(m, r.Linear); err != nil {
 			return nil, err
 		}
-		total += int64(m.Layers()-at[i]) * p.layerWork(m)
+		total += int64(m.Layers()-max(at[i], 0)) * p.layerWork(m)
+		if at[i] < 0 {
+			if err := s.embed(i, r); err != nil {
+				return nil, err
+			}
+		}
 	}
 	p.progress.Stage("sensitivity", int64(p.chunks)*(total+int64(len(rs)+1)*p.headWork(m)))
 	defer p.progress.Done()
@@ -61,8 +75,14 @@ func Sensitivity(ctx context.Context, m *model.Model, tokens []int32, rs []Repla
 	return s.score(ctx, rs)
 }
 
-// layerOf returns the layer that a linear is in.
+// layerOf returns the layer that a linear is in: −1 for the embedding, the number of layers for the head.
 func layerOf(m *model.Model, name string) (int, error) {
+	switch name {
+	case Embedding:
+		return -1, nil
+	case Head:
+		return m.Layers(), nil
+	}
 	for i := range m.Layers() {
 		l, err := m.LoadLayer(i)
 		if err != nil {
@@ -89,7 +109,7 @@ func find(l *model.Layer, name string) *model.Linear {
 type sensitivity struct {
 	plan     *plan
 	original *run
-	replaced []*run // nil before the layer of its linear
+	replaced []*run // nil before the layer of its linear, and for the head
 }
 
 func (s *sensitivity) close() {
@@ -99,6 +119,24 @@ func (s *sensitivity) close() {
 			r.close()
 		}
 	}
+}
+
+// embed begins variant k with other embeddings.
+func (s *sensitivity) embed(k int, r Replacement) error {
+	s.replaced[k] = &run{m: s.original.m}
+	if err := s.replaced[k].embed(s.plan); err != nil {
+		return err
+	}
+	return s.replaced[k].each(func(_, _ int, x *tensor.Matrix) error {
+		w, err := r.Weights(x.Clone())
+		if err != nil {
+			return fmt.Errorf("eval: %s: %w", r.Linear, err)
+		}
+		for t := range x.Rows {
+			copy(x.Row(t), w.Row(t))
+		}
+		return nil
+	})
 }
 
 // layer takes all variants through layer i.
@@ -206,11 +244,17 @@ func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, er
 					}
 				})
 				for k, r := range s.replaced {
-					y, err := r.hidden.Get(b)
+					if r == nil {
+						err = otherHead(got.View(0, n, 0, m.Vocab), head, x.View(row, row+n, 0, m.Dim), rs[k])
+					} else {
+						var y *tensor.Matrix
+						if y, err = r.hidden.Get(b); err == nil {
+							head.Logits(got.View(0, n, 0, m.Vocab), y.View(row, row+n, 0, m.Dim))
+						}
+					}
 					if err != nil {
 						return nil, fmt.Errorf("eval: %w", err)
 					}
-					head.Logits(got.View(0, n, 0, m.Vocab), y.View(row, row+n, 0, m.Dim))
 					kernels.Parallel(n, 1, func(from, to int) {
 						for j := from; j < to; j++ {
 							kl[k][c*p.scored()+t+j] = divergence(want.Row(j), got.Row(j), lse[j], kernels.LogSumExp(got.Row(j)))
@@ -230,4 +274,27 @@ func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, er
 		}
 	}
 	return effects, nil
+}
+
+// headRows is how many rows of the head are replaced at a time. Tests make it smaller.
+var headRows = 1024
+
+// otherHead sets dst to the logits of hidden states x with another head, whose rows it takes a part at a time.
+func otherHead(dst *tensor.Matrix, head *model.Head, x *tensor.Matrix, r Replacement) error {
+	whole := head.Linear
+	for lo := 0; lo < whole.Out; lo += headRows {
+		hi := min(lo+headRows, whole.Out)
+		part := whole.Part(lo, hi)
+		w, err := part.Matrix()
+		if err != nil {
+			return err
+		}
+		if part.F32, err = r.Weights(w); err != nil {
+			return fmt.Errorf("%s: %w", r.Linear, err)
+		}
+		h := *head
+		h.Linear = part
+		h.Logits(dst.View(0, dst.Rows, lo, hi), x)
+	}
+	return nil
 }

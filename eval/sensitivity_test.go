@@ -1,6 +1,7 @@
 package eval_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"reflect"
@@ -72,19 +73,52 @@ func TestSensitivity(t *testing.T) {
 	}
 }
 
+// TestSensitivityEnds replaces the embedding and the head, of a model with two tensors for them, and of one with one.
+func TestSensitivityEnds(t *testing.T) {
+	defer eval.SetHeadRows(7)()
+	rs := []eval.Replacement{{eval.Embedding, louder}, {"blk.0.attn_q.weight", louder}, {eval.Head, louder}}
+	opt := eval.Options{Context: 20, ScoreAll: true}
+	for _, name := range []string{"llama", "llama3-tied"} {
+		tm := testmodel.New(name)
+		tokens := tm.Tokens(60, 3)
+		got, err := eval.Sensitivity(context.Background(), open(t, tm.Source()), tokens, rs, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range rs {
+			src := tm.Source()
+			if src.Find(eval.Head) == nil { // tied: what is read and what computes logits, apart
+				e := *src.Find(eval.Embedding)
+				e.Name, e.Data = eval.Head, bytes.Clone(e.Data)
+				src.List = append(src.List, e)
+			}
+			w := src.Find(r.Linear)
+			for j := 0; j < len(w.Data); j += 2 {
+				tensor.EncodeBF16(w.Data[j:j+2], []float32{2 * tensor.BF16(uint16(w.Data[j])|uint16(w.Data[j+1])<<8)})
+			}
+			opt := opt
+			opt.Base = open(t, tm.Source())
+			want := perplexity(t, open(t, src), tokens, opt)
+			near(t, name+", "+r.Linear+": KL", got[i].KL, want.KL, 1e-4)
+		}
+	}
+}
+
 func TestSensitivityErrors(t *testing.T) {
 	tm := testmodel.New("qwen2")
 	tokens := tm.Tokens(60, 3)
-	fails := errors.New("cannot")
+	fails := func(*tensor.Matrix) (*tensor.Matrix, error) { return nil, errors.New("cannot") }
 	for _, c := range []struct {
 		r    eval.Replacement
 		opt  eval.Options
 		want string
 	}{
 		{eval.Replacement{Linear: "blk.9.attn_q.weight", Weights: louder}, eval.Options{Context: 20}, `no layer has a linear "blk.9.attn_q.weight"`},
-		{eval.Replacement{Linear: "token_embd.weight", Weights: louder}, eval.Options{Context: 20}, "no layer has a linear"},
+		{eval.Replacement{Linear: "output_norm.weight", Weights: louder}, eval.Options{Context: 20}, "no layer has a linear"},
+		{eval.Replacement{Linear: eval.Embedding, Weights: fails}, eval.Options{Context: 20}, "token_embd.weight: cannot"},
+		{eval.Replacement{Linear: eval.Head, Weights: fails}, eval.Options{Context: 20}, "output.weight: cannot"},
 		{eval.Replacement{Linear: "blk.0.attn_q.weight", Weights: louder}, eval.Options{Context: 90}, "the text has 60 tokens"},
-		{eval.Replacement{Linear: "blk.0.attn_q.weight", Weights: func(*tensor.Matrix) (*tensor.Matrix, error) { return nil, fails }},
+		{eval.Replacement{Linear: "blk.0.attn_q.weight", Weights: fails},
 			eval.Options{Context: 20}, "blk.0.attn_q.weight: cannot"},
 	} {
 		_, err := eval.Sensitivity(context.Background(), open(t, tm.Source()), tokens, []eval.Replacement{c.r}, c.opt)

@@ -22,6 +22,7 @@ type Linear struct {
 	MatMul func(dst, x *tensor.Matrix)
 
 	tensor *ggml.Tensor
+	first  int // row of the tensor that row 0 is: see Part
 }
 
 // Apply sets dst = x·Wᵀ + b; x is tokens×In, dst tokens×Out.
@@ -80,17 +81,34 @@ func (l *Linear) Matrix() (*tensor.Matrix, error) {
 			kernels.Unpack(l.W.Format, m.Row(r), l.W.Row(r))
 		}
 	})
-	return m, checkFinite(l.Name, m.Data, l.In)
+	return m, checkFinite(l.Name, m.Data, l.In, l.first)
 }
 
 // BiasName is the name that the bias's tensor has, whether there is one or not.
 func (l *Linear) BiasName() string { return strings.TrimSuffix(l.Name, "weight") + "bias" }
 
-// checkFinite names the first NaN or infinity of rows of cols values.
-func checkFinite(name string, data []float32, cols int) error {
+// Part returns rows [lo,hi) of a linear that nothing has replaced, as a linear of its own that shares the weights.
+func (l *Linear) Part(lo, hi int) *Linear {
+	row := l.W.Format.RowBytes(l.In)
+	p := &Linear{Name: l.Name, Out: hi - lo, In: l.In, W: kernels.Weights{
+		Rows: hi - lo, Cols: l.In, Format: l.W.Format, Data: l.W.Data[lo*row : hi*row],
+	}, first: l.first + lo}
+	if l.Bias != nil {
+		p.Bias = l.Bias[lo:hi]
+	}
+	return p
+}
+
+// checkFinite names the first NaN or infinity of rows of cols values, the first of which is row first of the tensor; cols
+// is 0 for a vector.
+func checkFinite(name string, data []float32, cols, first int) error {
 	for i, v := range data {
-		if v-v != 0 { // NaN for both
-			return notFinite(name, len(data) == cols, i/cols, i%cols, v)
+		switch {
+		case v-v == 0: // neither NaN nor infinite
+		case cols == 0:
+			return notFinite(name, true, 0, i, v)
+		default:
+			return notFinite(name, false, first+i/cols, i%cols, v)
 		}
 	}
 	return nil
@@ -169,7 +187,7 @@ func (m *Model) vector(name string) ([]float32, error) {
 	defer m.Source.Release(t)
 	v := make([]float32, t.Elements())
 	kernels.Unpack(&t.Type.Format, v, t.Data)
-	if err := checkFinite(name, v, len(v)); err != nil {
+	if err := checkFinite(name, v, 0, 0); err != nil {
 		return nil, fmt.Errorf("model: %s: %w", m.Source.Name(), err)
 	}
 	return v, nil

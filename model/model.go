@@ -111,10 +111,13 @@ func (m *Model) LoadHead() (*Head, error) {
 	return h, nil
 }
 
+// In sets dst, tokens×Dim, to the input of the output weights.
+func (h *Head) In(dst, x *tensor.Matrix) { h.m.norm(dst, x, h.Norm) }
+
 // Logits sets dst, tokens×Vocab, from the last layer's output x, tokens×Dim. x is left as it is.
 func (h *Head) Logits(dst, x *tensor.Matrix) {
 	in := h.m.buffer(scratchNorm, x.Rows, x.Cols)
-	h.m.norm(in, x, h.Norm)
+	h.In(in, x)
 	h.Linear.Apply(dst, in, h.m.Precision)
 }
 

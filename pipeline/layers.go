@@ -31,6 +31,11 @@ func (r *run) layers(tempDir string) error {
 		return err
 	}
 	defer s.close()
+	if t := r.plan.Lookup(embeddingName); t.Type != t.From {
+		if err := s.roundTo(t.Type); err != nil {
+			return err
+		}
+	}
 	var original *stream
 	if streams == 2 {
 		if original, err = newStream(r.m, set.Sequences, set.SeqLen, budget, tempDir); err != nil {
@@ -43,6 +48,9 @@ func (r *run) layers(tempDir string) error {
 		if err := r.layer(s, original, i); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
+	}
+	if r.calibratesHead() {
+		return r.head(s, original)
 	}
 	return nil
 }
@@ -107,7 +115,7 @@ func (r *run) layer(s, original *stream, index int) error {
 			return err
 		}
 	}
-	if index == r.m.Layers()-1 {
+	if index == r.m.Layers()-1 && !r.calibratesHead() {
 		return nil // nothing comes after the last layer
 	}
 	return s.each(func(i int, x *tensor.Matrix) error {
@@ -139,55 +147,70 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err := r.check(t, w); err != nil {
 				return err
 			}
-			target := w // what is rounded
-			var q *quant.Weight
-			var data []byte
-			var decoded *tensor.Matrix
-			var damping float64
-			switch g, method := t.Type.Grid, r.plan.Recipe.Method; {
-			case g != nil && method.gptq():
-				f, err := factors.get(ctx, g)
-				if err != nil {
-					return err
-				}
-				if in.Drift != nil {
-					target = f.Correct(w, in)
-				}
-				if q, err = f.Quantize(ctx, target, g, r.opt.GPTQ); err != nil {
-					return err
-				}
-				damping = f.Damping
-			case g != nil && method == AWQ && clips(lin.Name):
-				if q, err = awq.Quantize(ctx, w, in, g); err != nil {
-					return err
-				}
-			default:
-				data, decoded = encode(t.Type, w, in.Importance())
-			}
-			if q != nil {
-				decoded = tensor.New(w.Rows, w.Cols)
-				q.DecodeTo(decoded)
-				data = t.Type.PackWeight(q)
+			q, err := quantize(ctx, t, w, in, r.plan.Recipe.Method, &factors)
+			if err != nil {
+				return err
 			}
 			if r.plan.corrects(t) {
-				bias := in.MeanShift(w, decoded)
+				bias := in.MeanShift(w, q.decoded)
 				if lin.Bias != nil {
 					kernels.Axpy(bias, 1, lin.Bias)
 				}
 				lin.Bias = bias
 			}
-			if err := r.out.WriteTensor(t.Name, data); err != nil {
+			if err := r.out.WriteTensor(t.Name, q.data); err != nil {
 				return err
 			}
 			// From here on the forward pass sees what a reader of the file will see.
 			lin.F32 = nil
-			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: data}
-			r.done(t, quant.OutputError(w, decoded, in.H), damping)
-			r.rounded(t, target, decoded, data, in)
+			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
+			r.done(t, quant.OutputError(w, q.decoded, in.H), q.damping)
+			r.rounded(t, q.target, q.decoded, q.data, in)
 			return nil
 		})
 	}
 	return eg.Wait()
+}
+
+// quantized is a weight, or rows of one, as a type stores them.
+type quantized struct {
+	target  *tensor.Matrix // what was rounded: the weight, after corrections
+	data    []byte
+	decoded *tensor.Matrix // what a reader of data sees
+	damping float64        // of gptq.Factor, 0 where it was not used
+}
+
+// quantize gives rows w of a tensor its type by a method that knows the inputs.
+func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, in *quant.Stats, method Method, factors *factorCache) (
+	quantized, error) {
+	var weight *quant.Weight
+	z := quantized{target: w}
+	switch g := t.Type.Grid; {
+	case g != nil && method.gptq():
+		f, err := factors.get(ctx, g)
+		if err != nil {
+			return z, err
+		}
+		if in.Drift != nil {
+			z.target = f.Correct(w, in)
+		}
+		if weight, err = f.Quantize(ctx, z.target, g, factors.opt); err != nil {
+			return z, err
+		}
+		z.damping = f.Damping
+	case g != nil && method == AWQ && clips(t.Name):
+		var err error
+		if weight, err = awq.Quantize(ctx, w, in, g); err != nil {
+			return z, err
+		}
+	default:
+		z.data, z.decoded = encode(t.Type, w, in.Importance())
+		return z, nil
+	}
+	z.decoded = tensor.New(w.Rows, w.Cols)
+	weight.DecodeTo(z.decoded)
+	z.data = t.Type.PackWeight(weight)
+	return z, nil
 }
 
 // factorCache makes one GPTQ factor for all linears of a group whose types have blocks of the same length.

@@ -209,7 +209,8 @@ func (r *run) tensors(tempDir string) error {
 	item := ""
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
-		if r.m != nil && (layerLinear(&t.Info) || r.changesVectors() && layerVector(&t.Info)) {
+		if r.m != nil && (layerLinear(&t.Info) || r.changesVectors() && layerVector(&t.Info)) ||
+			t.Name == outputName && r.calibratesHead() {
 			continue
 		}
 		if name := itemName(t.Name); name != item && r.m == nil {

@@ -8,8 +8,12 @@ import (
 // OutputError returns ‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖² for H = XᵀX, computed as tr(ΔW·H·ΔWᵀ) / tr(W·H·Wᵀ). w and q are out×in.
 // Zero weights without error give 0, with error 1.
 func OutputError(w, q, h *tensor.Matrix) float64 {
-	d := difference(w, q)
-	return ratio(energy(d, h), energy(w, h))
+	return ratio(OutputEnergies(w, q, h))
+}
+
+// OutputEnergies returns ‖X(W−Ŵ)ᵀ‖² and ‖XWᵀ‖², which can be added up over parts of a weight's rows.
+func OutputEnergies(w, q, h *tensor.Matrix) (lost, whole float64) {
+	return energy(difference(w, q), h), energy(w, h)
 }
 
 // WeightError returns ‖W−Ŵ‖² / ‖W‖², the error that is known without calibration.

@@ -63,6 +63,9 @@ func NewPlan(md Metadata, tensors []ggml.Info) (*Plan, error) {
 // Size is the file's size in bytes.
 func (p *Plan) Size() int64 { return p.size }
 
+// Padded is the room that a tensor of so many bytes takes: files align their tensors.
+func (p *Plan) Padded(size int64) int64 { return alignUp(size, p.alignment) }
+
 // Tensors lists the tensors in file order.
 func (p *Plan) Tensors() []ggml.Info { return p.infos }
 

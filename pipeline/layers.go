@@ -172,8 +172,8 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 	return eg.Wait()
 }
 
-// quantized is a weight, or rows of one, as a type stores them.
-type quantized struct {
+// rounding is a weight, or rows of one, as a type stores them.
+type rounding struct {
 	target  *tensor.Matrix // what was rounded: the weight, after corrections
 	data    []byte
 	decoded *tensor.Matrix // what a reader of data sees
@@ -182,9 +182,9 @@ type quantized struct {
 
 // quantize gives rows w of a tensor its type by a method that knows the inputs.
 func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, in *quant.Stats, method Method, factors *factorCache) (
-	quantized, error) {
+	rounding, error) {
 	var weight *quant.Weight
-	z := quantized{target: w}
+	z := rounding{target: w}
 	switch g := t.Type.Grid; {
 	case g != nil && method.gptq():
 		f, err := factors.get(ctx, g)

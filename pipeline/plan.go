@@ -24,6 +24,8 @@ type Plan struct {
 	File     *gguf.Plan
 	// NoBias names the quantized linears that bias correction leaves alone: GGUF readers load no bias for them.
 	NoBias []string
+	// Assignment says how types were assigned within a budget (Assign); nil if they were not.
+	Assignment *Assignment
 }
 
 // Tensor is a tensor of the plan.
@@ -134,9 +136,10 @@ func (p *Plan) addBiases(src Source) error {
 	return nil
 }
 
-// corrects says whether the bias of a linear is corrected.
+// corrects says whether the bias of a linear is corrected. It is if there is one: a budget may have made a linear
+// floating-point since.
 func (p *Plan) corrects(t *Tensor) bool {
-	return p.Recipe.BiasCorrection && t.Type.Grid != nil && !slices.Contains(p.NoBias, t.Name)
+	return p.Recipe.BiasCorrection && p.Lookup(biasName(t.Name)) != nil && !slices.Contains(p.NoBias, t.Name)
 }
 
 func biasName(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }

@@ -71,6 +71,8 @@ type Report struct {
 	Foldings []quant.Folding `json:"foldings"`
 	// NoBias names the quantized linears that bias correction left alone, as GGUF readers load no bias for them.
 	NoBias []string `json:"no_bias"`
+	// Assignment is that of the plan.
+	Assignment *Assignment `json:"assignment"`
 }
 
 // TensorReport is what became of one tensor.
@@ -182,7 +184,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 	}
 	opt.Progress.Done()
 	rep := &Report{
-		Output: path, BitsPerWeight: p.BitsPerWeight(),
+		Output: path, BitsPerWeight: p.BitsPerWeight(), Assignment: p.Assignment,
 		Foldings: append([]quant.Folding{}, r.foldings...), NoBias: append([]string{}, p.NoBias...),
 	}
 	info, err := os.Stat(path)

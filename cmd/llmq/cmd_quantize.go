@@ -53,8 +53,8 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.Memory, "memory", memoryUsage)
 	o.calibOptions.AddFlags(cmd)
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
-	f.Var(&o.MaxSize, "max-size", "with --int8-fallback: the file's largest `SIZE`, such as 4.2GiB; the largest errors go first")
-	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "with --int8-fallback: the most `BITS` per weight")
+	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback, bounds that")
+	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -105,15 +105,6 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 			return err
 		}
 	}
-	if opts.DryRun {
-		var m *model.Model
-		if calibrated {
-			if m, err = model.Open(src); err != nil {
-				return err
-			}
-		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
-	}
 	progress := a.progress()
 	defer progress.Done()
 	popt := pipeline.Options{
@@ -126,6 +117,21 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	}
 	if opts.Refine == 0 {
 		popt.GPTQ.Refine = -1 // none; 0 is gptq's default
+	}
+	if opts.assigns() {
+		if err := opts.assign(ctx, src, plan, popt); err != nil {
+			return err
+		}
+		progress.Done()
+	}
+	if opts.DryRun {
+		var m *model.Model
+		if calibrated {
+			if m, err = model.Open(src); err != nil {
+				return err
+			}
+		}
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
 	if err != nil {
@@ -157,12 +163,11 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--int8-fallback %g: need more than 0", o.Fallback)
 	case o.Fallback > 0 && len(o.Calib) == 0 && !o.DryRun:
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
-	case o.Fallback == 0 && (o.MaxSize != 0 || o.MaxBPW != 0):
-		return r, usagef("--max-size and --max-bpw bound --int8-fallback; give that too")
-	case !(o.MaxBPW >= 0):
-		return r, usagef("--max-bpw %g: need more than 0", o.MaxBPW)
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
+	}
+	if err := o.checkBudget(); err != nil {
+		return r, err
 	}
 	if r.Type == nil {
 		bits := o.Bits

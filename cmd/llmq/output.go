@@ -112,7 +112,9 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			MemoryBytes   int64        `json:"memory_bytes"`
 			DiskBytes     int64        `json:"disk_bytes"`
 			Tensors       []tensorJSON `json:"tensors"`
-		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors})
+
+			Assignment *pipeline.Assignment `json:"assignment"`
+		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors, plan.Assignment})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -127,6 +129,9 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(memory))
 	t.row("disk", "%s", formatBytes(needs.Disk))
 	if err := t.flush(); err != nil {
+		return err
+	}
+	if err := a.printAssignment(plan.Assignment); err != nil {
 		return err
 	}
 	return a.printFallbacks(plan)
@@ -163,6 +168,9 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	}
 	t.row("took", "%.1f s, peak memory %s", rep.Seconds, formatBytes(peakRSS()))
 	if err := t.flush(); err != nil {
+		return err
+	}
+	if err := a.printAssignment(rep.Assignment); err != nil {
 		return err
 	}
 	if err := a.printFoldings(rep); err != nil {

@@ -33,7 +33,8 @@ var allowed = map[string]string{
 	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
 	"eval":      "tokenizer internal/text tensor kernels quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
-	"pipeline":  "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib internal/states",
+	"pipeline": "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib eval " +
+		"internal/states internal/knapsack",
 
 	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline " +
 		"kernels internal/atomicfile internal/text internal/bench internal/ui",
@@ -41,6 +42,7 @@ var allowed = map[string]string{
 	"internal/atomicfile": "",
 	"internal/interop":    "",
 	"internal/bench":      "tensor kernels gptq formats/ggml model",
+	"internal/knapsack":   "",
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",

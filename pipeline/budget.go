@@ -1,0 +1,255 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/internal/knapsack"
+	"github.com/llmq/llmq/model"
+)
+
+// Budget bounds a file. The zero value does not.
+type Budget struct {
+	MaxBytes int64   // of the whole file; 0: no bound
+	MaxBPW   float64 // bits per weight of its tensors; 0: no bound
+}
+
+// Assignment is how a budget was spent. The JSON names are part of the command line's interface.
+type Assignment struct {
+	MaxBytes      int64   `json:"max_bytes"` // 0: no bound
+	MaxBPW        float64 `json:"max_bits_per_weight"`
+	Bytes         int64   `json:"bytes"` // of the file
+	BitsPerWeight float64 `json:"bits_per_weight"`
+	SlackBytes    int64   `json:"slack_bytes"` // what the tighter bound leaves
+	// PredictedKL is the sum of the tensors' predictions, and no assignment within the budget has one below Bound. They
+	// are equal unless the search ran out of room.
+	PredictedKL float64 `json:"predicted_kl"`
+	Bound       float64 `json:"predicted_kl_bound"`
+	// Tokens is on how many of the calibration text's the sensitivities were measured.
+	Tokens  int              `json:"sensitivity_tokens"`
+	Seconds float64          `json:"seconds"`
+	Tensors []AssignedTensor `json:"tensors"`
+}
+
+// AssignedTensor is a tensor whose type the budget decided.
+type AssignedTensor struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	Bytes int64  `json:"bytes"`
+	// Sensitivity is the KL divergence that a relative output error of one would cause: that of a small error, scaled.
+	// A head that is the embedding too has both's sum.
+	Sensitivity float64 `json:"sensitivity"`
+	PredictedKL float64 `json:"predicted_kl"`
+}
+
+// Assign gives the tensors of p that the recipe leaves open, the layers' linears, embedding and head without a rule or a
+// type of their own, the types of formats/ggml with which the KL divergence to the original model is predicted to be
+// least within a budget, and notes in p how. It takes calibration text, in opt.Calib. Hidden states beyond opt.Memory go to a
+// temporary file in tempDir ("": the system's).
+//
+// A small error of a tensor changes the predictions by a KL divergence that is quadratic in it. So each tensor's effect
+// is measured once, with a probe in its place (eval.Sensitivity), and scaled by the output error that each type leaves
+// (see use): ΔKL(type) = ΔKL(probe) · error(type) / error(probe). Effects are taken to add up. What is least then is a
+// multiple-choice knapsack.
+func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, opt Options) error {
+	start := time.Now()
+	if opt.Calib == nil {
+		return fmt.Errorf("assigning types within a budget takes calibration text")
+	}
+	if p.Recipe.Method == Int8 {
+		return fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", Int8)
+	}
+	if opt.Progress == nil {
+		opt.Progress = silent{}
+	}
+	m, err := model.Open(src)
+	if err != nil {
+		return err
+	}
+	a := &assigner{ctx: ctx, m: m, plan: p, opt: opt, tempDir: tempDir, uses: map[string]*use{}}
+	if err := a.open(); err != nil {
+		return err
+	}
+	room, err := a.room(b)
+	if err != nil {
+		return err
+	}
+	if err := a.measure(); err != nil {
+		return err
+	}
+	tokens, err := a.sensitivity()
+	if err != nil {
+		return err
+	}
+	s, ok := knapsack.Solve(a.choices(), room)
+	if !ok {
+		return fmt.Errorf("%s: no types fit the budget whose errors are finite", src.Name())
+	}
+	rep := &Assignment{
+		MaxBytes: b.MaxBytes, MaxBPW: b.MaxBPW, SlackBytes: room - s.Bytes, PredictedKL: s.Loss, Bound: s.Bound, Tokens: tokens,
+	}
+	for i, o := range a.tensors {
+		typ := o.types[s.Picks[i]]
+		o.tensor.Type, o.tensor.Wanted = typ, typ
+		t := AssignedTensor{Name: o.tensor.Name, Type: typ.Name, Bytes: o.tensor.Bytes(), PredictedKL: o.loss(s.Picks[i])}
+		for _, u := range o.uses {
+			t.Sensitivity += u.sensitivity()
+		}
+		rep.Tensors = append(rep.Tensors, t)
+	}
+	if err := p.SetMetadata(gguf.Metadata{{Key: "general.file_type", Value: fileType(p.mainType())}}); err != nil {
+		return err
+	}
+	rep.Bytes, rep.BitsPerWeight = p.File.Size(), p.BitsPerWeight()
+	rep.Seconds = time.Since(start).Seconds()
+	p.Assignment = rep
+	return nil
+}
+
+// assigner measures what types do to tensors.
+type assigner struct {
+	ctx     context.Context
+	m       *model.Model
+	plan    *Plan
+	opt     Options
+	tempDir string
+	tensors []*openTensor
+	uses    map[string]*use // by the names of eval.Replacement
+	order   []*use          // in that of tensors
+}
+
+// openTensor is a tensor whose type is to be chosen.
+type openTensor struct {
+	tensor *Tensor
+	types  []*ggml.Type
+	uses   []*use // two of an embedding that is the head too
+}
+
+// loss predicts the KL divergence that a type causes.
+func (o *openTensor) loss(k int) float64 {
+	var sum float64
+	for _, u := range o.uses {
+		sum += u.sensitivity() * u.errors[k]
+	}
+	return sum
+}
+
+func (o *openTensor) dropInfinite() {
+	for k := len(o.types) - 1; k >= 0; k-- {
+		if !slices.ContainsFunc(o.uses, func(u *use) bool { return math.IsInf(u.errors[k], 1) }) {
+			continue
+		}
+		o.types = slices.Delete(slices.Clone(o.types), k, k+1)
+		for _, u := range o.uses {
+			u.errors = slices.Delete(u.errors, k, k+1)
+		}
+	}
+}
+
+// open lists the tensors that the recipe leaves open, with the types whose blocks divide their columns.
+func (a *assigner) open() error {
+	r := &a.plan.Recipe
+	for i := range a.plan.Tensors {
+		t := &a.plan.Tensors[i]
+		_, _, rule, err := r.typeOf(&t.Info)
+		if err != nil {
+			return err
+		}
+		var sites []string
+		switch {
+		case rule >= 0:
+		case t.Name == embeddingName && r.Embedding == nil:
+			sites = []string{eval.Embedding}
+			if a.m.Tied {
+				sites = append(sites, eval.Head)
+			}
+		case t.Name == outputName && r.Output == nil:
+			sites = []string{eval.Head}
+		case layerLinear(&t.Info):
+			sites = []string{t.Name}
+		}
+		if sites == nil {
+			continue
+		}
+		o := &openTensor{tensor: t}
+		for _, typ := range ggml.Types {
+			if t.Cols()%typ.BlockLen == 0 {
+				o.types = append(o.types, typ)
+			}
+		}
+		for _, site := range sites {
+			u := &use{site: site, tensor: t, types: o.types}
+			o.uses = append(o.uses, u)
+			a.order = append(a.order, u)
+			a.uses[site] = u
+		}
+		a.tensors = append(a.tensors, o)
+	}
+	if len(a.tensors) == 0 {
+		return fmt.Errorf("the recipe gives every tensor a type: a budget has none to choose")
+	}
+	return nil
+}
+
+// bytes is the room that a tensor takes in the file as type typ.
+func (a *assigner) bytes(o *openTensor, typ *ggml.Type) int64 {
+	info := o.tensor.Info
+	info.Type = typ
+	return a.plan.File.Padded(info.Bytes())
+}
+
+// room returns the bytes that a budget leaves for the open tensors, and refuses one that is too small for any types.
+func (a *assigner) room(b Budget) (int64, error) {
+	least := *a.plan
+	least.Tensors = append([]Tensor(nil), a.plan.Tensors...)
+	smallest, fixed, fixedData := int64(0), a.plan.File.Size(), int64(0)
+	for i := range a.plan.Tensors {
+		fixedData += a.plan.Tensors[i].Bytes()
+	}
+	for _, o := range a.tensors {
+		typ := o.types[0]
+		for _, t := range o.types {
+			if a.bytes(o, t) < a.bytes(o, typ) {
+				typ = t
+			}
+		}
+		fixed -= a.bytes(o, o.tensor.Type)
+		fixedData -= o.tensor.Bytes()
+		smallest += a.bytes(o, typ)
+		least.Lookup(o.tensor.Name).Type = typ
+	}
+	room := int64(math.MaxInt64)
+	if b.MaxBytes > 0 {
+		room = b.MaxBytes - fixed
+		if room < smallest {
+			return 0, fmt.Errorf("a file of at most %d bytes cannot be: the smallest types make it %d", b.MaxBytes, fixed+smallest)
+		}
+	}
+	if b.MaxBPW > 0 {
+		room = min(room, int64(min(b.MaxBPW*float64(a.plan.Elements())/8, math.MaxInt64/2))-fixedData)
+		if room < smallest {
+			return 0, fmt.Errorf("at most %g bits per weight cannot be: the smallest types make it %.4f", b.MaxBPW,
+				math.Ceil(1e4*least.BitsPerWeight())/1e4)
+		}
+	}
+	return room, nil
+}
+
+// choices are what the solver chooses from. Types that cannot hold a tensor's weights are no longer among its types; the
+// checkpoint's own always is.
+func (a *assigner) choices() [][]knapsack.Choice {
+	groups := make([][]knapsack.Choice, len(a.tensors))
+	for i, o := range a.tensors {
+		o.dropInfinite()
+		for k, typ := range o.types {
+			groups[i] = append(groups[i], knapsack.Choice{Bytes: a.bytes(o, typ), Loss: o.loss(k)})
+		}
+	}
+	return groups
+}

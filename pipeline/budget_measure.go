@@ -1,0 +1,245 @@
+package pipeline
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+const (
+	// sampleRows of a weight, evenly spread, stand for all: their errors are close to those of the others, and sums over
+	// so many are within some percent.
+	sampleRows = 64
+	// sampleEmbeddings is how many of the calibration text's tokens the embedding's errors are measured on, evenly spread,
+	// so that frequent tokens count more.
+	sampleEmbeddings = 1024
+	// The effects on predictions are measured on parts of so many tokens, of sequences evenly spread, as many as make the
+	// variants of the model read sensitivityPasses times what calibration reads, and at least minParts of them.
+	partTokens        = 256
+	minParts          = 4
+	sensitivityPasses = 2
+)
+
+// probeType is small enough to be felt and large enough for its effect to be quadratic; most columns divide.
+var probeType = ggml.Q4_0
+
+// use is a tensor at work: the layers' linears and the head multiply, the embedding is read.
+type use struct {
+	site       string // of eval.Replacement
+	tensor     *Tensor
+	types      []*ggml.Type
+	importance []float32 // of the input's features; nil for the embedding
+	probe      float64   // relative output error of the probe
+	errors     []float64 // of each type
+	kl         float64   // effect of the probe
+}
+
+// sensitivity is the KL divergence per relative output error.
+func (u *use) sensitivity() float64 {
+	if u.probe == 0 {
+		return 0
+	}
+	return u.kl / u.probe
+}
+
+// rounded returns w rounded to nearest as the probe.
+func (u *use) rounded(w *tensor.Matrix) *tensor.Matrix {
+	_, q := encode(ggml.Fallback(probeType, w.Cols), w, u.importance)
+	return q
+}
+
+// measure notes the relative errors of the probe and of each type, which quantize rounds to and relative compares with w.
+func (u *use) measure(w *tensor.Matrix, quantize func(t *Tensor) (*tensor.Matrix, error),
+	relative func(w, q *tensor.Matrix) float64) error {
+	u.probe = relative(w, u.rounded(w))
+	if math.IsNaN(u.probe) || math.IsInf(u.probe, 0) {
+		return fmt.Errorf("tensor %q: its weights or its inputs overflow", u.site)
+	}
+	for _, t := range u.types {
+		e := 0.0
+		if t != u.tensor.From {
+			as := *u.tensor
+			as.Type = t
+			q, err := quantize(&as)
+			if err != nil {
+				return err
+			}
+			e = relative(w, q)
+			if math.IsNaN(e) {
+				e = math.Inf(1) // beyond the type's range
+			}
+		}
+		u.errors = append(u.errors, e)
+	}
+	return nil
+}
+
+// measure takes the calibration text through the original model and measures the errors of all types.
+func (a *assigner) measure() error {
+	set := a.opt.Calib
+	a.opt.Progress.Stage("errors of types", a.plan.Elements())
+	defer a.opt.Progress.Done()
+	if err := a.measureEmbedding(); err != nil {
+		return err
+	}
+	s, err := newStream(a.m, set.Sequences, set.SeqLen, a.opt.Memory/2, a.tempDir)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for i := range a.m.Layers() {
+		a.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, a.m.Layers()))
+		if err := a.measureLayer(s, i); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	a.opt.Progress.Item("head")
+	return a.measureHead(s)
+}
+
+// measureEmbedding rounds the rows of the text's tokens.
+func (a *assigner) measureEmbedding() error {
+	u := a.uses[eval.Embedding]
+	if u == nil {
+		return nil
+	}
+	set := a.opt.Calib
+	total := len(set.Sequences) * set.SeqLen
+	tokens := make([]int32, min(sampleEmbeddings, total))
+	for i := range tokens {
+		at := i * total / len(tokens)
+		tokens[i] = set.Sequences[at/set.SeqLen][at%set.SeqLen]
+	}
+	x := tensor.New(len(tokens), a.m.Dim)
+	if err := a.m.Embed(x, tokens); err != nil {
+		return err
+	}
+	return u.measure(x, func(t *Tensor) (*tensor.Matrix, error) {
+		_, q := encode(t.Type, x, nil)
+		return q, nil
+	}, quant.WeightError)
+}
+
+func (a *assigner) measureLayer(s *stream, index int) error {
+	l, err := a.m.LoadLayer(index)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	for _, g := range l.Groups() {
+		in := quant.NewStats(g.Linears[0].In)
+		err := s.each(func(i int, x *tensor.Matrix) error {
+			if err := a.ctx.Err(); err != nil {
+				return err
+			}
+			h, err := s.input(l, g.Name, i, x)
+			if err != nil {
+				return err
+			}
+			in.Observe(h)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		factors := factorCache{h: in.H, opt: a.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+		for _, lin := range g.Linears {
+			if err := a.measureLinear(a.uses[lin.Name], lin, in, &factors); err != nil {
+				return err
+			}
+			a.opt.Progress.Add(int64(lin.Out) * int64(lin.In))
+		}
+	}
+	return s.each(func(i int, x *tensor.Matrix) error {
+		if err := a.ctx.Err(); err != nil {
+			return err
+		}
+		return s.next(l, i, x)
+	})
+}
+
+func (a *assigner) measureHead(s *stream) error {
+	u := a.uses[eval.Head]
+	if u == nil {
+		return nil
+	}
+	h, err := a.m.LoadHead()
+	if err != nil {
+		return err
+	}
+	defer h.Release()
+	in := quant.NewStats(h.Linear.In)
+	err = s.each(func(_ int, x *tensor.Matrix) error {
+		y := scratch(&s.h, x.Rows, x.Cols)
+		h.In(y, x)
+		in.Observe(y)
+		return a.ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	return a.measureLinear(u, h.Linear, in, &factorCache{h: in.H, opt: a.opt.GPTQ, byBlock: map[int]*gptq.Factor{}})
+}
+
+// measureLinear quantizes some of a linear's rows to each type by the recipe's method, on the original model's inputs; u
+// is nil for a linear that is not open.
+func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, factors *factorCache) error {
+	if u == nil {
+		return nil
+	}
+	w := tensor.New(min(sampleRows, lin.Out), lin.In)
+	for i := range w.Rows {
+		r := i * lin.Out / w.Rows
+		row, err := lin.Part(r, r+1).Matrix()
+		if err != nil {
+			return fmt.Errorf("%s: %w", a.m.Source.Name(), err)
+		}
+		copy(w.Row(i), row.Row(0))
+	}
+	u.importance = in.Importance()
+	return u.measure(w, func(t *Tensor) (*tensor.Matrix, error) {
+		if t.Name == embeddingName { // the head too: a run rounds it as the embedding
+			_, q := encode(t.Type, w, nil)
+			return q, nil
+		}
+		q, err := quantize(a.ctx, t, w, in, a.plan.Recipe.Method, factors)
+		return q.decoded, err
+	}, func(w, q *tensor.Matrix) float64 { return quant.OutputError(w, q, in.H) })
+}
+
+// sensitivity measures the effect of the probe in each use's place, and returns on how many tokens.
+func (a *assigner) sensitivity() (tokens int, err error) {
+	set := a.opt.Calib
+	a.m.Precision = kernels.F32 // as the replaced weights are multiplied: the probe shall be all that differs
+	// A variant runs from its layer on: on average half of the model.
+	variants := (len(a.order) + 1) / 2
+	length := min(set.SeqLen, partTokens)
+	parts := min(max(sensitivityPasses*set.Tokens()/variants/length, minParts), len(set.Sequences))
+	var text []int32
+	for i := range parts {
+		text = append(text, set.Sequences[i*len(set.Sequences)/parts][:length]...)
+	}
+	var rs []eval.Replacement
+	for _, u := range a.order {
+		rs = append(rs, eval.Replacement{Linear: u.site, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
+			return u.rounded(w), nil
+		}})
+	}
+	effects, err := eval.Sensitivity(a.ctx, a.m, text, rs, eval.Options{
+		Context: length, ScoreAll: true, Memory: a.opt.Memory, TempDir: a.tempDir, Progress: a.opt.Progress,
+	})
+	if err != nil {
+		return 0, err
+	}
+	for i, e := range effects {
+		a.order[i].kl = max(e.KL, 0) // rounding makes zeros of either sign
+	}
+	return len(text), nil
+}

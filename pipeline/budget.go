@@ -119,6 +119,7 @@ type assigner struct {
 	plan    *Plan
 	opt     Options
 	tempDir string
+	padded  bool // sizes count padding
 	tensors []*openTensor
 	uses    map[string]*use // by the names of eval.Replacement
 	order   []*use          // in that of tensors
@@ -197,45 +198,45 @@ func (a *assigner) open() error {
 	return nil
 }
 
-// bytes is the room that a tensor takes in the file as type typ.
+// bytes is the room that a tensor takes as type typ: in a file with its padding.
 func (a *assigner) bytes(o *openTensor, typ *ggml.Type) int64 {
 	info := o.tensor.Info
 	info.Type = typ
-	return a.plan.File.Padded(info.Bytes())
+	if a.padded {
+		return a.plan.File.Padded(info.Bytes())
+	}
+	return info.Bytes()
 }
 
 // room returns the bytes that a budget leaves for the open tensors, and refuses one that is too small for any types.
 func (a *assigner) room(b Budget) (int64, error) {
-	least := *a.plan
-	least.Tensors = append([]Tensor(nil), a.plan.Tensors...)
-	smallest, fixed, fixedData := int64(0), a.plan.File.Size(), int64(0)
+	a.padded = b.MaxBytes > 0
+	file, data, smallest := a.plan.File.Size(), int64(0), int64(0) // of the first two, what is not open
 	for i := range a.plan.Tensors {
-		fixedData += a.plan.Tensors[i].Bytes()
+		data += a.plan.Tensors[i].Bytes()
 	}
 	for _, o := range a.tensors {
-		typ := o.types[0]
-		for _, t := range o.types {
-			if a.bytes(o, t) < a.bytes(o, typ) {
-				typ = t
-			}
+		file -= a.plan.File.Padded(o.tensor.Bytes())
+		data -= o.tensor.Bytes()
+		least := a.bytes(o, o.types[0])
+		for _, typ := range o.types {
+			least = min(least, a.bytes(o, typ))
 		}
-		fixed -= a.bytes(o, o.tensor.Type)
-		fixedData -= o.tensor.Bytes()
-		smallest += a.bytes(o, typ)
-		least.Lookup(o.tensor.Name).Type = typ
+		smallest += least
 	}
 	room := int64(math.MaxInt64)
 	if b.MaxBytes > 0 {
-		room = b.MaxBytes - fixed
+		room = b.MaxBytes - file
 		if room < smallest {
-			return 0, fmt.Errorf("a file of at most %d bytes cannot be: the smallest types make it %d", b.MaxBytes, fixed+smallest)
+			return 0, fmt.Errorf("a file of at most %d bytes cannot be: the smallest types make it %d", b.MaxBytes, file+smallest)
 		}
 	}
 	if b.MaxBPW > 0 {
-		room = min(room, int64(min(b.MaxBPW*float64(a.plan.Elements())/8, math.MaxInt64/2))-fixedData)
+		elements := float64(a.plan.Elements())
+		room = min(room, int64(min(b.MaxBPW*elements/8, math.MaxInt64/2))-data)
 		if room < smallest {
 			return 0, fmt.Errorf("at most %g bits per weight cannot be: the smallest types make it %.4f", b.MaxBPW,
-				math.Ceil(1e4*least.BitsPerWeight())/1e4)
+				math.Ceil(1e4*8*float64(data+smallest)/elements)/1e4)
 		}
 	}
 	return room, nil

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ import (
 )
 
 const (
-	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings no_bias"
+	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings no_bias assignment"
 	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback"
 )
 
@@ -179,7 +180,7 @@ func TestDryRun(t *testing.T) {
 		path := filepath.Join(out, "out.gguf")
 		args := append([]string{"quantize", dir, "-o", path}, calibrate...)
 		dry := append(slices.Clone(args), "--dry-run")
-		v := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors", dry...)
+		v := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors assignment", dry...)
 		for _, tensor := range v["tensors"].([]any) {
 			checkKeys(t, tensor.(map[string]any), "name type shape bytes fallback")
 		}
@@ -193,6 +194,57 @@ func TestDryRun(t *testing.T) {
 		done := mustJSON(t, reportKeys, args...)
 		if done["bytes"] != v["bytes"] || done["bits_per_weight"] != v["bits_per_weight"] {
 			t.Errorf("planned %v bytes, %v bpw; wrote %v, %v", v["bytes"], v["bits_per_weight"], done["bytes"], done["bits_per_weight"])
+		}
+	}
+}
+
+// TestBudget: a dry run shows the same assignment as the run, which is within its budget.
+func TestBudget(t *testing.T) {
+	out := t.TempDir()
+	args := append([]string{"quantize", folder(t, "llama"), "-o", filepath.Join(out, "out.gguf"), "--max-bpw", "5.5",
+		"--max-size", "1MiB", "--output-type", "q5_0"}, calibrate...)
+	dry := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors assignment", append(slices.Clone(args), "--dry-run")...)
+	if left := listing(t, out); len(left) != 1 {
+		t.Errorf("--dry-run wrote %v", left[1:])
+	}
+	r := must(t, args...)
+	for _, want := range []string{"budget", "1048576 bytes, 5.5 bits per weight", "bytes left", "the least within the budget"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("no %q in %q", want, r.stdout)
+		}
+	}
+	run := mustJSON(t, reportKeys, append(args, "--force")...)
+	a, b := dry["assignment"].(map[string]any), run["assignment"].(map[string]any)
+	const keys = "max_bytes max_bits_per_weight bytes bits_per_weight slack_bytes predicted_kl predicted_kl_bound sensitivity_tokens seconds tensors"
+	checkKeys(t, a, keys)
+	delete(a, "seconds")
+	delete(b, "seconds")
+	if !reflect.DeepEqual(a, b) || run["bytes"] != a["bytes"] || a["bits_per_weight"].(float64) > 5.5 {
+		t.Errorf("planned %v, then %v of %v bytes", a, b, run["bytes"])
+	}
+	tensors := tensorsOf(t, run)
+	for name, v := range tensorsOf(t, b) {
+		checkKeys(t, v, "name type bytes sensitivity predicted_kl")
+		if v["type"] != tensors[name]["type"] || name == "output.weight" {
+			t.Errorf("assigned %v, written %v", v, tensors[name])
+		}
+	}
+}
+
+func TestBudgetUsage(t *testing.T) {
+	dir := folder(t, "llama")
+	for flags, want := range map[string]string{
+		"--max-bpw 4 --method rtn":                      "takes calibration text, with --dry-run too",
+		"--max-bpw 4 --method rtn --dry-run":            "takes calibration text, with --dry-run too",
+		"--max-size 1G --bits 4 --calib ../../LICENSE":  "--bits and --type contradict them",
+		"--max-size 1G --type q4_0 --calib x":           "--bits and --type contradict them",
+		"--max-size 1G --method int8 --calib x":         "--method int8 has q8_0 only",
+		"--max-bpw -1 --calib x":                        "--max-bpw -1: need more than 0",
+		"--max-bpw 1 --calib ../../LICENSE --seq-len 9": "at most 1 bits per weight cannot be: the smallest types make it ",
+	} {
+		args := append([]string{"quantize", dir, "-o", filepath.Join(t.TempDir(), "x.gguf")}, strings.Fields(flags)...)
+		if r := llmq(t, args...); r.code == exitOK || !strings.Contains(r.stderr, want) {
+			t.Errorf("%s: exit %d, %q, want %q", flags, r.code, r.stderr, want)
 		}
 	}
 }

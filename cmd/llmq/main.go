@@ -46,7 +46,12 @@ func main() {
 		debug.SetGCPercent(gcPercent)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	go interrupt(cancel)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	go interrupt(signals, cancel)
 	os.Exit((&app{os.Stdin, os.Stdout, os.Stderr}).run(ctx, os.Args[1:]))
 }
 
@@ -55,12 +60,7 @@ const patience = 1500 * time.Millisecond
 
 // interrupt cancels the command at the first signal that asks the process to end. At the second, or when a computation
 // is too long in noticing, it ends the process, which leaves nothing behind either.
-func interrupt(cancel func()) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
-		signal.Notify(signals, syscall.SIGHUP)
-	}
+func interrupt(signals <-chan os.Signal, cancel func()) {
 	<-signals
 	cancel()
 	select {

@@ -388,6 +388,8 @@ func TestBadConfig(t *testing.T) {
 		{settings{"rope_scaling": settings{"type": "linear"}}, "rope_scaling.factor: is missing"},
 		{settings{"rope_scaling": settings{"type": "dynamic", "factor": 2}},
 			`rope_scaling.rope_type: is "dynamic"; supported: default, linear, yarn, llama3`},
+		{settings{"rope_scaling": settings{"type": "yarn", "factor": 4, "truncate": false}},
+			"rope_scaling.truncate: is false: GGUF readers round"},
 		{settings{"rope_scaling": settings{"type": "longrope", "long_factor": []int{1}}},
 			`rope_scaling.rope_type: is "longrope"; supported: default, linear, yarn, llama3`},
 		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,

@@ -49,6 +49,9 @@ func (c *config) readRoPE(o *object) {
 	r.factor = scaling.float("factor", math.NaN(), 0, maxContext)
 	switch r.kind {
 	case "yarn":
+		if !scaling.bool("truncate", true) {
+			scaling.fail("truncate", "is false: GGUF readers round the bounds between the pairs that are stretched and those that are not")
+		}
 		r.original = scaling.int("original_max_position_embeddings", c.context, 1, maxContext)
 		r.betaFast = scaling.float("beta_fast", 32, 0, maxWidth)
 		r.betaSlow = scaling.float("beta_slow", 1, 0, maxWidth)

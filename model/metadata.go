@@ -1,7 +1,12 @@
 package model
 
-// The metadata that llmq adds for products in eight bits; other readers ignore it.
+// The metadata that llmq adds; other readers ignore it.
 const (
+	// MethodKey names the method that chose the linears' weights.
+	MethodKey = "llmq.method"
+	// ErrorsKey gives the relative error of each tensor, float32, in the order of the file.
+	ErrorsKey = "llmq.relative_errors"
+
 	// StaticLinearsKey names linears, StaticScalesKey gives, in the same order, the float32 scales of their inputs: the
 	// value of code 1.
 	StaticLinearsKey = "llmq.int8.linears"

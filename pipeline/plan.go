@@ -83,12 +83,21 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	p.Metadata.Set("general.file_type", fileType(p.mainType()))
 	p.Metadata.Set("general.quantization_version", uint32(2)) // ggml's GGML_QNT_VERSION
+	p.Metadata.Set(model.MethodKey, string(r.Method))
+	if p.quantizes() {
+		p.Metadata.Set(model.ErrorsKey, make([]float32, len(p.Tensors))) // room for setErrors
+	}
 	if r.Method == Int8 {
 		p.addScales()
 	}
 	var err error
 	p.File, err = gguf.NewPlan(p.Metadata, p.infos())
 	return p, err
+}
+
+// quantizes says whether any tensor becomes a quantized one.
+func (p *Plan) quantizes() bool {
+	return slices.ContainsFunc(p.Tensors, func(t Tensor) bool { return t.Type.Grid != nil })
 }
 
 // SetMetadata adds entries to the file's metadata, or replaces them.

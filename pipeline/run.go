@@ -69,6 +69,8 @@ type Report struct {
 	Int8Fallbacks []FallbackReport `json:"int8_fallbacks"`
 	// Foldings are what the transforms did to each group, in order; empty without a transform.
 	Foldings []quant.Folding `json:"foldings"`
+	// Ranges are those of each group before and after the transforms; empty without a transform.
+	Ranges []GroupRanges `json:"ranges"`
 	// NoBias names the quantized linears that bias correction left alone, as GGUF readers load no bias for them.
 	NoBias []string `json:"no_bias"`
 	// Assignment is that of the plan.
@@ -113,6 +115,7 @@ type run struct {
 	reports map[string]*TensorReport
 
 	foldings []quant.Folding
+	ranges   []GroupRanges
 }
 
 // Run writes the file that p plans to path; linears that fall back to Q8_0 change p. Nothing is left there, and an existing file is untouched, if it fails.
@@ -179,13 +182,19 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 			return nil, nil, err
 		}
 	}
+	if p.quantizes() {
+		if err := r.setErrors(); err != nil {
+			return nil, nil, err
+		}
+	}
 	if err := r.out.Close(); err != nil {
 		return nil, nil, err
 	}
 	opt.Progress.Done()
 	rep := &Report{
 		Output: path, BitsPerWeight: p.BitsPerWeight(), Assignment: p.Assignment,
-		Foldings: append([]quant.Folding{}, r.foldings...), NoBias: append([]string{}, p.NoBias...),
+		Foldings: append([]quant.Folding{}, r.foldings...), Ranges: append([]GroupRanges{}, r.ranges...),
+		NoBias: append([]string{}, p.NoBias...),
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -196,6 +205,15 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 		rep.Tensors = append(rep.Tensors, *r.reports[p.Tensors[i].Name])
 	}
 	return rep, fallbacks, nil
+}
+
+// setErrors stores the relative errors of the tensors in the metadata, so that a file tells where it is weak.
+func (r *run) setErrors() error {
+	errors := make([]float32, len(r.plan.Tensors))
+	for i := range errors {
+		errors[i] = float32(r.reports[r.plan.Tensors[i].Name].RelativeError)
+	}
+	return r.out.SetMeta(model.ErrorsKey, errors)
 }
 
 // layerLinear says whether a tensor is a layer's linear, which a run with calibration quantizes in its layer.

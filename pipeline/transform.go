@@ -44,6 +44,11 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	if err := r.survey(s, l, groups); err != nil {
 		return err
 	}
+	ranges := make([]GroupRanges, len(groups))
+	for i, g := range groups {
+		ranges[i].Group = g.Name
+		ranges[i].InputBefore, ranges[i].WeightsBefore = spreads(g)
+	}
 	for _, g := range groups {
 		for _, t := range transforms {
 			f, err := t.Transform(r.ctx, g)
@@ -52,8 +57,12 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 			}
 			r.foldings = append(r.foldings, *f)
 		}
+	}
+	for i, g := range groups { // when all are done: one group's scales fold into the weights of another
+		ranges[i].InputAfter, ranges[i].WeightsAfter = spreads(g)
 		g.Sample = nil
 	}
+	r.ranges = append(r.ranges, ranges...)
 	if ol == nil {
 		return nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -11,6 +12,7 @@ import (
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/report"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -151,10 +153,9 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	}
 	progress.Done()
 	if opts.JSON {
-		return a.printJSON(struct {
-			*eval.Result
-			PeakRSS int64 `json:"peak_rss_bytes"`
-		}{res, peakRSS()})
+		return a.printJSON(report.Evaluation{
+			Subject: opts.subject(m), Text: opts.Text, Activations: opts.Activations, Result: res, PeakRSS: peakRSS(),
+		})
 	}
 	return a.printEval(opts, eopt, len(tokens), res)
 }
@@ -184,6 +185,21 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 	}
 	t.row("took", "%.1f s, %.0f tokens/s, peak memory %s", res.Seconds, res.TokensPerSecond, formatBytes(peakRSS()))
 	return t.flush()
+}
+
+// subject describes m, the model being evaluated.
+func (o *evalOptions) subject(m *model.Model) report.Subject {
+	s := report.Subject{Model: o.Model, Base: o.Base}
+	var weights int64
+	for _, t := range m.Source.Tensors() {
+		s.Bytes += t.Bytes()
+		weights += int64(t.Elements())
+	}
+	s.BitsPerWeight = 8 * float64(s.Bytes) / float64(max(weights, 1))
+	if info, err := os.Stat(o.Model); err == nil && info.Mode().IsRegular() {
+		s.Bytes = info.Size()
+	}
+	return s
 }
 
 // openModel opens a model and its tokenizer; the caller closes the model's Source.

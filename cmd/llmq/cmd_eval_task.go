@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/report"
 )
 
 // runTask is eval --task.
@@ -19,12 +20,12 @@ func (a *app) runTask(ctx context.Context, opts evalOptions) error {
 	if err != nil {
 		return err
 	}
-	res, err := a.answer(ctx, opts, opts.Model, task)
+	res, subject, err := a.answer(ctx, opts, opts.Model, task)
 	if err != nil {
 		return err
 	}
 	if opts.Base != "" {
-		base, err := a.answer(ctx, opts, opts.Base, task)
+		base, _, err := a.answer(ctx, opts, opts.Base, task)
 		if err != nil {
 			return err
 		}
@@ -32,25 +33,23 @@ func (a *app) runTask(ctx context.Context, opts evalOptions) error {
 		res.Seconds += base.Seconds
 	}
 	if opts.JSON {
-		return a.printJSON(struct {
-			*eval.TaskResult
-			PeakRSS int64 `json:"peak_rss_bytes"`
-		}{res, peakRSS()})
+		return a.printJSON(report.TaskEvaluation{Subject: subject, Task: opts.Task, TaskResult: res, PeakRSS: peakRSS()})
 	}
 	return a.printTask(opts, res)
 }
 
-// answer runs the task on one model.
-func (a *app) answer(ctx context.Context, opts evalOptions, path string, task *eval.Task) (*eval.TaskResult, error) {
+// answer runs the task on one model, and describes that as the subject of the evaluation.
+func (a *app) answer(ctx context.Context, opts evalOptions, path string, task *eval.Task) (*eval.TaskResult, report.Subject, error) {
 	m, tok, err := a.openModel(path)
 	if err != nil {
-		return nil, err
+		return nil, report.Subject{}, err
 	}
 	defer m.Source.Close()
 	m.Precision = opts.Precision.p
 	progress := a.progress()
 	defer progress.Done()
-	return eval.RunTask(ctx, m, tok, task, eval.TaskOptions{Limit: opts.Examples, Memory: int64(opts.Memory), Progress: progress})
+	res, err := eval.RunTask(ctx, m, tok, task, eval.TaskOptions{Limit: opts.Examples, Memory: int64(opts.Memory), Progress: progress})
+	return res, opts.subject(m), err
 }
 
 func (a *app) printTask(opts evalOptions, res *eval.TaskResult) error {

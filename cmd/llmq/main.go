@@ -122,7 +122,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.`,
 	root.SetErr(a.stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.inspectCommand(),
+	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.reportCommand(), a.inspectCommand(),
 		a.tokenizeCommand(), a.benchCommand(), a.versionCommand())
 	return root
 }

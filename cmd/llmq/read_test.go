@@ -11,7 +11,8 @@ import (
 	"github.com/llmq/llmq/formats/gguf"
 )
 
-const evalKeys = "perplexity perplexity_stderr tokens_scored context chunks bos seconds tokens_per_second peak_rss_bytes"
+const evalKeys = "model bytes bits_per_weight base text activations " +
+	"perplexity perplexity_stderr tokens_scored context chunks bos seconds tokens_per_second peak_rss_bytes"
 
 func TestEval(t *testing.T) {
 	dir := folder(t, "llama")
@@ -19,7 +20,8 @@ func TestEval(t *testing.T) {
 	must(t, "convert", dir, "-o", f32, "--type", "f32")
 	args := []string{"--text", license, "--context", "64", "--chunks", "5"}
 	v := mustJSON(t, evalKeys, append([]string{"eval", dir}, args...)...)
-	if v["tokens_scored"] != 5*31.0 || v["context"] != 64.0 || v["bos"] != true || v["peak_rss_bytes"].(float64) < 1<<20 {
+	if v["tokens_scored"] != 5*31.0 || v["context"] != 64.0 || v["bos"] != true || v["peak_rss_bytes"].(float64) < 1<<20 || v["model"] != dir ||
+		v["text"] != license || !(v["bytes"].(float64) > 1000) || v["bits_per_weight"] != 16.0 {
 		t.Errorf("%v", v)
 	}
 	// The checkpoint against its own values in another container.

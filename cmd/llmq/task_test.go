@@ -21,7 +21,7 @@ func TestEvalTask(t *testing.T) {
 		`{"question":"return the","choices":["string","thing","other"],"answer":2}`+"\n")
 	words := write("words.jsonl", `{"text":"return the string"}`+"\n"+`{"text":"in the range of things"}`+"\n")
 	swag := write("swag.txt", "the func\n1\nis here\nis there\nends\nreturns\n")
-	const keys = "kind examples accuracy seconds peak_rss_bytes"
+	const keys = "model bytes bits_per_weight base task kind examples accuracy seconds peak_rss_bytes"
 	const measure = "value stderr"
 	v := mustJSON(t, keys+" accuracy_norm accuracy_per_token", "eval", a, "--task", choices)
 	checkKeys(t, v["accuracy"].(map[string]any), measure)

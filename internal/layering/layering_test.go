@@ -36,7 +36,9 @@ var allowed = map[string]string{
 	"pipeline": "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib eval " +
 		"internal/states internal/knapsack",
 
-	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline " +
+	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
+
+	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline report " +
 		"kernels internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",

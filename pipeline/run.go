@@ -182,7 +182,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 			return nil, nil, err
 		}
 	}
-	if p.quantizes() {
+	if _, ok := p.Metadata.Get(model.ErrorsKey); ok {
 		if err := r.setErrors(); err != nil {
 			return nil, nil, err
 		}

@@ -49,34 +49,42 @@ func (b *BestScale) try(i int, x, wt []Lane, inverse float32, lo, hi int32) {
 	}
 }
 
-// BestMinimum is BestScale for groups with a minimum, whose weights are rounded to Scale·q − Minimum and add up to
-// Σ wt·x = 0; L is Σ wt·q.
+// BestMinimum is BestScale for groups with a minimum, whose weights are rounded to Scale·q − Minimum; its score is what is
+// taken away of Σ wt·(x−mean)². L is Σ wt·q.
 type BestMinimum struct{ Score, Scale, Minimum, L, LL Lane }
 
 // Range is a scale and a minimum for each group.
 type Range struct{ Scale, Minimum Lane }
 
-// Search tries ranges and then as many rounds the best so far. len(x) is even; inverse is 1/Σ wt.
-func (b *BestMinimum) Search(x, wt []Lane, inverse *Lane, ranges []Range, rounds int, lo, hi int32) {
+// Moments are 1/Σ wt, Σ wt·x and the weighted mean of each group.
+type Moments struct{ InverseW, WX, Mean Lane }
+
+// Search tries ranges and then as many rounds the best so far. len(x) is even.
+func (b *BestMinimum) Search(x, wt []Lane, m *Moments, ranges []Range, rounds int, lo, hi int32) {
 	wt = wt[:len(x)]
 	if n := lanes(); n > 0 && len(x) > 0 && len(ranges)+rounds > 0 {
-		b.search(n, x, wt, inverse, ranges, rounds, lo, hi)
+		b.search(n, x, wt, m, ranges, rounds, lo, hi)
 		return
 	}
 	for i := range Lanes {
 		for k := range ranges {
-			b.try(i, x, wt, inverse[i], ranges[k].Scale[i], ranges[k].Minimum[i], lo, hi)
+			b.try(i, x, wt, m, ranges[k].Scale[i], ranges[k].Minimum[i], lo, hi)
 		}
 		for range rounds {
-			b.try(i, x, wt, inverse[i], b.Scale[i], b.Minimum[i], lo, hi)
+			b.try(i, x, wt, m, b.Scale[i], b.Minimum[i], lo, hi)
 		}
 	}
 }
 
-// oneLevel is the relative variance of levels below which all weights that matter have the same.
-const oneLevel = 1.0 / (1 << 16)
+const (
+	// oneLevel is the relative variance of levels below which all weights that matter have the same.
+	oneLevel = 1.0 / (1 << 19)
+	// scoreNoise is how much better, relative to LL over the variance, a score must be to be no rounding error of sums:
+	// groups that several ranges suit all take the first, so that their scales have a common step.
+	scoreNoise = 1.0 / (1 << 21)
+)
 
-func (b *BestMinimum) try(i int, x, wt []Lane, inverseW, scale, minimum float32, lo, hi int32) {
+func (b *BestMinimum) try(i int, x, wt []Lane, m *Moments, scale, minimum float32, lo, hi int32) {
 	inverse := inverseOf(scale)
 	var l, ll, lx [2]float32
 	for j := range x {
@@ -87,11 +95,14 @@ func (b *BestMinimum) try(i int, x, wt []Lane, inverseW, scale, minimum float32,
 		lx[j%2] += float32(wq * x[j][i])
 	}
 	sumL, sumLL, sumLX := l[0]+l[1], ll[0]+ll[1], lx[0]+lx[1]
-	mean := sumL * inverseW
+	mean := sumL * m.InverseW[i] // of the levels
 	variance := sumLL - float32(sumL*mean)
-	scale = sumLX / variance
-	if score := scale * sumLX; variance > sumLL*oneLevel && score > b.Score[i] {
-		b.Score[i], b.Scale[i], b.Minimum[i], b.L[i], b.LL[i] = score, scale, scale*mean, sumL, sumLL
+	covariance := sumLX - float32(mean*m.WX[i])
+	scale = covariance / variance
+	score := scale * covariance
+	if variance > sumLL*oneLevel && float32(score-b.Score[i])*variance > float32(b.Score[i]*scoreNoise)*sumLL {
+		b.Score[i], b.Scale[i], b.Minimum[i] = score, scale, float32(scale*mean)-m.Mean[i]
+		b.L[i], b.LL[i] = sumL, sumLL
 	}
 }
 
@@ -202,4 +213,43 @@ func NearestLevels(codes []int8, x []float32, scale, minimum float32, lo, hi int
 		}
 		codes[j] = int8(math.RoundToEven(float64(min(v, float32(hi)))))
 	}
+}
+
+// Lattice is what rounding scales and minima to multiples of a step costs, with the levels that weights have now: a group
+// with its best Scale and Minimum for them, Σ wt·q = L, Σ wt·q² = LL and Σ wt = W has a larger error by
+// LL·x² − 2·L·x·y + W·y² if they change by x and y.
+type Lattice struct{ Scale, Minimum, L, LL, W, InverseW Lane }
+
+// Errors sets err[k] to how much larger the groups' errors are with multiples of steps[k]: of Scale in lo..hi, the one next
+// below or above, and of Minimum in 0..most, the one that then suits best. Steps are not 0.
+func (l *Lattice) Errors(err []Lane, steps []Range, lo, hi, most float32) {
+	err = err[:len(steps)]
+	if n := lanes(); n > 0 && len(steps) > 0 {
+		l.errors(n, err, steps, lo, hi, most)
+		return
+	}
+	for k := range steps {
+		for i := range Lanes {
+			_, _, err[k][i] = l.Nearest(i, steps[k].Scale[i], steps[k].Minimum[i], lo, hi, most)
+		}
+	}
+}
+
+// Nearest returns group i's multiples, and how much larger its error is with them.
+func (l *Lattice) Nearest(i int, step, stepMinimum, lo, hi, most float32) (q, m, err float32) {
+	inverse, inverseMin := 1/step, 1/stepMinimum
+	below := float32(math.Floor(float64(min(max(l.Scale[i]*inverse, lo), hi))))
+	try := func(q float32) (m, e float32) {
+		x := float32(q*step) - l.Scale[i]
+		m = float32(l.Minimum[i]+float32(float32(x*l.L[i])*l.InverseW[i])) * inverseMin
+		m = float32(math.RoundToEven(float64(min(max(m, 0), most))))
+		y := float32(m*stepMinimum) - l.Minimum[i]
+		return m, float32(x*(float32(l.LL[i]*x)-2*float32(l.L[i]*y))) + float32(float32(l.W[i]*y)*y)
+	}
+	above := min(below+1, hi)
+	m, err = try(below)
+	if m2, e2 := try(above); e2 < err {
+		return above, m2, e2
+	}
+	return below, m, err
 }

@@ -17,15 +17,15 @@ func (b *BestScale) search(lanes int, x, wt []Lane, inverse *Lane, levels []floa
 	}
 }
 
-func (b *BestMinimum) search(lanes int, x, wt []Lane, inverse *Lane, ranges []Range, rounds int, lo, hi int32) {
+func (b *BestMinimum) search(lanes int, x, wt []Lane, m *Moments, ranges []Range, rounds int, lo, hi int32) {
 	lo, hi = lo+roundMagicBits, hi+roundMagicBits
 	if lanes == Lanes {
-		searchMinimumAVX512(&b.Score[0], &x[0][0], &wt[0][0], len(x), &inverse[0], scaleOf(ranges, 0), len(ranges), rounds,
+		searchMinimumAVX512(&b.Score[0], &x[0][0], &wt[0][0], len(x), &m.InverseW[0], scaleOf(ranges, 0), len(ranges), rounds,
 			lo, hi)
 		return
 	}
 	for i := 0; i < Lanes; i += lanes {
-		searchMinimumAVX2(&b.Score[i], &x[0][i], &wt[0][i], len(x), &inverse[i], scaleOf(ranges, i), len(ranges), rounds,
+		searchMinimumAVX2(&b.Score[i], &x[0][i], &wt[0][i], len(x), &m.InverseW[i], scaleOf(ranges, i), len(ranges), rounds,
 			lo, hi)
 	}
 }
@@ -74,4 +74,14 @@ func nearestLevels(lanes int, codes []int8, x []float32, scale, minimum float32,
 		return
 	}
 	nearestLevelsAVX2(&codes[0], &x[0], len(codes), scale, minimum, float32(lo), float32(hi))
+}
+
+func (l *Lattice) errors(lanes int, err []Lane, steps []Range, lo, hi, most float32) {
+	if lanes == Lanes {
+		latticeErrorsAVX512(&err[0][0], &l.Scale[0], &steps[0].Scale[0], len(steps), lo, hi, most)
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		latticeErrorsAVX2(&err[0][i], &l.Scale[i], &steps[0].Scale[i], len(steps), lo, hi, most)
+	}
 }

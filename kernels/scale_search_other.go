@@ -9,7 +9,7 @@ func (*BestScale) search(int, []Lane, []Lane, *Lane, []float32, int, int32, int3
 	panic("kernels: no vectors")
 }
 
-func (*BestMinimum) search(int, []Lane, []Lane, *Lane, []Range, int, int32, int32) {
+func (*BestMinimum) search(int, []Lane, []Lane, *Moments, []Range, int, int32, int32) {
 	panic("kernels: no vectors")
 }
 
@@ -24,3 +24,5 @@ func transposeLanes(int, []Lane, []float32, int) { panic("kernels: no vectors") 
 func nearestLevels(int, []int8, []float32, float32, float32, int8, int8) {
 	panic("kernels: no vectors")
 }
+
+func (*Lattice) errors(int, []Lane, []Range, float32, float32, float32) { panic("kernels: no vectors") }

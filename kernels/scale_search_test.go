@@ -9,7 +9,8 @@ import (
 // searchCase is 16 groups with guard values around them.
 type searchCase struct {
 	x, wt      []Lane
-	inverse    Lane // 1/Σ wt
+	inverse    Lane // of what levels are multiplied with
+	moments    Moments
 	levels     []float32
 	ranges     []Range
 	rounds     int
@@ -50,10 +51,8 @@ func newSearchCase(rng *rand.Rand, length, count, rounds int) *searchCase {
 			w += c.wt[j][i]
 			wx += c.wt[j][i] * c.x[j][i]
 		}
-		for j := range length {
-			c.x[j][i] -= wx / w
-		}
-		c.inverse[i] = 1 / w
+		c.inverse[i] = rng.Float32()
+		c.moments.InverseW[i], c.moments.WX[i], c.moments.Mean[i] = 1/w, wx, wx/w
 	}
 	for range count {
 		c.levels = append(c.levels, rng.Float32()*8-1)
@@ -86,7 +85,7 @@ func TestScaleSearch(t *testing.T) {
 	}
 	run := func(c *searchCase) (r results) {
 		r.scale.Search(c.x, c.wt, &c.inverse, c.levels, c.rounds, c.lo, c.hi)
-		r.minimum.Search(c.x, c.wt, &c.inverse, c.ranges, c.rounds, c.lo, c.hi)
+		r.minimum.Search(c.x, c.wt, &c.moments, c.ranges, c.rounds, c.lo, c.hi)
 		for i := range r.chosen.Err {
 			r.chosen.Err[i] = 1e38
 			r.chosen.Index[i] = -1
@@ -120,6 +119,49 @@ func TestScaleSearch(t *testing.T) {
 					if got.chosen.Index != want.chosen.Index {
 						t.Fatalf("%d weights, %d candidates: index %v, want %v", length, count, got.chosen.Index,
 							want.chosen.Index)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestLattice(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		for count := range 9 {
+			var l Lattice
+			steps := make([]Range, count)
+			for i := range Lanes {
+				// A group of three levels, 0, 3 and 7, say.
+				l.W[i], l.L[i], l.LL[i], l.InverseW[i] = 3, 10, 58, 1.0/3
+				l.Scale[i], l.Minimum[i] = float32(rng.NormFloat64()), rng.Float32()
+				for k := range steps {
+					steps[k].Scale[i], steps[k].Minimum[i] = rng.Float32()/32-1.0/64, rng.Float32()/64
+				}
+			}
+			err := make([]Lane, count+1)
+			l.Errors(err, steps, -32, 31, 63)
+			if err[count] != (Lane{}) {
+				t.Fatal("written past the end")
+			}
+			tier := SetTier(PureGo)
+			want := make([]Lane, count)
+			l.Errors(want, steps, -32, 31, 63)
+			SetTier(tier)
+			for k := range steps {
+				if !sameLane(err[k], want[k]) {
+					t.Fatalf("step %d of %d: %v, want %v", k, count, err[k], want[k])
+				}
+				for i := range Lanes {
+					q, m, e := l.Nearest(i, steps[k].Scale[i], steps[k].Minimum[i], -32, 31, 63)
+					x, y := float64(q*steps[k].Scale[i]-l.Scale[i]), float64(m*steps[k].Minimum[i]-l.Minimum[i])
+					var sum float64
+					for _, level := range [3]float64{0, 3, 7} {
+						sum += (x*level - y) * (x*level - y)
+					}
+					if math.Abs(sum-float64(e)) > 1e-4*(sum+1e-3) {
+						t.Fatalf("scale %v of %v: error %v, want %v", q, steps[k].Scale[i], e, sum)
 					}
 				}
 			}
@@ -228,15 +270,21 @@ func TestScaleSearchScores(t *testing.T) {
 	var s BestScale
 	s.Search(c.x, c.wt, &c.inverse, c.levels, c.rounds, c.lo, c.hi)
 	var m BestMinimum
-	m.Search(c.x, c.wt, &c.inverse, c.ranges, c.rounds, c.lo, c.hi)
-	for _, i := range []int{0, 1, 2, 9, 10, 15} {
-		var xx float64
+	m.Search(c.x, c.wt, &c.moments, c.ranges, c.rounds, c.lo, c.hi)
+	for _, i := range []int{0, 2, 9, 10, 11, 15} {
+		var xx, dd float64
 		for j := range c.x {
-			xx += float64(c.wt[j][i]) * float64(c.x[j][i]) * float64(c.x[j][i])
+			x, w := float64(c.x[j][i]), float64(c.wt[j][i])
+			d := x - float64(c.moments.Mean[i])
+			xx += w * x * x
+			dd += w * d * d
 		}
-		for name, r := range map[string]struct{ score, scale, minimum float32 }{
-			"scale":   {s.Score[i], s.Scale[i], 0},
-			"minimum": {m.Score[i], m.Scale[i], m.Minimum[i]},
+		for name, r := range map[string]struct {
+			xx                    float64
+			score, scale, minimum float32
+		}{
+			"scale":   {xx, s.Score[i], s.Scale[i], 0},
+			"minimum": {dd, m.Score[i], m.Scale[i], m.Minimum[i]},
 		} {
 			var b BestRange
 			b.Err[i] = 1e38
@@ -244,8 +292,8 @@ func TestScaleSearchScores(t *testing.T) {
 			one.Scale[i], one.Minimum[i] = r.scale, r.minimum
 			b.Choose(0, c.x, c.wt, []Range{one}, c.lo, c.hi)
 			// Rounding once more with the new scale can only help.
-			if e := float64(b.Err[i]); e > xx-float64(r.score)+1e-5*xx || e < 0.2*(xx-float64(r.score)) {
-				t.Errorf("group %d, %s: error %v, Σ wt·x² %v less score %v", i, name, e, xx, r.score)
+			if e := float64(b.Err[i]); e > r.xx-float64(r.score)+1e-5*r.xx || e < 0.2*(r.xx-float64(r.score)) {
+				t.Errorf("group %d, %s: error %v, Σ wt·x² %v less score %v", i, name, e, r.xx, r.score)
 			}
 		}
 	}
@@ -263,7 +311,7 @@ func BenchmarkScaleSearch(b *testing.B) {
 	b.Run("minimum", func(b *testing.B) {
 		rate(b, measured, func() {
 			var s BestMinimum
-			s.Search(c.x, c.wt, &c.inverse, c.ranges, 0, c.lo, c.hi)
+			s.Search(c.x, c.wt, &c.moments, c.ranges, 0, c.lo, c.hi)
 		})
 	})
 	b.Run("choose", func(b *testing.B) {

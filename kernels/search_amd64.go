@@ -12,7 +12,7 @@ func searchScaleAVX2(best *float32, x *float32, wt *float32, n int, inverse *flo
 // searchMinimumAVX2 tries count ranges and as many rounds the best, on n > 0 weights, an even number.
 //
 //go:noescape
-func searchMinimumAVX2(best *float32, x *float32, wt *float32, n int, inverse *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+func searchMinimumAVX2(best *float32, x *float32, wt *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
 
 // chooseRangeAVX2 measures count > 0 ranges on n > 0 weights, an even number.
 //
@@ -29,6 +29,11 @@ func spansAVX2(span *float32, x *float32, wt *float32, n int)
 //go:noescape
 func nearestLevelsAVX2(codes *int8, x *float32, n int, scale float32, minimum float32, lo float32, hi float32)
 
+// latticeErrorsAVX2 takes count > 0 steps.
+//
+//go:noescape
+func latticeErrorsAVX2(err *float32, lattice *float32, steps *float32, count int, lo float32, hi float32, most float32)
+
 // searchScaleAVX512 tries count levels and as many rounds the best, on n > 0 weights, an even number.
 //
 //go:noescape
@@ -37,7 +42,7 @@ func searchScaleAVX512(best *float32, x *float32, wt *float32, n int, inverse *f
 // searchMinimumAVX512 tries count ranges and as many rounds the best, on n > 0 weights, an even number.
 //
 //go:noescape
-func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, inverse *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
 
 // chooseRangeAVX512 measures count > 0 ranges on n > 0 weights, an even number.
 //
@@ -53,3 +58,8 @@ func spansAVX512(span *float32, x *float32, wt *float32, n int)
 //
 //go:noescape
 func nearestLevelsAVX512(codes *int8, x *float32, n int, scale float32, minimum float32, lo float32, hi float32)
+
+// latticeErrorsAVX512 takes count > 0 steps.
+//
+//go:noescape
+func latticeErrorsAVX512(err *float32, lattice *float32, steps *float32, count int, lo float32, hi float32, most float32)

@@ -10,8 +10,11 @@ GLOBL searchMagic<>(SB), RODATA|NOPTR, $4
 DATA searchOne<>+0(SB)/4, $0x3f800000
 GLOBL searchOne<>(SB), RODATA|NOPTR, $4
 
-DATA oneLevel<>+0(SB)/4, $0x37800000
+DATA oneLevel<>+0(SB)/4, $0x36000000
 GLOBL oneLevel<>(SB), RODATA|NOPTR, $4
+
+DATA scoreNoise<>+0(SB)/4, $0x35000000
+GLOBL scoreNoise<>(SB), RODATA|NOPTR, $4
 
 DATA magnitude<>+0(SB)/4, $0x7fffffff
 GLOBL magnitude<>(SB), RODATA|NOPTR, $4
@@ -26,9 +29,9 @@ TEXT ·searchScaleAVX2(SB), NOSPLIT, $128-72
 	MOVQ         x+8(FP), CX
 	MOVQ         wt+16(FP), DX
 	MOVQ         n+24(FP), BX
-	MOVQ         inverse+32(FP), SI
-	MOVQ         count+48(FP), DI
-	MOVQ         rounds+56(FP), R8
+	MOVQ         count+48(FP), SI
+	MOVQ         rounds+56(FP), DI
+	MOVQ         inverse+32(FP), R8
 	MOVQ         levels+40(FP), R9
 	MOVL         lo+64(FP), R10
 	VMOVD        R10, X0
@@ -39,13 +42,13 @@ TEXT ·searchScaleAVX2(SB), NOSPLIT, $128-72
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Y6
-	ADDQ         DI, R8
+	ADDQ         SI, DI
 
 candidate:
-	TESTQ        DI, DI
+	TESTQ        SI, SI
 	JLE          again
 	VBROADCASTSS (R9), Y7
-	VMULPS       (SI), Y7, Y7
+	VMULPS       (R8), Y7, Y7
 	ADDQ         $+4, R9
 	JMP          start
 
@@ -107,22 +110,22 @@ weights:
 	VMOVUPS   128(AX), Y12
 	VBLENDVPS Y11, Y0, Y12, Y12
 	VMOVUPS   Y12, 128(AX)
+	DECQ      SI
 	DECQ      DI
-	DECQ      R8
 	JG        candidate
 	VZEROUPPER
 	RET
 
-// func searchMinimumAVX2(best *float32, x *float32, wt *float32, n int, inverse *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+// func searchMinimumAVX2(best *float32, x *float32, wt *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX2
 TEXT ·searchMinimumAVX2(SB), NOSPLIT, $128-72
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         wt+16(FP), DX
 	MOVQ         n+24(FP), BX
-	MOVQ         inverse+32(FP), SI
-	MOVQ         count+48(FP), DI
-	MOVQ         rounds+56(FP), R8
+	MOVQ         count+48(FP), SI
+	MOVQ         rounds+56(FP), DI
+	MOVQ         moments+32(FP), R8
 	MOVQ         ranges+40(FP), R9
 	MOVL         lo+64(FP), R10
 	VMOVD        R10, X0
@@ -133,10 +136,10 @@ TEXT ·searchMinimumAVX2(SB), NOSPLIT, $128-72
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Y6
-	ADDQ         DI, R8
+	ADDQ         SI, DI
 
 candidate:
-	TESTQ        DI, DI
+	TESTQ        SI, SI
 	JLE          again
 	VMOVUPS      (R9), Y10
 	VMOVUPS      64(R9), Y8
@@ -202,17 +205,25 @@ weights:
 	VADDPS       Y1, Y0, Y0
 	VADDPS       Y3, Y2, Y2
 	VADDPS       Y5, Y4, Y4
-	VMULPS       (SI), Y4, Y1
+	VMULPS       (R8), Y4, Y1
 	VMULPS       Y1, Y4, Y12
 	VSUBPS       Y12, Y0, Y3
+	VMULPS       64(R8), Y1, Y12
+	VSUBPS       Y12, Y2, Y2
 	VDIVPS       Y3, Y2, Y9
 	VMULPS       Y2, Y9, Y10
-	VCMPPS       $0x1e, (AX), Y10, Y11
+	VSUBPS       (AX), Y10, Y13
+	VMULPS       Y3, Y13, Y13
+	VBROADCASTSS scoreNoise<>+0(SB), Y12
+	VMULPS       (AX), Y12, Y12
+	VMULPS       Y0, Y12, Y12
+	VCMPPS       $0x1e, Y12, Y13, Y11
 	VBROADCASTSS oneLevel<>+0(SB), Y12
 	VMULPS       Y12, Y0, Y12
 	VCMPPS       $0x1e, Y12, Y3, Y12
 	VANDPS       Y12, Y11, Y11
 	VMULPS       Y1, Y9, Y1
+	VSUBPS       128(R8), Y1, Y1
 	VMOVUPS      (AX), Y12
 	VBLENDVPS    Y11, Y10, Y12, Y12
 	VMOVUPS      Y12, (AX)
@@ -228,8 +239,8 @@ weights:
 	VMOVUPS      256(AX), Y12
 	VBLENDVPS    Y11, Y0, Y12, Y12
 	VMOVUPS      Y12, 256(AX)
+	DECQ         SI
 	DECQ         DI
-	DECQ         R8
 	JG           candidate
 	VZEROUPPER
 	RET
@@ -405,6 +416,78 @@ weights:
 	VZEROUPPER
 	RET
 
+// func latticeErrorsAVX2(err *float32, lattice *float32, steps *float32, count int, lo float32, hi float32, most float32)
+// Requires: AVX
+TEXT ·latticeErrorsAVX2(SB), NOSPLIT, $0-44
+	MOVQ         err+0(FP), AX
+	MOVQ         lattice+8(FP), CX
+	MOVQ         steps+16(FP), DX
+	MOVQ         count+24(FP), BX
+	VXORPS       Y0, Y0, Y0
+	VBROADCASTSS lo+32(FP), Y1
+	VBROADCASTSS hi+36(FP), Y2
+	VBROADCASTSS most+40(FP), Y3
+	VBROADCASTSS searchOne<>+0(SB), Y14
+
+step:
+	VMOVUPS  (DX), Y4
+	VMOVUPS  64(DX), Y5
+	VDIVPS   Y4, Y14, Y6
+	VDIVPS   Y5, Y14, Y7
+	VMULPS   (CX), Y6, Y8
+	VMAXPS   Y1, Y8, Y8
+	VMINPS   Y2, Y8, Y8
+	VROUNDPS $0x09, Y8, Y8
+	VMULPS   Y4, Y8, Y9
+	VSUBPS   (CX), Y9, Y9
+	VMULPS   128(CX), Y9, Y10
+	VMULPS   320(CX), Y10, Y10
+	VADDPS   64(CX), Y10, Y10
+	VMULPS   Y7, Y10, Y10
+	VMAXPS   Y0, Y10, Y10
+	VMINPS   Y3, Y10, Y10
+	VROUNDPS $0x08, Y10, Y10
+	VMULPS   Y5, Y10, Y11
+	VSUBPS   64(CX), Y11, Y11
+	VMULPS   128(CX), Y11, Y10
+	VADDPS   Y10, Y10, Y10
+	VMULPS   192(CX), Y9, Y12
+	VSUBPS   Y10, Y12, Y12
+	VMULPS   Y9, Y12, Y12
+	VMULPS   256(CX), Y11, Y10
+	VMULPS   Y11, Y10, Y10
+	VADDPS   Y10, Y12, Y12
+	VMOVUPS  Y12, Y13
+	VADDPS   Y14, Y8, Y8
+	VMINPS   Y2, Y8, Y8
+	VMULPS   Y4, Y8, Y9
+	VSUBPS   (CX), Y9, Y9
+	VMULPS   128(CX), Y9, Y10
+	VMULPS   320(CX), Y10, Y10
+	VADDPS   64(CX), Y10, Y10
+	VMULPS   Y7, Y10, Y10
+	VMAXPS   Y0, Y10, Y10
+	VMINPS   Y3, Y10, Y10
+	VROUNDPS $0x08, Y10, Y10
+	VMULPS   Y5, Y10, Y11
+	VSUBPS   64(CX), Y11, Y11
+	VMULPS   128(CX), Y11, Y10
+	VADDPS   Y10, Y10, Y10
+	VMULPS   192(CX), Y9, Y12
+	VSUBPS   Y10, Y12, Y12
+	VMULPS   Y9, Y12, Y12
+	VMULPS   256(CX), Y11, Y10
+	VMULPS   Y11, Y10, Y10
+	VADDPS   Y10, Y12, Y12
+	VMINPS   Y13, Y12, Y13
+	VMOVUPS  Y13, (AX)
+	ADDQ     $+64, AX
+	ADDQ     $+128, DX
+	DECQ     BX
+	JG       step
+	VZEROUPPER
+	RET
+
 // func searchScaleAVX512(best *float32, x *float32, wt *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX512F
 TEXT ·searchScaleAVX512(SB), NOSPLIT, $128-72
@@ -412,9 +495,9 @@ TEXT ·searchScaleAVX512(SB), NOSPLIT, $128-72
 	MOVQ         x+8(FP), CX
 	MOVQ         wt+16(FP), DX
 	MOVQ         n+24(FP), BX
-	MOVQ         inverse+32(FP), SI
-	MOVQ         count+48(FP), DI
-	MOVQ         rounds+56(FP), R8
+	MOVQ         count+48(FP), SI
+	MOVQ         rounds+56(FP), DI
+	MOVQ         inverse+32(FP), R8
 	MOVQ         levels+40(FP), R9
 	MOVL         lo+64(FP), R10
 	VMOVD        R10, X0
@@ -425,13 +508,13 @@ TEXT ·searchScaleAVX512(SB), NOSPLIT, $128-72
 	VPBROADCASTD X0, Z0
 	VMOVUPS      Z0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Z6
-	ADDQ         DI, R8
+	ADDQ         SI, DI
 
 candidate:
-	TESTQ        DI, DI
+	TESTQ        SI, SI
 	JLE          again
 	VBROADCASTSS (R9), Z7
-	VMULPS       (SI), Z7, Z7
+	VMULPS       (R8), Z7, Z7
 	ADDQ         $+4, R9
 	JMP          start
 
@@ -486,22 +569,22 @@ weights:
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z9, K1, 64(AX)
 	VMOVUPS Z0, K1, 128(AX)
+	DECQ    SI
 	DECQ    DI
-	DECQ    R8
 	JG      candidate
 	VZEROUPPER
 	RET
 
-// func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, inverse *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+// func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX512F
 TEXT ·searchMinimumAVX512(SB), NOSPLIT, $128-72
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         wt+16(FP), DX
 	MOVQ         n+24(FP), BX
-	MOVQ         inverse+32(FP), SI
-	MOVQ         count+48(FP), DI
-	MOVQ         rounds+56(FP), R8
+	MOVQ         count+48(FP), SI
+	MOVQ         rounds+56(FP), DI
+	MOVQ         moments+32(FP), R8
 	MOVQ         ranges+40(FP), R9
 	MOVL         lo+64(FP), R10
 	VMOVD        R10, X0
@@ -512,10 +595,10 @@ TEXT ·searchMinimumAVX512(SB), NOSPLIT, $128-72
 	VPBROADCASTD X0, Z0
 	VMOVUPS      Z0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Z6
-	ADDQ         DI, R8
+	ADDQ         SI, DI
 
 candidate:
-	TESTQ        DI, DI
+	TESTQ        SI, SI
 	JLE          again
 	VMOVUPS      (R9), Z10
 	VMOVUPS      64(R9), Z8
@@ -579,23 +662,31 @@ weights:
 	VADDPS       Z1, Z0, Z0
 	VADDPS       Z3, Z2, Z2
 	VADDPS       Z5, Z4, Z4
-	VMULPS       (SI), Z4, Z1
+	VMULPS       (R8), Z4, Z1
 	VMULPS       Z1, Z4, Z12
 	VSUBPS       Z12, Z0, Z3
+	VMULPS       64(R8), Z1, Z12
+	VSUBPS       Z12, Z2, Z2
 	VDIVPS       Z3, Z2, Z9
 	VMULPS       Z2, Z9, Z10
-	VCMPPS       $0x1e, (AX), Z10, K1
+	VSUBPS       (AX), Z10, Z13
+	VMULPS       Z3, Z13, Z13
+	VBROADCASTSS scoreNoise<>+0(SB), Z12
+	VMULPS       (AX), Z12, Z12
+	VMULPS       Z0, Z12, Z12
+	VCMPPS       $0x1e, Z12, Z13, K1
 	VBROADCASTSS oneLevel<>+0(SB), Z12
 	VMULPS       Z12, Z0, Z12
 	VCMPPS       $0x1e, Z12, Z3, K1, K1
 	VMULPS       Z1, Z9, Z1
+	VSUBPS       128(R8), Z1, Z1
 	VMOVUPS      Z10, K1, (AX)
 	VMOVUPS      Z9, K1, 64(AX)
 	VMOVUPS      Z1, K1, 128(AX)
 	VMOVUPS      Z4, K1, 192(AX)
 	VMOVUPS      Z0, K1, 256(AX)
+	DECQ         SI
 	DECQ         DI
-	DECQ         R8
 	JG           candidate
 	VZEROUPPER
 	RET
@@ -752,5 +843,77 @@ weights:
 	ADDQ      $+16, AX
 	SUBQ      $+16, DX
 	JG        weights
+	VZEROUPPER
+	RET
+
+// func latticeErrorsAVX512(err *float32, lattice *float32, steps *float32, count int, lo float32, hi float32, most float32)
+// Requires: AVX, AVX512F
+TEXT ·latticeErrorsAVX512(SB), NOSPLIT, $0-44
+	MOVQ         err+0(FP), AX
+	MOVQ         lattice+8(FP), CX
+	MOVQ         steps+16(FP), DX
+	MOVQ         count+24(FP), BX
+	VPXORD       Z0, Z0, Z0
+	VBROADCASTSS lo+32(FP), Z1
+	VBROADCASTSS hi+36(FP), Z2
+	VBROADCASTSS most+40(FP), Z3
+	VBROADCASTSS searchOne<>+0(SB), Z14
+
+step:
+	VMOVUPS     (DX), Z4
+	VMOVUPS     64(DX), Z5
+	VDIVPS      Z4, Z14, Z6
+	VDIVPS      Z5, Z14, Z7
+	VMULPS      (CX), Z6, Z8
+	VMAXPS      Z1, Z8, Z8
+	VMINPS      Z2, Z8, Z8
+	VRNDSCALEPS $0x09, Z8, Z8
+	VMULPS      Z4, Z8, Z9
+	VSUBPS      (CX), Z9, Z9
+	VMULPS      128(CX), Z9, Z10
+	VMULPS      320(CX), Z10, Z10
+	VADDPS      64(CX), Z10, Z10
+	VMULPS      Z7, Z10, Z10
+	VMAXPS      Z0, Z10, Z10
+	VMINPS      Z3, Z10, Z10
+	VRNDSCALEPS $0x08, Z10, Z10
+	VMULPS      Z5, Z10, Z11
+	VSUBPS      64(CX), Z11, Z11
+	VMULPS      128(CX), Z11, Z10
+	VADDPS      Z10, Z10, Z10
+	VMULPS      192(CX), Z9, Z12
+	VSUBPS      Z10, Z12, Z12
+	VMULPS      Z9, Z12, Z12
+	VMULPS      256(CX), Z11, Z10
+	VMULPS      Z11, Z10, Z10
+	VADDPS      Z10, Z12, Z12
+	VMOVUPS     Z12, Z13
+	VADDPS      Z14, Z8, Z8
+	VMINPS      Z2, Z8, Z8
+	VMULPS      Z4, Z8, Z9
+	VSUBPS      (CX), Z9, Z9
+	VMULPS      128(CX), Z9, Z10
+	VMULPS      320(CX), Z10, Z10
+	VADDPS      64(CX), Z10, Z10
+	VMULPS      Z7, Z10, Z10
+	VMAXPS      Z0, Z10, Z10
+	VMINPS      Z3, Z10, Z10
+	VRNDSCALEPS $0x08, Z10, Z10
+	VMULPS      Z5, Z10, Z11
+	VSUBPS      64(CX), Z11, Z11
+	VMULPS      128(CX), Z11, Z10
+	VADDPS      Z10, Z10, Z10
+	VMULPS      192(CX), Z9, Z12
+	VSUBPS      Z10, Z12, Z12
+	VMULPS      Z9, Z12, Z12
+	VMULPS      256(CX), Z11, Z10
+	VMULPS      Z11, Z10, Z10
+	VADDPS      Z10, Z12, Z12
+	VMINPS      Z13, Z12, Z13
+	VMOVUPS     Z13, (AX)
+	ADDQ        $+64, AX
+	ADDQ        $+128, DX
+	DECQ        BX
+	JG          step
 	VZEROUPPER
 	RET

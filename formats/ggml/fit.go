@@ -20,38 +20,36 @@ import (
 func newGrid(g quant.Grid) *quant.Grid {
 	grid := &g
 	lv := newLevels(grid)
-	fit := fitScale
-	super := g.Groups() > 1
-	switch {
-	case super && g.MinMax > 0:
-		fit = fitSuperMin
-	case super:
-		fit = fitSuper
-	case g.MinMax > 0:
-		fit = fitMin
-	}
-	grid.Fit = func(b []quant.Block, w, importance []float32) {
-		for i := range b {
-			k := i * grid.Block
-			var imp []float32
-			if importance != nil {
-				imp = importance[k : k+grid.Block]
-			}
-			fit(grid, lv, &b[i], w[k:k+grid.Block], imp)
-		}
-	}
-	if !super && g.MinMax == 0 && g.Codebook == nil {
+	each := func(together int, fit func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32)) {
 		grid.Fit = func(b []quant.Block, w, importance []float32) {
-			for i := 0; i < len(b); i += kernels.Lanes {
-				end := min(i+kernels.Lanes, len(b))
+			for i := 0; i < len(b); i += together {
+				end := min(i+together, len(b))
 				lo, hi := i*grid.Block, end*grid.Block
 				var imp []float32
 				if importance != nil {
 					imp = importance[lo:hi]
 				}
-				fitScales(grid, lv, b[i:end], w[lo:hi], imp)
+				fit(grid, lv, b[i:end], w[lo:hi], imp)
 			}
 		}
+	}
+	one := func(fit func(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32)) {
+		each(1, func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32) {
+			fit(g, lv, &b[0], w, importance)
+		})
+	}
+	super := g.Groups() > 1
+	switch {
+	case super && g.MinMax > 0:
+		each(kernels.Lanes/g.Groups(), fitSuperMins)
+	case super:
+		one(fitSuper)
+	case g.MinMax > 0:
+		one(fitMin)
+	case g.Codebook != nil:
+		one(fitScale)
+	default:
+		each(kernels.Lanes, fitScales)
 	}
 	return grid
 }
@@ -59,6 +57,7 @@ func newGrid(g quant.Grid) *quant.Grid {
 // levels rounds to a grid's levels.
 type levels struct {
 	lo, hi         float32 // the outermost
+	inverseHi      float32 // 1/hi
 	loBits, hiBits int32   // 2·lo and 2·hi as measureTable clamps them: see roundMagic
 	// table holds the nearest level of each interval of length ½ from −128 on: with whole numbers for levels, no midpoint
 	// of two lies inside one. nil where the levels are all the whole numbers from lo to hi.
@@ -76,6 +75,7 @@ const (
 
 func newLevels(g *quant.Grid) *levels {
 	lv := &levels{lo: g.Level(int8(g.CodeMin)), hi: g.Level(int8(g.CodeMax))}
+	lv.inverseHi = 1 / lv.hi
 	n := g.CodeMax - g.CodeMin + 1
 	width := -lv.lo / float32(math.Sqrt(float64(n)))
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width

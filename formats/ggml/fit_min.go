@@ -164,31 +164,3 @@ func (t *tries) span(lv *levels, lo, hi float32) {
 		t.add((hi-lo)/lv.hi, -lo)
 	}
 }
-
-// refine alternates codes and scales from each candidate until the error stays.
-func (p *minSearch) refine(lv *levels, gr *group) {
-	found := *p
-	p.n = 0
-	for i := range found.n {
-		scale, minimum, err := found.scale[i], found.minimum[i], found.err[i]
-		for range maxRefine {
-			newScale, newMinimum, newErr := gr.solve(lv.measure(gr, scale, minimum), scale, minimum)
-			if !(newErr < err) {
-				break
-			}
-			scale, minimum, err = newScale, newMinimum, newErr
-		}
-		p.add(scale, minimum, err)
-	}
-}
-
-// fromZero returns the best scale for the minimum 0.
-func (gr *group) fromZero(lv *levels) (scale float32) {
-	_, top := gr.span()
-	var c scaleSearch
-	for _, a := range [...]float32{-0.6, 0, 0.6, 1.2} {
-		c.try(lv, gr, top/(lv.hi+a))
-	}
-	c.refine(lv, gr)
-	return c.scale[0]
-}

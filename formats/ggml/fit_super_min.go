@@ -3,285 +3,319 @@ package ggml
 import (
 	"math"
 
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
 )
 
 // Super-blocks of groups with a scale and a minimum each: Q2_K, Q4_K, Q5_K.
 
-// superMin is the search's state for one super-block.
+// superMin is the search's state for the super-blocks that share the lanes.
 type superMin struct {
 	grid   *quant.Grid
 	lv     *levels
-	n      int // groups
-	groups [maxGroups]group
-	lanes  superGroups
-	// Each group's own best scale and minimum, whatever the others need: of either sign, and with a minimum of at least 0.
-	free, own [maxGroups]struct{ scale, minimum float32 }
+	s      lanes
+	n      int // groups of a super-block
+	blocks int
+	// Each group's own best scale and minimum, and with the weights negated, which amounts to levels that count down from a
+	// maximum.
+	own, mirrored kernels.Lattice
+
+	d, dmin [kernels.Lanes]float32 // by super-block
+	// What is chosen for each group: multiples of d and dmin, and their error.
+	sc, m kernels.Lane
+	fits  [kernels.Lanes]fit
 }
 
-// superMinFit is a choice of everything but the codes.
-type superMinFit struct {
-	err, d, dmin float32
-	sc, m        [maxGroups]int8
-	fit          [maxGroups]fit
-}
+// superSteps are the values of d that are tried, relative to the one with which the largest scale just fits, and of dmin,
+// relative to the one with which the largest minimum does.
+var superSteps, superMinSteps = [...]float32{
+	0.5, 0.7, 0.92, 0.96, 1, 1.04, 1.08,
+}, [...]float32{0.95, 1, 1.05}
 
-// superMinStarts are the values of d and dmin that are tried, relative to those with which the largest scale and the
-// largest minimum just fit. Far smaller ones are for super-blocks where an outlier had better be clipped.
-var superMinStarts = [...]struct{ d, dmin float32 }{
-	{1, 1}, {1, 0.95}, {1, 1.05}, {0.95, 1}, {0.95, 0.95}, {0.95, 1.05}, {1.05, 1}, {1.05, 0.95}, {1.05, 1.05},
-	{0.7, 1}, {0.5, 1}, {0.7, 0.7}, {0.5, 0.5},
-}
+const (
+	// superMinRounds bounds the rounds of polish; more brought nothing.
+	superMinRounds = 2
+	minRounds      = 2 // scaleRounds of groups with a minimum
+)
 
-// fitSuperMin searches with d and dmin above zero, where levels count up from a minimum of at most zero, and for the
-// negative weights, which with both below zero amounts to levels that count down from a maximum of at least zero.
-func fitSuperMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
-	var s scratch
-	s.load(w, importance)
-	p := superMin{grid: g, lv: lv, n: g.Groups()}
-	zero := true
-	for k := range p.n {
-		p.groups[k] = s.group(k*g.Group, g.Group)
-		gr := &p.groups[k]
-		var m minSearch
-		m.search(lv, gr)
-		m.refine(lv, gr)
-		p.free[k].scale, p.free[k].minimum = m.scale[0], m.minimum[0]
-		zero = zero && m.scale[0] == 0 && m.minimum[0] == 0
-	}
-	b.D, b.DMin = 0, 0
-	clear(b.Sc)
-	clear(b.M)
-	if zero {
-		return
-	}
-	best, mirrored := superMinFit{err: float32(math.Inf(1))}, superMinFit{err: float32(math.Inf(1))}
-	p.bound()
-	p.lanes.load(p.groups[:p.n])
-	p.start(&best, 1, 1)
-	p.mirror()
-	p.start(&mirrored, 1, 1)
-	negative := mirrored.err < best.err
-	if negative {
-		best = mirrored
-	} else {
-		p.mirror()
-	}
-	for _, r := range superMinStarts[1:] {
-		p.start(&best, r.d, r.dmin)
-	}
-	p.polish(&best)
-	b.D, b.DMin = best.d, best.dmin
-	if negative {
-		b.D, b.DMin = 0-best.d, 0-best.dmin // not −0
-	}
-	copy(b.Sc, best.sc[:])
-	copy(b.M, best.m[:])
-}
-
-// bound finds what suits each group with a minimum of at least 0.
-func (p *superMin) bound() {
-	p.own = p.free
-	for k := range p.n {
-		if p.free[k].minimum < 0 {
-			p.own[k].scale, p.own[k].minimum = p.groups[k].fromZero(p.lv), 0
-		}
-	}
-}
-
-// mirror turns to the negative weights.
-func (p *superMin) mirror() {
-	for k := range p.n {
-		gr := &p.groups[k]
-		for j := range gr.x {
-			gr.x[j] = -gr.x[j]
-		}
-		gr.wx = -gr.wx
-		p.free[k].minimum = p.free[k].scale*p.lv.hi - p.free[k].minimum
-	}
-	p.bound()
-	p.lanes.load(p.groups[:p.n])
-}
-
-// start tries the d and dmin that fit the largest scale and minimum, times r and rm, and what least squares make of them.
-func (p *superMin) start(best *superMinFit, r, rm float32) {
-	var top, topMin float32
-	for k := range p.n {
-		top, topMin = max(top, p.own[k].scale), max(topMin, p.own[k].minimum)
-	}
-	var c superMinFit
-	c.d = max(roundScale(r*top/float32(p.grid.ScaleMax)), quantumF16)
-	c.dmin = max(roundScale(rm*topMin/float32(p.grid.MinMax)), quantumF16)
+// fitSuperMins fits as many super-blocks as have room in the lanes.
+func fitSuperMins(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+	p := superMin{grid: g, lv: lv, n: g.Groups(), blocks: len(bs)}
+	p.s.load(w, importance, g.Group, g.Block)
+	p.s.revive()
+	p.free()
+	p.start()
+	p.sweep()
 	for range superMinRounds {
-		p.assign(&c)
-		if !(c.err < best.err) {
-			return
-		}
-		*best = c
-		if !p.solve(&c) {
-			return
-		}
+		p.choose()
+		p.solve()
 	}
-}
-
-// superMinRounds bounds the rounds of start and polish; more brought nothing.
-const superMinRounds = 3
-
-// assign chooses each group's scale next to its own best, below or above, and the minimum to go with it.
-func (p *superMin) assign(c *superMinFit) {
-	var scale, minimum [2 * maxGroups]float32
-	var sc, m [2 * maxGroups]int
-	var fits [2 * maxGroups]fit
-	for i := range 2 * p.n {
-		k := i % p.n
-		sc[i] = min(p.near(c, k)+i/p.n, p.grid.ScaleMax)
-		scale[i], minimum[i] = c.d*float32(sc[i]), p.own[k].minimum
-	}
-	p.lanes.measure(p.lv, p.groups[:p.n], &scale, &minimum, &fits)
-	for i := range 2 * p.n {
-		m[i] = p.bestMinimum(c, i%p.n, scale[i], fits[i])
-		minimum[i] = c.dmin * float32(m[i])
-	}
-	p.lanes.measure(p.lv, p.groups[:p.n], &scale, &minimum, &fits)
-	c.err = 0
-	for k := range p.n {
-		i := k
-		if fits[k+p.n].Err < fits[k].Err {
-			i = k + p.n
-		}
-		c.fit[k], c.sc[k], c.m[k] = fits[i], int8(sc[i]), int8(m[i])
-		c.err += fits[i].Err
-	}
-}
-
-// near returns the multiple of c.d next below group k's own best scale.
-func (p *superMin) near(c *superMinFit, k int) int {
-	return int(min(max(p.own[k].scale/c.d, 0), float32(p.grid.ScaleMax)))
-}
-
-// bestMinimum returns the multiple of c.dmin that suits group k best with the given scale and the codes of f.
-func (p *superMin) bestMinimum(c *superMinFit, k int, scale float32, f fit) int {
-	gr := &p.groups[k]
-	m := (scale*f.L - gr.wx) / gr.w / c.dmin
-	return int(min(max(m+0.5, 0), float32(p.grid.MinMax)))
-}
-
-// solve sets d and dmin to the least-squares solution for the codes, and reports whether they changed.
-func (p *superMin) solve(c *superMinFit) bool {
-	var a11, a12, a22, b1, b2 float64
-	for k, f := range c.fit[:p.n] {
-		q, m := float64(c.sc[k]), -float64(c.m[k])
-		a11 += q * q * float64(f.LL)
-		a12 += q * m * float64(f.L)
-		a22 += m * m * float64(p.groups[k].w)
-		b1 += q * float64(f.LX)
-		b2 += m * float64(p.groups[k].wx)
-	}
-	d, dmin := c.d, c.dmin
-	switch det := a11*a22 - a12*a12; {
-	case det > oneLevel*a11*a22:
-		d, dmin = float32((b1*a22-b2*a12)/det), float32((b2*a11-b1*a12)/det)
-	case a11 > 0:
-		d = float32((b1 - float64(dmin)*a12) / a11)
-	case a22 > 0:
-		dmin = float32(b2 / a22)
-	}
-	d, dmin = roundScale(d), roundScale(dmin)
-	if d == c.d && dmin == c.dmin || d <= 0 || dmin <= 0 {
-		return false
-	}
-	c.d, c.dmin = d, dmin
-	return true
-}
-
-// polish alternates a wider search of each group's scale and minimum and the solution for d and dmin.
-func (p *superMin) polish(best *superMinFit) {
-	p.sweep(best)
-	for range superMinRounds {
-		p.neighbours(best)
-		c := *best
-		if !p.solve(&c) {
-			return
-		}
-		c.err = 0
+	for i := range bs {
+		b := &bs[i]
+		b.D, b.DMin = p.d[i], p.dmin[i]
 		for k := range p.n {
-			c.fit[k] = p.lv.measure(&p.groups[k], c.d*float32(c.sc[k]), c.dmin*float32(c.m[k]))
-			c.err += c.fit[k].Err
+			b.Sc[k], b.M[k] = int8(p.sc[i*p.n+k]), int8(p.m[i*p.n+k])
 		}
-		if !(c.err < best.err) {
-			return
-		}
-		*best = c
 	}
+}
+
+// free finds what suits each group, whatever the others need.
+func (p *superMin) free() {
+	s := &p.s
+	lo, hi := int32(p.lv.lo), int32(p.lv.hi)
+	var m kernels.Moments
+	for i := range kernels.Lanes {
+		m.InverseW[i] = 1 / s.W[i]
+		m.WX[i], m.Mean[i] = s.WX[i], s.WX[i]*m.InverseW[i]
+	}
+	var best kernels.BestMinimum
+	var ranges [16]kernels.Range
+	k := 0
+	for _, a := range [...]float32{0, -0.6, 0.6, 1.2} {
+		for _, b := range [...]float32{0, -0.6, 0.6, 1.2} {
+			r := &ranges[k]
+			k++
+			for i := range r.Scale {
+				step := (s.Hi[i] - s.Lo[i]) * p.lv.inverseHi
+				r.Scale[i], r.Minimum[i] = step*(1-(a+b)*p.lv.inverseHi), -a*step-s.Lo[i]
+			}
+		}
+	}
+	for i := range best.Minimum {
+		best.Minimum[i] = -m.Mean[i]
+	}
+	rounds := minRounds
+	if s.weighted {
+		rounds = 0
+	}
+	best.Search(s.x(), s.wt(), &m, ranges[:], rounds, lo, hi)
+	if s.weighted {
+		var clips [12]kernels.Range
+		s.clips(&m, &clips, p.lv)
+		best.Search(s.x(), s.wt(), &m, clips[:], minRounds, lo, hi)
+	}
+	p.own = kernels.Lattice{Scale: best.Scale, Minimum: best.Minimum, L: best.L, LL: best.LL, W: s.W, InverseW: m.InverseW}
+	p.mirrored = p.own
+	top := p.lv.hi
+	below, above := false, false
+	for i := range kernels.Lanes {
+		p.mirrored.Minimum[i] = p.own.Scale[i]*top - p.own.Minimum[i]
+		p.mirrored.L[i] = s.W[i]*top - p.own.L[i]
+		p.mirrored.LL[i] = s.W[i]*top*top - 2*top*p.own.L[i] + p.own.LL[i]
+		below = below || p.own.Minimum[i] < 0
+		above = above || p.mirrored.Minimum[i] < 0
+	}
+	if below {
+		p.fromZero(&p.own, s.Hi, 1)
+	}
+	if above {
+		p.fromZero(&p.mirrored, s.Lo, -1)
+	}
+}
+
+// fromZero finds the scale, of the given sign, that suits groups with a minimum below 0 best if it is 0.
+func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) {
+	inverse := invert(&top)
+	var best kernels.BestScale
+	hi := p.lv.hi
+	best.Search(p.s.x(), p.s.wt(), &inverse, []float32{hi, hi - 0.6, hi + 0.6, hi + 1.2}, scaleRounds, int32(p.lv.lo),
+		int32(hi))
+	for i, m := range l.Minimum {
+		if !(m < 0) {
+			continue
+		}
+		l.Scale[i], l.Minimum[i], l.LL[i] = sign*best.Scale[i], 0, best.LL[i]
+	}
+}
+
+// start chooses d and dmin by what rounding each group's own scale and minimum costs, with either sign.
+func (p *superMin) start() {
+	const n = len(superSteps) * len(superMinSteps)
+	var steps [n]kernels.Range
+	var errs [n]kernels.Lane
+	least := [kernels.Lanes]float32{}
+	for i := range p.blocks {
+		least[i] = float32(math.Inf(1))
+	}
+	for _, l := range [...]*kernels.Lattice{&p.own, &p.mirrored} {
+		var d, dmin kernels.Lane // for the largest of each super-block to fit
+		for b := 0; b < kernels.Lanes; b += p.n {
+			var top, topMin float32
+			for i := b; i < b+p.n; i++ {
+				top, topMin = max(top, l.Scale[i]), max(topMin, l.Minimum[i])
+			}
+			top, topMin = max(top/float32(p.grid.ScaleMax), quantumF16), max(topMin/float32(p.grid.MinMax), quantumF16)
+			for i := b; i < b+p.n; i++ {
+				d[i], dmin[i] = top, topMin
+			}
+		}
+		for k := range steps {
+			r, rm := superSteps[k/len(superMinSteps)], superMinSteps[k%len(superMinSteps)]
+			for i := range d {
+				steps[k].Scale[i], steps[k].Minimum[i] = r*d[i], rm*dmin[i]
+			}
+		}
+		l.Errors(errs[:], steps[:], 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
+		for b := range p.blocks {
+			for k := range errs {
+				var sum float32
+				for _, e := range errs[k][b*p.n : (b+1)*p.n] {
+					sum += e
+				}
+				if sum < least[b] {
+					least[b] = sum
+					p.d[b], p.dmin[b] = max(roundScale(steps[k].Scale[b*p.n]), quantumF16),
+						max(roundScale(steps[k].Minimum[b*p.n]), quantumF16)
+					if l == &p.mirrored {
+						p.d[b], p.dmin[b] = -p.d[b], -p.dmin[b]
+					}
+				}
+			}
+		}
+	}
+	for b := range p.blocks {
+		zero := true
+		for i := b * p.n; i < (b+1)*p.n; i++ {
+			l, d, dmin := p.lattice(b)
+			p.sc[i], p.m[i], _ = l.Nearest(i, d, dmin, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
+			zero = zero && p.s.Lo[i] == 0 && p.s.Hi[i] == 0
+		}
+		if zero {
+			p.d[b], p.dmin[b] = 0, 0
+		}
+	}
+	for i := range p.fits {
+		p.fits[i].Err = float32(math.Inf(1))
+	}
+}
+
+// lattice returns super-block b's groups as the signs of d and dmin have it, and their magnitudes.
+func (p *superMin) lattice(b int) (l *kernels.Lattice, d, dmin float32) {
+	if p.d[b] < 0 {
+		return &p.mirrored, -p.d[b], -p.dmin[b]
+	}
+	return &p.own, p.d[b], p.dmin[b]
 }
 
 // superMinWindow is how far sweep looks to either side.
 const superMinWindow = 6
 
-// sweep tries for each group the scales around its own best, with minima that keep the middle of the levels in place.
-func (p *superMin) sweep(c *superMinFit) {
-	c.err = 0
-	for k := range p.n {
-		own := p.own[k]
-		mid := p.near(c, k)
-		var t tries
-		first := max(mid+1-superMinWindow, 0)
-		for q := first; q <= min(mid+superMinWindow, p.grid.ScaleMax); q++ {
-			scale := c.d * float32(q)
-			t.add(scale, own.minimum+(scale-own.scale)*p.lv.hi/2)
+// sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
+func (p *superMin) sweep() {
+	var ranges [2 * superMinWindow]kernels.Range
+	var sc, m [2 * superMinWindow]kernels.Lane
+	for i := range p.blocks * p.n {
+		l, d, dmin := p.lattice(i / p.n)
+		q := float32(int(l.Scale[i] / d))
+		slope := l.L[i] * l.InverseW[i]
+		for k := range ranges {
+			sc[k][i] = min(max(q+float32(k+1-superMinWindow), 0), float32(p.grid.ScaleMax))
+			y := l.Minimum[i] + (d*sc[k][i]-l.Scale[i])*slope
+			m[k][i] = float32(int(min(max(y/dmin+0.5, 0), float32(p.grid.MinMax))))
+			ranges[k].Scale[i], ranges[k].Minimum[i] = p.d[i/p.n]*sc[k][i], p.dmin[i/p.n]*m[k][i]
 		}
-		t.measure(p.lv, &p.groups[k])
-		var pairs superMinPairs
-		for i, f := range t.fit[:t.n] {
-			m := p.bestMinimum(c, k, t.scale[i], f)
-			for j := m - 1; j <= m+1; j++ {
-				pairs.add(p, c, first+i, j)
+	}
+	best := p.newBest(-1)
+	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
+	for i := range p.blocks * p.n {
+		if k := best.Index[i]; k >= 0 {
+			p.sc[i], p.m[i] = sc[k][i], m[k][i]
+		}
+	}
+}
+
+// newBest starts a choice with what there is.
+func (p *superMin) newBest(index int32) (best kernels.BestRange) {
+	for i := range best.Err {
+		best.Err[i], best.Index[i] = p.fits[i].Err, index
+	}
+	return best
+}
+
+// choose tries for each group the scales and minima next to its present ones.
+func (p *superMin) choose() {
+	var ranges [9]kernels.Range
+	for k := range ranges {
+		dq, dm := float32(k/3-1), float32(k%3-1)
+		for i := range p.blocks * p.n {
+			q, m := p.sc[i]+dq, p.m[i]+dm
+			if q < 0 || q > float32(p.grid.ScaleMax) || m < 0 || m > float32(p.grid.MinMax) {
+				q, m = p.sc[i], p.m[i]
 			}
-		}
-		pairs.choose(p, c, k)
-		c.err += c.fit[k].Err
-	}
-}
-
-// superMinPairs are multiples of d and dmin for one group.
-type superMinPairs struct {
-	tries
-	sc, m [maxTries]int8
-}
-
-// add adds a pair if it is in range.
-func (t *superMinPairs) add(p *superMin, c *superMinFit, q, m int) {
-	if q < 0 || q > p.grid.ScaleMax || m < 0 || m > p.grid.MinMax {
-		return
-	}
-	t.sc[t.n], t.m[t.n] = int8(q), int8(m)
-	t.tries.add(c.d*float32(q), c.dmin*float32(m))
-}
-
-// choose sets group k's scale and minimum to the best pair if that is better.
-func (t *superMinPairs) choose(p *superMin, c *superMinFit, k int) {
-	t.measure(p.lv, &p.groups[k])
-	for i, f := range t.fit[:t.n] {
-		if f.Err < c.fit[k].Err {
-			c.fit[k], c.sc[k], c.m[k] = f, t.sc[i], t.m[i]
+			b := i / p.n
+			ranges[k].Scale[i], ranges[k].Minimum[i] = p.d[b]*q, p.dmin[b]*m
 		}
 	}
+	best := p.newBest(4)
+	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
+	for i := range p.blocks * p.n {
+		k := int(best.Index[i])
+		q, m := p.sc[i]+float32(k/3-1), p.m[i]+float32(k%3-1)
+		if q < 0 || q > float32(p.grid.ScaleMax) || m < 0 || m > float32(p.grid.MinMax) {
+			continue
+		}
+		p.sc[i], p.m[i] = q, m
+	}
 }
 
-// neighbours tries for each group the scales and minima next to its present ones.
-func (p *superMin) neighbours(c *superMinFit) {
-	c.err = 0
-	for k := range p.n {
-		q, m := int(c.sc[k]), int(c.m[k])
-		var pairs superMinPairs
-		for i := -1; i <= 1; i++ {
-			for j := -1; j <= 1; j++ {
-				if i != 0 || j != 0 {
-					pairs.add(p, c, q+i, m+j)
-				}
-			}
-		}
-		pairs.choose(p, c, k)
-		c.err += c.fit[k].Err
+// solve sets each super-block's d and dmin to the least-squares solution for the codes if that is better.
+func (p *superMin) solve() {
+	d, dmin := p.d, p.dmin
+	p.measure(&p.fits, &d, &dmin)
+	for b := range p.blocks {
+		d[b], dmin[b] = p.solution(b)
 	}
+	var fits [kernels.Lanes]fit
+	p.measure(&fits, &d, &dmin)
+	for b := range p.blocks {
+		var now, then float32
+		for i := b * p.n; i < (b+1)*p.n; i++ {
+			now += p.fits[i].Err
+			then += fits[i].Err
+		}
+		if then < now {
+			p.d[b], p.dmin[b] = d[b], dmin[b]
+			copy(p.fits[b*p.n:(b+1)*p.n], fits[b*p.n:])
+		}
+	}
+}
+
+// measure measures the groups with d and dmin.
+func (p *superMin) measure(fits *[kernels.Lanes]fit, d, dmin *[kernels.Lanes]float32) {
+	var c kernels.Candidates
+	for i := range p.blocks * p.n {
+		c.Scale[i], c.Minimum[i] = d[i/p.n]*p.sc[i], dmin[i/p.n]*p.m[i]
+	}
+	c.MeasureEach(kernels.Lanes, p.s.x(), p.s.wt(), int32(p.lv.lo), int32(p.lv.hi))
+	for i := range fits {
+		fits[i] = fit(c.Sums(i))
+	}
+}
+
+// solution returns the least-squares solution for the codes of super-block b, or what there is.
+func (p *superMin) solution(b int) (d, dmin float32) {
+	var a11, a12, a22, b1, b2 float64
+	for i := b * p.n; i < (b+1)*p.n; i++ {
+		f := &p.fits[i]
+		q, m := float64(p.sc[i]), -float64(p.m[i])
+		a11 += q * q * float64(f.LL)
+		a12 += q * m * float64(f.L)
+		a22 += m * m * float64(p.s.W[i])
+		b1 += q * float64(f.LX)
+		b2 += m * float64(p.s.WX[i])
+	}
+	// Each is solved for what rounding the other to float16 leaves.
+	d, dmin = p.d[b], p.dmin[b]
+	if det := a11*a22 - a12*a12; det > oneLevel*a11*a22 {
+		d = roundScale(float32((b1*a22 - b2*a12) / det))
+	} else if a11 > 0 {
+		d = roundScale(float32((b1 - float64(dmin)*a12) / a11))
+	}
+	if a22 > 0 {
+		dmin = roundScale(float32((b2 - float64(d)*a12) / a22))
+	}
+	if d*p.d[b] <= 0 || dmin*p.dmin[b] <= 0 {
+		return p.d[b], p.dmin[b]
+	}
+	return d, dmin
 }

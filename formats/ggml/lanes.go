@@ -148,3 +148,45 @@ func invert(v *kernels.Lane) (inverse kernels.Lane) {
 	}
 	return inverse
 }
+
+// revive gives groups where no weight has importance a little, the same for all: the group's own scale is then free to
+// suit them, but they leave what groups share alone.
+func (s *lanes) revive() {
+	if !s.weighted {
+		return
+	}
+	dead := false
+	for i, w := range s.W {
+		if w > 0 {
+			continue
+		}
+		dead = true
+		for j := range s.wt() {
+			s.importances[j][i] = deadImportance
+		}
+	}
+	if dead {
+		s.Span = kernels.Spans(s.x(), s.wt())
+	}
+}
+
+// clips sets ranges to those with one or both ends nearer to the weighted mean, in case unimportant outliers had better be
+// clipped.
+func (s *lanes) clips(m *kernels.Moments, ranges *[12]kernels.Range, lv *levels) {
+	var variance kernels.BestRange
+	var mean kernels.Range
+	for i := range variance.Err {
+		variance.Err[i], mean.Minimum[i] = float32(math.Inf(1)), -m.Mean[i]
+	}
+	variance.Choose(0, s.x(), s.wt(), []kernels.Range{mean}, int32(lv.lo), int32(lv.hi))
+	for i, v := range variance.Err {
+		deviation := float32(math.Sqrt(float64(v * m.InverseW[i])))
+		for k, c := range [...]float32{1, 1.5, 2, 2.5} {
+			lo, hi := m.Mean[i]-c*deviation, m.Mean[i]+c*deviation
+			for e, ends := range [...][2]float32{{lo, hi}, {s.Lo[i], hi}, {lo, s.Hi[i]}} {
+				r := &ranges[3*k+e]
+				r.Scale[i], r.Minimum[i] = max(ends[1]-ends[0], 0)*lv.inverseHi, -ends[0]
+			}
+		}
+	}
+}

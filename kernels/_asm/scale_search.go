@@ -13,7 +13,7 @@ func scaleSearch(g *gen) {
 		g.AddDatum(0, operand.U32(bits))
 		return m
 	}
-	c := searchConstants{word("searchMagic", 0x4b400000), word("searchOne", 0x3f800000), word("oneLevel", 0x37800000)}
+	c := searchConstants{word("searchMagic", 0x4b400000), word("searchOne", 0x3f800000), word("oneLevel", 0x36000000), word("scoreNoise", 0x35000000)}
 	magnitude, infinity := word("magnitude", 1<<31-1), word("infinity", 0x7f800000)
 	for _, v := range []isa{avx2, avx512} {
 		g.search(v, c, false)
@@ -21,11 +21,12 @@ func scaleSearch(g *gen) {
 		g.choose(v, c)
 		g.spans(v, magnitude, infinity)
 		g.nearestLevels(v)
+		g.latticeErrors(v, c)
 	}
 }
 
-// searchConstants are roundMagic, 1 and 2⁻¹⁶.
-type searchConstants struct{ magic, one, oneLevel operand.Mem }
+// searchConstants are constants of scale_search.go, and 1.
+type searchConstants struct{ magic, one, oneLevel, scoreNoise operand.Mem }
 
 const lane = 64 // bytes of a Lane
 
@@ -70,7 +71,7 @@ func (g *gen) keep(v isa, mask, t reg.VecPhysical, value reg.VecPhysical, to ope
 func (g *gen) search(v isa, c searchConstants, minimum bool) {
 	if minimum {
 		g.function("searchMinimum"+v.name,
-			"func(best, x, wt *float32, n int, inverse *float32, ranges *float32, count, rounds int, lo, hi int32)",
+			"func(best, x, wt *float32, n int, moments, ranges *float32, count, rounds int, lo, hi int32)",
 			"tries count ranges and as many rounds the best, on n > 0 weights, an even number.")
 	} else {
 		g.function("searchScale"+v.name,
@@ -78,12 +79,12 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 			"tries count levels and as many rounds the best, on n > 0 weights, an even number.")
 	}
 	best, x, wt, n := g.gp("best"), g.gp("x"), g.gp("wt"), g.gp("n")
-	inverse, count, rounds := g.gp("inverse"), g.gp("count"), g.gp("rounds")
-	candidates, kind := reg.GPVirtual(nil), "levels"
+	count, rounds := g.gp("count"), g.gp("rounds")
+	perGroup, kind := "inverse", "levels"
 	if minimum {
-		kind = "ranges"
+		perGroup, kind = "moments", "ranges"
 	}
-	candidates = g.gp(kind)
+	inverse, candidates := g.gp(perGroup), g.gp(kind)
 	lo, hi := g.clamp(v, v.reg(0))
 	px, pw, left := g.GP64(), g.GP64(), g.GP64()
 	sum := func(k, i int) reg.VecPhysical { return v.reg(2*k + i) } // 0: LL, 1: LX, 2: L
@@ -158,15 +159,30 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 		g.VMULPS(at(inverse, 0), l, mean)
 		g.VMULPS(mean, l, t)
 		g.VSUBPS(t, ll, variance)
+		g.VMULPS(at(inverse, lane), mean, t)
+		g.VSUBPS(t, lx, lx)
 	}
 	g.VDIVPS(variance, lx, scale)
 	g.VMULPS(lx, scale, score)
 	// Ordered and above: NaN never is.
 	const above = 0x1e
-	if v.bytes == 64 {
-		g.VCMPPS(operand.U8(above), at(best, 0), score, reg.K1)
+	excess, threshold := score, at(best, 0)
+	if minimum {
+		excess = v.reg(13)
+		g.VSUBPS(threshold, score, excess)
+		g.VMULPS(variance, excess, excess)
+		g.VBROADCASTSS(c.scoreNoise, t)
+		g.VMULPS(threshold, t, t)
+		g.VMULPS(ll, t, t)
+		if v.bytes == 64 {
+			g.VCMPPS(operand.U8(above), t, excess, reg.K1)
+		} else {
+			g.VCMPPS(operand.U8(above), t, excess, mask)
+		}
+	} else if v.bytes == 64 {
+		g.VCMPPS(operand.U8(above), threshold, score, reg.K1)
 	} else {
-		g.VCMPPS(operand.U8(above), at(best, 0), score, mask)
+		g.VCMPPS(operand.U8(above), threshold, score, mask)
 	}
 	if minimum {
 		g.VBROADCASTSS(c.oneLevel, t)
@@ -181,6 +197,7 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 	results := []reg.VecPhysical{score, scale, ll}
 	if minimum {
 		g.VMULPS(mean, scale, mean)
+		g.VSUBPS(at(inverse, 2*lane), mean, mean)
 		results = []reg.VecPhysical{score, scale, mean, l, ll}
 	}
 	for i, r := range results {
@@ -336,6 +353,76 @@ func (g *gen) nearestLevels(v isa) {
 	g.advance(16, codes)
 	g.SUBQ(operand.I32(16), n)
 	g.JG(operand.LabelRef("weights"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// latticeErrors is Lattice.Errors.
+func (g *gen) latticeErrors(v isa, c searchConstants) {
+	g.function("latticeErrors"+v.name, "func(err, lattice, steps *float32, count int, lo, hi, most float32)",
+		"takes count > 0 steps.")
+	errs, l, steps, count := g.gp("err"), g.gp("lattice"), g.gp("steps"), g.gp("count")
+	field := func(i int) operand.Mem { return at(l, lane*i) } // Scale, Minimum, L, LL, W, InverseW
+	zero, lo, hi, most := v.reg(0), v.reg(1), v.reg(2), v.reg(3)
+	step, stepMin, inverse, inverseMin := v.reg(4), v.reg(5), v.reg(6), v.reg(7)
+	q, x, m, y, e, best := v.reg(8), v.reg(9), v.reg(10), v.reg(11), v.reg(12), v.reg(13)
+	one := v.reg(14)
+	round := func(mode uint8, r reg.Register) {
+		if v.bytes == 64 {
+			g.VRNDSCALEPS(operand.U8(mode), r, r)
+		} else {
+			g.VROUNDPS(operand.U8(mode), r, r)
+		}
+	}
+	g.zero(v, zero)
+	g.VBROADCASTSS(g.param("lo"), lo)
+	g.VBROADCASTSS(g.param("hi"), hi)
+	g.VBROADCASTSS(g.param("most"), most)
+	g.VBROADCASTSS(c.one, one)
+	g.Label("step")
+	g.VMOVUPS(at(steps, 0), step)
+	g.VMOVUPS(at(steps, lane), stepMin)
+	g.VDIVPS(step, one, inverse)
+	g.VDIVPS(stepMin, one, inverseMin)
+	g.VMULPS(field(0), inverse, q)
+	g.VMAXPS(lo, q, q)
+	g.VMINPS(hi, q, q)
+	round(9, q) // down
+	for i := range 2 {
+		if i == 1 {
+			g.VADDPS(one, q, q)
+			g.VMINPS(hi, q, q)
+		}
+		g.VMULPS(step, q, x)
+		g.VSUBPS(field(0), x, x)
+		g.VMULPS(field(2), x, m)
+		g.VMULPS(field(5), m, m)
+		g.VADDPS(field(1), m, m)
+		g.VMULPS(inverseMin, m, m)
+		g.VMAXPS(zero, m, m)
+		g.VMINPS(most, m, m)
+		round(8, m) // to nearest
+		g.VMULPS(stepMin, m, y)
+		g.VSUBPS(field(1), y, y)
+		g.VMULPS(field(2), y, m)
+		g.VADDPS(m, m, m)
+		g.VMULPS(field(3), x, e)
+		g.VSUBPS(m, e, e)
+		g.VMULPS(x, e, e)
+		g.VMULPS(field(4), y, m)
+		g.VMULPS(y, m, m)
+		g.VADDPS(m, e, e)
+		if i == 0 {
+			g.VMOVUPS(e, best)
+		}
+	}
+	// The second source, the first operand here, is what NaN leaves.
+	g.VMINPS(best, e, best)
+	g.VMOVUPS(best, at(errs, 0))
+	g.advance(lane, errs)
+	g.advance(2*lane, steps)
+	g.DECQ(count)
+	g.JG(operand.LabelRef("step"))
 	g.VZEROUPPER()
 	g.RET()
 }

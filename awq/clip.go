@@ -2,115 +2,141 @@ package awq
 
 import (
 	"context"
+	"math"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
-// clipSteps: weights are clipped at 1, 0.95, ..., 0.55 of their group's largest magnitude (the authors' auto_clip_block
-// tries the first half of 20 steps).
+// A group's weights are clipped by a smaller scale: past its reach they round to the outermost code. Shares of the fitted
+// scale from 0.5 on are tried, as the authors' auto_clip_block does, and a little above it: the fit goes by the group
+// alone.
 const (
-	clipSteps = 10
-	clipStep  = 0.05
+	clipSteps    = 13
+	clipStep     = 0.05
+	clipLargest  = 1.1
+	clipPasses   = 2
+	clipColumns  = 128 // are searched before the errors of the others are brought up to date
+	clipRowGrain = 16
 )
 
-// Quantize rounds w, out×in, to nearest on g's grid. Before a block's scales are fitted, the weights of each of its groups
-// are clipped at the share of their largest magnitude that gives the smallest error of what the groups add to the
-// output, by the Hessian of their own inputs; a block that clipping does not help is rounded as it is.
+// Quantize rounds w, out×in, to nearest on g's grid, with the groups' weights clipped where that lowers the output error
+// on the inputs whose Hessian in has. The paper judges each group by its own part of the output; the parts add up, so
+// here each is judged by what all the others of its row have lost.
 func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.Grid) (*quant.Weight, error) {
-	q := quant.NewWeight(g, w.Rows, w.Cols)
-	importance := in.Importance()
-	for i := range w.Cols / g.Block {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		c0, c1 := i*g.Block, (i+1)*g.Block
-		hessians := make([]*tensor.Matrix, g.Groups())
-		for k := range hessians {
-			j := c0 + k*g.Group
-			hessians[k] = in.H.View(j, j+g.Group, j, j+g.Group).Clone()
-		}
-		kernels.Parallel(w.Rows, 4, func(lo, hi int) {
-			c := newClipper(g, hessians, importance[c0:c1])
-			for r := lo; r < hi; r++ {
-				b := q.Block(r, i)
-				c.round(&b, w.Row(r)[c0:c1])
-				q.SetBlock(r, i, &b)
+	q := quant.RTN(w, in.Importance(), g)
+	n := w.Cols
+	lost := tensor.New(w.Rows, n) // Ŵ−W
+	q.DecodeTo(lost)
+	for r := range w.Rows {
+		kernels.Axpy(lost.Row(r), -1, w.Row(r))
+	}
+	grad := tensor.New(w.Rows, n) // half the gradient of the error: (Ŵ−W)H
+	kernels.GemmNN(grad, 1, lost, in.H)
+	step := max(clipColumns, g.Block) / g.Block * g.Block
+	deltas := tensor.New(w.Rows, min(step, n))
+	for range clipPasses {
+		for i0 := 0; i0 < n; i0 += step {
+			if err := ctx.Err(); err != nil {
+				return nil, err
 			}
-		})
+			i1 := min(i0+step, n)
+			d := deltas.View(0, w.Rows, 0, i1-i0)
+			kernels.Parallel(w.Rows, clipRowGrain, func(lo, hi int) {
+				c := newClipper(g, in.H.View(i0, i1, i0, i1))
+				for r := lo; r < hi; r++ {
+					copy(d.Row(r), lost.Row(r)[i0:i1])
+					c.w, c.lost = w.Row(r)[i0:i1], lost.Row(r)[i0:i1]
+					copy(c.grad, grad.Row(r)[i0:i1])
+					for c0 := 0; c0 < i1-i0; c0 += g.Block {
+						b := q.Block(r, (i0+c0)/g.Block)
+						for k := range g.Groups() {
+							c.group(&b, k, c0+k*g.Group)
+						}
+						q.SetBlock(r, (i0+c0)/g.Block, &b)
+					}
+					out := d.Row(r)
+					for j, v := range c.lost {
+						out[j] = v - out[j]
+					}
+				}
+			})
+			kernels.GemmNN(grad, 1, d, in.H.View(i0, i1, 0, n))
+		}
 	}
 	return q, nil
 }
 
-// clipper has the scratch memory for one block, which is rounded clipped in every way at once.
+// clipper clips groups of some whole blocks of one row.
 type clipper struct {
-	grid        *quant.Grid
-	hessians    []*tensor.Matrix // of each group
-	importances []float32        // the block's, for every trial
-	clipped     []float32        // of all trials
-	values      []float32
-	trials      []quant.Block
+	g             *quant.Grid
+	h             *tensor.Matrix // the Hessian of these columns
+	w, lost, grad []float32
+	trial, best   []float32 // values lost in one group
+	diff          []float32
 }
 
-func newClipper(g *quant.Grid, hessians []*tensor.Matrix, importance []float32) *clipper {
-	n := g.Groups()
-	c := &clipper{grid: g, hessians: hessians, values: make([]float32, g.Block)}
-	c.clipped = make([]float32, clipSteps*g.Block)
-	for range clipSteps {
-		c.importances = append(c.importances, importance...)
-		c.trials = append(c.trials,
-			quant.Block{Sc: make([]int8, n), M: make([]int8, n), Codes: make([]int8, g.Block)})
+func newClipper(g *quant.Grid, h *tensor.Matrix) *clipper {
+	return &clipper{
+		g: g, h: h, grad: make([]float32, h.Rows),
+		trial: make([]float32, g.Group), best: make([]float32, g.Group), diff: make([]float32, g.Group),
 	}
-	return c
 }
 
-// round sets b to the best of the clipped blocks.
-func (c *clipper) round(b *quant.Block, w []float32) {
-	for step := range clipSteps {
-		c.clip(c.clipped[step*len(w):(step+1)*len(w)], w, 1-clipStep*float32(step))
-	}
-	c.grid.Round(c.trials, c.clipped, c.importances)
-	best := &c.trials[0]
-	least := c.error(best, w)
-	for step := range c.trials[1:] {
-		t := &c.trials[1+step]
-		if e := c.error(t, w); e < least {
-			best, least = t, e
+// group gives group k of b, whose columns start at c0, the scale with which the row's output error is least.
+func (c *clipper) group(b *quant.Block, k, c0 int) {
+	g := c.g
+	w, lost, grad := c.w[c0:c0+g.Group], c.lost[c0:c0+g.Group], c.grad[c0:c0+g.Group]
+	fitted := *b
+	sc, m := b.Sc[k], b.M[k]
+	best := fitted
+	bestSc, bestM, least := sc, m, 0.0
+	for i := range clipSteps {
+		share := clipLargest - clipStep*float64(i)
+		t := fitted
+		if g.Groups() == 1 && g.ScaleMax == 1 {
+			t.D, t.DMin = tensor.RoundF16(fitted.D*float32(share)), tensor.RoundF16(fitted.DMin*float32(share))
+		} else {
+			b.Sc[k] = int8(min(max(math.RoundToEven(float64(sc)*share), float64(g.ScaleMin)), float64(g.ScaleMax)))
+			if g.MinMax > 0 {
+				b.M[k] = int8(min(math.RoundToEven(float64(m)*share), float64(g.MinMax)))
+			}
+		}
+		scale, minimum := t.Scale(k)
+		for j, v := range w {
+			c.trial[j] = float32(scale*g.Level(g.Nearest(v, scale, minimum))) - minimum - v
+		}
+		if e := c.change(lost, grad, c0); e < least {
+			least, best, bestSc, bestM = e, t, b.Sc[k], b.M[k]
+			copy(c.best, c.trial)
 		}
 	}
 	b.D, b.DMin = best.D, best.DMin
-	copy(b.Sc, best.Sc)
-	copy(b.M, best.M)
-	copy(b.Codes, best.Codes)
-}
-
-// clip sets dst to w, each group clipped at the share of its largest magnitude.
-func (c *clipper) clip(dst, w []float32, share float32) {
-	for lo := 0; lo < len(w); lo += c.grid.Group {
-		group := w[lo : lo+c.grid.Group]
-		var limit float32
-		for _, v := range group {
-			limit = max(limit, v, -v)
-		}
-		limit *= share
-		for j, v := range group {
-			dst[lo+j] = min(max(v, -limit), limit)
-		}
+	b.Sc[k], b.M[k] = bestSc, bestM
+	if least == 0 {
+		return
 	}
-}
-
-// error returns Σ δᵀHδ over the groups, δ being what b's values differ from w.
-func (c *clipper) error(b *quant.Block, w []float32) float32 {
-	b.Decode(c.grid, c.values)
+	scale, minimum := b.Scale(k)
 	for j, v := range w {
-		c.values[j] -= v
+		b.Codes[k*g.Group+j] = g.Nearest(v, scale, minimum)
+		d := c.best[j] - lost[j]
+		lost[j] = c.best[j]
+		kernels.Axpy(c.grad, d, c.h.Row(c0+j))
 	}
-	var sum float32
-	for k, h := range c.hessians {
-		d := c.values[k*c.grid.Group : (k+1)*c.grid.Group]
-		for j, v := range d {
-			sum += v * kernels.Dot(h.Row(j), d)
+}
+
+// change returns by how much the row's error changes if the group at c0 loses c.trial in place of lost:
+// with d the difference, 2d·grad + dᵀHd.
+func (c *clipper) change(lost, grad []float32, c0 int) float64 {
+	d := c.trial
+	var sum float64
+	for j := range d {
+		c.diff[j] = d[j] - lost[j]
+	}
+	for j, v := range c.diff {
+		if v != 0 {
+			sum += float64(v) * float64(2*grad[j]+kernels.Dot(c.h.Row(c0 + j)[c0:c0+len(d)], c.diff))
 		}
 	}
 	return sum

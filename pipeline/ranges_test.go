@@ -49,7 +49,7 @@ func TestSpread(t *testing.T) {
 // largest magnitudes, so none passes 1 any more.
 func TestRanges(t *testing.T) {
 	tm := testmodel.New("llama")
-	src, err := testmodel.Plant(tm.Source(), 4, 50)
+	src, err := testmodel.Plant(tm.Source(), testmodel.Outliers{Channels: 4, Factor: 50})
 	if err != nil {
 		t.Fatal(err)
 	}

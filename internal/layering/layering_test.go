@@ -49,7 +49,7 @@ var allowed = map[string]string{
 	"internal/mmap":       "",
 	"internal/shared":     "",
 	"internal/states":     "tensor",
-	"internal/synth":      "tensor kernels formats/safetensors",
+	"internal/synth":      "tensor kernels formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",
 	"internal/text":       "",
 	"internal/ui":         "",

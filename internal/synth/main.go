@@ -4,6 +4,10 @@
 //	go run ./internal/synth -o /tmp/synth -layers 12 -dim 2048 -mlp 5632 -heads 32 -kv-heads 4 -vocab 32000
 //
 // The tokenizer is copied from another checkpoint, by default the built-in model; readers pad its vocabulary.
+//
+// With -plant it writes a checkpoint as F32 GGUF with outlier features planted in it, which compute what it did:
+//
+//	go run ./internal/synth -plant testdata/gopher-4m -o /tmp/planted.gguf -channels 4 -factor 50
 package main
 
 import (
@@ -17,6 +21,7 @@ import (
 	"path/filepath"
 
 	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
 )
@@ -30,7 +35,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.dir, "o", "", "folder to write, which must not exist")
+	flag.StringVar(&o.dir, "o", "", "folder or file to write, which must not exist")
 	flag.StringVar(&o.tokenizer, "tokenizer", "testdata/gopher-4m", "checkpoint whose tokenizer is copied")
 	flag.IntVar(&o.layers, "layers", 12, "transformer layers")
 	flag.IntVar(&o.dim, "dim", 2048, "hidden size")
@@ -39,9 +44,18 @@ func main() {
 	flag.IntVar(&o.kvHeads, "kv-heads", 4, "key and value heads")
 	flag.IntVar(&o.vocab, "vocab", 32000, "vocabulary size")
 	flag.Int64Var(&o.shardBytes, "shard-bytes", 1<<30, "begin a new shard past this size")
-	flag.Uint64Var(&o.seed, "seed", 0, "of the weights")
+	flag.Uint64Var(&o.seed, "seed", 0, "of the weights, or of the channels")
+	checkpoint := flag.String("plant", "", "checkpoint to plant outlier features in")
+	channels := flag.Int("channels", 4, "with -plant: of each norm")
+	factor := flag.Float64("factor", 50, "with -plant: what those channels are multiplied by, and the weights that read them divided")
 	flag.Parse()
-	if err := write(o); err != nil {
+	var err error
+	if *checkpoint == "" {
+		err = write(o)
+	} else {
+		err = plant(*checkpoint, o.dir, testmodel.Outliers{Channels: *channels, Factor: float32(*factor), Seed: o.seed})
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "synth:", err)
 		os.Exit(1)
 	}

@@ -1,6 +1,7 @@
 package testmodel
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"strings"
 
@@ -24,10 +25,17 @@ var followers = map[string][]string{
 	"output_norm.weight": {"output.weight"},
 }
 
-// Plant returns a copy of a checkpoint with outlier features: in each norm before linears the weights of so many
-// channels, drawn from a seeded generator, are multiplied by factor, and the columns that read them divided by it. The
-// function stays the same. A norm before a tied head is left alone. The tensors that change become F32.
-func Plant(src Checkpoint, channels int, factor float32) (*Source, error) {
+// Outliers says what Plant plants: in each norm before linears, so many channels are multiplied by Factor.
+type Outliers struct {
+	Channels int
+	Factor   float32
+	Seed     uint64 // which channels
+}
+
+// Plant returns a copy of a checkpoint with outlier features. The columns of weights that read a channel are divided by
+// its factor, so that the function stays the same. A norm before a tied head is left alone. The tensors that change
+// become F32.
+func Plant(src Checkpoint, o Outliers) (*Source, error) {
 	s := &Source{Path: src.Name() + "+outliers", KV: append(gguf.Metadata(nil), src.Metadata()...)}
 	for _, info := range src.Tensors() {
 		t, err := src.Tensor(info.Name)
@@ -36,7 +44,7 @@ func Plant(src Checkpoint, channels int, factor float32) (*Source, error) {
 		}
 		s.List = append(s.List, *t)
 	}
-	rng := rand.New(rand.NewPCG(50, 4))
+	rng := rand.New(rand.NewPCG(o.Seed, 0))
 	for _, info := range src.Tensors() {
 		i := strings.LastIndexByte(strings.TrimSuffix(info.Name, ".weight"), '.') + 1
 		prefix, stem := info.Name[:i], info.Name[i:]
@@ -49,10 +57,14 @@ func Plant(src Checkpoint, channels int, factor float32) (*Source, error) {
 		if len(linears) == 0 {
 			continue
 		}
-		chosen := rng.Perm(info.Cols())[:channels]
-		scaleColumns(s.Find(info.Name), chosen, factor)
+		if o.Channels < 1 || o.Channels > info.Cols() || !(o.Factor > 0) {
+			return nil, fmt.Errorf("%s: %d outliers of factor %g in the %d channels of %q", src.Name(), o.Channels, o.Factor,
+				info.Cols(), info.Name)
+		}
+		chosen := rng.Perm(info.Cols())[:o.Channels]
+		scaleColumns(s.Find(info.Name), chosen, o.Factor)
 		for _, l := range linears {
-			scaleColumns(l, chosen, 1/factor)
+			scaleColumns(l, chosen, 1/o.Factor)
 		}
 	}
 	return s, nil

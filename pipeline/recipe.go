@@ -143,6 +143,12 @@ func (r *Recipe) typeOf(info *ggml.Info) (t, wanted *ggml.Type, rule int, err er
 	return t, wanted, rule, nil
 }
 
+// Resolved returns the recipe with the types of embedding and output that nil stands for.
+func (r Recipe) Resolved() Recipe {
+	r.Embedding, r.Output = r.outer(r.Embedding), r.outer(r.Output)
+	return r
+}
+
 func (r *Recipe) outer(t *ggml.Type) *ggml.Type {
 	switch {
 	case t != nil:

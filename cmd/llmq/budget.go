@@ -18,13 +18,13 @@ func (o *quantizeOptions) checkBudget() error {
 		return usagef("--max-bpw %g: need more than 0", o.MaxBPW)
 	case !o.assigns():
 		return nil
-	case len(o.Calib) == 0:
+	case len(o.Calib) == 0 && !o.PrintRecipe:
 		return usagef("--max-size and --max-bpw assign types by what they do to predictions, which takes calibration text, " +
 			"with --dry-run too: give some with --calib FILE")
 	case o.Bits != 0 || o.Type.t != nil:
 		return usagef("--max-size and --max-bpw choose the types, --bits and --type contradict them; " +
 			"--tensor-type, --embedding-type and --output-type fix those of some tensors")
-	case pipeline.Method(o.Method) == pipeline.Int8:
+	case o.Method.m == pipeline.Int8:
 		return usagef("--max-size and --max-bpw choose the types, --method int8 has q8_0 only")
 	}
 	return nil

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/bits"
-	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +20,9 @@ import (
 type quantizeOptions struct {
 	outputOptions
 	calibOptions
-	Method         string
+	Recipe         string
+	PrintRecipe    bool
+	Method         methodValue
 	Smooth         smoothValue
 	BiasCorrection bool
 	Bits           int
@@ -41,8 +40,11 @@ const defaultBits = 4
 
 func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.Method, "method", string(pipeline.GPTQ), "rtn (round to nearest), gptq, awq, awq+gptq, or int8 (q8_0 with calibrated scales for eight-bit activations)")
-	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group")
+	f.StringVar(&o.Recipe, "recipe", "", "take options that are not given from `FILE`, YAML whose keys are flags, as --print-recipe prints it")
+	f.BoolVar(&o.PrintRecipe, "print-recipe", false, "print the options in force as a recipe, and do nothing else")
+	o.Method.m = pipeline.GPTQ
+	f.Var(&o.Method, "method", "rtn (round to nearest), gptq, awq, awq+gptq, or int8 (q8_0 with calibrated scales for eight-bit activations)")
+	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group, or off")
 	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
 	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
@@ -68,9 +70,28 @@ file, one layer at a time, and writes a GGUF file. Every linear is calibrated on
 quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.`,
 		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
   llmq quantize Qwen3-8B -o small.gguf --type iq4_xs --calib a.txt --calib b.jsonl --tensor-type 'ffn_down=q5_k'
-  llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run`,
-		Args: exactArgs("CHECKPOINT"),
+  llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run
+  llmq quantize --method awq --type q4_0 --smooth auto --print-recipe > awq.yaml
+  llmq quantize Qwen3-8B -o awq.gguf --recipe awq.yaml --calib wiki.train.txt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if opts.PrintRecipe && len(args) == 0 {
+				return nil // a recipe is not about one checkpoint
+			}
+			return exactArgs("CHECKPOINT")(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if opts.Recipe != "" {
+				if err := loadRecipe(opts.Recipe, cmd.Flags()); err != nil {
+					return err
+				}
+			}
+			if opts.PrintRecipe {
+				recipe, err := opts.recipe()
+				if err != nil {
+					return err
+				}
+				return a.printRecipe(&opts, recipe)
+			}
 			opts.Checkpoint = args[0]
 			return a.runQuantize(cmd.Context(), opts)
 		},
@@ -143,11 +164,9 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 
 // recipe checks the options that need no file, and makes a recipe of them.
 func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
-	r := pipeline.Recipe{Method: pipeline.Method(o.Method), Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
-	if !slices.Contains(pipeline.Methods, r.Method) {
-		return r, usagef("unknown method %q; known: %s", o.Method, methodNames())
-	}
-	if why, ok := r.Calibrated(); ok && len(o.Calib) == 0 && !o.DryRun {
+	r := pipeline.Recipe{Method: o.Method.m, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
+	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
+	if why, ok := r.Calibrated(); ok && o.lacksText() {
 		if r.Method != pipeline.RTN {
 			return r, usagef("%s needs calibration text: give some with --calib FILE, or use --method rtn", why)
 		}
@@ -161,7 +180,7 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--damping %g: need more than 0 and at most 1", o.Damping)
 	case !(o.Fallback >= 0):
 		return r, usagef("--int8-fallback %g: need more than 0", o.Fallback)
-	case o.Fallback > 0 && len(o.Calib) == 0 && !o.DryRun:
+	case o.Fallback > 0 && o.lacksText():
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
@@ -192,14 +211,8 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	return r, nil
 }
 
-// methodNames lists the methods for a message.
-func methodNames() string {
-	var names []string
-	for _, m := range pipeline.Methods {
-		names = append(names, string(m))
-	}
-	return strings.Join(names, ", ")
-}
+// lacksText says whether calibration text is missing from what the options are for.
+func (o *quantizeOptions) lacksText() bool { return len(o.Calib) == 0 && !o.DryRun && !o.PrintRecipe }
 
 // smoothValue is a flag that takes SmoothQuant's α, or auto.
 type smoothValue struct{ s *smoothquant.Smoothing }
@@ -209,7 +222,7 @@ func (v *smoothValue) Type() string { return "ALPHA" }
 func (v *smoothValue) String() string {
 	switch {
 	case v.s == nil:
-		return ""
+		return "off"
 	case v.s.Auto:
 		return "auto"
 	}
@@ -217,13 +230,17 @@ func (v *smoothValue) String() string {
 }
 
 func (v *smoothValue) Set(s string) error {
-	if s == "auto" {
+	switch s {
+	case "auto":
 		v.s = &smoothquant.Smoothing{Auto: true}
+		return nil
+	case "off":
+		v.s = nil
 		return nil
 	}
 	alpha, err := strconv.ParseFloat(s, 64)
 	if err != nil || !(alpha >= 0 && alpha <= 1) {
-		return errors.New("want a number from 0 to 1, or auto")
+		return fmt.Errorf("alpha is %q; want a number from 0 to 1, auto or off", s)
 	}
 	v.s = &smoothquant.Smoothing{Alpha: alpha}
 	return nil

@@ -258,7 +258,7 @@ func (v *typeValue) String() string {
 }
 
 func (v *typeValue) Set(s string) error {
-	t, err := ggml.ByName(s)
+	t, err := typeNamed(s)
 	v.t = t
 	return err
 }

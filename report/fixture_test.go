@@ -27,7 +27,8 @@ func quantization(path string, bytes int64, typ string, factor float64) *Input {
 			{Name: "blk.11.ffn_down.weight", From: typ, RelativeError: 0.08, Outliers: 7, Bytes: 123456, Done: true},
 			{Name: "blk.10.ffn_down.weight", From: typ, RelativeError: 0.07, Bytes: 123456},
 		},
-		NoBias: []string{"blk.0.ffn_up.weight"},
+		NoBias:     []string{"blk.0.ffn_up.weight"},
+		Assignment: &pipeline.Assignment{MaxBytes: 6 << 30, MaxBPW: 4.9, PredictedKL: 0.0123},
 	}}
 	add := func(name, typ string, bytes int64, e float64) {
 		q.Tensors = append(q.Tensors, pipeline.TensorReport{Name: name, Type: typ, Bytes: bytes, RelativeError: e})
@@ -36,7 +37,9 @@ func quantization(path string, bytes int64, typ string, factor float64) *Input {
 	add("output_norm.weight", "F32", 1<<14, 0)
 	for l := range fixtureLayers {
 		for k, linear := range linearOrder {
-			add(fmt.Sprintf("blk.%d.%s.weight", l, linear), typ, 1<<22, factor*math.Pow(1.3, float64(l))*float64(k+1))
+			name := fmt.Sprintf("blk.%d.%s.weight", l, linear)
+			add(name, typ, 1<<22, factor*math.Pow(1.3, float64(l))*float64(k+1))
+			q.Assignment.Tensors = append(q.Assignment.Tensors, pipeline.AssignedTensor{Name: name, Type: typ, PredictedKL: 1e-4 * float64(k+l)})
 		}
 		add(fmt.Sprintf("blk.%d.attn_norm.weight", l), "F32", 1<<14, 0)
 		group := fmt.Sprintf("blk.%d.attn_in", l)

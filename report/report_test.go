@@ -128,6 +128,9 @@ func TestPage(t *testing.T) {
 	if least.Heat != 0 || most.Heat != 100 || least.Text != "0.05" || !strings.Contains(most.Title, "blk.11.ffn_down.weight: 0.25") {
 		t.Errorf("least %+v, most %+v", least, most)
 	}
+	if m := a.Predicted; m == nil || len(m.Rows) != fixtureLayers || m.Rows[1].Cells[0].Title != "blk.1.attn_q.weight: 0.000100 in Q4_K" || c.Predicted != nil {
+		t.Errorf("%+v", m)
+	}
 	if len(a.Smoothing.Rows) != fixtureLayers || len(a.Histograms) != 2*fixtureLayers || len(a.Foldings) != fixtureLayers {
 		t.Errorf("%d smoothed groups, %d histograms, %d left", len(a.Smoothing.Rows), len(a.Histograms), len(a.Foldings))
 	}

@@ -26,10 +26,12 @@ type run struct {
 	Fallbacks     []pipeline.FallbackReport
 	Foldings      []quant.Folding // after finish those that left a group as it is
 	NoBias        []string
+	Assignment    *pipeline.Assignment // nil without a budget
 	Metadata      []metadataRow
 	Outliers      []outlierRow
 
 	Errors, Bits *heatmap
+	Predicted    *heatmap    // of the budget's assignment
 	Outer        []tensorRow // what is in no layer
 	Types        []typeRow
 	Worst        []tensorRow
@@ -84,6 +86,7 @@ func (r *run) addQuantization(q *Quantization) error {
 	r.reported = true
 	r.Seconds, r.PeakRSS, r.BitsPerWeight = q.Seconds, q.PeakRSS, q.BitsPerWeight
 	r.Fallbacks, r.Foldings, r.NoBias, r.ranges = q.Int8Fallbacks, q.Foldings, q.NoBias, q.Ranges
+	r.Assignment = q.Assignment
 	r.Tensors = nil
 	for i := range q.Tensors {
 		t := &q.Tensors[i]
@@ -181,6 +184,7 @@ func (r *run) finish(scale *heatScale) {
 		m.ID, m.Caption, m.Bits = r.ID+"-bits", "Type of each linear", true
 		m.Low, m.High = "2 bits", "16 bits"
 	}
+	r.predicted()
 	r.total()
 	if known {
 		r.Worst = slices.Clone(r.Tensors)
@@ -188,6 +192,31 @@ func (r *run) finish(scale *heatScale) {
 		r.Worst = r.Worst[:min(worstShown, len(r.Worst))]
 	}
 	r.smoothing()
+}
+
+// predicted draws what the budget's assignment expects of each tensor.
+func (r *run) predicted() {
+	if r.Assignment == nil {
+		return
+	}
+	ts := r.Assignment.Tensors
+	scale := newHeatScale()
+	for i := range ts {
+		if _, _, ok := splitName(ts[i].Name); ok {
+			scale.add(ts[i].PredictedKL)
+		}
+	}
+	exp := scale.exponent()
+	r.Predicted = newHeatmap(len(ts), func(i int) string { return ts[i].Name }, func(i int) heatCell {
+		t := &ts[i]
+		return heatCell{scaled(t.PredictedKL, exp), fmt.Sprintf("%s: %s in %s", t.Name, num(t.PredictedKL), t.Type),
+			scale.heat(t.PredictedKL)}
+	})
+	if m := r.Predicted; m != nil {
+		m.ID, m.Caption = r.ID+"-predicted", "KL divergence predicted for each linear's type, × "+powerOfTen(exp)
+		m.Low, m.High = scale.ends()
+		m.Note = "From the sensitivities by which the budget was spent; effects are taken to add up."
+	}
 }
 
 // total sums tensors by type.

@@ -1,0 +1,11 @@
+//go:build !amd64 || purego
+
+package kernels
+
+func roundLanes(int, *Lane, *Lane, *Lane, *Lane, *Lane, float32, float32, float32) {
+	panic("kernels: no vectors")
+}
+
+func subtractLanes(int, []Lane, []float32, *Lane) { panic("kernels: no vectors") }
+
+func rowsFromLanes(int, []float32, int, []Lane) { panic("kernels: no vectors") }

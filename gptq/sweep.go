@@ -37,10 +37,10 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) e
 		}
 		i1 := min(i0+lazyColumns, n)
 		e := errs.View(0, w.Rows, 0, i1-i0)
-		kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
-			fit := newFitter(q.Grid, f)
-			for r := lo; r < hi; r++ {
-				f.sweepRow(q, r, p.Row(r), e.Row(r), i0, i1, fit)
+		kernels.Parallel((w.Rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
+			s := newSweeper(f, q, i0, i1)
+			for k := lo; k < hi; k++ {
+				s.rows(p, e, k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows))
 			}
 		})
 		if i1 < n {
@@ -50,28 +50,135 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) e
 	return nil
 }
 
-// sweepRow quantizes positions [i0,i1) of one row. row holds all of its weights in f.order; errs receives each
-// position's error over U's diagonal.
-func (f *Factor) sweepRow(q *quant.Weight, r int, row, errs []float32, i0, i1 int, fit *fitter) {
+// sweeper quantizes positions [i0,i1) of 16 rows at a time, one in each lane.
+type sweeper struct {
+	f                     *Factor
+	q                     *quant.Weight
+	i0, i1                int
+	columns, errs, levels []kernels.Lane // at each position: the weights, their errors over U's diagonal, and what they became
+	scale, minimum        []kernels.Lane // of each group of the present block
+	fitter                *fitter        // nil if scales are static
+}
+
+func newSweeper(f *Factor, q *quant.Weight, i0, i1 int) *sweeper {
+	n := i1 - i0
+	padded := (n + kernels.Lanes - 1) / kernels.Lanes * kernels.Lanes
 	g := q.Grid
-	codes := q.Codes[r*q.Cols : (r+1)*q.Cols]
-	groups := q.Cols / g.Group
-	blocks := q.Cols / g.Block
-	for i := i0; i < i1; i++ {
-		c := f.order[i]
-		if f.block != 0 && i%g.Block == 0 {
-			fit.fit(q, r, row, i)
-		}
-		k := r*blocks + c/g.Block
-		k2 := r*groups + c/g.Group
-		scale, minimum := q.D[k]*float32(q.Sc[k2]), q.DMin[k]*float32(q.M[k2])
-		code := g.Nearest(row[i], scale, minimum)
-		codes[c] = code
-		u := f.u.Row(i)
-		err := (row[i] - (float32(scale*g.Level(code)) - minimum)) / u[i]
-		errs[i-i0] = err
-		kernels.Axpy(row[i+1:i1], -err, u[i+1:i1])
+	s := &sweeper{f: f, q: q, i0: i0, i1: i1,
+		columns: make([]kernels.Lane, padded), errs: make([]kernels.Lane, padded), levels: make([]kernels.Lane, n),
+		scale: make([]kernels.Lane, g.Groups()), minimum: make([]kernels.Lane, g.Groups()),
 	}
+	if f.block != 0 {
+		s.fitter = newFitter(g, f)
+	}
+	return s
+}
+
+// rows quantizes rows [r0,r1). p holds all of their weights in f.order; e receives each position's error over U's
+// diagonal.
+func (s *sweeper) rows(p, e *tensor.Matrix, r0, r1 int) {
+	g := s.q.Grid
+	n := s.i1 - s.i0
+	s.load(p, r0, r1)
+	present := -1 // the block whose scales are at hand
+	for i := s.i0; i < s.i1; i++ {
+		c := s.f.order[i]
+		if s.fitter != nil && i%g.Block == 0 {
+			s.gather(p, r0, r1, i)
+			s.fitter.fit(s.q, r0, r1, i)
+		}
+		if c/g.Block != present {
+			present = c / g.Block
+			s.scales(present, r0, r1)
+		}
+		k := c % g.Block / g.Group
+		u := s.f.u.Row(i)
+		j := i - s.i0
+		s.levels[j], s.errs[j] = s.round(j, k, u[i])
+		kernels.SubtractLanes(s.columns[j+1:n], u[i+1:s.i1], &s.errs[j])
+	}
+	for lane := range r1 - r0 {
+		codes := s.q.Codes[(r0+lane)*s.q.Cols:][:s.q.Cols]
+		for j := range s.levels {
+			codes[s.f.order[s.i0+j]] = int8(s.levels[j][lane])
+		}
+	}
+	s.store(e, r0, r1)
+}
+
+// gather brings the weights of the block at positions i and after to the fitter.
+func (s *sweeper) gather(p *tensor.Matrix, r0, r1, i int) {
+	n := s.q.Grid.Block
+	first := s.f.order[i] / n * n
+	for r := r0; r < r1; r++ {
+		w, row := s.fitter.w[(r-r0)*n:(r-r0+1)*n], p.Row(r)[i:i+n]
+		for k, c := range s.f.order[i : i+n] {
+			w[c-first] = row[k]
+		}
+	}
+	if i == s.i0 {
+		return
+	}
+	// What lies in the lanes has changed since.
+	for k, c := range s.f.order[i:min(i+n, s.i1)] {
+		for lane, v := range s.columns[i-s.i0+k][:r1-r0] {
+			s.fitter.w[lane*n+c-first] = v
+		}
+	}
+}
+
+// load brings the weights of rows [r0,r1) into the lanes.
+func (s *sweeper) load(p *tensor.Matrix, r0, r1 int) {
+	n := s.i1 - s.i0
+	if r1-r0 == kernels.Lanes && n == len(s.columns) {
+		kernels.TransposeLanes(s.columns, p.Data[r0*p.Stride+s.i0:], p.Stride)
+		return
+	}
+	clear(s.columns)
+	for r := r0; r < r1; r++ {
+		for j, v := range p.Row(r)[s.i0:s.i1] {
+			s.columns[j][r-r0] = v
+		}
+	}
+}
+
+// store takes the errors of rows [r0,r1) to e.
+func (s *sweeper) store(e *tensor.Matrix, r0, r1 int) {
+	n := s.i1 - s.i0
+	if r1-r0 == kernels.Lanes && n == len(s.columns) {
+		kernels.RowsFromLanes(e.Data[r0*e.Stride:], e.Stride, s.errs)
+		return
+	}
+	for r := r0; r < r1; r++ {
+		for j := range e.Row(r)[:n] {
+			e.Row(r)[j] = s.errs[j][r-r0]
+		}
+	}
+}
+
+// scales gathers the scales and minima of a block.
+func (s *sweeper) scales(block, r0, r1 int) {
+	for r := r0; r < r1; r++ {
+		b := s.q.Block(r, block)
+		for k := range s.scale {
+			s.scale[k][r-r0], s.minimum[k][r-r0] = b.Scale(k)
+		}
+	}
+}
+
+// round rounds the column at place j with the scales of group k. It returns the codes, and the errors over u.
+func (s *sweeper) round(j, k int, u float32) (codes, errs kernels.Lane) {
+	g := s.q.Grid
+	x, scale, minimum := &s.columns[j], &s.scale[k], &s.minimum[k]
+	if g.Codebook == nil {
+		return kernels.RoundLanes(x, scale, minimum, u, int8(g.CodeMin), int8(g.CodeMax))
+	}
+	for i, v := range x {
+		code := g.Nearest(v, scale[i], minimum[i])
+		codes[i] = float32(code)
+		errs[i] = (v - (float32(scale[i]*g.Level(code)) - minimum[i])) / u
+	}
+	return codes, errs
 }
 
 // fitAll fits every block to the original weights, each column weighing as much as its Hessian diagonal.
@@ -95,28 +202,35 @@ func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
 	})
 }
 
-// fitter fits a block when its turn comes. What a code error in the column at position i costs, once the columns after
-// it have made up for it as well as they can, is its square over U[i][i]²: that is each column's importance.
+// fitter fits a block of several rows when its turn comes. What a code error in the column at position i costs, once the
+// columns after it have made up for it as well as they can, is its square over U[i][i]²: that is each column's importance.
 type fitter struct {
 	f             *Factor
+	blocks        []quant.Block
 	w, importance []float32
 }
 
 func newFitter(g *quant.Grid, f *Factor) *fitter {
-	return &fitter{f: f, w: make([]float32, g.Block), importance: make([]float32, g.Block)}
+	n := kernels.Lanes * g.Block
+	return &fitter{f: f, blocks: make([]quant.Block, kernels.Lanes), w: make([]float32, n), importance: make([]float32, n)}
 }
 
-// fit fits the block whose columns stand at positions i and after of the row.
-func (t *fitter) fit(q *quant.Weight, r int, row []float32, i int) {
+// fit fits the block whose columns stand at positions i and after to the weights w of rows [r0,r1).
+func (t *fitter) fit(q *quant.Weight, r0, r1, i int) {
 	g := q.Grid
 	first := t.f.order[i] / g.Block * g.Block
-	for p := i; p < i+g.Block; p++ {
-		c := t.f.order[p] - first
-		d := t.f.u.Row(p)[p]
-		t.w[c] = row[p]
+	n := r1 - r0
+	for k := range g.Block {
+		c := t.f.order[i+k] - first
+		d := t.f.u.Row(i + k)[i+k]
 		t.importance[c] = 1 / (d * d)
 	}
-	b := [1]quant.Block{q.Block(r, first/g.Block)}
-	g.Fit(b[:], t.w, t.importance)
-	q.SetBlock(r, first/g.Block, &b[0])
+	for r := range n {
+		copy(t.importance[r*g.Block:], t.importance[:g.Block])
+		t.blocks[r] = q.Block(r0+r, first/g.Block)
+	}
+	g.Fit(t.blocks[:n], t.w[:n*g.Block], t.importance[:n*g.Block])
+	for r := range n {
+		q.SetBlock(r0+r, first/g.Block, &t.blocks[r])
+	}
 }

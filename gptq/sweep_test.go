@@ -1,0 +1,113 @@
+package gptq
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// plainSweep is GPTQ as the paper writes it: one row and one column at a time, every error spread at once.
+func plainSweep(f *Factor, q *quant.Weight, w *tensor.Matrix) {
+	g := q.Grid
+	if f.block == 0 {
+		f.fitAll(q, w)
+	}
+	for r := range w.Rows {
+		row := make([]float32, w.Cols)
+		for i, c := range f.order {
+			row[i] = w.Row(r)[c]
+		}
+		for i, c := range f.order {
+			if f.block != 0 && i%g.Block == 0 {
+				t := newFitter(g, f)
+				first := c / g.Block * g.Block
+				for k := range g.Block {
+					t.w[f.order[i+k]-first] = row[i+k]
+				}
+				t.fit(q, r, r+1, i)
+			}
+			b := q.Block(r, c/g.Block)
+			scale, minimum := b.Scale(c % g.Block / g.Group)
+			code := g.Nearest(row[i], scale, minimum)
+			q.Codes[r*q.Cols+c] = code
+			u := f.u.Row(i)
+			err := (row[i] - (float32(scale*g.Level(code)) - minimum)) / u[i]
+			for j := i + 1; j < len(row); j++ {
+				row[j] -= err * u[j]
+			}
+		}
+	}
+}
+
+// TestSweep compares the sweep by blocks of columns and lanes of rows with the plain one. Sums in another order may turn
+// a code that lies between two, and all after it; few do.
+func TestSweep(t *testing.T) {
+	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.Q4_1, ggml.Q8_0, ggml.IQ4_NL, ggml.Q4_K, ggml.Q6_K} {
+		for _, rows := range []int{1, 15, 16, 37} {
+			for _, opt := range []Options{{}, {NoActOrder: true}, {StaticScales: true}} {
+				cols := 160
+				if typ.BlockLen > 32 {
+					cols = 512
+				}
+				w, in := problem(uint64(rows), rows, cols, 600)
+				f, err := NewFactor(t.Context(), in.H, typ.Grid, opt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want, got := quant.NewWeight(typ.Grid, rows, cols), quant.NewWeight(typ.Grid, rows, cols)
+				plainSweep(f, want, w)
+				previous := kernels.CurrentTier()
+				for tier := kernels.PureGo; tier <= kernels.BestTier(); tier++ {
+					kernels.SetTier(tier)
+					err := f.sweep(t.Context(), got, w)
+					kernels.SetTier(previous)
+					if err != nil {
+						t.Fatal(err)
+					}
+					differ := 0
+					for i, c := range want.Codes {
+						if got.Codes[i] != c {
+							differ++
+						}
+					}
+					if differ*50 > len(want.Codes) {
+						t.Errorf("%s, %d rows, %+v, %s: %d of %d codes differ", typ, rows, opt, tier, differ, len(want.Codes))
+					}
+					if differ == 0 && (!slices.Equal(got.D, want.D) || !slices.Equal(got.Sc, want.Sc)) {
+						t.Errorf("%s, %d rows, %+v, %s: same codes, other scales", typ, rows, opt, tier)
+					}
+				}
+			}
+		}
+	}
+}
+
+// BenchmarkLayer takes a layer from its Hessian to the bytes of Q4_K, as the authors' fasterquant and with coordinate
+// descent.
+func BenchmarkLayer(b *testing.B) {
+	const n = 2048
+	w, in := problem(1, n, n, 2*n)
+	for _, c := range []struct {
+		name string
+		opt  Options
+	}{{"gptq", Options{Refine: -1}}, {"refined", Options{}}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				f, err := NewFactor(b.Context(), in.H, ggml.Q4_K.Grid, c.opt)
+				if err != nil {
+					b.Fatal(err)
+				}
+				q, err := f.Quantize(b.Context(), w, ggml.Q4_K.Grid, c.opt)
+				if err != nil {
+					b.Fatal(err)
+				}
+				ggml.Q4_K.PackWeight(q)
+			}
+			b.ReportMetric(float64(n*n)*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mweights/s")
+		})
+	}
+}

@@ -24,7 +24,7 @@ const coarse = 4
 // because their inputs are large.
 type Scaling struct{}
 
-// Transform folds the scales that give the smallest error of the block that follows, with the weights rounded to nearest
+// Transform returns the scales that give the smallest error of the block that follows, with the weights rounded to nearest
 // on the grid that they are meant for; none if nothing is better than none.
 func (Scaling) Transform(ctx context.Context, g *quant.Group) (*quant.Folding, error) {
 	f := &quant.Folding{Transform: "awq", Group: g.Name}
@@ -37,7 +37,6 @@ func (Scaling) Transform(ctx context.Context, g *quant.Group) (*quant.Folding, e
 	g.Prev.Share(w)
 	f.Before = g.RoundingError(nil)
 	f.After = f.Before
-	var scale []float32
 	var best candidate
 	try := func(c candidate) error {
 		if c.point < 1 || c.point > gridPoints {
@@ -45,7 +44,7 @@ func (Scaling) Transform(ctx context.Context, g *quant.Group) (*quant.Folding, e
 		}
 		s := scales(x, w, c)
 		if e := g.RoundingError(s); e < f.After {
-			scale, best, f.After = s, c, e
+			f.Scale, best, f.After = s, c, e
 		}
 		return ctx.Err()
 	}
@@ -64,12 +63,11 @@ func (Scaling) Transform(ctx context.Context, g *quant.Group) (*quant.Folding, e
 			}
 		}
 	}
-	if scale == nil {
+	if f.Scale == nil {
 		f.Skipped = "no scales lower its error"
 		return f, nil
 	}
 	f.Alpha, f.Beta = best.exponents()
-	g.Scale(scale)
 	return f, nil
 }
 

@@ -25,6 +25,8 @@ type Options struct {
 	Tokens int    // tokens to sample; 0: DefaultTokens, or all there are if there are fewer but MinTokens
 	SeqLen int    // tokens of a sequence; 0: DefaultSeqLen
 	Seed   uint64 // of the positions that sequences are taken from
+	// HeldOut is how many tokens to sample besides, as far as the text has them, for Set.HoldOut.
+	HeldOut int
 	// Chat renders the conversations of "messages" records; nil: such a record is an error.
 	Chat *ChatTemplate
 }
@@ -102,9 +104,9 @@ func Sample(paths []string, tok Tokenizer, opt Options) (*Set, error) {
 			sequences += len(stream) / seqLen
 		}
 	}
-	n := want / seqLen
+	n := (want + opt.HeldOut) / seqLen
 	if n > sequences {
-		if opt.Tokens != 0 || sequences*seqLen < MinTokens {
+		if opt.Tokens != 0 && want/seqLen > sequences || opt.Tokens == 0 && sequences*seqLen < MinTokens {
 			return nil, fmt.Errorf("calibration: %s: %d tokens, enough for %d sequences of %d; %d tokens are wanted and %d are the least that is of use: give more text, a smaller --calib-tokens or a smaller --seq-len",
 				strings.Join(paths, ", "), total, sequences, seqLen, want, MinTokens)
 		}

@@ -96,6 +96,10 @@ type Divergence struct {
 	KLMax          float64 `json:"kl_divergence_max"`
 	SameTop        float64 `json:"same_top"` // share of tokens for which both models think the same token likeliest
 	BasePerplexity float64 `json:"base_perplexity"`
+	// Increase is Perplexity/BasePerplexity − 1. Its standard error is far smaller than those of the two: it comes from
+	// the differences, token by token, of what both models make of the same text.
+	Increase       float64 `json:"perplexity_increase"`
+	IncreaseStdErr float64 `json:"perplexity_increase_stderr"`
 }
 
 // Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches.

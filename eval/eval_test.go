@@ -159,6 +159,7 @@ func TestDivergence(t *testing.T) {
 	near(t, "KL", r.KL, mean, 1e-5)
 	near(t, "KL's standard error", r.KLStdErr, stderr, 1e-4)
 	near(t, "same top", r.SameTop, float64(same)/30, 1e-9)
+	more := slices.Clone(nll)
 	slices.Sort(kl)
 	near(t, "KL's median", r.KLMedian, (kl[14]+kl[15])/2, 1e-5)
 	near(t, "KL's 99th percentile", r.KLP99, kl[28]*0.29+kl[29]*0.71, 1e-5)
@@ -166,6 +167,12 @@ func TestDivergence(t *testing.T) {
 	nll, _, _ = reference(tb, nil, tokens, 5, 14, 7, nil)
 	mean, _ = moments(nll)
 	near(t, "the base's perplexity", r.BasePerplexity, math.Exp(mean), 1e-5)
+	for i, v := range nll {
+		more[i] -= v
+	}
+	mean, stderr = moments(more)
+	near(t, "increase", r.Increase, math.Expm1(mean), 1e-5)
+	near(t, "increase's standard error", r.IncreaseStdErr, math.Exp(mean)*stderr, 1e-4)
 
 	self := perplexity(t, m, tokens, eval.Options{Context: 14, Base: open(t, tm.Source())})
 	if self.KL != 0 || self.KLMax != 0 || self.SameTop != 1 || self.BasePerplexity != self.Perplexity {

@@ -150,6 +150,13 @@ func (s *scores) result(p *plan) *Result {
 	d.SameTop = float64(same) / float64(len(s.same))
 	base, _ := meanAndError(s.baseNLL)
 	d.BasePerplexity = math.Exp(base)
+	more := make([]float64, len(s.nll))
+	for i, v := range s.nll {
+		more[i] = v - s.baseNLL[i]
+	}
+	mean, stderr = meanAndError(more)
+	d.Increase = math.Expm1(mean)
+	d.IncreaseStdErr = (1 + d.Increase) * stderr
 	slices.Sort(s.kl)
 	d.KLMedian, d.KLP99, d.KLMax = quantile(s.kl, 0.5), quantile(s.kl, 0.99), s.kl[len(s.kl)-1]
 	r.Divergence = d

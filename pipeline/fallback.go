@@ -32,8 +32,12 @@ type FallbackReport struct {
 	// RelativeError is that of rounding to that type.
 	RelativeError float64 `json:"relative_error"`
 	// Outliers is the number of outlier features of its input, by the criteria of LLM.int8() (package int8outlier).
-	Outliers int   `json:"outlier_features"`
-	Bytes    int64 `json:"added_bytes"` // what falling back adds to the file
+	Outliers int `json:"outlier_features"`
+	// KL is what the rounding alone adds to the divergence from the original model, where a limit on the perplexity's
+	// increase decided; else 0.
+	KL float64 `json:"kl_divergence"`
+
+	Bytes int64 `json:"added_bytes"` // what falling back adds to the file
 	// Done is false for a linear that the budget leaves as it is.
 	Done bool `json:"done"`
 }
@@ -41,9 +45,9 @@ type FallbackReport struct {
 // check refuses a fallback that cannot be carried out.
 func (f *Fallback) check(p *Plan, calibrated bool) error {
 	switch {
-	case f.MaxError == 0:
+	case f.MaxError == 0 && (p.Recipe.Method != Auto || f.MaxBytes == 0 && f.MaxBPW == 0):
 		return nil
-	case !(f.MaxError > 0):
+	case !(f.MaxError >= 0):
 		return fmt.Errorf("falling back to INT8 past a relative error of %g: want a positive number", f.MaxError)
 	case !calibrated:
 		return fmt.Errorf("falling back to INT8 goes by the linears' output errors, which take calibration text")
@@ -54,6 +58,11 @@ func (f *Fallback) check(p *Plan, calibrated bool) error {
 			p.BitsPerWeight(), f.MaxBPW)
 	}
 	return nil
+}
+
+// mayFallBack says whether rounding errors and outlier features of the linears are asked for.
+func (r *run) mayFallBack() bool {
+	return r.opt.Fallback.MaxError > 0 || r.plan.Recipe.Method == Auto && r.opt.Validate.MaxIncrease > 0
 }
 
 func (f *Fallback) fits(p *Plan) bool {

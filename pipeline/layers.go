@@ -18,7 +18,7 @@ import (
 // layers quantizes the linears of all layers in the order of the forward pass. Every linear is calibrated on inputs
 // that come from everything quantized before it; a second stream of hidden states shows what the original model has in
 // their place.
-func (r *run) layers(tempDir string) error {
+func (r *run) layers() error {
 	set := r.opt.Calib
 	streams := 1
 	if r.plan.Recipe.original() && !r.opt.NoCorrection {
@@ -26,7 +26,7 @@ func (r *run) layers(tempDir string) error {
 	}
 	// Each stream has two stores, which share the budget.
 	budget := r.opt.Memory / int64(2*streams)
-	s, err := newStream(r.m, set.Sequences, set.SeqLen, budget, tempDir)
+	s, err := newStream(r.m, set.Sequences, set.SeqLen, budget, r.tempDir)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (r *run) layers(tempDir string) error {
 	}
 	var original *stream
 	if streams == 2 {
-		if original, err = newStream(r.m, set.Sequences, set.SeqLen, budget, tempDir); err != nil {
+		if original, err = newStream(r.m, set.Sequences, set.SeqLen, budget, r.tempDir); err != nil {
 			return err
 		}
 		defer original.close()
@@ -69,10 +69,14 @@ func (r *run) layer(s, original *stream, index int) error {
 		}
 		defer ol.Release()
 	}
-	if len(r.plan.Recipe.transforms()) > 0 {
-		if err := r.transform(s, l, ol); err != nil {
-			return err
-		}
+	switch {
+	case r.plan.Recipe.Method == Auto:
+		err = r.choose(s, l, ol)
+	case len(r.plan.Recipe.transforms()) > 0:
+		err = r.transform(s, l, ol)
+	}
+	if err != nil {
+		return err
 	}
 	for _, g := range l.Groups() {
 		in := quant.NewStats(g.Linears[0].In)
@@ -147,7 +151,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err := r.check(t, w); err != nil {
 				return err
 			}
-			q, err := quantize(ctx, t, w, in, r.plan.Recipe.Method, &factors)
+			q, err := quantize(ctx, t, w, in, r.method(lin.Name), &factors)
 			if err != nil {
 				return err
 			}

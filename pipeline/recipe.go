@@ -27,13 +27,15 @@ const (
 	AWQ Method = "awq"
 	// AWQGPTQ takes AWQ's scales, and GPTQ for the rest.
 	AWQGPTQ Method = "awq+gptq"
+	// Auto measures for each group which of GPTQ, SmoothQuant and GPTQ, AWQ and GPTQ, and AWQ has the least error.
+	Auto Method = "auto"
 )
 
 // Methods lists the methods.
-var Methods = []Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8}
+var Methods = []Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8, Auto}
 
 func (m Method) awq() bool  { return m == AWQ || m == AWQGPTQ }
-func (m Method) gptq() bool { return m == GPTQ || m == AWQGPTQ }
+func (m Method) gptq() bool { return m == GPTQ || m == AWQGPTQ || m == Auto }
 
 // Recipe says what becomes of each tensor.
 type Recipe struct {

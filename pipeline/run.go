@@ -37,6 +37,7 @@ type Options struct {
 	// bound.
 	Memory    int64
 	Fallback  Fallback
+	Validate  Validate
 	Overwrite bool
 	Progress  Progress // may be nil
 }
@@ -67,6 +68,10 @@ type Report struct {
 	Tensors       []TensorReport `json:"tensors"`
 	// Int8Fallbacks are the linears past Options.Fallback's error, in the order of its decisions.
 	Int8Fallbacks []FallbackReport `json:"int8_fallbacks"`
+	// Decisions are what the method Auto found for each group, in order; empty for other methods.
+	Decisions []Decision `json:"decisions"`
+	// Validation is nil without Options.Validate.
+	Validation *Validation `json:"validation"`
 	// Foldings are what the transforms did to each group, in order; empty without a transform.
 	Foldings []quant.Folding `json:"foldings"`
 	// Ranges are those of each group before and after the transforms; empty without a transform.
@@ -116,6 +121,8 @@ type run struct {
 
 	foldings []quant.Folding
 	ranges   []GroupRanges
+	found    *findings
+	tempDir  string
 }
 
 // Run writes the file that p plans to path; linears that fall back to Q8_0 change p. Nothing is left there, and an existing file is untouched, if it fails.
@@ -129,29 +136,34 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	if err := opt.Fallback.check(p, opt.Calib != nil); err != nil {
 		return nil, err
 	}
+	if err := opt.Validate.check(opt.Calib); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	fallbacks := []FallbackReport{}
+	found := newFindings()
 	for {
-		rep, more, err := attempt(ctx, src, p, path, opt)
-		if err != nil {
-			return nil, err
-		}
+		rep, more, err := attempt(ctx, src, p, path, opt, found)
 		// What the budget refused in an earlier attempt, a later one judges again.
 		fallbacks = slices.DeleteFunc(fallbacks, func(f FallbackReport) bool { return !f.Done })
 		fallbacks = append(fallbacks, more...)
-		if rep == nil {
-			continue
+		if rep != nil {
+			rep.Seconds, rep.Int8Fallbacks = time.Since(start).Seconds(), fallbacks
+			if err == nil {
+				return rep, nil
+			}
 		}
-		rep.Seconds, rep.Int8Fallbacks = time.Since(start).Seconds(), fallbacks
-		return rep, nil
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
 // attempt writes the file that p plans, or gives up in the end because linears fall back to Q8_0: the report is nil then,
 // and p changed.
-func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, []FallbackReport, error) {
-	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{},
-		buffers: make(chan []byte, pendingWrites+1)}
+func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options, found *findings) (*Report, []FallbackReport, error) {
+	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{}, found: found,
+		tempDir: filepath.Dir(path), buffers: make(chan []byte, pendingWrites+1)}
 	r.writes.SetLimit(pendingWrites)
 	var err error
 	if opt.Calib != nil {
@@ -159,7 +171,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 			return nil, nil, err
 		}
 	}
-	if p.Recipe.Method == Int8 || opt.Fallback.MaxError > 0 {
+	if p.Recipe.Method == Int8 || r.mayFallBack() {
 		r.inputs = map[string]*inputs{}
 	}
 	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
@@ -167,7 +179,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 	}
 	defer r.out.Abort() // no effect after Close
 	opt.Progress.Stage("quantize", p.Elements())
-	if err := r.tensors(filepath.Dir(path)); err != nil {
+	if err := r.tensors(); err != nil {
 		return nil, nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -187,23 +199,28 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options)
 			return nil, nil, err
 		}
 	}
+	if len(opt.Validate.Tokens) > 0 {
+		if err := r.validate(); err != nil {
+			return nil, nil, err
+		}
+		if !found.validation.Met() {
+			if fallbacks, redo, err = r.relieve(); err != nil || redo {
+				return nil, fallbacks, err
+			}
+			e := r.limitError()
+			return e.Report, fallbacks, e
+		}
+	}
 	if err := r.out.Close(); err != nil {
 		return nil, nil, err
 	}
 	opt.Progress.Done()
-	rep := &Report{
-		Output: path, BitsPerWeight: p.BitsPerWeight(), Assignment: p.Assignment,
-		Foldings: append([]quant.Folding{}, r.foldings...), Ranges: append([]GroupRanges{}, r.ranges...),
-		NoBias: append([]string{}, p.NoBias...),
-	}
+	rep := r.result(path)
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	rep.Bytes = info.Size()
-	for i := range p.Tensors {
-		rep.Tensors = append(rep.Tensors, *r.reports[p.Tensors[i].Name])
-	}
 	return rep, fallbacks, nil
 }
 
@@ -216,6 +233,20 @@ func (r *run) setErrors() error {
 	return r.out.SetMeta(model.ErrorsKey, errors)
 }
 
+// result reports a run whose tensors are all written.
+func (r *run) result(path string) *Report {
+	rep := &Report{
+		Output: path, Bytes: r.plan.File.Size(), BitsPerWeight: r.plan.BitsPerWeight(),
+		Foldings: append([]quant.Folding{}, r.foldings...), Ranges: append([]GroupRanges{}, r.ranges...),
+		NoBias: append([]string{}, r.plan.NoBias...), Assignment: r.plan.Assignment,
+		Decisions: append([]Decision{}, r.found.decisions...), Validation: r.found.validation,
+	}
+	for i := range r.plan.Tensors {
+		rep.Tensors = append(rep.Tensors, *r.reports[r.plan.Tensors[i].Name])
+	}
+	return rep
+}
+
 // layerLinear says whether a tensor is a layer's linear, which a run with calibration quantizes in its layer.
 func layerLinear(t *ggml.Info) bool {
 	return strings.HasPrefix(t.Name, "blk.") && strings.HasSuffix(t.Name, ".weight") && len(t.Shape) == 2
@@ -225,7 +256,7 @@ func layerLinear(t *ggml.Info) bool {
 func layerVector(t *ggml.Info) bool { return strings.HasPrefix(t.Name, "blk.") && len(t.Shape) == 1 }
 
 // tensors writes all tensors: the layers' linears as calibration reaches them, the others one after the other.
-func (r *run) tensors(tempDir string) error {
+func (r *run) tensors() error {
 	item := ""
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
@@ -245,7 +276,7 @@ func (r *run) tensors(tempDir string) error {
 		return err
 	}
 	if r.m != nil {
-		return r.layers(tempDir)
+		return r.layers()
 	}
 	return nil
 }
@@ -272,7 +303,7 @@ func (r *run) rounded(t *Tensor, w, decoded *tensor.Matrix, data []byte, in *qua
 	sum.add(w, decoded)
 	noise := roundingNoise(t.Type, data, w)
 	var rounding float64
-	if r.opt.Fallback.MaxError > 0 {
+	if r.mayFallBack() {
 		rounding = quant.OutputError(w, decoded, in.H)
 	}
 	r.mu.Lock()

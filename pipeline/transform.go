@@ -41,30 +41,42 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	if err != nil {
 		return err
 	}
-	if err := r.survey(s, l, groups); err != nil {
+	if err := r.survey(s, l, groups, nil); err != nil {
 		return err
 	}
-	ranges := make([]GroupRanges, len(groups))
-	for i, g := range groups {
-		ranges[i].Group = g.Name
-		ranges[i].InputBefore, ranges[i].WeightsBefore = spreads(g)
-	}
+	ranges := rangesBefore(groups)
 	for _, g := range groups {
 		for _, t := range transforms {
 			f, err := t.Transform(r.ctx, g)
 			if err != nil {
 				return err
 			}
-			r.foldings = append(r.foldings, *f)
+			r.fold(g, f)
 		}
 	}
-	for i, g := range groups { // when all are done: one group's scales fold into the weights of another
+	r.transformed(groups, ranges, l, ol)
+	return nil
+}
+
+func rangesBefore(groups []*quant.Group) []GroupRanges {
+	ranges := make([]GroupRanges, len(groups))
+	for i, g := range groups {
+		ranges[i].Group = g.Name
+		ranges[i].InputBefore, ranges[i].WeightsBefore = spreads(g)
+	}
+	return ranges
+}
+
+// transformed ends the work on the groups of a layer, l, when all are scaled: one group's scales fold into the weights
+// of another. ol, if there is one, gets the weights and vectors of l.
+func (r *run) transformed(groups []*quant.Group, ranges []GroupRanges, l, ol *model.Layer) {
+	for i, g := range groups {
 		ranges[i].InputAfter, ranges[i].WeightsAfter = spreads(g)
 		g.Sample = nil
 	}
 	r.ranges = append(r.ranges, ranges...)
 	if ol == nil {
-		return nil
+		return
 	}
 	for i, lin := range l.Linears() {
 		ol.Linears()[i].F32 = lin.F32 // quantization replaces l's, and leaves the values alone
@@ -73,7 +85,14 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	for name, v := range l.Vectors() {
 		copy(vectors[name], v)
 	}
-	return nil
+}
+
+// fold scales a group as a transform has found.
+func (r *run) fold(g *quant.Group, f *quant.Folding) {
+	if f.Scale != nil {
+		g.Scale(f.Scale)
+	}
+	r.foldings = append(r.foldings, *f)
 }
 
 // quantGroups returns the layer's groups as the transforms see them, with the weights of the linears decoded.
@@ -129,16 +148,21 @@ func block(l *model.Layer, mg model.Group, seqLen int) func(x *tensor.Matrix, we
 	}
 }
 
-// sample says which part of the calibration set transforms are tried on.
+// sample says which part of the calibration set transforms are tried on: at most half of it for Auto, which fits weights
+// to the other sequences.
 func (r *run) sample() (s struct{ seqs, seqLen int }) {
 	set := r.opt.Calib
 	s.seqLen = min(set.SeqLen, sampleSeqLen)
 	s.seqs = min((sampleTokens+s.seqLen-1)/s.seqLen, len(set.Sequences))
+	if r.plan.Recipe.Method == Auto {
+		s.seqs = min(s.seqs, max(1, len(set.Sequences)/2))
+	}
 	return s
 }
 
 // survey takes the calibration inputs through the layer once, for all groups, and leaves the hidden states as they are.
-func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group) error {
+// stats, where not nil, get the inputs of each group from sequences that are not in the sample, if there are any.
+func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*quant.Stats) error {
 	sample := r.sample()
 	for _, g := range groups {
 		g.Sample = tensor.New(sample.seqs*sample.seqLen, g.Linears[0].W.Cols)
@@ -152,11 +176,16 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group) error {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		see := func(g *quant.Group, in *tensor.Matrix) {
+		see := func(index int, in *tensor.Matrix) {
+			g := groups[index]
 			g.In.Observe(in)
 			lo, hi := s.x.Sequences(i)
 			for k := lo; k < hi; k++ {
-				if j := slices.Index(chosen, k); j >= 0 {
+				j := slices.Index(chosen, k)
+				if stats != nil && stats[index] != nil && (j < 0 || len(r.opt.Calib.Sequences) == 1) {
+					stats[index].Observe(in.View((k-lo)*s.seqLen, (k-lo+1)*s.seqLen, 0, in.Cols))
+				}
+				if j >= 0 {
 					for t := range sample.seqLen {
 						copy(g.Sample.Row(j*sample.seqLen+t), in.Row((k-lo)*s.seqLen+t))
 					}
@@ -165,24 +194,25 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group) error {
 		}
 		h := scratch(&s.h, x.Rows, m.Dim)
 		l.AttnIn(h, x)
-		see(groups[0], h)
+		see(0, h)
 		a := tensor.New(x.Rows, m.Heads*m.HeadDim)
 		l.AttnCore(a, h, s.seqLen)
-		see(groups[1], a)
+		see(1, a)
 		x = x.Clone()
 		l.AttnOut(x, a)
 		l.MLPIn(h, x)
-		see(groups[2], h)
+		see(2, h)
 		f := scratch(&s.f, x.Rows, m.FFN)
 		l.MLPCore(f, h)
-		see(groups[3], f)
+		see(3, f)
 		return nil
 	})
 }
 
 // changesVectors says whether norms and biases change, so that they are written with their layer.
 func (r *run) changesVectors() bool {
-	return len(r.plan.Recipe.transforms()) > 0 || r.plan.Recipe.BiasCorrection
+	recipe := &r.plan.Recipe
+	return len(recipe.transforms()) > 0 || recipe.Method == Auto || recipe.BiasCorrection
 }
 
 // writeVectors writes the norms and biases of a layer after transforms and bias correction.

@@ -81,12 +81,13 @@ type Group struct {
 	want []*tensor.Matrix // the outputs of the linears' weights
 }
 
-// Transform rescales a group so that it loses less when it is rounded, or says why it cannot.
+// Transform finds scales with which a group loses less when it is rounded, or says why there are none. It leaves the
+// group as it is.
 type Transform interface {
 	Transform(ctx context.Context, g *Group) (*Folding, error)
 }
 
-// Folding tells what a transform did to a group. The JSON names are part of the command line's interface.
+// Folding tells what a transform has found for a group. The JSON names are part of the command line's interface.
 type Folding struct {
 	Transform string `json:"transform"`
 	Group     string `json:"group"`
@@ -98,8 +99,10 @@ type Folding struct {
 	// weights rounded to nearest, without and with the scales.
 	Before float64 `json:"error_before"`
 	After  float64 `json:"error_after"`
-	// Skipped says why the group was left as it is; empty where it was not.
+	// Skipped says why the group stays as it is; empty where it does not.
 	Skipped string `json:"skipped"`
+	// Scale is for Group.Scale; nil where the group stays as it is.
+	Scale []float32 `json:"-"`
 }
 
 // Foldable returns why g cannot be scaled, or need not be; empty if it can.
@@ -142,6 +145,14 @@ func (g *Group) RoundingError(scale []float32) float64 {
 			importance[j] /= s * s
 		}
 	}
+	e, _ := g.QuantizedError(scale, func(l *Linear, rows *tensor.Matrix) (*Weight, error) {
+		return RTN(rows, importance, l.Grid), nil
+	})
+	return e
+}
+
+// QuantizedError is RoundingError with another way to quantize, which is given some of l's rows, already scaled.
+func (g *Group) QuantizedError(scale []float32, quantize func(l *Linear, rows *tensor.Matrix) (*Weight, error)) (float64, error) {
 	weights := make([]*tensor.Matrix, len(g.Linears))
 	for i, l := range g.Linears {
 		weights[i] = l.W
@@ -156,7 +167,11 @@ func (g *Group) RoundingError(scale []float32) float64 {
 		if scale != nil {
 			scaleColumns(rows, rows, scale, false)
 		}
-		RTN(rows, importance, l.Grid).DecodeTo(rows)
+		q, err := quantize(l, rows)
+		if err != nil {
+			return 0, err
+		}
+		q.DecodeTo(rows)
 		if scale != nil {
 			scaleColumns(rows, rows, scale, true)
 		}
@@ -176,7 +191,7 @@ func (g *Group) RoundingError(scale []float32) float64 {
 		n, d := distance(g.want[i], y)
 		num, den = num+n, den+d
 	}
-	return ratio(num, den)
+	return ratio(num, den), nil
 }
 
 // outputs returns what Block, or each linear, makes of the sample.

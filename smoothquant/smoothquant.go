@@ -23,7 +23,7 @@ type Smoothing struct {
 // autoSteps: Auto tries α = 0, 0.1, ..., 1, and no smoothing at all.
 const autoSteps = 10
 
-// Transform folds the scales into g.
+// Transform returns the scales for g.
 func (t Smoothing) Transform(ctx context.Context, g *quant.Group) (*quant.Folding, error) {
 	if !(t.Alpha >= 0 && t.Alpha <= 1) {
 		return nil, fmt.Errorf("smoothquant: alpha is %g, want 0 to 1", t.Alpha)
@@ -39,13 +39,11 @@ func (t Smoothing) Transform(ctx context.Context, g *quant.Group) (*quant.Foldin
 	f.Before = g.RoundingError(nil)
 	if !t.Auto {
 		f.Alpha, f.Beta = t.Alpha, 1-t.Alpha
-		s := scales(x, w, f.Alpha)
-		f.After = g.RoundingError(s)
-		g.Scale(s)
+		f.Scale = scales(x, w, f.Alpha)
+		f.After = g.RoundingError(f.Scale)
 		return f, nil
 	}
 	f.After = f.Before
-	var best []float32
 	for i := range autoSteps + 1 {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -53,14 +51,12 @@ func (t Smoothing) Transform(ctx context.Context, g *quant.Group) (*quant.Foldin
 		alpha := float64(i) / autoSteps
 		s := scales(x, w, alpha)
 		if e := g.RoundingError(s); e < f.After {
-			best, f.Alpha, f.Beta, f.After = s, alpha, 1-alpha, e
+			f.Scale, f.Alpha, f.Beta, f.After = s, alpha, 1-alpha, e
 		}
 	}
-	if best == nil {
+	if f.Scale == nil {
 		f.Skipped = "no alpha lowers its error"
-		return f, nil
 	}
-	g.Scale(best)
 	return f, nil
 }
 

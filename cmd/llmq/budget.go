@@ -9,7 +9,9 @@ import (
 )
 
 // assigns says whether a budget decides on the tensors' types.
-func (o *quantizeOptions) assigns() bool { return o.Fallback == 0 && (o.MaxSize != 0 || o.MaxBPW != 0) }
+func (o *quantizeOptions) assigns() bool {
+	return o.Fallback == 0 && o.Method.m != pipeline.Auto && (o.MaxSize != 0 || o.MaxBPW != 0)
+}
 
 // checkBudget checks what the budget has to do with other options.
 func (o *quantizeOptions) checkBudget() error {

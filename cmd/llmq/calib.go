@@ -51,14 +51,15 @@ func (o *calibOptions) atMost() int {
 	return calib.DefaultTokens
 }
 
-// sample reads the calibration text with src's tokenizer and chat template, and prints the set's warnings.
-func (o *calibOptions) sample(a *app, src pipeline.Source) (*calib.Set, error) {
+// sample reads the calibration text with src's tokenizer and chat template, with so many more tokens to be held out, and
+// prints the set's warnings.
+func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.Set, error) {
 	tok, err := tokenizer.New(src)
 	if err != nil {
 		return nil, err
 	}
 	set, err := calib.Sample(o.Calib, tok, calib.Options{
-		Tokens: o.CalibTokens, SeqLen: o.SeqLen, Seed: o.Seed, Chat: calib.NewChatTemplate(src),
+		Tokens: o.CalibTokens, SeqLen: o.SeqLen, Seed: o.Seed, HeldOut: heldOut, Chat: calib.NewChatTemplate(src),
 	})
 	if err != nil {
 		return nil, err

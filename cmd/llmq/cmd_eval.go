@@ -178,8 +178,8 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 	t.row("scored", "%d tokens in %d chunks", res.TokensScored, res.Chunks)
 	t.row("perplexity", "%.4f ± %.4f", res.Perplexity, res.StdErr)
 	if d := res.Divergence; d != nil {
-		t.row("base", "%s, perplexity %.4f (%+.2f%%)", opts.Base, d.BasePerplexity,
-			100*(res.Perplexity/d.BasePerplexity-1))
+		t.row("base", "%s, perplexity %.4f (%+.2f%% ± %.2f%%)", opts.Base, d.BasePerplexity, 100*d.Increase,
+			100*d.IncreaseStdErr)
 		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
 		t.row("same top token", "%.2f%%", 100*d.SameTop)
 	}

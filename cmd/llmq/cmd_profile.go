@@ -102,7 +102,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 		return err
 	}
 	defer src.Close()
-	set, err := opts.sample(a, src)
+	set, err := opts.sample(a, src, 0)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -23,6 +24,7 @@ type quantizeOptions struct {
 	Recipe         string
 	PrintRecipe    bool
 	Method         methodValue
+	MaxIncrease    shareValue
 	Smooth         smoothValue
 	BiasCorrection bool
 	Bits           int
@@ -40,11 +42,12 @@ const defaultBits = 4
 
 func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.Recipe, "recipe", "", "take options that are not given from `FILE`, YAML whose keys are flags, as --print-recipe prints it")
+	f.StringVar(&o.Recipe, "recipe", "", "take options that are not given from `FILE`, YAML whose keys are flags, as --print-recipe prints it; or auto, which is --method auto: choose by measuring, validate the file, give linears q8_0 until --max-ppl-increase is met")
 	f.BoolVar(&o.PrintRecipe, "print-recipe", false, "print the options in force as a recipe, and do nothing else")
 	o.Method.m = pipeline.GPTQ
-	f.Var(&o.Method, "method", "rtn (round to nearest), gptq, awq, awq+gptq, or int8 (q8_0 with calibrated scales for eight-bit activations)")
+	f.Var(&o.Method, "method", "rtn (round to nearest), gptq, awq, awq+gptq, auto (the best of these for each group, measured), or int8 (q8_0 with calibrated scales for eight-bit activations)")
 	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group, or off")
+	f.Var(&o.MaxIncrease, "max-ppl-increase", "most that perplexity on held-out calibration text may rise, such as 1%; past it nothing is written and the exit code is 3")
 	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
 	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
@@ -55,7 +58,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.Memory, "memory", memoryUsage)
 	o.calibOptions.AddFlags(cmd)
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
-	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback, bounds that")
+	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
 	o.outputOptions.AddFlags(cmd)
 }
@@ -69,6 +72,7 @@ func (a *app) quantizeCommand() *cobra.Command {
 file, one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
 quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.`,
 		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
+  llmq quantize Qwen3-8B -o good.gguf --recipe auto --bits 4 --max-ppl-increase 1% --calib wiki.train.txt
   llmq quantize Qwen3-8B -o small.gguf --type iq4_xs --calib a.txt --calib b.jsonl --tensor-type 'ffn_down=q5_k'
   llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run
   llmq quantize --method awq --type q4_0 --smooth auto --print-recipe > awq.yaml
@@ -80,7 +84,14 @@ quantized before it. Embeddings and the output head are F16 unless told otherwis
 			return exactArgs("CHECKPOINT")(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if opts.Recipe != "" {
+			switch opts.Recipe {
+			case "":
+			case autoRecipe:
+				if cmd.Flags().Changed("method") && opts.Method.m != pipeline.Auto {
+					return usagef("--recipe %s chooses the methods: give no --method", autoRecipe)
+				}
+				opts.Method.m = pipeline.Auto
+			default:
 				if err := loadRecipe(opts.Recipe, cmd.Flags()); err != nil {
 					return err
 				}
@@ -118,9 +129,15 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	_, calibrated := recipe.Calibrated()
 	calibrated = calibrated || len(opts.Calib) > 0
 	var set *calib.Set
+	var heldOut []int32
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {
-		if set, err = opts.sample(a, src); err != nil {
+		if set, err = opts.sample(a, src, opts.heldOutTokens()); err != nil {
 			return err
+		}
+		if opts.validates() {
+			if heldOut, err = opts.holdOut(a, set); err != nil {
+				return err
+			}
 		}
 		if err := plan.SetMetadata(set.Metadata()); err != nil {
 			return err
@@ -133,6 +150,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		GPTQ:      gptq.Options{Damping: opts.Damping, NoActOrder: !opts.ActOrder, Refine: opts.Refine},
 		Memory:    int64(opts.Memory),
 		Fallback:  pipeline.Fallback{MaxError: opts.Fallback, MaxBytes: int64(opts.MaxSize), MaxBPW: opts.MaxBPW},
+		Validate:  pipeline.Validate{Tokens: heldOut, MaxIncrease: float64(opts.MaxIncrease)},
 		Overwrite: opts.Force,
 		Progress:  progress,
 	}
@@ -155,15 +173,21 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
-	if err != nil {
+	limit, over := errors.AsType[*pipeline.LimitError](err)
+	if over {
+		rep = limit.Report
+	} else if err != nil {
 		return err
 	}
 	progress.Done()
-	return a.printReport(&opts.outputOptions, plan, rep)
+	return errors.Join(a.printReport(&opts.outputOptions, plan, rep), err)
 }
 
 // recipe checks the options that need no file, and makes a recipe of them.
 func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
+	if err := o.checkAuto(); err != nil {
+		return pipeline.Recipe{}, err
+	}
 	r := pipeline.Recipe{Method: o.Method.m, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	if why, ok := r.Calibrated(); ok && o.lacksText() {

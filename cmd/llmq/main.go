@@ -1,7 +1,7 @@
 // Command llmq turns a Hugging Face checkpoint into a GGUF file, quantized on a CPU one layer at a time, and measures
 // what that cost. Each command has a file of its own.
 //
-// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+// Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrupted.
 package main
 
 import (
@@ -20,12 +20,14 @@ import (
 
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/ui"
+	"github.com/llmq/llmq/pipeline"
 )
 
 const (
 	exitOK          = 0
 	exitFailure     = 1
 	exitUsage       = 2
+	exitLimit       = 3
 	exitInterrupted = 130 // 128 + SIGINT, as shells count
 )
 
@@ -78,6 +80,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	var usage *usageError
+	var limit *pipeline.LimitError
 	switch {
 	case err == nil:
 		return exitOK
@@ -87,6 +90,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		fmt.Fprintln(a.stderr, "llmq: interrupted")
 		return exitInterrupted
+	case errors.As(err, &limit):
+		fmt.Fprintf(a.stderr, "llmq: %v\n", err)
+		return exitLimit
 	default:
 		fmt.Fprintf(a.stderr, "llmq: %v\n", err)
 		return exitFailure
@@ -100,7 +106,7 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `llmq turns a Hugging Face checkpoint into the best GGUF of its size, on a CPU, one layer at a time, and proves it by
 measuring perplexity itself.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.`,
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrupted.`,
 		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
   llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt --base Qwen3-8B`,
 		Args: func(cmd *cobra.Command, args []string) error {

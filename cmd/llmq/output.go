@@ -160,7 +160,11 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 		}
 	}
 	t := newTable(a.stdout)
-	t.row("output", "%s", rep.Output)
+	if rep.Output == "" {
+		t.row("output", "none: the limit is not met")
+	} else {
+		t.row("output", "%s", rep.Output)
+	}
 	t.row("size", "%d bytes (%s), %.3f bits per weight", rep.Bytes, formatBytes(rep.Bytes), rep.BitsPerWeight)
 	if worst != nil {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
@@ -171,6 +175,12 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 		return err
 	}
 	if err := a.printAssignment(rep.Assignment); err != nil {
+		return err
+	}
+	if err := a.printValidation(rep.Validation); err != nil {
+		return err
+	}
+	if err := a.printDecisions(rep); err != nil {
 		return err
 	}
 	if err := a.printFoldings(rep); err != nil {
@@ -188,7 +198,7 @@ func (a *app) printFoldings(rep *pipeline.Report) error {
 	t := newTable(a.stdout)
 	var names []string
 	for _, f := range rep.Foldings {
-		if !slices.Contains(names, f.Transform) {
+		if len(rep.Decisions) == 0 && !slices.Contains(names, f.Transform) {
 			names = append(names, f.Transform)
 		}
 	}

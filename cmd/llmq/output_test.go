@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment"
+	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment decisions validation"
 	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback"
 )
 

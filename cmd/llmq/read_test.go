@@ -26,7 +26,7 @@ func TestEval(t *testing.T) {
 	}
 	// The checkpoint against its own values in another container.
 	based := mustJSON(t, evalKeys+" kl_divergence kl_divergence_stderr kl_divergence_median kl_divergence_p99"+
-		" kl_divergence_max same_top base_perplexity", append([]string{"eval", f32, "--base", dir}, args...)...)
+		" kl_divergence_max same_top base_perplexity perplexity_increase perplexity_increase_stderr", append([]string{"eval", f32, "--base", dir}, args...)...)
 	if p, b := based["perplexity"].(float64), v["perplexity"].(float64); math.Abs(p/b-1) > 0.01 || based["base_perplexity"] != b {
 		t.Errorf("perplexity %v from the file, %v from the folder, %v as base", p, b, based["base_perplexity"])
 	}

@@ -20,7 +20,7 @@ import (
 // printed: all that the output depends on besides the checkpoint.
 var recipeKeys = []string{
 	"method", "bits", "type", "embedding-type", "output-type", "tensor-type", "no-fallback", "smooth", "bias-correction",
-	"damping", "act-order", "refine", "int8-fallback", "max-size", "max-bpw", "pre",
+	"damping", "act-order", "refine", "int8-fallback", "max-size", "max-bpw", "max-ppl-increase", "pre",
 	"calib", "calib-tokens", "seq-len", "seed",
 }
 
@@ -30,14 +30,11 @@ var overriddenBy = map[string][]string{
 	"type": {"bits", "max-size", "max-bpw"},
 }
 
-// autoRecipe is kept for a recipe that is made for the checkpoint; no file is meant by it.
+// autoRecipe is the recipe that is made for the checkpoint, by the method auto; a file of that name is ./auto.
 const autoRecipe = "auto"
 
 // loadRecipe sets the flags that a recipe file has values for and the command line has not.
 func loadRecipe(path string, flags *pflag.FlagSet) error {
-	if path == autoRecipe {
-		return usagef("--recipe %s: no such recipe; if it is a file, say ./%s", autoRecipe, autoRecipe)
-	}
 	content, err := text.ReadUTF8(path)
 	if err != nil {
 		return err
@@ -122,8 +119,10 @@ func (a *app) printRecipe(o *quantizeOptions, r pipeline.Recipe) error {
 		switch key {
 		case "bits": // the type says it
 			continue
-		case "type", "embedding-type", "output-type", "pre":
-			value.Tag = "!!str"
+		case "type", "embedding-type", "output-type", "pre", "max-ppl-increase":
+			if key != "max-ppl-increase" {
+				value.Tag = "!!str"
+			}
 			if value.Value == "" {
 				continue
 			}

@@ -25,6 +25,7 @@ func TestRecipe(t *testing.T) {
 		"--max-bpw 6.5 --output-type q6_k",
 		"--method int8",
 		"--method rtn --type bf16",
+		"--recipe auto --type q4_0 --max-ppl-increase 150%",
 	} {
 		args := append(strings.Fields(flags), calibrate...)
 		printed := must(t, append([]string{"quantize", "--print-recipe"}, args...)...).stdout
@@ -52,6 +53,8 @@ func TestRecipeOverridden(t *testing.T) {
 		{"--calib c.txt --tensor-type x=q8_0", "calib:\n  - c.txt\n", "a.txt"},
 		{"--tensor-type x=q8_0", "tensor-type:\n  - x=Q8_0\n", "ffn_down"},
 		{"--max-bpw 5", "max-bpw: 5\n", "\ntype: "},
+		{"--max-ppl-increase 1%", "max-ppl-increase: 0.01\n", ""},
+		{"", "seed: 3\n", "max-ppl"},
 		{"--max-bpw 5 --int8-fallback 0.1 --type q5_0", "type: Q5_0\n", "Q4_0"},
 	} {
 		args := append([]string{"quantize", "--print-recipe", "--recipe", recipe}, strings.Fields(c.flags)...)
@@ -98,9 +101,6 @@ func TestRecipeRefused(t *testing.T) {
 	recipe := textFile(t, "r.yaml", "type: q4k\n")
 	if r := llmq(t, "quantize", dir, "-o", filepath.Join(out, "x.gguf"), "--recipe", recipe, "--type", "q4_0", "--calib", license); r.code != exitFailure {
 		t.Errorf("an overridden type that does not exist: exit %d, %q", r.code, r.stderr)
-	}
-	if r := llmq(t, "quantize", dir, "--recipe", "auto", "--print-recipe"); r.code != exitUsage || !strings.Contains(r.stderr, "./auto") {
-		t.Errorf("auto: exit %d, %q", r.code, r.stderr)
 	}
 	if got := listing(t, out); len(got) != 1 {
 		t.Errorf("left behind: %v", got)

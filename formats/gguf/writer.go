@@ -159,6 +159,10 @@ func (w *Writer) failed(err error) error {
 	return err
 }
 
+// Complete checks that every tensor is complete and returns the name under which the file can be read before Close
+// puts it in its place. All writes must have returned.
+func (w *Writer) Complete() (path string, err error) { return w.out.Temp(), w.complete() }
+
 // Close checks that every tensor is complete and puts the file in its place. When it fails, nothing is left behind.
 // All writes must have returned.
 func (w *Writer) Close() error {

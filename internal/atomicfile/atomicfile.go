@@ -123,6 +123,9 @@ func checkTarget(path string, opt Options) error {
 	return nil
 }
 
+// Temp is the name that the file has until Commit or Abort.
+func (w *File) Temp() string { return w.tmp }
+
 // WriteAt writes p at byte off.
 func (w *File) WriteAt(p []byte, off int64) (int, error) {
 	begin, end, err := w.direct.writeAt(p, off)

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/pipeline"
+)
+
+// heldOutShare: for each so many tokens of calibration text, one is held out to validate the file on.
+const heldOutShare = 4
+
+// validates says whether the file is compared to the original before it is kept.
+func (o *quantizeOptions) validates() bool { return o.Method.m == pipeline.Auto || o.MaxIncrease != 0 }
+
+// checkAuto checks the options around the method auto and --max-ppl-increase.
+func (o *quantizeOptions) checkAuto() error {
+	switch {
+	case o.Method.m == pipeline.Auto && o.Smooth.s != nil:
+		return usagef("--smooth: smoothing is one of the things that %s decides on", pipeline.Auto)
+	case o.validates() && o.lacksText():
+		return usagef("the perplexity is measured on held-out calibration text: give some with --calib FILE")
+	}
+	return nil
+}
+
+// holdOut takes out of the set what the file is validated on: what was sampled for it, at most a fifth.
+func (o *quantizeOptions) holdOut(a *app, set *calib.Set) ([]int32, error) {
+	n := min(max(1, o.heldOutTokens()/set.SeqLen), max(1, len(set.Sequences)/(heldOutShare+1)))
+	held := set.HoldOut(n)
+	if len(held) == 0 {
+		return nil, errors.New("the calibration text is one sequence, none of which can be held out to measure perplexity on")
+	}
+	warnings := len(set.Warnings)
+	set.WarnOverlap("what is held out of it", held)
+	for _, w := range set.Warnings[warnings:] {
+		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+	}
+	return held, nil
+}
+
+// heldOutTokens is how many tokens to sample beside the calibration set.
+func (o *quantizeOptions) heldOutTokens() int {
+	if !o.validates() {
+		return 0
+	}
+	return o.atMost() / heldOutShare
+}
+
+// printDecisions prints a line for each layer with the way that each of its groups is quantized.
+func (a *app) printDecisions(rep *pipeline.Report) error {
+	if len(rep.Decisions) == 0 {
+		return nil
+	}
+	t := newTable(a.stdout)
+	t.row("decisions", "attn_in\tattn_out\tmlp_in\tmlp_out\t(output error, and its ratio to that of gptq alone)")
+	var cells []string
+	for i := range rep.Decisions {
+		d := &rep.Decisions[i]
+		cells = append(cells, decision(d))
+		dot := strings.LastIndexByte(d.Group, '.')
+		if i+1 == len(rep.Decisions) || !strings.HasPrefix(rep.Decisions[i+1].Group, d.Group[:dot+1]) {
+			t.row(d.Group[:dot], "%s", strings.Join(cells, "\t"))
+			cells = nil
+		}
+	}
+	return t.flush()
+}
+
+// decision is "awq+gptq 0.0021 (0.87)".
+func decision(d *pipeline.Decision) string {
+	var chosen, gptq float64
+	for _, c := range d.Candidates {
+		if c.Method == d.Chosen {
+			chosen = c.Error
+		}
+		if c.Method == string(pipeline.GPTQ) {
+			gptq = c.Error
+		}
+	}
+	switch {
+	case d.Chosen == "":
+		return "not quantized"
+	case d.Chosen == string(pipeline.GPTQ) || gptq == 0:
+		return fmt.Sprintf("%s %.2g", d.Chosen, chosen)
+	}
+	return fmt.Sprintf("%s %.2g (%.2f)", d.Chosen, chosen, chosen/gptq)
+}
+
+// printValidation says how far the file is from the original, and how it came there.
+func (a *app) printValidation(v *pipeline.Validation) error {
+	if v == nil {
+		return nil
+	}
+	t := newTable(a.stdout)
+	limit := "no limit given"
+	if v.Limit > 0 {
+		limit = fmt.Sprintf("limit %.4g%%: met", 100*v.Limit)
+		if !v.Met() {
+			limit = fmt.Sprintf("limit %.4g%%: NOT met", 100*v.Limit)
+		}
+	}
+	t.row("perplexity", "%.4f, original %.4f: %+.3g%% ± %.2g%% on %d held-out tokens; %s", v.Quantized, v.Original, 100*v.Increase,
+		100*v.StdErr, v.Tokens, limit)
+	for i, run := range v.Runs {
+		if len(v.Runs) > 1 {
+			t.row(fmt.Sprintf("run %d", i+1), "%d linears in INT8, %s: %+.3g%% ± %.2g%%", run.Int8, formatBytes(run.Bytes),
+				100*run.Increase, 100*run.StdErr)
+		}
+	}
+	return t.flush()
+}
+
+// shareValue is a flag such as 1% or 0.01.
+type shareValue float64
+
+func (v *shareValue) Type() string { return "SHARE" }
+
+func (v *shareValue) String() string {
+	switch {
+	case *v == 0:
+		return ""
+	case *v < 1:
+		return strconv.FormatFloat(float64(*v), 'g', -1, 64)
+	}
+	return strconv.FormatFloat(100*float64(*v), 'g', -1, 64) + "%"
+}
+
+func (v *shareValue) Set(s string) error {
+	number, isPercent := strings.CutSuffix(strings.TrimSpace(s), "%")
+	x, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if isPercent {
+		x /= 100
+	}
+	switch {
+	case err != nil || !(x > 0) || math.IsInf(x, 0):
+		return errors.New("want a share above 0, such as 1% or 0.01")
+	case !isPercent && x >= 1:
+		return fmt.Errorf("that is %g%%; for %g%% write %s%%", 100*x, x, number)
+	}
+	*v = shareValue(x)
+	return nil
+}

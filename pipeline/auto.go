@@ -1,0 +1,226 @@
+package pipeline
+
+import (
+	"context"
+	"slices"
+
+	"github.com/llmq/llmq/awq"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/smoothquant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// ways are what Auto tries for each group: a transform, then a method. The first of equals wins.
+var ways = []way{
+	{"gptq", nil, GPTQ},
+	{"smoothquant+gptq", smoothquant.Smoothing{Auto: true}, GPTQ},
+	{"awq+gptq", awq.Scaling{}, GPTQ},
+	{"awq", awq.Scaling{}, AWQ},
+}
+
+type way struct {
+	name      string
+	transform quant.Transform // nil: none
+	method    Method          // GPTQ or AWQ
+}
+
+// Decision says how Auto quantizes a group, and why. The JSON names are part of the command line's interface.
+type Decision struct {
+	Group string `json:"group"`
+	// InputMax is the largest magnitude in the group's input, InputMedian the median over its features of theirs: how
+	// far outlier features stand out.
+	InputMax    float64     `json:"input_absmax"`
+	InputMedian float64     `json:"input_absmax_median"`
+	Candidates  []Candidate `json:"candidates"`
+	Chosen      string      `json:"chosen"` // empty: none of the linears is quantized
+}
+
+// Candidate is a way to quantize a group, tried on some of its rows.
+type Candidate struct {
+	Method string `json:"method"`
+	// Error is the relative squared error of the output of the block that follows, on calibration tokens that took no
+	// part in choosing the weights.
+	Error   float64 `json:"error"`
+	Skipped string  `json:"skipped"` // why it was not tried; empty where it was
+}
+
+// findings are what runs with the method Auto find out, and keep when they start over.
+type findings struct {
+	decisions []Decision
+	ways      map[string]way    // by group
+	methods   map[string]Method // by linear
+	plain     map[string]*plainRounding
+	kl        map[string]float64 // by linear: the divergence that rounding it alone causes; nil before it is measured
+
+	validation *Validation
+	runs       []ValidatedRun
+	int8       int // linears that the limit has given Q8_0
+}
+
+// plainRounding is what rounding a linear of the original model to nearest does.
+type plainRounding struct {
+	importance []float32
+	err        float64 // relative squared error of the output
+}
+
+func newFindings() *findings {
+	return &findings{ways: map[string]way{}, methods: map[string]Method{}, plain: map[string]*plainRounding{}}
+}
+
+// method is how a linear's weights are chosen.
+func (r *run) method(linear string) Method {
+	if m := r.plan.Recipe.Method; m != Auto {
+		return m
+	}
+	return r.found.methods[linear]
+}
+
+// choose decides how each group of a layer is quantized, or recalls it, and scales the groups for it, like transform.
+func (r *run) choose(s *stream, l, ol *model.Layer) error {
+	groups, err := r.quantGroups(l)
+	if err != nil {
+		return err
+	}
+	stats := make([]*quant.Stats, len(groups))
+	for i, g := range groups {
+		if _, known := r.found.ways[g.Name]; !known {
+			stats[i] = quant.NewStats(g.Linears[0].W.Cols)
+		}
+	}
+	if err := r.survey(s, l, groups, stats); err != nil {
+		return err
+	}
+	ranges := rangesBefore(groups)
+	for i, g := range groups {
+		var f *quant.Folding
+		if stats[i] == nil {
+			if t := r.found.ways[g.Name].transform; t != nil {
+				f, err = t.Transform(r.ctx, g)
+			}
+		} else {
+			r.noteRounding(g, stats[i])
+			f, err = r.decide(g, stats[i])
+		}
+		if err != nil {
+			return err
+		}
+		if f != nil {
+			r.fold(g, f)
+		}
+		stats[i] = nil
+	}
+	r.transformed(groups, ranges, l, ol)
+	return nil
+}
+
+// noteRounding notes what rounding to nearest does to each linear as the checkpoint has it, for sensitivity.
+func (r *run) noteRounding(g *quant.Group, in *quant.Stats) {
+	if r.opt.Validate.MaxIncrease == 0 {
+		return
+	}
+	importance := in.Importance()
+	for _, l := range g.Linears {
+		if l.Grid == nil {
+			continue
+		}
+		_, decoded := encode(r.plan.Lookup(l.Name).Type, l.W, importance)
+		r.found.plain[l.Name] = &plainRounding{importance, quant.OutputError(l.W, decoded, in.H)}
+	}
+}
+
+// decide tries all ways on a group, by the Hessian of inputs that are not in its sample, and notes the one with the
+// least error. It returns the folding of that way's transform, nil if it has none.
+func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
+	d := Decision{Group: g.Name, Candidates: []Candidate{}}
+	ranges := g.In.MaxAbs()
+	slices.Sort(ranges)
+	d.InputMax, d.InputMedian = float64(ranges[len(ranges)-1]), float64(ranges[len(ranges)/2])
+	var chosen way
+	var folding *quant.Folding
+	if slices.ContainsFunc(g.Linears, func(l *quant.Linear) bool { return l.Grid != nil }) {
+		trials := map[quant.Transform]*trial{}
+		least := 0.0
+		for _, w := range ways {
+			if trials[w.transform] == nil {
+				t, err := r.newTrial(g, w.transform, in)
+				if err != nil {
+					return nil, err
+				}
+				trials[w.transform] = t
+			}
+			t := trials[w.transform]
+			c := Candidate{Method: w.name}
+			if t.folding != nil && w.method == GPTQ {
+				c.Skipped = t.folding.Skipped // it would be what GPTQ alone is
+			}
+			if c.Skipped == "" {
+				var err error
+				if c.Error, err = t.error(r.ctx, g, w.method, r.opt.GPTQ); err != nil {
+					return nil, err
+				}
+				if d.Chosen == "" || c.Error < least {
+					least, d.Chosen, chosen, folding = c.Error, w.name, w, t.folding
+				}
+			}
+			d.Candidates = append(d.Candidates, c)
+		}
+	}
+	r.found.decisions = append(r.found.decisions, d)
+	r.found.ways[g.Name] = chosen
+	for _, l := range g.Linears {
+		r.found.methods[l.Name] = chosen.method
+	}
+	return folding, nil
+}
+
+// trial is a group with a transform's scales.
+type trial struct {
+	folding *quant.Folding // nil without a transform
+	scale   []float32      // nil: none
+	in      *quant.Stats   // of inputs divided by them
+	factors factorCache
+}
+
+func (r *run) newTrial(g *quant.Group, transform quant.Transform, in *quant.Stats) (*trial, error) {
+	t := &trial{in: in}
+	if transform != nil {
+		var err error
+		if t.folding, err = transform.Transform(r.ctx, g); err != nil {
+			return nil, err
+		}
+		t.scale = t.folding.Scale
+	}
+	if t.scale != nil {
+		t.in = &quant.Stats{Tokens: in.Tokens, H: in.H.Clone()}
+		kernels.Parallel(t.in.H.Rows, 16, func(lo, hi int) {
+			for i := lo; i < hi; i++ {
+				row := t.in.H.Row(i)
+				for j, s := range t.scale {
+					row[j] /= t.scale[i] * s
+				}
+			}
+		})
+	}
+	t.factors = factorCache{h: t.in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+	return t, nil
+}
+
+// error quantizes some rows of a group's linears and returns what that does to the output.
+func (t *trial) error(ctx context.Context, g *quant.Group, m Method, opt gptq.Options) (float64, error) {
+	return g.QuantizedError(t.scale, func(l *quant.Linear, rows *tensor.Matrix) (*quant.Weight, error) {
+		switch {
+		case m == GPTQ:
+			f, err := t.factors.get(ctx, l.Grid)
+			if err != nil {
+				return nil, err
+			}
+			return f.Quantize(ctx, rows, l.Grid, opt)
+		case clips(l.Name):
+			return awq.Quantize(ctx, rows, t.in, l.Grid)
+		}
+		return quant.RTN(rows, t.in.Importance(), l.Grid), nil
+	})
+}

@@ -1,0 +1,253 @@
+package pipeline
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Validate says how the finished file is compared to the original before it takes its name. The zero value does not.
+type Validate struct {
+	// Tokens are sequences as long as those of the calibration set, and none of them.
+	Tokens []int32
+	// MaxIncrease is the largest increase of the perplexity, relative to the original's, with which the file is kept; 0:
+	// any. The method Auto gives linears Q8_0 and starts over until it is met; another method fails.
+	MaxIncrease float64
+}
+
+const (
+	// maxRuns bounds how often Auto starts over. Before the last run all linears that can get Q8_0 do.
+	maxRuns = 5
+	// aim is the share of the largest increase that linears are given Q8_0 for: predictions are uncertain.
+	aim = 0.8
+	// sensitivityTokens of the calibration set tell how much each linear matters.
+	sensitivityTokens = 2048
+)
+
+// Validation is how the file compares to the original. The JSON names are part of the command line's interface.
+type Validation struct {
+	Tokens    int     `json:"tokens"` // predicted: all but the first of each sequence
+	Original  float64 `json:"ppl_original"`
+	Quantized float64 `json:"ppl_quantized"`
+	Increase  float64 `json:"increase"` // Quantized/Original − 1
+	// StdErr is the standard error of Increase, from the differences of the models' log-probabilities token by token.
+	StdErr float64 `json:"increase_stderr"`
+	KL     float64 `json:"kl_divergence"` // mean of KL(original‖quantized), in nats
+	Limit  float64 `json:"limit"`         // 0: none
+	// Runs are the validations of all runs, the last of which is above.
+	Runs []ValidatedRun `json:"runs"`
+}
+
+// ValidatedRun is one of the runs that it took to meet the limit.
+type ValidatedRun struct {
+	Int8     int     `json:"int8_linears"` // that have fallen back to Q8_0
+	Bytes    int64   `json:"bytes"`
+	Increase float64 `json:"increase"`
+	StdErr   float64 `json:"increase_stderr"`
+}
+
+// Met says whether the perplexity rises by no more than it may.
+func (v *Validation) Met() bool { return v.Limit == 0 || v.Increase <= v.Limit }
+
+// LimitError says that the perplexity rises by more than Validate.MaxIncrease. Nothing was written.
+type LimitError struct {
+	Report *Report // of the last run; its Output is empty
+	// Tried says that Auto gave Q8_0 to all linears that it could; Left is how many it could not, for their types were
+	// given by a rule or Fallback's budget had no room.
+	Tried bool
+	Left  int
+}
+
+func (r *run) limitError() *LimitError {
+	e := &LimitError{Report: r.result(""), Tried: r.plan.Recipe.Method == Auto}
+	for i := range r.plan.Tensors {
+		if coarse(&r.plan.Tensors[i]) {
+			e.Left++
+		}
+	}
+	return e
+}
+
+func (e *LimitError) Error() string {
+	v := e.Report.Validation
+	s := fmt.Sprintf("the perplexity on held-out calibration text rises by %s ± %s, and may by %s: nothing is written",
+		percent(v.Increase), percent(v.StdErr), percent(v.Limit))
+	switch {
+	case !e.Tried:
+		return s + "; the method auto would give Q8_0 to the linears that cost most"
+	case e.Left > 0:
+		return s + fmt.Sprintf("; rules, or the size or the bits per weight allowed, keep %d linears from getting Q8_0", e.Left)
+	}
+	return s + ", for even Q8_0 throughout is too coarse for that"
+}
+
+// percent prints a share with three digits.
+func percent(v float64) string { return fmt.Sprintf("%.3g%%", 100*v) }
+
+func (o *Validate) check(set *calib.Set) error {
+	switch {
+	case !(o.MaxIncrease >= 0):
+		return fmt.Errorf("the perplexity may rise by %g: want a positive share", o.MaxIncrease)
+	case len(o.Tokens) == 0 && o.MaxIncrease == 0:
+		return nil
+	case set == nil:
+		return errors.New("validating the file takes calibration text, and some of it that is held out")
+	case len(o.Tokens) == 0 || len(o.Tokens)%set.SeqLen != 0:
+		return fmt.Errorf("%d tokens of calibration text are held out: want whole sequences of %d", len(o.Tokens), set.SeqLen)
+	}
+	return nil
+}
+
+// validate compares the file that has just been completed to the original.
+func (r *run) validate() error {
+	o := &r.opt.Validate
+	path, err := r.out.Complete()
+	if err != nil {
+		return err
+	}
+	f, err := gguf.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, err := model.Open(f)
+	if err != nil {
+		return err
+	}
+	res, err := eval.Perplexity(r.ctx, m, o.Tokens, eval.Options{Context: r.opt.Calib.SeqLen, ScoreAll: true, Base: r.m,
+		Memory: r.opt.Memory, TempDir: r.tempDir, Progress: r.opt.Progress})
+	if err != nil {
+		return err
+	}
+	r.found.validation = &Validation{
+		Tokens: res.TokensScored, Original: res.BasePerplexity, Quantized: res.Perplexity, Increase: res.Increase,
+		StdErr: res.IncreaseStdErr, KL: res.KL, Limit: o.MaxIncrease,
+	}
+	r.found.runs = append(r.found.runs, ValidatedRun{
+		Int8: r.found.int8, Bytes: r.plan.File.Size(), Increase: res.Increase, StdErr: res.IncreaseStdErr,
+	})
+	r.found.validation.Runs = slices.Clone(r.found.runs)
+	return nil
+}
+
+// relieved is a linear that could get Q8_0.
+type relieved struct {
+	rep   *TensorReport
+	kl    float64 // what its rounding adds to the divergence
+	bytes int64   // what Q8_0 adds to the file
+}
+
+// relieve changes the plan so that the next run's perplexity may be within the limit: linears get Q8_0, those first
+// whose rounding adds most to the divergence for the bytes it takes to do away with it. Nothing is redone if there are
+// none left, or were runs enough.
+func (r *run) relieve() (reports []FallbackReport, redo bool, err error) {
+	found, v := r.found, r.found.validation
+	runs := len(found.runs)
+	if r.plan.Recipe.Method != Auto || runs == maxRuns {
+		return nil, false, nil
+	}
+	if found.kl == nil {
+		if err := r.sensitivity(); err != nil {
+			return nil, false, err
+		}
+	}
+	var list []relieved
+	var total float64
+	for i := range r.plan.Tensors {
+		t := &r.plan.Tensors[i]
+		b := found.plain[t.Name]
+		if b == nil || !r.relievable(t) {
+			continue
+		}
+		rep := r.reports[t.Name]
+		kl := rep.rounding // of a linear whose output is all zeros
+		if b.err > 0 {
+			kl *= found.kl[t.Name] / b.err
+		}
+		total += kl
+		list = append(list, relieved{rep, kl, int64(t.Elements()/ggml.Q8_0.BlockLen*ggml.Q8_0.BlockBytes) - t.Bytes()})
+	}
+	slices.SortStableFunc(list, func(a, b relieved) int {
+		return cmp.Compare(b.kl*float64(a.bytes), a.kl*float64(b.bytes))
+	})
+	// The increase is taken to fall in proportion to what is left of the divergences.
+	wanted := total * (1 - aim*v.Limit/v.Increase)
+	if runs == maxRuns-1 {
+		wanted = total
+	}
+	var gone float64
+	for i, l := range list {
+		if gone >= wanted && i > 0 && wanted < total {
+			break
+		}
+		outliers := r.outliers(l.rep.Name)
+		next, err := r.plan.withQ8(l.rep.Name, outliers)
+		if err != nil {
+			return nil, false, err
+		}
+		rep := FallbackReport{Name: l.rep.Name, From: l.rep.Type, RelativeError: l.rep.rounding, KL: l.kl,
+			Outliers: len(outliers), Bytes: next.File.Size() - r.plan.File.Size(), Done: r.opt.Fallback.fits(next)}
+		if rep.Done {
+			*r.plan, redo = *next, true
+			gone += l.kl
+			found.int8++
+		}
+		reports = append(reports, rep)
+	}
+	return reports, redo, nil
+}
+
+// relievable says whether a tensor may get Q8_0: no rule has given it the type it has.
+func (r *run) relievable(t *Tensor) bool {
+	return coarse(t) && t.Cols()%ggml.Q8_0.BlockLen == 0 &&
+		!slices.ContainsFunc(r.plan.Recipe.Rules, func(rule Rule) bool { return rule.Pattern.MatchString(t.Name) })
+}
+
+// coarse says whether a tensor is a layer's linear of fewer bits than Q8_0.
+func coarse(t *Tensor) bool {
+	const bits = 8.5 // Q8_0's
+	return layerLinear(&t.Info) && 8*float64(t.Bytes()) < bits*float64(t.Elements())
+}
+
+// sensitivity measures what rounding each linear of the original model alone does to its predictions.
+func (r *run) sensitivity() error {
+	var rs []eval.Replacement
+	for i := range r.plan.Tensors {
+		t := &r.plan.Tensors[i]
+		b := r.found.plain[t.Name]
+		if b == nil || !r.relievable(t) {
+			continue
+		}
+		rs = append(rs, eval.Replacement{Linear: t.Name, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
+			_, decoded := encode(t.Type, w, b.importance)
+			return decoded, nil
+		}})
+	}
+	r.found.kl = map[string]float64{}
+	if len(rs) == 0 {
+		return nil
+	}
+	set := r.opt.Calib
+	n := min(max(1, sensitivityTokens/set.SeqLen), len(set.Sequences))
+	var tokens []int32
+	for i := range n {
+		tokens = append(tokens, set.Sequences[i*len(set.Sequences)/n]...)
+	}
+	effects, err := eval.Sensitivity(r.ctx, r.m, tokens, rs, eval.Options{Context: set.SeqLen, ScoreAll: true,
+		Memory: r.opt.Memory, TempDir: r.tempDir, Progress: r.opt.Progress})
+	if err != nil {
+		return err
+	}
+	for i, e := range effects {
+		r.found.kl[rs[i].Linear] = e.KL
+	}
+	return nil
+}

@@ -39,6 +39,7 @@ func TestEquation4(t *testing.T) {
 		if err != nil || f.Skipped != "" || f.Alpha != alpha || f.Into != "norm" {
 			t.Fatalf("%+v, %v", f, err)
 		}
+		g.Scale(f.Scale)
 		for j := range before.Prev.Norm {
 			var x, w float64
 			for i := range before.Sample.Rows {

@@ -134,6 +134,9 @@ func newPair(title string, before, after *pipeline.Spread) pair {
 	return p
 }
 
+// arrow keeps a line from breaking before it.
+const arrow = "\u00a0→ "
+
 // smoothing draws the groups that transforms have changed.
 func (r *run) smoothing() {
 	t := &rangeTable{
@@ -154,14 +157,14 @@ func (r *run) smoothing() {
 			if note == "" {
 				note = num(f.Before)
 			}
-			note += " → " + num(f.After)
+			note += arrow + num(f.After)
 			alpha = strings.TrimPrefix(alpha+", "+fmt.Sprintf("%.2f", f.Alpha), ", ")
 		}
 		if !changed {
 			continue
 		}
 		b, a := &g.InputBefore, &g.InputAfter
-		t.Rows = append(t.Rows, rangeRow{Name: g.Group, Values: []string{note, alpha, num(b.Largest) + " → " + num(a.Largest)},
+		t.Rows = append(t.Rows, rangeRow{Name: g.Group, Values: []string{note, alpha, num(b.Largest) + arrow + num(a.Largest)},
 			Bars: []bar{newBar("before", b.Least, b.Median, b.P99, b.Largest), newBar("after", a.Least, a.Median, a.P99, a.Largest)}})
 		r.Histograms = append(r.Histograms, newPair(g.Group+", input", b, a),
 			newPair(g.Group+", weights", &g.WeightsBefore, &g.WeightsAfter))

@@ -13,7 +13,8 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// ways are what Auto tries for each group: a transform, then a method. The first of equals wins.
+// ways are what Auto tries for each group: a transform, then a method. The first of equals wins. Those with one transform
+// follow each other.
 var ways = []way{
 	{"gptq", nil, GPTQ},
 	{"smoothquant+gptq", smoothquant.Smoothing{Auto: true}, GPTQ},
@@ -141,17 +142,15 @@ func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
 	var chosen way
 	var folding *quant.Folding
 	if slices.ContainsFunc(g.Linears, func(l *quant.Linear) bool { return l.Grid != nil }) {
-		trials := map[quant.Transform]*trial{}
+		var t *trial // of one transform at a time: its Hessian and factor are large
 		least := 0.0
 		for _, w := range ways {
-			if trials[w.transform] == nil {
-				t, err := r.newTrial(g, w.transform, in)
-				if err != nil {
+			if t == nil || t.transform != w.transform {
+				var err error
+				if t, err = r.newTrial(g, w.transform, in); err != nil {
 					return nil, err
 				}
-				trials[w.transform] = t
 			}
-			t := trials[w.transform]
 			c := Candidate{Method: w.name}
 			if t.folding != nil && w.method == GPTQ {
 				c.Skipped = t.folding.Skipped // it would be what GPTQ alone is
@@ -178,14 +177,15 @@ func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
 
 // trial is a group with a transform's scales.
 type trial struct {
-	folding *quant.Folding // nil without a transform
-	scale   []float32      // nil: none
-	in      *quant.Stats   // of inputs divided by them
-	factors factorCache
+	transform quant.Transform // nil: none
+	folding   *quant.Folding  // nil without a transform
+	scale     []float32       // nil: none
+	in        *quant.Stats    // of inputs divided by them
+	factors   factorCache
 }
 
 func (r *run) newTrial(g *quant.Group, transform quant.Transform, in *quant.Stats) (*trial, error) {
-	t := &trial{in: in}
+	t := &trial{transform: transform, in: in}
 	if transform != nil {
 		var err error
 		if t.folding, err = transform.Transform(r.ctx, g); err != nil {

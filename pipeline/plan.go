@@ -257,10 +257,16 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
 	in := []int{m.Dim, q, m.Dim, m.FFN}
 	out := []int{q + 2*kv, m.Dim, 2 * m.FFN, m.Dim}
-	var group int64
+	var group, all, largest int64
 	for i := range in {
 		n, o := int64(in[i]), int64(out[i])
 		group = max(group, hessians*n*n+weights*n*o)
+		all += n * n
+		largest = max(largest, n*n)
+	}
+	if p.Recipe.Method == Auto {
+		const trial = 5 // a scaled Hessian, damped, permuted, its factor, and work space
+		group = max(group, all+trial*largest) + m.LayerWeights()
 	}
 	states := 4 * streams * int64(tokens) * int64(m.Dim+q)
 	if budget > 0 && states > budget {

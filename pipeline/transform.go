@@ -180,17 +180,26 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 			g := groups[index]
 			g.In.Observe(in)
 			lo, hi := s.x.Sequences(i)
-			for k := lo; k < hi; k++ {
-				j := slices.Index(chosen, k)
-				if stats != nil && stats[index] != nil && (j < 0 || len(r.opt.Calib.Sequences) == 1) {
-					stats[index].Observe(in.View((k-lo)*s.seqLen, (k-lo+1)*s.seqLen, 0, in.Cols))
-				}
-				if j >= 0 {
-					for t := range sample.seqLen {
-						copy(g.Sample.Row(j*sample.seqLen+t), in.Row((k-lo)*s.seqLen+t))
-					}
+			from := lo // the first of the sequences before k that follow each other and are not in the sample
+			fit := func(k int) {
+				if stats != nil && stats[index] != nil && k > from {
+					stats[index].Observe(in.View((from-lo)*s.seqLen, (k-lo)*s.seqLen, 0, in.Cols))
 				}
 			}
+			for k := lo; k < hi; k++ {
+				j := slices.Index(chosen, k)
+				if j < 0 {
+					continue
+				}
+				for t := range sample.seqLen {
+					copy(g.Sample.Row(j*sample.seqLen+t), in.Row((k-lo)*s.seqLen+t))
+				}
+				if len(r.opt.Calib.Sequences) > 1 {
+					fit(k)
+					from = k + 1
+				}
+			}
+			fit(hi)
 		}
 		h := scratch(&s.h, x.Rows, m.Dim)
 		l.AttnIn(h, x)

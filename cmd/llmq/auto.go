@@ -57,7 +57,7 @@ func (a *app) printDecisions(rep *pipeline.Report) error {
 		return nil
 	}
 	t := newTable(a.stdout)
-	t.row("decisions", "attn_in\tattn_out\tmlp_in\tmlp_out\t(output error, and its ratio to that of gptq alone)")
+	t.row("decisions", "attn_in\tattn_out\tmlp_in\tmlp_out")
 	var cells []string
 	for i := range rep.Decisions {
 		d := &rep.Decisions[i]
@@ -68,7 +68,11 @@ func (a *app) printDecisions(rep *pipeline.Report) error {
 			cells = nil
 		}
 	}
-	return t.flush()
+	if err := t.flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(a.stdout, "Errors are of the following block's output, on tokens that took no part in the fit; in brackets, over that of gptq alone.")
+	return err
 }
 
 // decision is "awq+gptq 0.0021 (0.87)".
@@ -100,8 +104,11 @@ func (a *app) printValidation(v *pipeline.Validation) error {
 	limit := "no limit given"
 	if v.Limit > 0 {
 		limit = fmt.Sprintf("limit %.4g%%: met", 100*v.Limit)
-		if !v.Met() {
+		switch {
+		case !v.Met():
 			limit = fmt.Sprintf("limit %.4g%%: NOT met", 100*v.Limit)
+		case v.Limit-v.Increase < v.StdErr:
+			limit += ", by less than the standard error"
 		}
 	}
 	t.row("perplexity", "%.4f, original %.4f: %+.3g%% ± %.2g%% on %d held-out tokens; %s", v.Quantized, v.Original, 100*v.Increase,

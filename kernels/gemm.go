@@ -209,7 +209,14 @@ func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 		}
 		for p := p0; p < p1; p++ {
 			a := r.panelAt(p, s0)
+			next := a[:0] // the panel after this comes from L3: a part of it is asked for during each strip
+			if p+1 < p1 {
+				next = r.panelAt(p+1, s0)
+			}
 			for i := range strips {
+				if part := next[i*len(next)/strips : (i+1)*len(next)/strips]; len(part) > 0 {
+					prefetch(&asBytes(part)[0], 4*len(part))
+				}
 				r.tile(res.c, a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile)
 			}
 		}

@@ -284,6 +284,7 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 		return err
 	}
 	defer l.Release()
+	r.m.ReadAhead(i + 1)
 	if r.activations != nil {
 		if err := r.activations.install(l); err != nil {
 			return err

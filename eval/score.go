@@ -19,8 +19,11 @@ type scores struct {
 	same    []bool
 }
 
-// headValues bounds the logits that are held at once, per model: 128 MB. Tests make it smaller.
-var headValues = 32 << 20
+// headValues bounds the logits that are held at once, per model: 32 MB, or headTokens of them, which repay unpacking the
+// weights of the head. Tests make it smaller.
+var headValues = 8 << 20
+
+const headTokens = 128
 
 // score puts the hidden states through the final norm and the head, scored positions only.
 func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
@@ -32,7 +35,7 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 	heads := make([]*model.Head, len(runs))
 	rows := make([]*tensor.Matrix, len(runs))   // hidden states of a batch's scored positions
 	logits := make([]*tensor.Matrix, len(runs)) // of a part of them
-	step := min(max(headValues/runs[0].m.Vocab, 16), p.batch*p.scored())
+	step := min(max(headValues/runs[0].m.Vocab, min(headValues, headTokens), 16), p.batch*p.scored())
 	for i, r := range runs {
 		var err error
 		if heads[i], err = r.m.LoadHead(); err != nil {

@@ -283,6 +283,7 @@ func (r *taskRun) layer(ctx context.Context, i int) error {
 		return err
 	}
 	defer l.Release()
+	r.m.ReadAhead(i + 1)
 	for _, b := range r.buckets {
 		err := b.each(func(lo, hi int, x *tensor.Matrix) error {
 			err := l.Forward(ctx, x, b.length)

@@ -54,6 +54,21 @@ func (m *Model) LoadLayer(i int) (*Layer, error) {
 	return l, nil
 }
 
+// ReadAhead says that layer i, or past the last the head, will be needed next: the source may read it while others
+// compute.
+func (m *Model) ReadAhead(i int) {
+	switch {
+	case i < m.Blocks:
+		for _, l := range m.linears() {
+			m.Source.ReadAhead(layerPrefix(i) + l.name + ".weight")
+		}
+	case m.Tied:
+		m.Source.ReadAhead(embedName)
+	default:
+		m.Source.ReadAhead(outputName)
+	}
+}
+
 // slots are the linears in the order of Config.linears.
 func (l *Layer) slots() []**Linear {
 	return []**Linear{&l.Q, &l.K, &l.V, &l.O, &l.Gate, &l.Up, &l.Down}

@@ -17,5 +17,7 @@ type Source interface {
 	Tensor(name string) (*ggml.Tensor, error)
 	// Release says that a tensor's data is not needed for now, so that its pages need not stay resident.
 	Release(t *ggml.Tensor)
+	// ReadAhead says that a tensor's data will be needed soon. It does not wait for it.
+	ReadAhead(name string)
 	Close() error
 }

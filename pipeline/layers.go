@@ -62,6 +62,7 @@ func (r *run) layer(s, original *stream, index int) error {
 		return err
 	}
 	defer l.Release()
+	r.m.ReadAhead(index + 1)
 	var ol *model.Layer
 	if original != nil {
 		if ol, err = r.m.LoadLayer(index); err != nil {

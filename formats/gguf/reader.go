@@ -103,6 +103,13 @@ func (f *File) Release(t *ggml.Tensor) {
 	}
 }
 
+// ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
+func (f *File) ReadAhead(name string) {
+	if i, ok := f.index[name]; ok && f.m != nil && f.data != nil {
+		f.m.ReadAhead(f.data[f.start+f.extents[i].lo : f.start+f.extents[i].hi])
+	}
+}
+
 // Close gives up the file; tensors' data is invalid after it.
 func (f *File) Close() error {
 	f.data = nil

@@ -195,5 +195,12 @@ func (c *Checkpoint) Release(t *ggml.Tensor) {
 	}
 }
 
+// ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
+func (c *Checkpoint) ReadAhead(name string) {
+	if i, ok := c.index[name]; ok && c.sources[i].hf != "" {
+		c.st.ReadAhead(c.sources[i].hf)
+	}
+}
+
 // Close closes the weights.
 func (c *Checkpoint) Close() error { return c.st.Close() }

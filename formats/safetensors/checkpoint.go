@@ -230,6 +230,17 @@ func (c *Checkpoint) Release(name string) {
 	}
 }
 
+// ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
+func (c *Checkpoint) ReadAhead(name string) {
+	i, ok := c.index[name]
+	if !ok {
+		return
+	}
+	if view, ok := c.homes[i].st.Tensor(name); ok {
+		c.homes[i].m.ReadAhead(view.Data())
+	}
+}
+
 // TotalBytes is the size of all tensors' data.
 func (c *Checkpoint) TotalBytes() int64 {
 	n := int64(0)

@@ -7,6 +7,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // residentKB is how much of the mapped files is in this process's memory.
@@ -50,4 +54,46 @@ func TestPipe(t *testing.T) {
 	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("pipe: %v", err)
 	}
+}
+
+// TestReadAhead evicts a file and waits for its pages to come back without touching them.
+func TestReadAhead(t *testing.T) {
+	const size = 4 << 20
+	path := write(t, make([]byte, size))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, size, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	resident := make([]byte, size/os.Getpagesize())
+	count := func() (n int) {
+		_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m.Data[0])), size, uintptr(unsafe.Pointer(&resident[0])))
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		for _, r := range resident {
+			n += int(r & 1)
+		}
+		return n
+	}
+	t.Logf("%d of %d pages resident at first", count(), len(resident))
+	m.ReadAhead(m.Data[100 : size-100])
+	for range 1000 {
+		if count() == len(resident) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%d of %d pages are resident", count(), len(resident))
 }

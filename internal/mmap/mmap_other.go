@@ -17,3 +17,6 @@ func unmap([]byte) error { return nil }
 
 // Release does nothing: Data is ordinary memory here.
 func (m *Map) Release([]byte) {}
+
+// ReadAhead does nothing: all has been read.
+func (m *Map) ReadAhead([]byte) {}

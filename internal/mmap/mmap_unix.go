@@ -15,22 +15,43 @@ func mapFile(f *os.File, size int) ([]byte, error) {
 
 func unmap(data []byte) error { return unix.Munmap(data) }
 
-// Release tells the kernel that the pages which lie wholly inside b, a part of Data, need not stay resident. They come
-// back from the file when they are read again.
+// Release tells the kernel that the pages which lie wholly inside b, a part of Data, need not stay resident, and are the
+// first to take when memory is short. They come back from the file when they are read again.
 func (m *Map) Release(b []byte) {
+	if pages := m.pages(b, true); pages != nil {
+		// Advice: nothing depends on its being taken.
+		cool(pages)
+		_ = unix.Madvise(pages, unix.MADV_DONTNEED)
+	}
+}
+
+// ReadAhead tells the kernel that b, a part of Data, will be read soon, and does not wait for it.
+func (m *Map) ReadAhead(b []byte) {
+	if pages := m.pages(b, false); pages != nil {
+		_ = unix.Madvise(pages, unix.MADV_WILLNEED)
+	}
+}
+
+// pages returns the pages that lie inside b, wholly or also in part; nil if there are none or b is not a part of Data.
+func (m *Map) pages(b []byte, wholly bool) []byte {
 	if len(b) == 0 || len(m.Data) == 0 {
-		return
+		return nil
 	}
 	// When b lies before Data, the difference wraps and is larger than any file.
 	lo := uintptr(unsafe.Pointer(unsafe.SliceData(b))) - uintptr(unsafe.Pointer(unsafe.SliceData(m.Data)))
 	hi := lo + uintptr(len(b))
 	if lo > hi || hi > uintptr(len(m.Data)) {
-		return
+		return nil
 	}
 	page := uintptr(os.Getpagesize())
-	lo = (lo + page - 1) / page * page
-	hi = hi / page * page
-	if lo < hi {
-		_ = unix.Madvise(m.Data[lo:hi], unix.MADV_DONTNEED) // advice: nothing depends on its being taken
+	if wholly {
+		lo = (lo + page - 1) / page * page
+		hi = hi / page * page
+	} else {
+		lo = lo / page * page
 	}
+	if lo >= hi {
+		return nil
+	}
+	return m.Data[lo:hi]
 }

@@ -42,6 +42,8 @@ func (s *Source) Metadata() gguf.Metadata { return s.KV }
 
 func (s *Source) Release(*ggml.Tensor) {}
 
+func (s *Source) ReadAhead(string) {}
+
 func (s *Source) Close() error { return nil }
 
 // Find returns the tensor of a name, nil if there is none.

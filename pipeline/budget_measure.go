@@ -214,6 +214,16 @@ func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, fac
 	}, func(w, q *tensor.Matrix) float64 { return quant.OutputError(w, q, in.H) })
 }
 
+// memory estimates what measuring sensitivities took: hidden states of every variant of the model, as far as the budget
+// (0: no limit) keeps them in memory, a linear beside its probe, and the logits of two variants for a part of the text.
+func (as *Assignment) memory(m *model.Model, budget int64) int64 {
+	states := 4 * int64(len(as.Tensors)+2) * int64(as.Tokens) * int64(m.Dim)
+	if budget > 0 {
+		states = min(states, budget)
+	}
+	return states + 4*3*int64(m.Dim)*int64(max(m.FFN, m.Heads*m.HeadDim)) + 4*2*partTokens*int64(m.Vocab)
+}
+
 // sensitivity measures the effect of the probe in each use's place, and returns on how many tokens.
 func (a *assigner) sensitivity() (tokens int, err error) {
 	set := a.opt.Calib

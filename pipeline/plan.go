@@ -268,6 +268,9 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		const trial = 5 // a scaled Hessian, damped, permuted, its factor, and work space
 		group = max(group, all+trial*largest) + m.LayerWeights()
 	}
+	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
+		group = max(group, hessians*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))
+	}
 	states := 4 * streams * int64(tokens) * int64(m.Dim+q)
 	if budget > 0 && states > budget {
 		needs.Disk += states - budget
@@ -275,6 +278,9 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	}
 	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim) + (streams-1)*int64(max(m.Dim, m.FFN))
 	needs.Memory = max(needs.Memory, states+4*group+4*stage*int64(min(tokens, batchTokens)))
+	if p.Assignment != nil {
+		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
+	}
 	return needs
 }
 

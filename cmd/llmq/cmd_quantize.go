@@ -70,10 +70,15 @@ func (a *app) quantizeCommand() *cobra.Command {
 		Short: "Write a checkpoint as quantized GGUF",
 		Long: `Quantizes the linears of CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF
 file, one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
-quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.`,
+quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.
+
+With --max-size or --max-bpw every tensor of these, embeddings and head too, gets the type that pays there: what types
+do to each, and each to the predictions, is measured first, and the best choice within the budget is taken.
+--tensor-type, --embedding-type and --output-type fix single ones.`,
 		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
   llmq quantize Qwen3-8B -o good.gguf --recipe auto --bits 4 --max-ppl-increase 1% --calib wiki.train.txt
   llmq quantize Qwen3-8B -o small.gguf --type iq4_xs --calib a.txt --calib b.jsonl --tensor-type 'ffn_down=q5_k'
+  llmq quantize Qwen3-8B -o fits.gguf --max-size 4.2GiB --calib wiki.train.txt
   llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run
   llmq quantize --method awq --type q4_0 --smooth auto --print-recipe > awq.yaml
   llmq quantize Qwen3-8B -o awq.gguf --recipe awq.yaml --calib wiki.train.txt`,

@@ -72,6 +72,11 @@ func write(t *testing.T, src pipeline.Source, r pipeline.Recipe, opt pipeline.Op
 	if err != nil {
 		t.Fatal(err)
 	}
+	return writePlan(t, src, plan, opt)
+}
+
+func writePlan(t *testing.T, src pipeline.Source, plan *pipeline.Plan, opt pipeline.Options) string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "model.gguf")
 	if _, err := pipeline.Run(t.Context(), src, plan, path, opt); err != nil {
 		t.Fatal(err)
@@ -217,19 +222,27 @@ func TestBlockTypes(t *testing.T) {
 			Rules: []pipeline.Rule{rule}}
 		compare(t, write(t, src, r, pipeline.Options{}), text)
 	})
-	t.Run("gptq", func(t *testing.T) {
-		tok, err := tokenizer.New(src)
+	tok, err := tokenizer.New(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt := pipeline.Options{Calib: &calib.Set{SeqLen: context}}
+	for c := range slices.Chunk(tok.Encode(text, tokenizer.EncodeOptions{}), context) {
+		if len(c) == context && len(opt.Calib.Sequences) < 32 {
+			opt.Calib.Sequences = append(opt.Calib.Sequences, c)
+		}
+	}
+	r := pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_K}
+	t.Run("gptq", func(t *testing.T) { compare(t, write(t, src, r, opt), text) })
+	t.Run("budget", func(t *testing.T) {
+		plan, err := pipeline.NewPlan(src, r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		set := &calib.Set{SeqLen: context}
-		for c := range slices.Chunk(tok.Encode(text, tokenizer.EncodeOptions{}), context) {
-			if len(c) == context && len(set.Sequences) < 32 {
-				set.Sequences = append(set.Sequences, c)
-			}
+		if err := pipeline.Assign(t.Context(), src, plan, pipeline.Budget{MaxBPW: 5}, t.TempDir(), opt); err != nil {
+			t.Fatal(err)
 		}
-		r := pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_K}
-		compare(t, write(t, src, r, pipeline.Options{Calib: set}), text)
+		compare(t, writePlan(t, src, plan, opt), text)
 	})
 }
 

@@ -13,7 +13,8 @@ type inputs struct {
 	group    string // model.Group's name
 	residual bool   // of model.Group
 	absmax   float32
-	counts   int8outlier.Counts
+	// counts are of the inputs as the original model has them: transforms change the unit that the criteria take for granted.
+	counts int8outlier.Counts
 }
 
 // observe notes a batch of inputs of a group, where the method or a fallback to eight bits asks for it.
@@ -32,6 +33,14 @@ func (r *run) observe(g *model.Group, x *tensor.Matrix) {
 	for t := range x.Rows {
 		for _, v := range x.Row(t) {
 			in.absmax = max(in.absmax, v, -v)
+		}
+	}
+	if s := r.scales[g.Linears[0].Name]; s != nil {
+		x = x.Clone()
+		for t := range x.Rows {
+			for j, v := range x.Row(t) {
+				x.Row(t)[j] = v * s[j]
+			}
 		}
 	}
 	int8outlier.Criteria{}.Observe(&in.counts, x)

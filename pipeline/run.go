@@ -121,6 +121,7 @@ type run struct {
 
 	foldings []quant.Folding
 	ranges   []GroupRanges
+	scales   map[string][]float32 // of the inputs, by the first linear of the group
 	found    *findings
 	tempDir  string
 }
@@ -178,7 +179,11 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 		return nil, nil, err
 	}
 	defer r.out.Abort() // no effect after Close
-	opt.Progress.Stage("quantize", p.Elements())
+	stage := "quantize"
+	if n := len(found.runs); n > 0 {
+		stage = fmt.Sprintf("run %d: quantize", n+1)
+	}
+	opt.Progress.Stage(stage, p.Elements())
 	if err := r.tensors(); err != nil {
 		return nil, nil, err
 	}
@@ -203,7 +208,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 		if err := r.validate(); err != nil {
 			return nil, nil, err
 		}
-		if !found.validation.Met() {
+		if !found.validation.Met {
 			if fallbacks, redo, err = r.relieve(); err != nil || redo {
 				return nil, fallbacks, err
 			}

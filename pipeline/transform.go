@@ -91,8 +91,24 @@ func (r *run) transformed(groups []*quant.Group, ranges []GroupRanges, l, ol *mo
 func (r *run) fold(g *quant.Group, f *quant.Folding) {
 	if f.Scale != nil {
 		g.Scale(f.Scale)
+		r.noteScale(g.Linears[0].Name, f.Scale)
 	}
 	r.foldings = append(r.foldings, *f)
+}
+
+// noteScale notes what the inputs of a group have been divided by, after what they were before.
+func (r *run) noteScale(linear string, scale []float32) {
+	if r.scales == nil {
+		r.scales = map[string][]float32{}
+	}
+	s := r.scales[linear]
+	if s == nil {
+		r.scales[linear] = slices.Clone(scale)
+		return
+	}
+	for j := range s {
+		s[j] *= scale[j]
+	}
 }
 
 // quantGroups returns the layer's groups as the transforms see them, with the weights of the linears decoded.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/llmq/llmq/calib"
@@ -18,18 +19,21 @@ import (
 type Validate struct {
 	// Tokens are sequences as long as those of the calibration set, and none of them.
 	Tokens []int32
-	// MaxIncrease is the largest increase of the perplexity, relative to the original's, with which the file is kept; 0:
-	// any. The method Auto gives linears Q8_0 and starts over until it is met; another method fails.
+	// MaxIncrease bounds the increase of the perplexity, relative to the original's, with which the file is kept; 0: it
+	// does not. It is met by an increase that is within it together with its standard error: what cannot be told from
+	// more is not. The method Auto gives linears Q8_0 and starts over until it is met; another method fails.
 	MaxIncrease float64
 }
 
 const (
 	// maxRuns bounds how often Auto starts over. Before the last run all linears that can get Q8_0 do.
 	maxRuns = 5
-	// aim is the share of the largest increase that linears are given Q8_0 for: predictions are uncertain.
+	// aim is the share of the limit that linears are given Q8_0 for: predictions are uncertain.
 	aim = 0.8
 	// sensitivityTokens of the calibration set tell how much each linear matters.
 	sensitivityTokens = 2048
+	// minValidated is the shortest sequence that eval reads.
+	minValidated = 4
 )
 
 // Validation is how the file compares to the original. The JSON names are part of the command line's interface.
@@ -42,6 +46,7 @@ type Validation struct {
 	StdErr float64 `json:"increase_stderr"`
 	KL     float64 `json:"kl_divergence"` // mean of KL(original‖quantized), in nats
 	Limit  float64 `json:"limit"`         // 0: none
+	Met    bool    `json:"met"`           // Increase + StdErr are within Limit, or there is none
 	// Runs are the validations of all runs, the last of which is above.
 	Runs []ValidatedRun `json:"runs"`
 }
@@ -53,9 +58,6 @@ type ValidatedRun struct {
 	Increase float64 `json:"increase"`
 	StdErr   float64 `json:"increase_stderr"`
 }
-
-// Met says whether the perplexity rises by no more than it may.
-func (v *Validation) Met() bool { return v.Limit == 0 || v.Increase <= v.Limit }
 
 // LimitError says that the perplexity rises by more than Validate.MaxIncrease. Nothing was written.
 type LimitError struct {
@@ -86,6 +88,9 @@ func (e *LimitError) Error() string {
 	case e.Left > 0:
 		return s + fmt.Sprintf("; rules, or the size or the bits per weight allowed, keep %d linears from getting Q8_0", e.Left)
 	}
+	if v.StdErr > v.Limit {
+		return s + ", for even with Q8_0 throughout the uncertainty is larger: a larger --calib-tokens holds out more text"
+	}
 	return s + ", for even Q8_0 throughout is too coarse for that"
 }
 
@@ -100,6 +105,8 @@ func (o *Validate) check(set *calib.Set) error {
 		return nil
 	case set == nil:
 		return errors.New("validating the file takes calibration text, and some of it that is held out")
+	case set.SeqLen < minValidated:
+		return fmt.Errorf("sequences of %d tokens are too short to measure perplexity on: want at least %d", set.SeqLen, minValidated)
 	case len(o.Tokens) == 0 || len(o.Tokens)%set.SeqLen != 0:
 		return fmt.Errorf("%d tokens of calibration text are held out: want whole sequences of %d", len(o.Tokens), set.SeqLen)
 	}
@@ -130,12 +137,21 @@ func (r *run) validate() error {
 	r.found.validation = &Validation{
 		Tokens: res.TokensScored, Original: res.BasePerplexity, Quantized: res.Perplexity, Increase: res.Increase,
 		StdErr: res.IncreaseStdErr, KL: res.KL, Limit: o.MaxIncrease,
+		Met: o.MaxIncrease == 0 || res.Increase+res.IncreaseStdErr <= o.MaxIncrease,
 	}
 	r.found.runs = append(r.found.runs, ValidatedRun{
 		Int8: r.found.int8, Bytes: r.plan.File.Size(), Increase: res.Increase, StdErr: res.IncreaseStdErr,
 	})
 	r.found.validation.Runs = slices.Clone(r.found.runs)
 	return nil
+}
+
+// share returns which share of the divergences may be left for the increase and its standard error to be within limit:
+// the one is taken to be in proportion to them, the other, as the differences of log-probabilities are, to their root.
+func (v *Validation) share(limit float64) float64 {
+	// Increase·q² + StdErr·q = limit, for q² the share.
+	q := 2 * limit / (v.StdErr + math.Sqrt(max(0, v.StdErr*v.StdErr+4*v.Increase*limit)))
+	return min(q*q, 1)
 }
 
 // relieved is a linear that could get Q8_0.
@@ -178,8 +194,7 @@ func (r *run) relieve() (reports []FallbackReport, redo bool, err error) {
 	slices.SortStableFunc(list, func(a, b relieved) int {
 		return cmp.Compare(b.kl*float64(a.bytes), a.kl*float64(b.bytes))
 	})
-	// The increase is taken to fall in proportion to what is left of the divergences.
-	wanted := total * (1 - aim*v.Limit/v.Increase)
+	wanted := total * (1 - v.share(aim*v.Limit))
 	if runs == maxRuns-1 {
 		wanted = total
 	}

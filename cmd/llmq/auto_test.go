@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-const validationKeys = "tokens ppl_original ppl_quantized increase increase_stderr kl_divergence limit runs"
+const validationKeys = "tokens ppl_original ppl_quantized increase increase_stderr kl_divergence limit met runs"
 
 // TestRecipeAuto: one command, whose decisions and validation are reported.
 func TestRecipeAuto(t *testing.T) {
@@ -26,11 +26,15 @@ func TestRecipeAuto(t *testing.T) {
 	}
 	validation := v["validation"].(map[string]any)
 	checkKeys(t, validation, validationKeys)
-	if validation["limit"] != 0.5 || !(validation["increase"].(float64) <= 0.5) || validation["tokens"] != 4*63.0 {
+	if validation["limit"] != 0.5 || !(validation["increase"].(float64) <= 0.5) {
 		t.Errorf("%v", validation)
 	}
+	// What the text has besides the 16 sequences asked for is held out.
+	if tokens := int(validation["tokens"].(float64)); tokens%63 != 0 || tokens < 16*63 {
+		t.Errorf("%d tokens were predicted, want many times 63", tokens)
+	}
 	r := must(t, args...)
-	for _, want := range []string{"perplexity", "on 252 held-out tokens; limit 50%: met", "decisions", "attn_in", "blk.1"} {
+	for _, want := range []string{"perplexity", " held-out tokens; limit 50%: met", "decisions", "attn_in", "blk.1"} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("no %q in %q", want, r.stdout)
 		}
@@ -41,7 +45,7 @@ func TestRecipeAuto(t *testing.T) {
 func TestLimitExitCode(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out.gguf")
-	// The text is gopher-4m's kind, so that every bit it loses costs.
+	// The text is of the kind that the model was trained on: what it loses costs.
 	args := []string{"quantize", "../../testdata/gopher-4m", "-o", out, "--method", "rtn", "--bits", "2", "--calib", "output_test.go",
 		"--calib-tokens", "512", "--seq-len", "128", "--max-ppl-increase", "0.0001%"}
 	for flag, wants := range map[string][]string{

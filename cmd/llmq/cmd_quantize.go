@@ -47,7 +47,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	o.Method.m = pipeline.GPTQ
 	f.Var(&o.Method, "method", "rtn (round to nearest), gptq, awq, awq+gptq, auto (the best of these for each group, measured), or int8 (q8_0 with calibrated scales for eight-bit activations)")
 	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group, or off")
-	f.Var(&o.MaxIncrease, "max-ppl-increase", "most that perplexity on held-out calibration text may rise, such as 1%; past it nothing is written and the exit code is 3")
+	f.Var(&o.MaxIncrease, "max-ppl-increase", "most that perplexity on held-out calibration text may rise, standard error included, such as 1%; past it nothing is written and the exit code is 3")
 	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
 	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")

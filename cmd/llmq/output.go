@@ -234,6 +234,9 @@ func (a *app) printInt8Fallbacks(rep *pipeline.Report) error {
 		if !f.Done {
 			became, cost = "left", cost+" would pass the budget"
 		}
+		if f.KL > 0 {
+			cost += fmt.Sprintf("\tsaves %.2g of KL divergence", f.KL)
+		}
 		t.row(f.Name, "%s\t%s error %.3g\t%d outlier features\t%s", became, f.From, f.RelativeError, f.Outliers, cost)
 	}
 	return t.flush()

@@ -45,8 +45,9 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 			i1 := min(i0+step, n)
 			d := deltas.View(0, w.Rows, 0, i1-i0)
 			h := f.h.View(i0, i1, i0, i1)
+			ones := groupSums(h, g)
 			kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
-				t := newDescent(g, h)
+				t := newDescent(g, h, ones)
 				for r := lo; r < hi; r++ {
 					copy(t.grad, grad.Row(r)[i0:i1])
 					copy(t.old, values.Row(r)[i0:i1])
@@ -75,40 +76,43 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	return nil
 }
 
+// groupSums returns, for each row of h, the sums over each group of the block that the row's column is in.
+func groupSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
+	sums := tensor.New(h.Rows, g.Groups())
+	for c := range h.Rows {
+		c0 := c / g.Block * g.Block
+		for j, v := range h.Row(c)[c0 : c0+g.Block] {
+			sums.Row(c)[j/g.Group] += v
+		}
+	}
+	return sums
+}
+
 // descent is coordinate descent on some whole blocks of one row.
 type descent struct {
 	g                 *quant.Grid
 	h                 *tensor.Matrix // the Hessian of these columns
-	ones              []float32      // Σ over each column's group of its row of h
+	ones              *tensor.Matrix // its groupSums
 	grad, values, old []float32
-	level, product    []float32
+	level             []float32
 }
 
-func newDescent(g *quant.Grid, h *tensor.Matrix) *descent {
-	t := &descent{
-		g: g, h: h, ones: make([]float32, h.Rows), grad: make([]float32, h.Rows), old: make([]float32, h.Rows),
-		level: make([]float32, g.Block), product: make([]float32, g.Block),
+func newDescent(g *quant.Grid, h, ones *tensor.Matrix) *descent {
+	return &descent{
+		g: g, h: h, ones: ones, grad: make([]float32, h.Rows), old: make([]float32, h.Rows),
+		level: make([]float32, g.Block),
 	}
-	for c := range h.Rows {
-		c0 := c / g.Group * g.Group
-		for _, v := range h.Row(c)[c0 : c0+g.Group] {
-			t.ones[c] += v
-		}
-	}
-	return t
 }
-
-var ExpScale, ExpSuper = true, true
 
 // block improves one block, whose columns start at c0, and returns how many numbers moved.
 func (t *descent) block(b *quant.Block, c0 int) int {
 	g := t.g
 	moved := 0
-	if ExpSuper && (g.ScaleMax > 1 || g.Groups() == 1) && t.super(b, c0) {
+	if (g.ScaleMax > 1 || g.Groups() == 1) && t.super(b, c0) {
 		moved++
 	}
 	for k := range g.Groups() {
-		if ExpScale && g.ScaleMax > 1 && t.scale(b, k, c0+k*g.Group) {
+		if g.ScaleMax > 1 && t.scale(b, k, c0+k*g.Group) {
 			moved++
 		}
 		moved += t.codes(b, k, c0+k*g.Group)
@@ -150,6 +154,13 @@ func (e *quadratic) at(x, y float64) float64 {
 	return -2*(e.p*x+e.q*y) + e.a*x*x + 2*e.b*x*y + e.c*y*y
 }
 
+// square returns column j's share of lᵀHl over the columns from c0 on: that of the products with itself, and twice with
+// those before it.
+func (t *descent) square(c0, j int, l []float32) float64 {
+	h := t.h.Row(c0 + j)[c0:]
+	return float64(l[j] * (2*kernels.Dot(h[:j], l) + h[j]*l[j]))
+}
+
 // scale moves the scale and the minimum of group k.
 func (t *descent) scale(b *quant.Block, k, c0 int) bool {
 	g := t.g
@@ -163,9 +174,10 @@ func (t *descent) scale(b *quant.Block, k, c0 int) bool {
 		gr := t.grad[c0+j]
 		e.p += float64(l * gr)
 		e.q -= float64(gr)
-		e.a += float64(l * kernels.Dot(t.h.Row(c0 + j)[c0:c0+n], level))
-		e.b -= float64(l * t.ones[c0+j])
-		e.c += float64(t.ones[c0+j])
+		e.a += t.square(c0, j, level)
+		ones := t.ones.Row(c0 + j)[k]
+		e.b -= float64(l * ones)
+		e.c += float64(ones)
 	}
 	d, dmin := float64(b.D), float64(b.DMin)
 	sc, m := float64(b.Sc[k]), float64(b.M[k])
@@ -228,23 +240,24 @@ func (t *descent) super(b *quant.Block, c0 int) bool {
 	g := t.g
 	n := g.Block
 	level := t.level[:n]
-	mins := t.product[:n]
 	for j, code := range b.Codes {
 		k := j / g.Group
 		level[j] = g.Level(code) * float32(b.Sc[k])
-		mins[j] = float32(b.M[k])
 	}
 	var e quadratic
 	for j, l := range level {
 		gr := t.grad[c0+j]
-		h := t.h.Row(c0 + j)[c0 : c0+n]
 		e.p += float64(l * gr)
-		e.a += float64(l * kernels.Dot(h, level))
+		e.a += t.square(c0, j, level)
 		if g.MinMax > 0 {
-			hm := kernels.Dot(h, mins)
-			e.q -= float64(mins[j] * gr)
+			var hm float32
+			for k, v := range t.ones.Row(c0 + j) {
+				hm += float32(b.M[k]) * v
+			}
+			m := float32(b.M[j/g.Group])
+			e.q -= float64(m * gr)
 			e.b -= float64(l * hm)
-			e.c += float64(mins[j] * hm)
+			e.c += float64(m * hm)
 		}
 	}
 	x, y := e.p/e.a, 0.0

@@ -42,8 +42,10 @@ func newGrid(g quant.Grid) *quant.Grid {
 	switch {
 	case super && g.MinMax > 0:
 		each(kernels.Lanes/g.Groups(), fitSuperMins)
-	case super:
+	case super && g.Codebook != nil:
 		one(fitSuper)
+	case super:
+		each(kernels.Lanes/g.Groups(), fitSupers)
 	case g.MinMax > 0:
 		one(fitMin)
 	case g.Codebook != nil:
@@ -114,46 +116,8 @@ func (lv *levels) measure(gr *group, scale, minimum float32) fit {
 	return fit(kernels.MeasureLevels(gr.x, gr.wt, scale, minimum, int32(lv.lo), int32(lv.hi)))
 }
 
-// superGroups are a super-block's groups side by side: lane i holds group i mod n, and so does lane i+n if there is room.
-// One group's scale is measured with two candidates in the time of one.
-type superGroups struct {
-	n     int // groups
-	x, wt [maxGroup][16]float32
-	size  int // weights of a group
-}
-
-// maxGroup is the longest group of a super-block.
+// maxGroup is the longest group that is searched in lanes.
 const maxGroup = 32
-
-func (s *superGroups) load(groups []group) {
-	s.n, s.size = len(groups), len(groups[0].x)
-	for i := range 16 {
-		gr := &groups[i%s.n]
-		for j := range gr.x {
-			s.x[j][i], s.wt[j][i] = gr.x[j], gr.wt[j]
-		}
-	}
-}
-
-// measure measures two candidates for each group: the i-th for group i mod n.
-func (s *superGroups) measure(lv *levels, groups []group, scale, minimum *[2 * maxGroups]float32,
-	fits *[2 * maxGroups]fit) {
-	if lv.table != nil {
-		for i := range 2 * s.n {
-			fits[i] = lv.measure(&groups[i%s.n], scale[i], minimum[i])
-		}
-		return
-	}
-	var c kernels.Candidates
-	for i := 0; i < 2*s.n; i += len(c.Scale) {
-		copy(c.Scale[:], scale[i:])
-		copy(c.Minimum[:], minimum[i:])
-		c.MeasureEach(len(c.Scale), s.x[:s.size], s.wt[:s.size], int32(lv.lo), int32(lv.hi))
-		for k := range c.Scale {
-			fits[i+k] = fit(c.Sums(k))
-		}
-	}
-}
 
 // tries are scales and minima to be measured on one group.
 type tries struct {

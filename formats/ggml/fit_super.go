@@ -6,7 +6,7 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// Super-blocks of groups with a scale each and no minimum: Q3_K, Q6_K, IQ4_XS.
+// Super-blocks of groups with a scale each and no minimum, with a codebook: IQ4_XS.
 
 // super is the search's state for one super-block.
 type super struct {
@@ -14,7 +14,6 @@ type super struct {
 	lv     *levels
 	n      int // groups
 	groups [maxGroups]group
-	lanes  superGroups
 	scale  [maxGroups]float32 // each group's own best, whatever the others need
 }
 
@@ -51,7 +50,6 @@ func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 	if top == 0 {
 		return
 	}
-	p.lanes.load(p.groups[:p.n])
 	d := top / float32(-g.ScaleMin)
 	best := superFit{err: float32(math.Inf(1))}
 	for _, r := range superStarts {
@@ -84,22 +82,15 @@ func (p *super) start(best *superFit, d float32) {
 
 // assign chooses each group's scale next to its own best, below or above.
 func (p *super) assign(c *superFit) {
-	var scale, minimum [2 * maxGroups]float32
-	var sc [2 * maxGroups]int
-	var fits [2 * maxGroups]fit
-	for i := range 2 * p.n {
-		sc[i] = min(p.near(c, i%p.n)+i/p.n, p.grid.ScaleMax)
-		scale[i] = c.d * float32(sc[i])
-	}
-	p.lanes.measure(p.lv, p.groups[:p.n], &scale, &minimum, &fits)
 	c.err = 0
 	for k := range p.n {
-		i := k
-		if fits[k+p.n].Err < fits[k].Err {
-			i = k + p.n
+		below := p.near(c, k)
+		above := min(below+1, p.grid.ScaleMax)
+		c.fit[k], c.sc[k] = p.lv.measure(&p.groups[k], c.d*float32(below), 0), int8(below)
+		if f := p.lv.measure(&p.groups[k], c.d*float32(above), 0); f.Err < c.fit[k].Err {
+			c.fit[k], c.sc[k] = f, int8(above)
 		}
-		c.fit[k], c.sc[k] = fits[i], int8(sc[i])
-		c.err += fits[i].Err
+		c.err += c.fit[k].Err
 	}
 }
 

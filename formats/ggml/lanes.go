@@ -76,23 +76,37 @@ func (s *lanes) normalize(groups int) {
 			top = max(top, v)
 		}
 		top = min(top, math.MaxFloat32)
-		for k := range groups {
-			largest[i+k], inverse[i+k] = top, 1/top
+		for k := i; k < i+groups; k++ {
+			// 1/top may be infinite for tiny importances: they are brought up first.
+			largest[k], inverse[k] = top, 1/top
+			if !(top >= tinyImportance) {
+				s.raise(k, top)
+				largest[k], inverse[k] = 1, 1
+			}
 		}
 	}
 	for j := range wt {
 		for i, v := range wt[j] {
-			switch top := largest[i]; {
-			case !(top > 0):
-				v = 1
-			case !(v > 0):
+			v = min(v, largest[i]) * inverse[i]
+			if !(v > 0) { // NaN too
 				v = 0
-			case top < 1e-30: // the inverse may be infinite
-				v /= top
-			default:
-				v = min(v, top) * inverse[i]
 			}
 			wt[j][i] = v
+		}
+	}
+}
+
+// tinyImportance is where 1/importance is near the end of float32.
+const tinyImportance = 1e-30
+
+// raise brings lane i's importances to 0..1, the largest of the block being top, or to 1 where top is 0.
+func (s *lanes) raise(i int, top float32) {
+	for j := range s.importances[:s.size] {
+		v := &s.importances[j][i]
+		if !(top > 0) {
+			*v = 1
+		} else {
+			*v /= top
 		}
 	}
 }

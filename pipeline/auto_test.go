@@ -18,6 +18,7 @@ import (
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -227,7 +228,7 @@ func TestLimitNotMet(t *testing.T) {
 		left     int
 		message  string
 	}{
-		{Recipe{Method: Auto}, Fallback{}, 0, "even with Q8_0 throughout the uncertainty is larger"},
+		{Recipe{Method: Auto}, Fallback{}, 0, "even with Q8_0 throughout the standard error is larger"},
 		{Recipe{Method: Auto, Rules: []Rule{rule}}, Fallback{}, 2, "keep 2 linears from getting Q8_0"},
 		{Recipe{Method: Auto}, budget, -1, "linears from getting Q8_0"},
 		{Recipe{Method: RTN}, Fallback{}, 14, "the method auto would"},
@@ -298,5 +299,46 @@ func TestValidateErrors(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v, want %q", err, c.want)
 		}
+	}
+}
+
+// TestShare: what is left of the divergences puts the increase and its standard error on the limit.
+func TestShare(t *testing.T) {
+	for _, c := range []struct{ increase, stderr, limit, want float64 }{
+		{0.02, 0, 0.01, 0.5},
+		{0.02, 0.01, 0.01, 0.25},
+		{0, 0.02, 0.01, 0.25},
+		{-0.001, 0.02, 0.01, 0.26334},
+		{0.001, 0.001, 0.01, 1},
+		{1e-2, 1e-4, 1e-6, 3.8197e-05},
+	} {
+		v := &Validation{Increase: c.increase, StdErr: c.stderr}
+		q := v.share(c.limit)
+		if at := c.increase*q + c.stderr*math.Sqrt(q); math.Abs(q/c.want-1) > 1e-3 || q < 1 && math.Abs(at/c.limit-1) > 1e-9 {
+			t.Errorf("%+v: share %g, where increase and standard error are %g", c, q, at)
+		}
+	}
+}
+
+// TestOutliersScaled: smoothing does not change which features are counted as outliers.
+func TestOutliersScaled(t *testing.T) {
+	tm := testmodel.New("llama")
+	src, err := testmodel.Plant(tm.Source(), testmodel.Outliers{Channels: 4, Factor: 50})
+	if err != nil {
+		t.Fatal(err)
+	}
+	outliers := func(s *smoothquant.Smoothing) map[string]int {
+		_, rep := mustRun(t, src, Recipe{Method: RTN, Type: ggml.Q4_0, Smooth: s}, Options{Calib: sequences(tm, 16, 32),
+			Fallback: Fallback{MaxError: 1e-9}})
+		n := map[string]int{}
+		for _, f := range rep.Int8Fallbacks {
+			n[f.Name] = f.Outliers
+		}
+		return n
+	}
+	plain, smoothed := outliers(nil), outliers(&smoothquant.Smoothing{Alpha: 0.5})
+	const q = "blk.0.attn_q.weight" // in the first layer the inputs are the same
+	if plain[q] < 4 || plain[q] > 64 || smoothed[q] != plain[q] || len(smoothed) != 14 {
+		t.Errorf("outlier features: %v, smoothed %v", plain, smoothed)
 	}
 }

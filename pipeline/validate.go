@@ -80,22 +80,18 @@ func (r *run) limitError() *LimitError {
 
 func (e *LimitError) Error() string {
 	v := e.Report.Validation
-	s := fmt.Sprintf("the perplexity on held-out calibration text rises by %s ± %s, and may by %s: nothing is written",
-		percent(v.Increase), percent(v.StdErr), percent(v.Limit))
+	s := fmt.Sprintf("the perplexity of held-out calibration text is %+.3g%% ± %.2g%%, the limit is %.3g%%: nothing is written; ",
+		100*v.Increase, 100*v.StdErr, 100*v.Limit)
 	switch {
 	case !e.Tried:
-		return s + "; the method auto would give Q8_0 to the linears that cost most"
+		return s + "the method auto would give Q8_0 to the linears that cost most"
 	case e.Left > 0:
-		return s + fmt.Sprintf("; rules, or the size or the bits per weight allowed, keep %d linears from getting Q8_0", e.Left)
+		return s + fmt.Sprintf("rules, or the size or the bits per weight allowed, keep %d linears from getting Q8_0", e.Left)
+	case v.StdErr > v.Limit:
+		return s + "even with Q8_0 throughout the standard error is larger: allow more, or give more text to hold out"
 	}
-	if v.StdErr > v.Limit {
-		return s + ", for even with Q8_0 throughout the uncertainty is larger: a larger --calib-tokens holds out more text"
-	}
-	return s + ", for even Q8_0 throughout is too coarse for that"
+	return s + "even Q8_0 throughout is too coarse: allow more"
 }
-
-// percent prints a share with three digits.
-func percent(v float64) string { return fmt.Sprintf("%.3g%%", 100*v) }
 
 func (o *Validate) check(set *calib.Set) error {
 	switch {

@@ -140,10 +140,8 @@ const roundedRows = 256
 // more than 256 rows only so many are rounded, the same at each call.
 func (g *Group) RoundingError(scale []float32) float64 {
 	importance := g.In.MeanSquare()
-	if scale != nil {
-		for j, s := range scale {
-			importance[j] /= s * s
-		}
+	for j, s := range scale {
+		importance[j] /= s * s
 	}
 	e, _ := g.QuantizedError(scale, func(l *Linear, rows *tensor.Matrix) (*Weight, error) {
 		return RTN(rows, importance, l.Grid), nil

@@ -53,7 +53,7 @@ func TestLimitExitCode(t *testing.T) {
 		"--threads=0": {"none: the limit is not met", "limit 0.0001%: NOT met"},
 	} {
 		r := llmq(t, append(args, flag)...)
-		if r.code != exitLimit || !strings.Contains(r.stderr, "may by 0.0001%: nothing is written") {
+		if r.code != exitLimit || !strings.Contains(r.stderr, "the limit is 0.0001%: nothing is written") {
 			t.Errorf("exit %d, %q", r.code, r.stderr)
 		}
 		for _, want := range wants {

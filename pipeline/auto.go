@@ -185,27 +185,39 @@ type trial struct {
 }
 
 func (r *run) newTrial(g *quant.Group, transform quant.Transform, in *quant.Stats) (*trial, error) {
-	t := &trial{transform: transform, in: in}
-	if transform != nil {
-		var err error
-		if t.folding, err = transform.Transform(r.ctx, g); err != nil {
-			return nil, err
-		}
-		t.scale = t.folding.Scale
+	if transform == nil {
+		return r.trialOf(nil, in), nil
 	}
-	if t.scale != nil {
-		t.in = &quant.Stats{Tokens: in.Tokens, H: in.H.Clone()}
-		kernels.Parallel(t.in.H.Rows, 16, func(lo, hi int) {
-			for i := lo; i < hi; i++ {
-				row := t.in.H.Row(i)
-				for j, s := range t.scale {
-					row[j] /= t.scale[i] * s
-				}
-			}
-		})
+	f, err := transform.Transform(r.ctx, g)
+	if err != nil {
+		return nil, err
 	}
-	t.factors = factorCache{h: t.in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+	t := r.trialOf(f.Scale, in)
+	t.transform, t.folding = transform, f
 	return t, nil
+}
+
+// trialOf is a trial with some scales, or none.
+func (r *run) trialOf(scale []float32, in *quant.Stats) *trial {
+	in = divided(in, scale)
+	return &trial{scale: scale, in: in, factors: factorCache{h: in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}}
+}
+
+// divided returns the tokens and the Hessian of inputs divided by scale; nil means by 1.
+func divided(in *quant.Stats, scale []float32) *quant.Stats {
+	if scale == nil {
+		return in
+	}
+	d := &quant.Stats{Tokens: in.Tokens, H: in.H.Clone()}
+	kernels.Parallel(d.H.Rows, 16, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			row := d.H.Row(i)
+			for j, s := range scale {
+				row[j] /= scale[i] * s
+			}
+		}
+	})
+	return d
 }
 
 // error quantizes some rows of a group's linears and returns what that does to the output.

@@ -264,9 +264,12 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		all += n * n
 		largest = max(largest, n*n)
 	}
-	if p.Recipe.Method == Auto {
-		const trial = 5 // a scaled Hessian, damped, permuted, its factor, and work space
+	const trial = 5 // a scaled Hessian, damped, permuted, its factor, and work space
+	switch {
+	case p.Recipe.Method == Auto || p.Recipe.Method == AWQGPTQ:
 		group = max(group, all+trial*largest) + m.LayerWeights()
+	case len(p.Recipe.transforms()) > 0: // the layer is decoded as a whole
+		group += m.LayerWeights()
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		group = max(group, hessians*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))

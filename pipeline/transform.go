@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"math"
 	"slices"
 	"strings"
 
@@ -41,20 +42,64 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	if err != nil {
 		return err
 	}
-	if err := r.survey(s, l, groups, nil); err != nil {
+	var stats []*quant.Stats
+	if r.plan.Recipe.Method == AWQGPTQ {
+		for _, g := range groups {
+			stats = append(stats, quant.NewStats(g.Linears[0].W.Cols))
+		}
+	}
+	if err := r.survey(s, l, groups, stats); err != nil {
 		return err
 	}
 	ranges := rangesBefore(groups)
-	for _, g := range groups {
+	for i, g := range groups {
 		for _, t := range transforms {
 			f, err := t.Transform(r.ctx, g)
 			if err != nil {
 				return err
 			}
+			if stats != nil {
+				if _, ok := t.(awq.Scaling); ok && f.Scale != nil {
+					if err := r.settle(g, f, stats[i]); err != nil {
+						return err
+					}
+				}
+				stats[i] = divided(stats[i], f.Scale)
+			}
 			r.fold(g, f)
+		}
+		if stats != nil {
+			stats[i] = nil
 		}
 	}
 	r.transformed(groups, ranges, l, ol)
+	return nil
+}
+
+// settle chooses among none, half (in the exponents) and all of the scales that AWQ has found to be best for rounding to
+// nearest: GPTQ makes up for its errors, and may lose less without them. in is of inputs that are not in g's sample.
+func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
+	half := make([]float32, len(f.Scale))
+	for j, s := range f.Scale {
+		half[j] = float32(math.Sqrt(float64(s)))
+	}
+	found := *f
+	f.Scale, f.Alpha, f.Beta = nil, 0, 0
+	for i, scale := range [][]float32{nil, half, found.Scale} {
+		e, err := r.trialOf(scale, in).error(r.ctx, g, GPTQ, r.opt.GPTQ)
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			f.Before, f.After = e, e
+		} else if e < f.After {
+			share := float64(i) / 2
+			f.Scale, f.After, f.Alpha, f.Beta = scale, e, share*found.Alpha, share*found.Beta
+		}
+	}
+	if f.Scale == nil {
+		f.Skipped = "no scales lower its error with gptq"
+	}
 	return nil
 }
 
@@ -127,7 +172,7 @@ func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 		g := &quant.Group{
 			Name: strings.TrimSuffix(l.Q.Name, "attn_q.weight") + mg.Name,
 			Prev: &quant.Scaler{Name: mg.Prev.Name, Norm: mg.Prev.Norm, Row: mg.Prev.Row},
-			In:   quant.NewInputs(mg.Linears[0].In),
+			In:   quant.NewInputs(mg.Linears[0].In), Int8Inputs: r.plan.Recipe.Method == Int8,
 		}
 		if mg.Prev.Linear != nil {
 			g.Prev.Linear = linears[mg.Prev.Linear]
@@ -164,13 +209,13 @@ func block(l *model.Layer, mg model.Group, seqLen int) func(x *tensor.Matrix, we
 	}
 }
 
-// sample says which part of the calibration set transforms are tried on: at most half of it for Auto, which fits weights
-// to the other sequences.
+// sample says which part of the calibration set transforms are tried on: at most half of it for methods that fit
+// weights to the other sequences.
 func (r *run) sample() (s struct{ seqs, seqLen int }) {
 	set := r.opt.Calib
 	s.seqLen = min(set.SeqLen, sampleSeqLen)
 	s.seqs = min((sampleTokens+s.seqLen-1)/s.seqLen, len(set.Sequences))
-	if r.plan.Recipe.Method == Auto {
+	if m := r.plan.Recipe.Method; m == Auto || m == AWQGPTQ {
 		s.seqs = min(s.seqs, max(1, len(set.Sequences)/2))
 	}
 	return s

@@ -209,6 +209,11 @@ func TestPlanted(t *testing.T) {
 			if n := len(rep.Foldings); n != 4*m.Layers()*len(r.transforms()) {
 				t.Errorf("%s: %d foldings reported for %d layers", name, n, m.Layers())
 			}
+			for _, f := range rep.Foldings {
+				if f.Transform == "awq" && f.After > f.Before {
+					t.Errorf("%s: %s: %+v", name, r.Method, f)
+				}
+			}
 			return outputError(t, tm, m, want)
 		}
 		clean := measure(tm.Source(), Recipe{Method: RTN})

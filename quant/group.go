@@ -78,6 +78,9 @@ type Group struct {
 	Sample *tensor.Matrix
 	Block  func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix
 
+	// Int8Inputs: the inputs will be rounded to eight bits, each token with a scale of its own.
+	Int8Inputs bool
+
 	want []*tensor.Matrix // the outputs of the linears' weights
 }
 
@@ -182,25 +185,48 @@ func (g *Group) QuantizedError(scale []float32, quantize func(l *Linear, rows *t
 		for i, l := range g.Linears {
 			exact[i] = l.W
 		}
-		g.want = g.outputs(exact)
+		g.want = g.outputs(g.Sample, exact)
 	}
 	var num, den float64
-	for i, y := range g.outputs(weights) {
+	for i, y := range g.outputs(g.inputs(scale), weights) {
 		n, d := distance(g.want[i], y)
 		num, den = num+n, den+d
 	}
 	return ratio(num, den), nil
 }
 
-// outputs returns what Block, or each linear, makes of the sample.
-func (g *Group) outputs(weights []*tensor.Matrix) []*tensor.Matrix {
+// inputs returns the sample as the linears will see it, with scale folded and taken out again.
+func (g *Group) inputs(scale []float32) *tensor.Matrix {
+	if !g.Int8Inputs {
+		return g.Sample
+	}
+	x := g.Sample.Clone()
+	if scale != nil {
+		scaleColumns(x, x, scale, true)
+	}
+	codes := kernels.NewInt8(x.Rows, x.Cols, x.Cols)
+	Int8Rows(codes, x, nil)
+	for t := range x.Rows {
+		row := x.Row(t)
+		for j, c := range codes.Row(t) {
+			row[j] = codes.Scale[t] * float32(c)
+		}
+	}
+	if scale != nil {
+		scaleColumns(x, x, scale, false)
+	}
+	return x
+}
+
+// outputs returns what Block, or each linear, makes of some inputs.
+func (g *Group) outputs(x *tensor.Matrix, weights []*tensor.Matrix) []*tensor.Matrix {
 	if g.Block != nil {
-		return []*tensor.Matrix{g.Block(g.Sample, weights)}
+		return []*tensor.Matrix{g.Block(x, weights)}
 	}
 	ys := make([]*tensor.Matrix, len(weights))
 	for i, w := range weights {
-		ys[i] = tensor.New(g.Sample.Rows, w.Rows)
-		kernels.MatMulF32(ys[i], g.Sample, w)
+		ys[i] = tensor.New(x.Rows, w.Rows)
+		kernels.MatMulF32(ys[i], x, w)
 	}
 	return ys
 }

@@ -77,6 +77,20 @@ func TestAuto(t *testing.T) {
 	}
 }
 
+// TestInt8Inputs: weights that stay exact lose nothing by an outlier in the inputs, unless those are rounded too.
+func TestInt8Inputs(t *testing.T) {
+	g := group()
+	g.Linears[0].Grid = ggml.Q8_0.Grid
+	g.Int8Inputs = true
+	for r := range 2 {
+		g.Linears[0].W.Row(r)[3] = 0
+	}
+	f, err := Smoothing{Auto: true}.Transform(t.Context(), g)
+	if err != nil || f.Skipped != "" || !(f.After < f.Before/10) {
+		t.Errorf("%+v, %v", f, err)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	for _, alpha := range []float64{-0.1, 1.1, math.NaN()} {
 		if _, err := (Smoothing{Alpha: alpha}).Transform(t.Context(), group()); err == nil {

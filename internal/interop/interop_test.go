@@ -21,6 +21,7 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tensor"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -222,20 +223,53 @@ func TestBlockTypes(t *testing.T) {
 			Rules: []pipeline.Rule{rule}}
 		compare(t, write(t, src, r, pipeline.Options{}), text)
 	})
+}
+
+// calibration returns some sequences of a text.
+func calibration(t *testing.T, src pipeline.Source, text string) *calib.Set {
+	t.Helper()
 	tok, err := tokenizer.New(src)
 	if err != nil {
 		t.Fatal(err)
 	}
-	opt := pipeline.Options{Calib: &calib.Set{SeqLen: context}}
+	set := &calib.Set{SeqLen: context}
 	for c := range slices.Chunk(tok.Encode(text, tokenizer.EncodeOptions{}), context) {
-		if len(c) == context && len(opt.Calib.Sequences) < 32 {
-			opt.Calib.Sequences = append(opt.Calib.Sequences, c)
+		if len(c) == context && len(set.Sequences) < 16 {
+			set.Sequences = append(set.Sequences, c)
 		}
 	}
-	r := pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_K}
-	t.Run("gptq", func(t *testing.T) { compare(t, write(t, src, r, opt), text) })
+	return set
+}
+
+// TestMethods: a file of every method, with all that a method adds to it.
+func TestMethods(t *testing.T) {
+	text := goText(t)
+	src := openFolder(t, gopher4m)
+	set := calibration(t, src, text)
+	half, auto := &smoothquant.Smoothing{Alpha: 0.5}, &smoothquant.Smoothing{Auto: true}
+	for _, c := range []struct {
+		name   string
+		recipe pipeline.Recipe
+		opt    pipeline.Options
+	}{
+		{name: "rtn smooth", recipe: pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q4_0, Smooth: half}},
+		{name: "gptq", recipe: pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_K}},
+		{name: "gptq bias correction", recipe: pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_0, BiasCorrection: true}},
+		{name: "gptq int8 fallback", recipe: pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_0},
+			opt: pipeline.Options{Fallback: pipeline.Fallback{MaxError: 0.004}}},
+		{name: "awq", recipe: pipeline.Recipe{Method: pipeline.AWQ, Type: ggml.Q4_K}},
+		{name: "awq+gptq smooth", recipe: pipeline.Recipe{Method: pipeline.AWQGPTQ, Type: ggml.Q4_0, Smooth: auto}},
+		{name: "int8 smooth", recipe: pipeline.Recipe{Method: pipeline.Int8, Type: ggml.Q8_0, Smooth: half}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.opt.Calib = set
+			path := write(t, src, c.recipe, c.opt)
+			compare(t, path, text)
+		})
+	}
 	t.Run("budget", func(t *testing.T) {
-		plan, err := pipeline.NewPlan(src, r)
+		opt := pipeline.Options{Calib: set}
+		plan, err := pipeline.NewPlan(src, pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_K})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,6 +278,37 @@ func TestBlockTypes(t *testing.T) {
 		}
 		compare(t, writePlan(t, src, plan, opt), text)
 	})
+}
+
+// TestQwen2BiasCorrection: biases that a model has already, corrected.
+func TestQwen2BiasCorrection(t *testing.T) {
+	m := testmodel.New("qwen2")
+	dir := t.TempDir()
+	if err := m.WriteFolder(dir); err != nil {
+		t.Fatal(err)
+	}
+	const length = 48
+	set := &calib.Set{SeqLen: length}
+	for i := range 16 {
+		set.Sequences = append(set.Sequences, m.Tokens(length, uint64(i)))
+	}
+	path := write(t, openFolder(t, dir), pipeline.Recipe{Method: pipeline.AWQ, Type: ggml.Q4_0, BiasCorrection: true},
+		pipeline.Options{Calib: set})
+	f := openFile(t, path)
+	tokens := m.Tokens(length, 99)
+	_, ours := f.predict(t, tokens, 1)
+	theirs := askLlamaCpp(t, request{Model: path, Chunks: [][]int32{tokens}, First: 1})
+	if len(theirs.NLL) != len(ours) || len(ours) != length-1 {
+		t.Fatalf("%d tokens scored here, %d by llama.cpp", len(ours), len(theirs.NLL))
+	}
+	mean := 0.0
+	for i := range ours {
+		mean += (ours[i] - theirs.NLL[i]) / float64(len(ours))
+	}
+	t.Logf("perplexity differs by %+.3f%%", 100*math.Expm1(mean))
+	if math.Abs(math.Expm1(mean)) > maxPerplexity {
+		t.Errorf("perplexity differs by %.2f%%, more than %.2f%%", 100*math.Expm1(mean), 100*maxPerplexity)
+	}
 }
 
 // TestQwen3 is TestBlockTypes on a trained model with q/k norms and a tied embedding.

@@ -18,7 +18,7 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 # Packages that start goroutines, or write from several.
 CONCURRENT := ./cmd/llmq ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
 
-.PHONY: help build demo test check purego cross race fuzz interop bench generate clean
+.PHONY: help build demo test check purego cross race fuzz interop speed bench generate clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,11 @@ fuzz: ## fuzz every parser with FUZZTIME inputs
 interop: ## compare every block type with llama.cpp, from node-llama-cpp's prebuilt binaries
 	cd internal/interop && npm install --no-save --ignore-scripts --omit=optional --no-audit --no-fund
 	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
+
+speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of llama-bench programs)
+	@mkdir -p out
+	@cat $(UNSEEN:%=$(SRC)/%/*.go) > out/eval.txt
+	internal/interop/speed.sh bin/llmq out/eval.txt "$(MODELS)" $(PEERS)
 
 bench: ## run the Go benchmarks of BENCH (a regular expression), ready for benchstat
 	$(GO) test -run '^$$' -bench '$(BENCH)' -count 6 ./...

@@ -290,8 +290,15 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 			return err
 		}
 	}
+	// After the last layer only the scored positions matter, unless activations are quantized by what all tokens have in
+	// them. A few rows would be multiplied in another way, with other roundings.
+	const few = 16
+	last := p.context
+	if n := p.context - p.first; i == r.m.Layers()-1 && n >= few && r.activations == nil {
+		last = n
+	}
 	return r.each(func(lo, hi int, x *tensor.Matrix) error {
-		err := l.Forward(ctx, x, p.context)
+		err := l.ForwardLast(ctx, x, p.context, last)
 		p.progress.Add(p.layerWork(r.m) * int64(hi-lo))
 		return err
 	})

@@ -8,9 +8,9 @@ import (
 )
 
 // Attention sets dst to causal attention over one sequence: token t of head h takes
-// Σ_s softmax_s(scale·q_t·k_s)·v_s over s ≤ t and, if window > 0, s > t−window. q and dst are tokens×(heads·headDim),
-// k and v tokens×(kvHeads·headDim); kvHeads divides heads, and consecutive query heads share a key head.
-// dst may be q.
+// Σ_s softmax_s(scale·q_t·k_s)·v_s over s ≤ t and, if window > 0, s > t−window. k and v are tokens×(kvHeads·headDim), q
+// and dst as many rows×(heads·headDim), or fewer, for the last tokens alone; kvHeads divides heads, and consecutive query
+// heads share a key head. dst may be q.
 //
 // Scores exist for a panel of queries and keyTile keys at a time; what they have summed so far is rescaled when a
 // larger maximum turns up (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). The error of an
@@ -30,7 +30,7 @@ func Attention(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int,
 	a.keyStrips = (k.Rows + t.strip() - 1) / t.strip()
 	a.dimStrips = (headDim + t.strip() - 1) / t.strip()
 	workers := runtime.GOMAXPROCS(0)
-	if q.Rows*q.Rows*q.Cols < 1<<18 {
+	if q.Rows*k.Rows*q.Cols < 1<<18 {
 		workers = 1
 	}
 
@@ -94,13 +94,14 @@ func (a *attention) queries(h, p0, p1 int) {
 	out := floats(buf[a.panel()*(pitchQ+pitchS):])
 	var largest, sum [16]float32
 	for p := p0; p < p1; p++ {
-		t0 := p * a.panel()
-		rows := min(a.panel(), a.q.Rows-t0)
+		i0 := p * a.panel()
+		rows := min(a.panel(), a.q.Rows-i0)
+		t0 := a.k.Rows - a.q.Rows + i0 // the first query's token
 		kernel := a.kernel(rows)
 		for i := range kernel.rows {
 			row := q[i*pitchQ:][:a.dimSteps]
 			if i < rows {
-				a.toWords(row, a.q.Row(t0 + i)[h*headDim:][:headDim])
+				a.toWords(row, a.q.Row(i0 + i)[h*headDim:][:headDim])
 			} else {
 				clear(row)
 			}
@@ -150,7 +151,7 @@ func (a *attention) queries(h, p0, p1 int) {
 		for i := range rows {
 			o := out[i*pitchO:][:headDim]
 			scale(o, 1/sum[i])
-			copy(a.dst.Row(t0 + i)[h*headDim:], o)
+			copy(a.dst.Row(i0 + i)[h*headDim:], o)
 		}
 	}
 }
@@ -160,7 +161,7 @@ func AttentionScale(headDim int) float32 { return float32(1 / math.Sqrt(float64(
 
 func checkAttention(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim int) {
 	if kvHeads <= 0 || heads%kvHeads != 0 || q.Cols != heads*headDim || k.Cols != kvHeads*headDim ||
-		v.Cols != k.Cols || k.Rows != q.Rows || v.Rows != q.Rows {
+		v.Cols != k.Cols || k.Rows < q.Rows || v.Rows != k.Rows {
 		panic("kernels: attention shapes do not agree")
 	}
 	checkSame(dst, q)

@@ -62,6 +62,22 @@ func TestAttention(t *testing.T) {
 				checkGuards(t, whole, c.tokens, q.Cols)
 				inPlace := q.Clone()
 				Attention(inPlace, inPlace, k, v, c.heads, c.kvHeads, c.headDim, c.window, scale, p)
+				for _, last := range []int{1, c.tokens / 2} {
+					if last > c.tokens {
+						continue
+					}
+					from := c.tokens - last
+					whole, tail := guarded(last, q.Cols)
+					Attention(tail, q.View(from, c.tokens, 0, q.Cols), k, v, c.heads, c.kvHeads, c.headDim, c.window, scale, p)
+					checkGuards(t, whole, last, q.Cols)
+					for i := range last {
+						for j, v := range tail.Row(i) {
+							if d := math.Abs(float64(v) - want[from+i][j]); !(d <= bound) {
+								t.Fatalf("%+v, the last %d: (%d,%d) is %v, want %v", c, last, i, j, v, want[from+i][j])
+							}
+						}
+					}
+				}
 				for i := range want {
 					for j, w := range want[i] {
 						if d := math.Abs(float64(dst.Row(i)[j]) - w); !(d <= bound) || dst.Row(i)[j] != inPlace.Row(i)[j] {

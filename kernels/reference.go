@@ -143,18 +143,19 @@ func attentionGo(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window in
 	const tile = 32 // query rows that one call handles
 	tiles := (q.Rows + tile - 1) / tile
 	Parallel(heads*tiles, 1, func(lo, hi int) {
-		scores := make([]float32, q.Rows)
+		scores := make([]float32, k.Rows)
+		before := k.Rows - q.Rows // tokens without a query
 		out := make([]float32, headDim)
 		for i := lo; i < hi; i++ {
 			h := i / tiles
 			t0 := i % tiles * tile
 			kv := h / (heads / kvHeads) * headDim
-			for t := t0; t < min(t0+tile, q.Rows); t++ {
-				first := 0
+			for i := t0; i < min(t0+tile, q.Rows); i++ {
+				t, first := before+i, 0
 				if window > 0 {
 					first = max(0, t-window+1)
 				}
-				qt := q.Row(t)[h*headDim : (h+1)*headDim]
+				qt := q.Row(i)[h*headDim : (h+1)*headDim]
 				s := scores[:t+1-first]
 				for j := range s {
 					s[j] = scale * dotGo(qt, k.Row(first + j)[kv:kv+headDim])
@@ -165,7 +166,7 @@ func attentionGo(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window in
 				for j, p := range s {
 					axpyGo(out, p, v.Row(first + j)[kv:kv+headDim])
 				}
-				copy(dst.Row(t)[h*headDim:], out)
+				copy(dst.Row(i)[h*headDim:], out)
 			}
 		}
 	})

@@ -132,6 +132,43 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// TestForwardLast demands the bits that Forward gives the last tokens, and that the others are left alone.
+func TestForwardLast(t *testing.T) {
+	for _, name := range []string{"llama", "mistral", "qwen2", "qwen3"} {
+		tm := testmodel.New(name)
+		const seqs, seqLen = 3, 40
+		m := open(t, tm.Source())
+		before := tensor.New(seqs*seqLen, m.Dim)
+		if err := m.Embed(before, tm.Tokens(seqs*seqLen, 4)); err != nil {
+			t.Fatal(err)
+		}
+		l, err := m.LoadLayer(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Release()
+		all := before.Clone()
+		if err := l.Forward(context.Background(), all, seqLen); err != nil {
+			t.Fatal(err)
+		}
+		for _, last := range []int{7, 20, 39, 40} {
+			x := before.Clone()
+			if err := l.ForwardLast(context.Background(), x, seqLen, last); err != nil {
+				t.Fatal(err)
+			}
+			for i := range x.Rows {
+				want := before
+				if i%seqLen >= seqLen-last {
+					want = all
+				}
+				if !slices.Equal(x.Row(i), want.Row(i)) {
+					t.Fatalf("%s, the last %d of %d: token %d differs", name, last, seqLen, i)
+				}
+			}
+		}
+	}
+}
+
 // TestReplaced runs a layer whose linears were all replaced by their own values in float32.
 func TestReplaced(t *testing.T) {
 	tm := testmodel.New("qwen2")

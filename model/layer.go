@@ -112,22 +112,34 @@ func (l *Layer) AttnIn(dst, x *tensor.Matrix) { l.m.norm(dst, x, l.AttnNorm) }
 // AttnCore sets dst, tokens×(Heads·HeadDim), to the attention's result for the normalised input in: the input of
 // attn_output. Positions start anew every seqLen rows.
 func (l *Layer) AttnCore(dst, in *tensor.Matrix, seqLen int) {
+	l.attention(dst, in, in, seqLen, seqLen)
+}
+
+// attention is AttnCore for the last tokens of each sequence alone: last rows of dst, and of queries, for seqLen of in.
+func (l *Layer) attention(dst, in, queries *tensor.Matrix, seqLen, last int) {
 	m := l.m
-	q := m.buffer(scratchQ, in.Rows, m.Heads*m.HeadDim)
+	q := m.buffer(scratchQ, queries.Rows, m.Heads*m.HeadDim)
 	k := m.buffer(scratchK, in.Rows, m.KVHeads*m.HeadDim)
 	v := m.buffer(scratchV, in.Rows, m.KVHeads*m.HeadDim)
-	applyAll(in, m.Precision, []*Linear{l.Q, l.K, l.V}, q, k, v)
+	if last == seqLen {
+		applyAll(in, m.Precision, []*Linear{l.Q, l.K, l.V}, q, k, v)
+	} else {
+		applyAll(queries, m.Precision, []*Linear{l.Q}, q)
+		applyAll(in, m.Precision, []*Linear{l.K, l.V}, k, v)
+	}
 	cos, sin := m.rope(seqLen)
 	scale := kernels.AttentionScale(m.HeadDim)
-	for t := 0; t < in.Rows; t += seqLen {
-		byRows(seqLen, func(lo, hi int) {
-			c, s := cos.View(lo, hi, 0, cos.Cols), sin.View(lo, hi, 0, sin.Cols)
-			l.rotate(q.View(t+lo, t+hi, 0, q.Cols), l.QNorm, c, s)
-			l.rotate(k.View(t+lo, t+hi, 0, k.Cols), l.KNorm, c, s)
+	rotate := func(x *tensor.Matrix, norm []float32, from int) { // x's first token is at position from
+		byRows(x.Rows, func(lo, hi int) {
+			l.rotate(x.View(lo, hi, 0, x.Cols), norm, cos.View(from+lo, from+hi, 0, cos.Cols), sin.View(from+lo, from+hi, 0, sin.Cols))
 		})
-		seq := func(x *tensor.Matrix) *tensor.Matrix { return x.View(t, t+seqLen, 0, x.Cols) }
-		kernels.Attention(seq(dst), seq(q), seq(k), seq(v), m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale,
-			m.Precision)
+	}
+	for i := range in.Rows / seqLen {
+		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
+		ks, vs := k.View(i*seqLen, (i+1)*seqLen, 0, k.Cols), v.View(i*seqLen, (i+1)*seqLen, 0, v.Cols)
+		rotate(qs, l.QNorm, seqLen-last)
+		rotate(ks, l.KNorm, 0)
+		kernels.Attention(out, qs, ks, vs, m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale, m.Precision)
 	}
 }
 
@@ -175,22 +187,49 @@ func (l *Layer) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 
 // Forward runs all stages on x in place. It stops between stages when ctx ends; x is then of no use.
 func (l *Layer) Forward(ctx context.Context, x *tensor.Matrix, seqLen int) error {
+	return l.ForwardLast(ctx, x, seqLen, seqLen)
+}
+
+// ForwardLast is Forward for the last tokens of each sequence alone, the rest of x stays as it is: what a model's last
+// layer has to do where only those are scored. The others still serve as keys and values.
+func (l *Layer) ForwardLast(ctx context.Context, x *tensor.Matrix, seqLen, last int) error {
 	m := l.m
+	seqs := x.Rows / seqLen
 	h := m.buffer(scratchNorm, x.Rows, m.Dim)
-	a := m.buffer(scratchIn, x.Rows, m.Heads*m.HeadDim)
+	y, queries := x, h
+	if last < seqLen {
+		y, queries = m.buffer(scratchLast, seqs*last, m.Dim), m.buffer(scratchQueries, seqs*last, m.Dim)
+	}
+	each := func(move func(whole, part []float32), whole, part *tensor.Matrix) {
+		for i := range part.Rows {
+			move(whole.Row(i/last*seqLen+seqLen-last+i%last), part.Row(i))
+		}
+	}
+	take := func(whole, part []float32) { copy(part, whole) }
+	give := func(whole, part []float32) { copy(whole, part) }
+	a := m.buffer(scratchIn, y.Rows, m.Heads*m.HeadDim)
 	var f *tensor.Matrix
 	for _, stage := range []func(){
 		func() { l.AttnIn(h, x) },
-		func() { l.AttnCore(a, h, seqLen) },
-		func() { l.AttnOut(x, a) },
-		func() { l.MLPIn(h, x) },
-		func() { f = m.buffer(scratchIn, x.Rows, m.FFN); l.MLPCore(f, h) },
-		func() { l.MLPOut(x, f) },
+		func() {
+			if last < seqLen {
+				each(take, x, y)
+				each(take, h, queries)
+			}
+			l.attention(a, h, queries, seqLen, last)
+		},
+		func() { l.AttnOut(y, a) },
+		func() { h = m.buffer(scratchNorm, y.Rows, m.Dim); l.MLPIn(h, y) },
+		func() { f = m.buffer(scratchIn, y.Rows, m.FFN); l.MLPCore(f, h) },
+		func() { l.MLPOut(y, f) },
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		stage()
+	}
+	if last < seqLen {
+		each(give, x, y)
 	}
 	return nil
 }

@@ -29,6 +29,8 @@ const (
 	scratchNorm // a norm's output, inside Forward and Logits
 	scratchIn   // the input of attn_output or ffn_down, inside Forward
 	scratchDelta
+	scratchLast    // the hidden states and
+	scratchQueries // normalised ones of the tokens that ForwardLast is for
 	scratchSlots
 )
 

@@ -66,13 +66,16 @@ type levels struct {
 	table *[512]float32
 	// A scale is searched among those that put a large weight at a level of magnitude from, from+step, ... below to.
 	from, to, step float32
-	scan           []float32 // those levels, negated: a scale's sign is that of top over level
+	// scan are those levels, negated: a scale's sign is that of top over level. coarse are some of them, for weights without
+	// importances, where the largest weight matters most.
+	scan, coarse []float32
 }
 
 // The best scale lets the largest weights clip, or leaves the last levels free, the less the more levels there are.
 const (
 	searchBelow = 1.3 // from = |lo|·(1 − searchBelow/√n) for n levels
 	searchAbove = 0.9 // to   = |lo|·(1 + searchAbove/√n)
+	coarseStep  = 2   // steps at once without importances
 )
 
 func newLevels(g *quant.Grid) *levels {
@@ -82,13 +85,17 @@ func newLevels(g *quant.Grid) *levels {
 	width := -lv.lo / float32(math.Sqrt(float64(n)))
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width
 	lv.step = (lv.to - lv.from) / float32(10+n/16)
-	for level := lv.from; level < lv.to; level += lv.step {
-		lv.scan = append(lv.scan, -level)
-		// Where nothing is clipped, the scale's sign makes no difference to whole levels, and hardly any to many levels.
-		if level > lv.hi+0.5 && n <= 64 {
-			lv.scan = append(lv.scan, level)
+	scan := func(step float32) (levels []float32) {
+		for level := lv.from; level < lv.to; level += step {
+			levels = append(levels, -level)
+			// Where nothing is clipped, the scale's sign makes no difference to whole levels, and hardly any to many levels.
+			if level > lv.hi+0.5 && n <= 64 {
+				levels = append(levels, level)
+			}
 		}
+		return levels
 	}
+	lv.scan, lv.coarse = scan(lv.step), scan(coarseStep*lv.step)
 	bits := func(v float32) int32 { return int32(math.Float32bits(v + roundMagic)) }
 	if g.Codebook != nil {
 		lv.loBits, lv.hiBits = bits(2*lv.lo), bits(2*lv.hi)

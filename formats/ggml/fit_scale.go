@@ -63,8 +63,12 @@ func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []floa
 	top := s.top()
 	var best kernels.BestScale
 	inverse := invert(&top)
-	best.Search(x, wt, &inverse, lv.scan, scaleRounds, lo, hi)
-	if importance != nil {
+	scan := lv.coarse
+	if s.weighted {
+		scan = lv.scan
+	}
+	best.Search(x, wt, &inverse, scan, scaleRounds, lo, hi)
+	if s.weighted {
 		important := s.mostImportant()
 		inverse := invert(&important)
 		best.Search(x, wt, &inverse, lv.scan, scaleRounds, lo, hi)

@@ -20,7 +20,7 @@ type superMin struct {
 	// maximum.
 	own, mirrored kernels.Lattice
 
-	d, dmin [kernels.Lanes]float32 // by super-block
+	d, dmin kernels.Lane // the same for all groups of a super-block
 	// What is chosen for each group: multiples of d and dmin, and their error.
 	sc, m kernels.Lane
 	fits  [kernels.Lanes]fit
@@ -29,11 +29,12 @@ type superMin struct {
 // superSteps are the values of d that are tried, relative to the one with which the largest scale just fits, and of dmin,
 // relative to the one with which the largest minimum does.
 var superSteps, superMinSteps = [...]float32{
-	0.5, 0.7, 0.92, 0.96, 1, 1.04, 1.08,
+	0.5, 0.7, 0.95, 1, 1.05,
 }, [...]float32{0.95, 1, 1.05}
 
 const (
-	// superMinRounds bounds the rounds of polish; more brought nothing.
+	// superMinRounds are the rounds of choose and solve with importances; more brought nothing. Without, one is as good
+	// within 0.5%.
 	superMinRounds = 2
 	minRounds      = 2 // scaleRounds of groups with a minimum
 )
@@ -46,13 +47,17 @@ func fitSuperMins(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []f
 	p.free()
 	p.start()
 	p.sweep()
-	for range superMinRounds {
+	rounds := 1
+	if p.s.weighted {
+		rounds = superMinRounds
+	}
+	for range rounds {
 		p.choose()
 		p.solve()
 	}
 	for i := range bs {
 		b := &bs[i]
-		b.D, b.DMin = p.d[i], p.dmin[i]
+		b.D, b.DMin = p.d[i*p.n], p.dmin[i*p.n]
 		for k := range p.n {
 			b.Sc[k], b.M[k] = int8(p.sc[i*p.n+k]), int8(p.m[i*p.n+k])
 		}
@@ -164,11 +169,12 @@ func (p *superMin) start() {
 				}
 				if sum < least[b] {
 					least[b] = sum
-					p.d[b], p.dmin[b] = max(roundScale(steps[k].Scale[b*p.n]), quantumF16),
-						max(roundScale(steps[k].Minimum[b*p.n]), quantumF16)
+					d := max(roundScale(steps[k].Scale[b*p.n]), quantumF16)
+					dmin := max(roundScale(steps[k].Minimum[b*p.n]), quantumF16)
 					if l == &p.mirrored {
-						p.d[b], p.dmin[b] = -p.d[b], -p.dmin[b]
+						d, dmin = -d, -dmin
 					}
+					p.set(b, d, dmin)
 				}
 			}
 		}
@@ -176,12 +182,10 @@ func (p *superMin) start() {
 	for b := range p.blocks {
 		zero := true
 		for i := b * p.n; i < (b+1)*p.n; i++ {
-			l, d, dmin := p.lattice(b)
-			p.sc[i], p.m[i], _ = l.Nearest(i, d, dmin, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
 			zero = zero && p.s.Lo[i] == 0 && p.s.Hi[i] == 0
 		}
 		if zero {
-			p.d[b], p.dmin[b] = 0, 0
+			p.set(b, 0, 0)
 		}
 	}
 	for i := range p.fits {
@@ -189,72 +193,90 @@ func (p *superMin) start() {
 	}
 }
 
-// lattice returns super-block b's groups as the signs of d and dmin have it, and their magnitudes.
-func (p *superMin) lattice(b int) (l *kernels.Lattice, d, dmin float32) {
-	if p.d[b] < 0 {
-		return &p.mirrored, -p.d[b], -p.dmin[b]
+// set sets super-block b's d and dmin.
+func (p *superMin) set(b int, d, dmin float32) {
+	for i := b * p.n; i < (b+1)*p.n; i++ {
+		p.d[i], p.dmin[i] = d, dmin
 	}
-	return &p.own, p.d[b], p.dmin[b]
 }
 
 // superMinWindow is how far sweep looks to either side.
-const superMinWindow = 6
+const superMinWindow = 5
 
 // sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
 func (p *superMin) sweep() {
 	var ranges [2 * superMinWindow]kernels.Range
-	var sc, m [2 * superMinWindow]kernels.Lane
+	var sc, m [len(ranges)]kernels.Lane
+	scaleMax, minMax := float32(p.grid.ScaleMax), float32(p.grid.MinMax)
 	for i := range p.blocks * p.n {
-		l, d, dmin := p.lattice(i / p.n)
-		q := float32(int(l.Scale[i] / d))
+		l, d, dmin := &p.own, p.d[i], p.dmin[i]
+		if d < 0 {
+			l, d, dmin = &p.mirrored, -d, -dmin
+		}
+		if d == 0 {
+			continue
+		}
+		q := clampWhole(l.Scale[i]/d, scaleMax) + 1 - superMinWindow
 		slope := l.L[i] * l.InverseW[i]
+		// Rounded to the nearest multiple of dmin, from scale to scale.
+		y := (l.Minimum[i]+float32(q*d-l.Scale[i])*slope)/dmin + 0.5
+		step := d * slope / dmin
 		for k := range ranges {
-			sc[k][i] = min(max(q+float32(k+1-superMinWindow), 0), float32(p.grid.ScaleMax))
-			y := l.Minimum[i] + (d*sc[k][i]-l.Scale[i])*slope
-			m[k][i] = float32(int(min(max(y/dmin+0.5, 0), float32(p.grid.MinMax))))
-			ranges[k].Scale[i], ranges[k].Minimum[i] = p.d[i/p.n]*sc[k][i], p.dmin[i/p.n]*m[k][i]
+			sc[k][i], m[k][i] = clampWhole(q, scaleMax), clampWhole(y, minMax)
+			ranges[k].Scale[i], ranges[k].Minimum[i] = p.d[i]*sc[k][i], p.dmin[i]*m[k][i]
+			q++
+			y += step
 		}
 	}
-	best := p.newBest(-1)
+	best := p.newBest()
 	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
 	for i := range p.blocks * p.n {
 		if k := best.Index[i]; k >= 0 {
-			p.sc[i], p.m[i] = sc[k][i], m[k][i]
+			p.sc[i], p.m[i], p.fits[i].Err = sc[k][i], m[k][i], best.Err[i]
 		}
 	}
 }
 
+// clampWhole returns the whole part of v within 0..most.
+func clampWhole(v, most float32) float32 {
+	switch {
+	case !(v > 0):
+		return 0
+	case v >= most:
+		return most
+	}
+	return float32(int32(v))
+}
+
 // newBest starts a choice with what there is.
-func (p *superMin) newBest(index int32) (best kernels.BestRange) {
+func (p *superMin) newBest() (best kernels.BestRange) {
 	for i := range best.Err {
-		best.Err[i], best.Index[i] = p.fits[i].Err, index
+		best.Err[i], best.Index[i] = p.fits[i].Err, -1
 	}
 	return best
 }
 
+// neighbours are steps of a group's scale and minimum.
+var neighbours = [...][2]float32{{-1, -1}, {-1, 0}, {-1, 1}, {0, -1}, {0, 1}, {1, -1}, {1, 0}, {1, 1}}
+
 // choose tries for each group the scales and minima next to its present ones.
 func (p *superMin) choose() {
-	var ranges [9]kernels.Range
-	for k := range ranges {
-		dq, dm := float32(k/3-1), float32(k%3-1)
-		for i := range p.blocks * p.n {
-			q, m := p.sc[i]+dq, p.m[i]+dm
-			if q < 0 || q > float32(p.grid.ScaleMax) || m < 0 || m > float32(p.grid.MinMax) {
-				q, m = p.sc[i], p.m[i]
-			}
-			b := i / p.n
-			ranges[k].Scale[i], ranges[k].Minimum[i] = p.d[b]*q, p.dmin[b]*m
+	var ranges [len(neighbours)]kernels.Range
+	scaleMax, minMax := float32(p.grid.ScaleMax), float32(p.grid.MinMax)
+	for k, step := range neighbours {
+		r := &ranges[k]
+		for i := range r.Scale {
+			r.Scale[i] = p.d[i] * clampWhole(p.sc[i]+step[0], scaleMax)
+			r.Minimum[i] = p.dmin[i] * clampWhole(p.m[i]+step[1], minMax)
 		}
 	}
-	best := p.newBest(4)
+	best := p.newBest()
 	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
 	for i := range p.blocks * p.n {
-		k := int(best.Index[i])
-		q, m := p.sc[i]+float32(k/3-1), p.m[i]+float32(k%3-1)
-		if q < 0 || q > float32(p.grid.ScaleMax) || m < 0 || m > float32(p.grid.MinMax) {
-			continue
+		if k := best.Index[i]; k >= 0 {
+			p.sc[i] = clampWhole(p.sc[i]+neighbours[k][0], scaleMax)
+			p.m[i] = clampWhole(p.m[i]+neighbours[k][1], minMax)
 		}
-		p.sc[i], p.m[i] = q, m
 	}
 }
 
@@ -263,7 +285,10 @@ func (p *superMin) solve() {
 	d, dmin := p.d, p.dmin
 	p.measure(&p.fits, &d, &dmin)
 	for b := range p.blocks {
-		d[b], dmin[b] = p.solution(b)
+		x, y := p.solution(b)
+		for i := b * p.n; i < (b+1)*p.n; i++ {
+			d[i], dmin[i] = x, y
+		}
 	}
 	var fits [kernels.Lanes]fit
 	p.measure(&fits, &d, &dmin)
@@ -274,17 +299,17 @@ func (p *superMin) solve() {
 			then += fits[i].Err
 		}
 		if then < now {
-			p.d[b], p.dmin[b] = d[b], dmin[b]
+			p.set(b, d[b*p.n], dmin[b*p.n])
 			copy(p.fits[b*p.n:(b+1)*p.n], fits[b*p.n:])
 		}
 	}
 }
 
 // measure measures the groups with d and dmin.
-func (p *superMin) measure(fits *[kernels.Lanes]fit, d, dmin *[kernels.Lanes]float32) {
+func (p *superMin) measure(fits *[kernels.Lanes]fit, d, dmin *kernels.Lane) {
 	var c kernels.Candidates
-	for i := range p.blocks * p.n {
-		c.Scale[i], c.Minimum[i] = d[i/p.n]*p.sc[i], dmin[i/p.n]*p.m[i]
+	for i := range d {
+		c.Scale[i], c.Minimum[i] = d[i]*p.sc[i], dmin[i]*p.m[i]
 	}
 	c.MeasureEach(kernels.Lanes, p.s.x(), p.s.wt(), int32(p.lv.lo), int32(p.lv.hi))
 	for i := range fits {
@@ -304,18 +329,20 @@ func (p *superMin) solution(b int) (d, dmin float32) {
 		b1 += q * float64(f.LX)
 		b2 += m * float64(p.s.WX[i])
 	}
-	// Each is solved for what rounding the other to float16 leaves.
-	d, dmin = p.d[b], p.dmin[b]
+	oldD, oldMin := p.d[b*p.n], p.dmin[b*p.n]
+	x := float64(oldD)
 	if det := a11*a22 - a12*a12; det > oneLevel*a11*a22 {
-		d = roundScale(float32((b1*a22 - b2*a12) / det))
+		x = (b1*a22 - b2*a12) / det
 	} else if a11 > 0 {
-		d = roundScale(float32((b1 - float64(dmin)*a12) / a11))
+		x = (b1 - float64(oldMin)*a12) / a11
 	}
+	// dmin is solved for what rounding d to float16 leaves.
+	d, dmin = roundScale(float32(x)), oldMin
 	if a22 > 0 {
 		dmin = roundScale(float32((b2 - float64(d)*a12) / a22))
 	}
-	if d*p.d[b] <= 0 || dmin*p.dmin[b] <= 0 {
-		return p.d[b], p.dmin[b]
+	if d*oldD <= 0 || dmin*oldMin <= 0 {
+		return oldD, oldMin
 	}
 	return d, dmin
 }

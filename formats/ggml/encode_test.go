@@ -333,6 +333,28 @@ func TestEncodeAgain(t *testing.T) {
 	})
 }
 
+// TestEncodeConstant checks that rounding the scale to float16 is nearly all that constant rows lose: with several
+// products of scale and level to choose from, less than half a step of float16.
+func TestEncodeConstant(t *testing.T) {
+	w := make([]float32, 256)
+	for _, v := range []float32{0.3, -0.7, 0.05, 123.4} {
+		for i := range w {
+			w[i] = v
+		}
+		for _, typ := range Types {
+			if typ.Grid == nil || typ.Grid.Codebook != nil {
+				continue
+			}
+			_, q := encodeRows(typ, w, nil, len(w))
+			for i, x := range q {
+				if abs(x-v) > abs(v)/2048 {
+					t.Fatalf("%s: weight %d: %v became %v", typ, i, v, x)
+				}
+			}
+		}
+	}
+}
+
 // TestEncodeFloat checks rounding and saturation of the floating-point types.
 func TestEncodeFloat(t *testing.T) {
 	w := []float32{1, -0.1, 65519, 65520, -1e6, math.MaxFloat32, -math.MaxFloat32, 1e-8, 0}

@@ -91,6 +91,10 @@ func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []floa
 	for i := range bs {
 		b := &bs[i]
 		b.D, b.DMin, b.Sc[0], b.M[0] = ranges[chosen.Index[i]].Scale[i], 0, 1, 0
+		if s.Lo[i] == s.Hi[i] && s.Lo[i] != 0 {
+			b.D, _ = constantScale(g, s.Lo[i])
+			continue
+		}
 		// What is on the grid already is a multiple of a scale.
 		if s.Least[i]*-lv.lo*1.001 >= abs(top[i]) && chosen.Err[i] > 0 {
 			if d, ok := s.exactScale(g, lv, i, top[i]); ok {

@@ -45,7 +45,25 @@ func fitSupers(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []floa
 		for k := range p.n {
 			b.Sc[k] = int8(p.sc[i*p.n+k])
 		}
+		if v, ok := p.constant(i); ok {
+			d, sc := constantScale(g, v)
+			b.D = d
+			for k := range b.Sc {
+				b.Sc[k] = int8(sc)
+			}
+		}
 	}
+}
+
+// constant returns the value, not 0, that all weights of super-block b have.
+func (p *superLanes) constant(b int) (v float32, ok bool) {
+	v = p.s.Lo[b*p.n]
+	for i := b * p.n; i < (b+1)*p.n; i++ {
+		if p.s.Lo[i] != v || p.s.Hi[i] != v {
+			return 0, false
+		}
+	}
+	return v, v != 0
 }
 
 // free finds what suits each group, whatever the others need.

@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
 )
 
 // lanes are up to 16 groups of one or more blocks side by side: lane i holds group i.
@@ -203,4 +204,24 @@ func (s *lanes) clips(m *kernels.Moments, ranges *[12]kernels.Range, lv *levels)
 			}
 		}
 	}
+}
+
+// constantScale returns the float16 d, the scale of ScaleMin..ScaleMax and with them the value d·sc·level nearest to v, not
+// 0, which all weights have: rounding to float16 is all that can go wrong, and differs from product to product.
+func constantScale(g *quant.Grid, v float32) (d, sc float32) {
+	least := float32(math.Inf(1))
+	for s := 1; s <= max(-g.ScaleMin, g.ScaleMax); s++ {
+		for level := g.CodeMin; level < 0; level++ {
+			sign := float32(1)
+			if s > g.ScaleMax {
+				sign = -1
+			}
+			scale := sign * float32(s)
+			x := roundScale(v / (scale * float32(level)))
+			if e := abs(float32(float32(x*scale)*float32(level)) - v); e < least {
+				d, sc, least = x, scale, e
+			}
+		}
+	}
+	return d, sc
 }

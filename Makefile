@@ -18,7 +18,7 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 # Packages that start goroutines, or write from several.
 CONCURRENT := ./cmd/llmq ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
 
-.PHONY: help build demo test check purego cross race fuzz interop speed bench generate clean
+.PHONY: help build demo test check purego cross neon race fuzz interop speed bench generate clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ cross: ## compile, tests included, for the systems that CI does not run on
 	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
 	GOOS=windows GOARCH=amd64 $(GO) vet ./...
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...
+
+neon: ## run the matrix products' tests under qemu-user
+	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Gemm|MatMul|Syrk|Dot|Attention|Tier' ./kernels
 
 race: ## run the tests of the packages that start goroutines under the race detector
 	CGO_ENABLED=1 $(GO) test -race -short $(CONCURRENT)

@@ -61,7 +61,7 @@ func TestSweep(t *testing.T) {
 				want, got := quant.NewWeight(typ.Grid, rows, cols), quant.NewWeight(typ.Grid, rows, cols)
 				plainSweep(f, want, w)
 				previous := kernels.CurrentTier()
-				for tier := kernels.PureGo; tier <= kernels.BestTier(); tier++ {
+				for _, tier := range kernels.Tiers() {
 					kernels.SetTier(tier)
 					err := f.sweep(t.Context(), got, w)
 					kernels.SetTier(previous)

@@ -7,17 +7,18 @@ import (
 	"sync/atomic"
 )
 
-// Tier is a set of instructions that kernels may use; each includes those before it.
+// Tier is a set of instructions that kernels may use. Those of a machine are ordered, each includes the ones before it.
 type Tier int
 
 const (
 	PureGo     Tier = iota // Go alone
+	NEON                   // arm64: float32 products
 	AVX2                   // AVX2, FMA and F16C
 	AVX512                 // AVX-512 F, BW, VL and DQ
 	AVX512BF16             // VDPBF16PS: products of bfloat16 pairs
 )
 
-var tierNames = [...]string{"purego", "avx2", "avx512", "avx512bf16"}
+var tierNames = [...]string{"purego", "neon", "avx2", "avx512", "avx512bf16"}
 
 func (t Tier) String() string { return tierNames[t] }
 
@@ -46,6 +47,18 @@ func init() {
 
 // CurrentTier is the tier in use: at first the best that this machine has, capped by TierEnv.
 func CurrentTier() Tier { return Tier(tier.Load()) }
+
+// Tiers lists the tiers of this machine, lowest first.
+func Tiers() []Tier {
+	best := BestTier()
+	tiers := []Tier{PureGo}
+	for t := NEON; t <= best; t++ {
+		if t != NEON || best == NEON {
+			tiers = append(tiers, t)
+		}
+	}
+	return tiers
+}
 
 // SetTier switches to t, or to the best tier of this machine if that is lower, and returns the tier that was in use.
 // It is for tests and benchmarks; kernels that are running when it is called may finish on either.

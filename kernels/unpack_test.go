@@ -18,7 +18,7 @@ var types = []*ggml.Type{ggml.F32, ggml.F16, ggml.BF16, ggml.Q8_0, ggml.Q4_0, gg
 // eachTier runs f on every tier of this machine.
 func eachTier(t *testing.T, f func(t *testing.T)) {
 	defer kernels.SetTier(kernels.SetTier(kernels.PureGo))
-	for tier := kernels.PureGo; tier <= kernels.BestTier(); tier++ {
+	for _, tier := range kernels.Tiers() {
 		kernels.SetTier(tier)
 		t.Run(tier.String(), f)
 	}

@@ -1,0 +1,251 @@
+//go:build !purego
+
+#include "textflag.h"
+
+// Operands are in Go's order: VFMLA Vm, Vn, Vd is Vd += Vn·Vm. The assembler has no VFMUL, so a product is a VFMLA to zero.
+
+// ROW adds to a row of the tile: the element of A at p, broadcast, times the step of B in V16 and V17.
+#define ROW(p, t, c0, c1) \
+	VLD1R.P (p)(R3), [t.S4]; \
+	VFMLA V16.S4, t.S4, c0.S4; \
+	VFMLA V17.S4, t.S4, c1.S4
+
+// ADDROW and SETROW write a row of the tile to C.
+#define ADDROW(c0, c1) \
+	VLD1 (R5), [V24.S4, V25.S4]; \
+	VFMLA V22.S4, c0.S4, V24.S4; \
+	VFMLA V22.S4, c1.S4, V25.S4; \
+	VST1 [V24.S4, V25.S4], (R5); \
+	ADD R6, R5
+
+#define SETROW(c0, c1) \
+	VEOR V24.B16, V24.B16, V24.B16; \
+	VEOR V25.B16, V25.B16, V25.B16; \
+	VFMLA V22.S4, c0.S4, V24.S4; \
+	VFMLA V22.S4, c1.S4, V25.S4; \
+	VST1 [V24.S4, V25.S4], (R5); \
+	ADD R6, R5
+
+// func gemmNEONx8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+TEXT ·gemmNEONx8(SB), NOSPLIT, $0-61
+	MOVD k+0(FP), R0
+	MOVD a+8(FP), R8
+	MOVD rowA+16(FP), R2
+	MOVD stepA+24(FP), R3
+	MOVD b+32(FP), R4
+	MOVD c+40(FP), R5
+	MOVD rowC+48(FP), R6
+	ADD R2, R8, R9
+	ADD R2, R9, R10
+	ADD R2, R10, R11
+	ADD R2, R11, R12
+	ADD R2, R12, R13
+	ADD R2, R13, R14
+	ADD R2, R14, R15
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+
+step:
+	VLD1.P 32(R4), [V16.S4, V17.S4]
+	ROW(R8, V18, V0, V1)
+	ROW(R9, V19, V2, V3)
+	ROW(R10, V20, V4, V5)
+	ROW(R11, V21, V6, V7)
+	ROW(R12, V18, V8, V9)
+	ROW(R13, V19, V10, V11)
+	ROW(R14, V20, V12, V13)
+	ROW(R15, V21, V14, V15)
+	SUBS $1, R0, R0
+	BNE step
+
+	FMOVS alpha+56(FP), F22
+	VDUP V22.S[0], V22.S4
+	MOVBU add+60(FP), R7
+	CBZ R7, store
+	ADDROW(V0, V1)
+	ADDROW(V2, V3)
+	ADDROW(V4, V5)
+	ADDROW(V6, V7)
+	ADDROW(V8, V9)
+	ADDROW(V10, V11)
+	ADDROW(V12, V13)
+	ADDROW(V14, V15)
+	RET
+
+store:
+	SETROW(V0, V1)
+	SETROW(V2, V3)
+	SETROW(V4, V5)
+	SETROW(V6, V7)
+	SETROW(V8, V9)
+	SETROW(V10, V11)
+	SETROW(V12, V13)
+	SETROW(V14, V15)
+	RET
+
+// func gemmNEONx4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+TEXT ·gemmNEONx4(SB), NOSPLIT, $0-61
+	MOVD k+0(FP), R0
+	MOVD a+8(FP), R8
+	MOVD rowA+16(FP), R2
+	MOVD stepA+24(FP), R3
+	MOVD b+32(FP), R4
+	MOVD c+40(FP), R5
+	MOVD rowC+48(FP), R6
+	ADD R2, R8, R9
+	ADD R2, R9, R10
+	ADD R2, R10, R11
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+
+step:
+	VLD1.P 32(R4), [V16.S4, V17.S4]
+	ROW(R8, V18, V0, V1)
+	ROW(R9, V19, V2, V3)
+	ROW(R10, V20, V4, V5)
+	ROW(R11, V21, V6, V7)
+	SUBS $1, R0, R0
+	BNE step
+
+	FMOVS alpha+56(FP), F22
+	VDUP V22.S[0], V22.S4
+	MOVBU add+60(FP), R7
+	CBZ R7, store
+	ADDROW(V0, V1)
+	ADDROW(V2, V3)
+	ADDROW(V4, V5)
+	ADDROW(V6, V7)
+	RET
+
+store:
+	SETROW(V0, V1)
+	SETROW(V2, V3)
+	SETROW(V4, V5)
+	SETROW(V6, V7)
+	RET
+
+// func transposeNEON(dst *uint32, rowDst int, src *uint32, rowSrc int, n int)
+TEXT ·transposeNEON(SB), NOSPLIT, $0-40
+	MOVD dst+0(FP), R0
+	MOVD rowDst+8(FP), R1
+	MOVD src+16(FP), R8
+	MOVD rowSrc+24(FP), R3
+	MOVD n+32(FP), R4
+	ADD R3, R8, R9
+	ADD R3, R9, R10
+	ADD R3, R10, R11
+
+block:
+	VLD1.P 16(R8), [V0.S4]
+	VLD1.P 16(R9), [V1.S4]
+	VLD1.P 16(R10), [V2.S4]
+	VLD1.P 16(R11), [V3.S4]
+	VTRN1 V1.S4, V0.S4, V4.S4
+	VTRN2 V1.S4, V0.S4, V5.S4
+	VTRN1 V3.S4, V2.S4, V6.S4
+	VTRN2 V3.S4, V2.S4, V7.S4
+	VTRN1 V6.D2, V4.D2, V0.D2
+	VTRN1 V7.D2, V5.D2, V1.D2
+	VTRN2 V6.D2, V4.D2, V2.D2
+	VTRN2 V7.D2, V5.D2, V3.D2
+	VST1 [V0.S4], (R0)
+	ADD R1, R0
+	VST1 [V1.S4], (R0)
+	ADD R1, R0
+	VST1 [V2.S4], (R0)
+	ADD R1, R0
+	VST1 [V3.S4], (R0)
+	ADD R1, R0
+	SUBS $1, R4, R4
+	BNE block
+	RET
+
+// func copyStripNEON(dst *uint32, src *uint32, rowSrc int, n int)
+TEXT ·copyStripNEON(SB), NOSPLIT, $0-32
+	MOVD dst+0(FP), R0
+	MOVD src+8(FP), R1
+	MOVD rowSrc+16(FP), R2
+	MOVD n+24(FP), R3
+
+row:
+	VLD1 (R1), [V0.S4, V1.S4]
+	VST1.P [V0.S4, V1.S4], 32(R0)
+	ADD R2, R1
+	SUBS $1, R3, R3
+	BNE row
+	RET
+
+// func dotNEON(a, b *float32, n int) float32
+TEXT ·dotNEON(SB), NOSPLIT, $0-28
+	MOVD a+0(FP), R0
+	MOVD b+8(FP), R1
+	MOVD n+16(FP), R2
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+
+part:
+	VLD1.P 64(R0), [V4.S4, V5.S4, V6.S4, V7.S4]
+	VLD1.P 64(R1), [V16.S4, V17.S4, V18.S4, V19.S4]
+	VFMLA V16.S4, V4.S4, V0.S4
+	VFMLA V17.S4, V5.S4, V1.S4
+	VFMLA V18.S4, V6.S4, V2.S4
+	VFMLA V19.S4, V7.S4, V3.S4
+	SUBS $16, R2, R2
+	BNE part
+
+	// There is no VFADD either.
+	FMOVS $1.0, F20
+	VDUP V20.S[0], V20.S4
+	VFMLA V20.S4, V1.S4, V0.S4
+	VFMLA V20.S4, V3.S4, V2.S4
+	VFMLA V20.S4, V2.S4, V0.S4
+	VDUP V0.S[1], V1.S4
+	VDUP V0.S[2], V2.S4
+	VDUP V0.S[3], V3.S4
+	FADDS F1, F0, F0
+	FADDS F3, F2, F2
+	FADDS F2, F0, F0
+	FMOVS F0, ret+24(FP)
+	RET
+
+// func axpyNEON(dst, x *float32, n int, alpha float32)
+TEXT ·axpyNEON(SB), NOSPLIT, $0-28
+	MOVD dst+0(FP), R0
+	MOVD x+8(FP), R1
+	MOVD n+16(FP), R2
+	FMOVS alpha+24(FP), F20
+	VDUP V20.S[0], V20.S4
+
+part:
+	VLD1 (R0), [V0.S4, V1.S4, V2.S4, V3.S4]
+	VLD1.P 64(R1), [V4.S4, V5.S4, V6.S4, V7.S4]
+	VFMLA V20.S4, V4.S4, V0.S4
+	VFMLA V20.S4, V5.S4, V1.S4
+	VFMLA V20.S4, V6.S4, V2.S4
+	VFMLA V20.S4, V7.S4, V3.S4
+	VST1.P [V0.S4, V1.S4, V2.S4, V3.S4], 64(R0)
+	SUBS $16, R2, R2
+	BNE part
+	RET

@@ -27,10 +27,16 @@ type superMin struct {
 }
 
 // superSteps are the values of d that are tried, relative to the one with which the largest scale just fits, and of dmin,
-// relative to the one with which the largest minimum does.
-var superSteps, superMinSteps = [...]float32{
-	0.5, 0.7, 0.95, 1, 1.05,
-}, [...]float32{0.95, 1, 1.05}
+// relative to the one with which the largest minimum does; coarseSuperSteps those without importances.
+var (
+	superSteps = [2][]float32{
+		{0.5, 0.7, 0.9, 0.92, 0.94, 0.96, 0.98, 1, 1.02, 1.04, 1.06, 1.08, 1.1}, {0.94, 0.97, 1, 1.03, 1.06},
+	}
+	coarseSuperSteps = [2][]float32{{0.5, 0.7, 0.95, 1, 1.05}, {0.95, 1, 1.05}}
+)
+
+// maxSuperSteps is the number of their combinations.
+const maxSuperSteps = 65
 
 const (
 	// superMinRounds are the rounds of choose and solve with importances; more brought nothing. Without, one is as good
@@ -135,9 +141,14 @@ func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) 
 
 // start chooses d and dmin by what rounding each group's own scale and minimum costs, with either sign.
 func (p *superMin) start() {
-	const n = len(superSteps) * len(superMinSteps)
-	var steps [n]kernels.Range
-	var errs [n]kernels.Lane
+	tried := &coarseSuperSteps
+	if p.s.weighted {
+		tried = &superSteps
+	}
+	n := len(tried[0]) * len(tried[1])
+	var stepsBuf [maxSuperSteps]kernels.Range
+	var errsBuf [maxSuperSteps]kernels.Lane
+	steps, errs := stepsBuf[:n], errsBuf[:n]
 	least := [kernels.Lanes]float32{}
 	for i := range p.blocks {
 		least[i] = float32(math.Inf(1))
@@ -155,12 +166,12 @@ func (p *superMin) start() {
 			}
 		}
 		for k := range steps {
-			r, rm := superSteps[k/len(superMinSteps)], superMinSteps[k%len(superMinSteps)]
+			r, rm := tried[0][k/len(tried[1])], tried[1][k%len(tried[1])]
 			for i := range d {
 				steps[k].Scale[i], steps[k].Minimum[i] = r*d[i], rm*dmin[i]
 			}
 		}
-		l.Errors(errs[:], steps[:], 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
+		l.Errors(errs, steps, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
 		for b := range p.blocks {
 			for k := range errs {
 				var sum float32
@@ -201,7 +212,7 @@ func (p *superMin) set(b int, d, dmin float32) {
 }
 
 // superMinWindow is how far sweep looks to either side.
-const superMinWindow = 5
+const superMinWindow = 6
 
 // sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
 func (p *superMin) sweep() {

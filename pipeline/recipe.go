@@ -105,7 +105,7 @@ func TypeForBits(bits int) (*ggml.Type, error) {
 	if t := bitTypes[bits]; t != nil {
 		return t, nil
 	}
-	return nil, fmt.Errorf("%d bits: want 2, 3, 4, 5, 6 or 8", bits)
+	return nil, fmt.Errorf("%d: want 2, 3, 4, 5, 6 or 8", bits)
 }
 
 const (

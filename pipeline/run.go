@@ -180,8 +180,11 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 	}
 	defer r.out.Abort() // no effect after Close
 	stage := "quantize"
+	if p.Recipe.Type.Grid == nil {
+		stage = "convert"
+	}
 	if n := len(found.runs); n > 0 {
-		stage = fmt.Sprintf("run %d: quantize", n+1)
+		stage = fmt.Sprintf("run %d: %s", n+1, stage)
 	}
 	opt.Progress.Stage(stage, p.Elements())
 	if err := r.tensors(); err != nil {

@@ -145,7 +145,7 @@ func TestUsage(t *testing.T) {
 		{"quantize MODEL -o x.gguf --max-ppl-increase -1% --calib x", "want a share above 0, such as 1% or 0.01"},
 		{"quantize MODEL -o x.gguf --max-ppl-increase NaN --calib x", "want a share above 0, such as 1% or 0.01"},
 		{"quantize MODEL -o x.gguf --max-ppl-increase lots --calib x", "want a share above 0, such as 1% or 0.01"},
-		{"quantize MODEL -o x.gguf --method rtn --bits 7", "--bits 7 bits: want 2, 3, 4, 5, 6 or 8"},
+		{"quantize MODEL -o x.gguf --method rtn --bits 7", "--bits 7: want 2, 3, 4, 5, 6 or 8"},
 		{"quantize MODEL -o x.gguf --method rtn --bits 3 --type q4_k", "--bits 3 contradicts --type Q4_K, which has 4"},
 		{"quantize MODEL -o x.gguf --method rtn --damping 0", "--damping 0"},
 		{"quantize MODEL -o x.gguf --method rtn --damping NaN", "--damping NaN"},

@@ -94,7 +94,7 @@ func (r *run) choose(s *stream, l, ol *model.Layer) error {
 	if err := r.survey(s, l, groups, stats); err != nil {
 		return err
 	}
-	ranges := rangesBefore(groups)
+	ranges, folded := rangesBefore(groups), len(r.foldings)
 	for i, g := range groups {
 		var f *quant.Folding
 		if stats[i] == nil {
@@ -113,7 +113,7 @@ func (r *run) choose(s *stream, l, ol *model.Layer) error {
 		}
 		stats[i] = nil
 	}
-	r.transformed(groups, ranges, l, ol)
+	r.transformed(groups, ranges, folded, l, ol)
 	return nil
 }
 

@@ -51,7 +51,7 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	if err := r.survey(s, l, groups, stats); err != nil {
 		return err
 	}
-	ranges := rangesBefore(groups)
+	ranges, folded := rangesBefore(groups), len(r.foldings)
 	for i, g := range groups {
 		for _, t := range transforms {
 			f, err := t.Transform(r.ctx, g)
@@ -72,9 +72,13 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 			stats[i] = nil
 		}
 	}
-	r.transformed(groups, ranges, l, ol)
+	r.transformed(groups, ranges, folded, l, ol)
 	return nil
 }
+
+// worthScaling: GPTQ takes scales that leave at most so much of the error. Smaller gains do not show in the model's
+// divergence: scaling one group of gopher-4m, for 15% less of its error, moved that by 4%, the wrong way.
+const worthScaling = 0.8
 
 // settle chooses among none, half (in the exponents) and all of the scales that AWQ has found to be best for rounding to
 // nearest: GPTQ makes up for its errors, and may lose less without them. in is of inputs that are not in g's sample.
@@ -92,13 +96,13 @@ func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 		}
 		if i == 0 {
 			f.Before, f.After = e, e
-		} else if e < f.After {
+		} else if e < f.After && e <= worthScaling*f.Before {
 			share := float64(i) / 2
 			f.Scale, f.After, f.Alpha, f.Beta = scale, e, share*found.Alpha, share*found.Beta
 		}
 	}
 	if f.Scale == nil {
-		f.Skipped = "no scales lower its error with gptq"
+		f.Skipped = "no scales lower its error with gptq enough"
 	}
 	return nil
 }
@@ -113,13 +117,20 @@ func rangesBefore(groups []*quant.Group) []GroupRanges {
 }
 
 // transformed ends the work on the groups of a layer, l, when all are scaled: one group's scales fold into the weights
-// of another. ol, if there is one, gets the weights and vectors of l.
-func (r *run) transformed(groups []*quant.Group, ranges []GroupRanges, l, ol *model.Layer) {
+// of another. folded is how many foldings there were before. ol, if there is one, gets the weights and vectors of l.
+func (r *run) transformed(groups []*quant.Group, ranges []GroupRanges, folded int, l, ol *model.Layer) {
 	for i, g := range groups {
 		ranges[i].InputAfter, ranges[i].WeightsAfter = spreads(g)
 		g.Sample = nil
 	}
 	r.ranges = append(r.ranges, ranges...)
+	done := r.foldings[folded:]
+	if !slices.ContainsFunc(done, func(f quant.Folding) bool { return f.Scale != nil }) {
+		for _, lin := range l.Linears() {
+			lin.F32 = nil // the checkpoint's weights still are the layer's: what follows is what it is without a transform
+		}
+		return
+	}
 	if ol == nil {
 		return
 	}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math"
@@ -125,7 +126,15 @@ func TestFolding(t *testing.T) {
 				}
 				changed = changed || !slices.Equal(before, l.MLPNorm)
 				for i, lin := range ol.Linears() {
-					if !slices.Equal(lin.F32.Data, l.Linears()[i].F32.Data) {
+					a, err := lin.Matrix()
+					if err != nil {
+						t.Fatal(err)
+					}
+					b, err := l.Linears()[i].Matrix()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !slices.Equal(a.Data, b.Data) {
 						t.Errorf("%s: %s differs in the original model", name, lin.Name)
 					}
 				}
@@ -231,6 +240,33 @@ func TestPlanted(t *testing.T) {
 			if e := measure(src, r); e > 1.2*clean {
 				t.Errorf("%s: %s, smooth %v: %.3g, rounding the clean model to nearest %.3g", name, r.Method, r.Smooth, e, clean)
 			}
+		}
+	}
+}
+
+// TestUnscaled: where AWQ's scales are not worth it, awq+gptq writes the weights that gptq does.
+func TestUnscaled(t *testing.T) {
+	tm := testmodel.New("qwen3")
+	opt := Options{Calib: sequences(tm, 16, 32)}
+	plain, _ := mustRun(t, tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0}, opt)
+	tried, rep := mustRun(t, tm.Source(), Recipe{Method: AWQGPTQ, Type: ggml.Q4_0}, opt)
+	for _, f := range rep.Foldings {
+		if f.Skipped == "" {
+			t.Fatalf("%+v", f)
+		}
+	}
+	a, b := open(t, plain), open(t, tried)
+	for _, info := range a.Tensors() {
+		x, err := a.Tensor(info.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		y, err := b.Tensor(info.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(x.Data, y.Data) {
+			t.Errorf("%s differs", info.Name)
 		}
 	}
 }

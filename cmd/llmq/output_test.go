@@ -346,7 +346,7 @@ func TestInterrupt(t *testing.T) {
 	}{
 		{"quantize: layer 1/2", gptq},
 		{"quantize: layer 2/2", gptq},
-		{"quantize: blk.1", []string{"convert", dir, "-o", path}},
+		{"convert: blk.1", []string{"convert", dir, "-o", path}},
 		{"evaluate: layer 2/2", []string{"eval", dir, "--text", license, "--context", "64", "--memory", "10K"}},
 	} {
 		ctx, cancel := context.WithCancel(t.Context())

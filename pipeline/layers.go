@@ -62,7 +62,9 @@ func (r *run) layer(s, original *stream, index int) error {
 		return err
 	}
 	defer l.Release()
-	r.m.ReadAhead(index + 1)
+	if index+1 < r.m.Layers() || r.calibratesHead() {
+		r.m.ReadAhead(index + 1)
+	}
 	var ol *model.Layer
 	if original != nil {
 		if ol, err = r.m.LoadLayer(index); err != nil {
@@ -111,6 +113,9 @@ func (r *run) layer(s, original *stream, index int) error {
 		if err != nil {
 			return err
 		}
+		if err := checkInputs(g.Name, in.Importance()); err != nil {
+			return err
+		}
 		if err := r.group(g.Linears, in); err != nil {
 			return err
 		}
@@ -136,6 +141,17 @@ func (r *run) layer(s, original *stream, index int) error {
 		}
 		return original.next(ol, i, ox)
 	})
+}
+
+// checkInputs refuses a group's inputs if the mean square of a feature is not finite: every choice that goes by them would
+// mean nothing.
+func checkInputs(group string, meanSquares []float32) error {
+	for j, v := range meanSquares {
+		if v-v != 0 {
+			return fmt.Errorf("the mean square of feature %d of %s's input is %v: the hidden states overflow float32", j, group, v)
+		}
+	}
+	return nil
 }
 
 // group quantizes linears that share an input, each in a goroutine of its own.

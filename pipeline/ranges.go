@@ -69,7 +69,7 @@ func spreadBin(v float32, top int) int {
 	if frac >= math.Sqrt2/2 {
 		bin++
 	}
-	return max(bin, 0)
+	return min(max(bin, 0), SpreadBins-1) // scales may have made a value infinite, which has no octave
 }
 
 // spreads describes a group's input and weights.

@@ -40,6 +40,10 @@ func TestSpread(t *testing.T) {
 	if want[0] != 4 {
 		t.Errorf("%d values in the first bin, want the three zeros and 1e-9", want[0])
 	}
+	inf := float32(math.Inf(1))
+	if s := spreadOf(tensor.FromSlice(1, 3, []float32{inf, math.MaxFloat32, 1})); s.Histogram[SpreadBins-1] != 3 {
+		t.Errorf("beside an infinite value: %+v", s) // which bins is of no consequence
+	}
 	if s := spreadOf(tensor.New(2, 2)); s.Largest != 0 || s.Histogram[0] != 4 {
 		t.Errorf("of zeros: %+v", s)
 	}

@@ -244,7 +244,7 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 		chosen[i] = i * len(r.opt.Calib.Sequences) / sample.seqs
 	}
 	m := s.m
-	return s.each(func(i int, x *tensor.Matrix) error {
+	err := s.each(func(i int, x *tensor.Matrix) error {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
@@ -288,6 +288,15 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 		see(3, f)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if err := checkInputs(g.Name, g.In.MeanSquare()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // changesVectors says whether norms and biases change, so that they are written with their layer.

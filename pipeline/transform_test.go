@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -420,6 +421,34 @@ func TestTransformErrors(t *testing.T) {
 	for _, tr := range []quant.Transform{awq.Scaling{}, smoothquant.Smoothing{Auto: true}} {
 		if _, err := tr.Transform(ctx, g); !errors.Is(err, context.Canceled) {
 			t.Errorf("%T: error %v after cancelling", tr, err)
+		}
+	}
+}
+
+// TestInputsOverflow: every method says so when hidden states are beyond float32, and writes nothing.
+func TestInputsOverflow(t *testing.T) {
+	tm := testmodel.New("qwen3")
+	src := tm.Source()
+	norm := src.Find("blk.1.attn_norm.weight")
+	for i := range norm.Cols() {
+		tensor.EncodeF32(norm.Data[4*i:], []float32{math.MaxFloat32})
+	}
+	for _, m := range Methods {
+		r := Recipe{Method: m, Type: ggml.Q4_0}
+		if m == Int8 {
+			r.Type = ggml.Q8_0
+		}
+		plan, err := NewPlan(src, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		_, err = Run(t.Context(), src, plan, filepath.Join(dir, "out.gguf"), Options{Calib: sequences(tm, 4, 32)})
+		if err == nil || !strings.HasPrefix(err.Error(), "layer 1: ") || !strings.Contains(err.Error(), "overflow float32") {
+			t.Errorf("%s: %v", m, err)
+		}
+		if files, _ := os.ReadDir(dir); len(files) > 0 {
+			t.Errorf("%s: left %s", m, files[0].Name())
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"math"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -31,7 +32,7 @@ func (r *run) convert(t *Tensor) error {
 	step := max(1, batchWeights/cols)
 	var sum rowSum
 	for lo := 0; lo < t.Rows(); lo += step {
-		if err := r.ctx.Err(); err != nil {
+		if err := context.Cause(r.writing); err != nil {
 			return err
 		}
 		hi := min(lo+step, t.Rows())

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,8 +114,9 @@ type run struct {
 	inputs map[string]*inputs // by linear; nil if nobody asks for them
 	groups []*inputs          // in the order of the forward pass
 
-	writes  errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
-	buffers chan []byte    // what they leave
+	writes  *errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
+	writing context.Context // ends with the first that fails
+	buffers chan []byte     // what they leave
 
 	mu      sync.Mutex // guards reports
 	reports map[string]*TensorReport
@@ -165,6 +167,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options, found *findings) (*Report, []FallbackReport, error) {
 	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{}, found: found,
 		tempDir: filepath.Dir(path), buffers: make(chan []byte, pendingWrites+1)}
+	r.writes, r.writing = errgroup.WithContext(ctx)
 	r.writes.SetLimit(pendingWrites)
 	var err error
 	if opt.Calib != nil {
@@ -277,7 +280,7 @@ func (r *run) tensors() error {
 			r.opt.Progress.Item(item)
 		}
 		if err := r.convert(t); err != nil {
-			return errors.Join(err, r.writes.Wait())
+			return cmp.Or(r.writes.Wait(), err)
 		}
 	}
 	if err := r.writes.Wait(); err != nil {

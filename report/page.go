@@ -109,6 +109,9 @@ func (p *page) run(path string, bytes int64) *run {
 		return r
 	}
 	r := &run{ID: fmt.Sprintf("run-%d", len(p.Runs)+1), Name: filepath.Base(path), Bytes: bytes}
+	if path == "" { // a quantization that did not meet its limit wrote none
+		r.Name = "(nothing written)"
+	}
 	p.Runs = append(p.Runs, r)
 	return r
 }

@@ -335,3 +335,14 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingWritten: runs that did not meet their limit have no file; each has a section of its own.
+func TestNothingWritten(t *testing.T) {
+	p, err := newPage([]*Input{quantization("", 1<<30, "Q4_K", 1e-4), quantization("", 1<<30, "Q4_K", 2e-4)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Runs) != 2 || p.Runs[0].Name != "(nothing written)" || p.Runs[0].ID == p.Runs[1].ID {
+		t.Errorf("%d runs, the first %q", len(p.Runs), p.Runs[0].Name)
+	}
+}

@@ -74,6 +74,9 @@ func draw(logits []float32, rng *rand.Rand) int32 {
 // TestAuto: on a model with outlier features the groups that read them are scaled, each decision is for the least error
 // of those measured, and the model is not worse than with any one way for all groups.
 func TestAuto(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes small models many times")
+	}
 	for _, name := range []string{"llama", "qwen2-yarn"} {
 		tm := testmodel.New(name)
 		src, err := testmodel.Plant(tm.Source(), testmodel.Outliers{Channels: 4, Factor: 50})

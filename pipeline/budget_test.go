@@ -54,6 +54,9 @@ func rules(t *testing.T, ss ...string) (rs []Rule) {
 
 // TestAssign: files are within their budgets, larger budgets lose less, and threads and memory do not matter.
 func TestAssign(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes small models many times")
+	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	for _, name := range []string{"llama", "llama3-tied"} {
 		tm := testmodel.New(name)

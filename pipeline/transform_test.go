@@ -202,6 +202,9 @@ func outputError(t *testing.T, tm *testmodel.Model, got, want *model.Model) floa
 // TestPlanted plants outlier features in a small model. Rounding to nearest loses by them; each way of scaling makes up
 // for it, and what is written (weights, norms and biases) is the scaled model.
 func TestPlanted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes small models many times")
+	}
 	for _, name := range []string{"llama", "qwen2-yarn", "qwen3"} {
 		tm := testmodel.New(name)
 		src, err := testmodel.Plant(tm.Source(), testmodel.Outliers{Channels: 4, Factor: 50})

@@ -43,6 +43,9 @@ func TestRecipeAuto(t *testing.T) {
 
 // TestLimitExitCode: a limit that is not met has an exit code of its own, a report, and no file.
 func TestLimitExitCode(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes a trained model several times")
+	}
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out.gguf")
 	// The text is of the kind that the model was trained on: what it loses costs.

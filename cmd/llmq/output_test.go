@@ -200,6 +200,9 @@ func TestDryRun(t *testing.T) {
 
 // TestBudget: a dry run shows the same assignment as the run, which is within its budget.
 func TestBudget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes small models many times")
+	}
 	out := t.TempDir()
 	args := append([]string{"quantize", folder(t, "llama"), "-o", filepath.Join(out, "out.gguf"), "--max-bpw", "5.5",
 		"--max-size", "1MiB", "--output-type", "q5_0"}, calibrate...)

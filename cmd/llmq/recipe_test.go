@@ -11,6 +11,9 @@ import (
 
 // TestRecipe: what --print-recipe prints is all that a run depends on, and prints as itself again.
 func TestRecipe(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes small models many times")
+	}
 	dir := folder(t, "llama-linear")
 	out := filepath.Join(t.TempDir(), "out.gguf")
 	run := func(args ...string) []byte {

@@ -3,6 +3,10 @@ package pipeline
 import (
 	"context"
 	"math"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
@@ -29,7 +33,7 @@ func (r *run) convert(t *Tensor) error {
 		return err
 	}
 	cols := t.Cols()
-	step := max(1, batchWeights/cols)
+	step := batchRows(t)
 	var sum rowSum
 	for lo := 0; lo < t.Rows(); lo += step {
 		if err := context.Cause(r.writing); err != nil {
@@ -38,10 +42,16 @@ func (r *run) convert(t *Tensor) error {
 		hi := min(lo+step, t.Rows())
 		data := r.buffer((hi - lo) * t.Type.RowBytes(cols))
 		rows := make([]rowSum, hi-lo)
-		kernels.Parallel(hi-lo, max(1, rowWeights/cols), func(a, b int) {
-			c := converter{t: t, in: in, w: make([]float32, cols), decoded: make([]float32, cols)}
-			for i := a; i < b; i++ {
-				rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i)
+		// Small ranges, as writing takes processors away from some goroutines.
+		var next atomic.Int64
+		kernels.Parallel(runtime.GOMAXPROCS(0), 1, func(int, int) {
+			c := newConverter(t, in)
+			defer c.free()
+			n := max(1, rowWeights/cols)
+			for a := int(next.Add(int64(n))) - n; a < len(rows); a = int(next.Add(int64(n))) - n {
+				for i := a; i < min(a+n, len(rows)); i++ {
+					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i)
+				}
 			}
 		})
 		for i := range rows {
@@ -65,7 +75,10 @@ func (r *run) convert(t *Tensor) error {
 	return nil
 }
 
-// buffer returns n bytes of what is left from a batch that is on the disk.
+// batchRows is how many rows of t are a batch.
+func batchRows(t *Tensor) int { return max(1, batchWeights/t.Cols()) }
+
+// buffer returns n bytes, of what is left from a batch that is on the disk if there is one.
 func (r *run) buffer(n int) []byte {
 	select {
 	case b := <-r.buffers:
@@ -74,7 +87,13 @@ func (r *run) buffer(n int) []byte {
 		}
 	default:
 	}
-	return make([]byte, n)
+	// Tensors are of different sizes: one buffer suits all, but for those that have longer rows than a batch.
+	largest := n
+	for i := range r.plan.Tensors {
+		t := &r.plan.Tensors[i]
+		largest = max(largest, min(t.Rows(), batchRows(t))*t.Type.RowBytes(t.Cols()))
+	}
+	return make([]byte, n, largest)
 }
 
 func (r *run) recycle(b []byte) {
@@ -124,6 +143,21 @@ type converter struct {
 	t          *Tensor
 	in         *ggml.Tensor
 	w, decoded []float32
+}
+
+var converters = sync.Pool{New: func() any { return new(converter) }}
+
+// newConverter returns a converter, which is to be freed.
+func newConverter(t *Tensor, in *ggml.Tensor) *converter {
+	c := converters.Get().(*converter)
+	c.t, c.in = t, in
+	c.w, c.decoded = slices.Grow(c.w[:0], t.Cols())[:t.Cols()], slices.Grow(c.decoded[:0], t.Cols())[:t.Cols()]
+	return c
+}
+
+func (c *converter) free() {
+	c.t, c.in = nil, nil
+	converters.Put(c)
 }
 
 // row converts a row to dst.

@@ -8,6 +8,7 @@ package ggml
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -39,6 +40,15 @@ const (
 	maxGroups = 16
 )
 
+// batch is room for the blocks that are searched together.
+type batch struct {
+	block [kernels.Lanes]quant.Block
+	sc, m [kernels.Lanes * maxGroups]int8
+	codes [kernels.Lanes * maxBlock]int8
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
 // Encode stores the weights w, whole blocks of one row, in dst, which is RowBytes(len(w)) long. Each block's scales are
 // chosen so that Σ importance·(w−ŵ)² is small; importance has one value per weight, or is nil for equal ones. Weights
 // beyond what the type can hold are stored as its nearest value; they should be finite. The result is the Σ(w−ŵ)² that
@@ -53,25 +63,22 @@ func (t *Type) Encode(dst []byte, w, importance []float32) (noise float64) {
 	}
 	g := t.Grid
 	n := g.Groups()
-	var a struct { // in one allocation
-		block [kernels.Lanes]quant.Block
-		sc, m [kernels.Lanes * maxGroups]int8
-		codes [kernels.Lanes * maxBlock]int8
-	}
+	a := batches.Get().(*batch)
+	defer batches.Put(a)
 	for i := range a.block {
 		a.block[i] = quant.Block{Sc: a.sc[i*n : (i+1)*n], M: a.m[i*n : (i+1)*n], Codes: a.codes[i*g.Block : (i+1)*g.Block]}
 	}
 	blocks := len(w) / g.Block
 	for i := 0; i < blocks; i += len(a.block) {
-		batch := a.block[:min(len(a.block), blocks-i)]
-		lo, hi := i*g.Block, (i+len(batch))*g.Block
+		bs := a.block[:min(len(a.block), blocks-i)]
+		lo, hi := i*g.Block, (i+len(bs))*g.Block
 		var imp []float32
 		if importance != nil {
 			imp = importance[lo:hi]
 		}
-		g.Round(batch, w[lo:hi], imp)
-		for k := range batch {
-			b := &batch[k]
+		g.Round(bs, w[lo:hi], imp)
+		for k := range bs {
+			b := &bs[k]
 			t.Pack(dst[(i+k)*t.BlockBytes:(i+k+1)*t.BlockBytes], b)
 			noise += b.Noise(g)
 		}

@@ -33,7 +33,7 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.G
 		kernels.Axpy(lost.Row(r), -1, w.Row(r))
 	}
 	grad := tensor.New(w.Rows, n) // half the gradient of the error: (Ŵ−W)H
-	kernels.GemmNN(grad, 1, lost, in.H)
+	kernels.GemmNN(grad, 1, lost, in.H, kernels.F32)
 	step := max(clipColumns, g.Block) / g.Block * g.Block
 	deltas := tensor.New(w.Rows, min(step, n))
 	for range clipPasses {
@@ -62,7 +62,7 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.G
 					}
 				}
 			})
-			kernels.GemmNN(grad, 1, d, in.H.View(i0, i1, 0, n))
+			kernels.GemmNN(grad, 1, d, in.H.View(i0, i1, 0, n), kernels.F32)
 		}
 	}
 	return q, nil

@@ -20,7 +20,7 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 		return w
 	}
 	d := tensor.New(w.Rows, w.Cols)
-	kernels.GemmNN(d, 1, w, in.Drift)
+	kernels.GemmNN(d, 1, w, in.Drift, kernels.F32)
 	if in.Residual != nil {
 		for r := range d.Rows {
 			kernels.Axpy(d.Row(r), 1, in.Residual.Row(r))
@@ -36,7 +36,7 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 	return d
 }
 
-// solve returns d·H⁻¹ = d·UᵀU; d is rows×in, with its columns in their natural order.
+// solve returns d·H⁻¹ = d·UᵀU, U being R⁻¹; d is rows×in, with its columns in their natural order.
 func (f *Factor) solve(d *tensor.Matrix) *tensor.Matrix {
 	p := tensor.New(d.Rows, d.Cols)
 	for r := range d.Rows {
@@ -45,10 +45,10 @@ func (f *Factor) solve(d *tensor.Matrix) *tensor.Matrix {
 			dst[i] = src[c]
 		}
 	}
-	t := tensor.New(d.Rows, d.Cols)
-	kernels.GemmNT(t, 1, p, f.u)
+	t, u := tensor.New(d.Rows, d.Cols), f.inverse()
+	kernels.GemmNT(t, 1, p, u)
 	p.Zero()
-	kernels.GemmNN(p, 1, t, f.u)
+	kernels.GemmNN(p, 1, t, u, kernels.F32)
 	for r := range d.Rows {
 		src, dst := p.Row(r), t.Row(r)
 		for i, c := range f.order {

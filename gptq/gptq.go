@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/linalg"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -45,15 +47,22 @@ type Factor struct {
 	Dead int
 
 	h     *tensor.Matrix // damped, columns in their natural order
-	u     *tensor.Matrix // upper triangular, H⁻¹ = UᵀU, columns in order
+	r     *tensor.Matrix // upper triangular, R·Rᵀ = H with its columns in order
 	order []int          // order[p] is the column that is quantized p-th
 	block int            // columns of a block stay together in order; 0: they need not
+
+	inverse func() *tensor.Matrix // R⁻¹, which only Correct needs
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed.
 func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options) (*Factor, error) {
 	n := h.Rows
-	f := &Factor{h: h.Clone(), Damping: opt.Damping}
+	f := &Factor{h: tensor.New(n, n), Damping: opt.Damping}
+	kernels.Parallel(n, rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			copy(f.h.Row(i), h.Row(i))
+		}
+	})
 	if f.Damping == 0 {
 		f.Damping = DefaultDamping
 	}
@@ -93,18 +102,19 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 		for i, d := range diagonal {
 			f.h.Row(i)[i] = d + float32(f.Damping*mean)
 		}
-		u, ok := linalg.InverseFactor(permute(f.h, f.order))
-		if ok && finiteDiagonal(u) {
-			f.u = u
+		r, ok := linalg.UpperFactor(f.h, f.order)
+		if ok && finiteDiagonal(r) {
+			f.r = r
+			f.inverse = sync.OnceValue(func() *tensor.Matrix { return linalg.InvertUpper(r) })
 			return f, nil
 		}
 	}
 	return nil, errors.New("gptq: no damping makes the Hessian positive definite")
 }
 
-func finiteDiagonal(u *tensor.Matrix) bool {
-	for i := range u.Rows {
-		if d := float64(u.Row(i)[i]); !(d > 0) || math.IsInf(d, 0) {
+func finiteDiagonal(r *tensor.Matrix) bool {
+	for i := range r.Rows {
+		if d := float64(r.Row(i)[i]); !(d > 0) || math.IsInf(d, 0) {
 			return false
 		}
 	}
@@ -137,18 +147,6 @@ func columnOrder(diagonal []float32, block int, sorted bool) []int {
 	}
 	slices.SortFunc(blocks, func(a, b []int) int { return byDiagonal(a[0], b[0]) })
 	return slices.Concat(blocks...)
-}
-
-// permute returns h with rows and columns in the given order.
-func permute(h *tensor.Matrix, order []int) *tensor.Matrix {
-	p := tensor.New(h.Rows, h.Cols)
-	for i, r := range order {
-		src, dst := h.Row(r), p.Row(i)
-		for j, c := range order {
-			dst[j] = src[c]
-		}
-	}
-	return p
 }
 
 // Quantize rounds w, out×in, onto g's grid. f must have been made for a grid with g's block length. w is not changed.

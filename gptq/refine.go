@@ -32,7 +32,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 		}
 	}
 	grad := tensor.New(w.Rows, n)
-	kernels.GemmNN(grad, 1, diff, f.h)
+	kernels.GemmNN(grad, 1, diff, f.h, kernels.F32)
 	step := max(lazyColumns, g.Block) / g.Block * g.Block
 	deltas := tensor.New(w.Rows, min(step, n))
 	moved := make([]int, w.Rows)
@@ -63,7 +63,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 					}
 				}
 			})
-			kernels.GemmNN(grad, -1, d, f.h.View(i0, i1, 0, n))
+			kernels.GemmNN(grad, -1, d, f.h.View(i0, i1, 0, n), kernels.F32)
 		}
 		total := 0
 		for _, m := range moved {

@@ -8,9 +8,24 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// lazyColumns is the number of columns whose errors are gathered before they reach the columns after them in one
-// matrix product (the paper's block size B, section 3.3, step 2).
-const lazyColumns = 128
+// The paper spreads what is left of each column's rounding, δ = target − ŵ, over the columns to come with the rows of
+// U = R⁻¹, H⁻¹ = UᵀU. Those columns' targets are the same if they are computed from the errors e = w − ŵ of the original
+// weights instead,
+//
+//	target_p = w_p + Σ e_k·R_kp / R_pp   over the columns k before p,
+//
+// because the output error is ‖e·R‖² (Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
+// Algorithm", arXiv:2507.18553). So H need not be inverted, and rounding errors in a target do not add up: whatever
+// became of a column, e is exact.
+
+const (
+	// lazyColumns is the number of columns whose errors are gathered before they reach the columns after them in one
+	// matrix product (the paper's block size B, section 3.3, step 2). The lanes of 512 columns fit the L2 cache, and a
+	// product that is 512 deep is bound by its multiplications.
+	lazyColumns = 512
+	// eagerColumns is the same for the columns within.
+	eagerColumns = 8
+)
 
 // rowGrain is the least number of rows that a goroutine takes at a time.
 const rowGrain = 8
@@ -18,7 +33,7 @@ const rowGrain = 8
 // sweep is GPTQ proper: it chooses q's scales and codes for w.
 func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) error {
 	n := w.Cols
-	p := tensor.New(w.Rows, n) // w with its columns in f.order, carrying the errors so far
+	p := tensor.New(w.Rows, n) // w with its columns in f.order
 	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
 			src, dst := w.Row(r), p.Row(r)
@@ -30,43 +45,56 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) e
 	if f.block == 0 {
 		f.fitAll(q, w)
 	}
+	sums := tensor.New(w.Rows, n) // Σ e_k·R_kp
 	errs := tensor.New(w.Rows, min(lazyColumns, n))
-	for i0 := 0; i0 < n; i0 += lazyColumns {
+	for i0, i1 := 0, 0; i0 < n; i0 = i1 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		i1 := min(i0+lazyColumns, n)
+		i1 = lazyEnd(i0, n, q.Grid.Block)
 		e := errs.View(0, w.Rows, 0, i1-i0)
 		kernels.Parallel((w.Rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
 			s := newSweeper(f, q, i0, i1)
 			for k := lo; k < hi; k++ {
-				s.rows(p, e, k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows))
+				s.rows(p, sums, e, k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows))
 			}
 		})
 		if i1 < n {
-			kernels.GemmNN(p.View(0, w.Rows, i1, n), -1, e, f.u.View(i0, i1, i1, n))
+			// The sums are small steps on the way to a code: bfloat16 errors, 2⁻⁹ of them, are far below half a step.
+			kernels.GemmNN(sums.View(0, w.Rows, i1, n), 1, e, f.r.View(i0, i1, i1, n), kernels.Auto)
 		}
 	}
 	return nil
 }
 
+// lazyEnd returns where the columns that are gathered from i0 on end: with a block if one ends there.
+func lazyEnd(i0, n, block int) int {
+	end := min(i0+lazyColumns, n)
+	if last := end / block * block; last > i0 {
+		return last
+	}
+	return end
+}
+
 // sweeper quantizes positions [i0,i1) of 16 rows at a time, one in each lane.
 type sweeper struct {
-	f                     *Factor
-	q                     *quant.Weight
-	i0, i1                int
-	columns, errs, levels []kernels.Lane // at each position: the weights, their errors over U's diagonal, and what they became
-	scale, minimum        []kernels.Lane // of each group of the present block
-	fitter                *fitter        // nil if scales are static
+	f      *Factor
+	q      *quant.Weight
+	i0, i1 int
+	// At each position: the weights, the sums for their targets, their errors and the levels that they became.
+	weights, sums, errs, levels []kernels.Lane
+	scale, minimum              []kernels.Lane // of each group of the present block
+	fitter                      *fitter        // nil if scales are static
+	row                         []float32      // levels, row by row
 }
 
 func newSweeper(f *Factor, q *quant.Weight, i0, i1 int) *sweeper {
-	n := i1 - i0
-	padded := (n + kernels.Lanes - 1) / kernels.Lanes * kernels.Lanes
+	padded := (i1 - i0 + kernels.Lanes - 1) / kernels.Lanes * kernels.Lanes
+	lanes := func() []kernels.Lane { return make([]kernels.Lane, padded) }
 	g := q.Grid
-	s := &sweeper{f: f, q: q, i0: i0, i1: i1,
-		columns: make([]kernels.Lane, padded), errs: make([]kernels.Lane, padded), levels: make([]kernels.Lane, n),
+	s := &sweeper{f: f, q: q, i0: i0, i1: i1, weights: lanes(), sums: lanes(), errs: lanes(), levels: lanes(),
 		scale: make([]kernels.Lane, g.Groups()), minimum: make([]kernels.Lane, g.Groups()),
+		row: make([]float32, kernels.Lanes*padded),
 	}
 	if f.block != 0 {
 		s.fitter = newFitter(g, f)
@@ -74,86 +102,88 @@ func newSweeper(f *Factor, q *quant.Weight, i0, i1 int) *sweeper {
 	return s
 }
 
-// rows quantizes rows [r0,r1). p holds all of their weights in f.order; e receives each position's error over U's
-// diagonal.
-func (s *sweeper) rows(p, e *tensor.Matrix, r0, r1 int) {
-	g := s.q.Grid
+// rows quantizes rows [r0,r1). p and sums hold all of their weights and sums in f.order; e receives each position's error.
+func (s *sweeper) rows(p, sums, e *tensor.Matrix, r0, r1 int) {
+	g, f := s.q.Grid, s.f
 	n := s.i1 - s.i0
-	s.load(p, r0, r1)
+	toLanes(s.weights[:n], p.View(r0, r1, s.i0, s.i1))
+	toLanes(s.sums[:n], sums.View(r0, r1, s.i0, s.i1))
 	present := -1 // the block whose scales are at hand
-	for i := s.i0; i < s.i1; i++ {
-		c := s.f.order[i]
-		if s.fitter != nil && i%g.Block == 0 {
-			s.gather(p, r0, r1, i)
-			s.fitter.fit(s.q, r0, r1, i)
+	for m0, m1 := s.i0, 0; m0 < s.i1; m0 = m1 {
+		m1 = min(m0+eagerColumns, s.i1, m0/g.Block*g.Block+g.Block)
+		if s.fitter != nil && m0%g.Block == 0 {
+			s.gather(p, sums, r0, r1, m0)
+			s.fitter.fit(s.q, r0, r1, m0)
 		}
-		if c/g.Block != present {
-			present = c / g.Block
-			s.scales(present, r0, r1)
+		for i := m0; i < m1; i++ {
+			c := f.order[i]
+			if c/g.Block != present {
+				present = c / g.Block
+				s.scales(present, r0, r1)
+			}
+			row, j := f.r.Row(i), i-s.i0
+			s.round(j, c%g.Block/g.Group, 1/row[i])
+			kernels.UpdateLanes(s.sums[j+1:m1-s.i0], row[i+1:m1], 0, s.errs[j:j+1])
 		}
-		k := c % g.Block / g.Group
-		u := s.f.u.Row(i)
-		j := i - s.i0
-		s.levels[j], s.errs[j] = s.round(j, k, u[i])
-		kernels.SubtractLanes(s.columns[j+1:n], u[i+1:s.i1], &s.errs[j])
+		kernels.UpdateLanes(s.sums[m1-s.i0:n], f.r.Data[m0*f.r.Stride+m1:], f.r.Stride, s.errs[m0-s.i0:m1-s.i0])
 	}
-	for lane := range r1 - r0 {
-		codes := s.q.Codes[(r0+lane)*s.q.Cols:][:s.q.Cols]
-		for j := range s.levels {
-			codes[s.f.order[s.i0+j]] = int8(s.levels[j][lane])
+	levels := tensor.FromSlice(r1-r0, n, s.row[:(r1-r0)*n])
+	fromLanes(levels, s.levels[:n])
+	for r := r0; r < r1; r++ {
+		codes := s.q.Codes[r*s.q.Cols:][:s.q.Cols]
+		for j, v := range levels.Row(r - r0) {
+			codes[f.order[s.i0+j]] = int8(v)
 		}
 	}
-	s.store(e, r0, r1)
+	fromLanes(e.View(r0, r1, 0, n), s.errs[:n])
 }
 
-// gather brings the weights of the block at positions i and after to the fitter.
-func (s *sweeper) gather(p *tensor.Matrix, r0, r1, i int) {
+// toLanes brings m's rows, at most 16, into the lanes of dst, one for each column.
+func toLanes(dst []kernels.Lane, m *tensor.Matrix) {
+	if m.Rows == kernels.Lanes && m.Cols%kernels.Lanes == 0 {
+		kernels.TransposeLanes(dst, m.Data, m.Stride)
+		return
+	}
+	clear(dst)
+	for r := range m.Rows {
+		for j, v := range m.Row(r) {
+			dst[j][r] = v
+		}
+	}
+}
+
+// fromLanes is toLanes' inverse.
+func fromLanes(m *tensor.Matrix, src []kernels.Lane) {
+	if m.Rows == kernels.Lanes && m.Cols%kernels.Lanes == 0 {
+		kernels.RowsFromLanes(m.Data, m.Stride, src)
+		return
+	}
+	for r := range m.Rows {
+		row := m.Row(r)
+		for j := range row {
+			row[j] = src[j][r]
+		}
+	}
+}
+
+// gather brings the targets of the block at positions i and after to the fitter.
+func (s *sweeper) gather(p, sums *tensor.Matrix, r0, r1, i int) {
 	n := s.q.Grid.Block
 	first := s.f.order[i] / n * n
-	for r := r0; r < r1; r++ {
-		w, row := s.fitter.w[(r-r0)*n:(r-r0+1)*n], p.Row(r)[i:i+n]
-		for k, c := range s.f.order[i : i+n] {
-			w[c-first] = row[k]
+	for k, c := range s.f.order[i : i+n] {
+		to := &s.fitter.lanes[c-first]
+		inverse := 1 / s.f.r.Row(i + k)[i+k]
+		if j := i + k - s.i0; j < s.i1-s.i0 {
+			*to = s.weights[j]
+			kernels.Axpy(to[:], inverse, s.sums[j][:])
+			continue
+		}
+		// A block longer than lazyColumns starts where none of its columns is in the lanes with errors of its own.
+		for r := r0; r < r1; r++ {
+			to[r-r0] = p.Row(r)[i+k] + inverse*sums.Row(r)[i+k]
 		}
 	}
-	if i == s.i0 {
-		return
-	}
-	// What lies in the lanes has changed since.
-	for k, c := range s.f.order[i:min(i+n, s.i1)] {
-		for lane, v := range s.columns[i-s.i0+k][:r1-r0] {
-			s.fitter.w[lane*n+c-first] = v
-		}
-	}
-}
-
-// load brings the weights of rows [r0,r1) into the lanes.
-func (s *sweeper) load(p *tensor.Matrix, r0, r1 int) {
-	n := s.i1 - s.i0
-	if r1-r0 == kernels.Lanes && n == len(s.columns) {
-		kernels.TransposeLanes(s.columns, p.Data[r0*p.Stride+s.i0:], p.Stride)
-		return
-	}
-	clear(s.columns)
-	for r := r0; r < r1; r++ {
-		for j, v := range p.Row(r)[s.i0:s.i1] {
-			s.columns[j][r-r0] = v
-		}
-	}
-}
-
-// store takes the errors of rows [r0,r1) to e.
-func (s *sweeper) store(e *tensor.Matrix, r0, r1 int) {
-	n := s.i1 - s.i0
-	if r1-r0 == kernels.Lanes && n == len(s.columns) {
-		kernels.RowsFromLanes(e.Data[r0*e.Stride:], e.Stride, s.errs)
-		return
-	}
-	for r := r0; r < r1; r++ {
-		for j := range e.Row(r)[:n] {
-			e.Row(r)[j] = s.errs[j][r-r0]
-		}
-	}
+	fromLanes(tensor.FromSlice(r1-r0, n, s.fitter.w[:(r1-r0)*n]), s.fitter.lanes)
 }
 
 // scales gathers the scales and minima of a block.
@@ -166,19 +196,20 @@ func (s *sweeper) scales(block, r0, r1 int) {
 	}
 }
 
-// round rounds the column at place j with the scales of group k. It returns the codes, and the errors over u.
-func (s *sweeper) round(j, k int, u float32) (codes, errs kernels.Lane) {
+// round rounds the column at place j with the scales of group k; inverse is 1/R's diagonal there.
+func (s *sweeper) round(j, k int, inverse float32) {
 	g := s.q.Grid
-	x, scale, minimum := &s.columns[j], &s.scale[k], &s.minimum[k]
+	w, sum, scale, minimum := &s.weights[j], &s.sums[j], &s.scale[k], &s.minimum[k]
+	codes, errs := &s.levels[j], &s.errs[j]
 	if g.Codebook == nil {
-		return kernels.RoundLanes(x, scale, minimum, u, int8(g.CodeMin), int8(g.CodeMax))
+		kernels.RoundLanes(codes, errs, w, sum, inverse, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
+		return
 	}
-	for i, v := range x {
-		code := g.Nearest(v, scale[i], minimum[i])
+	for i, v := range w {
+		code := g.Nearest(v+float32(inverse*sum[i]), scale[i], minimum[i])
 		codes[i] = float32(code)
-		errs[i] = (v - (float32(scale[i]*g.Level(code)) - minimum[i])) / u
+		errs[i] = v - (float32(scale[i]*g.Level(code)) - minimum[i])
 	}
-	return codes, errs
 }
 
 // fitAll fits every block to the original weights, each column weighing as much as its Hessian diagonal.
@@ -203,16 +234,18 @@ func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
 }
 
 // fitter fits a block of several rows when its turn comes. What a code error in the column at position i costs, once the
-// columns after it have made up for it as well as they can, is its square over U[i][i]²: that is each column's importance.
+// columns after it have made up for it as well as they can, is its square times R[i][i]²: that is each column's importance.
 type fitter struct {
 	f             *Factor
 	blocks        []quant.Block
-	w, importance []float32
+	lanes         []kernels.Lane // a block's weights
+	w, importance []float32      // the same row by row
 }
 
 func newFitter(g *quant.Grid, f *Factor) *fitter {
 	n := kernels.Lanes * g.Block
-	return &fitter{f: f, blocks: make([]quant.Block, kernels.Lanes), w: make([]float32, n), importance: make([]float32, n)}
+	return &fitter{f: f, blocks: make([]quant.Block, kernels.Lanes), lanes: make([]kernels.Lane, g.Block),
+		w: make([]float32, n), importance: make([]float32, n)}
 }
 
 // fit fits the block whose columns stand at positions i and after to the weights w of rows [r0,r1).
@@ -222,8 +255,8 @@ func (t *fitter) fit(q *quant.Weight, r0, r1, i int) {
 	n := r1 - r0
 	for k := range g.Block {
 		c := t.f.order[i+k] - first
-		d := t.f.u.Row(i + k)[i+k]
-		t.importance[c] = 1 / (d * d)
+		d := t.f.r.Row(i + k)[i+k]
+		t.importance[c] = d * d
 	}
 	for r := range n {
 		copy(t.importance[r*g.Block:], t.importance[:g.Block])

@@ -10,48 +10,50 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// plainSweep is GPTQ as the paper writes it: one row and one column at a time, every error spread at once.
+// plainSweep is GPTQ one row and one column at a time, every target computed when its turn comes. TestReference compares
+// with the paper's own formulas.
 func plainSweep(f *Factor, q *quant.Weight, w *tensor.Matrix) {
 	g := q.Grid
 	if f.block == 0 {
 		f.fitAll(q, w)
 	}
 	for r := range w.Rows {
-		row := make([]float32, w.Cols)
-		for i, c := range f.order {
-			row[i] = w.Row(r)[c]
+		errs := make([]float32, w.Cols)
+		target := func(p int) float32 {
+			var sum float32
+			for k, e := range errs[:p] {
+				sum += e * f.r.Row(k)[p]
+			}
+			return w.Row(r)[f.order[p]] + sum/f.r.Row(p)[p]
 		}
 		for i, c := range f.order {
 			if f.block != 0 && i%g.Block == 0 {
 				t := newFitter(g, f)
 				first := c / g.Block * g.Block
 				for k := range g.Block {
-					t.w[f.order[i+k]-first] = row[i+k]
+					t.w[f.order[i+k]-first] = target(i + k)
 				}
 				t.fit(q, r, r+1, i)
 			}
 			b := q.Block(r, c/g.Block)
 			scale, minimum := b.Scale(c % g.Block / g.Group)
-			code := g.Nearest(row[i], scale, minimum)
+			code := g.Nearest(target(i), scale, minimum)
 			q.Codes[r*q.Cols+c] = code
-			u := f.u.Row(i)
-			err := (row[i] - (float32(scale*g.Level(code)) - minimum)) / u[i]
-			for j := i + 1; j < len(row); j++ {
-				row[j] -= err * u[j]
-			}
+			errs[i] = w.Row(r)[c] - (float32(scale*g.Level(code)) - minimum)
 		}
 	}
 }
 
 // TestSweep compares the sweep by blocks of columns and lanes of rows with the plain one. Sums in another order may turn
-// a code that lies between two, and all after it; few do.
+// a code that lies between two, and all after it; few do. Rounding errors to bfloat16 turns more, but hardly changes what
+// comes of it: at most 2.5% here (Q8_0, columns in their natural order).
 func TestSweep(t *testing.T) {
 	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.Q4_1, ggml.Q8_0, ggml.IQ4_NL, ggml.Q4_K, ggml.Q6_K} {
 		for _, rows := range []int{1, 15, 16, 37} {
 			for _, opt := range []Options{{}, {NoActOrder: true}, {StaticScales: true}} {
-				cols := 160
+				cols := 672 // more than lazyColumns
 				if typ.BlockLen > 32 {
-					cols = 512
+					cols = 768
 				}
 				w, in := problem(uint64(rows), rows, cols, 600)
 				f, err := NewFactor(t.Context(), in.H, typ.Grid, opt)
@@ -73,6 +75,13 @@ func TestSweep(t *testing.T) {
 						if got.Codes[i] != c {
 							differ++
 						}
+					}
+					if tier == kernels.AVX512BF16 {
+						e, plain := outputError(w, got, in.H), outputError(w, want, in.H)
+						if rows > 1 && e > 1.03*plain {
+							t.Errorf("%s, %d rows, %+v, %s: output error %v, plain %v", typ, rows, opt, tier, e, plain)
+						}
+						continue
 					}
 					if differ*50 > len(want.Codes) {
 						t.Errorf("%s, %d rows, %+v, %s: %d of %d codes differ", typ, rows, opt, tier, differ, len(want.Codes))

@@ -24,7 +24,7 @@ type tiling struct {
 
 	// transpose sets dst[j][i] = src[i][j] for i < lanes, j < lanes·n.
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)
-	// copyStrip copies two vectors of n rows.
+	// copyStrip copies two vectors of n steps: of a row each, or of two rows rounded to pairs.
 	copyStrip func(dst *uint32, src *uint32, rowSrc, n int)
 }
 
@@ -290,17 +290,23 @@ func (t *tiling) toWords(dst []uint32, src []float32) {
 func (t *tiling) packB(b *operand, k int, dst, staging []uint32, j0, j1, s0, s1 int) {
 	n := s1 - s0
 	if m := b.cols; m != nil {
+		k0, k1 := s0*t.depth(), min(s1*t.depth(), k)
+		whole := (k1 - k0) / t.depth() // steps that are there in full
+		if j1-j0 < t.strip() {
+			whole = 0
+		}
+		if whole > 0 {
+			t.copyStrip(&dst[0], word(&m.Data[k0*m.Stride+j0]), 4*m.Stride, whole)
+			dst, k0 = dst[whole*t.strip():], k0+whole*t.depth()
+		}
 		if t.pairs {
-			t.packPairs(m.View(s0*2, min(s1*2, k), j0, j1), dst)
+			t.packPairs(m.View(k0, k1, j0, j1), dst)
 			return
 		}
-		if j1-j0 == t.strip() {
-			t.copyStrip(&dst[0], word(&m.Data[s0*m.Stride+j0]), 4*m.Stride, n)
-			return
-		}
-		for s := range n {
-			row := dst[s*t.strip() : (s+1)*t.strip()]
-			copy(floats(row), m.Row(s0 + s)[j0:j1])
+		for ; k0 < k1; k0++ {
+			row := dst[:t.strip()]
+			dst = dst[t.strip():]
+			copy(floats(row), m.Row(k0)[j0:j1])
 			clear(row[j1-j0:])
 		}
 		return

@@ -209,9 +209,9 @@ func mirror(m *tensor.Matrix, j0, j1, i0, i1 int) {
 }
 
 // GemmNN sets dst += alpha·A·B; A is m×k, B k×n, dst m×n.
-func GemmNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+func GemmNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p Precision) {
 	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)
-	t := tiles(F32)
+	t := tiles(p)
 	if t == nil {
 		gemmNNGo(dst, alpha, a, b)
 		return

@@ -4,37 +4,52 @@ import "math"
 
 // Column-wise work on 16 rows at a time, one in each lane: GPTQ rounds a column and spreads its errors over the next ones.
 
-// RoundLanes rounds x to the nearest of the values scale·q − minimum with q whole in lo..hi, ties to even, and returns the
-// levels q and the errors x − (scale·q − minimum) over u. Where scale is 0, q is the level nearest to 0.
-func RoundLanes(x, scale, minimum *Lane, u float32, lo, hi int8) (q, err Lane) {
+// RoundLanes rounds w + inverse·sum to the nearest of the values scale·q − minimum with q whole in lo..hi, ties to even. It
+// sets q to the levels and err to w's own errors w − (scale·q − minimum). Where scale is 0, q is the level nearest to 0.
+func RoundLanes(q, err, w, sum *Lane, inverse float32, scale, minimum *Lane, lo, hi int8) {
 	if n := lanes(); n > 0 {
-		roundLanes(n, &q, &err, x, scale, minimum, u, float32(lo), float32(hi))
-		return q, err
+		roundLanes(n, q, err, w, sum, inverse, scale, minimum, float32(lo), float32(hi))
+		return
 	}
-	for i := range x {
+	for i := range w {
 		var v float32
 		if scale[i] != 0 {
-			v = (x[i] + minimum[i]) / scale[i]
+			v = (w[i] + float32(inverse*sum[i]) + minimum[i]) / scale[i]
 		}
 		if !(v > float32(lo)) { // NaN too
 			v = float32(lo)
 		}
 		q[i] = float32(math.RoundToEven(float64(min(v, float32(hi)))))
-		err[i] = (x[i] - (float32(scale[i]*q[i]) - minimum[i])) / u
+		err[i] = w[i] - (float32(scale[i]*q[i]) - minimum[i])
 	}
-	return q, err
 }
 
-// SubtractLanes sets dst[j] −= u[j]·x for each of u.
-func SubtractLanes(dst []Lane, u []float32, x *Lane) {
-	dst = dst[:len(u)]
-	if n := lanes(); n > 0 && len(u) > 0 {
-		subtractLanes(n, dst, u, x)
+// updateDepth is how many vectors the assembly adds at a time.
+const updateDepth = 8
+
+// UpdateLanes sets dst[j] += Σ u[k·pitch+j]·x[k] over the k of x, in their order.
+func UpdateLanes(dst []Lane, u []float32, pitch int, x []Lane) {
+	if len(dst) == 0 || len(x) == 0 {
 		return
 	}
-	for j, v := range u {
-		for i := range x {
-			dst[j][i] -= float32(v * x[i])
+	_ = u[(len(x)-1)*pitch+len(dst)-1]
+	if n := lanes(); n > 0 {
+		for len(x) >= updateDepth {
+			updateLanes(n, dst, u, pitch, x)
+			x = x[updateDepth:]
+			u = u[min(updateDepth*pitch, len(u)):]
+		}
+		for k := range x {
+			addLanes(n, dst, u[k*pitch:], &x[k])
+		}
+		return
+	}
+	for j := range dst {
+		for k := range x {
+			v := u[k*pitch+j]
+			for i := range dst[j] {
+				dst[j][i] += float32(v * x[k][i])
+			}
 		}
 	}
 }

@@ -7,19 +7,29 @@ package kernels
 // roundLanesAVX2 rounds a vector of weights.
 //
 //go:noescape
-func roundLanesAVX2(q *float32, err *float32, x *float32, scale *float32, minimum *float32, u float32, lo float32, hi float32)
+func roundLanesAVX2(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 
-// subtractLanesAVX2 sets dst[j] −= u[j]·x for j < n.
+// addLanesAVX2 sets dst[j] += u[j]·x for j < n.
 //
 //go:noescape
-func subtractLanesAVX2(dst *float32, u *float32, x *float32, n int)
+func addLanesAVX2(dst *float32, u *float32, x *float32, n int)
+
+// updateLanesAVX2 sets dst[j] += Σ u[k][j]·x[k] over k < 8 for j < n; rows of u are pitch bytes apart.
+//
+//go:noescape
+func updateLanesAVX2(dst *float32, u *float32, pitch int, x *float32, n int)
 
 // roundLanesAVX512 rounds a vector of weights.
 //
 //go:noescape
-func roundLanesAVX512(q *float32, err *float32, x *float32, scale *float32, minimum *float32, u float32, lo float32, hi float32)
+func roundLanesAVX512(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 
-// subtractLanesAVX512 sets dst[j] −= u[j]·x for j < n.
+// addLanesAVX512 sets dst[j] += u[j]·x for j < n.
 //
 //go:noescape
-func subtractLanesAVX512(dst *float32, u *float32, x *float32, n int)
+func addLanesAVX512(dst *float32, u *float32, x *float32, n int)
+
+// updateLanesAVX512 sets dst[j] += Σ u[k][j]·x[k] over k < 8 for j < n; rows of u are pitch bytes apart.
+//
+//go:noescape
+func updateLanesAVX512(dst *float32, u *float32, pitch int, x *float32, n int)

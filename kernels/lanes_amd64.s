@@ -4,23 +4,27 @@
 
 #include "textflag.h"
 
-// func roundLanesAVX2(q *float32, err *float32, x *float32, scale *float32, minimum *float32, u float32, lo float32, hi float32)
+// func roundLanesAVX2(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 // Requires: AVX
-TEXT ·roundLanesAVX2(SB), NOSPLIT, $0-52
+TEXT ·roundLanesAVX2(SB), NOSPLIT, $0-64
 	VXORPS       Y1, Y1, Y1
-	MOVQ         x+16(FP), AX
+	MOVQ         w+16(FP), AX
 	VMOVUPS      (AX), Y2
-	MOVQ         scale+24(FP), AX
+	MOVQ         scale+40(FP), AX
 	VMOVUPS      (AX), Y3
-	MOVQ         minimum+32(FP), AX
+	MOVQ         minimum+48(FP), AX
 	VMOVUPS      (AX), Y4
-	VADDPS       Y4, Y2, Y0
+	VBROADCASTSS inverse+32(FP), Y0
+	MOVQ         sum+24(FP), AX
+	VMULPS       (AX), Y0, Y0
+	VADDPS       Y2, Y0, Y0
+	VADDPS       Y4, Y0, Y0
 	VCMPPS       $0x04, Y1, Y3, Y5
 	VDIVPS       Y3, Y0, Y0
 	VANDPS       Y5, Y0, Y0
-	VBROADCASTSS lo+44(FP), Y5
+	VBROADCASTSS lo+56(FP), Y5
 	VMAXPS       Y5, Y0, Y0
-	VBROADCASTSS hi+48(FP), Y5
+	VBROADCASTSS hi+60(FP), Y5
 	VMINPS       Y5, Y0, Y0
 	VROUNDPS     $0x08, Y0, Y0
 	MOVQ         q+0(FP), AX
@@ -28,16 +32,14 @@ TEXT ·roundLanesAVX2(SB), NOSPLIT, $0-52
 	VMULPS       Y0, Y3, Y5
 	VSUBPS       Y4, Y5, Y5
 	VSUBPS       Y5, Y2, Y5
-	VBROADCASTSS u+40(FP), Y2
-	VDIVPS       Y2, Y5, Y5
 	MOVQ         err+8(FP), AX
 	VMOVUPS      Y5, (AX)
 	VZEROUPPER
 	RET
 
-// func subtractLanesAVX2(dst *float32, u *float32, x *float32, n int)
+// func addLanesAVX2(dst *float32, u *float32, x *float32, n int)
 // Requires: AVX, FMA3
-TEXT ·subtractLanesAVX2(SB), NOSPLIT, $0-32
+TEXT ·addLanesAVX2(SB), NOSPLIT, $0-32
 	MOVQ    dst+0(FP), AX
 	MOVQ    u+8(FP), CX
 	MOVQ    n+24(FP), DX
@@ -49,19 +51,19 @@ TEXT ·subtractLanesAVX2(SB), NOSPLIT, $0-32
 four:
 	VMOVUPS      (AX), Y0
 	VBROADCASTSS (CX), Y4
-	VFNMADD231PS Y4, Y8, Y0
+	VFMADD231PS  Y4, Y8, Y0
 	VMOVUPS      Y0, (AX)
 	VMOVUPS      64(AX), Y1
 	VBROADCASTSS 4(CX), Y5
-	VFNMADD231PS Y5, Y8, Y1
+	VFMADD231PS  Y5, Y8, Y1
 	VMOVUPS      Y1, 64(AX)
 	VMOVUPS      128(AX), Y2
 	VBROADCASTSS 8(CX), Y6
-	VFNMADD231PS Y6, Y8, Y2
+	VFMADD231PS  Y6, Y8, Y2
 	VMOVUPS      Y2, 128(AX)
 	VMOVUPS      192(AX), Y3
 	VBROADCASTSS 12(CX), Y7
-	VFNMADD231PS Y7, Y8, Y3
+	VFMADD231PS  Y7, Y8, Y3
 	VMOVUPS      Y3, 192(AX)
 	ADDQ         $+256, AX
 	ADDQ         $+16, CX
@@ -76,7 +78,7 @@ four_done:
 one:
 	VMOVUPS      (AX), Y0
 	VBROADCASTSS (CX), Y4
-	VFNMADD231PS Y4, Y8, Y0
+	VFMADD231PS  Y4, Y8, Y0
 	VMOVUPS      Y0, (AX)
 	ADDQ         $+64, AX
 	ADDQ         $+4, CX
@@ -88,22 +90,161 @@ one_done:
 	VZEROUPPER
 	RET
 
-// func roundLanesAVX512(q *float32, err *float32, x *float32, scale *float32, minimum *float32, u float32, lo float32, hi float32)
+// func updateLanesAVX2(dst *float32, u *float32, pitch int, x *float32, n int)
+// Requires: AVX, FMA3
+TEXT ·updateLanesAVX2(SB), NOSPLIT, $0-40
+	MOVQ    dst+0(FP), AX
+	MOVQ    u+8(FP), CX
+	MOVQ    pitch+16(FP), DX
+	MOVQ    n+32(FP), BX
+	MOVQ    x+24(FP), SI
+	VMOVUPS (SI), Y0
+	VMOVUPS 64(SI), Y1
+	VMOVUPS 128(SI), Y2
+	VMOVUPS 192(SI), Y3
+	VMOVUPS 256(SI), Y4
+	VMOVUPS 320(SI), Y5
+	VMOVUPS 384(SI), Y6
+	VMOVUPS 448(SI), Y7
+	LEAQ    (DX)(DX*2), DI
+	LEAQ    (CX)(DX*4), SI
+	CMPQ    BX, $+4
+	JL      four_done
+
+four:
+	VMOVUPS      (AX), Y8
+	VMOVUPS      64(AX), Y9
+	VMOVUPS      128(AX), Y10
+	VMOVUPS      192(AX), Y11
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y12, Y0, Y8
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y13, Y0, Y9
+	VBROADCASTSS 8(CX), Y12
+	VFMADD231PS  Y12, Y0, Y10
+	VBROADCASTSS 12(CX), Y13
+	VFMADD231PS  Y13, Y0, Y11
+	VBROADCASTSS (CX)(DX*1), Y12
+	VFMADD231PS  Y12, Y1, Y8
+	VBROADCASTSS 4(CX)(DX*1), Y13
+	VFMADD231PS  Y13, Y1, Y9
+	VBROADCASTSS 8(CX)(DX*1), Y12
+	VFMADD231PS  Y12, Y1, Y10
+	VBROADCASTSS 12(CX)(DX*1), Y13
+	VFMADD231PS  Y13, Y1, Y11
+	VBROADCASTSS (CX)(DX*2), Y12
+	VFMADD231PS  Y12, Y2, Y8
+	VBROADCASTSS 4(CX)(DX*2), Y13
+	VFMADD231PS  Y13, Y2, Y9
+	VBROADCASTSS 8(CX)(DX*2), Y12
+	VFMADD231PS  Y12, Y2, Y10
+	VBROADCASTSS 12(CX)(DX*2), Y13
+	VFMADD231PS  Y13, Y2, Y11
+	VBROADCASTSS (CX)(DI*1), Y12
+	VFMADD231PS  Y12, Y3, Y8
+	VBROADCASTSS 4(CX)(DI*1), Y13
+	VFMADD231PS  Y13, Y3, Y9
+	VBROADCASTSS 8(CX)(DI*1), Y12
+	VFMADD231PS  Y12, Y3, Y10
+	VBROADCASTSS 12(CX)(DI*1), Y13
+	VFMADD231PS  Y13, Y3, Y11
+	VBROADCASTSS (SI), Y12
+	VFMADD231PS  Y12, Y4, Y8
+	VBROADCASTSS 4(SI), Y13
+	VFMADD231PS  Y13, Y4, Y9
+	VBROADCASTSS 8(SI), Y12
+	VFMADD231PS  Y12, Y4, Y10
+	VBROADCASTSS 12(SI), Y13
+	VFMADD231PS  Y13, Y4, Y11
+	VBROADCASTSS (SI)(DX*1), Y12
+	VFMADD231PS  Y12, Y5, Y8
+	VBROADCASTSS 4(SI)(DX*1), Y13
+	VFMADD231PS  Y13, Y5, Y9
+	VBROADCASTSS 8(SI)(DX*1), Y12
+	VFMADD231PS  Y12, Y5, Y10
+	VBROADCASTSS 12(SI)(DX*1), Y13
+	VFMADD231PS  Y13, Y5, Y11
+	VBROADCASTSS (SI)(DX*2), Y12
+	VFMADD231PS  Y12, Y6, Y8
+	VBROADCASTSS 4(SI)(DX*2), Y13
+	VFMADD231PS  Y13, Y6, Y9
+	VBROADCASTSS 8(SI)(DX*2), Y12
+	VFMADD231PS  Y12, Y6, Y10
+	VBROADCASTSS 12(SI)(DX*2), Y13
+	VFMADD231PS  Y13, Y6, Y11
+	VBROADCASTSS (SI)(DI*1), Y12
+	VFMADD231PS  Y12, Y7, Y8
+	VBROADCASTSS 4(SI)(DI*1), Y13
+	VFMADD231PS  Y13, Y7, Y9
+	VBROADCASTSS 8(SI)(DI*1), Y12
+	VFMADD231PS  Y12, Y7, Y10
+	VBROADCASTSS 12(SI)(DI*1), Y13
+	VFMADD231PS  Y13, Y7, Y11
+	VMOVUPS      Y8, (AX)
+	VMOVUPS      Y9, 64(AX)
+	VMOVUPS      Y10, 128(AX)
+	VMOVUPS      Y11, 192(AX)
+	ADDQ         $+256, AX
+	ADDQ         $+16, CX
+	ADDQ         $+16, SI
+	SUBQ         $+4, BX
+	CMPQ         BX, $+4
+	JGE          four
+
+four_done:
+	CMPQ BX, $+1
+	JL   one_done
+
+one:
+	VMOVUPS      (AX), Y8
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y12, Y0, Y8
+	VBROADCASTSS (CX)(DX*1), Y12
+	VFMADD231PS  Y12, Y1, Y8
+	VBROADCASTSS (CX)(DX*2), Y12
+	VFMADD231PS  Y12, Y2, Y8
+	VBROADCASTSS (CX)(DI*1), Y12
+	VFMADD231PS  Y12, Y3, Y8
+	VBROADCASTSS (SI), Y12
+	VFMADD231PS  Y12, Y4, Y8
+	VBROADCASTSS (SI)(DX*1), Y12
+	VFMADD231PS  Y12, Y5, Y8
+	VBROADCASTSS (SI)(DX*2), Y12
+	VFMADD231PS  Y12, Y6, Y8
+	VBROADCASTSS (SI)(DI*1), Y12
+	VFMADD231PS  Y12, Y7, Y8
+	VMOVUPS      Y8, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+4, CX
+	ADDQ         $+4, SI
+	SUBQ         $+1, BX
+	CMPQ         BX, $+1
+	JGE          one
+
+one_done:
+	VZEROUPPER
+	RET
+
+// func roundLanesAVX512(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 // Requires: AVX, AVX512F
-TEXT ·roundLanesAVX512(SB), NOSPLIT, $0-52
+TEXT ·roundLanesAVX512(SB), NOSPLIT, $0-64
 	VPXORD       Z1, Z1, Z1
-	MOVQ         x+16(FP), AX
+	MOVQ         w+16(FP), AX
 	VMOVUPS      (AX), Z2
-	MOVQ         scale+24(FP), AX
+	MOVQ         scale+40(FP), AX
 	VMOVUPS      (AX), Z3
-	MOVQ         minimum+32(FP), AX
+	MOVQ         minimum+48(FP), AX
 	VMOVUPS      (AX), Z4
-	VADDPS       Z4, Z2, Z0
+	VBROADCASTSS inverse+32(FP), Z0
+	MOVQ         sum+24(FP), AX
+	VMULPS       (AX), Z0, Z0
+	VADDPS       Z2, Z0, Z0
+	VADDPS       Z4, Z0, Z0
 	VCMPPS       $0x04, Z1, Z3, K1
 	VDIVPS.Z     Z3, Z0, K1, Z0
-	VBROADCASTSS lo+44(FP), Z5
+	VBROADCASTSS lo+56(FP), Z5
 	VMAXPS       Z5, Z0, Z0
-	VBROADCASTSS hi+48(FP), Z5
+	VBROADCASTSS hi+60(FP), Z5
 	VMINPS       Z5, Z0, Z0
 	VRNDSCALEPS  $0x08, Z0, Z0
 	MOVQ         q+0(FP), AX
@@ -111,16 +252,14 @@ TEXT ·roundLanesAVX512(SB), NOSPLIT, $0-52
 	VMULPS       Z0, Z3, Z5
 	VSUBPS       Z4, Z5, Z5
 	VSUBPS       Z5, Z2, Z5
-	VBROADCASTSS u+40(FP), Z2
-	VDIVPS       Z2, Z5, Z5
 	MOVQ         err+8(FP), AX
 	VMOVUPS      Z5, (AX)
 	VZEROUPPER
 	RET
 
-// func subtractLanesAVX512(dst *float32, u *float32, x *float32, n int)
+// func addLanesAVX512(dst *float32, u *float32, x *float32, n int)
 // Requires: AVX, AVX512F
-TEXT ·subtractLanesAVX512(SB), NOSPLIT, $0-32
+TEXT ·addLanesAVX512(SB), NOSPLIT, $0-32
 	MOVQ    dst+0(FP), AX
 	MOVQ    u+8(FP), CX
 	MOVQ    n+24(FP), DX
@@ -130,37 +269,132 @@ TEXT ·subtractLanesAVX512(SB), NOSPLIT, $0-32
 	JL      four_done
 
 four:
-	VMOVUPS           (AX), Z0
-	VFNMADD231PS.BCST (CX), Z8, Z0
-	VMOVUPS           Z0, (AX)
-	VMOVUPS           64(AX), Z1
-	VFNMADD231PS.BCST 4(CX), Z8, Z1
-	VMOVUPS           Z1, 64(AX)
-	VMOVUPS           128(AX), Z2
-	VFNMADD231PS.BCST 8(CX), Z8, Z2
-	VMOVUPS           Z2, 128(AX)
-	VMOVUPS           192(AX), Z3
-	VFNMADD231PS.BCST 12(CX), Z8, Z3
-	VMOVUPS           Z3, 192(AX)
-	ADDQ              $+256, AX
-	ADDQ              $+16, CX
-	SUBQ              $+4, DX
-	CMPQ              DX, $+4
-	JGE               four
+	VMOVUPS          (AX), Z0
+	VFMADD231PS.BCST (CX), Z8, Z0
+	VMOVUPS          Z0, (AX)
+	VMOVUPS          64(AX), Z1
+	VFMADD231PS.BCST 4(CX), Z8, Z1
+	VMOVUPS          Z1, 64(AX)
+	VMOVUPS          128(AX), Z2
+	VFMADD231PS.BCST 8(CX), Z8, Z2
+	VMOVUPS          Z2, 128(AX)
+	VMOVUPS          192(AX), Z3
+	VFMADD231PS.BCST 12(CX), Z8, Z3
+	VMOVUPS          Z3, 192(AX)
+	ADDQ             $+256, AX
+	ADDQ             $+16, CX
+	SUBQ             $+4, DX
+	CMPQ             DX, $+4
+	JGE              four
 
 four_done:
 	CMPQ DX, $+1
 	JL   one_done
 
 one:
-	VMOVUPS           (AX), Z0
-	VFNMADD231PS.BCST (CX), Z8, Z0
-	VMOVUPS           Z0, (AX)
-	ADDQ              $+64, AX
-	ADDQ              $+4, CX
-	SUBQ              $+1, DX
-	CMPQ              DX, $+1
-	JGE               one
+	VMOVUPS          (AX), Z0
+	VFMADD231PS.BCST (CX), Z8, Z0
+	VMOVUPS          Z0, (AX)
+	ADDQ             $+64, AX
+	ADDQ             $+4, CX
+	SUBQ             $+1, DX
+	CMPQ             DX, $+1
+	JGE              one
+
+one_done:
+	VZEROUPPER
+	RET
+
+// func updateLanesAVX512(dst *float32, u *float32, pitch int, x *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·updateLanesAVX512(SB), NOSPLIT, $0-40
+	MOVQ    dst+0(FP), AX
+	MOVQ    u+8(FP), CX
+	MOVQ    pitch+16(FP), DX
+	MOVQ    n+32(FP), BX
+	MOVQ    x+24(FP), SI
+	VMOVUPS (SI), Z0
+	VMOVUPS 64(SI), Z1
+	VMOVUPS 128(SI), Z2
+	VMOVUPS 192(SI), Z3
+	VMOVUPS 256(SI), Z4
+	VMOVUPS 320(SI), Z5
+	VMOVUPS 384(SI), Z6
+	VMOVUPS 448(SI), Z7
+	LEAQ    (DX)(DX*2), DI
+	LEAQ    (CX)(DX*4), SI
+	CMPQ    BX, $+4
+	JL      four_done
+
+four:
+	VMOVUPS          (AX), Z8
+	VMOVUPS          64(AX), Z9
+	VMOVUPS          128(AX), Z10
+	VMOVUPS          192(AX), Z11
+	VFMADD231PS.BCST (CX), Z0, Z8
+	VFMADD231PS.BCST 4(CX), Z0, Z9
+	VFMADD231PS.BCST 8(CX), Z0, Z10
+	VFMADD231PS.BCST 12(CX), Z0, Z11
+	VFMADD231PS.BCST (CX)(DX*1), Z1, Z8
+	VFMADD231PS.BCST 4(CX)(DX*1), Z1, Z9
+	VFMADD231PS.BCST 8(CX)(DX*1), Z1, Z10
+	VFMADD231PS.BCST 12(CX)(DX*1), Z1, Z11
+	VFMADD231PS.BCST (CX)(DX*2), Z2, Z8
+	VFMADD231PS.BCST 4(CX)(DX*2), Z2, Z9
+	VFMADD231PS.BCST 8(CX)(DX*2), Z2, Z10
+	VFMADD231PS.BCST 12(CX)(DX*2), Z2, Z11
+	VFMADD231PS.BCST (CX)(DI*1), Z3, Z8
+	VFMADD231PS.BCST 4(CX)(DI*1), Z3, Z9
+	VFMADD231PS.BCST 8(CX)(DI*1), Z3, Z10
+	VFMADD231PS.BCST 12(CX)(DI*1), Z3, Z11
+	VFMADD231PS.BCST (SI), Z4, Z8
+	VFMADD231PS.BCST 4(SI), Z4, Z9
+	VFMADD231PS.BCST 8(SI), Z4, Z10
+	VFMADD231PS.BCST 12(SI), Z4, Z11
+	VFMADD231PS.BCST (SI)(DX*1), Z5, Z8
+	VFMADD231PS.BCST 4(SI)(DX*1), Z5, Z9
+	VFMADD231PS.BCST 8(SI)(DX*1), Z5, Z10
+	VFMADD231PS.BCST 12(SI)(DX*1), Z5, Z11
+	VFMADD231PS.BCST (SI)(DX*2), Z6, Z8
+	VFMADD231PS.BCST 4(SI)(DX*2), Z6, Z9
+	VFMADD231PS.BCST 8(SI)(DX*2), Z6, Z10
+	VFMADD231PS.BCST 12(SI)(DX*2), Z6, Z11
+	VFMADD231PS.BCST (SI)(DI*1), Z7, Z8
+	VFMADD231PS.BCST 4(SI)(DI*1), Z7, Z9
+	VFMADD231PS.BCST 8(SI)(DI*1), Z7, Z10
+	VFMADD231PS.BCST 12(SI)(DI*1), Z7, Z11
+	VMOVUPS          Z8, (AX)
+	VMOVUPS          Z9, 64(AX)
+	VMOVUPS          Z10, 128(AX)
+	VMOVUPS          Z11, 192(AX)
+	ADDQ             $+256, AX
+	ADDQ             $+16, CX
+	ADDQ             $+16, SI
+	SUBQ             $+4, BX
+	CMPQ             BX, $+4
+	JGE              four
+
+four_done:
+	CMPQ BX, $+1
+	JL   one_done
+
+one:
+	VMOVUPS          (AX), Z8
+	VFMADD231PS.BCST (CX), Z0, Z8
+	VFMADD231PS.BCST (CX)(DX*1), Z1, Z8
+	VFMADD231PS.BCST (CX)(DX*2), Z2, Z8
+	VFMADD231PS.BCST (CX)(DI*1), Z3, Z8
+	VFMADD231PS.BCST (SI), Z4, Z8
+	VFMADD231PS.BCST (SI)(DX*1), Z5, Z8
+	VFMADD231PS.BCST (SI)(DX*2), Z6, Z8
+	VFMADD231PS.BCST (SI)(DI*1), Z7, Z8
+	VMOVUPS          Z8, (AX)
+	ADDQ             $+64, AX
+	ADDQ             $+4, CX
+	ADDQ             $+4, SI
+	SUBQ             $+1, BX
+	CMPQ             BX, $+1
+	JGE              one
 
 one_done:
 	VZEROUPPER

@@ -2,23 +2,33 @@
 
 package kernels
 
-func roundLanes(lanes int, q, err, x, scale, minimum *Lane, u, lo, hi float32) {
+func roundLanes(lanes int, q, err, w, sum *Lane, inverse float32, scale, minimum *Lane, lo, hi float32) {
 	if lanes == Lanes {
-		roundLanesAVX512(&q[0], &err[0], &x[0], &scale[0], &minimum[0], u, lo, hi)
+		roundLanesAVX512(&q[0], &err[0], &w[0], &sum[0], inverse, &scale[0], &minimum[0], lo, hi)
 		return
 	}
 	for i := 0; i < Lanes; i += lanes {
-		roundLanesAVX2(&q[i], &err[i], &x[i], &scale[i], &minimum[i], u, lo, hi)
+		roundLanesAVX2(&q[i], &err[i], &w[i], &sum[i], inverse, &scale[i], &minimum[i], lo, hi)
 	}
 }
 
-func subtractLanes(lanes int, dst []Lane, u []float32, x *Lane) {
+func addLanes(lanes int, dst []Lane, u []float32, x *Lane) {
 	if lanes == Lanes {
-		subtractLanesAVX512(&dst[0][0], &u[0], &x[0], len(u))
+		addLanesAVX512(&dst[0][0], &u[0], &x[0], len(dst))
 		return
 	}
 	for i := 0; i < Lanes; i += lanes {
-		subtractLanesAVX2(&dst[0][i], &u[0], &x[i], len(u))
+		addLanesAVX2(&dst[0][i], &u[0], &x[i], len(dst))
+	}
+}
+
+func updateLanes(lanes int, dst []Lane, u []float32, pitch int, x []Lane) {
+	if lanes == Lanes {
+		updateLanesAVX512(&dst[0][0], &u[0], 4*pitch, &x[0][0], len(dst))
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		updateLanesAVX2(&dst[0][i], &u[0], 4*pitch, &x[0][i], len(dst))
 	}
 }
 

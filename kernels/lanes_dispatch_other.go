@@ -2,10 +2,12 @@
 
 package kernels
 
-func roundLanes(int, *Lane, *Lane, *Lane, *Lane, *Lane, float32, float32, float32) {
+func roundLanes(int, *Lane, *Lane, *Lane, *Lane, float32, *Lane, *Lane, float32, float32) {
 	panic("kernels: no vectors")
 }
 
-func subtractLanes(int, []Lane, []float32, *Lane) { panic("kernels: no vectors") }
+func addLanes(int, []Lane, []float32, *Lane) { panic("kernels: no vectors") }
+
+func updateLanes(int, []Lane, []float32, int, []Lane) { panic("kernels: no vectors") }
 
 func rowsFromLanes(int, []float32, int, []Lane) { panic("kernels: no vectors") }

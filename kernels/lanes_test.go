@@ -10,25 +10,28 @@ func TestRoundLanes(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for range 200 {
-			var x, scale, minimum Lane
-			for i := range x {
-				x[i], scale[i], minimum[i] = float32(rng.NormFloat64()), float32(rng.NormFloat64()), rng.Float32()
+			const inverse = 0.3
+			var q, err, w, sum, scale, minimum Lane
+			for i := range w {
+				w[i], sum[i] = float32(rng.NormFloat64()), float32(rng.NormFloat64())
+				scale[i], minimum[i] = float32(rng.NormFloat64()), rng.Float32()
 			}
-			scale[1], x[2], x[3], scale[4], scale[5], minimum[5] = 0, float32(math.NaN()), 1e30, 0.25, 1, 0
-			x[5] = float32(rng.IntN(9)) - 4.5 // a tie
-			q, err := RoundLanes(&x, &scale, &minimum, 3, -4, 3)
-			for i := range x {
-				v := float64((x[i] + minimum[i]) / scale[i])
+			scale[1], sum[2], w[3], scale[4], scale[5], minimum[5] = 0, float32(math.NaN()), 1e30, 0.25, 1, 0
+			w[5], sum[5] = float32(rng.IntN(9))-4.5, 0 // a tie
+			RoundLanes(&q, &err, &w, &sum, inverse, &scale, &minimum, -4, 3)
+			for i := range w {
+				x := w[i] + float32(sum[i]*inverse)
+				v := float64((x + minimum[i]) / scale[i])
 				if scale[i] == 0 {
 					v = 0
 				}
 				want := math.RoundToEven(math.Min(math.Max(v, -4), 3))
-				if x[i] != x[i] {
+				if x != x {
 					want = -4
 				}
-				wantErr := (x[i] - (float32(scale[i]*float32(want)) - minimum[i])) / 3
-				if float64(q[i]) != want || math.Float32bits(err[i]) != math.Float32bits(wantErr) && wantErr == wantErr {
-					t.Fatalf("%v with scale %v, minimum %v: level %v, error %v, want %v, %v", x[i], scale[i], minimum[i], q[i],
+				wantErr := w[i] - (float32(scale[i]*float32(want)) - minimum[i])
+				if float64(q[i]) != want || math.Float32bits(err[i]) != math.Float32bits(wantErr) {
+					t.Fatalf("%v with scale %v, minimum %v: level %v, error %v, want %v, %v", x, scale[i], minimum[i], q[i],
 						err[i], want, wantErr)
 				}
 			}
@@ -36,35 +39,44 @@ func TestRoundLanes(t *testing.T) {
 	})
 }
 
-func TestSubtractLanes(t *testing.T) {
+func TestUpdateLanes(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
-		for n := range 19 {
-			guarded, u := make([]Lane, n+2), make([]float32, n)
-			var x Lane
-			for j := range guarded {
-				for i := range x {
-					guarded[j][i], x[i] = float32(rng.NormFloat64()), float32(rng.NormFloat64())
+		lanes := func(n int) []Lane {
+			l := make([]Lane, n)
+			for j := range l {
+				for i := range l[j] {
+					l[j][i] = float32(rng.NormFloat64())
 				}
 			}
-			for j := range u {
-				u[j] = float32(rng.NormFloat64())
-			}
-			before := append([]Lane(nil), guarded...)
-			SubtractLanes(guarded[1:1+n], u, &x)
-			for j := range guarded {
-				for i, v := range guarded[j] {
-					want := before[j][i]
-					if j > 0 && j <= n {
-						want -= u[j-1] * x[i]
-					}
-					if math.Abs(float64(v-want)) > 1e-6 {
-						t.Fatalf("%d columns: column %d of row %d is %v, want %v", n, j-1, i, v, want)
+			return l
+		}
+		for n := range 11 {
+			for depth := range 19 {
+				guarded, x := lanes(n+2), lanes(depth)
+				pitch := n + depth%3
+				u := make([]float32, max(0, depth-1)*pitch+n)
+				for i := range u {
+					u[i] = float32(rng.NormFloat64())
+				}
+				before := append([]Lane(nil), guarded...)
+				UpdateLanes(guarded[1:1+n], u, pitch, x)
+				for j := range guarded {
+					for i, v := range guarded[j] {
+						want := float64(before[j][i])
+						if j > 0 && j <= n {
+							for k := range x {
+								want += float64(u[k*pitch+j-1]) * float64(x[k][i])
+							}
+						}
+						if math.Abs(float64(v)-want) > 1e-5 {
+							t.Fatalf("%d columns, %d deep: column %d of row %d is %v, want %v", n, depth, j-1, i, v, want)
+						}
 					}
 				}
-			}
-			if guarded[0] != before[0] || guarded[n+1] != before[n+1] {
-				t.Fatalf("%d columns: written outside", n)
+				if guarded[0] != before[0] || guarded[n+1] != before[n+1] {
+					t.Fatalf("%d columns, %d deep: written outside", n, depth)
+				}
 			}
 		}
 	})

@@ -24,6 +24,11 @@ func copyStripAVX512(dst *uint32, src *uint32, rowSrc int, n int)
 //go:noescape
 func copyStripAVX2(dst *uint32, src *uint32, rowSrc int, n int)
 
+// pairStrip makes bfloat16 pairs of the first 32 columns of n times two rows, rowSrc bytes apart in src, contiguous in dst.
+//
+//go:noescape
+func pairStrip(dst *uint32, src *uint32, rowSrc int, n int)
+
 // roundBF16 sets dst[i] to src[i] rounded to the nearest bfloat16, ties to even; n is a multiple of 32.
 // As AVX512_BF16 has it, subnormal values become zero.
 //

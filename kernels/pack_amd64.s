@@ -280,6 +280,50 @@ row_done:
 	VZEROUPPER
 	RET
 
+// func pairStrip(dst *uint32, src *uint32, rowSrc int, n int)
+// Requires: AVX, AVX512F
+TEXT ·pairStrip(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ rowSrc+16(FP), DX
+	MOVQ n+24(FP), BX
+	CMPQ BX, $+1
+	JL   pair_done
+
+pair:
+	VMOVUPS   (CX), Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VPMOVZXWD Y0, Z0
+	VMOVUPS   64(CX), Z1
+	LONG      $0x487ef262
+	WORD      $0xc972
+	VPMOVZXWD Y1, Z1
+	ADDQ      DX, CX
+	VMOVUPS   (CX), Z2
+	LONG      $0x487ef262
+	WORD      $0xd272
+	VPMOVZXWD Y2, Z2
+	VMOVUPS   64(CX), Z3
+	LONG      $0x487ef262
+	WORD      $0xdb72
+	VPMOVZXWD Y3, Z3
+	ADDQ      DX, CX
+	VPSLLD    $0x10, Z2, Z2
+	VPORD     Z0, Z2, Z0
+	VMOVUPS   Z0, (AX)
+	VPSLLD    $0x10, Z3, Z3
+	VPORD     Z1, Z3, Z1
+	VMOVUPS   Z1, 64(AX)
+	ADDQ      $+128, AX
+	SUBQ      $+1, BX
+	CMPQ      BX, $+1
+	JGE       pair
+
+pair_done:
+	VZEROUPPER
+	RET
+
 // func roundBF16(dst *uint16, src *float32, n int)
 // Requires: AVX, AVX512F
 TEXT ·roundBF16(SB), NOSPLIT, $0-24

@@ -119,13 +119,13 @@ func multiplyRight(b, t *tensor.Matrix, alpha float32) {
 	if n <= diagonal {
 		x, low := b.Clone(), lower(t)
 		b.Zero()
-		kernels.GemmNN(b, alpha, x, low)
+		kernels.GemmNN(b, alpha, x, low, kernels.F32)
 		return
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
 	multiplyRight(b1, t.View(0, h, 0, h), alpha)
-	kernels.GemmNN(b1, alpha, b2, t.View(h, n, 0, h))
+	kernels.GemmNN(b1, alpha, b2, t.View(h, n, 0, h), kernels.F32)
 	multiplyRight(b2, t.View(h, n, h, n), alpha)
 }
 
@@ -135,41 +135,84 @@ func multiplyLeft(t, b *tensor.Matrix) {
 	if n <= diagonal {
 		x, low := b.Clone(), lower(t)
 		b.Zero()
-		kernels.GemmNN(b, 1, low, x)
+		kernels.GemmNN(b, 1, low, x, kernels.F32)
 		return
 	}
 	h := half(n)
 	b1, b2 := b.View(0, h, 0, b.Cols), b.View(h, n, 0, b.Cols)
 	multiplyLeft(t.View(h, n, h, n), b2)
-	kernels.GemmNN(b2, 1, t.View(h, n, 0, h), b1)
+	kernels.GemmNN(b2, 1, t.View(h, n, 0, h), b1, kernels.F32)
 	multiplyLeft(t.View(0, h, 0, h), b1)
 }
 
-// InverseFactor returns the upper triangular U with UᵀU = h⁻¹, which GPTQ reads row by row. h is symmetric and only
-// its upper triangle is read. ok is false if h is not positive definite.
+// UpperFactor returns the upper triangular R with R·Rᵀ = h, where h's rows and columns are taken in the given order:
+// R·Rᵀ has h[order[i]][order[j]] at (i,j). h is symmetric. ok is false if it is not positive definite.
 //
-// The inverse itself is never formed: with J the reversal of rows, J·h·J = L·Lᵀ gives U = J·L⁻¹·J. Sums are float32,
-// those of diagonal blocks float64; for a condition number κ the relative error ‖ΔU‖/‖U‖ stays below 2⁻²⁴·κ.
-func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
+// With J the reversal of rows, J·h·J = L·Lᵀ gives R = J·L·J.
+func UpperFactor(h *tensor.Matrix, order []int) (r *tensor.Matrix, ok bool) {
 	checkSquare(h)
 	n := h.Rows
-	u = tensor.New(n, n)
-	const rows = 16
-	kernels.Parallel(n, rows, func(lo, hi int) {
+	if len(order) != n {
+		panic("linalg: order of another length")
+	}
+	r = tensor.New(n, n)
+	kernels.Parallel(n, rowGrain, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			src, dst := h.Row(n - 1 - i)[n-1-i:], u.Row(i)[:i+1]
+			src, dst := h.Row(order[n-1-i]), r.Row(i)[:i+1]
+			for j := range dst {
+				dst[j] = src[order[n-1-j]]
+			}
+		}
+	})
+	if cholesky(r, newInverses(n)) >= 0 {
+		return nil, false
+	}
+	reverse(r)
+	return r, true
+}
+
+// InvertUpper returns the inverse of r, upper triangular, whose diagonal must not hold a zero.
+func InvertUpper(r *tensor.Matrix) *tensor.Matrix {
+	u := tensor.New(r.Rows, r.Rows)
+	n := r.Rows
+	kernels.Parallel(n, rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			src, dst := r.Row(n - 1 - i)[n-1-i:], u.Row(i)[:i+1]
 			for j := range dst {
 				dst[j] = src[i-j]
 			}
 		}
 	})
-	inv := newInverses(n)
-	if cholesky(u, inv) >= 0 {
+	InvertLower(u)
+	reverse(u)
+	return u
+}
+
+// InverseFactor returns the upper triangular U with UᵀU = h⁻¹, as the GPTQ paper has it. h is symmetric. ok is false if
+// it is not positive definite.
+//
+// The inverse itself is never formed. Sums are float32, those of diagonal blocks float64; for a condition number κ the
+// relative error ‖ΔU‖/‖U‖ stays below 2⁻²⁴·κ.
+func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
+	order := make([]int, h.Rows)
+	for i := range order {
+		order[i] = i
+	}
+	r, ok := UpperFactor(h, order)
+	if !ok {
 		return nil, false
 	}
-	invertLower(u, inv)
-	// Rows i and n−1−i change places, each read backwards, and what is above the diagonal goes.
-	kernels.Parallel((n+1)/2, rows, func(lo, hi int) {
+	return InvertUpper(r), true
+}
+
+// rowGrain is the least number of rows that a goroutine takes at a time.
+const rowGrain = 16
+
+// reverse turns a lower triangular matrix by half a turn: rows i and n−1−i change places, each read backwards. What was
+// above the diagonal is lost.
+func reverse(u *tensor.Matrix) {
+	n := u.Rows
+	kernels.Parallel((n+1)/2, rowGrain, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			top, bottom := u.Row(i), u.Row(n-1-i)
 			clear(top[i+1:])
@@ -184,7 +227,6 @@ func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
 			}
 		}
 	})
-	return u, true
 }
 
 // choleskyBlock is cholesky row by row in float64.

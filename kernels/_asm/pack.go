@@ -10,6 +10,7 @@ func pack(g *gen) {
 	g.transpose8()
 	g.copyStrip(avx512)
 	g.copyStrip(avx2)
+	g.pairStrip()
 	g.roundBF16()
 	g.prefetch()
 }
@@ -113,6 +114,33 @@ func (g *gen) copyStrip(v isa) {
 		}
 		g.ADDQ(rowSrc, src)
 		g.ADDQ(operand.I32(int32(2*v.bytes)), dst)
+	})
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// pairStrip rounds as roundBF16 does. The first row's value is the lower half of each word.
+func (g *gen) pairStrip() {
+	g.function("pairStrip", "func(dst *uint32, src *uint32, rowSrc, n int)",
+		"makes bfloat16 pairs of the first 32 columns of n times two rows, rowSrc bytes apart in src, contiguous in dst.")
+	dst, src, rowSrc, n := g.gp("dst"), g.gp("src"), g.gp("rowSrc"), g.gp("n")
+	z := avx512.reg
+	g.countdown("pair", n, 1, func() {
+		for row := range 2 {
+			for j := range 2 {
+				v := z(2*row + j)
+				g.VMOVUPS(at(src, 64*j), v)
+				g.vcvtneps2bf16(v, v)
+				g.VPMOVZXWD(v.AsY(), v)
+			}
+			g.ADDQ(rowSrc, src)
+		}
+		for j := range 2 {
+			g.VPSLLD(operand.U8(16), z(2+j), z(2+j))
+			g.VPORD(z(j), z(2+j), z(j))
+			g.VMOVUPS(z(j), at(dst, 64*j))
+		}
+		g.ADDQ(operand.I32(128), dst)
 	})
 	g.VZEROUPPER()
 	g.RET()

@@ -4,7 +4,7 @@ import "math"
 
 // The scales of block types are searched for 16 groups of weights at a time: a lane of every vector belongs to a group of
 // its own, and weights, importances and candidates pass by one after the other. No multiplication is fused with an
-// addition and sums go in one order, so that all tiers choose the same scales.
+// addition and sums go in one order, so that all tiers choose the same scales. Importances wt may be nil, which means 1.
 
 // Lanes is the number of groups that are searched together.
 const Lanes = 16
@@ -19,7 +19,7 @@ type BestScale struct{ Score, Scale, LL Lane }
 // Search tries scales that round x to the whole numbers in lo..hi nearest to x·inverse·level, one for each level, and
 // then as many rounds the best scale so far. len(x) is even.
 func (b *BestScale) Search(x, wt []Lane, inverse *Lane, levels []float32, rounds int, lo, hi int32) {
-	wt = wt[:len(x)]
+	checkImportances(x, wt)
 	if n := lanes(); n > 0 && len(x) > 0 && len(levels)+rounds > 0 {
 		b.search(n, x, wt, inverse, levels, rounds, lo, hi)
 		return
@@ -38,7 +38,7 @@ func (b *BestScale) try(i int, x, wt []Lane, inverse float32, lo, hi int32) {
 	var ll, lx [2]float32
 	for j := range x {
 		q := roundLevel(x[j][i]*inverse, lo, hi)
-		wq := wt[j][i] * q
+		wq := importanceAt(wt, j, i) * q
 		ll[j%2] += float32(wq * q)
 		lx[j%2] += float32(wq * x[j][i])
 	}
@@ -61,7 +61,7 @@ type Moments struct{ InverseW, WX, Mean Lane }
 
 // Search tries ranges and then as many rounds the best so far. len(x) is even.
 func (b *BestMinimum) Search(x, wt []Lane, m *Moments, ranges []Range, rounds int, lo, hi int32) {
-	wt = wt[:len(x)]
+	checkImportances(x, wt)
 	if n := lanes(); n > 0 && len(x) > 0 && len(ranges)+rounds > 0 {
 		b.search(n, x, wt, m, ranges, rounds, lo, hi)
 		return
@@ -89,7 +89,7 @@ func (b *BestMinimum) try(i int, x, wt []Lane, m *Moments, scale, minimum float3
 	var l, ll, lx [2]float32
 	for j := range x {
 		q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
-		wq := wt[j][i] * q
+		wq := importanceAt(wt, j, i) * q
 		l[j%2] += wq
 		ll[j%2] += float32(wq * q)
 		lx[j%2] += float32(wq * x[j][i])
@@ -114,7 +114,7 @@ type BestRange struct {
 
 // Choose measures ranges, indices from first on, and keeps those that are better. len(x) is even.
 func (b *BestRange) Choose(first int, x, wt []Lane, ranges []Range, lo, hi int32) {
-	wt = wt[:len(x)]
+	checkImportances(x, wt)
 	if n := lanes(); n > 0 && len(x) > 0 && len(ranges) > 0 {
 		b.choose(n, int32(first), x, wt, ranges, lo, hi)
 		return
@@ -127,13 +127,26 @@ func (b *BestRange) Choose(first int, x, wt []Lane, ranges []Range, lo, hi int32
 			for j := range x {
 				q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
 				d := x[j][i] - (float32(scale*q) - minimum)
-				e[j%2] += float32(float32(wt[j][i]*d) * d)
+				e[j%2] += float32(float32(importanceAt(wt, j, i)*d) * d)
 			}
 			if sum := e[0] + e[1]; sum < b.Err[i] {
 				b.Err[i], b.Index[i] = sum, int32(first+k)
 			}
 		}
 	}
+}
+
+func checkImportances(x, wt []Lane) {
+	if wt != nil && len(wt) < len(x) {
+		panic("kernels: fewer importances than weights")
+	}
+}
+
+func importanceAt(wt []Lane, j, i int) float32 {
+	if wt == nil {
+		return 1
+	}
+	return wt[j][i]
 }
 
 // roundLevel returns the whole number in lo..hi nearest to v.

@@ -8,6 +8,16 @@ func (b *BestScale) search(lanes int, x, wt []Lane, inverse *Lane, levels []floa
 	if len(levels) > 0 {
 		level = &levels[0]
 	}
+	if wt == nil {
+		if lanes == Lanes {
+			searchScaleEqualAVX512(&b.Score[0], &x[0][0], len(x), &inverse[0], level, len(levels), rounds, lo, hi)
+			return
+		}
+		for i := 0; i < Lanes; i += lanes {
+			searchScaleEqualAVX2(&b.Score[i], &x[0][i], len(x), &inverse[i], level, len(levels), rounds, lo, hi)
+		}
+		return
+	}
 	if lanes == Lanes {
 		searchScaleAVX512(&b.Score[0], &x[0][0], &wt[0][0], len(x), &inverse[0], level, len(levels), rounds, lo, hi)
 		return
@@ -19,6 +29,16 @@ func (b *BestScale) search(lanes int, x, wt []Lane, inverse *Lane, levels []floa
 
 func (b *BestMinimum) search(lanes int, x, wt []Lane, m *Moments, ranges []Range, rounds int, lo, hi int32) {
 	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	if wt == nil {
+		if lanes == Lanes {
+			searchMinimumEqualAVX512(&b.Score[0], &x[0][0], len(x), &m.InverseW[0], scaleOf(ranges, 0), len(ranges), rounds, lo, hi)
+			return
+		}
+		for i := 0; i < Lanes; i += lanes {
+			searchMinimumEqualAVX2(&b.Score[i], &x[0][i], len(x), &m.InverseW[i], scaleOf(ranges, i), len(ranges), rounds, lo, hi)
+		}
+		return
+	}
 	if lanes == Lanes {
 		searchMinimumAVX512(&b.Score[0], &x[0][0], &wt[0][0], len(x), &m.InverseW[0], scaleOf(ranges, 0), len(ranges), rounds,
 			lo, hi)
@@ -39,6 +59,16 @@ func scaleOf(ranges []Range, lane int) *float32 {
 
 func (b *BestRange) choose(lanes int, first int32, x, wt []Lane, ranges []Range, lo, hi int32) {
 	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	if wt == nil {
+		if lanes == Lanes {
+			chooseRangeEqualAVX512(&b.Err[0], &x[0][0], len(x), &ranges[0].Scale[0], len(ranges), first, lo, hi)
+			return
+		}
+		for i := 0; i < Lanes; i += lanes {
+			chooseRangeEqualAVX2(&b.Err[i], &x[0][i], len(x), &ranges[0].Scale[i], len(ranges), first, lo, hi)
+		}
+		return
+	}
 	if lanes == Lanes {
 		chooseRangeAVX512(&b.Err[0], &x[0][0], &wt[0][0], len(x), &ranges[0].Scale[0], len(ranges), first, lo, hi)
 		return
@@ -84,4 +114,20 @@ func (l *Lattice) errors(lanes int, err []Lane, steps []Range, lo, hi, most floa
 	for i := 0; i < Lanes; i += lanes {
 		latticeErrorsAVX2(&err[0][i], &l.Scale[i], &steps[0].Scale[i], len(steps), lo, hi, most)
 	}
+}
+
+func roundQ4_0(lanes int, dst []byte, x, scale []float32) {
+	if lanes == Lanes {
+		roundQ4_0AVX512(&dst[0], &x[0], &scale[0], len(scale))
+		return
+	}
+	roundQ4_0AVX2(&dst[0], &x[0], &scale[0], len(scale))
+}
+
+func roundQ8_0(lanes int, dst []byte, x, scale []float32) {
+	if lanes == Lanes {
+		roundQ8_0AVX512(&dst[0], &x[0], &scale[0], len(scale))
+		return
+	}
+	roundQ8_0AVX2(&dst[0], &x[0], &scale[0], len(scale))
 }

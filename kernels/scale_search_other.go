@@ -26,3 +26,7 @@ func nearestLevels(int, []int8, []float32, float32, float32, int8, int8) {
 }
 
 func (*Lattice) errors(int, []Lane, []Range, float32, float32, float32) { panic("kernels: no vectors") }
+
+func roundQ4_0(int, []byte, []float32, []float32) { panic("kernels: no vectors") }
+
+func roundQ8_0(int, []byte, []float32, []float32) { panic("kernels: no vectors") }

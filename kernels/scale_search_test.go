@@ -1,6 +1,7 @@
 package kernels
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -76,50 +77,73 @@ func sameLane(a, b Lane) bool {
 	return true
 }
 
-// Every tier finds what pure Go finds, bit for bit.
-func TestScaleSearch(t *testing.T) {
-	type results struct {
-		scale   BestScale
-		minimum BestMinimum
-		chosen  BestRange
+// searched is what the searches find.
+type searched struct {
+	scale   BestScale
+	minimum BestMinimum
+	chosen  BestRange
+}
+
+func (c *searchCase) run() (r searched) {
+	r.scale.Search(c.x, c.wt, &c.inverse, c.levels, c.rounds, c.lo, c.hi)
+	r.minimum.Search(c.x, c.wt, &c.moments, c.ranges, c.rounds, c.lo, c.hi)
+	for i := range r.chosen.Err {
+		r.chosen.Err[i] = 1e38
+		r.chosen.Index[i] = -1
 	}
-	run := func(c *searchCase) (r results) {
-		r.scale.Search(c.x, c.wt, &c.inverse, c.levels, c.rounds, c.lo, c.hi)
-		r.minimum.Search(c.x, c.wt, &c.moments, c.ranges, c.rounds, c.lo, c.hi)
-		for i := range r.chosen.Err {
-			r.chosen.Err[i] = 1e38
-			r.chosen.Index[i] = -1
+	r.chosen.Choose(5, c.x, c.wt, c.ranges, c.lo, c.hi)
+	return r
+}
+
+// difference says what r has that is not as wanted; empty if it is the same, bit for bit.
+func (r *searched) difference(want *searched) string {
+	for name, p := range map[string][2]Lane{
+		"scale's score": {r.scale.Score, want.scale.Score}, "scale": {r.scale.Scale, want.scale.Scale},
+		"scale's LL":      {r.scale.LL, want.scale.LL},
+		"minimum's score": {r.minimum.Score, want.minimum.Score},
+		"minimum's scale": {r.minimum.Scale, want.minimum.Scale},
+		"minimum":         {r.minimum.Minimum, want.minimum.Minimum},
+		"minimum's L":     {r.minimum.L, want.minimum.L}, "minimum's LL": {r.minimum.LL, want.minimum.LL},
+		"error": {r.chosen.Err, want.chosen.Err},
+	} {
+		if !sameLane(p[0], p[1]) {
+			return fmt.Sprintf("%s %v, want %v", name, p[0], p[1])
 		}
-		r.chosen.Choose(5, c.x, c.wt, c.ranges, c.lo, c.hi)
-		return r
 	}
+	if r.chosen.Index != want.chosen.Index {
+		return fmt.Sprintf("index %v, want %v", r.chosen.Index, want.chosen.Index)
+	}
+	return ""
+}
+
+// Every tier finds what pure Go finds, bit for bit; with importances of 1 that is what is found without.
+func TestScaleSearch(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for _, length := range []int{0, 2, 4, 16, 32, 256} {
 			for _, count := range []int{0, 1, 2, 7} {
 				for rounds := range 3 {
 					c := newSearchCase(rng, length, count, rounds)
-					got := run(c)
-					tier := SetTier(PureGo)
-					want := run(c)
-					SetTier(tier)
-					for name, p := range map[string][2]Lane{
-						"scale's score": {got.scale.Score, want.scale.Score}, "scale": {got.scale.Scale, want.scale.Scale},
-						"scale's LL":      {got.scale.LL, want.scale.LL},
-						"minimum's score": {got.minimum.Score, want.minimum.Score},
-						"minimum's scale": {got.minimum.Scale, want.minimum.Scale},
-						"minimum":         {got.minimum.Minimum, want.minimum.Minimum},
-						"minimum's L":     {got.minimum.L, want.minimum.L}, "minimum's LL": {got.minimum.LL, want.minimum.LL},
-						"error": {got.chosen.Err, want.chosen.Err},
-					} {
-						if !sameLane(p[0], p[1]) {
-							t.Fatalf("%d weights, %d candidates, %d rounds: %s %v, want %v", length, count, rounds, name, p[0], p[1])
+					check := func(got searched, what string) {
+						tier := SetTier(PureGo)
+						want := c.run()
+						SetTier(tier)
+						if d := got.difference(&want); d != "" {
+							t.Fatalf("%d weights, %d candidates, %d rounds, %s: %s", length, count, rounds, what, d)
 						}
 					}
-					if got.chosen.Index != want.chosen.Index {
-						t.Fatalf("%d weights, %d candidates: index %v, want %v", length, count, got.chosen.Index,
-							want.chosen.Index)
+					check(c.run(), "importances")
+					wt := c.wt
+					c.wt = nil
+					equal := c.run()
+					check(equal, "no importances")
+					c.wt = wt
+					for j := range wt {
+						for i := range wt[j] {
+							wt[j][i] = 1
+						}
 					}
+					check(equal, "importances of 1")
 				}
 			}
 		}

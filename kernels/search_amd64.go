@@ -19,6 +19,21 @@ func searchMinimumAVX2(best *float32, x *float32, wt *float32, n int, moments *f
 //go:noescape
 func chooseRangeAVX2(best *float32, x *float32, wt *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
 
+// searchScaleEqualAVX2 tries count levels and as many rounds the best, on n > 0 weights, an even number.
+//
+//go:noescape
+func searchScaleEqualAVX2(best *float32, x *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
+
+// searchMinimumEqualAVX2 tries count ranges and as many rounds the best, on n > 0 weights, an even number.
+//
+//go:noescape
+func searchMinimumEqualAVX2(best *float32, x *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+
+// chooseRangeEqualAVX2 measures count > 0 ranges on n > 0 weights, an even number.
+//
+//go:noescape
+func chooseRangeEqualAVX2(best *float32, x *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
+
 // spansAVX2 describes groups of n > 0 weights, an even number.
 //
 //go:noescape
@@ -48,6 +63,21 @@ func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, moments 
 //
 //go:noescape
 func chooseRangeAVX512(best *float32, x *float32, wt *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
+
+// searchScaleEqualAVX512 tries count levels and as many rounds the best, on n > 0 weights, an even number.
+//
+//go:noescape
+func searchScaleEqualAVX512(best *float32, x *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
+
+// searchMinimumEqualAVX512 tries count ranges and as many rounds the best, on n > 0 weights, an even number.
+//
+//go:noescape
+func searchMinimumEqualAVX512(best *float32, x *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+
+// chooseRangeEqualAVX512 measures count > 0 ranges on n > 0 weights, an even number.
+//
+//go:noescape
+func chooseRangeEqualAVX512(best *float32, x *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
 
 // spansAVX512 describes groups of n > 0 weights, an even number.
 //

@@ -27,29 +27,29 @@ GLOBL infinity<>(SB), RODATA|NOPTR, $4
 TEXT ·searchScaleAVX2(SB), NOSPLIT, $128-72
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
-	MOVQ         wt+16(FP), DX
-	MOVQ         n+24(FP), BX
-	MOVQ         count+48(FP), SI
-	MOVQ         rounds+56(FP), DI
-	MOVQ         inverse+32(FP), R8
-	MOVQ         levels+40(FP), R9
-	MOVL         lo+64(FP), R10
-	VMOVD        R10, X0
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         count+48(FP), DI
+	MOVQ         rounds+56(FP), R8
+	MOVQ         inverse+32(FP), R9
+	MOVQ         levels+40(FP), R10
+	MOVL         lo+64(FP), SI
+	VMOVD        SI, X0
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, (SP)
-	MOVL         hi+68(FP), R10
-	VMOVD        R10, X0
+	MOVL         hi+68(FP), SI
+	VMOVD        SI, X0
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Y6
-	ADDQ         SI, DI
+	ADDQ         DI, R8
 
 candidate:
-	TESTQ        SI, SI
+	TESTQ        DI, DI
 	JLE          again
-	VBROADCASTSS (R9), Y7
-	VMULPS       (R8), Y7, Y7
-	ADDQ         $+4, R9
+	VBROADCASTSS (R10), Y7
+	VMULPS       (R9), Y7, Y7
+	ADDQ         $+4, R10
 	JMP          start
 
 again:
@@ -65,35 +65,35 @@ start:
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
-	MOVQ   CX, R10
-	MOVQ   DX, R11
-	MOVQ   BX, R12
+	MOVQ   CX, R11
+	MOVQ   BX, SI
+	MOVQ   DX, R12
 
 weights:
-	VMOVUPS   (R10), Y9
+	VMOVUPS   (R11), Y9
 	VMULPS    Y7, Y9, Y10
 	VADDPS    Y6, Y10, Y10
 	VPMAXSD   (SP), Y10, Y10
 	VPMINSD   64(SP), Y10, Y10
 	VSUBPS    Y6, Y10, Y10
-	VMULPS    (R11), Y10, Y11
+	VMULPS    (SI), Y10, Y11
 	VMULPS    Y10, Y11, Y12
 	VADDPS    Y12, Y0, Y0
 	VMULPS    Y9, Y11, Y12
 	VADDPS    Y12, Y2, Y2
-	VMOVUPS   64(R10), Y9
+	VMOVUPS   64(R11), Y9
 	VMULPS    Y7, Y9, Y10
 	VADDPS    Y6, Y10, Y10
 	VPMAXSD   (SP), Y10, Y10
 	VPMINSD   64(SP), Y10, Y10
 	VSUBPS    Y6, Y10, Y10
-	VMULPS    64(R11), Y10, Y11
+	VMULPS    64(SI), Y10, Y11
 	VMULPS    Y10, Y11, Y12
 	VADDPS    Y12, Y1, Y1
 	VMULPS    Y9, Y11, Y12
 	VADDPS    Y12, Y3, Y3
-	ADDQ      $+128, R10
 	ADDQ      $+128, R11
+	ADDQ      $+128, SI
 	SUBQ      $+2, R12
 	JG        weights
 	VADDPS    Y1, Y0, Y0
@@ -110,8 +110,8 @@ weights:
 	VMOVUPS   128(AX), Y12
 	VBLENDVPS Y11, Y0, Y12, Y12
 	VMOVUPS   Y12, 128(AX)
-	DECQ      SI
 	DECQ      DI
+	DECQ      R8
 	JG        candidate
 	VZEROUPPER
 	RET
@@ -121,34 +121,34 @@ weights:
 TEXT ·searchMinimumAVX2(SB), NOSPLIT, $128-72
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
-	MOVQ         wt+16(FP), DX
-	MOVQ         n+24(FP), BX
-	MOVQ         count+48(FP), SI
-	MOVQ         rounds+56(FP), DI
-	MOVQ         moments+32(FP), R8
-	MOVQ         ranges+40(FP), R9
-	MOVL         lo+64(FP), R10
-	VMOVD        R10, X0
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         count+48(FP), DI
+	MOVQ         rounds+56(FP), R8
+	MOVQ         moments+32(FP), R9
+	MOVQ         ranges+40(FP), R10
+	MOVL         lo+64(FP), SI
+	VMOVD        SI, X0
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, (SP)
-	MOVL         hi+68(FP), R10
-	VMOVD        R10, X0
+	MOVL         hi+68(FP), SI
+	VMOVD        SI, X0
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Y6
-	ADDQ         SI, DI
+	ADDQ         DI, R8
 
 candidate:
-	TESTQ        SI, SI
+	TESTQ        DI, DI
 	JLE          again
-	VMOVUPS      (R9), Y10
-	VMOVUPS      64(R9), Y8
+	VMOVUPS      (R10), Y10
+	VMOVUPS      64(R10), Y8
 	VBROADCASTSS searchOne<>+0(SB), Y7
 	VXORPS       Y12, Y12, Y12
 	VCMPPS       $0x04, Y12, Y10, Y12
 	VDIVPS       Y10, Y7, Y7
 	VANDPS       Y12, Y7, Y7
-	ADDQ         $+128, R9
+	ADDQ         $+128, R10
 	JMP          start
 
 again:
@@ -167,48 +167,48 @@ start:
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
 	VXORPS Y5, Y5, Y5
-	MOVQ   CX, R10
-	MOVQ   DX, R11
-	MOVQ   BX, R12
+	MOVQ   CX, R11
+	MOVQ   BX, SI
+	MOVQ   DX, R12
 
 weights:
-	VMOVUPS      (R10), Y9
+	VMOVUPS      (R11), Y9
 	VADDPS       Y8, Y9, Y10
 	VMULPS       Y7, Y10, Y10
 	VADDPS       Y6, Y10, Y10
 	VPMAXSD      (SP), Y10, Y10
 	VPMINSD      64(SP), Y10, Y10
 	VSUBPS       Y6, Y10, Y10
-	VMULPS       (R11), Y10, Y11
+	VMULPS       (SI), Y10, Y11
 	VMULPS       Y10, Y11, Y12
 	VADDPS       Y12, Y0, Y0
 	VMULPS       Y9, Y11, Y12
 	VADDPS       Y12, Y2, Y2
 	VADDPS       Y11, Y4, Y4
-	VMOVUPS      64(R10), Y9
+	VMOVUPS      64(R11), Y9
 	VADDPS       Y8, Y9, Y10
 	VMULPS       Y7, Y10, Y10
 	VADDPS       Y6, Y10, Y10
 	VPMAXSD      (SP), Y10, Y10
 	VPMINSD      64(SP), Y10, Y10
 	VSUBPS       Y6, Y10, Y10
-	VMULPS       64(R11), Y10, Y11
+	VMULPS       64(SI), Y10, Y11
 	VMULPS       Y10, Y11, Y12
 	VADDPS       Y12, Y1, Y1
 	VMULPS       Y9, Y11, Y12
 	VADDPS       Y12, Y3, Y3
 	VADDPS       Y11, Y5, Y5
-	ADDQ         $+128, R10
 	ADDQ         $+128, R11
+	ADDQ         $+128, SI
 	SUBQ         $+2, R12
 	JG           weights
 	VADDPS       Y1, Y0, Y0
 	VADDPS       Y3, Y2, Y2
 	VADDPS       Y5, Y4, Y4
-	VMULPS       (R8), Y4, Y1
+	VMULPS       (R9), Y4, Y1
 	VMULPS       Y1, Y4, Y12
 	VSUBPS       Y12, Y0, Y3
-	VMULPS       64(R8), Y1, Y12
+	VMULPS       64(R9), Y1, Y12
 	VSUBPS       Y12, Y2, Y2
 	VDIVPS       Y3, Y2, Y9
 	VMULPS       Y2, Y9, Y10
@@ -223,7 +223,7 @@ weights:
 	VCMPPS       $0x1e, Y12, Y3, Y12
 	VANDPS       Y12, Y11, Y11
 	VMULPS       Y1, Y9, Y1
-	VSUBPS       128(R8), Y1, Y1
+	VSUBPS       128(R9), Y1, Y1
 	VMOVUPS      (AX), Y12
 	VBLENDVPS    Y11, Y10, Y12, Y12
 	VMOVUPS      Y12, (AX)
@@ -239,8 +239,8 @@ weights:
 	VMOVUPS      256(AX), Y12
 	VBLENDVPS    Y11, Y0, Y12, Y12
 	VMOVUPS      Y12, 256(AX)
-	DECQ         SI
 	DECQ         DI
+	DECQ         R8
 	JG           candidate
 	VZEROUPPER
 	RET
@@ -250,35 +250,224 @@ weights:
 TEXT ·chooseRangeAVX2(SB), NOSPLIT, $128-60
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
-	MOVQ         wt+16(FP), DX
-	MOVQ         n+24(FP), BX
-	MOVQ         ranges+32(FP), SI
-	MOVQ         count+40(FP), DI
-	MOVL         first+48(FP), R8
-	MOVL         lo+52(FP), R9
-	VMOVD        R9, X0
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         ranges+32(FP), DI
+	MOVQ         count+40(FP), R8
+	MOVL         first+48(FP), R9
+	MOVL         lo+52(FP), SI
+	VMOVD        SI, X0
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, (SP)
-	MOVL         hi+56(FP), R9
-	VMOVD        R9, X0
+	MOVL         hi+56(FP), SI
+	VMOVD        SI, X0
 	VPBROADCASTD X0, Y0
 	VMOVUPS      Y0, 64(SP)
 	VBROADCASTSS searchMagic<>+0(SB), Y6
 
 candidate:
-	VMOVUPS      (SI), Y13
-	VMOVUPS      64(SI), Y8
+	VMOVUPS      (DI), Y13
+	VMOVUPS      64(DI), Y8
 	VBROADCASTSS searchOne<>+0(SB), Y7
 	VXORPS       Y12, Y12, Y12
 	VCMPPS       $0x04, Y12, Y13, Y12
 	VDIVPS       Y13, Y7, Y7
 	VANDPS       Y12, Y7, Y7
-	ADDQ         $+128, SI
+	ADDQ         $+128, DI
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
-	MOVQ         CX, R9
-	MOVQ         DX, R10
-	MOVQ         BX, R11
+	MOVQ         CX, R10
+	MOVQ         BX, SI
+	MOVQ         DX, R11
+
+weights:
+	VMOVUPS      (R10), Y9
+	VADDPS       Y8, Y9, Y10
+	VMULPS       Y7, Y10, Y10
+	VADDPS       Y6, Y10, Y10
+	VPMAXSD      (SP), Y10, Y10
+	VPMINSD      64(SP), Y10, Y10
+	VSUBPS       Y6, Y10, Y10
+	VMULPS       Y13, Y10, Y10
+	VSUBPS       Y8, Y10, Y10
+	VSUBPS       Y10, Y9, Y10
+	VMULPS       (SI), Y10, Y12
+	VMULPS       Y10, Y12, Y12
+	VADDPS       Y12, Y0, Y0
+	VMOVUPS      64(R10), Y9
+	VADDPS       Y8, Y9, Y10
+	VMULPS       Y7, Y10, Y10
+	VADDPS       Y6, Y10, Y10
+	VPMAXSD      (SP), Y10, Y10
+	VPMINSD      64(SP), Y10, Y10
+	VSUBPS       Y6, Y10, Y10
+	VMULPS       Y13, Y10, Y10
+	VSUBPS       Y8, Y10, Y10
+	VSUBPS       Y10, Y9, Y10
+	VMULPS       64(SI), Y10, Y12
+	VMULPS       Y10, Y12, Y12
+	VADDPS       Y12, Y1, Y1
+	ADDQ         $+128, R10
+	ADDQ         $+128, SI
+	SUBQ         $+2, R11
+	JG           weights
+	VADDPS       Y1, Y0, Y0
+	VCMPPS       $0x11, (AX), Y0, Y10
+	VMOVUPS      (AX), Y12
+	VBLENDVPS    Y10, Y0, Y12, Y12
+	VMOVUPS      Y12, (AX)
+	VMOVD        R9, X9
+	VPBROADCASTD X9, Y9
+	VMOVUPS      64(AX), Y12
+	VBLENDVPS    Y10, Y9, Y12, Y12
+	VMOVUPS      Y12, 64(AX)
+	INCL         R9
+	DECQ         R8
+	JG           candidate
+	VZEROUPPER
+	RET
+
+// func searchScaleEqualAVX2(best *float32, x *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
+// Requires: AVX, AVX2
+TEXT ·searchScaleEqualAVX2(SB), NOSPLIT, $128-64
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         count+40(FP), BX
+	MOVQ         rounds+48(FP), SI
+	MOVQ         inverse+24(FP), DI
+	MOVQ         levels+32(FP), R8
+	MOVL         lo+56(FP), R9
+	VMOVD        R9, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, (SP)
+	MOVL         hi+60(FP), R9
+	VMOVD        R9, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, 64(SP)
+	VBROADCASTSS searchMagic<>+0(SB), Y6
+	ADDQ         BX, SI
+
+candidate:
+	TESTQ        BX, BX
+	JLE          again
+	VBROADCASTSS (R8), Y7
+	VMULPS       (DI), Y7, Y7
+	ADDQ         $+4, R8
+	JMP          start
+
+again:
+	VMOVUPS      64(AX), Y10
+	VBROADCASTSS searchOne<>+0(SB), Y7
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x04, Y12, Y10, Y12
+	VDIVPS       Y10, Y7, Y7
+	VANDPS       Y12, Y7, Y7
+
+start:
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	MOVQ   CX, R9
+	MOVQ   DX, R10
+
+weights:
+	VMOVUPS   (R9), Y9
+	VMULPS    Y7, Y9, Y10
+	VADDPS    Y6, Y10, Y10
+	VPMAXSD   (SP), Y10, Y10
+	VPMINSD   64(SP), Y10, Y10
+	VSUBPS    Y6, Y10, Y10
+	VMULPS    Y10, Y10, Y12
+	VADDPS    Y12, Y0, Y0
+	VMULPS    Y9, Y10, Y12
+	VADDPS    Y12, Y2, Y2
+	VMOVUPS   64(R9), Y9
+	VMULPS    Y7, Y9, Y10
+	VADDPS    Y6, Y10, Y10
+	VPMAXSD   (SP), Y10, Y10
+	VPMINSD   64(SP), Y10, Y10
+	VSUBPS    Y6, Y10, Y10
+	VMULPS    Y10, Y10, Y12
+	VADDPS    Y12, Y1, Y1
+	VMULPS    Y9, Y10, Y12
+	VADDPS    Y12, Y3, Y3
+	ADDQ      $+128, R9
+	SUBQ      $+2, R10
+	JG        weights
+	VADDPS    Y1, Y0, Y0
+	VADDPS    Y3, Y2, Y2
+	VDIVPS    Y0, Y2, Y9
+	VMULPS    Y2, Y9, Y10
+	VCMPPS    $0x1e, (AX), Y10, Y11
+	VMOVUPS   (AX), Y12
+	VBLENDVPS Y11, Y10, Y12, Y12
+	VMOVUPS   Y12, (AX)
+	VMOVUPS   64(AX), Y12
+	VBLENDVPS Y11, Y9, Y12, Y12
+	VMOVUPS   Y12, 64(AX)
+	VMOVUPS   128(AX), Y12
+	VBLENDVPS Y11, Y0, Y12, Y12
+	VMOVUPS   Y12, 128(AX)
+	DECQ      BX
+	DECQ      SI
+	JG        candidate
+	VZEROUPPER
+	RET
+
+// func searchMinimumEqualAVX2(best *float32, x *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+// Requires: AVX, AVX2
+TEXT ·searchMinimumEqualAVX2(SB), NOSPLIT, $128-64
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         count+40(FP), BX
+	MOVQ         rounds+48(FP), SI
+	MOVQ         moments+24(FP), DI
+	MOVQ         ranges+32(FP), R8
+	MOVL         lo+56(FP), R9
+	VMOVD        R9, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, (SP)
+	MOVL         hi+60(FP), R9
+	VMOVD        R9, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, 64(SP)
+	VBROADCASTSS searchMagic<>+0(SB), Y6
+	ADDQ         BX, SI
+
+candidate:
+	TESTQ        BX, BX
+	JLE          again
+	VMOVUPS      (R8), Y10
+	VMOVUPS      64(R8), Y8
+	VBROADCASTSS searchOne<>+0(SB), Y7
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x04, Y12, Y10, Y12
+	VDIVPS       Y10, Y7, Y7
+	VANDPS       Y12, Y7, Y7
+	ADDQ         $+128, R8
+	JMP          start
+
+again:
+	VMOVUPS      64(AX), Y10
+	VBROADCASTSS searchOne<>+0(SB), Y7
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x04, Y12, Y10, Y12
+	VDIVPS       Y10, Y7, Y7
+	VANDPS       Y12, Y7, Y7
+	VMOVUPS      128(AX), Y8
+
+start:
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	MOVQ   CX, R9
+	MOVQ   DX, R10
 
 weights:
 	VMOVUPS      (R9), Y9
@@ -288,13 +477,104 @@ weights:
 	VPMAXSD      (SP), Y10, Y10
 	VPMINSD      64(SP), Y10, Y10
 	VSUBPS       Y6, Y10, Y10
-	VMULPS       Y13, Y10, Y10
-	VSUBPS       Y8, Y10, Y10
-	VSUBPS       Y10, Y9, Y10
-	VMULPS       (R10), Y10, Y12
-	VMULPS       Y10, Y12, Y12
+	VMULPS       Y10, Y10, Y12
 	VADDPS       Y12, Y0, Y0
+	VMULPS       Y9, Y10, Y12
+	VADDPS       Y12, Y2, Y2
+	VADDPS       Y10, Y4, Y4
 	VMOVUPS      64(R9), Y9
+	VADDPS       Y8, Y9, Y10
+	VMULPS       Y7, Y10, Y10
+	VADDPS       Y6, Y10, Y10
+	VPMAXSD      (SP), Y10, Y10
+	VPMINSD      64(SP), Y10, Y10
+	VSUBPS       Y6, Y10, Y10
+	VMULPS       Y10, Y10, Y12
+	VADDPS       Y12, Y1, Y1
+	VMULPS       Y9, Y10, Y12
+	VADDPS       Y12, Y3, Y3
+	VADDPS       Y10, Y5, Y5
+	ADDQ         $+128, R9
+	SUBQ         $+2, R10
+	JG           weights
+	VADDPS       Y1, Y0, Y0
+	VADDPS       Y3, Y2, Y2
+	VADDPS       Y5, Y4, Y4
+	VMULPS       (DI), Y4, Y1
+	VMULPS       Y1, Y4, Y12
+	VSUBPS       Y12, Y0, Y3
+	VMULPS       64(DI), Y1, Y12
+	VSUBPS       Y12, Y2, Y2
+	VDIVPS       Y3, Y2, Y9
+	VMULPS       Y2, Y9, Y10
+	VSUBPS       (AX), Y10, Y13
+	VMULPS       Y3, Y13, Y13
+	VBROADCASTSS scoreNoise<>+0(SB), Y12
+	VMULPS       (AX), Y12, Y12
+	VMULPS       Y0, Y12, Y12
+	VCMPPS       $0x1e, Y12, Y13, Y11
+	VBROADCASTSS oneLevel<>+0(SB), Y12
+	VMULPS       Y12, Y0, Y12
+	VCMPPS       $0x1e, Y12, Y3, Y12
+	VANDPS       Y12, Y11, Y11
+	VMULPS       Y1, Y9, Y1
+	VSUBPS       128(DI), Y1, Y1
+	VMOVUPS      (AX), Y12
+	VBLENDVPS    Y11, Y10, Y12, Y12
+	VMOVUPS      Y12, (AX)
+	VMOVUPS      64(AX), Y12
+	VBLENDVPS    Y11, Y9, Y12, Y12
+	VMOVUPS      Y12, 64(AX)
+	VMOVUPS      128(AX), Y12
+	VBLENDVPS    Y11, Y1, Y12, Y12
+	VMOVUPS      Y12, 128(AX)
+	VMOVUPS      192(AX), Y12
+	VBLENDVPS    Y11, Y4, Y12, Y12
+	VMOVUPS      Y12, 192(AX)
+	VMOVUPS      256(AX), Y12
+	VBLENDVPS    Y11, Y0, Y12, Y12
+	VMOVUPS      Y12, 256(AX)
+	DECQ         BX
+	DECQ         SI
+	JG           candidate
+	VZEROUPPER
+	RET
+
+// func chooseRangeEqualAVX2(best *float32, x *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
+// Requires: AVX, AVX2
+TEXT ·chooseRangeEqualAVX2(SB), NOSPLIT, $128-52
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         ranges+24(FP), BX
+	MOVQ         count+32(FP), SI
+	MOVL         first+40(FP), DI
+	MOVL         lo+44(FP), R8
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, (SP)
+	MOVL         hi+48(FP), R8
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, 64(SP)
+	VBROADCASTSS searchMagic<>+0(SB), Y6
+
+candidate:
+	VMOVUPS      (BX), Y13
+	VMOVUPS      64(BX), Y8
+	VBROADCASTSS searchOne<>+0(SB), Y7
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x04, Y12, Y13, Y12
+	VDIVPS       Y13, Y7, Y7
+	VANDPS       Y12, Y7, Y7
+	ADDQ         $+128, BX
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	MOVQ         CX, R8
+	MOVQ         DX, R9
+
+weights:
+	VMOVUPS      (R8), Y9
 	VADDPS       Y8, Y9, Y10
 	VMULPS       Y7, Y10, Y10
 	VADDPS       Y6, Y10, Y10
@@ -304,25 +584,35 @@ weights:
 	VMULPS       Y13, Y10, Y10
 	VSUBPS       Y8, Y10, Y10
 	VSUBPS       Y10, Y9, Y10
-	VMULPS       64(R10), Y10, Y12
-	VMULPS       Y10, Y12, Y12
+	VMULPS       Y10, Y10, Y12
+	VADDPS       Y12, Y0, Y0
+	VMOVUPS      64(R8), Y9
+	VADDPS       Y8, Y9, Y10
+	VMULPS       Y7, Y10, Y10
+	VADDPS       Y6, Y10, Y10
+	VPMAXSD      (SP), Y10, Y10
+	VPMINSD      64(SP), Y10, Y10
+	VSUBPS       Y6, Y10, Y10
+	VMULPS       Y13, Y10, Y10
+	VSUBPS       Y8, Y10, Y10
+	VSUBPS       Y10, Y9, Y10
+	VMULPS       Y10, Y10, Y12
 	VADDPS       Y12, Y1, Y1
-	ADDQ         $+128, R9
-	ADDQ         $+128, R10
-	SUBQ         $+2, R11
+	ADDQ         $+128, R8
+	SUBQ         $+2, R9
 	JG           weights
 	VADDPS       Y1, Y0, Y0
 	VCMPPS       $0x11, (AX), Y0, Y10
 	VMOVUPS      (AX), Y12
 	VBLENDVPS    Y10, Y0, Y12, Y12
 	VMOVUPS      Y12, (AX)
-	VMOVD        R8, X9
+	VMOVD        DI, X9
 	VPBROADCASTD X9, Y9
 	VMOVUPS      64(AX), Y12
 	VBLENDVPS    Y10, Y9, Y12, Y12
 	VMOVUPS      Y12, 64(AX)
-	INCL         R8
-	DECQ         DI
+	INCL         DI
+	DECQ         SI
 	JG           candidate
 	VZEROUPPER
 	RET
@@ -490,32 +780,28 @@ step:
 
 // func searchScaleAVX512(best *float32, x *float32, wt *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX512F
-TEXT ·searchScaleAVX512(SB), NOSPLIT, $128-72
+TEXT ·searchScaleAVX512(SB), NOSPLIT, $0-72
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
-	MOVQ         wt+16(FP), DX
-	MOVQ         n+24(FP), BX
-	MOVQ         count+48(FP), SI
-	MOVQ         rounds+56(FP), DI
-	MOVQ         inverse+32(FP), R8
-	MOVQ         levels+40(FP), R9
-	MOVL         lo+64(FP), R10
-	VMOVD        R10, X0
-	VPBROADCASTD X0, Z0
-	VMOVUPS      Z0, (SP)
-	MOVL         hi+68(FP), R10
-	VMOVD        R10, X0
-	VPBROADCASTD X0, Z0
-	VMOVUPS      Z0, 64(SP)
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         count+48(FP), DI
+	MOVQ         rounds+56(FP), R8
+	MOVQ         inverse+32(FP), R9
+	MOVQ         levels+40(FP), R10
+	MOVL         lo+64(FP), SI
+	VPBROADCASTD SI, Z30
+	MOVL         hi+68(FP), SI
+	VPBROADCASTD SI, Z31
 	VBROADCASTSS searchMagic<>+0(SB), Z6
-	ADDQ         SI, DI
+	ADDQ         DI, R8
 
 candidate:
-	TESTQ        SI, SI
+	TESTQ        DI, DI
 	JLE          again
-	VBROADCASTSS (R9), Z7
-	VMULPS       (R8), Z7, Z7
-	ADDQ         $+4, R9
+	VBROADCASTSS (R10), Z7
+	VMULPS       (R9), Z7, Z7
+	ADDQ         $+4, R10
 	JMP          start
 
 again:
@@ -530,35 +816,35 @@ start:
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
-	MOVQ   CX, R10
-	MOVQ   DX, R11
-	MOVQ   BX, R12
+	MOVQ   CX, R11
+	MOVQ   BX, SI
+	MOVQ   DX, R12
 
 weights:
-	VMOVUPS (R10), Z9
+	VMOVUPS (R11), Z9
 	VMULPS  Z7, Z9, Z10
 	VADDPS  Z6, Z10, Z10
-	VPMAXSD (SP), Z10, Z10
-	VPMINSD 64(SP), Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
 	VSUBPS  Z6, Z10, Z10
-	VMULPS  (R11), Z10, Z11
+	VMULPS  (SI), Z10, Z11
 	VMULPS  Z10, Z11, Z12
 	VADDPS  Z12, Z0, Z0
 	VMULPS  Z9, Z11, Z12
 	VADDPS  Z12, Z2, Z2
-	VMOVUPS 64(R10), Z9
+	VMOVUPS 64(R11), Z9
 	VMULPS  Z7, Z9, Z10
 	VADDPS  Z6, Z10, Z10
-	VPMAXSD (SP), Z10, Z10
-	VPMINSD 64(SP), Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
 	VSUBPS  Z6, Z10, Z10
-	VMULPS  64(R11), Z10, Z11
+	VMULPS  64(SI), Z10, Z11
 	VMULPS  Z10, Z11, Z12
 	VADDPS  Z12, Z1, Z1
 	VMULPS  Z9, Z11, Z12
 	VADDPS  Z12, Z3, Z3
-	ADDQ    $+128, R10
 	ADDQ    $+128, R11
+	ADDQ    $+128, SI
 	SUBQ    $+2, R12
 	JG      weights
 	VADDPS  Z1, Z0, Z0
@@ -569,44 +855,40 @@ weights:
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z9, K1, 64(AX)
 	VMOVUPS Z0, K1, 128(AX)
-	DECQ    SI
 	DECQ    DI
+	DECQ    R8
 	JG      candidate
 	VZEROUPPER
 	RET
 
 // func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX512F
-TEXT ·searchMinimumAVX512(SB), NOSPLIT, $128-72
+TEXT ·searchMinimumAVX512(SB), NOSPLIT, $0-72
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
-	MOVQ         wt+16(FP), DX
-	MOVQ         n+24(FP), BX
-	MOVQ         count+48(FP), SI
-	MOVQ         rounds+56(FP), DI
-	MOVQ         moments+32(FP), R8
-	MOVQ         ranges+40(FP), R9
-	MOVL         lo+64(FP), R10
-	VMOVD        R10, X0
-	VPBROADCASTD X0, Z0
-	VMOVUPS      Z0, (SP)
-	MOVL         hi+68(FP), R10
-	VMOVD        R10, X0
-	VPBROADCASTD X0, Z0
-	VMOVUPS      Z0, 64(SP)
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         count+48(FP), DI
+	MOVQ         rounds+56(FP), R8
+	MOVQ         moments+32(FP), R9
+	MOVQ         ranges+40(FP), R10
+	MOVL         lo+64(FP), SI
+	VPBROADCASTD SI, Z30
+	MOVL         hi+68(FP), SI
+	VPBROADCASTD SI, Z31
 	VBROADCASTSS searchMagic<>+0(SB), Z6
-	ADDQ         SI, DI
+	ADDQ         DI, R8
 
 candidate:
-	TESTQ        SI, SI
+	TESTQ        DI, DI
 	JLE          again
-	VMOVUPS      (R9), Z10
-	VMOVUPS      64(R9), Z8
+	VMOVUPS      (R10), Z10
+	VMOVUPS      64(R10), Z8
 	VBROADCASTSS searchOne<>+0(SB), Z7
 	VPXORD       Z12, Z12, Z12
 	VCMPPS       $0x04, Z12, Z10, K1
 	VDIVPS.Z     Z10, Z7, K1, Z7
-	ADDQ         $+128, R9
+	ADDQ         $+128, R10
 	JMP          start
 
 again:
@@ -624,48 +906,48 @@ start:
 	VPXORD Z3, Z3, Z3
 	VPXORD Z4, Z4, Z4
 	VPXORD Z5, Z5, Z5
-	MOVQ   CX, R10
-	MOVQ   DX, R11
-	MOVQ   BX, R12
+	MOVQ   CX, R11
+	MOVQ   BX, SI
+	MOVQ   DX, R12
 
 weights:
-	VMOVUPS      (R10), Z9
+	VMOVUPS      (R11), Z9
 	VADDPS       Z8, Z9, Z10
 	VMULPS       Z7, Z10, Z10
 	VADDPS       Z6, Z10, Z10
-	VPMAXSD      (SP), Z10, Z10
-	VPMINSD      64(SP), Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
 	VSUBPS       Z6, Z10, Z10
-	VMULPS       (R11), Z10, Z11
+	VMULPS       (SI), Z10, Z11
 	VMULPS       Z10, Z11, Z12
 	VADDPS       Z12, Z0, Z0
 	VMULPS       Z9, Z11, Z12
 	VADDPS       Z12, Z2, Z2
 	VADDPS       Z11, Z4, Z4
-	VMOVUPS      64(R10), Z9
+	VMOVUPS      64(R11), Z9
 	VADDPS       Z8, Z9, Z10
 	VMULPS       Z7, Z10, Z10
 	VADDPS       Z6, Z10, Z10
-	VPMAXSD      (SP), Z10, Z10
-	VPMINSD      64(SP), Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
 	VSUBPS       Z6, Z10, Z10
-	VMULPS       64(R11), Z10, Z11
+	VMULPS       64(SI), Z10, Z11
 	VMULPS       Z10, Z11, Z12
 	VADDPS       Z12, Z1, Z1
 	VMULPS       Z9, Z11, Z12
 	VADDPS       Z12, Z3, Z3
 	VADDPS       Z11, Z5, Z5
-	ADDQ         $+128, R10
 	ADDQ         $+128, R11
+	ADDQ         $+128, SI
 	SUBQ         $+2, R12
 	JG           weights
 	VADDPS       Z1, Z0, Z0
 	VADDPS       Z3, Z2, Z2
 	VADDPS       Z5, Z4, Z4
-	VMULPS       (R8), Z4, Z1
+	VMULPS       (R9), Z4, Z1
 	VMULPS       Z1, Z4, Z12
 	VSUBPS       Z12, Z0, Z3
-	VMULPS       64(R8), Z1, Z12
+	VMULPS       64(R9), Z1, Z12
 	VSUBPS       Z12, Z2, Z2
 	VDIVPS       Z3, Z2, Z9
 	VMULPS       Z2, Z9, Z10
@@ -679,91 +961,340 @@ weights:
 	VMULPS       Z12, Z0, Z12
 	VCMPPS       $0x1e, Z12, Z3, K1, K1
 	VMULPS       Z1, Z9, Z1
-	VSUBPS       128(R8), Z1, Z1
+	VSUBPS       128(R9), Z1, Z1
 	VMOVUPS      Z10, K1, (AX)
 	VMOVUPS      Z9, K1, 64(AX)
 	VMOVUPS      Z1, K1, 128(AX)
 	VMOVUPS      Z4, K1, 192(AX)
 	VMOVUPS      Z0, K1, 256(AX)
-	DECQ         SI
 	DECQ         DI
+	DECQ         R8
 	JG           candidate
 	VZEROUPPER
 	RET
 
 // func chooseRangeAVX512(best *float32, x *float32, wt *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
 // Requires: AVX, AVX512F
-TEXT ·chooseRangeAVX512(SB), NOSPLIT, $128-60
+TEXT ·chooseRangeAVX512(SB), NOSPLIT, $0-60
 	MOVQ         best+0(FP), AX
 	MOVQ         x+8(FP), CX
-	MOVQ         wt+16(FP), DX
-	MOVQ         n+24(FP), BX
-	MOVQ         ranges+32(FP), SI
-	MOVQ         count+40(FP), DI
-	MOVL         first+48(FP), R8
-	MOVL         lo+52(FP), R9
-	VMOVD        R9, X0
-	VPBROADCASTD X0, Z0
-	VMOVUPS      Z0, (SP)
-	MOVL         hi+56(FP), R9
-	VMOVD        R9, X0
-	VPBROADCASTD X0, Z0
-	VMOVUPS      Z0, 64(SP)
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         ranges+32(FP), DI
+	MOVQ         count+40(FP), R8
+	MOVL         first+48(FP), R9
+	MOVL         lo+52(FP), SI
+	VPBROADCASTD SI, Z30
+	MOVL         hi+56(FP), SI
+	VPBROADCASTD SI, Z31
 	VBROADCASTSS searchMagic<>+0(SB), Z6
 
 candidate:
-	VMOVUPS      (SI), Z13
-	VMOVUPS      64(SI), Z8
+	VMOVUPS      (DI), Z13
+	VMOVUPS      64(DI), Z8
 	VBROADCASTSS searchOne<>+0(SB), Z7
 	VPXORD       Z12, Z12, Z12
 	VCMPPS       $0x04, Z12, Z13, K1
 	VDIVPS.Z     Z13, Z7, K1, Z7
-	ADDQ         $+128, SI
+	ADDQ         $+128, DI
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
-	MOVQ         CX, R9
-	MOVQ         DX, R10
-	MOVQ         BX, R11
+	MOVQ         CX, R10
+	MOVQ         BX, SI
+	MOVQ         DX, R11
+
+weights:
+	VMOVUPS      (R10), Z9
+	VADDPS       Z8, Z9, Z10
+	VMULPS       Z7, Z10, Z10
+	VADDPS       Z6, Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
+	VSUBPS       Z6, Z10, Z10
+	VMULPS       Z13, Z10, Z10
+	VSUBPS       Z8, Z10, Z10
+	VSUBPS       Z10, Z9, Z10
+	VMULPS       (SI), Z10, Z12
+	VMULPS       Z10, Z12, Z12
+	VADDPS       Z12, Z0, Z0
+	VMOVUPS      64(R10), Z9
+	VADDPS       Z8, Z9, Z10
+	VMULPS       Z7, Z10, Z10
+	VADDPS       Z6, Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
+	VSUBPS       Z6, Z10, Z10
+	VMULPS       Z13, Z10, Z10
+	VSUBPS       Z8, Z10, Z10
+	VSUBPS       Z10, Z9, Z10
+	VMULPS       64(SI), Z10, Z12
+	VMULPS       Z10, Z12, Z12
+	VADDPS       Z12, Z1, Z1
+	ADDQ         $+128, R10
+	ADDQ         $+128, SI
+	SUBQ         $+2, R11
+	JG           weights
+	VADDPS       Z1, Z0, Z0
+	VCMPPS       $0x11, (AX), Z0, K1
+	VMOVUPS      Z0, K1, (AX)
+	VMOVD        R9, X9
+	VPBROADCASTD X9, Z9
+	VMOVUPS      Z9, K1, 64(AX)
+	INCL         R9
+	DECQ         R8
+	JG           candidate
+	VZEROUPPER
+	RET
+
+// func searchScaleEqualAVX512(best *float32, x *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
+// Requires: AVX, AVX512F
+TEXT ·searchScaleEqualAVX512(SB), NOSPLIT, $0-64
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         count+40(FP), BX
+	MOVQ         rounds+48(FP), SI
+	MOVQ         inverse+24(FP), DI
+	MOVQ         levels+32(FP), R8
+	MOVL         lo+56(FP), R9
+	VPBROADCASTD R9, Z30
+	MOVL         hi+60(FP), R9
+	VPBROADCASTD R9, Z31
+	VBROADCASTSS searchMagic<>+0(SB), Z6
+	ADDQ         BX, SI
+
+candidate:
+	TESTQ        BX, BX
+	JLE          again
+	VBROADCASTSS (R8), Z7
+	VMULPS       (DI), Z7, Z7
+	ADDQ         $+4, R8
+	JMP          start
+
+again:
+	VMOVUPS      64(AX), Z10
+	VBROADCASTSS searchOne<>+0(SB), Z7
+	VPXORD       Z12, Z12, Z12
+	VCMPPS       $0x04, Z12, Z10, K1
+	VDIVPS.Z     Z10, Z7, K1, Z7
+
+start:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	MOVQ   CX, R9
+	MOVQ   DX, R10
+
+weights:
+	VMOVUPS (R9), Z9
+	VMULPS  Z7, Z9, Z10
+	VADDPS  Z6, Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
+	VSUBPS  Z6, Z10, Z10
+	VMULPS  Z10, Z10, Z12
+	VADDPS  Z12, Z0, Z0
+	VMULPS  Z9, Z10, Z12
+	VADDPS  Z12, Z2, Z2
+	VMOVUPS 64(R9), Z9
+	VMULPS  Z7, Z9, Z10
+	VADDPS  Z6, Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
+	VSUBPS  Z6, Z10, Z10
+	VMULPS  Z10, Z10, Z12
+	VADDPS  Z12, Z1, Z1
+	VMULPS  Z9, Z10, Z12
+	VADDPS  Z12, Z3, Z3
+	ADDQ    $+128, R9
+	SUBQ    $+2, R10
+	JG      weights
+	VADDPS  Z1, Z0, Z0
+	VADDPS  Z3, Z2, Z2
+	VDIVPS  Z0, Z2, Z9
+	VMULPS  Z2, Z9, Z10
+	VCMPPS  $0x1e, (AX), Z10, K1
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z9, K1, 64(AX)
+	VMOVUPS Z0, K1, 128(AX)
+	DECQ    BX
+	DECQ    SI
+	JG      candidate
+	VZEROUPPER
+	RET
+
+// func searchMinimumEqualAVX512(best *float32, x *float32, n int, moments *float32, ranges *float32, count int, rounds int, lo int32, hi int32)
+// Requires: AVX, AVX512F
+TEXT ·searchMinimumEqualAVX512(SB), NOSPLIT, $0-64
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         count+40(FP), BX
+	MOVQ         rounds+48(FP), SI
+	MOVQ         moments+24(FP), DI
+	MOVQ         ranges+32(FP), R8
+	MOVL         lo+56(FP), R9
+	VPBROADCASTD R9, Z30
+	MOVL         hi+60(FP), R9
+	VPBROADCASTD R9, Z31
+	VBROADCASTSS searchMagic<>+0(SB), Z6
+	ADDQ         BX, SI
+
+candidate:
+	TESTQ        BX, BX
+	JLE          again
+	VMOVUPS      (R8), Z10
+	VMOVUPS      64(R8), Z8
+	VBROADCASTSS searchOne<>+0(SB), Z7
+	VPXORD       Z12, Z12, Z12
+	VCMPPS       $0x04, Z12, Z10, K1
+	VDIVPS.Z     Z10, Z7, K1, Z7
+	ADDQ         $+128, R8
+	JMP          start
+
+again:
+	VMOVUPS      64(AX), Z10
+	VBROADCASTSS searchOne<>+0(SB), Z7
+	VPXORD       Z12, Z12, Z12
+	VCMPPS       $0x04, Z12, Z10, K1
+	VDIVPS.Z     Z10, Z7, K1, Z7
+	VMOVUPS      128(AX), Z8
+
+start:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	MOVQ   CX, R9
+	MOVQ   DX, R10
 
 weights:
 	VMOVUPS      (R9), Z9
 	VADDPS       Z8, Z9, Z10
 	VMULPS       Z7, Z10, Z10
 	VADDPS       Z6, Z10, Z10
-	VPMAXSD      (SP), Z10, Z10
-	VPMINSD      64(SP), Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
 	VSUBPS       Z6, Z10, Z10
-	VMULPS       Z13, Z10, Z10
-	VSUBPS       Z8, Z10, Z10
-	VSUBPS       Z10, Z9, Z10
-	VMULPS       (R10), Z10, Z12
-	VMULPS       Z10, Z12, Z12
+	VMULPS       Z10, Z10, Z12
 	VADDPS       Z12, Z0, Z0
+	VMULPS       Z9, Z10, Z12
+	VADDPS       Z12, Z2, Z2
+	VADDPS       Z10, Z4, Z4
 	VMOVUPS      64(R9), Z9
 	VADDPS       Z8, Z9, Z10
 	VMULPS       Z7, Z10, Z10
 	VADDPS       Z6, Z10, Z10
-	VPMAXSD      (SP), Z10, Z10
-	VPMINSD      64(SP), Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
+	VSUBPS       Z6, Z10, Z10
+	VMULPS       Z10, Z10, Z12
+	VADDPS       Z12, Z1, Z1
+	VMULPS       Z9, Z10, Z12
+	VADDPS       Z12, Z3, Z3
+	VADDPS       Z10, Z5, Z5
+	ADDQ         $+128, R9
+	SUBQ         $+2, R10
+	JG           weights
+	VADDPS       Z1, Z0, Z0
+	VADDPS       Z3, Z2, Z2
+	VADDPS       Z5, Z4, Z4
+	VMULPS       (DI), Z4, Z1
+	VMULPS       Z1, Z4, Z12
+	VSUBPS       Z12, Z0, Z3
+	VMULPS       64(DI), Z1, Z12
+	VSUBPS       Z12, Z2, Z2
+	VDIVPS       Z3, Z2, Z9
+	VMULPS       Z2, Z9, Z10
+	VSUBPS       (AX), Z10, Z13
+	VMULPS       Z3, Z13, Z13
+	VBROADCASTSS scoreNoise<>+0(SB), Z12
+	VMULPS       (AX), Z12, Z12
+	VMULPS       Z0, Z12, Z12
+	VCMPPS       $0x1e, Z12, Z13, K1
+	VBROADCASTSS oneLevel<>+0(SB), Z12
+	VMULPS       Z12, Z0, Z12
+	VCMPPS       $0x1e, Z12, Z3, K1, K1
+	VMULPS       Z1, Z9, Z1
+	VSUBPS       128(DI), Z1, Z1
+	VMOVUPS      Z10, K1, (AX)
+	VMOVUPS      Z9, K1, 64(AX)
+	VMOVUPS      Z1, K1, 128(AX)
+	VMOVUPS      Z4, K1, 192(AX)
+	VMOVUPS      Z0, K1, 256(AX)
+	DECQ         BX
+	DECQ         SI
+	JG           candidate
+	VZEROUPPER
+	RET
+
+// func chooseRangeEqualAVX512(best *float32, x *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
+// Requires: AVX, AVX512F
+TEXT ·chooseRangeEqualAVX512(SB), NOSPLIT, $0-52
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         ranges+24(FP), BX
+	MOVQ         count+32(FP), SI
+	MOVL         first+40(FP), DI
+	MOVL         lo+44(FP), R8
+	VPBROADCASTD R8, Z30
+	MOVL         hi+48(FP), R8
+	VPBROADCASTD R8, Z31
+	VBROADCASTSS searchMagic<>+0(SB), Z6
+
+candidate:
+	VMOVUPS      (BX), Z13
+	VMOVUPS      64(BX), Z8
+	VBROADCASTSS searchOne<>+0(SB), Z7
+	VPXORD       Z12, Z12, Z12
+	VCMPPS       $0x04, Z12, Z13, K1
+	VDIVPS.Z     Z13, Z7, K1, Z7
+	ADDQ         $+128, BX
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	MOVQ         CX, R8
+	MOVQ         DX, R9
+
+weights:
+	VMOVUPS      (R8), Z9
+	VADDPS       Z8, Z9, Z10
+	VMULPS       Z7, Z10, Z10
+	VADDPS       Z6, Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
 	VSUBPS       Z6, Z10, Z10
 	VMULPS       Z13, Z10, Z10
 	VSUBPS       Z8, Z10, Z10
 	VSUBPS       Z10, Z9, Z10
-	VMULPS       64(R10), Z10, Z12
-	VMULPS       Z10, Z12, Z12
+	VMULPS       Z10, Z10, Z12
+	VADDPS       Z12, Z0, Z0
+	VMOVUPS      64(R8), Z9
+	VADDPS       Z8, Z9, Z10
+	VMULPS       Z7, Z10, Z10
+	VADDPS       Z6, Z10, Z10
+	VPMAXSD      Z30, Z10, Z10
+	VPMINSD      Z31, Z10, Z10
+	VSUBPS       Z6, Z10, Z10
+	VMULPS       Z13, Z10, Z10
+	VSUBPS       Z8, Z10, Z10
+	VSUBPS       Z10, Z9, Z10
+	VMULPS       Z10, Z10, Z12
 	VADDPS       Z12, Z1, Z1
-	ADDQ         $+128, R9
-	ADDQ         $+128, R10
-	SUBQ         $+2, R11
+	ADDQ         $+128, R8
+	SUBQ         $+2, R9
 	JG           weights
 	VADDPS       Z1, Z0, Z0
 	VCMPPS       $0x11, (AX), Z0, K1
 	VMOVUPS      Z0, K1, (AX)
-	VMOVD        R8, X9
+	VMOVD        DI, X9
 	VPBROADCASTD X9, Z9
 	VMOVUPS      Z9, K1, 64(AX)
-	INCL         R8
-	DECQ         DI
+	INCL         DI
+	DECQ         SI
 	JG           candidate
 	VZEROUPPER
 	RET

@@ -56,9 +56,47 @@ const scaleRounds = 2
 
 // fitScales fits up to 16 blocks of one group.
 func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
-	var s lanes
+	s := lanesPool.Get().(*lanes)
+	defer lanesPool.Put(s)
+	d := s.fitScales(g, lv, w, importance)
+	for i := range bs {
+		b := &bs[i]
+		b.D, b.DMin, b.Sc[0], b.M[0] = d[i], 0, 1, 0
+	}
+}
+
+// plain encodes weights of equal importance as blocks with one scale.
+type plain struct {
+	lv    *levels
+	round func(dst []byte, w, scale []float32)
+}
+
+// oneScale gives t a plain.
+func oneScale(t *Type, round func(dst []byte, w, scale []float32)) *Type {
+	t.plain = &plain{newLevels(t.Grid), round}
+	return t
+}
+
+// encode is t.Encode.
+func (p *plain) encode(t *Type, dst []byte, w []float32) (noise float64) {
+	s := lanesPool.Get().(*lanes)
+	defer lanesPool.Put(s)
+	for len(w) > 0 {
+		blocks := min(kernels.Lanes, len(w)/t.BlockLen)
+		d := s.fitScales(t.Grid, p.lv, w[:blocks*t.BlockLen], nil)
+		p.round(dst[:blocks*t.BlockBytes], w[:blocks*t.BlockLen], d[:blocks])
+		for _, v := range d[:blocks] {
+			noise += float64(v) * float64(v) * float64(t.BlockLen) / 12 // quant.Block.Noise
+		}
+		w, dst = w[blocks*t.BlockLen:], dst[blocks*t.BlockBytes:]
+	}
+	return noise
+}
+
+// fitScales returns the scales of up to 16 blocks of one group.
+func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d kernels.Lane) {
 	s.load(w, importance, g.Block, g.Block)
-	x, wt := s.x(), s.wt()
+	x, wt := s.x(), s.weights()
 	lo, hi := int32(lv.lo), int32(lv.hi)
 	top := s.top()
 	var best kernels.BestScale
@@ -75,48 +113,70 @@ func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []floa
 	}
 	// Least squares knows nothing of float16's steps. They matter where there are many levels, and where float16 is
 	// subnormal.
-	var ranges [3]kernels.Range
-	var chosen kernels.BestRange
-	n := 1
+	steps := lv.hi > 100
+	exact := false
 	for i := range s.n {
-		d := roundScale(best.Scale[i])
-		if lv.hi > 100 || abs(d) < minNormalF16 {
-			n = len(ranges)
-		}
-		step := stepF16(d)
-		ranges[0].Scale[i], ranges[1].Scale[i], ranges[2].Scale[i] = d, roundScale(d-step), roundScale(d+step)
-		chosen.Err[i] = float32(math.Inf(1))
+		d[i] = roundScale(best.Scale[i])
+		steps = steps || abs(d[i]) < minNormalF16
+		exact = exact || s.mayBeExact(lv, i, top[i])
 	}
-	chosen.Choose(0, x, wt, ranges[:n], lo, hi)
-	for i := range bs {
-		b := &bs[i]
-		b.D, b.DMin, b.Sc[0], b.M[0] = ranges[chosen.Index[i]].Scale[i], 0, 1, 0
+	var chosen kernels.BestRange
+	if steps || exact {
+		var ranges [3]kernels.Range
+		n := 1
+		ranges[0].Scale = d
+		for i := range s.n {
+			chosen.Err[i] = float32(math.Inf(1))
+		}
+		if steps {
+			n = len(ranges)
+			for i, v := range d[:s.n] {
+				step := stepF16(v)
+				ranges[1].Scale[i], ranges[2].Scale[i] = roundScale(v-step), roundScale(v+step)
+			}
+		}
+		chosen.Choose(0, x, wt, ranges[:n], lo, hi)
+		for i := range s.n {
+			d[i] = ranges[chosen.Index[i]].Scale[i]
+		}
+	}
+	for i := range s.n {
 		if s.Lo[i] == s.Hi[i] && s.Lo[i] != 0 {
-			b.D, _ = constantScale(g, s.Lo[i])
+			d[i], _ = constantScale(g, s.Lo[i])
 			continue
 		}
-		// What is on the grid already is a multiple of a scale.
-		if s.Least[i]*-lv.lo*1.001 >= abs(top[i]) && chosen.Err[i] > 0 {
-			if d, ok := s.exactScale(g, lv, i, top[i]); ok {
-				b.D = d
+		if exact && chosen.Err[i] > 0 && s.mayBeExact(lv, i, top[i]) {
+			if v, ok := s.exactScale(g, lv, i, top[i]); ok {
+				d[i] = v
 			}
 		}
 	}
+	return d
+}
+
+// mayBeExact is quick to say of most groups that they are not on the grid already: there all weights are multiples of a
+// scale, and none is less than the scale.
+func (s *lanes) mayBeExact(lv *levels, i int, top float32) bool {
+	return s.Least[i]*-lv.lo*1.001 >= abs(top)
 }
 
 // exactScale returns the scale with which group i is on the grid already, as those of a quantized checkpoint are.
 func (s *lanes) exactScale(g *quant.Grid, lv *levels, i int, top float32) (d float32, ok bool) {
-	var buf, wt [maxGroup]float32
-	x := buf[:s.size]
-	least := float64(s.Least[i])
-	for j := range x {
-		x[j], wt[j] = s.groups[j][i], 1
-		// The remainder is a multiple of the scale too, and thus not too small.
-		v := math.Abs(float64(x[j]))
-		r := v - math.Floor(v/least)*least
-		if r > 0 && r*float64(-lv.lo)*1.001 < math.Abs(float64(top)) {
+	// What is left of a weight over a multiple of another is a multiple of the scale too, and thus 0 or not too small. On
+	// the grid float32 has it exactly.
+	least := s.Least[i]
+	inverse, tooSmall := 1/least, abs(top)/(-lv.lo*1.001)
+	for j := range s.x() {
+		v := s.groups[j][i]
+		multiple := float32(v*inverse+roundMagic) - roundMagic
+		if r := abs(v - float32(multiple*least)); r > 0 && r < tooSmall {
 			return 0, false
 		}
+	}
+	var buf, wt [maxGroup]float32
+	x := buf[:s.size]
+	for j := range x {
+		x[j], wt[j] = s.groups[j][i], 1
 	}
 	return exactScale(g, lv, &group{x: x, wt: wt[:s.size]}, top)
 }

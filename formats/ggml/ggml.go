@@ -26,6 +26,7 @@ type Type struct {
 	Parse func(b *quant.Block, src []byte)
 
 	encode func(dst []byte, src []float32) // the floating-point types' conversion
+	plain  *plain                          // a shorter way for weights of equal importance, or nil
 }
 
 // BitsPerWeight is the storage cost of a weight, scales included: 4.5 for Q4_K.
@@ -60,6 +61,9 @@ func (t *Type) Encode(dst []byte, w, importance []float32) (noise float64) {
 	if t.Grid == nil {
 		t.encode(dst, w)
 		return 0
+	}
+	if importance == nil && t.plain != nil {
+		return t.plain.encode(t, dst, w)
 	}
 	g := t.Grid
 	n := g.Groups()

@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"math"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -25,6 +26,17 @@ func (s *lanes) wt() []kernels.Lane {
 	}
 	return s.importances[:s.size]
 }
+
+// weights are wt for kernels, to which nil means 1.
+func (s *lanes) weights() []kernels.Lane {
+	if !s.weighted {
+		return nil
+	}
+	return s.importances[:s.size]
+}
+
+// lanesPool has lanes to be loaded: setting them to zero takes long.
+var lanesPool = sync.Pool{New: func() any { return new(lanes) }}
 
 // ones are the importances of groups without.
 var ones = func() (l [maxGroup]kernels.Lane) {

@@ -11,14 +11,14 @@ import (
 //	qs [32]int8
 //
 //	w = d·q, q in −128..127
-var Q8_0 = &Type{
+var Q8_0 = oneScale(&Type{
 	Format: kernels.Format{Name: "Q8_0", BlockLen: 32, BlockBytes: 34, Unpack: unpackQ8_0},
 	ID:     8,
 	Grid: newGrid(quant.Grid{Name: "Q8_0", Block: 32, Group: 32, CodeMin: -128, CodeMax: 127, ScaleMin: 1,
 		ScaleMax: 1}),
 	Pack:  packQ8_0,
 	Parse: parseQ8_0,
-}
+}, kernels.RoundQ8_0)
 
 func unpackQ8_0(dst []float32, src []byte) {
 	for ; len(dst) > 0; dst, src = dst[32:], src[34:] {

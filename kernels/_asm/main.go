@@ -30,6 +30,7 @@ var topics = []struct {
 	{"half", half},
 	{"levels", levels},
 	{"search", scaleSearch},
+	{"blocks", blocks},
 	{"lanes", columns},
 	{"elementwise", elementwise},
 	{"int8", signedBytes},

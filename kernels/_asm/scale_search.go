@@ -16,9 +16,11 @@ func scaleSearch(g *gen) {
 	c := searchConstants{word("searchMagic", 0x4b400000), word("searchOne", 0x3f800000), word("oneLevel", 0x36000000), word("scoreNoise", 0x35000000)}
 	magnitude, infinity := word("magnitude", 1<<31-1), word("infinity", 0x7f800000)
 	for _, v := range []isa{avx2, avx512} {
-		g.search(v, c, false)
-		g.search(v, c, true)
-		g.choose(v, c)
+		for _, weighted := range []bool{true, false} {
+			g.search(v, c, false, weighted)
+			g.search(v, c, true, weighted)
+			g.choose(v, c, weighted)
+		}
 		g.spans(v, magnitude, infinity)
 		g.nearestLevels(v)
 		g.latticeErrors(v, c)
@@ -30,8 +32,14 @@ type searchConstants struct{ magic, one, oneLevel, scoreNoise operand.Mem }
 
 const lane = 64 // bytes of a Lane
 
-// clamp puts parameters lo and hi into every lane of memory.
-func (g *gen) clamp(v isa, t reg.VecPhysical) (lo, hi operand.Mem) {
+// clamp puts parameters lo and hi into every lane of registers 30 and 31, or of memory where there are none. It needs t.
+func (g *gen) clamp(v isa, t reg.VecPhysical) (lo, hi operand.Op) {
+	if v.count() > 30 {
+		for i, name := range []string{"lo", "hi"} {
+			g.VPBROADCASTD(g.Load(g.Param(name), g.GP32()), v.reg(30+i))
+		}
+		return v.reg(30), v.reg(31)
+	}
 	m := g.AllocLocal(128)
 	for i, name := range []string{"lo", "hi"} {
 		r := g.Load(g.Param(name), g.GP32())
@@ -67,18 +75,31 @@ func (g *gen) keep(v isa, mask, t reg.VecPhysical, value reg.VecPhysical, to ope
 	g.VMOVUPS(t, to)
 }
 
+// importances names what differs where all weights count the same.
+func importances(weighted bool) (infix, parameter string) {
+	if weighted {
+		return "", ", wt"
+	}
+	return "Equal", ""
+}
+
 // search is BestScale.Search, or BestMinimum.Search.
-func (g *gen) search(v isa, c searchConstants, minimum bool) {
+func (g *gen) search(v isa, c searchConstants, minimum, weighted bool) {
+	infix, wtParam := importances(weighted)
 	if minimum {
-		g.function("searchMinimum"+v.name,
-			"func(best, x, wt *float32, n int, moments, ranges *float32, count, rounds int, lo, hi int32)",
+		g.function("searchMinimum"+infix+v.name,
+			"func(best, x"+wtParam+" *float32, n int, moments, ranges *float32, count, rounds int, lo, hi int32)",
 			"tries count ranges and as many rounds the best, on n > 0 weights, an even number.")
 	} else {
-		g.function("searchScale"+v.name,
-			"func(best, x, wt *float32, n int, inverse *float32, levels *float32, count, rounds int, lo, hi int32)",
+		g.function("searchScale"+infix+v.name,
+			"func(best, x"+wtParam+" *float32, n int, inverse *float32, levels *float32, count, rounds int, lo, hi int32)",
 			"tries count levels and as many rounds the best, on n > 0 weights, an even number.")
 	}
-	best, x, wt, n := g.gp("best"), g.gp("x"), g.gp("wt"), g.gp("n")
+	best, x, n := g.gp("best"), g.gp("x"), g.gp("n")
+	var wt, pw reg.GPVirtual
+	if weighted {
+		wt, pw = g.gp("wt"), g.GP64()
+	}
 	count, rounds := g.gp("count"), g.gp("rounds")
 	perGroup, kind := "inverse", "levels"
 	if minimum {
@@ -86,7 +107,7 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 	}
 	inverse, candidates := g.gp(perGroup), g.gp(kind)
 	lo, hi := g.clamp(v, v.reg(0))
-	px, pw, left := g.GP64(), g.GP64(), g.GP64()
+	px, left := g.GP64(), g.GP64()
 	sum := func(k, i int) reg.VecPhysical { return v.reg(2*k + i) } // 0: LL, 1: LX, 2: L
 	magic, inv, low := v.reg(6), v.reg(7), v.reg(8)
 	xj, q, w, t := v.reg(9), v.reg(10), v.reg(11), v.reg(12)
@@ -121,7 +142,9 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 		g.zero(v, v.reg(i))
 	}
 	g.MOVQ(x, px)
-	g.MOVQ(wt, pw)
+	if weighted {
+		g.MOVQ(wt, pw)
+	}
 	g.MOVQ(n, left)
 	g.Label("weights")
 	for i := range 2 {
@@ -136,16 +159,23 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 		g.VPMAXSD(lo, q, q)
 		g.VPMINSD(hi, q, q)
 		g.VSUBPS(magic, q, q)
-		g.VMULPS(at(pw, lane*i), q, w)
-		g.VMULPS(q, w, t)
+		wq := q
+		if weighted {
+			g.VMULPS(at(pw, lane*i), q, w)
+			wq = w
+		}
+		g.VMULPS(q, wq, t)
 		g.VADDPS(t, sum(0, i), sum(0, i))
-		g.VMULPS(xj, w, t)
+		g.VMULPS(xj, wq, t)
 		g.VADDPS(t, sum(1, i), sum(1, i))
 		if minimum {
-			g.VADDPS(w, sum(2, i), sum(2, i))
+			g.VADDPS(wq, sum(2, i), sum(2, i))
 		}
 	}
-	g.advance(2*lane, px, pw)
+	g.advance(2*lane, px)
+	if weighted {
+		g.advance(2*lane, pw)
+	}
 	g.SUBQ(operand.I32(2), left)
 	g.JG(operand.LabelRef("weights"))
 	for k := range sums {
@@ -211,15 +241,20 @@ func (g *gen) search(v isa, c searchConstants, minimum bool) {
 }
 
 // choose is BestRange.Choose.
-func (g *gen) choose(v isa, c searchConstants) {
-	g.function("chooseRange"+v.name,
-		"func(best, x, wt *float32, n int, ranges *float32, count int, first, lo, hi int32)",
+func (g *gen) choose(v isa, c searchConstants, weighted bool) {
+	infix, wtParam := importances(weighted)
+	g.function("chooseRange"+infix+v.name,
+		"func(best, x"+wtParam+" *float32, n int, ranges *float32, count int, first, lo, hi int32)",
 		"measures count > 0 ranges on n > 0 weights, an even number.")
-	best, x, wt, n := g.gp("best"), g.gp("x"), g.gp("wt"), g.gp("n")
+	best, x, n := g.gp("best"), g.gp("x"), g.gp("n")
+	var wt, pw reg.GPVirtual
+	if weighted {
+		wt, pw = g.gp("wt"), g.GP64()
+	}
 	ranges, count := g.gp("ranges"), g.gp("count")
 	index := g.Load(g.Param("first"), g.GP32())
 	lo, hi := g.clamp(v, v.reg(0))
-	px, pw, left := g.GP64(), g.GP64(), g.GP64()
+	px, left := g.GP64(), g.GP64()
 	magic, inv, low, scale := v.reg(6), v.reg(7), v.reg(8), v.reg(13)
 	xj, q, t := v.reg(9), v.reg(10), v.reg(12)
 	g.VBROADCASTSS(c.magic, magic)
@@ -231,7 +266,9 @@ func (g *gen) choose(v isa, c searchConstants) {
 	g.zero(v, v.reg(0))
 	g.zero(v, v.reg(1))
 	g.MOVQ(x, px)
-	g.MOVQ(wt, pw)
+	if weighted {
+		g.MOVQ(wt, pw)
+	}
 	g.MOVQ(n, left)
 	g.Label("weights")
 	for i := range 2 {
@@ -245,11 +282,18 @@ func (g *gen) choose(v isa, c searchConstants) {
 		g.VMULPS(scale, q, q)
 		g.VSUBPS(low, q, q)
 		g.VSUBPS(q, xj, q)
-		g.VMULPS(at(pw, lane*i), q, t)
-		g.VMULPS(q, t, t)
+		if weighted {
+			g.VMULPS(at(pw, lane*i), q, t)
+			g.VMULPS(q, t, t)
+		} else {
+			g.VMULPS(q, q, t)
+		}
 		g.VADDPS(t, v.reg(i), v.reg(i))
 	}
-	g.advance(2*lane, px, pw)
+	g.advance(2*lane, px)
+	if weighted {
+		g.advance(2*lane, pw)
+	}
 	g.SUBQ(operand.I32(2), left)
 	g.JG(operand.LabelRef("weights"))
 	err, mask := v.reg(0), q

@@ -27,6 +27,10 @@ const (
 	// LLMInt8 multiplies by the method of package int8outlier. Features are outliers by what the text's first tokens show
 	// in floating point, and those that the model's metadata records for a tensor.
 	LLMInt8 Activations = "llm.int8"
+	// Q8 rounds inputs to eight bits with a step for each 32 values of a token, and multiplies them with the weights as they
+	// are stored, in integers: kernels.MatMulQ8. It is the fastest. Floating-point weights are rounded to Q8_0 first;
+	// linears whose columns no block divides stay as they are.
+	Q8 Activations = "q8"
 )
 
 // outlierTokens is how many of the text's tokens decide which features are outliers.
@@ -45,14 +49,14 @@ func newActivations(ctx context.Context, m *model.Model, p *plan, opt Options) (
 	switch a.mode {
 	case Float:
 		return nil, nil
-	case Int8Dynamic:
+	case Int8Dynamic, Q8:
 	case Int8Static:
 		a.scales, err = staticScales(m.Source)
 	case LLMInt8:
 		p.progress.Item("outlier features")
 		a.outliers, err = findOutliers(ctx, m, p, opt.Outliers)
 	default:
-		err = fmt.Errorf("unknown activations %q; known: %s, %s, %s", a.mode, Int8Static, Int8Dynamic, LLMInt8)
+		err = fmt.Errorf("unknown activations %q; known: %s, %s, %s, %s", a.mode, Q8, Int8Static, Int8Dynamic, LLMInt8)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("eval: %w", err)
@@ -87,6 +91,12 @@ func staticScales(src model.Source) (map[string]float32, error) {
 // install replaces the products of a layer's linears.
 func (a *activations) install(l *model.Layer) error {
 	for _, lin := range l.Linears() {
+		if a.mode == Q8 {
+			if err := installQ8(lin); err != nil {
+				return fmt.Errorf("eval: %w", err)
+			}
+			continue
+		}
 		matmul, err := a.matmul(lin)
 		if err != nil {
 			return fmt.Errorf("eval: %w", err)
@@ -95,6 +105,26 @@ func (a *activations) install(l *model.Layer) error {
 	}
 	return nil
 }
+
+func installQ8(lin *model.Linear) error {
+	switch {
+	case lin.W.Format.Levels != nil:
+	case lin.In%ggml.Q8_0.BlockLen != 0:
+		return nil
+	default:
+		w, err := lin.Matrix()
+		if err != nil {
+			return err
+		}
+		lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &ggml.Q8_0.Format,
+			Data: ggml.Q8_0.PackWeight(quant.RTN(w, nil, ggml.Q8_0.Grid))}
+	}
+	lin.Q8 = true
+	return nil
+}
+
+// perToken says that what becomes of a token does not depend on others, but for attention.
+func (a *activations) perToken() bool { return a == nil || a.mode == Q8 }
 
 // maxColumns keeps sums of eight-bit products within 32 bits.
 const maxColumns = 1<<17 - 1

@@ -38,7 +38,7 @@ func TestActivations(t *testing.T) {
 		// Inputs of about 1 and up to 5 lose little with codes 0.04 apart.
 		src := withScales(tm.Source(), 0.04)
 		exact := perplexity(t, open(t, src), tokens, eval.Options{Context: 12})
-		for _, mode := range []eval.Activations{eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8} {
+		for _, mode := range []eval.Activations{eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8} {
 			opt := eval.Options{Context: 12, Activations: mode, Base: open(t, src)}
 			r := perplexity(t, open(t, src), tokens, opt)
 			if r.KL < 1e-8 || r.KL > 0.02 {
@@ -66,9 +66,15 @@ func TestActivations(t *testing.T) {
 
 // TestStoredQ8 wants the codes of Q8_0 weights used as they are: rounded ahead or on the fly, the result is the same.
 func TestStoredQ8(t *testing.T) {
+	for _, mode := range []eval.Activations{eval.Int8Dynamic, eval.Q8} {
+		t.Run(string(mode), func(t *testing.T) { testStoredQ8(t, mode) })
+	}
+}
+
+func testStoredQ8(t *testing.T, mode eval.Activations) {
 	tm := testmodel.New("llama")
 	tokens := tm.Tokens(60, 4)
-	opt := eval.Options{Context: 12, Activations: eval.Int8Dynamic}
+	opt := eval.Options{Context: 12, Activations: mode}
 	want := perplexity(t, open(t, tm.Source()), tokens, opt)
 	src := tm.Source()
 	rounded := 0
@@ -106,7 +112,7 @@ func TestActivationErrors(t *testing.T) {
 		mode eval.Activations
 		want string
 	}{
-		{tm.Source(), "int4", `eval: unknown activations "int4"; known: int8-static, int8-dynamic, llm.int8`},
+		{tm.Source(), "int4", `eval: unknown activations "int4"; known: q8, int8-static, int8-dynamic, llm.int8`},
 		{tm.Source(), eval.Int8Static, "eval: testmodel/qwen2 has no static scales of activations (llmq.int8.input_scales)"},
 		{set(model.StaticScalesKey, []float32{1}), eval.Int8Static, "are not as many float32 values and strings: 1 and 14"},
 		{set(model.StaticScalesKey, "x"), eval.Int8Static, "are not as many float32 values and strings: 0 and 14"},
@@ -122,7 +128,7 @@ func TestActivationErrors(t *testing.T) {
 			t.Errorf("%s: error %v, want %q", c.mode, err, c.want)
 		}
 	}
-	for _, mode := range []eval.Activations{eval.Int8Dynamic, eval.LLMInt8} {
+	for _, mode := range []eval.Activations{eval.Q8, eval.Int8Dynamic, eval.LLMInt8} {
 		src := tm.Source()
 		w := src.Find(linear)
 		w.Data[0], w.Data[1] = 0x80, 0x7f // infinity

@@ -294,7 +294,7 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 	// them. A few rows would be multiplied in another way, with other roundings.
 	const few = 16
 	last := p.context
-	if n := p.context - p.first; i == r.m.Layers()-1 && n >= few && r.activations == nil {
+	if n := p.context - p.first; i == r.m.Layers()-1 && n >= few && r.activations.perToken() {
 		last = n
 	}
 	return r.each(func(lo, hi int, x *tensor.Matrix) error {

@@ -23,6 +23,8 @@ type Format struct {
 	BlockBytes int    // bytes of a block
 	// Unpack is the plain decoder: len(dst) is a multiple of BlockLen, src holds as many blocks.
 	Unpack func(dst []float32, src []byte)
+	// Levels is nil for the floating-point types.
+	Levels *LevelFormat
 }
 
 // RowBytes is the size of cols weights; cols must be a multiple of BlockLen.

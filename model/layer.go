@@ -174,7 +174,11 @@ func (l *Layer) MLPOut(x, in *tensor.Matrix) { l.add(x, l.Down, in) }
 // add sets x += lin(in).
 func (l *Layer) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 	if lin.stored() {
-		kernels.MatMulAdd(x, in, &lin.W, l.m.Precision)
+		if lin.Q8 {
+			kernels.MatMulAddQ8(x, in, &lin.W)
+		} else {
+			kernels.MatMulAdd(x, in, &lin.W, l.m.Precision)
+		}
 		lin.addBias(x)
 		return
 	}

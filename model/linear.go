@@ -20,6 +20,8 @@ type Linear struct {
 	Bias []float32 // Out values, or nil
 	// MatMul, where not nil, replaces both: it sets dst = x·Wᵀ, in integers for one.
 	MatMul func(dst, x *tensor.Matrix)
+	// Q8 says that products with W round their inputs, and are in integers: see kernels.MatMulQ8.
+	Q8 bool
 
 	tensor *ggml.Tensor
 	first  int // row of the tensor that row 0 is: see Part
@@ -32,6 +34,8 @@ func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
 		l.MatMul(dst, x)
 	case l.F32 != nil:
 		kernels.MatMulF32(dst, x, l.F32)
+	case l.Q8:
+		kernels.MatMulQ8(x, kernels.Product{Dst: dst, W: &l.W})
 	default:
 		kernels.MatMul(dst, x, &l.W, p)
 	}
@@ -43,15 +47,20 @@ func (l *Linear) stored() bool { return l.MatMul == nil && l.F32 == nil }
 
 // applyAll applies linears that share the input x, each to its dst.
 func applyAll(x *tensor.Matrix, p kernels.Precision, lins []*Linear, dsts ...*tensor.Matrix) {
-	var products []kernels.Product
+	var products, rounded []kernels.Product
 	for i, l := range lins {
-		if l.stored() {
-			products = append(products, kernels.Product{Dst: dsts[i], W: &l.W})
-		} else {
+		pr := kernels.Product{Dst: dsts[i], W: &l.W}
+		switch {
+		case !l.stored():
 			l.Apply(dsts[i], x, p)
+		case l.Q8:
+			rounded = append(rounded, pr)
+		default:
+			products = append(products, pr)
 		}
 	}
 	kernels.MatMulMany(x, p, products...)
+	kernels.MatMulQ8(x, rounded...)
 	for i, l := range lins {
 		if l.stored() {
 			l.addBias(dsts[i])

@@ -41,7 +41,7 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
 	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`; with --task, its accuracy")
-	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: int8-static, int8-dynamic or llm.int8; or exactly in f32")
+	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: q8 (steps for 32 values, stored weights: fast), int8-static, int8-dynamic or llm.int8; or exactly in f32")
 	f.Var(&o.Precision, "precision", precisionUsage)
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
@@ -122,12 +122,12 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	}
 	defer m.Source.Close()
 	switch act := eval.Activations(opts.Activations); act {
-	case eval.Float, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8:
+	case eval.Float, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8:
 		eopt.Activations = act
 	case "f32":
 		precision = kernels.F32
 	default:
-		return usagef("unknown activations %q; known: f32, %s, %s, %s", act, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
+		return usagef("unknown activations %q; known: f32, %s, %s, %s, %s", act, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
 	}
 	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
 	m.Precision = precision

@@ -34,6 +34,8 @@ var topics = []struct {
 	{"lanes", columns},
 	{"elementwise", elementwise},
 	{"int8", signedBytes},
+	{"q8", q8},
+	{"q8_levels", q8Levels},
 	{"peak", peak},
 }
 

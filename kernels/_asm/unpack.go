@@ -5,30 +5,35 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
+// blockType is a format that unpackers decode.
+type blockType struct {
+	name           string
+	weights, bytes int // of a block
+	block          func(u *unpacker)
+}
+
+var blockTypes = []blockType{
+	{"F16", 32, 64, (*unpacker).f16},
+	{"BF16", 32, 64, (*unpacker).bf16},
+	{"Q8_0", 32, 34, (*unpacker).q8_0},
+	{"Q4_0", 32, 18, func(u *unpacker) { u.q4(2, u.minus8, false) }},
+	{"Q4_1", 32, 20, func(u *unpacker) { u.q4(4, nil, true) }},
+	{"Q5_0", 32, 22, func(u *unpacker) { u.q5(2, u.minus16, false) }},
+	{"Q5_1", 32, 24, func(u *unpacker) { u.q5(4, nil, true) }},
+	{"IQ4_NL", 32, 18, func(u *unpacker) { u.q4(2, u.iq4, false) }},
+	{"Q2_K", 256, 84, (*unpacker).q2_K},
+	{"Q3_K", 256, 110, (*unpacker).q3_K},
+	{"Q4_K", 256, 144, func(u *unpacker) { u.q45_K(false) }},
+	{"Q5_K", 256, 176, func(u *unpacker) { u.q45_K(true) }},
+	{"Q6_K", 256, 210, (*unpacker).q6_K},
+	{"IQ4_XS", 256, 136, (*unpacker).iq4_XS},
+}
+
 // unpack writes the decoders of block types: to float32 in AVX2 and AVX-512, bit for bit what the plain decoders of
 // formats/ggml give, and to those values rounded to bfloat16. formats/ggml documents the layouts.
 func unpack(g *gen) {
 	c := g.constants()
-	for _, t := range []struct {
-		name           string
-		weights, bytes int // of a block
-		block          func(u *unpacker)
-	}{
-		{"F16", 32, 64, (*unpacker).f16},
-		{"BF16", 32, 64, (*unpacker).bf16},
-		{"Q8_0", 32, 34, (*unpacker).q8_0},
-		{"Q4_0", 32, 18, func(u *unpacker) { u.q4(2, u.minus8, false) }},
-		{"Q4_1", 32, 20, func(u *unpacker) { u.q4(4, nil, true) }},
-		{"Q5_0", 32, 22, func(u *unpacker) { u.q5(2, u.minus16, false) }},
-		{"Q5_1", 32, 24, func(u *unpacker) { u.q5(4, nil, true) }},
-		{"IQ4_NL", 32, 18, func(u *unpacker) { u.q4(2, u.iq4, false) }},
-		{"Q2_K", 256, 84, (*unpacker).q2_K},
-		{"Q3_K", 256, 110, (*unpacker).q3_K},
-		{"Q4_K", 256, 144, func(u *unpacker) { u.q45_K(false) }},
-		{"Q5_K", 256, 176, func(u *unpacker) { u.q45_K(true) }},
-		{"Q6_K", 256, 210, (*unpacker).q6_K},
-		{"IQ4_XS", 256, 136, (*unpacker).iq4_XS},
-	} {
+	for _, t := range blockTypes {
 		for _, v := range []struct {
 			isa
 			half bool
@@ -74,7 +79,8 @@ type unpacker struct {
 	isa
 	half     bool // bfloat16 output
 	dst, src reg.Register
-	scales   operand.Mem // 32 float32: scales of up to 16 groups, then their minima
+	levels   *levelsOutput // where not nil, output as levels and scales
+	scales   operand.Mem   // 32 float32: scales of up to 16 groups, then their minima
 }
 
 // constants are 32 bytes each.
@@ -133,6 +139,10 @@ type scaled struct{ scale, minus, plus int }
 
 // emit stores 32 weights from position at on: the signed bytes of X registers lo and hi.
 func (u *unpacker) emit(at, lo, hi int, slo, shi scaled) {
+	if u.levels != nil {
+		u.putLevels(at, lo, hi, slo, shi)
+		return
+	}
 	finish := func(r int, s scaled) {
 		u.VCVTDQ2PS(u.reg(r), u.reg(r))
 		u.VMULPS(u.reg(s.scale), u.reg(r), u.reg(r))

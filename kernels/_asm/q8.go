@@ -1,0 +1,392 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// The layouts of packed operands, which kernels/q8.go describes.
+const (
+	q8Tokens  = 6  // in a panel of inputs
+	q8Outputs = 32 // in a strip of weights
+	q8Group   = 32 // inputs that share a step
+)
+
+// q8Variant is a shape of weights: groups of 32 or 16 that share a scale, with a minimum or without.
+type q8Variant struct {
+	name     string
+	parts    int // groups of weights in a group of inputs
+	minimums bool
+}
+
+var q8Variants = []q8Variant{{"Group32", 1, false}, {"Group32Min", 1, true}, {"Group16", 2, false}, {"Group16Min", 2, true}}
+
+// words is the number of words per token and group beside the codes: where sums of products start, for each part, what
+// is subtracted from them, and the sum of the codes of each part, in the unit of the token's step.
+func (v q8Variant) words() int { return 2*v.parts + 1 }
+
+// q8 writes the products of unsigned bytes, the weights, with signed ones, the inputs, and the rounding of inputs.
+//
+// The sums of a group start at an int32 whose bits are those of the float32 1.5·2^(23+e): adding n to the bits adds n·2^e
+// to the value as long as n is below 2²² in magnitude, and subtracting the start in float32 leaves n·2^e, exactly. That
+// is a conversion and a multiplication by the group's step, a power of two, for one addition, which does not compete
+// with the products for their execution units. Weights without minimums are stored with 128 added: their sums start
+// at 128 times the sum of the codes less.
+func q8(g *gen) {
+	for _, v := range q8Variants {
+		g.q8TileVNNI(v)
+	}
+	for _, v := range q8Variants {
+		g.q8TileAVX2(v)
+	}
+	g.q8Largest()
+	g.q8Round()
+}
+
+const q8Signature = "func(groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)"
+
+func q8Doc(tokens, outputs int) []string {
+	return []string{fmt.Sprintf("sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is %d×%d.", tokens, outputs), "",
+		"A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and",
+		"scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0."}
+}
+
+// q8TileVNNI keeps 12 sums of integers and the 12 of C in registers. A group of 32 takes 96 VPDPBUSD and 12 additions
+// and multiply-adds.
+func (g *gen) q8TileVNNI(v q8Variant) {
+	const vecs = 2
+	g.function("q8"+v.name+"VNNI", q8Signature, q8Doc(q8Tokens, q8Outputs)...)
+	groups, x, sums, w, scale := g.gp("groups"), g.gp("x"), g.gp("sums"), g.gp("w"), g.gp("scale")
+	z := avx512.reg
+	c := func(t, j int) reg.VecPhysical { return z(vecs*t + j) }
+	acc := func(t, j int) reg.VecPhysical { return z(vecs*(q8Tokens+t) + j) }
+	vecW := func(j int) reg.VecPhysical { return z(4*q8Tokens + j) }
+	temp := func(i int) reg.VecPhysical { return z(4*q8Tokens + vecs + i%6) }
+	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
+	for t := range q8Tokens {
+		for j := range vecs {
+			g.zero(avx512, c(t, j))
+		}
+	}
+	rowScale := vecs * 64
+	if v.minimums {
+		rowScale *= 2
+	}
+	steps := q8Group / 4 / v.parts
+	g.Label("group")
+	for part := range v.parts {
+		for t := range q8Tokens {
+			start := word(part, t)
+			if v.minimums {
+				start = word(v.parts, t) // the levels have no offset
+			}
+			g.VPBROADCASTD(start, acc(t, 0))
+			g.VMOVDQA64(acc(t, 0), acc(t, 1))
+		}
+		for s := part * steps; s < (part+1)*steps; s++ {
+			for j := range vecs {
+				g.VMOVDQU64(at(w, (vecs*s+j)*64), vecW(j))
+			}
+			for t := range q8Tokens {
+				g.VPBROADCASTD(at(x, q8Group*t+4*s), temp(t))
+				for j := range vecs {
+					g.vpdpbusd(temp(t), vecW(j), acc(t, j))
+				}
+			}
+		}
+		for j := range vecs {
+			g.VMOVUPS(at(scale, part*rowScale+64*j), vecW(j))
+			if v.minimums {
+				g.VMOVUPS(at(scale, part*rowScale+vecs*64+64*j), temp(j))
+			}
+		}
+		for t := range q8Tokens {
+			for j := range vecs {
+				g.VSUBPS_BCST(word(v.parts, t), acc(t, j), acc(t, j))
+				g.VFMADD231PS(vecW(j), acc(t, j), c(t, j))
+				if v.minimums {
+					g.VFNMADD231PS_BCST(word(v.parts+1+part, t), temp(j), c(t, j))
+				}
+			}
+		}
+	}
+	g.ADDQ(operand.I32(q8Tokens*q8Group), x)
+	g.ADDQ(operand.I32(int32(4*q8Tokens*v.words())), sums)
+	g.ADDQ(operand.I32(q8Group*q8Outputs), w)
+	g.ADDQ(operand.I32(int32(v.parts*rowScale)), scale)
+	g.DECQ(groups)
+	g.JNZ(operand.LabelRef("group"))
+	g.q8Store(avx512, q8Tokens, vecs, c, temp)
+}
+
+// q8Store multiplies C by the steps and stores it, or adds it to what is there.
+func (g *gen) q8Store(v isa, tokens, vecs int, c func(t, j int) reg.VecPhysical, temp func(i int) reg.VecPhysical) {
+	dst, rowC, step := g.gp("c"), g.gp("rowC"), g.gp("step")
+	add := g.Load(g.Param("add"), g.GP8())
+	for t := range tokens {
+		g.VBROADCASTSS(at(step, 4*t), temp(0))
+		for j := range vecs {
+			g.VMULPS(temp(0), c(t, j), c(t, j))
+		}
+	}
+	g.TESTB(add, add)
+	g.JZ(operand.LabelRef("store"))
+	p := g.GP64()
+	g.MOVQ(dst, p)
+	for t := range tokens {
+		for j := range vecs {
+			g.VADDPS(at(p, j*v.bytes), c(t, j), c(t, j))
+		}
+		if t < tokens-1 {
+			g.ADDQ(rowC, p)
+		}
+	}
+	g.Label("store")
+	for t := range tokens {
+		for j := range vecs {
+			g.VMOVUPS(c(t, j), at(dst, j*v.bytes))
+		}
+		if t < tokens-1 {
+			g.ADDQ(rowC, dst)
+		}
+	}
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// q8TileAVX2 computes half a panel by half a strip. VPMADDUBSW adds pairs of products of unsigned and signed bytes to 16
+// bits, where levels up to 255 could saturate: so levels with an offset are made signed again, and the signs moved to
+// the inputs, 2·128·127 being below 2¹⁵.
+func (g *gen) q8TileAVX2(v q8Variant) {
+	const tokens, vecs = q8Tokens / 2, 2
+	name := "q8" + v.name + "AVX2"
+	offset := g.bytes32(name+"Offset", func(int) byte { return 128 })
+	ones := g.bytes32(name+"Ones", func(i int) byte { return byte(1 - i%2) })
+	g.function(name, q8Signature, q8Doc(tokens, vecs*8)...)
+	groups, x, sums, w, scale := g.gp("groups"), g.gp("x"), g.gp("sums"), g.gp("w"), g.gp("scale")
+	y := avx2.reg
+	c := func(t, j int) reg.VecPhysical { return y(vecs*t + j) }
+	acc := func(t, j int) reg.VecPhysical { return y(vecs*(tokens+t) + j) }
+	vecW, magnitude, in := y(12), y(13), y(14)
+	temp := func(i int) reg.VecPhysical { return y(15 - i) }
+	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
+	for t := range tokens {
+		for j := range vecs {
+			g.zero(avx2, c(t, j))
+		}
+	}
+	rowScale := 4 * q8Outputs
+	if v.minimums {
+		rowScale *= 2
+	}
+	steps := q8Group / 4 / v.parts
+	g.Label("group")
+	for part := range v.parts {
+		for t := range tokens {
+			for j := range vecs {
+				g.VPBROADCASTD(word(v.parts, t), acc(t, j))
+			}
+		}
+		for s := part * steps; s < (part+1)*steps; s++ {
+			for j := range vecs {
+				g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), vecW)
+				if !v.minimums {
+					g.VPXOR(offset, vecW, vecW)
+					g.VPABSB(vecW, magnitude)
+				}
+				for t := range tokens {
+					g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
+					if v.minimums {
+						g.VPMADDUBSW(in, vecW, in)
+					} else {
+						g.VPSIGNB(vecW, in, in)
+						g.VPMADDUBSW(in, magnitude, in)
+					}
+					g.VPMADDWD(ones, in, in)
+					g.VPADDD(in, acc(t, j), acc(t, j))
+				}
+			}
+		}
+		for t := range tokens {
+			g.VBROADCASTSS(word(v.parts, t), in)
+			if v.minimums {
+				g.VBROADCASTSS(word(v.parts+1+part, t), temp(0))
+			}
+			for j := range vecs {
+				g.VSUBPS(in, acc(t, j), acc(t, j))
+				g.VFMADD231PS(at(scale, part*rowScale+32*j), acc(t, j), c(t, j))
+				if v.minimums {
+					g.VFNMADD231PS(at(scale, part*rowScale+4*q8Outputs+32*j), temp(0), c(t, j))
+				}
+			}
+		}
+	}
+	g.ADDQ(operand.I32(q8Tokens*q8Group), x)
+	g.ADDQ(operand.I32(int32(4*q8Tokens*v.words())), sums)
+	g.ADDQ(operand.I32(q8Group*q8Outputs), w)
+	g.ADDQ(operand.I32(int32(v.parts*rowScale)), scale)
+	g.DECQ(groups)
+	g.JNZ(operand.LabelRef("group"))
+	g.q8Store(avx2, tokens, vecs, c, temp)
+}
+
+// q8Largest finds the largest magnitude in each group. The bits of magnitudes are in their order, NaN above infinity.
+func (g *gen) q8Largest() {
+	signless := g.bytes32("signless", func(i int) byte { return []byte{255, 255, 255, 127}[i%4] })
+	g.function("q8LargestAVX2", "func(dst *uint32, x *float32, groups int)",
+		"sets dst[g] to the largest of the bits of |x[32g+j]|, j < 32.")
+	dst, x, n := g.gp("dst"), g.gp("x"), g.gp("groups")
+	y := avx2.reg
+	g.VMOVDQU(signless, y(15))
+	g.countdown("group", n, 1, func() {
+		for i := range 4 {
+			g.VPAND(at(x, 32*i), y(15), y(i))
+		}
+		g.VPMAXUD(y(1), y(0), y(0))
+		g.VPMAXUD(y(3), y(2), y(2))
+		g.VPMAXUD(y(2), y(0), y(0))
+		g.VEXTRACTI128(operand.U8(1), y(0), y(1).AsX())
+		for _, order := range []uint8{0b01_00_11_10, 0b10_11_00_01} {
+			g.VPMAXUD(y(1).AsX(), y(0).AsX(), y(0).AsX())
+			g.VPSHUFD(operand.U8(order), y(0).AsX(), y(1).AsX())
+		}
+		g.VPMAXUD(y(1).AsX(), y(0).AsX(), y(0).AsX())
+		g.VMOVD(y(0).AsX(), at(dst, 0))
+		g.advance(128, x)
+		g.advance(4, dst)
+	})
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// q8Round rounds groups of a token.
+func (g *gen) q8Round() {
+	order := g.dwords8("q8Order", [8]uint32{0, 4, 1, 5, 2, 6, 3, 7})
+	bytes := g.bytes32("q8Bytes", func(int) byte { return 1 })
+	words := g.bytes32("q8Words", func(i int) byte { return byte(1 - i%2) })
+	g.function("q8RoundAVX2", "func(dst *uint32, sums *int32, x, inverse *float32, groups int)",
+		"sets byte j of group g, 192·g+j bytes from dst, to x[32g+j]·inverse[g] rounded to the nearest number, ties to even,",
+		"within −128 and 127, and sums[2g] and sums[2g+1] to the sums of the first and the last 16.")
+	dst, sums, x, inverse, n := g.gp("dst"), g.gp("sums"), g.gp("x"), g.gp("inverse"), g.gp("groups")
+	y := avx2.reg
+	g.VMOVDQU(order, y(13))
+	g.VMOVDQU(bytes, y(14))
+	g.VMOVDQU(words, y(15))
+	g.countdown("group", n, 1, func() {
+		g.VBROADCASTSS(at(inverse, 0), y(4))
+		for i := range 4 {
+			g.VMULPS(at(x, 32*i), y(4), y(i))
+			g.VCVTPS2DQ(y(i), y(i))
+		}
+		g.Comment("Packing works on halves of a vector: dword i of eight is four codes of eight i%4, half i/4.")
+		g.VPACKSSDW(y(1), y(0), y(0))
+		g.VPACKSSDW(y(3), y(2), y(2))
+		g.VPACKSSWB(y(2), y(0), y(0))
+		g.VPERMD(y(0), y(13), y(0))
+		g.VMOVDQU(y(0), at(dst, 0))
+		g.VPMADDUBSW(y(0), y(14), y(0))
+		g.VPMADDWD(y(0), y(15), y(0))
+		for _, order := range []uint8{0b01_00_11_10, 0b10_11_00_01} {
+			g.VPSHUFD(operand.U8(order), y(0), y(1))
+			g.VPADDD(y(1), y(0), y(0))
+		}
+		g.VEXTRACTI128(operand.U8(1), y(0), y(1).AsX())
+		g.VMOVD(y(0).AsX(), at(sums, 0))
+		g.VMOVD(y(1).AsX(), at(sums, 4))
+		g.advance(128, x)
+		g.advance(4, inverse)
+		g.advance(8, sums)
+		g.advance(q8Tokens*q8Group, dst)
+	})
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// bytes32 is a constant of 32 bytes.
+func (g *gen) bytes32(name string, f func(i int) byte) operand.Mem {
+	m := g.StaticGlobal(name)
+	g.DataAttributes(rodata)
+	for i := 0; i < 32; i += 8 {
+		var v uint64
+		for j := range 8 {
+			v |= uint64(f(i+j)) << (8 * j)
+		}
+		g.AddDatum(i, operand.U64(v))
+	}
+	return m
+}
+
+// dwords8 is a constant of 8 words.
+func (g *gen) dwords8(name string, v [8]uint32) operand.Mem {
+	return g.bytes32(name, func(i int) byte { return byte(v[i/4] >> (i % 4 * 8)) })
+}
+
+// levelsOutput is where unpackers store levels and scales.
+type levelsOutput struct {
+	scale, minimum reg.Register
+	offset, signs  operand.Mem
+}
+
+// q8Levels writes decoders to levels and scales, in AVX2 alone: what they write is in bytes.
+func q8Levels(g *gen) {
+	c := g.constants()
+	offset := g.bytes32("offset128", func(int) byte { return 128 })
+	signs := g.bytes32("signs", func(i int) byte { return []byte{0, 0, 0, 128}[i%4] })
+	for _, t := range blockTypes {
+		if t.bytes == 2*t.weights {
+			continue // floating-point
+		}
+		g.function("levels"+t.name, "func(level *byte, scale, minimum *float32, src *byte, n int)",
+			"decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its",
+			"minimum, if the type has one: a weight is scale·level − minimum.")
+		u := &unpacker{gen: g, constants: c, isa: avx2, dst: g.gp("level"), src: g.gp("src"),
+			levels: &levelsOutput{g.gp("scale"), g.gp("minimum"), offset, signs}}
+		n := g.gp("n")
+		if t.weights == 256 {
+			u.scales = g.AllocLocal(128)
+		}
+		g.Label("block")
+		t.block(u)
+		g.ADDQ(operand.I32(int32(t.bytes)), u.src)
+		g.ADDQ(operand.I32(int32(t.weights)), u.dst)
+		group := 32
+		switch t.name {
+		case "Q2_K", "Q3_K", "Q6_K":
+			group = 16
+		}
+		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.scale)
+		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.minimum)
+		g.DECQ(n)
+		g.JNZ(operand.LabelRef("block"))
+		g.VZEROUPPER()
+		g.RET()
+	}
+}
+
+// putLevels is emit for levels.
+func (u *unpacker) putLevels(position, lo, hi int, slo, shi scaled) {
+	minimums := slo.minus >= 0 || slo.plus >= 0
+	for h, codes := range []int{lo, hi} {
+		if !minimums {
+			u.VPXOR(u.levels.offset, u.x(codes), u.x(codes))
+		}
+		u.VMOVDQU(u.x(codes), at(u.dst, position+16*h))
+	}
+	groups, size := []scaled{slo}, 32
+	if shi != slo {
+		groups, size = []scaled{slo, shi}, 16
+	}
+	for h, s := range groups {
+		i := 4 * (position/size + h)
+		u.VMOVSS(u.x(s.scale), at(u.levels.scale, i))
+		switch {
+		case s.minus >= 0:
+			u.VMOVSS(u.x(s.minus), at(u.levels.minimum, i))
+		case s.plus >= 0:
+			u.VXORPS(u.levels.signs, u.x(s.plus), u.x(0))
+			u.VMOVSS(u.x(0), at(u.levels.minimum, i))
+		}
+	}
+}

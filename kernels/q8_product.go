@@ -1,0 +1,286 @@
+package kernels
+
+import (
+	"math"
+	"runtime"
+	"unsafe"
+
+	"github.com/llmq/llmq/tensor"
+)
+
+// Shapes of the packed operands, which _asm/q8.go knows too.
+const (
+	q8Tokens  = 6  // in a panel of inputs
+	q8Outputs = 32 // in a strip of weights
+)
+
+// q8Depth is the number of groups that are summed in registers before they are added to the result: a strip of so many,
+// 18 to 24 KiB, and the panel that meets it fit the L1 cache. It is a multiple of every block.
+const q8Depth = 16
+
+const (
+	q8CodeWords  = q8Tokens * q8Group / 4  // of a panel's group
+	q8LevelWords = q8Outputs * q8Group / 4 // of a strip's group
+)
+
+// q8Tile multiplies groups of a panel with those of a strip.
+type q8Tile func(groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
+
+// q8Kernels are what a tier has.
+type q8Kernels struct {
+	tile    [2][2]q8Tile // for groups of 32 or 16 weights, without and with minimums
+	levels  map[string]func(level *byte, scale, minimum *float32, src *byte, n int)
+	largest func(dst *uint32, x *float32, groups int)
+	codes   func(dst *uint32, sums *int32, x, inverse *float32, groups int)
+
+	lanes     int
+	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tiling
+}
+
+// q8Inputs are rounded inputs, panel after panel and group after group of 32 columns. For each of both there are
+//
+//	codes  [q8Tokens][32]int8
+//	sums   [1 + 2·parts][q8Tokens]uint32
+//
+// in two versions of sums, whose parts of a group are 1 and 2: first, for each part, where sums of products with levels to
+// which 128 has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
+// the codes times 2^e.
+type q8Inputs struct {
+	*q8Kernels
+	rows, groups int
+	codes        []uint32
+	sums         [2][]uint32 // the second one empty if it is not needed
+	steps        []float32   // of each token, filled up with zeros to whole panels
+	buf          []uint32
+}
+
+func (in *q8Inputs) panels() int { return (in.rows + q8Tokens - 1) / q8Tokens }
+
+// sumWords is the number of words of a panel's group.
+func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
+
+func (k *q8Kernels) round(x *tensor.Matrix, quarters bool) *q8Inputs {
+	in := &q8Inputs{q8Kernels: k, rows: x.Rows, groups: x.Cols / q8Group}
+	n := in.panels() * in.groups
+	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens}
+	if quarters {
+		sizes[2] = n * sumWords(1)
+	}
+	in.buf = words.get(sizes[0] + sizes[1] + sizes[2] + sizes[3])
+	rest := in.buf
+	take := func(n int) []uint32 {
+		part := rest[:n:n]
+		rest = rest[n:]
+		return part
+	}
+	in.codes, in.sums[0], in.sums[1], in.steps = take(sizes[0]), take(sizes[1]), take(sizes[2]), floats(take(sizes[3]))
+	Parallel(in.panels(), 2, func(lo, hi int) {
+		largest, e := make([]uint32, in.groups), make([]int32, in.groups)
+		inverse, sums := make([]float32, in.groups), make([]int32, 2*in.groups)
+		for p := lo; p < hi; p++ {
+			for t := range q8Tokens {
+				codes := &in.codes[p*in.groups*q8CodeWords+t*q8Group/4]
+				var step float32
+				if i := p*q8Tokens + t; i < x.Rows {
+					row := &x.Data[i*x.Stride]
+					k.largest(&largest[0], row, in.groups)
+					var inv float32
+					step, inv = q8Steps(e, largest)
+					for g := range inverse {
+						inverse[g] = inv * power2(-e[g])
+					}
+					k.codes(codes, &sums[0], row, &inverse[0], in.groups)
+				} else {
+					for g := range in.groups {
+						clear(in.codes[(p*in.groups+g)*q8CodeWords+t*q8Group/4:][:q8Group/4])
+					}
+					clear(e)
+					clear(sums)
+				}
+				in.steps[p*q8Tokens+t] = step
+				in.setSums(p, t, e, sums)
+			}
+		}
+	})
+	return in
+}
+
+// magicBits are those of 1.5·2²³.
+const magicBits = roundMagicBits
+
+// setSums fills in token t of panel p; sums are those of the codes, 16 at a time.
+func (in *q8Inputs) setSums(p, t int, e, sums []int32) {
+	n := sumWords(0)
+	for g, dst := 0, in.sums[0][p*in.groups*n:]; g < in.groups; g, dst = g+1, dst[n:] {
+		sum := sums[2*g] + sums[2*g+1]
+		start := magicBits + e[g]<<23
+		dst[t] = uint32(start - 128*sum)
+		dst[q8Tokens+t] = uint32(start)
+		dst[2*q8Tokens+t] = math.Float32bits(float32(sum) * power2(e[g]))
+	}
+	if len(in.sums[1]) == 0 {
+		return
+	}
+	n = sumWords(1)
+	for g, dst := 0, in.sums[1][p*in.groups*n:]; g < in.groups; g, dst = g+1, dst[n:] {
+		start := magicBits + e[g]<<23
+		dst[2*q8Tokens+t] = uint32(start)
+		for part, sum := range sums[2*g : 2*g+2] {
+			dst[part*q8Tokens+t] = uint32(start - 128*sum)
+			dst[(3+part)*q8Tokens+t] = math.Float32bits(float32(sum) * power2(e[g]))
+		}
+	}
+}
+
+func (in *q8Inputs) release() { words.put(in.buf) }
+
+// product computes all results. Each task takes some columns of one: it packs q8Depth groups of their weights, which stay in
+// its L2 cache, and runs the panels over them, some panels at a time, which stay in L2 too while one strip after the
+// other is in L1.
+func (in *q8Inputs) product(add bool, results []Product) {
+	const width = 2 * q8Outputs
+	type task struct{ result, column int }
+	var tasks []task
+	for i, r := range results {
+		for j := 0; j < r.W.Rows; j += width {
+			tasks = append(tasks, task{i, j})
+		}
+	}
+	workers := runtime.GOMAXPROCS(0)
+	if in.rows*in.groups*q8Group*len(tasks)*width < 1<<19 { // some ten microseconds: not worth waking others
+		workers = 1
+	}
+	// Split the panels too if there are few columns; every part then packs weights for itself, which 16 panels repay.
+	parts := 1
+	if workers > 1 {
+		parts = max(1, min(in.panels()/16, (6*workers+len(tasks)-1)/len(tasks)))
+	}
+	spread(len(tasks)*parts, workers, func(i int) {
+		t, part := tasks[i/parts], i%parts
+		r, n := &results[t.result], in.panels()
+		in.columns(add, r, t.column, min(t.column+width, r.W.Rows), n*part/parts, n*(part+1)/parts)
+	})
+}
+
+// q8Strip is a strip's packed weights: for each group of 32 columns, four columns at a time, four bytes for each output;
+// and for each group that shares a scale the scales of all outputs, and then their minimums, if there are any.
+type q8Strip struct {
+	levels []uint32
+	scales []float32
+}
+
+// columns computes columns [j0,j1) of panels [p0,p1) of a result.
+func (in *q8Inputs) columns(add bool, r *Product, j0, j1, p0, p1 int) {
+	lv := r.W.Format.Levels
+	parts, kinds := q8Group/lv.Group, 1
+	if lv.Minimums {
+		kinds = 2
+	}
+	tile := in.tile[parts-1][kinds-1]
+	levelWords, scaleWords := q8Depth*q8LevelWords, q8Depth*parts*kinds*q8Outputs
+	var strips [8]q8Strip
+	n := (j1 - j0 + q8Outputs - 1) / q8Outputs
+	staging := newQ8Staging(parts)
+	buf := words.get(n*(levelWords+scaleWords) + staging.words() + q8Tokens*q8Outputs)
+	defer words.put(buf)
+	rest := buf
+	for i := range n {
+		strips[i] = q8Strip{rest[:levelWords], floats(rest[levelWords : levelWords+scaleWords])}
+		rest = rest[levelWords+scaleWords:]
+	}
+	scratch := floats(rest[:q8Tokens*q8Outputs])
+	staging.buf = rest[len(scratch):]
+	const chunk = 16 // panels
+	for g0 := 0; g0 < in.groups; g0 += q8Depth {
+		g1 := min(g0+q8Depth, in.groups)
+		for i := range n {
+			j := j0 + i*q8Outputs
+			in.pack(&strips[i], r.W, &staging, j, min(j+q8Outputs, j1), g0, g1)
+		}
+		for c0 := p0; c0 < p1; c0 += chunk {
+			for i := range n {
+				j := j0 + i*q8Outputs
+				for p := c0; p < min(c0+chunk, p1); p++ {
+					in.multiply(tile, parts-1, r.Dst, &strips[i], p, j, min(j+q8Outputs, j1), g0, g1, add || g0 > 0, scratch)
+				}
+			}
+		}
+	}
+}
+
+// multiply computes the tile of c at panel p and column j from groups [g0,g1); scratch serves tiles that c cuts off.
+func (in *q8Inputs) multiply(tile q8Tile, version int, c *tensor.Matrix, s *q8Strip, p, j, j1, g0, g1 int, add bool,
+	scratch []float32) {
+	x, sums := &in.codes[(p*in.groups+g0)*q8CodeWords], &in.sums[version][(p*in.groups+g0)*sumWords(version)]
+	i, step := p*q8Tokens, &in.steps[p*q8Tokens]
+	rows, cols := min(q8Tokens, c.Rows-i), j1-j
+	if rows == q8Tokens && cols == q8Outputs {
+		tile(g1-g0, x, sums, &s.levels[0], &s.scales[0], &c.Data[i*c.Stride+j], 4*c.Stride, step, add)
+		return
+	}
+	tile(g1-g0, x, sums, &s.levels[0], &s.scales[0], &scratch[0], 4*q8Outputs, step, false)
+	for y := range rows {
+		row, part := c.Row(i + y)[j:j+cols], scratch[y*q8Outputs:]
+		if !add {
+			copy(row, part)
+			continue
+		}
+		for x := range row {
+			row[x] += part[x]
+		}
+	}
+}
+
+// q8Staging is where rows of weights await transposition: the levels of each, its scales and its minimums.
+type q8Staging struct {
+	rowLevels, rowScales int // words between rows
+	buf                  []uint32
+}
+
+func newQ8Staging(parts int) q8Staging {
+	return q8Staging{rowLevels: pitch(q8Depth * q8Group / 4), rowScales: pitch(q8Depth * parts)}
+}
+
+func (s *q8Staging) words() int { return q8Outputs * (s.rowLevels + 2*s.rowScales) }
+
+func (s *q8Staging) levels(y int) *uint32  { return &s.buf[y*s.rowLevels] }
+func (s *q8Staging) scales(y int) *float32 { return s.float(q8Outputs*s.rowLevels + y*s.rowScales) }
+func (s *q8Staging) minimums(y int) *float32 {
+	return s.float(q8Outputs*(s.rowLevels+s.rowScales) + y*s.rowScales)
+}
+func (s *q8Staging) float(i int) *float32 { return (*float32)(unsafe.Pointer(&s.buf[i])) }
+
+// pack packs groups [g0,g1) of outputs [j0,j1); outputs beyond have levels and scales of zero.
+func (k *q8Kernels) pack(dst *q8Strip, w *Weights, s *q8Staging, j0, j1, g0, g1 int) {
+	f := w.Format
+	unpack := k.levels[f.Name]
+	from, to := f.RowBytes(g0*q8Group), f.RowBytes(g1*q8Group)
+	for y := range q8Outputs {
+		if j0+y >= j1 {
+			clear(s.buf[y*s.rowLevels:][:s.rowLevels])
+			clear(s.buf[q8Outputs*s.rowLevels+y*s.rowScales:][:s.rowScales])
+			clear(s.buf[q8Outputs*(s.rowLevels+s.rowScales)+y*s.rowScales:][:s.rowScales])
+			continue
+		}
+		// Rows are short here, and each lies in pages of its own: the hardware sees them coming too late.
+		if j0+y+2 < j1 {
+			prefetch(&w.Row(j0 + y + 2)[from], to-from)
+		}
+		unpack((*byte)(unsafe.Pointer(s.levels(y))), s.scales(y), s.minimums(y), &w.Row(j0 + y)[from],
+			(g1-g0)*q8Group/f.BlockLen)
+	}
+	kinds := 1
+	if f.Levels.Minimums {
+		kinds = 2
+	}
+	// Transposition may read, and write, up to a vector's length of words past the last group.
+	blocks := func(n int) int { return (n + k.lanes - 1) / k.lanes }
+	for y := 0; y < q8Outputs; y += k.lanes {
+		k.transpose(&dst.levels[y], 4*q8Outputs, s.levels(y), 4*s.rowLevels, blocks((g1-g0)*q8Group/4))
+		n := blocks((g1 - g0) * q8Group / f.Levels.Group)
+		k.transpose(word(&dst.scales[y]), 4*q8Outputs*kinds, word(s.scales(y)), 4*s.rowScales, n)
+		if kinds == 2 {
+			k.transpose(word(&dst.scales[q8Outputs+y]), 4*q8Outputs*kinds, word(s.minimums(y)), 4*s.rowScales, n)
+		}
+	}
+}

@@ -69,7 +69,7 @@ type levels struct {
 	// A scale is searched among those that put a large weight at a level of magnitude from, from+step, ... below to.
 	from, to, step float32
 	// scan are those levels, negated: a scale's sign is that of top over level. coarse are some of them, for weights without
-	// importances, where the largest weight matters most.
+	// importances, where the largest weight matters most: it is best at the end that has one level more.
 	scan, coarse []float32
 }
 
@@ -87,17 +87,16 @@ func newLevels(g *quant.Grid) *levels {
 	width := -lv.lo / float32(math.Sqrt(float64(n)))
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width
 	lv.step = (lv.to - lv.from) / float32(10+n/16)
-	scan := func(step float32) (levels []float32) {
-		for level := lv.from; level < lv.to; level += step {
-			levels = append(levels, -level)
-			// Where nothing is clipped, the scale's sign makes no difference to whole levels, and hardly any to many levels.
-			if level > lv.hi+0.5 && n <= 64 {
-				levels = append(levels, level)
-			}
+	for level := lv.from; level < lv.to; level += lv.step {
+		lv.scan = append(lv.scan, -level)
+		// Where nothing is clipped, the scale's sign makes no difference to whole levels, and hardly any to many levels.
+		if level > lv.hi+0.5 && n <= 64 {
+			lv.scan = append(lv.scan, level)
 		}
-		return levels
 	}
-	lv.scan, lv.coarse = scan(lv.step), scan(coarseStep*lv.step)
+	for level := lv.from; level < lv.to; level += coarseStep * lv.step {
+		lv.coarse = append(lv.coarse, -level)
+	}
 	bits := func(v float32) int32 { return int32(math.Float32bits(v + roundMagic)) }
 	if g.Codebook != nil {
 		lv.loBits, lv.hiBits = bits(2*lv.lo), bits(2*lv.hi)
@@ -277,6 +276,19 @@ func roundScale(v float32) float32 {
 	}
 	b := math.Float32bits(v)
 	return math.Float32frombits((b + 0xfff + b>>13&1) &^ 0x1fff)
+}
+
+// roundScales is roundScale of each lane.
+func roundScales(l *kernels.Lane) {
+	const minNormal, limit = 0x38800000, 0x477fe000 // float32's bits of 2⁻¹⁴ and of MaxF16
+	for i, v := range l {
+		b := math.Float32bits(v)
+		if b&^(1<<31)-minNormal < limit-minNormal {
+			l[i] = math.Float32frombits((b + 0xfff + b>>13&1) &^ 0x1fff)
+			continue
+		}
+		l[i] = roundScale(v)
+	}
 }
 
 // stepF16 returns the distance from the float16 value v to the next of larger magnitude.

@@ -51,8 +51,12 @@ func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 	}
 }
 
-// scaleRounds is how often the best scale of a search is used to round, and solved, again.
-const scaleRounds = 2
+// scaleRounds is how often the best scale of a search is used to round, and solved, again; coarseRounds without
+// importances, where a second time makes errors smaller by 0.1%.
+const (
+	scaleRounds  = 2
+	coarseRounds = 1
+)
 
 // fitScales fits up to 16 blocks of one group.
 func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
@@ -101,27 +105,30 @@ func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d
 	top := s.top()
 	var best kernels.BestScale
 	inverse := invert(&top)
-	scan := lv.coarse
+	scan, rounds := lv.coarse, coarseRounds
 	if s.weighted {
-		scan = lv.scan
+		scan, rounds = lv.scan, scaleRounds
 	}
-	best.Search(x, wt, &inverse, scan, scaleRounds, lo, hi)
+	best.Search(x, wt, &inverse, scan, rounds, lo, hi)
 	if s.weighted {
 		important := s.mostImportant()
 		inverse := invert(&important)
 		best.Search(x, wt, &inverse, lv.scan, scaleRounds, lo, hi)
 	}
-	// Least squares knows nothing of float16's steps. They matter where there are many levels, and where float16 is
-	// subnormal.
-	steps := lv.hi > 100
-	exact := false
+	d = best.Scale
+	roundScales(&d)
+	// Least squares knows nothing of float16's steps. They matter where float16 is subnormal, and a little where there are
+	// many levels.
+	steps := s.weighted && lv.hi > 100
+	var exact [kernels.Lanes]bool
+	measure := false
 	for i := range s.n {
-		d[i] = roundScale(best.Scale[i])
 		steps = steps || abs(d[i]) < minNormalF16
-		exact = exact || s.mayBeExact(lv, i, top[i])
+		exact[i] = s.mayBeExact(lv, i, top[i])
+		measure = measure || exact[i]
 	}
 	var chosen kernels.BestRange
-	if steps || exact {
+	if steps || measure {
 		var ranges [3]kernels.Range
 		n := 1
 		ranges[0].Scale = d
@@ -145,7 +152,7 @@ func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d
 			d[i], _ = constantScale(g, s.Lo[i])
 			continue
 		}
-		if exact && chosen.Err[i] > 0 && s.mayBeExact(lv, i, top[i]) {
+		if exact[i] && chosen.Err[i] > 0 {
 			if v, ok := s.exactScale(g, lv, i, top[i]); ok {
 				d[i] = v
 			}
@@ -154,25 +161,26 @@ func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d
 	return d
 }
 
-// mayBeExact is quick to say of most groups that they are not on the grid already: there all weights are multiples of a
-// scale, and none is less than the scale.
+// mayBeExact is quick to say of most groups that they are not on the grid already. There all weights are multiples of a
+// scale, and so is what is left of one over a multiple of another: 0, or not less than the scale. float32 has it exactly.
 func (s *lanes) mayBeExact(lv *levels, i int, top float32) bool {
-	return s.Least[i]*-lv.lo*1.001 >= abs(top)
-}
-
-// exactScale returns the scale with which group i is on the grid already, as those of a quantized checkpoint are.
-func (s *lanes) exactScale(g *quant.Grid, lv *levels, i int, top float32) (d float32, ok bool) {
-	// What is left of a weight over a multiple of another is a multiple of the scale too, and thus 0 or not too small. On
-	// the grid float32 has it exactly.
-	least := s.Least[i]
-	inverse, tooSmall := 1/least, abs(top)/(-lv.lo*1.001)
+	least, tooSmall := s.Least[i], abs(top)/(-lv.lo*1.001)
+	if least < tooSmall {
+		return false
+	}
+	inverse := 1 / least
 	for j := range s.x() {
 		v := s.groups[j][i]
 		multiple := float32(v*inverse+roundMagic) - roundMagic
 		if r := abs(v - float32(multiple*least)); r > 0 && r < tooSmall {
-			return 0, false
+			return false
 		}
 	}
+	return true
+}
+
+// exactScale returns the scale with which group i is on the grid already, as those of a quantized checkpoint are.
+func (s *lanes) exactScale(g *quant.Grid, lv *levels, i int, top float32) (d float32, ok bool) {
 	var buf, wt [maxGroup]float32
 	x := buf[:s.size]
 	for j := range x {

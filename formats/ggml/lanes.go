@@ -144,10 +144,10 @@ func (s *lanes) bound() {
 // top returns each group's weight of largest magnitude.
 func (s *lanes) top() (top kernels.Lane) {
 	for i := range top {
-		top[i] = s.Hi[i]
-		if -s.Lo[i] > s.Hi[i] {
-			top[i] = s.Lo[i]
-		}
+		// Without a branch, which nobody could predict: the sum has the sign of the larger.
+		lo, hi := math.Float32bits(s.Lo[i]), math.Float32bits(s.Hi[i])
+		lower := uint32(int32(math.Float32bits(s.Lo[i]+s.Hi[i])) >> 31)
+		top[i] = math.Float32frombits(hi ^ (hi^lo)&lower)
 	}
 	return top
 }

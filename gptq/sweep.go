@@ -262,7 +262,11 @@ func (t *fitter) fit(q *quant.Weight, r0, r1, i int) {
 		copy(t.importance[r*g.Block:], t.importance[:g.Block])
 		t.blocks[r] = q.Block(r0+r, first/g.Block)
 	}
-	g.Fit(t.blocks[:n], t.w[:n*g.Block], t.importance[:n*g.Block])
+	fit := g.Fit
+	if g.FitCoarse != nil {
+		fit = g.FitCoarse
+	}
+	fit(t.blocks[:n], t.w[:n*g.Block], t.importance[:n*g.Block])
 	for r := range n {
 		q.SetBlock(r0+r, first/g.Block, &t.blocks[r])
 	}

@@ -22,8 +22,9 @@ import (
 func newGrid(g quant.Grid) *quant.Grid {
 	grid := &g
 	lv := newLevels(grid)
-	each := func(together int, fit func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32)) {
-		grid.Fit = func(b []quant.Block, w, importance []float32) {
+	type fitBlocks = func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32)
+	some := func(together int, fit fitBlocks) func(b []quant.Block, w, importance []float32) {
+		return func(b []quant.Block, w, importance []float32) {
 			for i := 0; i < len(b); i += together {
 				end := min(i+together, len(b))
 				lo, hi := i*grid.Block, end*grid.Block
@@ -35,6 +36,7 @@ func newGrid(g quant.Grid) *quant.Grid {
 			}
 		}
 	}
+	each := func(together int, fit fitBlocks) { grid.Fit = some(together, fit) }
 	one := func(fit func(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32)) {
 		each(1, func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32) {
 			fit(g, lv, &b[0], w, importance)
@@ -44,6 +46,7 @@ func newGrid(g quant.Grid) *quant.Grid {
 	switch {
 	case super && g.MinMax > 0:
 		each(kernels.Lanes/g.Groups(), fitSuperMins)
+		grid.FitCoarse = some(kernels.Lanes/g.Groups(), fitSuperMinsCoarse)
 	case super && g.Codebook != nil:
 		one(fitSuper)
 	case super:

@@ -16,6 +16,7 @@ type superMin struct {
 	s      lanes
 	n      int // groups of a super-block
 	blocks int
+	fine   bool // search as much as importances are worth
 	// Each group's own best scale and minimum, and with the weights negated, which amounts to levels that count down from a
 	// maximum.
 	own, mirrored kernels.Lattice
@@ -27,7 +28,7 @@ type superMin struct {
 }
 
 // superSteps are the values of d that are tried, relative to the one with which the largest scale just fits, and of dmin,
-// relative to the one with which the largest minimum does; coarseSuperSteps those without importances.
+// relative to the one with which the largest minimum does; coarseSuperSteps those of a search that is not fine.
 var (
 	superSteps = [2][]float32{
 		{0.5, 0.7, 0.9, 0.92, 0.94, 0.96, 0.98, 1, 1.02, 1.04, 1.06, 1.08, 1.1}, {0.94, 0.97, 1, 1.03, 1.06},
@@ -39,22 +40,31 @@ var (
 const maxSuperSteps = 65
 
 const (
-	// superMinRounds are the rounds of choose and solve with importances; more brought nothing. Without, one is as good
-	// within 0.5%.
+	// superMinRounds are the rounds of choose and solve of a fine search; more brought nothing. Without importances, one
+	// is as good within 0.5%.
 	superMinRounds = 2
 	minRounds      = 2 // scaleRounds of groups with a minimum
 )
 
 // fitSuperMins fits as many super-blocks as have room in the lanes.
 func fitSuperMins(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
-	p := superMin{grid: g, lv: lv, n: g.Groups(), blocks: len(bs)}
+	fitSuperMin(g, lv, bs, w, importance, importance != nil)
+}
+
+// fitSuperMinsCoarse searches no more with importances than without.
+func fitSuperMinsCoarse(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+	fitSuperMin(g, lv, bs, w, importance, false)
+}
+
+func fitSuperMin(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32, fine bool) {
+	p := superMin{grid: g, lv: lv, n: g.Groups(), blocks: len(bs), fine: fine}
 	p.s.load(w, importance, g.Group, g.Block)
 	p.s.revive()
 	p.free()
 	p.start()
 	p.sweep()
 	rounds := 1
-	if p.s.weighted {
+	if p.fine {
 		rounds = superMinRounds
 	}
 	for range rounds {
@@ -96,11 +106,11 @@ func (p *superMin) free() {
 		best.Minimum[i] = -m.Mean[i]
 	}
 	rounds := minRounds
-	if s.weighted {
+	if p.fine {
 		rounds = 0
 	}
 	best.Search(s.x(), s.wt(), &m, ranges[:], rounds, lo, hi)
-	if s.weighted {
+	if p.fine {
 		var clips [12]kernels.Range
 		s.clips(&m, &clips, p.lv)
 		best.Search(s.x(), s.wt(), &m, clips[:], minRounds, lo, hi)
@@ -142,7 +152,7 @@ func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) 
 // start chooses d and dmin by what rounding each group's own scale and minimum costs, with either sign.
 func (p *superMin) start() {
 	tried := &coarseSuperSteps
-	if p.s.weighted {
+	if p.fine {
 		tried = &superSteps
 	}
 	n := len(tried[0]) * len(tried[1])

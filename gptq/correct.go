@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/linalg"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -26,34 +27,36 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 			kernels.Axpy(d.Row(r), 1, in.Residual.Row(r))
 		}
 	}
-	d = f.solve(d)
-	for r := range d.Rows {
-		out, row := d.Row(r), w.Row(r)
-		for j, v := range row {
-			out[j] = v + float32(share)*out[j]
+	f.solve(d)
+	kernels.Parallel(d.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			out, row := d.Row(r), w.Row(r)
+			for j, v := range row {
+				out[j] = v + float32(share)*out[j]
+			}
 		}
-	}
+	})
 	return d
 }
 
-// solve returns d·H⁻¹ = d·UᵀU, U being R⁻¹; d is rows×in, with its columns in their natural order.
-func (f *Factor) solve(d *tensor.Matrix) *tensor.Matrix {
+// solve sets d, rows×in with its columns in their natural order, to d·H⁻¹.
+func (f *Factor) solve(d *tensor.Matrix) {
 	p := tensor.New(d.Rows, d.Cols)
-	for r := range d.Rows {
-		src, dst := d.Row(r), p.Row(r)
-		for i, c := range f.order {
-			dst[i] = src[c]
+	kernels.Parallel(d.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			src, dst := d.Row(r), p.Row(r)
+			for i, c := range f.order {
+				dst[i] = src[c]
+			}
 		}
-	}
-	t, u := tensor.New(d.Rows, d.Cols), f.inverse()
-	kernels.GemmNT(t, 1, p, u)
-	p.Zero()
-	kernels.GemmNN(p, 1, t, u, kernels.F32)
-	for r := range d.Rows {
-		src, dst := p.Row(r), t.Row(r)
-		for i, c := range f.order {
-			dst[c] = src[i]
+	})
+	linalg.Solve(p, f.l)
+	kernels.Parallel(d.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			src, dst := p.Row(r), d.Row(r)
+			for i, c := range f.order {
+				dst[c] = src[i]
+			}
 		}
-	}
-	return t
+	})
 }

@@ -46,23 +46,20 @@ type Factor struct {
 	// Dead is the number of inputs that no calibration token excited.
 	Dead int
 
-	h     *tensor.Matrix // damped, columns in their natural order
-	r     *tensor.Matrix // upper triangular, R·Rᵀ = H with its columns in order
-	order []int          // order[p] is the column that is quantized p-th
-	block int            // columns of a block stay together in order; 0: they need not
-
-	inverse func() *tensor.Matrix // R⁻¹, which only Correct needs
+	h        *tensor.Matrix        // as it was given, not damped
+	diagonal []float32             // of the damped Hessian, columns in their natural order
+	damped   func() *tensor.Matrix // all of it
+	l        *tensor.Matrix        // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
+	order    []int                 // order[p] is the column at position p; the last is quantized first
+	block    int                   // columns of a block stay together in order; 0: they need not
 }
 
-// NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed.
+// NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not
+// be while the factor is in use.
 func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options) (*Factor, error) {
 	n := h.Rows
-	f := &Factor{h: tensor.New(n, n), Damping: opt.Damping}
-	kernels.Parallel(n, rowGrain, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			copy(f.h.Row(i), h.Row(i))
-		}
-	})
+	f := &Factor{h: h, diagonal: make([]float32, n), Damping: opt.Damping}
+	f.damped = sync.OnceValue(f.damp)
 	if f.Damping == 0 {
 		f.Damping = DefaultDamping
 	}
@@ -72,7 +69,7 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 	diagonal := make([]float32, n)
 	var mean float64
 	for i := range n {
-		d := f.h.Row(i)[i]
+		d := h.Row(i)[i]
 		if d < 0 || d-d != 0 {
 			return nil, fmt.Errorf("gptq: Hessian diagonal %d is %v: the inputs overflow float32", i, d)
 		}
@@ -88,10 +85,10 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 		mean = 1
 	}
 	f.order = columnOrder(diagonal, f.block, !opt.NoActOrder)
+	slices.Reverse(f.order)
 	for i, d := range diagonal {
 		if d == 0 {
 			// No token excites this input. Any positive value keeps H invertible; the mean keeps it well scaled.
-			f.h.Row(i)[i] = float32(mean)
 			diagonal[i] = float32(mean)
 		}
 	}
@@ -100,21 +97,48 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 			return nil, err
 		}
 		for i, d := range diagonal {
-			f.h.Row(i)[i] = d + float32(f.Damping*mean)
+			f.diagonal[i] = d + float32(f.Damping*mean)
 		}
-		r, ok := linalg.UpperFactor(f.h, f.order)
-		if ok && finiteDiagonal(r) {
-			f.r = r
-			f.inverse = sync.OnceValue(func() *tensor.Matrix { return linalg.InvertUpper(r) })
+		f.l = f.permuted(f.l)
+		if ok, _ := linalg.Cholesky(f.l); ok && finiteDiagonal(f.l) {
 			return f, nil
 		}
 	}
 	return nil, errors.New("gptq: no damping makes the Hessian positive definite")
 }
 
-func finiteDiagonal(r *tensor.Matrix) bool {
-	for i := range r.Rows {
-		if d := float64(r.Row(i)[i]); !(d > 0) || math.IsInf(d, 0) {
+// damp returns the damped Hessian.
+func (f *Factor) damp() *tensor.Matrix {
+	h := tensor.New(f.h.Rows, f.h.Rows)
+	kernels.Parallel(h.Rows, rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			copy(h.Row(i), f.h.Row(i))
+			h.Row(i)[i] = f.diagonal[i]
+		}
+	})
+	return h
+}
+
+// permuted sets dst, which it makes if it is nil, to the damped Hessian's lower triangle with its columns in order.
+func (f *Factor) permuted(dst *tensor.Matrix) *tensor.Matrix {
+	if dst == nil {
+		dst = tensor.New(f.h.Rows, f.h.Rows)
+	}
+	kernels.Parallel(dst.Rows, rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			src, row := f.h.Row(f.order[i]), dst.Row(i)[:i+1]
+			for j, c := range f.order[:i] {
+				row[j] = src[c]
+			}
+			row[i] = f.diagonal[f.order[i]]
+		}
+	})
+	return dst
+}
+
+func finiteDiagonal(l *tensor.Matrix) bool {
+	for i := range l.Rows {
+		if d := float64(l.Row(i)[i]); !(d > 0) || math.IsInf(d, 0) {
 			return false
 		}
 	}

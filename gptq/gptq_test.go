@@ -78,7 +78,7 @@ func reference(f *Factor, row []float32, q *quant.Weight, r int) []int8 {
 	sym := mat.NewSymDense(n, nil)
 	for i := range n {
 		for j := range i + 1 {
-			sym.SetSym(i, j, float64(f.h.Row(i)[j]))
+			sym.SetSym(i, j, float64(f.damped().Row(i)[j]))
 		}
 	}
 	var chol mat.Cholesky
@@ -95,7 +95,7 @@ func reference(f *Factor, row []float32, q *quant.Weight, r int) []int8 {
 		w[j] = float64(v)
 	}
 	codes := make([]int8, n)
-	for _, c := range f.order {
+	for _, c := range slices.Backward(f.order) {
 		b := q.Block(r, c/q.Grid.Block)
 		scale, minimum := b.Scale(c % q.Grid.Block / q.Grid.Group)
 		codes[c] = q.Grid.Nearest(float32(w[c]), scale, minimum)

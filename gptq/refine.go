@@ -19,7 +19,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	if passes <= 0 {
 		return nil
 	}
-	n := w.Cols
+	n, full := w.Cols, f.damped()
 	g := q.Grid
 	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
 	values := tensor.New(w.Rows, n)
@@ -32,7 +32,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 		}
 	}
 	grad := tensor.New(w.Rows, n)
-	kernels.GemmNN(grad, 1, diff, f.h, kernels.F32)
+	kernels.GemmNN(grad, 1, diff, full, kernels.F32)
 	step := max(lazyColumns, g.Block) / g.Block * g.Block
 	deltas := tensor.New(w.Rows, min(step, n))
 	moved := make([]int, w.Rows)
@@ -44,7 +44,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 			}
 			i1 := min(i0+step, n)
 			d := deltas.View(0, w.Rows, 0, i1-i0)
-			h := f.h.View(i0, i1, i0, i1)
+			h := full.View(i0, i1, i0, i1)
 			ones := groupSums(h, g)
 			kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
 				t := newDescent(g, h, ones)
@@ -63,7 +63,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 					}
 				}
 			})
-			kernels.GemmNN(grad, -1, d, f.h.View(i0, i1, 0, n), kernels.F32)
+			kernels.GemmNN(grad, -1, d, full.View(i0, i1, 0, n), kernels.F32)
 		}
 		total := 0
 		for _, m := range moved {

@@ -8,15 +8,15 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// The paper spreads what is left of each column's rounding, δ = target − ŵ, over the columns to come with the rows of
-// U = R⁻¹, H⁻¹ = UᵀU. Those columns' targets are the same if they are computed from the errors e = w − ŵ of the original
-// weights instead,
+// The paper spreads what is left of each column's rounding, δ = target − ŵ, over the columns to come with the rows of a
+// Cholesky factor of H⁻¹. Those columns' targets are the same if they are computed from the errors e = w − ŵ of the
+// original weights and a factor L·Lᵀ of H itself,
 //
-//	target_p = w_p + Σ e_k·R_kp / R_pp   over the columns k before p,
+//	target_p = w_p + Σ e_k·L_kp / L_pp   over the columns k that are done,
 //
-// because the output error is ‖e·R‖² (Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
+// because the output error is ‖e·L‖² (Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
 // Algorithm", arXiv:2507.18553). So H need not be inverted, and rounding errors in a target do not add up: whatever
-// became of a column, e is exact.
+// became of a column, e is exact. As L is lower triangular, the last position comes first.
 
 const (
 	// lazyColumns is the number of columns whose errors are gathered before they reach the columns after them in one
@@ -33,47 +33,38 @@ const rowGrain = 8
 // sweep is GPTQ proper: it chooses q's scales and codes for w.
 func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) error {
 	n := w.Cols
-	p := tensor.New(w.Rows, n) // w with its columns in f.order
-	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
-		for r := lo; r < hi; r++ {
-			src, dst := w.Row(r), p.Row(r)
-			for i, c := range f.order {
-				dst[i] = src[c]
-			}
-		}
-	})
 	if f.block == 0 {
 		f.fitAll(q, w)
 	}
-	sums := tensor.New(w.Rows, n) // Σ e_k·R_kp
+	sums := tensor.New(w.Rows, n) // Σ e_k·L_kp, columns in f.order
 	errs := tensor.New(w.Rows, min(lazyColumns, n))
-	for i0, i1 := 0, 0; i0 < n; i0 = i1 {
+	for i0, i1 := 0, n; i1 > 0; i1 = i0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		i1 = lazyEnd(i0, n, q.Grid.Block)
+		i0 = lazyStart(i1, q.Grid.Block)
 		e := errs.View(0, w.Rows, 0, i1-i0)
 		kernels.Parallel((w.Rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
 			s := newSweeper(f, q, i0, i1)
 			for k := lo; k < hi; k++ {
-				s.rows(p, sums, e, k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows))
+				s.rows(w, sums, e, k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows))
 			}
 		})
-		if i1 < n {
-			// The sums are small steps on the way to a code: bfloat16 errors, 2⁻⁹ of them, are far below half a step.
-			kernels.GemmNN(sums.View(0, w.Rows, i1, n), 1, e, f.r.View(i0, i1, i1, n), kernels.Auto)
+		if i0 > 0 {
+			// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
+			kernels.GemmNN(sums.View(0, w.Rows, 0, i0), 1, e, f.l.View(i0, i1, 0, i0), kernels.Auto)
 		}
 	}
 	return nil
 }
 
-// lazyEnd returns where the columns that are gathered from i0 on end: with a block if one ends there.
-func lazyEnd(i0, n, block int) int {
-	end := min(i0+lazyColumns, n)
-	if last := end / block * block; last > i0 {
-		return last
+// lazyStart returns where the columns that are gathered before position i1 start: with a block, if one starts there.
+func lazyStart(i1, block int) int {
+	start := max(i1-lazyColumns, 0)
+	if first := (start + block - 1) / block * block; first < i1 {
+		return first
 	}
-	return end
+	return start
 }
 
 // sweeper quantizes positions [i0,i1) of 16 rows at a time, one in each lane.
@@ -102,30 +93,30 @@ func newSweeper(f *Factor, q *quant.Weight, i0, i1 int) *sweeper {
 	return s
 }
 
-// rows quantizes rows [r0,r1). p and sums hold all of their weights and sums in f.order; e receives each position's error.
-func (s *sweeper) rows(p, sums, e *tensor.Matrix, r0, r1 int) {
+// rows quantizes rows [r0,r1). sums has its columns in f.order; e receives each position's error.
+func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 	g, f := s.q.Grid, s.f
 	n := s.i1 - s.i0
-	toLanes(s.weights[:n], p.View(r0, r1, s.i0, s.i1))
+	s.load(w.View(r0, r1, 0, w.Cols))
 	toLanes(s.sums[:n], sums.View(r0, r1, s.i0, s.i1))
 	present := -1 // the block whose scales are at hand
-	for m0, m1 := s.i0, 0; m0 < s.i1; m0 = m1 {
-		m1 = min(m0+eagerColumns, s.i1, m0/g.Block*g.Block+g.Block)
-		if s.fitter != nil && m0%g.Block == 0 {
-			s.gather(p, sums, r0, r1, m0)
-			s.fitter.fit(s.q, r0, r1, m0)
+	for m0, m1 := 0, s.i1; m1 > s.i0; m1 = m0 {
+		m0 = max(m1-eagerColumns, s.i0, (m1-1)/g.Block*g.Block)
+		if s.fitter != nil && m1%g.Block == 0 {
+			s.gather(w, sums, r0, r1, m1-g.Block)
+			s.fitter.fit(s.q, r0, r1, m1-g.Block)
 		}
-		for i := m0; i < m1; i++ {
+		for i := m1 - 1; i >= m0; i-- {
 			c := f.order[i]
 			if c/g.Block != present {
 				present = c / g.Block
 				s.scales(present, r0, r1)
 			}
-			row, j := f.r.Row(i), i-s.i0
+			row, j := f.l.Row(i), i-s.i0
 			s.round(j, c%g.Block/g.Group, 1/row[i])
-			kernels.UpdateLanes(s.sums[j+1:m1-s.i0], row[i+1:m1], 0, s.errs[j:j+1])
+			kernels.UpdateLanes(s.sums[m0-s.i0:j], row[m0:i], 0, s.errs[j:j+1])
 		}
-		kernels.UpdateLanes(s.sums[m1-s.i0:n], f.r.Data[m0*f.r.Stride+m1:], f.r.Stride, s.errs[m0-s.i0:m1-s.i0])
+		kernels.UpdateLanes(s.sums[:m0-s.i0], f.l.Data[m0*f.l.Stride+s.i0:], f.l.Stride, s.errs[m0-s.i0:m1-s.i0])
 	}
 	levels := tensor.FromSlice(r1-r0, n, s.row[:(r1-r0)*n])
 	fromLanes(levels, s.levels[:n])
@@ -136,6 +127,29 @@ func (s *sweeper) rows(p, sums, e *tensor.Matrix, r0, r1 int) {
 		}
 	}
 	fromLanes(e.View(r0, r1, 0, n), s.errs[:n])
+}
+
+// load brings the weights of w's rows, at most 16, into the lanes.
+func (s *sweeper) load(w *tensor.Matrix) {
+	n := s.q.Grid.Block
+	order := s.f.order[s.i0:s.i1]
+	if s.fitter == nil || w.Rows < kernels.Lanes || n%kernels.Lanes > 0 || len(order)%n > 0 {
+		for r := range w.Rows {
+			row := w.Row(r)
+			for j, c := range order {
+				s.weights[j][r] = row[c]
+			}
+		}
+		return
+	}
+	// The columns of a block are neighbours, only their order differs.
+	for i := 0; i < len(order); i += n {
+		first := order[i] / n * n
+		toLanes(s.fitter.lanes, w.View(0, w.Rows, first, first+n))
+		for k, c := range order[i : i+n] {
+			s.weights[i+k] = s.fitter.lanes[c-first]
+		}
+	}
 }
 
 // toLanes brings m's rows, at most 16, into the lanes of dst, one for each column.
@@ -167,20 +181,20 @@ func fromLanes(m *tensor.Matrix, src []kernels.Lane) {
 }
 
 // gather brings the targets of the block at positions i and after to the fitter.
-func (s *sweeper) gather(p, sums *tensor.Matrix, r0, r1, i int) {
+func (s *sweeper) gather(w, sums *tensor.Matrix, r0, r1, i int) {
 	n := s.q.Grid.Block
 	first := s.f.order[i] / n * n
 	for k, c := range s.f.order[i : i+n] {
 		to := &s.fitter.lanes[c-first]
-		inverse := 1 / s.f.r.Row(i + k)[i+k]
-		if j := i + k - s.i0; j < s.i1-s.i0 {
+		inverse := 1 / s.f.l.Row(i + k)[i+k]
+		if j := i + k - s.i0; j >= 0 {
 			*to = s.weights[j]
 			kernels.Axpy(to[:], inverse, s.sums[j][:])
 			continue
 		}
-		// A block longer than lazyColumns starts where none of its columns is in the lanes with errors of its own.
+		// The block is longer than lazyColumns, and the first to be quantized in the lanes.
 		for r := r0; r < r1; r++ {
-			to[r-r0] = p.Row(r)[i+k] + inverse*sums.Row(r)[i+k]
+			to[r-r0] = w.Row(r)[c] + inverse*sums.Row(r)[i+k]
 		}
 	}
 	fromLanes(tensor.FromSlice(r1-r0, n, s.fitter.w[:(r1-r0)*n]), s.fitter.lanes)
@@ -196,7 +210,7 @@ func (s *sweeper) scales(block, r0, r1 int) {
 	}
 }
 
-// round rounds the column at place j with the scales of group k; inverse is 1/R's diagonal there.
+// round rounds the column at place j with the scales of group k; inverse is 1/L's diagonal there.
 func (s *sweeper) round(j, k int, inverse float32) {
 	g := s.q.Grid
 	w, sum, scale, minimum := &s.weights[j], &s.sums[j], &s.scale[k], &s.minimum[k]
@@ -215,17 +229,13 @@ func (s *sweeper) round(j, k int, inverse float32) {
 // fitAll fits every block to the original weights, each column weighing as much as its Hessian diagonal.
 func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
 	g := q.Grid
-	importance := make([]float32, w.Cols)
-	for i := range importance {
-		importance[i] = f.h.Row(i)[i]
-	}
 	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
 		blocks := make([]quant.Block, w.Cols/g.Block)
 		for r := lo; r < hi; r++ {
 			for i := range blocks {
 				blocks[i] = q.Block(r, i)
 			}
-			g.Fit(blocks, w.Row(r), importance)
+			g.Fit(blocks, w.Row(r), f.diagonal)
 			for i := range blocks {
 				q.SetBlock(r, i, &blocks[i])
 			}
@@ -234,7 +244,7 @@ func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
 }
 
 // fitter fits a block of several rows when its turn comes. What a code error in the column at position i costs, once the
-// columns after it have made up for it as well as they can, is its square times R[i][i]²: that is each column's importance.
+// columns after it have made up for it as well as they can, is its square times L[i][i]²: that is each column's importance.
 type fitter struct {
 	f             *Factor
 	blocks        []quant.Block
@@ -255,7 +265,7 @@ func (t *fitter) fit(q *quant.Weight, r0, r1, i int) {
 	n := r1 - r0
 	for k := range g.Block {
 		c := t.f.order[i+k] - first
-		d := t.f.r.Row(i + k)[i+k]
+		d := t.f.l.Row(i + k)[i+k]
 		t.importance[c] = d * d
 	}
 	for r := range n {

@@ -21,19 +21,19 @@ func plainSweep(f *Factor, q *quant.Weight, w *tensor.Matrix) {
 		errs := make([]float32, w.Cols)
 		target := func(p int) float32 {
 			var sum float32
-			for k, e := range errs[:p] {
-				sum += e * f.r.Row(k)[p]
+			for k := p + 1; k < w.Cols; k++ {
+				sum += errs[k] * f.l.Row(k)[p]
 			}
-			return w.Row(r)[f.order[p]] + sum/f.r.Row(p)[p]
+			return w.Row(r)[f.order[p]] + sum/f.l.Row(p)[p]
 		}
-		for i, c := range f.order {
-			if f.block != 0 && i%g.Block == 0 {
+		for i, c := range slices.Backward(f.order) {
+			if start := i + 1 - g.Block; f.block != 0 && (i+1)%g.Block == 0 {
 				t := newFitter(g, f)
 				first := c / g.Block * g.Block
 				for k := range g.Block {
-					t.w[f.order[i+k]-first] = target(i + k)
+					t.w[f.order[start+k]-first] = target(start + k)
 				}
-				t.fit(q, r, r+1, i)
+				t.fit(q, r, r+1, start)
 			}
 			b := q.Block(r, c/g.Block)
 			scale, minimum := b.Scale(c % g.Block / g.Group)
@@ -45,9 +45,10 @@ func plainSweep(f *Factor, q *quant.Weight, w *tensor.Matrix) {
 }
 
 // TestSweep compares the sweep by blocks of columns and lanes of rows with the plain one. Sums in another order may turn
-// a code that lies between two, and all after it; few do. Rounding errors to bfloat16 turns more, but hardly changes what
-// comes of it: at most 2.5% here (Q8_0, columns in their natural order).
+// a code that lies between two, or a block's scales, and all after them; few do. Rounding errors to bfloat16 turns more:
+// the output's error is up to 4% larger or 3% smaller then, and 0.1% larger in the mean.
 func TestSweep(t *testing.T) {
+	var ratios, runs float64
 	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.Q4_1, ggml.Q8_0, ggml.IQ4_NL, ggml.Q4_K, ggml.Q6_K} {
 		for _, rows := range []int{1, 15, 16, 37} {
 			for _, opt := range []Options{{}, {NoActOrder: true}, {StaticScales: true}} {
@@ -55,7 +56,7 @@ func TestSweep(t *testing.T) {
 				if typ.BlockLen > 32 {
 					cols = 768
 				}
-				w, in := problem(uint64(rows), rows, cols, 600)
+				w, in := problem(uint64(rows), rows, cols, 2*cols)
 				f, err := NewFactor(t.Context(), in.H, typ.Grid, opt)
 				if err != nil {
 					t.Fatal(err)
@@ -77,21 +78,30 @@ func TestSweep(t *testing.T) {
 						}
 					}
 					if tier == kernels.AVX512BF16 {
-						e, plain := outputError(w, got, in.H), outputError(w, want, in.H)
-						if rows > 1 && e > 1.03*plain {
-							t.Errorf("%s, %d rows, %+v, %s: output error %v, plain %v", typ, rows, opt, tier, e, plain)
+						if rows > 1 {
+							ratios += outputError(w, got, in.H) / outputError(w, want, in.H)
+							runs++
 						}
 						continue
 					}
-					if differ*50 > len(want.Codes) {
+					if differ > len(want.Codes)/50+typ.BlockLen {
 						t.Errorf("%s, %d rows, %+v, %s: %d of %d codes differ", typ, rows, opt, tier, differ, len(want.Codes))
 					}
-					if differ == 0 && (!slices.Equal(got.D, want.D) || !slices.Equal(got.Sc, want.Sc)) {
-						t.Errorf("%s, %d rows, %+v, %s: same codes, other scales", typ, rows, opt, tier)
+					differ = 0
+					for i, d := range want.D {
+						if got.D[i] != d {
+							differ++
+						}
+					}
+					if differ > len(want.D)/50+1 {
+						t.Errorf("%s, %d rows, %+v, %s: %d of %d scales differ", typ, rows, opt, tier, differ, len(want.D))
 					}
 				}
 			}
 		}
+	}
+	if ratios > 1.01*runs {
+		t.Errorf("bfloat16: the output error is %.4f times the plain sweep's in the mean", ratios/runs)
 	}
 }
 

@@ -14,16 +14,13 @@ import (
 // diagonal is the largest block that the recursion leaves to the float64 loops. 64² float64 are 32 KiB, one L1 cache.
 const diagonal = 64
 
-// Cholesky replaces the lower triangle of a, n×n symmetric, by L with L·Lᵀ = a; it reads only the lower triangle and
-// sets the upper one to zero. If a is not positive definite, ok is false, pivot the row at which it failed, and a
-// partly overwritten.
+// Cholesky replaces the lower triangle of a, n×n symmetric, by L with L·Lᵀ = a; it reads only the lower triangle, and the
+// upper one becomes undefined. If a is not positive definite, ok is false, pivot the row at which it failed, and a partly
+// overwritten.
 func Cholesky(a *tensor.Matrix) (ok bool, pivot int) {
 	checkSquare(a)
 	if pivot = cholesky(a, newInverses(a.Rows)); pivot >= 0 {
 		return false, pivot
-	}
-	for i := range a.Rows {
-		clear(a.Row(i)[i+1:])
 	}
 	return true, 0
 }
@@ -73,10 +70,44 @@ func solveRight(b, l *tensor.Matrix, inv inverses) {
 	solveRight(b2, l.View(h, n, h, n), inv[h/diagonal:])
 }
 
+// Solve sets b, rows×n, to b·(L·Lᵀ)⁻¹, L being n×n lower triangular as Cholesky leaves it.
+func Solve(b, l *tensor.Matrix) {
+	checkSquare(l)
+	if b.Cols != l.Rows {
+		panic("linalg: solve shapes do not agree")
+	}
+	inv := invertBlocks(l)
+	solveRight(b, l, inv)
+	solveRightLower(b, l, inv)
+}
+
+// solveRightLower sets b = b·L⁻¹, L lower triangular.
+func solveRightLower(b, l *tensor.Matrix, inv inverses) {
+	n := l.Rows
+	if n <= diagonal {
+		if n > 0 {
+			x := b.Clone()
+			b.Zero()
+			kernels.GemmNN(b, 1, x, inv[0], kernels.F32)
+		}
+		return
+	}
+	h := half(n)
+	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
+	solveRightLower(b2, l.View(h, n, h, n), inv[h/diagonal:])
+	kernels.GemmNN(b1, -1, b2, l.View(h, n, 0, h), kernels.F32)
+	solveRightLower(b1, l.View(0, h, 0, h), inv)
+}
+
 // InvertLower replaces the lower triangle of l by its inverse; it neither reads nor writes above the diagonal.
 // The diagonal must not hold a zero.
 func InvertLower(l *tensor.Matrix) {
 	checkSquare(l)
+	invertLower(l, invertBlocks(l))
+}
+
+// invertBlocks returns the inverses of l's diagonal blocks.
+func invertBlocks(l *tensor.Matrix) inverses {
 	inv := newInverses(l.Rows)
 	kernels.Parallel(len(inv), 1, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
@@ -92,7 +123,7 @@ func InvertLower(l *tensor.Matrix) {
 			invertBlock(inv[i], &values)
 		}
 	})
-	invertLower(l, inv)
+	return inv
 }
 
 func invertLower(l *tensor.Matrix, inv inverses) {
@@ -145,74 +176,31 @@ func multiplyLeft(t, b *tensor.Matrix) {
 	multiplyLeft(t.View(0, h, 0, h), b1)
 }
 
-// UpperFactor returns the upper triangular R with R·Rᵀ = h, where h's rows and columns are taken in the given order:
-// R·Rᵀ has h[order[i]][order[j]] at (i,j). h is symmetric. ok is false if it is not positive definite.
+// InverseFactor returns the upper triangular U with UᵀU = h⁻¹, of which the GPTQ paper reads row by row. h is symmetric and
+// only its upper triangle is read. ok is false if h is not positive definite.
 //
-// With J the reversal of rows, J·h·J = L·Lᵀ gives R = J·L·J.
-func UpperFactor(h *tensor.Matrix, order []int) (r *tensor.Matrix, ok bool) {
+// The inverse itself is never formed: with J the reversal of rows, J·h·J = L·Lᵀ gives U = J·L⁻¹·J. Sums are float32,
+// those of diagonal blocks float64; for a condition number κ the relative error ‖ΔU‖/‖U‖ stays below 2⁻²⁴·κ.
+func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
 	checkSquare(h)
 	n := h.Rows
-	if len(order) != n {
-		panic("linalg: order of another length")
-	}
-	r = tensor.New(n, n)
-	kernels.Parallel(n, rowGrain, func(lo, hi int) {
+	u = tensor.New(n, n)
+	const rows = 16
+	kernels.Parallel(n, rows, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			src, dst := h.Row(order[n-1-i]), r.Row(i)[:i+1]
-			for j := range dst {
-				dst[j] = src[order[n-1-j]]
-			}
-		}
-	})
-	if cholesky(r, newInverses(n)) >= 0 {
-		return nil, false
-	}
-	reverse(r)
-	return r, true
-}
-
-// InvertUpper returns the inverse of r, upper triangular, whose diagonal must not hold a zero.
-func InvertUpper(r *tensor.Matrix) *tensor.Matrix {
-	u := tensor.New(r.Rows, r.Rows)
-	n := r.Rows
-	kernels.Parallel(n, rowGrain, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			src, dst := r.Row(n - 1 - i)[n-1-i:], u.Row(i)[:i+1]
+			src, dst := h.Row(n - 1 - i)[n-1-i:], u.Row(i)[:i+1]
 			for j := range dst {
 				dst[j] = src[i-j]
 			}
 		}
 	})
-	InvertLower(u)
-	reverse(u)
-	return u
-}
-
-// InverseFactor returns the upper triangular U with UᵀU = h⁻¹, as the GPTQ paper has it. h is symmetric. ok is false if
-// it is not positive definite.
-//
-// The inverse itself is never formed. Sums are float32, those of diagonal blocks float64; for a condition number κ the
-// relative error ‖ΔU‖/‖U‖ stays below 2⁻²⁴·κ.
-func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
-	order := make([]int, h.Rows)
-	for i := range order {
-		order[i] = i
-	}
-	r, ok := UpperFactor(h, order)
-	if !ok {
+	inv := newInverses(n)
+	if cholesky(u, inv) >= 0 {
 		return nil, false
 	}
-	return InvertUpper(r), true
-}
-
-// rowGrain is the least number of rows that a goroutine takes at a time.
-const rowGrain = 16
-
-// reverse turns a lower triangular matrix by half a turn: rows i and n−1−i change places, each read backwards. What was
-// above the diagonal is lost.
-func reverse(u *tensor.Matrix) {
-	n := u.Rows
-	kernels.Parallel((n+1)/2, rowGrain, func(lo, hi int) {
+	invertLower(u, inv)
+	// Rows i and n−1−i change places, each read backwards, and what is above the diagonal goes.
+	kernels.Parallel((n+1)/2, rows, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			top, bottom := u.Row(i), u.Row(n-1-i)
 			clear(top[i+1:])
@@ -227,6 +215,7 @@ func reverse(u *tensor.Matrix) {
 			}
 		}
 	})
+	return u, true
 }
 
 // choleskyBlock is cholesky row by row in float64.

@@ -4,77 +4,85 @@
 
 package kernels
 
-// q8Group32VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 6×32.
+// q8Group32VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group32VNNI(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group32VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group32MinVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 6×32.
+// q8Group32MinVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group32MinVNNI(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group32MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group16VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 6×32.
+// q8Group16VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group16VNNI(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group16VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group16MinVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 6×32.
+// q8Group16MinVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group16MinVNNI(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group16MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group32AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 3×16.
+// q8Group32AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group32AVX2(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group32AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group32MinAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 3×16.
+// q8Group32MinAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group32MinAVX2(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group32MinAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group16AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 3×16.
+// q8Group16AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group16AVX2(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group16AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group16MinAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is 3×16.
+// q8Group16MinAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group16MinAVX2(groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group16MinAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
 // q8LargestAVX2 sets dst[g] to the largest of the bits of |x[32g+j]|, j < 32.
 //
 //go:noescape
 func q8LargestAVX2(dst *uint32, x *float32, groups int)
 
-// q8RoundAVX2 sets byte j of group g, 192·g+j bytes from dst, to x[32g+j]·inverse[g] rounded to the nearest number, ties to even,
-// within −128 and 127, and sums[2g] and sums[2g+1] to the sums of the first and the last 16.
+// q8RoundAVX2 rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,
+// and fills in a token of q8Inputs: its codes, and both versions of its sums, the second one if halves is not nil.
 //
 //go:noescape
-func q8RoundAVX2(dst *uint32, sums *int32, x *float32, inverse *float32, groups int)
+func q8RoundAVX2(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int)

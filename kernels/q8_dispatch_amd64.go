@@ -29,10 +29,10 @@ var (
 // quarters makes a tile of four calls for half a panel by half a strip each.
 func quarters(quarter q8Tile) q8Tile {
 	const tokens, outputs = q8Tokens / 2, q8Outputs / 2
-	return func(groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool) {
+	return func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool) {
 		for t := 0; t < q8Tokens; t += tokens {
 			for o := 0; o < q8Outputs; o += outputs {
-				quarter(groups, after(x, t*q8Group/4), after(sums, t), after(w, o), after(scale, o),
+				quarter(panels, groups, after(x, t*q8Group/4), after(sums, t), after(w, o), after(scale, o),
 					after(after(c, o), t*rowC/4), rowC, after(step, t), add)
 			}
 		}

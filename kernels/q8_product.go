@@ -1,7 +1,6 @@
 package kernels
 
 import (
-	"math"
 	"runtime"
 	"unsafe"
 
@@ -23,21 +22,21 @@ const (
 	q8LevelWords = q8Outputs * q8Group / 4 // of a strip's group
 )
 
-// q8Tile multiplies groups of a panel with those of a strip.
-type q8Tile func(groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
+// q8Tile multiplies groups of panels with those of a strip.
+type q8Tile func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
 
 // q8Kernels are what a tier has.
 type q8Kernels struct {
 	tile    [2][2]q8Tile // for groups of 32 or 16 weights, without and with minimums
 	levels  map[string]func(level *byte, scale, minimum *float32, src *byte, n int)
 	largest func(dst *uint32, x *float32, groups int)
-	codes   func(dst *uint32, sums *int32, x, inverse *float32, groups int)
+	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
 
 	lanes     int
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tiling
 }
 
-// q8Inputs are rounded inputs, panel after panel and group after group of 32 columns. For each of both there are
+// q8Inputs are rounded inputs, by blocks of q8Depth groups of 32 columns, then panels, then groups. For each group there are
 //
 //	codes  [q8Tokens][32]int8
 //	sums   [1 + 2·parts][q8Tokens]uint32
@@ -55,6 +54,9 @@ type q8Inputs struct {
 }
 
 func (in *q8Inputs) panels() int { return (in.rows + q8Tokens - 1) / q8Tokens }
+
+// at is how many groups of panels lie before panel p's in the block that starts at group g.
+func (in *q8Inputs) at(p, g int) int { return g*in.panels() + p*min(q8Depth, in.groups-g) }
 
 // sumWords is the number of words of a panel's group.
 func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
@@ -76,67 +78,34 @@ func (k *q8Kernels) round(x *tensor.Matrix, quarters bool) *q8Inputs {
 	in.codes, in.sums[0], in.sums[1], in.steps = take(sizes[0]), take(sizes[1]), take(sizes[2]), floats(take(sizes[3]))
 	Parallel(in.panels(), 2, func(lo, hi int) {
 		largest, e := make([]uint32, in.groups), make([]int32, in.groups)
-		inverse, sums := make([]float32, in.groups), make([]int32, 2*in.groups)
-		for p := lo; p < hi; p++ {
-			for t := range q8Tokens {
-				codes := &in.codes[p*in.groups*q8CodeWords+t*q8Group/4]
-				var step float32
-				if i := p*q8Tokens + t; i < x.Rows {
-					row := &x.Data[i*x.Stride]
-					k.largest(&largest[0], row, in.groups)
-					var inv float32
-					step, inv = q8Steps(e, largest)
-					for g := range inverse {
-						inverse[g] = inv * power2(-e[g])
-					}
-					k.codes(codes, &sums[0], row, &inverse[0], in.groups)
-				} else {
-					for g := range in.groups {
-						clear(in.codes[(p*in.groups+g)*q8CodeWords+t*q8Group/4:][:q8Group/4])
-					}
-					clear(e)
-					clear(sums)
+		for i := lo * q8Tokens; i < hi*q8Tokens; i++ {
+			p, t := i/q8Tokens, i%q8Tokens
+			row := min(i, x.Rows-1) // those beyond have any codes, and steps of zero
+			k.largest(&largest[0], &x.Data[row*x.Stride], in.groups)
+			step, inverse := q8Steps(e, largest)
+			if i >= x.Rows {
+				step = 0
+			}
+			in.steps[i] = step
+			for g := 0; g < in.groups; g += q8Depth {
+				at := in.at(p, g)
+				var halves *uint32
+				if quarters {
+					halves = &in.sums[1][at*sumWords(1)+t]
 				}
-				in.steps[p*q8Tokens+t] = step
-				in.setSums(p, t, e, sums)
+				k.codes(&in.codes[at*q8CodeWords+t*q8Group/4], &in.sums[0][at*sumWords(0)+t], halves,
+					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g))
 			}
 		}
 	})
 	return in
 }
 
-// magicBits are those of 1.5·2²³.
-const magicBits = roundMagicBits
-
-// setSums fills in token t of panel p; sums are those of the codes, 16 at a time.
-func (in *q8Inputs) setSums(p, t int, e, sums []int32) {
-	n := sumWords(0)
-	for g, dst := 0, in.sums[0][p*in.groups*n:]; g < in.groups; g, dst = g+1, dst[n:] {
-		sum := sums[2*g] + sums[2*g+1]
-		start := magicBits + e[g]<<23
-		dst[t] = uint32(start - 128*sum)
-		dst[q8Tokens+t] = uint32(start)
-		dst[2*q8Tokens+t] = math.Float32bits(float32(sum) * power2(e[g]))
-	}
-	if len(in.sums[1]) == 0 {
-		return
-	}
-	n = sumWords(1)
-	for g, dst := 0, in.sums[1][p*in.groups*n:]; g < in.groups; g, dst = g+1, dst[n:] {
-		start := magicBits + e[g]<<23
-		dst[2*q8Tokens+t] = uint32(start)
-		for part, sum := range sums[2*g : 2*g+2] {
-			dst[part*q8Tokens+t] = uint32(start - 128*sum)
-			dst[(3+part)*q8Tokens+t] = math.Float32bits(float32(sum) * power2(e[g]))
-		}
-	}
-}
-
 func (in *q8Inputs) release() { words.put(in.buf) }
 
-// product computes all results. Each task takes some columns of one: it packs q8Depth groups of their weights, which stay in
-// its L2 cache, and runs the panels over them, some panels at a time, which stay in L2 too while one strip after the
-// other is in L1.
+// product computes all results. Each task takes some columns of one: it packs their weights, which stay in its L2 cache,
+// and runs the panels over them, some panels at a time, whose results stay in L2 until they are complete, and whose inputs
+// stay there while one strip after the other is in L1.
 func (in *q8Inputs) product(add bool, results []Product) {
 	const width = 2 * q8Outputs
 	type task struct{ result, column int }
@@ -178,55 +147,61 @@ func (in *q8Inputs) columns(add bool, r *Product, j0, j1, p0, p1 int) {
 	}
 	tile := in.tile[parts-1][kinds-1]
 	levelWords, scaleWords := q8Depth*q8LevelWords, q8Depth*parts*kinds*q8Outputs
-	var strips [8]q8Strip
-	n := (j1 - j0 + q8Outputs - 1) / q8Outputs
+	n, blocks := (j1-j0+q8Outputs-1)/q8Outputs, (in.groups+q8Depth-1)/q8Depth
 	staging := newQ8Staging(parts)
-	buf := words.get(n*(levelWords+scaleWords) + staging.words() + q8Tokens*q8Outputs)
+	buf := words.get(blocks*n*(levelWords+scaleWords) + staging.words() + q8Tokens*q8Outputs)
 	defer words.put(buf)
-	rest := buf
-	for i := range n {
-		strips[i] = q8Strip{rest[:levelWords], floats(rest[levelWords : levelWords+scaleWords])}
-		rest = rest[levelWords+scaleWords:]
+	scratch := floats(buf[:q8Tokens*q8Outputs])
+	staging.buf = buf[len(scratch):][:staging.words()]
+	packed := buf[len(scratch)+len(staging.buf):]
+	strip := func(g0, i int) q8Strip {
+		s := packed[(g0/q8Depth*n+i)*(levelWords+scaleWords):][:levelWords+scaleWords]
+		return q8Strip{s[:levelWords], floats(s[levelWords:])}
 	}
-	scratch := floats(rest[:q8Tokens*q8Outputs])
-	staging.buf = rest[len(scratch):]
-	const chunk = 16 // panels
 	for g0 := 0; g0 < in.groups; g0 += q8Depth {
-		g1 := min(g0+q8Depth, in.groups)
 		for i := range n {
 			j := j0 + i*q8Outputs
-			in.pack(&strips[i], r.W, &staging, j, min(j+q8Outputs, j1), g0, g1)
+			in.pack(strip(g0, i), r.W, &staging, j, min(j+q8Outputs, j1), g0, min(g0+q8Depth, in.groups))
 		}
-		for c0 := p0; c0 < p1; c0 += chunk {
+	}
+	const chunk = 16 // panels
+	for c0 := p0; c0 < p1; c0 += chunk {
+		for g0 := 0; g0 < in.groups; g0 += q8Depth {
 			for i := range n {
-				j := j0 + i*q8Outputs
-				for p := c0; p < min(c0+chunk, p1); p++ {
-					in.multiply(tile, parts-1, r.Dst, &strips[i], p, j, min(j+q8Outputs, j1), g0, g1, add || g0 > 0, scratch)
-				}
+				j, s := j0+i*q8Outputs, strip(g0, i)
+				in.multiply(tile, parts-1, r.Dst, &s, c0, min(c0+chunk, p1), j, min(j+q8Outputs, j1), g0, add || g0 > 0,
+					scratch)
 			}
 		}
 	}
 }
 
-// multiply computes the tile of c at panel p and column j from groups [g0,g1); scratch serves tiles that c cuts off.
-func (in *q8Inputs) multiply(tile q8Tile, version int, c *tensor.Matrix, s *q8Strip, p, j, j1, g0, g1 int, add bool,
+// multiply computes the tiles of c at panels [p,p1) and column j from the block of groups at g0; scratch serves tiles that c
+// cuts off.
+func (in *q8Inputs) multiply(tile q8Tile, version int, c *tensor.Matrix, s *q8Strip, p, p1, j, j1, g0 int, add bool,
 	scratch []float32) {
-	x, sums := &in.codes[(p*in.groups+g0)*q8CodeWords], &in.sums[version][(p*in.groups+g0)*sumWords(version)]
-	i, step := p*q8Tokens, &in.steps[p*q8Tokens]
-	rows, cols := min(q8Tokens, c.Rows-i), j1-j
-	if rows == q8Tokens && cols == q8Outputs {
-		tile(g1-g0, x, sums, &s.levels[0], &s.scales[0], &c.Data[i*c.Stride+j], 4*c.Stride, step, add)
-		return
+	groups, cols := min(q8Depth, in.groups-g0), j1-j
+	run := func(panels int, dst *float32, stride int, add bool) {
+		at := in.at(p, g0)
+		tile(panels, groups, &in.codes[at*q8CodeWords], &in.sums[version][at*sumWords(version)], &s.levels[0], &s.scales[0],
+			dst, 4*stride, &in.steps[p*q8Tokens], add)
+		p += panels
 	}
-	tile(g1-g0, x, sums, &s.levels[0], &s.scales[0], &scratch[0], 4*q8Outputs, step, false)
-	for y := range rows {
-		row, part := c.Row(i + y)[j:j+cols], scratch[y*q8Outputs:]
-		if !add {
-			copy(row, part)
-			continue
-		}
-		for x := range row {
-			row[x] += part[x]
+	if whole := min(p1, c.Rows/q8Tokens) - p; whole > 0 && cols == q8Outputs {
+		run(whole, &c.Data[p*q8Tokens*c.Stride+j], c.Stride, add)
+	}
+	for p < p1 {
+		i := p * q8Tokens
+		run(1, &scratch[0], q8Outputs, false)
+		for y := i; y < min(i+q8Tokens, c.Rows); y++ {
+			row, part := c.Row(y)[j:j1], scratch[(y-i)*q8Outputs:]
+			if !add {
+				copy(row, part)
+				continue
+			}
+			for x := range row {
+				row[x] += part[x]
+			}
 		}
 	}
 }
@@ -251,7 +226,7 @@ func (s *q8Staging) minimums(y int) *float32 {
 func (s *q8Staging) float(i int) *float32 { return (*float32)(unsafe.Pointer(&s.buf[i])) }
 
 // pack packs groups [g0,g1) of outputs [j0,j1); outputs beyond have levels and scales of zero.
-func (k *q8Kernels) pack(dst *q8Strip, w *Weights, s *q8Staging, j0, j1, g0, g1 int) {
+func (k *q8Kernels) pack(dst q8Strip, w *Weights, s *q8Staging, j0, j1, g0, g1 int) {
 	f := w.Format
 	unpack := k.levels[f.Name]
 	from, to := f.RowBytes(g0*q8Group), f.RowBytes(g1*q8Group)

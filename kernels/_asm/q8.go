@@ -12,6 +12,7 @@ const (
 	q8Tokens  = 6  // in a panel of inputs
 	q8Outputs = 32 // in a strip of weights
 	q8Group   = 32 // inputs that share a step
+	q8Ahead   = 8  // groups that inputs are asked for ahead: the distance is cheap to cover
 )
 
 // q8Variant is a shape of weights: groups of 32 or 16 that share a scale, with a minimum or without.
@@ -45,12 +46,14 @@ func q8(g *gen) {
 	g.q8Round()
 }
 
-const q8Signature = "func(groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)"
+const q8Signature = "func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)"
 
 func q8Doc(tokens, outputs int) []string {
-	return []string{fmt.Sprintf("sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add; C is %d×%d.", tokens, outputs), "",
+	return []string{fmt.Sprintf("sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is %d×%d.",
+		tokens, outputs), "",
 		"A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and",
-		"scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c; groups > 0."}
+		"scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes",
+		"from this one's; panels and groups are positive."}
 }
 
 // q8TileVNNI keeps 12 sums of integers and the 12 of C in registers. A group of 32 takes 96 VPDPBUSD and 12 additions
@@ -58,14 +61,22 @@ func q8Doc(tokens, outputs int) []string {
 func (g *gen) q8TileVNNI(v q8Variant) {
 	const vecs = 2
 	g.function("q8"+v.name+"VNNI", q8Signature, q8Doc(q8Tokens, q8Outputs)...)
-	groups, x, sums, w, scale := g.gp("groups"), g.gp("x"), g.gp("sums"), g.gp("w"), g.gp("scale")
+	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
+	g.Label("panel")
+	groups, w, scale := g.gp("groups"), g.gp("w"), g.gp("scale")
 	z := avx512.reg
 	c := func(t, j int) reg.VecPhysical { return z(vecs*t + j) }
 	acc := func(t, j int) reg.VecPhysical { return z(vecs*(q8Tokens+t) + j) }
 	vecW := func(j int) reg.VecPhysical { return z(4*q8Tokens + j) }
 	temp := func(i int) reg.VecPhysical { return z(4*q8Tokens + vecs + i%6) }
 	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
+	g.Comment("Bring C near while the sums run.")
+	near := g.GP64()
+	g.MOVQ(dst, near)
 	for t := range q8Tokens {
+		g.PREFETCHT0(at(near, 0))
+		g.PREFETCHT0(at(near, 64*vecs-1))
+		g.ADDQ(rowC, near)
 		for j := range vecs {
 			g.zero(avx512, c(t, j))
 		}
@@ -76,6 +87,13 @@ func (g *gen) q8TileVNNI(v q8Variant) {
 	}
 	steps := q8Group / 4 / v.parts
 	g.Label("group")
+	g.Comment("The next panel follows this one.")
+	for i := 0; i < q8Tokens*q8Group; i += 64 {
+		g.PREFETCHT0(at(x, q8Ahead*q8Tokens*q8Group+i))
+	}
+	for i := 0; i < 4*q8Tokens*v.words(); i += 64 {
+		g.PREFETCHT0(at(sums, q8Ahead*4*q8Tokens*v.words()+i))
+	}
 	for part := range v.parts {
 		for t := range q8Tokens {
 			start := word(part, t)
@@ -118,22 +136,21 @@ func (g *gen) q8TileVNNI(v q8Variant) {
 	g.ADDQ(operand.I32(int32(v.parts*rowScale)), scale)
 	g.DECQ(groups)
 	g.JNZ(operand.LabelRef("group"))
-	g.q8Store(avx512, q8Tokens, vecs, c, temp)
+	g.q8Store(avx512, q8Tokens, vecs, dst, rowC, step, c, temp)
 }
 
-// q8Store multiplies C by the steps and stores it, or adds it to what is there.
-func (g *gen) q8Store(v isa, tokens, vecs int, c func(t, j int) reg.VecPhysical, temp func(i int) reg.VecPhysical) {
-	dst, rowC, step := g.gp("c"), g.gp("rowC"), g.gp("step")
-	add := g.Load(g.Param("add"), g.GP8())
+// q8Store multiplies C by the steps and stores it, or adds it to what is there, and goes on with the next panel.
+func (g *gen) q8Store(v isa, tokens, vecs int, dst, rowC, step reg.Register, c func(t, j int) reg.VecPhysical,
+	temp func(i int) reg.VecPhysical) {
 	for t := range tokens {
 		g.VBROADCASTSS(at(step, 4*t), temp(0))
 		for j := range vecs {
 			g.VMULPS(temp(0), c(t, j), c(t, j))
 		}
 	}
+	p, add := g.GP64(), g.Load(g.Param("add"), g.GP8())
 	g.TESTB(add, add)
 	g.JZ(operand.LabelRef("store"))
-	p := g.GP64()
 	g.MOVQ(dst, p)
 	for t := range tokens {
 		for j := range vecs {
@@ -144,14 +161,20 @@ func (g *gen) q8Store(v isa, tokens, vecs int, c func(t, j int) reg.VecPhysical,
 		}
 	}
 	g.Label("store")
+	g.MOVQ(dst, p)
 	for t := range tokens {
 		for j := range vecs {
-			g.VMOVUPS(c(t, j), at(dst, j*v.bytes))
+			g.VMOVUPS(c(t, j), at(p, j*v.bytes))
 		}
 		if t < tokens-1 {
-			g.ADDQ(rowC, dst)
+			g.ADDQ(rowC, p)
 		}
 	}
+	g.LEAQ(operand.Mem{Base: dst, Index: rowC, Scale: 4}, dst)
+	g.LEAQ(operand.Mem{Base: dst, Index: rowC, Scale: 2}, dst)
+	g.advance(4*q8Tokens, step)
+	g.DECQ(g.param("panels"))
+	g.JNZ(operand.LabelRef("panel"))
 	g.VZEROUPPER()
 	g.RET()
 }
@@ -165,7 +188,9 @@ func (g *gen) q8TileAVX2(v q8Variant) {
 	offset := g.bytes32(name+"Offset", func(int) byte { return 128 })
 	ones := g.bytes32(name+"Ones", func(i int) byte { return byte(1 - i%2) })
 	g.function(name, q8Signature, q8Doc(tokens, vecs*8)...)
-	groups, x, sums, w, scale := g.gp("groups"), g.gp("x"), g.gp("sums"), g.gp("w"), g.gp("scale")
+	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
+	g.Label("panel")
+	groups, w, scale := g.gp("groups"), g.gp("w"), g.gp("scale")
 	y := avx2.reg
 	c := func(t, j int) reg.VecPhysical { return y(vecs*t + j) }
 	acc := func(t, j int) reg.VecPhysical { return y(vecs*(tokens+t) + j) }
@@ -229,7 +254,7 @@ func (g *gen) q8TileAVX2(v q8Variant) {
 	g.ADDQ(operand.I32(int32(v.parts*rowScale)), scale)
 	g.DECQ(groups)
 	g.JNZ(operand.LabelRef("group"))
-	g.q8Store(avx2, tokens, vecs, c, temp)
+	g.q8Store(avx2, tokens, vecs, dst, rowC, step, c, temp)
 }
 
 // q8Largest finds the largest magnitude in each group. The bits of magnitudes are in their order, NaN above infinity.
@@ -261,45 +286,84 @@ func (g *gen) q8Largest() {
 	g.RET()
 }
 
-// q8Round rounds groups of a token.
+// q8Round rounds groups of a token, and fills in what goes with the codes.
 func (g *gen) q8Round() {
 	order := g.dwords8("q8Order", [8]uint32{0, 4, 1, 5, 2, 6, 3, 7})
 	bytes := g.bytes32("q8Bytes", func(int) byte { return 1 })
 	words := g.bytes32("q8Words", func(i int) byte { return byte(1 - i%2) })
-	g.function("q8RoundAVX2", "func(dst *uint32, sums *int32, x, inverse *float32, groups int)",
-		"sets byte j of group g, 192·g+j bytes from dst, to x[32g+j]·inverse[g] rounded to the nearest number, ties to even,",
-		"within −128 and 127, and sums[2g] and sums[2g+1] to the sums of the first and the last 16.")
-	dst, sums, x, inverse, n := g.gp("dst"), g.gp("sums"), g.gp("x"), g.gp("inverse"), g.gp("groups")
+	g.function("q8RoundAVX2",
+		"func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)",
+		"rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,",
+		"and fills in a token of q8Inputs: its codes, and both versions of its sums, the second one if halves is not nil.")
+	codes, sums, halves, x, e, n := g.gp("codes"), g.gp("sums"), g.gp("halves"), g.gp("x"), g.gp("e"), g.gp("groups")
 	y := avx2.reg
+	const inverse, unit = 8, 9
+	g.VMOVSS(g.param("inverse"), y(inverse).AsX())
 	g.VMOVDQU(order, y(13))
 	g.VMOVDQU(bytes, y(14))
 	g.VMOVDQU(words, y(15))
-	g.countdown("group", n, 1, func() {
-		g.VBROADCASTSS(at(inverse, 0), y(4))
-		for i := range 4 {
-			g.VMULPS(at(x, 32*i), y(4), y(i))
-			g.VCVTPS2DQ(y(i), y(i))
-		}
-		g.Comment("Packing works on halves of a vector: dword i of eight is four codes of eight i%4, half i/4.")
-		g.VPACKSSDW(y(1), y(0), y(0))
-		g.VPACKSSDW(y(3), y(2), y(2))
-		g.VPACKSSWB(y(2), y(0), y(0))
-		g.VPERMD(y(0), y(13), y(0))
-		g.VMOVDQU(y(0), at(dst, 0))
-		g.VPMADDUBSW(y(0), y(14), y(0))
-		g.VPMADDWD(y(0), y(15), y(0))
-		for _, order := range []uint8{0b01_00_11_10, 0b10_11_00_01} {
-			g.VPSHUFD(operand.U8(order), y(0), y(1))
-			g.VPADDD(y(1), y(0), y(0))
-		}
-		g.VEXTRACTI128(operand.U8(1), y(0), y(1).AsX())
-		g.VMOVD(y(0).AsX(), at(sums, 0))
-		g.VMOVD(y(1).AsX(), at(sums, 4))
-		g.advance(128, x)
-		g.advance(4, inverse)
-		g.advance(8, sums)
-		g.advance(q8Tokens*q8Group, dst)
-	})
+	const one, magic = 0x3f800000, 0x4b400000 // 1 and 1.5·2²³
+	exponent, t, start, first, last := g.GP32(), g.GP32(), g.GP32(), g.GP32(), g.GP32()
+	// put stores what belongs to the sum of a part's codes, which it destroys.
+	put := func(base reg.Register, part, parts int, sum reg.Register) {
+		g.VCVTSI2SSL(sum, y(0).AsX(), y(0).AsX())
+		g.VMULSS(y(unit).AsX(), y(0).AsX(), y(0).AsX())
+		g.VMOVSS(y(0).AsX(), at(base, 4*q8Tokens*(parts+1+part)))
+		g.SHLL(operand.U8(7), sum)
+		g.MOVL(start, t)
+		g.SUBL(sum, t)
+		g.MOVL(t, at(base, 4*q8Tokens*part))
+	}
+	g.Label("group")
+	g.MOVL(at(e, 0), exponent)
+	g.SHLL(operand.U8(23), exponent)
+	g.MOVL(operand.U32(one), t)
+	g.SUBL(exponent, t)
+	g.VMOVD(t, y(4).AsX())
+	g.VMULSS(y(inverse).AsX(), y(4).AsX(), y(4).AsX())
+	g.VBROADCASTSS(y(4).AsX(), y(4))
+	g.MOVL(operand.U32(one), t)
+	g.ADDL(exponent, t)
+	g.VMOVD(t, y(unit).AsX())
+	g.MOVL(operand.U32(magic), start)
+	g.ADDL(exponent, start)
+	for i := range 4 {
+		g.VMULPS(at(x, 32*i), y(4), y(i))
+		g.VCVTPS2DQ(y(i), y(i))
+	}
+	g.Comment("Packing works on halves of a vector: dword i of eight is four codes of eight i%4, half i/4.")
+	g.VPACKSSDW(y(1), y(0), y(0))
+	g.VPACKSSDW(y(3), y(2), y(2))
+	g.VPACKSSWB(y(2), y(0), y(0))
+	g.VPERMD(y(0), y(13), y(0))
+	g.VMOVDQU(y(0), at(codes, 0))
+	g.VPMADDUBSW(y(0), y(14), y(0))
+	g.VPMADDWD(y(0), y(15), y(0))
+	for _, order := range []uint8{0b01_00_11_10, 0b10_11_00_01} {
+		g.VPSHUFD(operand.U8(order), y(0), y(1))
+		g.VPADDD(y(1), y(0), y(0))
+	}
+	g.VEXTRACTI128(operand.U8(1), y(0), y(1).AsX())
+	g.VMOVD(y(0).AsX(), first)
+	g.VMOVD(y(1).AsX(), last)
+	sum := g.GP32()
+	g.MOVL(first, sum)
+	g.ADDL(last, sum)
+	put(sums, 0, 1, sum)
+	g.MOVL(start, at(sums, 4*q8Tokens))
+	g.TESTQ(halves, halves)
+	g.JZ(operand.LabelRef("next"))
+	put(halves, 0, 2, first)
+	put(halves, 1, 2, last)
+	g.MOVL(start, at(halves, 4*q8Tokens*2))
+	g.ADDQ(operand.I32(4*q8Tokens*5), halves)
+	g.Label("next")
+	g.advance(128, x)
+	g.advance(4, e)
+	g.advance(4*q8Tokens*3, sums)
+	g.advance(q8Tokens*q8Group, codes)
+	g.DECQ(n)
+	g.JNZ(operand.LabelRef("group"))
 	g.VZEROUPPER()
 	g.RET()
 }

@@ -117,7 +117,7 @@ func (a *attention) queries(h, p0, p1 int) {
 			n := min(keyTile, t0+rows-k0)
 			for j := max(0, first-k0) / strip; j*strip < n; j++ {
 				kernel.run(a.dimSteps, &q[0], 4*pitchQ, 4, &keys[(k0/strip+j)*a.dimSteps*strip], &floats(s)[j*strip],
-					4*pitchS, a.scale, false)
+					4*pitchS, a.scale, false, &q[0], 0)
 			}
 			for i := range rows {
 				row := floats(s[i*pitchS:][:n])
@@ -145,7 +145,8 @@ func (a *attention) queries(h, p0, p1 int) {
 			}
 			steps := (n + a.depth() - 1) / a.depth()
 			for d := range a.dimStrips {
-				kernel.run(steps, &s[0], 4*pitchS, 4, &values[(d*a.keySteps+k0/a.depth())*strip], &out[d*strip], 4*pitchO, 1, true)
+				kernel.run(steps, &s[0], 4*pitchS, 4, &values[(d*a.keySteps+k0/a.depth())*strip], &out[d*strip], 4*pitchO, 1, true,
+					&s[0], 0)
 			}
 		}
 		for i := range rows {

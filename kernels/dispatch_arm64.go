@@ -45,12 +45,14 @@ func Axpy(dst []float32, alpha float32, x []float32) {
 // element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c; k > 0.
 //
 //go:noescape
-func gemmNEONx8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+func gemmNEONx8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+	next *uint32, stepNext int)
 
 // gemmNEONx4 is gemmNEONx8 for a C of 4×8.
 //
 //go:noescape
-func gemmNEONx4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+func gemmNEONx4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+	next *uint32, stepNext int)
 
 // transposeNEON sets dst[j][i] = src[i][j] for i < 4 and j < 4·n; rows are rowDst and rowSrc bytes apart.
 //

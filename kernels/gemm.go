@@ -10,7 +10,8 @@ import (
 // microKernel computes a tile of rows×(2 vectors): see _asm/gemm.go.
 type microKernel struct {
 	rows int
-	run  func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+	run  func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+		next *uint32, stepNext int)
 }
 
 // tiling is what the blocked product needs to know of a tier. Packed operands are 32-bit words: a float32, or with
@@ -81,11 +82,14 @@ type operand struct {
 	rows    *tensor.Matrix
 	cols    *tensor.Matrix
 	weights *Weights
+	bf16    unpacker // of weights, nil if there is none
 }
 
 func rowsOperand(m *tensor.Matrix) operand { return operand{rows: m} }
 func colsOperand(m *tensor.Matrix) operand { return operand{cols: m} }
-func weightsOperand(w *Weights) operand    { return operand{weights: w} }
+func weightsOperand(w *Weights) operand {
+	return operand{weights: w, bf16: w.Format.unpackerBF16()}
+}
 
 // packedWords bounds what is packed of A at a time, in words: half of a common L3 cache.
 const packedWords = 4 << 20
@@ -209,22 +213,21 @@ func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 		}
 		for p := p0; p < p1; p++ {
 			a := r.panelAt(p, s0)
-			next := a[:0] // the panel after this comes from L3: a part of it is asked for during each strip
+			next := a[:1] // the panel after this comes from L3: a part of it is asked for during each strip
 			if p+1 < p1 {
 				next = r.panelAt(p+1, s0)
 			}
 			for i := range strips {
-				if part := next[i*len(next)/strips : (i+1)*len(next)/strips]; len(part) > 0 {
-					prefetch(&asBytes(part)[0], 4*len(part))
-				}
-				r.tile(res.c, a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile)
+				r.tile(res.c, a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile,
+					next[i*len(next)/strips:(i+1)*len(next)/strips])
 			}
 		}
 	}
 }
 
-// tile computes the tile of c at panel p and column j over steps [s0,s1); scratch serves tiles that c cuts off.
-func (r *pass) tile(c *tensor.Matrix, a, b []uint32, p, j, s0, s1 int, scratch []float32) {
+// tile computes the tile of c at panel p and column j over steps [s0,s1), and brings next near meanwhile; scratch serves
+// tiles that c cuts off.
+func (r *pass) tile(c *tensor.Matrix, a, b []uint32, p, j, s0, s1 int, scratch []float32, next []uint32) {
 	i := p * r.panel()
 	rows, cols := min(r.panel(), c.Rows-i), min(r.strip(), c.Cols-j)
 	if r.mode == addLower && j >= i+rows {
@@ -236,11 +239,15 @@ func (r *pass) tile(c *tensor.Matrix, a, b []uint32, p, j, s0, s1 int, scratch [
 	}
 	kernel := r.kernel(rows)
 	adding := r.mode != store || s0 > 0
+	n, ahead, stepAhead := s1-s0, &a[0], 0
+	if len(next) > 1 {
+		ahead, stepAhead = &next[0], 4*((len(next)+n-1)/n)
+	}
 	if rows == kernel.rows && cols == r.strip() {
-		kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding)
+		kernel.run(n, &a[0], rowA, stepA, &b[0], &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding, ahead, stepAhead)
 		return
 	}
-	kernel.run(s1-s0, &a[0], rowA, stepA, &b[0], &scratch[0], 4*r.strip(), r.alpha, false)
+	kernel.run(n, &a[0], rowA, stepA, &b[0], &scratch[0], 4*r.strip(), r.alpha, false, ahead, stepAhead)
 	for y := range rows {
 		row, part := c.Row(i + y)[j:j+cols], scratch[y*r.strip():]
 		if !adding {
@@ -378,7 +385,7 @@ func (t *tiling) rowB(b *operand, dst, row []uint32, j, k0, k1 int) {
 	f := b.weights.Format
 	src := b.weights.Row(j)[f.RowBytes(k0):f.RowBytes(k1)]
 	if t.pairs {
-		f.decodeBF16(dst, src, k1-k0, floats(row))
+		f.decodeBF16(b.bf16, dst, src, k1-k0, floats(row))
 	} else {
 		Unpack(f, floats(dst[:k1-k0]), src)
 	}

@@ -4,9 +4,9 @@
 
 #include "textflag.h"
 
-// func gemmF32AVX512x12(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmF32AVX512x12(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·gemmF32AVX512x12(SB), NOSPLIT, $0-61
+TEXT ·gemmF32AVX512x12(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -14,45 +14,47 @@ TEXT ·gemmF32AVX512x12(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -77,9 +79,9 @@ TEXT ·gemmF32AVX512x12(SB), NOSPLIT, $0-61
 	VPXORD     Z21, Z21, Z21
 	VPXORD     Z22, Z22, Z22
 	VPXORD     Z23, Z23, Z23
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
-	LEAQ       (CX)(R9*2), R11
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
+	LEAQ       (CX)(R11*2), R13
 
 step:
 	VMOVUPS      (SI), Z24
@@ -95,35 +97,37 @@ step:
 	VBROADCASTSS (CX)(DX*2), Z28
 	VFMADD231PS  Z24, Z28, Z4
 	VFMADD231PS  Z25, Z28, Z5
-	VBROADCASTSS (CX)(R9*1), Z29
+	VBROADCASTSS (CX)(R11*1), Z29
 	VFMADD231PS  Z24, Z29, Z6
 	VFMADD231PS  Z25, Z29, Z7
 	VBROADCASTSS (CX)(DX*4), Z26
 	VFMADD231PS  Z24, Z26, Z8
 	VFMADD231PS  Z25, Z26, Z9
-	VBROADCASTSS (CX)(R10*1), Z27
+	VBROADCASTSS (CX)(R12*1), Z27
 	VFMADD231PS  Z24, Z27, Z10
 	VFMADD231PS  Z25, Z27, Z11
-	VBROADCASTSS (R11), Z28
+	VBROADCASTSS (R13), Z28
 	VFMADD231PS  Z24, Z28, Z12
 	VFMADD231PS  Z25, Z28, Z13
-	VBROADCASTSS (R11)(DX*1), Z29
+	VBROADCASTSS (R13)(DX*1), Z29
 	VFMADD231PS  Z24, Z29, Z14
 	VFMADD231PS  Z25, Z29, Z15
-	VBROADCASTSS (R11)(DX*2), Z26
+	VBROADCASTSS (R13)(DX*2), Z26
 	VFMADD231PS  Z24, Z26, Z16
 	VFMADD231PS  Z25, Z26, Z17
-	VBROADCASTSS (R11)(R9*1), Z27
+	VBROADCASTSS (R13)(R11*1), Z27
 	VFMADD231PS  Z24, Z27, Z18
 	VFMADD231PS  Z25, Z27, Z19
-	VBROADCASTSS (R11)(DX*4), Z28
+	VBROADCASTSS (R13)(DX*4), Z28
 	VFMADD231PS  Z24, Z28, Z20
 	VFMADD231PS  Z25, Z28, Z21
-	VBROADCASTSS (R11)(R10*1), Z29
+	VBROADCASTSS (R13)(R12*1), Z29
 	VFMADD231PS  Z24, Z29, Z22
 	VFMADD231PS  Z25, Z29, Z23
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
-	ADDQ         BX, R11
+	ADDQ         BX, R13
 	ADDQ         $+128, SI
 	DECQ         AX
 	JNZ          step
@@ -282,9 +286,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmBF16x12(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmBF16x12(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·gemmBF16x12(SB), NOSPLIT, $0-61
+TEXT ·gemmBF16x12(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -292,45 +296,47 @@ TEXT ·gemmBF16x12(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -355,9 +361,9 @@ TEXT ·gemmBF16x12(SB), NOSPLIT, $0-61
 	VPXORD     Z21, Z21, Z21
 	VPXORD     Z22, Z22, Z22
 	VPXORD     Z23, Z23, Z23
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
-	LEAQ       (CX)(R9*2), R11
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
+	LEAQ       (CX)(R11*2), R13
 
 step:
 	VMOVUPS      (SI), Z24
@@ -379,7 +385,7 @@ step:
 	WORD         $0xe052
 	LONG         $0x401e9262
 	WORD         $0xe952
-	VBROADCASTSS (CX)(R9*1), Z29
+	VBROADCASTSS (CX)(R11*1), Z29
 	LONG         $0x40169262
 	WORD         $0xf052
 	LONG         $0x40169262
@@ -389,43 +395,45 @@ step:
 	WORD         $0xc052
 	LONG         $0x402e1262
 	WORD         $0xc952
-	VBROADCASTSS (CX)(R10*1), Z27
+	VBROADCASTSS (CX)(R12*1), Z27
 	LONG         $0x40261262
 	WORD         $0xd052
 	LONG         $0x40261262
 	WORD         $0xd952
-	VBROADCASTSS (R11), Z28
+	VBROADCASTSS (R13), Z28
 	LONG         $0x401e1262
 	WORD         $0xe052
 	LONG         $0x401e1262
 	WORD         $0xe952
-	VBROADCASTSS (R11)(DX*1), Z29
+	VBROADCASTSS (R13)(DX*1), Z29
 	LONG         $0x40161262
 	WORD         $0xf052
 	LONG         $0x40161262
 	WORD         $0xf952
-	VBROADCASTSS (R11)(DX*2), Z26
+	VBROADCASTSS (R13)(DX*2), Z26
 	LONG         $0x402e8262
 	WORD         $0xc052
 	LONG         $0x402e8262
 	WORD         $0xc952
-	VBROADCASTSS (R11)(R9*1), Z27
+	VBROADCASTSS (R13)(R11*1), Z27
 	LONG         $0x40268262
 	WORD         $0xd052
 	LONG         $0x40268262
 	WORD         $0xd952
-	VBROADCASTSS (R11)(DX*4), Z28
+	VBROADCASTSS (R13)(DX*4), Z28
 	LONG         $0x401e8262
 	WORD         $0xe052
 	LONG         $0x401e8262
 	WORD         $0xe952
-	VBROADCASTSS (R11)(R10*1), Z29
+	VBROADCASTSS (R13)(R12*1), Z29
 	LONG         $0x40168262
 	WORD         $0xf052
 	LONG         $0x40168262
 	WORD         $0xf952
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
-	ADDQ         BX, R11
+	ADDQ         BX, R13
 	ADDQ         $+128, SI
 	DECQ         AX
 	JNZ          step
@@ -584,9 +592,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmF32AVX512x8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmF32AVX512x8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·gemmF32AVX512x8(SB), NOSPLIT, $0-61
+TEXT ·gemmF32AVX512x8(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -594,33 +602,35 @@ TEXT ·gemmF32AVX512x8(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -637,9 +647,9 @@ TEXT ·gemmF32AVX512x8(SB), NOSPLIT, $0-61
 	VPXORD     Z13, Z13, Z13
 	VPXORD     Z14, Z14, Z14
 	VPXORD     Z15, Z15, Z15
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
-	LEAQ       (CX)(R9*2), R11
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
+	LEAQ       (CX)(R11*2), R13
 
 step:
 	VMOVUPS      (SI), Z16
@@ -655,23 +665,25 @@ step:
 	VBROADCASTSS (CX)(DX*2), Z20
 	VFMADD231PS  Z16, Z20, Z4
 	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS (CX)(R9*1), Z21
+	VBROADCASTSS (CX)(R11*1), Z21
 	VFMADD231PS  Z16, Z21, Z6
 	VFMADD231PS  Z17, Z21, Z7
 	VBROADCASTSS (CX)(DX*4), Z18
 	VFMADD231PS  Z16, Z18, Z8
 	VFMADD231PS  Z17, Z18, Z9
-	VBROADCASTSS (CX)(R10*1), Z19
+	VBROADCASTSS (CX)(R12*1), Z19
 	VFMADD231PS  Z16, Z19, Z10
 	VFMADD231PS  Z17, Z19, Z11
-	VBROADCASTSS (R11), Z20
+	VBROADCASTSS (R13), Z20
 	VFMADD231PS  Z16, Z20, Z12
 	VFMADD231PS  Z17, Z20, Z13
-	VBROADCASTSS (R11)(DX*1), Z21
+	VBROADCASTSS (R13)(DX*1), Z21
 	VFMADD231PS  Z16, Z21, Z14
 	VFMADD231PS  Z17, Z21, Z15
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
-	ADDQ         BX, R11
+	ADDQ         BX, R13
 	ADDQ         $+128, SI
 	DECQ         AX
 	JNZ          step
@@ -782,9 +794,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmBF16x8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmBF16x8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·gemmBF16x8(SB), NOSPLIT, $0-61
+TEXT ·gemmBF16x8(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -792,33 +804,35 @@ TEXT ·gemmBF16x8(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -835,9 +849,9 @@ TEXT ·gemmBF16x8(SB), NOSPLIT, $0-61
 	VPXORD     Z13, Z13, Z13
 	VPXORD     Z14, Z14, Z14
 	VPXORD     Z15, Z15, Z15
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
-	LEAQ       (CX)(R9*2), R11
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
+	LEAQ       (CX)(R11*2), R13
 
 step:
 	VMOVUPS      (SI), Z16
@@ -859,7 +873,7 @@ step:
 	WORD         $0xe052
 	LONG         $0x405eb262
 	WORD         $0xe952
-	VBROADCASTSS (CX)(R9*1), Z21
+	VBROADCASTSS (CX)(R11*1), Z21
 	LONG         $0x4056b262
 	WORD         $0xf052
 	LONG         $0x4056b262
@@ -869,23 +883,25 @@ step:
 	WORD         $0xc052
 	LONG         $0x406e3262
 	WORD         $0xc952
-	VBROADCASTSS (CX)(R10*1), Z19
+	VBROADCASTSS (CX)(R12*1), Z19
 	LONG         $0x40663262
 	WORD         $0xd052
 	LONG         $0x40663262
 	WORD         $0xd952
-	VBROADCASTSS (R11), Z20
+	VBROADCASTSS (R13), Z20
 	LONG         $0x405e3262
 	WORD         $0xe052
 	LONG         $0x405e3262
 	WORD         $0xe952
-	VBROADCASTSS (R11)(DX*1), Z21
+	VBROADCASTSS (R13)(DX*1), Z21
 	LONG         $0x40563262
 	WORD         $0xf052
 	LONG         $0x40563262
 	WORD         $0xf952
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
-	ADDQ         BX, R11
+	ADDQ         BX, R13
 	ADDQ         $+128, SI
 	DECQ         AX
 	JNZ          step
@@ -996,9 +1012,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmF32AVX512x4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmF32AVX512x4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·gemmF32AVX512x4(SB), NOSPLIT, $0-61
+TEXT ·gemmF32AVX512x4(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -1006,21 +1022,23 @@ TEXT ·gemmF32AVX512x4(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -1029,8 +1047,8 @@ TEXT ·gemmF32AVX512x4(SB), NOSPLIT, $0-61
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
 
 step:
 	VMOVUPS      (SI), Z8
@@ -1046,9 +1064,11 @@ step:
 	VBROADCASTSS (CX)(DX*2), Z12
 	VFMADD231PS  Z8, Z12, Z4
 	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS (CX)(R9*1), Z13
+	VBROADCASTSS (CX)(R11*1), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
 	ADDQ         $+128, SI
 	DECQ         AX
@@ -1112,9 +1132,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmBF16x4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmBF16x4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·gemmBF16x4(SB), NOSPLIT, $0-61
+TEXT ·gemmBF16x4(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -1122,21 +1142,23 @@ TEXT ·gemmBF16x4(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	PREFETCHT0 127(R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	PREFETCHT0 127(R11)
+	ADDQ       R8, R11
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -1145,8 +1167,8 @@ TEXT ·gemmBF16x4(SB), NOSPLIT, $0-61
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
 
 step:
 	VMOVUPS      (SI), Z8
@@ -1168,11 +1190,13 @@ step:
 	WORD         $0xe052
 	LONG         $0x481ed262
 	WORD         $0xe952
-	VBROADCASTSS (CX)(R9*1), Z13
+	VBROADCASTSS (CX)(R11*1), Z13
 	LONG         $0x4816d262
 	WORD         $0xf052
 	LONG         $0x4816d262
 	WORD         $0xf952
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
 	ADDQ         $+128, SI
 	DECQ         AX
@@ -1236,9 +1260,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmF32AVX2x6(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmF32AVX2x6(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, FMA3, MMX+
-TEXT ·gemmF32AVX2x6(SB), NOSPLIT, $0-61
+TEXT ·gemmF32AVX2x6(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -1246,21 +1270,23 @@ TEXT ·gemmF32AVX2x6(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -1273,8 +1299,8 @@ TEXT ·gemmF32AVX2x6(SB), NOSPLIT, $0-61
 	VXORPS     Y9, Y9, Y9
 	VXORPS     Y10, Y10, Y10
 	VXORPS     Y11, Y11, Y11
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R10
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R12
 
 step:
 	VMOVUPS      (SI), Y12
@@ -1289,15 +1315,17 @@ step:
 	VBROADCASTSS (CX)(DX*2), Y14
 	VFMADD231PS  Y12, Y14, Y4
 	VFMADD231PS  Y13, Y14, Y5
-	VBROADCASTSS (CX)(R9*1), Y15
+	VBROADCASTSS (CX)(R11*1), Y15
 	VFMADD231PS  Y12, Y15, Y6
 	VFMADD231PS  Y13, Y15, Y7
 	VBROADCASTSS (CX)(DX*4), Y14
 	VFMADD231PS  Y12, Y14, Y8
 	VFMADD231PS  Y13, Y14, Y9
-	VBROADCASTSS (CX)(R10*1), Y15
+	VBROADCASTSS (CX)(R12*1), Y15
 	VFMADD231PS  Y12, Y15, Y10
 	VFMADD231PS  Y13, Y15, Y11
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
 	ADDQ         $+64, SI
 	DECQ         AX
@@ -1385,9 +1413,9 @@ store:
 	VZEROUPPER
 	RET
 
-// func gemmF32AVX2x3(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
+// func gemmF32AVX2x3(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, FMA3, MMX+
-TEXT ·gemmF32AVX2x3(SB), NOSPLIT, $0-61
+TEXT ·gemmF32AVX2x3(SB), NOSPLIT, $0-80
 	MOVQ k+0(FP), AX
 	MOVQ a+8(FP), CX
 	MOVQ rowA+16(FP), DX
@@ -1395,23 +1423,25 @@ TEXT ·gemmF32AVX2x3(SB), NOSPLIT, $0-61
 	MOVQ b+32(FP), SI
 	MOVQ c+40(FP), DI
 	MOVQ rowC+48(FP), R8
+	MOVQ next+64(FP), R9
+	MOVQ stepNext+72(FP), R10
 
 	// Bring C near while the sums run.
-	MOVQ       DI, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
-	PREFETCHT0 (R9)
-	ADDQ       R8, R9
+	MOVQ       DI, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
+	PREFETCHT0 (R11)
+	ADDQ       R8, R11
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	VXORPS     Y4, Y4, Y4
 	VXORPS     Y5, Y5, Y5
-	LEAQ       (DX)(DX*2), R9
-	LEAQ       (DX)(DX*4), R9
+	LEAQ       (DX)(DX*2), R11
+	LEAQ       (DX)(DX*4), R11
 
 step:
 	VMOVUPS      (SI), Y6
@@ -1426,6 +1456,8 @@ step:
 	VBROADCASTSS (CX)(DX*2), Y10
 	VFMADD231PS  Y6, Y10, Y4
 	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT1   (R9)
+	ADDQ         R10, R9
 	ADDQ         BX, CX
 	ADDQ         $+64, SI
 	DECQ         AX

@@ -26,10 +26,13 @@
 	VST1 [V24.S4, V25.S4], (R5); \
 	ADD R6, R5
 
-// func gemmNEONx8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
-TEXT ·gemmNEONx8(SB), NOSPLIT, $0-61
+// func gemmNEONx8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+//	next *uint32, stepNext int)
+TEXT ·gemmNEONx8(SB), NOSPLIT, $0-80
 	MOVD k+0(FP), R0
 	MOVD a+8(FP), R8
+	MOVD next+64(FP), R19
+	MOVD stepNext+72(FP), R20
 	MOVD rowA+16(FP), R2
 	MOVD stepA+24(FP), R3
 	MOVD b+32(FP), R4
@@ -61,6 +64,8 @@ TEXT ·gemmNEONx8(SB), NOSPLIT, $0-61
 
 step:
 	VLD1.P 32(R4), [V16.S4, V17.S4]
+	PRFM (R19), PLDL2KEEP
+	ADD R20, R19
 	ROW(R8, V18, V0, V1)
 	ROW(R9, V19, V2, V3)
 	ROW(R10, V20, V4, V5)
@@ -97,10 +102,13 @@ store:
 	SETROW(V14, V15)
 	RET
 
-// func gemmNEONx4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)
-TEXT ·gemmNEONx4(SB), NOSPLIT, $0-61
+// func gemmNEONx4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+//	next *uint32, stepNext int)
+TEXT ·gemmNEONx4(SB), NOSPLIT, $0-80
 	MOVD k+0(FP), R0
 	MOVD a+8(FP), R8
+	MOVD next+64(FP), R19
+	MOVD stepNext+72(FP), R20
 	MOVD rowA+16(FP), R2
 	MOVD stepA+24(FP), R3
 	MOVD b+32(FP), R4
@@ -120,6 +128,8 @@ TEXT ·gemmNEONx4(SB), NOSPLIT, $0-61
 
 step:
 	VLD1.P 32(R4), [V16.S4, V17.S4]
+	PRFM (R19), PLDL2KEEP
+	ADD R20, R19
 	ROW(R8, V18, V0, V1)
 	ROW(R9, V19, V2, V3)
 	ROW(R10, V20, V4, V5)

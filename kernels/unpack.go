@@ -36,9 +36,10 @@ func Unpack(f *Format, dst []float32, src []byte) {
 	}
 }
 
-// decodeBF16 sets dst to the weights of src in bfloat16, two to a word, the last half empty if cols is odd. scratch
+// decodeBF16 sets dst to the weights of src in bfloat16, two to a word, the last half empty if cols is odd; unpack is
+// what f.unpackerBF16 returns, looked up once for many rows. scratch
 // holds cols values.
-func (f *Format) decodeBF16(dst []uint32, src []byte, cols int, scratch []float32) {
+func (f *Format) decodeBF16(unpack unpacker, dst []uint32, src []byte, cols int, scratch []float32) {
 	whole := 0
 	switch f.Name {
 	case "BF16":
@@ -53,7 +54,7 @@ func (f *Format) decodeBF16(dst []uint32, src []byte, cols int, scratch []float3
 			roundBF16((*uint16)(unsafe.Pointer(&dst[0])), (*float32)(unsafe.Pointer(&src[0])), whole)
 		}
 	}
-	if unpack := f.unpackerBF16(); unpack != nil {
+	if unpack != nil {
 		if n := cols / f.run(); n > 0 {
 			_ = src[f.RowBytes(n*f.run())-1]
 			unpack((*byte)(unsafe.Pointer(&dst[0])), &src[0], n)

@@ -24,17 +24,20 @@ func gemm(g *gen) {
 func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 	const vecs = 2
 	const prefetch = 1024 // bytes ahead in B, which comes from L2: 8 to 16 steps
+	sig := "func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, " +
+		"next *uint32, stepNext int)"
 	doc := []string{fmt.Sprintf("sets C = alpha·A·B, or C += alpha·A·B if add; C is %d×%d.", rows, vecs*v.lanes())}
 	if pairs {
 		doc = append(doc, "An element of A or B is two bfloat16 values, multiplied with the same two of the other and added.")
 	}
 	doc = append(doc, "",
 		"A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.",
-		"k > 0 is the number of steps.")
-	g.function(name, "func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool)", doc...)
+		"k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.")
+	g.function(name, sig, doc...)
 
 	k, a, rowA, stepA, b := g.gp("k"), g.gp("a"), g.gp("rowA"), g.gp("stepA"), g.gp("b")
 	c, rowC := g.gp("c"), g.gp("rowC")
+	next, stepNext := g.gp("next"), g.gp("stepNext")
 	acc := func(i, j int) reg.VecPhysical { return v.reg(vecs*i + j) }
 	vecB := func(j int) reg.VecPhysical { return v.reg(vecs*rows + j) }
 	temps := min(4, v.count()-vecs*rows-vecs)
@@ -94,6 +97,8 @@ func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 			}
 		}
 	}
+	g.PREFETCHT1(at(next, 0))
+	g.ADDQ(stepNext, next)
 	for _, base := range bases {
 		g.ADDQ(stepA, base)
 	}

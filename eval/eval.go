@@ -11,7 +11,10 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/internal/states"
@@ -109,9 +112,9 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 	if err != nil {
 		return nil, err
 	}
-	runs := []*run{{m: m}}
+	runs := []*run{newRun(m)}
 	if opt.Base != nil {
-		runs = append(runs, &run{m: opt.Base})
+		runs = append(runs, newRun(opt.Base))
 	}
 	defer func() {
 		for _, r := range runs {
@@ -262,9 +265,12 @@ func (p *plan) headWork(m *model.Model) int64 {
 // run is one model's way through an evaluation.
 type run struct {
 	m           *model.Model
+	fork        *model.Model // of m, for a second batch at the same time
 	activations *activations // nil: floating-point
 	hidden      *states.Store
 }
+
+func newRun(m *model.Model) *run { return &run{m: m, fork: m.Fork()} }
 
 // embed fills the hidden states with the tokens' embeddings.
 func (r *run) embed(p *plan) error {
@@ -297,11 +303,37 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 	if n := p.context - p.first; i == r.m.Layers()-1 && n >= few && r.activations.perToken() {
 		last = n
 	}
-	return r.each(func(lo, hi int, x *tensor.Matrix) error {
-		err := l.ForwardLast(ctx, x, p.context, last)
-		p.progress.Add(p.layerWork(r.m) * int64(hi-lo))
-		return err
-	})
+	return r.forward(ctx, l, p.context, last, p.progress)
+}
+
+// forward takes all batches through l, two at a time: where one's operation ends on some processors before it does on
+// others, they work on the other batch.
+func (r *run) forward(ctx context.Context, l *model.Layer, seqLen, last int, progress Progress) error {
+	var next atomic.Int64
+	work := func(ctx context.Context, l *model.Layer, hidden *states.Store) error {
+		for b := int(next.Add(1)) - 1; b < hidden.Batches(); b = int(next.Add(1)) - 1 {
+			x, err := hidden.Get(b)
+			if err != nil {
+				return fmt.Errorf("eval: %w", err)
+			}
+			if err := l.ForwardLast(ctx, x, seqLen, last); err != nil {
+				return err
+			}
+			if err := hidden.Put(b, x); err != nil {
+				return fmt.Errorf("eval: %w", err)
+			}
+			lo, hi := hidden.Sequences(b)
+			progress.Add(int64(hi-lo) * int64(seqLen) * r.m.LayerWeights())
+		}
+		return nil
+	}
+	if r.hidden.Batches() == 1 {
+		return work(ctx, l, r.hidden)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return work(ctx, l, r.hidden) })
+	g.Go(func() error { return work(ctx, l.On(r.fork), r.hidden.Fork()) })
+	return g.Wait()
 }
 
 // each calls f with every batch of chunks [lo,hi) and stores what f makes of x.

@@ -45,7 +45,7 @@ func Sensitivity(ctx context.Context, m *model.Model, tokens []int32, rs []Repla
 	if p.memory > 0 {
 		p.memory = max(p.memory/int64(len(rs)+1), 1)
 	}
-	s := &sensitivity{plan: p, original: &run{m: m}, replaced: make([]*run, len(rs))}
+	s := &sensitivity{plan: p, original: newRun(m), replaced: make([]*run, len(rs))}
 	defer s.close()
 	if err := s.original.embed(p); err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (s *sensitivity) close() {
 
 // embed begins variant k with other embeddings.
 func (s *sensitivity) embed(k int, r Replacement) error {
-	s.replaced[k] = &run{m: s.original.m}
+	s.replaced[k] = &run{m: s.original.m, fork: s.original.fork}
 	if err := s.replaced[k].embed(s.plan); err != nil {
 		return err
 	}
@@ -148,11 +148,7 @@ func (s *sensitivity) layer(ctx context.Context, i int, rs []Replacement, at []i
 	}
 	defer l.Release()
 	forward := func(r *run) error {
-		return r.each(func(lo, hi int, x *tensor.Matrix) error {
-			err := l.Forward(ctx, x, p.context)
-			p.progress.Add(p.layerWork(m) * int64(hi-lo))
-			return err
-		})
+		return r.forward(ctx, l, p.context, p.context, p.progress)
 	}
 	for k, r := range rs {
 		switch {
@@ -192,7 +188,7 @@ func (s *sensitivity) branch(k int) error {
 	if err != nil {
 		return fmt.Errorf("eval: %w", err)
 	}
-	r := &run{m: m, hidden: hidden}
+	r := &run{m: m, fork: s.original.fork, hidden: hidden}
 	s.replaced[k] = r
 	batch := 0
 	return r.each(func(_, _ int, x *tensor.Matrix) error {

@@ -104,7 +104,7 @@ func RunTask(ctx context.Context, m *model.Model, tok Tokenizer, task *Task, opt
 	if opt.Limit > 0 {
 		examples = examples[:min(opt.Limit, len(examples))]
 	}
-	r := &taskRun{m: m, opt: opt}
+	r := &taskRun{m: m, fork: m.Fork(), opt: opt}
 	if r.opt.Progress == nil {
 		r.opt.Progress = silent{}
 	}
@@ -151,7 +151,7 @@ type bucket struct {
 const bucketStep = 8
 
 type taskRun struct {
-	m       *model.Model
+	m, fork *model.Model // as in run
 	opt     TaskOptions
 	seqs    []*sequence // choice by choice, example by example
 	buckets []*bucket   // by length
@@ -285,12 +285,8 @@ func (r *taskRun) layer(ctx context.Context, i int) error {
 	defer l.Release()
 	r.m.ReadAhead(i + 1)
 	for _, b := range r.buckets {
-		err := b.each(func(lo, hi int, x *tensor.Matrix) error {
-			err := l.Forward(ctx, x, b.length)
-			r.opt.Progress.Add(int64(hi-lo) * int64(b.length) * r.m.LayerWeights())
-			return err
-		})
-		if err != nil {
+		pass := &run{m: r.m, fork: r.fork, hidden: b.hidden}
+		if err := pass.forward(ctx, l, b.length, b.length, r.opt.Progress); err != nil {
 			return err
 		}
 	}

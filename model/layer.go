@@ -96,6 +96,14 @@ func (l *Layer) Vectors() map[string][]float32 {
 	return vectors
 }
 
+// On returns l computing with the scratch memory of m, which is l's model or a fork of it. Weights that are replaced
+// in one are replaced in both; l alone is to be released.
+func (l *Layer) On(m *Model) *Layer {
+	on := *l
+	on.m = m
+	return &on
+}
+
 // Release gives the weights back to the source; the layer must not be used afterwards.
 func (l *Layer) Release() {
 	for _, lin := range l.slots() {

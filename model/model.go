@@ -9,7 +9,7 @@ import (
 )
 
 // Model is a language model whose layers are loaded one at a time. Loading is safe beside computing, so that the next
-// layer can be read ahead; computing itself shares scratch memory and is for one goroutine at a time.
+// layer can be read ahead; computing itself shares scratch memory and is for one goroutine at a time, or see Fork.
 type Model struct {
 	Config
 	Source    Source
@@ -54,6 +54,13 @@ func Open(src Source) (*Model, error) {
 		}
 	}
 	return m, nil
+}
+
+// Fork returns m with scratch memory of its own: both can compute at the same time.
+func (m *Model) Fork() *Model {
+	f := *m
+	f.scratch = [scratchSlots][]float32{}
+	return &f
 }
 
 // Layers is the number of transformer layers.

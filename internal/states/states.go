@@ -11,7 +11,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Store holds the hidden states of many sequences in batches of whole sequences. It is not safe for concurrent use.
+// Store holds the hidden states of many sequences in batches of whole sequences. It is for one goroutine, or see Fork.
 type Store struct {
 	seqs, seqLen, dim int
 	perBatch          int // sequences
@@ -41,6 +41,15 @@ func New(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, err
 	}
 	s.buf = tensor.New(s.perBatch*seqLen, dim)
 	return s, nil
+}
+
+// Fork returns a store of the same states for another goroutine, which uses other batches. s alone is to be closed.
+func (s *Store) Fork() *Store {
+	f := *s
+	if s.file != nil {
+		f.buf = tensor.New(s.buf.Rows, s.dim)
+	}
+	return &f
 }
 
 // Bytes is the size of all states.

@@ -16,7 +16,7 @@ type superMin struct {
 	s      lanes
 	n      int // groups of a super-block
 	blocks int
-	fine   bool // search as much as importances are worth
+	effort effort
 	// Each group's own best scale and minimum, and with the weights negated, which amounts to levels that count down from a
 	// maximum.
 	own, mirrored kernels.Lattice
@@ -27,8 +27,17 @@ type superMin struct {
 	fits  [kernels.Lanes]fit
 }
 
+// effort is how many candidates are tried.
+type effort int
+
+const (
+	quick  effort = iota // for GPTQ, which makes up for what it misses
+	medium               // what weights without importances are worth
+	fine                 // what importances are worth
+)
+
 // superSteps are the values of d that are tried, relative to the one with which the largest scale just fits, and of dmin,
-// relative to the one with which the largest minimum does; coarseSuperSteps those of a search that is not fine.
+// relative to the one with which the largest minimum does; coarseSuperSteps those of searches that are not fine.
 var (
 	superSteps = [2][]float32{
 		{0.5, 0.7, 0.9, 0.92, 0.94, 0.96, 0.98, 1, 1.02, 1.04, 1.06, 1.08, 1.1}, {0.94, 0.97, 1, 1.03, 1.06},
@@ -36,8 +45,8 @@ var (
 	coarseSuperSteps = [2][]float32{{0.5, 0.7, 0.95, 1, 1.05}, {0.95, 1, 1.05}}
 )
 
-// maxSuperSteps is the number of their combinations.
-const maxSuperSteps = 65
+// minSteps is the number of values of dmin.
+const minSteps = 5
 
 const (
 	// superMinRounds are the rounds of choose and solve of a fine search; more brought nothing. Without importances, one
@@ -48,28 +57,38 @@ const (
 
 // fitSuperMins fits as many super-blocks as have room in the lanes.
 func fitSuperMins(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
-	fitSuperMin(g, lv, bs, w, importance, importance != nil)
+	e := medium
+	if importance != nil {
+		e = fine
+	}
+	fitSuperMin(g, lv, bs, w, importance, e)
 }
 
-// fitSuperMinsCoarse searches no more with importances than without.
+// fitSuperMinsCoarse is the grids' FitCoarse.
 func fitSuperMinsCoarse(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
-	fitSuperMin(g, lv, bs, w, importance, false)
+	fitSuperMin(g, lv, bs, w, importance, quick)
 }
 
-func fitSuperMin(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32, fine bool) {
-	p := superMin{grid: g, lv: lv, n: g.Groups(), blocks: len(bs), fine: fine}
+func fitSuperMin(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32, e effort) {
+	p := superMin{grid: g, lv: lv, n: g.Groups(), blocks: len(bs), effort: e}
 	p.s.load(w, importance, g.Group, g.Block)
 	p.s.revive()
 	p.free()
 	p.start()
-	p.sweep()
-	rounds := 1
-	if p.fine {
-		rounds = superMinRounds
-	}
-	for range rounds {
+	switch e {
+	case quick:
+		p.sweep(quickWindow)
+		p.solve()
+	case medium:
+		p.sweep(superMinWindow)
 		p.choose()
 		p.solve()
+	case fine:
+		p.sweep(superMinWindow)
+		for range superMinRounds {
+			p.choose()
+			p.solve()
+		}
 	}
 	for i := range bs {
 		b := &bs[i]
@@ -106,11 +125,11 @@ func (p *superMin) free() {
 		best.Minimum[i] = -m.Mean[i]
 	}
 	rounds := minRounds
-	if p.fine {
+	if p.effort == fine {
 		rounds = 0
 	}
 	best.Search(s.x(), s.wt(), &m, ranges[:], rounds, lo, hi)
-	if p.fine {
+	if p.effort == fine {
 		var clips [12]kernels.Range
 		s.clips(&m, &clips, p.lv)
 		best.Search(s.x(), s.wt(), &m, clips[:], minRounds, lo, hi)
@@ -152,13 +171,12 @@ func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) 
 // start chooses d and dmin by what rounding each group's own scale and minimum costs, with either sign.
 func (p *superMin) start() {
 	tried := &coarseSuperSteps
-	if p.fine {
+	if p.effort == fine {
 		tried = &superSteps
 	}
-	n := len(tried[0]) * len(tried[1])
-	var stepsBuf [maxSuperSteps]kernels.Range
-	var errsBuf [maxSuperSteps]kernels.Lane
-	steps, errs := stepsBuf[:n], errsBuf[:n]
+	var stepsBuf [minSteps]kernels.Range
+	var errsBuf [minSteps]kernels.Lane
+	steps, errs := stepsBuf[:len(tried[1])], errsBuf[:len(tried[1])]
 	least := [kernels.Lanes]float32{}
 	for i := range p.blocks {
 		least[i] = float32(math.Inf(1))
@@ -175,29 +193,20 @@ func (p *superMin) start() {
 				d[i], dmin[i] = top, topMin
 			}
 		}
-		for k := range steps {
-			r, rm := tried[0][k/len(tried[1])], tried[1][k%len(tried[1])]
-			for i := range d {
-				steps[k].Scale[i], steps[k].Minimum[i] = r*d[i], rm*dmin[i]
+		for k, r := range tried[1] {
+			for i, v := range dmin {
+				steps[k].Minimum[i] = r * v
 			}
 		}
-		l.Errors(errs, steps, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
-		for b := range p.blocks {
-			for k := range errs {
-				var sum float32
-				for _, e := range errs[k][b*p.n : (b+1)*p.n] {
-					sum += e
-				}
-				if sum < least[b] {
-					least[b] = sum
-					d := max(roundScale(steps[k].Scale[b*p.n]), quantumF16)
-					dmin := max(roundScale(steps[k].Minimum[b*p.n]), quantumF16)
-					if l == &p.mirrored {
-						d, dmin = -d, -dmin
-					}
-					p.set(b, d, dmin)
-				}
+		for _, r := range tried[0] {
+			for i, v := range d {
+				steps[0].Scale[i] = r * v
 			}
+			for k := range steps[1:] {
+				steps[1+k].Scale = steps[0].Scale
+			}
+			l.Errors(errs, steps, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
+			p.keepLeast(&least, errs, steps, l == &p.mirrored)
 		}
 	}
 	for b := range p.blocks {
@@ -214,6 +223,37 @@ func (p *superMin) start() {
 	}
 }
 
+// keepLeast sets each super-block's d and dmin to those of the steps whose errors add up to less than least so far.
+func (p *superMin) keepLeast(least *[kernels.Lanes]float32, errs []kernels.Lane, steps []kernels.Range, mirrored bool) {
+	for b := range p.blocks {
+		i := b * p.n
+		for k := range errs {
+			sum := sumOf(errs[k][i : i+p.n])
+			if !(sum < least[b]) {
+				continue
+			}
+			least[b] = sum
+			d, dmin := max(roundScale(steps[k].Scale[i]), quantumF16), max(roundScale(steps[k].Minimum[i]), quantumF16)
+			if mirrored {
+				d, dmin = -d, -dmin
+			}
+			p.set(b, d, dmin)
+		}
+	}
+}
+
+// sumOf adds up values, a multiple of four. Four sums at a time are no longer than one.
+func sumOf(v []float32) float32 {
+	var s0, s1, s2, s3 float32
+	for ; len(v) >= 4; v = v[4:] {
+		s0 += v[0]
+		s1 += v[1]
+		s2 += v[2]
+		s3 += v[3]
+	}
+	return (s0 + s1) + (s2 + s3)
+}
+
 // set sets super-block b's d and dmin.
 func (p *superMin) set(b int, d, dmin float32) {
 	for i := b * p.n; i < (b+1)*p.n; i++ {
@@ -221,13 +261,17 @@ func (p *superMin) set(b int, d, dmin float32) {
 	}
 }
 
-// superMinWindow is how far sweep looks to either side.
-const superMinWindow = 6
+// How far sweep looks to either side.
+const (
+	superMinWindow = 6
+	quickWindow    = 3
+)
 
 // sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
-func (p *superMin) sweep() {
-	var ranges [2 * superMinWindow]kernels.Range
-	var sc, m [len(ranges)]kernels.Lane
+func (p *superMin) sweep(window int) {
+	var buf [2 * superMinWindow]kernels.Range
+	ranges := buf[:2*window]
+	var sc, m [len(buf)]kernels.Lane
 	scaleMax, minMax := float32(p.grid.ScaleMax), float32(p.grid.MinMax)
 	for i := range p.blocks * p.n {
 		l, d, dmin := &p.own, p.d[i], p.dmin[i]
@@ -237,7 +281,7 @@ func (p *superMin) sweep() {
 		if d == 0 {
 			continue
 		}
-		q := clampWhole(l.Scale[i]/d, scaleMax) + 1 - superMinWindow
+		q := clampWhole(l.Scale[i]/d, scaleMax) + float32(1-window)
 		slope := l.L[i] * l.InverseW[i]
 		// Rounded to the nearest multiple of dmin, from scale to scale.
 		y := (l.Minimum[i]+float32(q*d-l.Scale[i])*slope)/dmin + 0.5
@@ -250,7 +294,7 @@ func (p *superMin) sweep() {
 		}
 	}
 	best := p.newBest()
-	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
+	best.Choose(0, p.s.x(), p.s.wt(), ranges, int32(p.lv.lo), int32(p.lv.hi))
 	for i := range p.blocks * p.n {
 		if k := best.Index[i]; k >= 0 {
 			p.sc[i], p.m[i], p.fits[i].Err = sc[k][i], m[k][i], best.Err[i]

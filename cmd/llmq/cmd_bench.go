@@ -152,6 +152,9 @@ func (a *app) runBench(ctx context.Context, opts benchOptions) error {
 		for _, n := range tokens {
 			for _, t := range types {
 				show(m.MatMul(ctx, t, s, n, opts.Precision.p))
+				if t.Levels != nil {
+					show(m.MatMulQ8(ctx, t, s, n))
+				}
 				if err := ctx.Err(); err != nil {
 					return err
 				}

@@ -17,7 +17,7 @@ func TestBench(t *testing.T) {
 			t.Errorf("%v", r)
 		}
 	}
-	for _, want := range []string{"matmul", "unpack", "encode", "syrk", "gptq, refine 0"} {
+	for _, want := range []string{"matmul", "matmul q8", "unpack", "encode", "syrk", "gptq, refine 0"} {
 		if !kernels[want] {
 			t.Errorf("no figure for %s", want)
 		}

@@ -95,17 +95,22 @@ func timeIt(ctx context.Context, f func()) float64 {
 	return best.Seconds()
 }
 
-// bounded states a measurement as a share of whichever of arithmetic and memory takes longer: the roofline model
-// (Williams, Waterman and Patterson, CACM 52(4), 2009).
+// bounded states a measurement as a share of whichever of arithmetic and memory takes longer.
 func (m *Machine) bounded(r Result, flops, bytes float64, p kernels.Precision) Result {
 	compute, name := m.arithmetic(p)
+	return m.roofline(r, flops, "GFLOP/s", bytes, compute, name)
+}
+
+// roofline is bounded with the peak of arithmetic given, 0 if there is none: the roofline model (Williams, Waterman and
+// Patterson, CACM 52(4), 2009).
+func (m *Machine) roofline(r Result, ops float64, unit string, bytes, compute float64, name string) Result {
 	bandwidth, memory := m.peak("memory read")
 	if compute == 0 { // no vector instructions, so none measured
-		r.Rate, r.Unit = flops/r.Seconds/1e9, "GFLOP/s"
+		r.Rate, r.Unit = ops/r.Seconds/1e9, unit
 		return r
 	}
-	if flops/compute > bytes/bandwidth {
-		r.Rate, r.Unit, r.Bound, r.Share = flops/r.Seconds/1e9, "GFLOP/s", name, flops/r.Seconds/1e9/compute
+	if ops/compute > bytes/bandwidth {
+		r.Rate, r.Unit, r.Bound, r.Share = ops/r.Seconds/1e9, unit, name, ops/r.Seconds/1e9/compute
 	} else {
 		r.Rate, r.Unit, r.Bound, r.Share = bytes/r.Seconds/1e9, "GB/s", memory, bytes/r.Seconds/1e9/bandwidth
 	}
@@ -143,6 +148,19 @@ func (m *Machine) MatMul(ctx context.Context, t *ggml.Type, s Shape, tokens int,
 	r := Result{Kernel: "matmul", Type: t.Name, Shape: s, Tokens: tokens}
 	r.Seconds = timeIt(ctx, func() { kernels.MatMul(dst, x, w, p) })
 	return m.bounded(r, 2*float64(tokens)*float64(s.In)*float64(s.Out), float64(len(w.Data)), p)
+}
+
+// MatMulQ8 measures products in integers, of activations rounded to eight bits, rounding included; t has levels.
+func (m *Machine) MatMulQ8(ctx context.Context, t *ggml.Type, s Shape, tokens int) Result {
+	x, w, dst := random(tokens, s.In), weights(t, s), tensor.New(tokens, s.Out)
+	r := Result{Kernel: "matmul q8", Type: t.Name, Shape: s, Tokens: tokens}
+	r.Seconds = timeIt(ctx, func() { kernels.MatMulQ8(x, kernels.Product{Dst: dst, W: w}) })
+	var compute float64
+	var name string
+	if kernels.CurrentTier() >= kernels.AVX512 {
+		compute, name = m.peak("int8")
+	}
+	return m.roofline(r, 2*float64(tokens)*float64(s.In)*float64(s.Out), "Gop/s", float64(len(w.Data)), compute, name)
 }
 
 // Unpack measures the decoding of weights of type t to float32, against copying memory.

@@ -121,17 +121,73 @@ func (b *BestRange) Choose(first int, x, wt []Lane, ranges []Range, lo, hi int32
 	}
 	for i := range Lanes {
 		for k := range ranges {
-			scale, minimum := ranges[k].Scale[i], ranges[k].Minimum[i]
-			inverse := inverseOf(scale)
-			var e [2]float32
-			for j := range x {
-				q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
-				d := x[j][i] - (float32(scale*q) - minimum)
-				e[j%2] += float32(float32(importanceAt(wt, j, i)*d) * d)
+			if e := rangeError(i, x, wt, ranges[k].Scale[i], ranges[k].Minimum[i], lo, hi); e < b.Err[i] {
+				b.Err[i], b.Index[i] = e, int32(first+k)
 			}
-			if sum := e[0] + e[1]; sum < b.Err[i] {
-				b.Err[i], b.Index[i] = sum, int32(first+k)
+		}
+	}
+}
+
+// rangeError is Σ wt·(x − ŵ)² of group i.
+func rangeError(i int, x, wt []Lane, scale, minimum float32, lo, hi int32) float32 {
+	inverse := inverseOf(scale)
+	var e [2]float32
+	for j := range x {
+		q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
+		d := x[j][i] - (float32(scale*q) - minimum)
+		e[j%2] += float32(float32(importanceAt(wt, j, i)*d) * d)
+	}
+	return e[0] + e[1]
+}
+
+// Window says which multiples of Scale and Minimum BestMultiple.Choose tries for each group: Q and M first. M then grows by
+// Slope from one to the next, beside what all groups do.
+type Window struct{ Scale, Minimum, Q, M, Slope Lane }
+
+// BestMultiple is the best range, with a scale of Q and a minimum of M times those of a window, by its error
+// Err = Σ wt·(x − ŵ)².
+type BestMultiple struct{ Err, Q, M Lane }
+
+// Choose measures as many multiples as there are steps, and keeps those that are better. Q is brought to from..to and M to
+// 0..most, both rounded towards 0. After each, a step is added to Q and M. len(x) is even.
+func (b *BestMultiple) Choose(x, wt []Lane, w *Window, steps [][2]float32, lo, hi int32, from, to, most float32) {
+	checkImportances(x, wt)
+	if n := lanes(); n > 0 && len(x) > 0 && len(steps) > 0 {
+		b.choose(n, x, wt, w, steps, lo, hi, from, to, most)
+		return
+	}
+	for i := range Lanes {
+		nextQ, nextM := w.Q[i], w.M[i]
+		for _, step := range steps {
+			q, m := wholeWithin(nextQ, from, to), wholeWithin(nextM, 0, most)
+			nextQ += step[0]
+			nextM += w.Slope[i]
+			nextM += step[1]
+			if e := rangeError(i, x, wt, w.Scale[i]*q, w.Minimum[i]*m, lo, hi); e < b.Err[i] {
+				b.Err[i], b.Q[i], b.M[i] = e, q, m
 			}
+		}
+	}
+}
+
+// wholeWithin returns the whole part of v within from..to, and from for NaN.
+func wholeWithin(v, from, to float32) float32 {
+	if !(v > from) {
+		v = from
+	}
+	return float32(math.Trunc(float64(min(v, to))))
+}
+
+// SpreadRanges sets scales to factors[k][0]·a and minima to factors[k][1]·b − c.
+func SpreadRanges(ranges []Range, a, b, c *Lane, factors [][2]float32) {
+	ranges = ranges[:len(factors)]
+	if n := lanes(); n > 0 && len(factors) > 0 {
+		spreadRanges(n, ranges, a, b, c, factors)
+		return
+	}
+	for k, f := range factors {
+		for i := range Lanes {
+			ranges[k].Scale[i], ranges[k].Minimum[i] = f[0]*a[i], float32(f[1]*b[i])-c[i]
 		}
 	}
 }

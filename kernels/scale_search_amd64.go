@@ -78,6 +78,32 @@ func (b *BestRange) choose(lanes int, first int32, x, wt []Lane, ranges []Range,
 	}
 }
 
+func (b *BestMultiple) choose(lanes int, x, wt []Lane, w *Window, steps [][2]float32, lo, hi int32, from, to, most float32) {
+	lo, hi = lo+roundMagicBits, hi+roundMagicBits
+	for i := 0; i < Lanes; i += lanes {
+		switch {
+		case lanes == Lanes && wt == nil:
+			multiplesEqualAVX512(&b.Err[0], &x[0][0], len(x), &w.Scale[0], &steps[0][0], len(steps), lo, hi, from, to, most)
+		case lanes == Lanes:
+			multiplesAVX512(&b.Err[0], &x[0][0], &wt[0][0], len(x), &w.Scale[0], &steps[0][0], len(steps), lo, hi, from, to, most)
+		case wt == nil:
+			multiplesEqualAVX2(&b.Err[i], &x[0][i], len(x), &w.Scale[i], &steps[0][0], len(steps), lo, hi, from, to, most)
+		default:
+			multiplesAVX2(&b.Err[i], &x[0][i], &wt[0][i], len(x), &w.Scale[i], &steps[0][0], len(steps), lo, hi, from, to, most)
+		}
+	}
+}
+
+func spreadRanges(lanes int, ranges []Range, a, b, c *Lane, factors [][2]float32) {
+	if lanes == Lanes {
+		spreadRangesAVX512(&ranges[0].Scale[0], &a[0], &b[0], &c[0], &factors[0][0], len(factors))
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		spreadRangesAVX2(&ranges[0].Scale[i], &a[i], &b[i], &c[i], &factors[0][0], len(factors))
+	}
+}
+
 func (s *Span) span(lanes int, x, wt []Lane) {
 	if lanes == Lanes {
 		spansAVX512(&s.Lo[0], &x[0][0], &wt[0][0], len(x))

@@ -17,6 +17,12 @@ func (*BestRange) choose(int, int32, []Lane, []Lane, []Range, int32, int32) {
 	panic("kernels: no vectors")
 }
 
+func (*BestMultiple) choose(int, []Lane, []Lane, *Window, [][2]float32, int32, int32, float32, float32, float32) {
+	panic("kernels: no vectors")
+}
+
+func spreadRanges(int, []Range, *Lane, *Lane, *Lane, [][2]float32) { panic("kernels: no vectors") }
+
 func (*Span) span(int, []Lane, []Lane) { panic("kernels: no vectors") }
 
 func transposeLanes(int, []Lane, []float32, int) { panic("kernels: no vectors") }

@@ -14,6 +14,8 @@ type searchCase struct {
 	moments    Moments
 	levels     []float32
 	ranges     []Range
+	window     Window
+	steps      [][2]float32
 	rounds     int
 	lo, hi     int32
 	guarded    []Lane
@@ -55,7 +57,14 @@ func newSearchCase(rng *rand.Rand, length, count, rounds int) *searchCase {
 		c.inverse[i] = rng.Float32()
 		c.moments.InverseW[i], c.moments.WX[i], c.moments.Mean[i] = 1/w, wx, wx/w
 	}
+	for i := range Lanes {
+		c.window.Scale[i], c.window.Minimum[i] = float32(rng.NormFloat64())/30, float32(rng.NormFloat64())/60
+		c.window.Q[i], c.window.M[i] = float32(math.Round(rng.NormFloat64()*30)), float32(rng.NormFloat64()*60)
+		c.window.Slope[i] = float32(rng.NormFloat64())
+	}
+	c.window.Scale[10], c.window.Q[11], c.window.M[11], c.window.M[12] = 0, float32(math.NaN()), float32(math.NaN()), 1e30
 	for range count {
+		c.steps = append(c.steps, [2]float32{float32(rng.IntN(3) - 1), float32(rng.IntN(3) - 1)})
 		c.levels = append(c.levels, rng.Float32()*8-1)
 		var r Range
 		for i := range Lanes {
@@ -79,9 +88,10 @@ func sameLane(a, b Lane) bool {
 
 // searched is what the searches find.
 type searched struct {
-	scale   BestScale
-	minimum BestMinimum
-	chosen  BestRange
+	scale    BestScale
+	minimum  BestMinimum
+	chosen   BestRange
+	multiple BestMultiple
 }
 
 func (c *searchCase) run() (r searched) {
@@ -90,7 +100,9 @@ func (c *searchCase) run() (r searched) {
 	for i := range r.chosen.Err {
 		r.chosen.Err[i] = 1e38
 		r.chosen.Index[i] = -1
+		r.multiple.Err[i], r.multiple.Q[i] = 1e38, 77
 	}
+	r.multiple.Choose(c.x, c.wt, &c.window, c.steps, c.lo, c.hi, -32, 31, 63)
 	r.chosen.Choose(5, c.x, c.wt, c.ranges, c.lo, c.hi)
 	return r
 }
@@ -104,7 +116,9 @@ func (r *searched) difference(want *searched) string {
 		"minimum's scale": {r.minimum.Scale, want.minimum.Scale},
 		"minimum":         {r.minimum.Minimum, want.minimum.Minimum},
 		"minimum's L":     {r.minimum.L, want.minimum.L}, "minimum's LL": {r.minimum.LL, want.minimum.LL},
-		"error": {r.chosen.Err, want.chosen.Err},
+		"error":            {r.chosen.Err, want.chosen.Err},
+		"multiple's error": {r.multiple.Err, want.multiple.Err},
+		"multiple":         {r.multiple.Q, want.multiple.Q}, "minimum's multiple": {r.multiple.M, want.multiple.M},
 	} {
 		if !sameLane(p[0], p[1]) {
 			return fmt.Sprintf("%s %v, want %v", name, p[0], p[1])
@@ -145,6 +159,73 @@ func TestScaleSearch(t *testing.T) {
 					}
 					check(equal, "importances of 1")
 				}
+			}
+		}
+	})
+}
+
+// BestMultiple.Choose finds what BestRange.Choose does with the same ranges.
+func TestBestMultiple(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		c := newSearchCase(rand.New(rand.NewPCG(7, 8)), 32, 12, 0)
+		var found BestMultiple
+		var want BestRange
+		ranges := make([]Range, len(c.steps))
+		var qs, ms [12]Lane
+		for i := range Lanes {
+			found.Err[i], want.Err[i], want.Index[i] = 1e38, 1e38, -1
+			q, m := c.window.Q[i], c.window.M[i]
+			for k, step := range c.steps {
+				qs[k][i] = float32(math.Trunc(float64(min(max(q, -32), 31))))
+				ms[k][i] = float32(math.Trunc(float64(min(max(m, 0), 63))))
+				ranges[k].Scale[i], ranges[k].Minimum[i] = c.window.Scale[i]*qs[k][i], c.window.Minimum[i]*ms[k][i]
+				q += step[0]
+				m = m + c.window.Slope[i] + step[1]
+			}
+		}
+		found.Choose(c.x, c.wt, &c.window, c.steps, c.lo, c.hi, -32, 31, 63)
+		want.Choose(0, c.x, c.wt, ranges, c.lo, c.hi)
+		for i, k := range want.Index {
+			if i == 5 || i == 11 { // NaN
+				continue
+			}
+			if k < 0 {
+				if found.Err[i] != 1e38 || found.Q[i] != 0 || found.M[i] != 0 {
+					t.Errorf("group %d: error %v with %v and %v, want none", i, found.Err[i], found.Q[i], found.M[i])
+				}
+				continue
+			}
+			if found.Err[i] != want.Err[i] || found.Q[i] != qs[k][i] || found.M[i] != ms[k][i] {
+				t.Errorf("group %d: error %v with %v and %v, want %v with %v and %v", i, found.Err[i], found.Q[i], found.M[i],
+					want.Err[i], qs[k][i], ms[k][i])
+			}
+		}
+	})
+}
+
+func TestSpreadRanges(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(7, 8))
+		for count := range 17 {
+			var a, b, c Lane
+			for i := range Lanes {
+				a[i], b[i], c[i] = rng.Float32(), rng.Float32(), rng.Float32()
+			}
+			factors := make([][2]float32, count)
+			for k := range factors {
+				factors[k] = [2]float32{rng.Float32(), rng.Float32()}
+			}
+			ranges := make([]Range, count+1)
+			SpreadRanges(ranges, &a, &b, &c, factors)
+			for k, f := range factors {
+				for i := range Lanes {
+					if r := &ranges[k]; r.Scale[i] != f[0]*a[i] || r.Minimum[i] != float32(f[1]*b[i])-c[i] {
+						t.Fatalf("range %d of %d, group %d: %v and %v", k, count, i, r.Scale[i], r.Minimum[i])
+					}
+				}
+			}
+			if ranges[count] != (Range{}) {
+				t.Fatalf("%d ranges: written past the end", count)
 			}
 		}
 	})

@@ -19,6 +19,11 @@ func searchMinimumAVX2(best *float32, x *float32, wt *float32, n int, moments *f
 //go:noescape
 func chooseRangeAVX2(best *float32, x *float32, wt *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
 
+// multiplesAVX2 measures count > 0 multiples on n > 0 weights, an even number.
+//
+//go:noescape
+func multiplesAVX2(best *float32, x *float32, wt *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+
 // searchScaleEqualAVX2 tries count levels and as many rounds the best, on n > 0 weights, an even number.
 //
 //go:noescape
@@ -33,6 +38,16 @@ func searchMinimumEqualAVX2(best *float32, x *float32, n int, moments *float32, 
 //
 //go:noescape
 func chooseRangeEqualAVX2(best *float32, x *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
+
+// multiplesEqualAVX2 measures count > 0 multiples on n > 0 weights, an even number.
+//
+//go:noescape
+func multiplesEqualAVX2(best *float32, x *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+
+// spreadRangesAVX2 makes count > 0 ranges.
+//
+//go:noescape
+func spreadRangesAVX2(ranges *float32, a *float32, b *float32, c *float32, factors *float32, count int)
 
 // spansAVX2 describes groups of n > 0 weights, an even number.
 //
@@ -64,6 +79,11 @@ func searchMinimumAVX512(best *float32, x *float32, wt *float32, n int, moments 
 //go:noescape
 func chooseRangeAVX512(best *float32, x *float32, wt *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
 
+// multiplesAVX512 measures count > 0 multiples on n > 0 weights, an even number.
+//
+//go:noescape
+func multiplesAVX512(best *float32, x *float32, wt *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+
 // searchScaleEqualAVX512 tries count levels and as many rounds the best, on n > 0 weights, an even number.
 //
 //go:noescape
@@ -78,6 +98,16 @@ func searchMinimumEqualAVX512(best *float32, x *float32, n int, moments *float32
 //
 //go:noescape
 func chooseRangeEqualAVX512(best *float32, x *float32, n int, ranges *float32, count int, first int32, lo int32, hi int32)
+
+// multiplesEqualAVX512 measures count > 0 multiples on n > 0 weights, an even number.
+//
+//go:noescape
+func multiplesEqualAVX512(best *float32, x *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+
+// spreadRangesAVX512 makes count > 0 ranges.
+//
+//go:noescape
+func spreadRangesAVX512(ranges *float32, a *float32, b *float32, c *float32, factors *float32, count int)
 
 // spansAVX512 describes groups of n > 0 weights, an even number.
 //

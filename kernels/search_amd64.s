@@ -327,6 +327,105 @@ weights:
 	VZEROUPPER
 	RET
 
+// func multiplesAVX2(best *float32, x *float32, wt *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+// Requires: AVX, AVX2
+TEXT ·multiplesAVX2(SB), NOSPLIT, $128-76
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         window+32(FP), DI
+	MOVQ         steps+40(FP), R8
+	MOVQ         count+48(FP), R9
+	MOVL         lo+56(FP), SI
+	VMOVD        SI, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, (SP)
+	MOVL         hi+60(FP), SI
+	VMOVD        SI, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, 64(SP)
+	VBROADCASTSS searchMagic<>+0(SB), Y6
+	VMOVUPS      128(DI), Y2
+	VMOVUPS      192(DI), Y3
+
+candidate:
+	VBROADCASTSS from+64(FP), Y12
+	VMAXPS       Y12, Y2, Y4
+	VBROADCASTSS to+68(FP), Y12
+	VMINPS       Y12, Y4, Y4
+	VROUNDPS     $0x0b, Y4, Y4
+	VXORPS       Y12, Y12, Y12
+	VMAXPS       Y12, Y3, Y5
+	VBROADCASTSS most+72(FP), Y12
+	VMINPS       Y12, Y5, Y5
+	VROUNDPS     $0x0b, Y5, Y5
+	VMULPS       (DI), Y4, Y13
+	VMULPS       64(DI), Y5, Y8
+	VBROADCASTSS (R8), Y12
+	VADDPS       Y12, Y2, Y2
+	VADDPS       256(DI), Y3, Y3
+	VBROADCASTSS 4(R8), Y12
+	VADDPS       Y12, Y3, Y3
+	ADDQ         $+8, R8
+	VBROADCASTSS searchOne<>+0(SB), Y7
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x04, Y12, Y13, Y12
+	VDIVPS       Y13, Y7, Y7
+	VANDPS       Y12, Y7, Y7
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	MOVQ         CX, R10
+	MOVQ         BX, SI
+	MOVQ         DX, R11
+
+weights:
+	VMOVUPS   (R10), Y9
+	VADDPS    Y8, Y9, Y10
+	VMULPS    Y7, Y10, Y10
+	VADDPS    Y6, Y10, Y10
+	VPMAXSD   (SP), Y10, Y10
+	VPMINSD   64(SP), Y10, Y10
+	VSUBPS    Y6, Y10, Y10
+	VMULPS    Y13, Y10, Y10
+	VSUBPS    Y8, Y10, Y10
+	VSUBPS    Y10, Y9, Y10
+	VMULPS    (SI), Y10, Y12
+	VMULPS    Y10, Y12, Y12
+	VADDPS    Y12, Y0, Y0
+	VMOVUPS   64(R10), Y9
+	VADDPS    Y8, Y9, Y10
+	VMULPS    Y7, Y10, Y10
+	VADDPS    Y6, Y10, Y10
+	VPMAXSD   (SP), Y10, Y10
+	VPMINSD   64(SP), Y10, Y10
+	VSUBPS    Y6, Y10, Y10
+	VMULPS    Y13, Y10, Y10
+	VSUBPS    Y8, Y10, Y10
+	VSUBPS    Y10, Y9, Y10
+	VMULPS    64(SI), Y10, Y12
+	VMULPS    Y10, Y12, Y12
+	VADDPS    Y12, Y1, Y1
+	ADDQ      $+128, R10
+	ADDQ      $+128, SI
+	SUBQ      $+2, R11
+	JG        weights
+	VADDPS    Y1, Y0, Y0
+	VCMPPS    $0x11, (AX), Y0, Y10
+	VMOVUPS   (AX), Y12
+	VBLENDVPS Y10, Y0, Y12, Y12
+	VMOVUPS   Y12, (AX)
+	VMOVUPS   64(AX), Y12
+	VBLENDVPS Y10, Y4, Y12, Y12
+	VMOVUPS   Y12, 64(AX)
+	VMOVUPS   128(AX), Y12
+	VBLENDVPS Y10, Y5, Y12, Y12
+	VMOVUPS   Y12, 128(AX)
+	DECQ      R9
+	JG        candidate
+	VZEROUPPER
+	RET
+
 // func searchScaleEqualAVX2(best *float32, x *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX2
 TEXT ·searchScaleEqualAVX2(SB), NOSPLIT, $128-64
@@ -614,6 +713,128 @@ weights:
 	INCL         DI
 	DECQ         SI
 	JG           candidate
+	VZEROUPPER
+	RET
+
+// func multiplesEqualAVX2(best *float32, x *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+// Requires: AVX, AVX2
+TEXT ·multiplesEqualAVX2(SB), NOSPLIT, $128-68
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         window+24(FP), BX
+	MOVQ         steps+32(FP), SI
+	MOVQ         count+40(FP), DI
+	MOVL         lo+48(FP), R8
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, (SP)
+	MOVL         hi+52(FP), R8
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
+	VMOVUPS      Y0, 64(SP)
+	VBROADCASTSS searchMagic<>+0(SB), Y6
+	VMOVUPS      128(BX), Y2
+	VMOVUPS      192(BX), Y3
+
+candidate:
+	VBROADCASTSS from+56(FP), Y12
+	VMAXPS       Y12, Y2, Y4
+	VBROADCASTSS to+60(FP), Y12
+	VMINPS       Y12, Y4, Y4
+	VROUNDPS     $0x0b, Y4, Y4
+	VXORPS       Y12, Y12, Y12
+	VMAXPS       Y12, Y3, Y5
+	VBROADCASTSS most+64(FP), Y12
+	VMINPS       Y12, Y5, Y5
+	VROUNDPS     $0x0b, Y5, Y5
+	VMULPS       (BX), Y4, Y13
+	VMULPS       64(BX), Y5, Y8
+	VBROADCASTSS (SI), Y12
+	VADDPS       Y12, Y2, Y2
+	VADDPS       256(BX), Y3, Y3
+	VBROADCASTSS 4(SI), Y12
+	VADDPS       Y12, Y3, Y3
+	ADDQ         $+8, SI
+	VBROADCASTSS searchOne<>+0(SB), Y7
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x04, Y12, Y13, Y12
+	VDIVPS       Y13, Y7, Y7
+	VANDPS       Y12, Y7, Y7
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	MOVQ         CX, R8
+	MOVQ         DX, R9
+
+weights:
+	VMOVUPS   (R8), Y9
+	VADDPS    Y8, Y9, Y10
+	VMULPS    Y7, Y10, Y10
+	VADDPS    Y6, Y10, Y10
+	VPMAXSD   (SP), Y10, Y10
+	VPMINSD   64(SP), Y10, Y10
+	VSUBPS    Y6, Y10, Y10
+	VMULPS    Y13, Y10, Y10
+	VSUBPS    Y8, Y10, Y10
+	VSUBPS    Y10, Y9, Y10
+	VMULPS    Y10, Y10, Y12
+	VADDPS    Y12, Y0, Y0
+	VMOVUPS   64(R8), Y9
+	VADDPS    Y8, Y9, Y10
+	VMULPS    Y7, Y10, Y10
+	VADDPS    Y6, Y10, Y10
+	VPMAXSD   (SP), Y10, Y10
+	VPMINSD   64(SP), Y10, Y10
+	VSUBPS    Y6, Y10, Y10
+	VMULPS    Y13, Y10, Y10
+	VSUBPS    Y8, Y10, Y10
+	VSUBPS    Y10, Y9, Y10
+	VMULPS    Y10, Y10, Y12
+	VADDPS    Y12, Y1, Y1
+	ADDQ      $+128, R8
+	SUBQ      $+2, R9
+	JG        weights
+	VADDPS    Y1, Y0, Y0
+	VCMPPS    $0x11, (AX), Y0, Y10
+	VMOVUPS   (AX), Y12
+	VBLENDVPS Y10, Y0, Y12, Y12
+	VMOVUPS   Y12, (AX)
+	VMOVUPS   64(AX), Y12
+	VBLENDVPS Y10, Y4, Y12, Y12
+	VMOVUPS   Y12, 64(AX)
+	VMOVUPS   128(AX), Y12
+	VBLENDVPS Y10, Y5, Y12, Y12
+	VMOVUPS   Y12, 128(AX)
+	DECQ      DI
+	JG        candidate
+	VZEROUPPER
+	RET
+
+// func spreadRangesAVX2(ranges *float32, a *float32, b *float32, c *float32, factors *float32, count int)
+// Requires: AVX
+TEXT ·spreadRangesAVX2(SB), NOSPLIT, $0-48
+	MOVQ    ranges+0(FP), AX
+	MOVQ    factors+32(FP), CX
+	MOVQ    count+40(FP), DX
+	MOVQ    a+8(FP), BX
+	VMOVUPS (BX), Y0
+	MOVQ    b+16(FP), BX
+	VMOVUPS (BX), Y1
+	MOVQ    c+24(FP), BX
+	VMOVUPS (BX), Y2
+
+range:
+	VBROADCASTSS (CX), Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, (AX)
+	VBROADCASTSS 4(CX), Y4
+	VMULPS       Y1, Y4, Y4
+	VSUBPS       Y2, Y4, Y4
+	VMOVUPS      Y4, 64(AX)
+	ADDQ         $+8, CX
+	ADDQ         $+128, AX
+	DECQ         DX
+	JG           range
 	VZEROUPPER
 	RET
 
@@ -1046,6 +1267,94 @@ weights:
 	VZEROUPPER
 	RET
 
+// func multiplesAVX512(best *float32, x *float32, wt *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+// Requires: AVX, AVX512F
+TEXT ·multiplesAVX512(SB), NOSPLIT, $0-76
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+24(FP), DX
+	MOVQ         wt+16(FP), BX
+	MOVQ         window+32(FP), DI
+	MOVQ         steps+40(FP), R8
+	MOVQ         count+48(FP), R9
+	MOVL         lo+56(FP), SI
+	VPBROADCASTD SI, Z30
+	MOVL         hi+60(FP), SI
+	VPBROADCASTD SI, Z31
+	VBROADCASTSS searchMagic<>+0(SB), Z6
+	VMOVUPS      128(DI), Z2
+	VMOVUPS      192(DI), Z3
+
+candidate:
+	VBROADCASTSS from+64(FP), Z12
+	VMAXPS       Z12, Z2, Z4
+	VBROADCASTSS to+68(FP), Z12
+	VMINPS       Z12, Z4, Z4
+	VRNDSCALEPS  $0x0b, Z4, Z4
+	VPXORD       Z12, Z12, Z12
+	VMAXPS       Z12, Z3, Z5
+	VBROADCASTSS most+72(FP), Z12
+	VMINPS       Z12, Z5, Z5
+	VRNDSCALEPS  $0x0b, Z5, Z5
+	VMULPS       (DI), Z4, Z13
+	VMULPS       64(DI), Z5, Z8
+	VBROADCASTSS (R8), Z12
+	VADDPS       Z12, Z2, Z2
+	VADDPS       256(DI), Z3, Z3
+	VBROADCASTSS 4(R8), Z12
+	VADDPS       Z12, Z3, Z3
+	ADDQ         $+8, R8
+	VBROADCASTSS searchOne<>+0(SB), Z7
+	VPXORD       Z12, Z12, Z12
+	VCMPPS       $0x04, Z12, Z13, K1
+	VDIVPS.Z     Z13, Z7, K1, Z7
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	MOVQ         CX, R10
+	MOVQ         BX, SI
+	MOVQ         DX, R11
+
+weights:
+	VMOVUPS (R10), Z9
+	VADDPS  Z8, Z9, Z10
+	VMULPS  Z7, Z10, Z10
+	VADDPS  Z6, Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
+	VSUBPS  Z6, Z10, Z10
+	VMULPS  Z13, Z10, Z10
+	VSUBPS  Z8, Z10, Z10
+	VSUBPS  Z10, Z9, Z10
+	VMULPS  (SI), Z10, Z12
+	VMULPS  Z10, Z12, Z12
+	VADDPS  Z12, Z0, Z0
+	VMOVUPS 64(R10), Z9
+	VADDPS  Z8, Z9, Z10
+	VMULPS  Z7, Z10, Z10
+	VADDPS  Z6, Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
+	VSUBPS  Z6, Z10, Z10
+	VMULPS  Z13, Z10, Z10
+	VSUBPS  Z8, Z10, Z10
+	VSUBPS  Z10, Z9, Z10
+	VMULPS  64(SI), Z10, Z12
+	VMULPS  Z10, Z12, Z12
+	VADDPS  Z12, Z1, Z1
+	ADDQ    $+128, R10
+	ADDQ    $+128, SI
+	SUBQ    $+2, R11
+	JG      weights
+	VADDPS  Z1, Z0, Z0
+	VCMPPS  $0x11, (AX), Z0, K1
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z4, K1, 64(AX)
+	VMOVUPS Z5, K1, 128(AX)
+	DECQ    R9
+	JG      candidate
+	VZEROUPPER
+	RET
+
 // func searchScaleEqualAVX512(best *float32, x *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX512F
 TEXT ·searchScaleEqualAVX512(SB), NOSPLIT, $0-64
@@ -1296,6 +1605,117 @@ weights:
 	INCL         DI
 	DECQ         SI
 	JG           candidate
+	VZEROUPPER
+	RET
+
+// func multiplesEqualAVX512(best *float32, x *float32, n int, window *float32, steps *float32, count int, lo int32, hi int32, from float32, to float32, most float32)
+// Requires: AVX, AVX512F
+TEXT ·multiplesEqualAVX512(SB), NOSPLIT, $0-68
+	MOVQ         best+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	MOVQ         window+24(FP), BX
+	MOVQ         steps+32(FP), SI
+	MOVQ         count+40(FP), DI
+	MOVL         lo+48(FP), R8
+	VPBROADCASTD R8, Z30
+	MOVL         hi+52(FP), R8
+	VPBROADCASTD R8, Z31
+	VBROADCASTSS searchMagic<>+0(SB), Z6
+	VMOVUPS      128(BX), Z2
+	VMOVUPS      192(BX), Z3
+
+candidate:
+	VBROADCASTSS from+56(FP), Z12
+	VMAXPS       Z12, Z2, Z4
+	VBROADCASTSS to+60(FP), Z12
+	VMINPS       Z12, Z4, Z4
+	VRNDSCALEPS  $0x0b, Z4, Z4
+	VPXORD       Z12, Z12, Z12
+	VMAXPS       Z12, Z3, Z5
+	VBROADCASTSS most+64(FP), Z12
+	VMINPS       Z12, Z5, Z5
+	VRNDSCALEPS  $0x0b, Z5, Z5
+	VMULPS       (BX), Z4, Z13
+	VMULPS       64(BX), Z5, Z8
+	VBROADCASTSS (SI), Z12
+	VADDPS       Z12, Z2, Z2
+	VADDPS       256(BX), Z3, Z3
+	VBROADCASTSS 4(SI), Z12
+	VADDPS       Z12, Z3, Z3
+	ADDQ         $+8, SI
+	VBROADCASTSS searchOne<>+0(SB), Z7
+	VPXORD       Z12, Z12, Z12
+	VCMPPS       $0x04, Z12, Z13, K1
+	VDIVPS.Z     Z13, Z7, K1, Z7
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	MOVQ         CX, R8
+	MOVQ         DX, R9
+
+weights:
+	VMOVUPS (R8), Z9
+	VADDPS  Z8, Z9, Z10
+	VMULPS  Z7, Z10, Z10
+	VADDPS  Z6, Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
+	VSUBPS  Z6, Z10, Z10
+	VMULPS  Z13, Z10, Z10
+	VSUBPS  Z8, Z10, Z10
+	VSUBPS  Z10, Z9, Z10
+	VMULPS  Z10, Z10, Z12
+	VADDPS  Z12, Z0, Z0
+	VMOVUPS 64(R8), Z9
+	VADDPS  Z8, Z9, Z10
+	VMULPS  Z7, Z10, Z10
+	VADDPS  Z6, Z10, Z10
+	VPMAXSD Z30, Z10, Z10
+	VPMINSD Z31, Z10, Z10
+	VSUBPS  Z6, Z10, Z10
+	VMULPS  Z13, Z10, Z10
+	VSUBPS  Z8, Z10, Z10
+	VSUBPS  Z10, Z9, Z10
+	VMULPS  Z10, Z10, Z12
+	VADDPS  Z12, Z1, Z1
+	ADDQ    $+128, R8
+	SUBQ    $+2, R9
+	JG      weights
+	VADDPS  Z1, Z0, Z0
+	VCMPPS  $0x11, (AX), Z0, K1
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z4, K1, 64(AX)
+	VMOVUPS Z5, K1, 128(AX)
+	DECQ    DI
+	JG      candidate
+	VZEROUPPER
+	RET
+
+// func spreadRangesAVX512(ranges *float32, a *float32, b *float32, c *float32, factors *float32, count int)
+// Requires: AVX, AVX512F
+TEXT ·spreadRangesAVX512(SB), NOSPLIT, $0-48
+	MOVQ    ranges+0(FP), AX
+	MOVQ    factors+32(FP), CX
+	MOVQ    count+40(FP), DX
+	MOVQ    a+8(FP), BX
+	VMOVUPS (BX), Z0
+	MOVQ    b+16(FP), BX
+	VMOVUPS (BX), Z1
+	MOVQ    c+24(FP), BX
+	VMOVUPS (BX), Z2
+
+range:
+	VBROADCASTSS (CX), Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVUPS      Z3, (AX)
+	VBROADCASTSS 4(CX), Z4
+	VMULPS       Z1, Z4, Z4
+	VSUBPS       Z2, Z4, Z4
+	VMOVUPS      Z4, 64(AX)
+	ADDQ         $+8, CX
+	ADDQ         $+128, AX
+	DECQ         DX
+	JG           range
 	VZEROUPPER
 	RET
 

@@ -74,6 +74,9 @@ type levels struct {
 	// scan are those levels, negated: a scale's sign is that of top over level. coarse are some of them, for weights without
 	// importances, where the largest weight matters most: it is best at the end that has one level more.
 	scan, coarse []float32
+	// ends are ranges for groups with a minimum, for kernels.SpreadRanges: a step being what the levels divide the group's
+	// range into, either end goes to a level somewhat beside its own.
+	ends [16][2]float32
 }
 
 // The best scale lets the largest weights clip, or leaves the last levels free, the less the more levels there are.
@@ -99,6 +102,11 @@ func newLevels(g *quant.Grid) *levels {
 	}
 	for level := lv.from; level < lv.to; level += coarseStep * lv.step {
 		lv.coarse = append(lv.coarse, -level)
+	}
+	for k := range lv.ends {
+		beside := [...]float32{0, -0.6, 0.6, 1.2}
+		a, b := beside[k/4], beside[k%4]
+		lv.ends[k] = [2]float32{1 - (a+b)*lv.inverseHi, -a}
 	}
 	bits := func(v float32) int32 { return int32(math.Float32bits(v + roundMagic)) }
 	if g.Codebook != nil {

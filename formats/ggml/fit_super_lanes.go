@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"math"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -21,7 +22,20 @@ type superLanes struct {
 	d    [kernels.Lanes]float32 // by super-block
 	sc   kernels.Lane           // the multiple of d that is chosen for each group
 	fits [kernels.Lanes]fit
+
+	steps [2 * len(superLaneSteps)]kernels.Range // work space
+	errs  [2 * len(superLaneSteps)]kernels.Lane
 }
+
+var superLanesPool = sync.Pool{New: func() any {
+	p := new(superLanes)
+	for k := range p.steps {
+		for i := range p.steps[k].Minimum {
+			p.steps[k].Minimum[i] = 1 // of no consequence
+		}
+	}
+	return p
+}}
 
 // superLaneSteps are the values of d that are tried, with either sign, relative to the one with which the largest scale
 // just fits. Far smaller ones are for super-blocks where an outlier had better be clipped.
@@ -29,12 +43,19 @@ var superLaneSteps = [...]float32{0.5, 0.7, 0.97, 1, 1.01, 1.02, 1.03, 1.04, 1.0
 
 // fitSupers fits as many super-blocks as have room in the lanes.
 func fitSupers(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
-	p := superLanes{grid: g, lv: lv, n: g.Groups(), blocks: len(bs)}
+	p := superLanesPool.Get().(*superLanes)
+	defer superLanesPool.Put(p)
+	p.grid, p.lv, p.n, p.blocks = g, lv, g.Groups(), len(bs)
+	p.d, p.sc = [kernels.Lanes]float32{}, kernels.Lane{}
 	p.s.load(w, importance, g.Group, g.Block)
 	p.s.revive()
 	p.free()
 	p.start()
-	for range superRounds {
+	rounds := 1 // more make errors smaller by 0.1% without importances
+	if p.s.weighted {
+		rounds = superRounds
+	}
+	for range rounds {
 		p.sweep()
 		p.solve()
 	}
@@ -73,64 +94,45 @@ func (p *superLanes) free() {
 	var best kernels.BestScale
 	top := s.top()
 	inverse := invert(&top)
-	best.Search(s.x(), s.wt(), &inverse, p.lv.scan, scaleRounds, lo, hi)
+	best.Search(s.x(), s.weights(), &inverse, p.lv.scan, scaleRounds, lo, hi)
 	if s.weighted {
 		important := s.mostImportant()
 		inverse := invert(&important)
-		best.Search(s.x(), s.wt(), &inverse, p.lv.scan, scaleRounds, lo, hi)
+		best.Search(s.x(), s.weights(), &inverse, p.lv.scan, scaleRounds, lo, hi)
 	}
 	p.own = kernels.Lattice{Scale: best.Scale, LL: best.LL}
 }
 
 // start chooses d by what rounding each group's own scale costs.
 func (p *superLanes) start() {
-	var steps [2 * len(superLaneSteps)]kernels.Range
-	var errs [len(steps)]kernels.Lane
 	for b := range p.blocks {
 		var top float32
 		for _, v := range p.own.Scale[b*p.n : (b+1)*p.n] {
 			top = max(top, abs(v))
 		}
-		if top == 0 {
-			continue
-		}
 		d := top / float32(-p.grid.ScaleMin)
-		for k := range steps {
-			step := d * superLaneSteps[k/2]
+		for k, r := range superLaneSteps {
+			step := roundScale(d * r)
+			if step == 0 && top != 0 {
+				step = quantumF16
+			}
 			// ScaleMin reaches one farther than ScaleMax: either sign may suit the group with the largest scale.
-			if k%2 == 1 {
-				step = -step
-			}
-			if r := roundScale(step); r != 0 {
-				step = r
-			} else {
-				step = float32(math.Copysign(quantumF16, float64(step)))
-			}
 			for i := b * p.n; i < (b+1)*p.n; i++ {
-				steps[k].Scale[i] = step
+				p.steps[2*k].Scale[i], p.steps[2*k+1].Scale[i] = step, -step
 			}
 		}
 	}
-	for k := range steps {
-		for i := range steps[k].Minimum {
-			steps[k].Minimum[i] = 1 // of no consequence
-		}
-	}
-	lo, hi := float32(p.grid.ScaleMin), float32(p.grid.ScaleMax)
-	p.own.Errors(errs[:], steps[:], lo, hi, 0)
+	p.own.Errors(p.errs[:], p.steps[:], float32(p.grid.ScaleMin), float32(p.grid.ScaleMax), 0)
 	for b := range p.blocks {
 		least := float32(math.Inf(1))
-		for k := range errs {
+		for k := range p.errs {
 			var sum float32
-			for _, e := range errs[k][b*p.n : (b+1)*p.n] {
+			for _, e := range p.errs[k][b*p.n : (b+1)*p.n] {
 				sum += e
 			}
 			if sum < least {
-				least, p.d[b] = sum, steps[k].Scale[b*p.n]
+				least, p.d[b] = sum, p.steps[k].Scale[b*p.n]
 			}
-		}
-		for i := b * p.n; i < (b+1)*p.n && p.d[b] != 0; i++ {
-			p.sc[i], _, _ = p.own.Nearest(i, p.d[b], 1, lo, hi, 0)
 		}
 	}
 	for i := range p.fits {
@@ -141,33 +143,38 @@ func (p *superLanes) start() {
 // superLaneWindow is how far sweep looks to either side.
 const superLaneWindow = 4
 
-// sweep tries for each group the scales around its own best, and their negatives.
+// sweepUp and sweepDown go from one scale to the next.
+var sweepUp, sweepDown = func() (up, down [2 * superLaneWindow][2]float32) {
+	for k := range up {
+		up[k][0], down[k][0] = 1, -1
+	}
+	return up, down
+}()
+
+// sweep tries for each group the scales around its own best, and, which is of use where there are importances only, their
+// negatives.
 func (p *superLanes) sweep() {
-	var ranges [4 * superLaneWindow]kernels.Range
-	var sc [len(ranges)]kernels.Lane
+	var w kernels.Window
 	lo, hi := float32(p.grid.ScaleMin), float32(p.grid.ScaleMax)
+	best := kernels.BestMultiple{Q: p.sc}
 	for i := range p.blocks * p.n {
-		d := p.d[i/p.n]
-		if d == 0 {
-			continue
-		}
-		q := float32(math.Floor(float64(min(max(p.own.Scale[i]/d, lo), hi))))
-		for k := range 2 * superLaneWindow {
-			v := q + float32(k+1-superLaneWindow)
-			sc[k][i], sc[k+2*superLaneWindow][i] = min(max(v, lo), hi), min(max(-v, lo), hi)
-			ranges[k].Scale[i], ranges[k+2*superLaneWindow].Scale[i] = d*sc[k][i], d*sc[k+2*superLaneWindow][i]
+		best.Err[i] = p.fits[i].Err
+		if d := p.d[i/p.n]; d != 0 {
+			w.Scale[i] = d
+			w.Q[i] = float32(math.Floor(float64(min(max(p.own.Scale[i]/d, lo), hi)))) + 1 - superLaneWindow
 		}
 	}
-	var best kernels.BestRange
-	for i := range best.Err {
-		best.Err[i], best.Index[i] = p.fits[i].Err, -1
+	try := func(steps [][2]float32) {
+		best.Choose(p.s.x(), p.s.weights(), &w, steps, int32(p.lv.lo), int32(p.lv.hi), lo, hi, 0)
 	}
-	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
-	for i := range p.blocks * p.n {
-		if k := best.Index[i]; k >= 0 {
-			p.sc[i] = sc[k][i]
+	try(sweepUp[:])
+	if p.s.weighted {
+		for i := range w.Q {
+			w.Q[i] = -w.Q[i]
 		}
+		try(sweepDown[:])
 	}
+	p.sc = best.Q
 }
 
 // solve sets each super-block's d to the least-squares solution for the codes if that is better.

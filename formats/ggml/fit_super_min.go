@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"math"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -25,7 +26,12 @@ type superMin struct {
 	// What is chosen for each group: multiples of d and dmin, and their error.
 	sc, m kernels.Lane
 	fits  [kernels.Lanes]fit
+
+	ranges [maxSuperSteps]kernels.Range // work space
+	errs   [maxSuperSteps]kernels.Lane
 }
+
+var superMins = sync.Pool{New: func() any { return new(superMin) }}
 
 // effort is how many candidates are tried.
 type effort int
@@ -39,14 +45,23 @@ const (
 // superSteps are the values of d that are tried, relative to the one with which the largest scale just fits, and of dmin,
 // relative to the one with which the largest minimum does; coarseSuperSteps those of searches that are not fine.
 var (
-	superSteps = [2][]float32{
-		{0.5, 0.7, 0.9, 0.92, 0.94, 0.96, 0.98, 1, 1.02, 1.04, 1.06, 1.08, 1.1}, {0.94, 0.97, 1, 1.03, 1.06},
-	}
-	coarseSuperSteps = [2][]float32{{0.5, 0.7, 0.95, 1, 1.05}, {0.95, 1, 1.05}}
+	superSteps = pairs([]float32{0.5, 0.7, 0.9, 0.92, 0.94, 0.96, 0.98, 1, 1.02, 1.04, 1.06, 1.08, 1.1},
+		[]float32{0.94, 0.97, 1, 1.03, 1.06})
+	coarseSuperSteps = pairs([]float32{0.5, 0.7, 0.95, 1, 1.05}, []float32{0.95, 1, 1.05})
 )
 
-// minSteps is the number of values of dmin.
-const minSteps = 5
+// maxSuperSteps is the larger number of them.
+const maxSuperSteps = 65
+
+// pairs returns all pairs of an element of a and one of b.
+func pairs(a, b []float32) (p [][2]float32) {
+	for _, x := range a {
+		for _, y := range b {
+			p = append(p, [2]float32{x, y})
+		}
+	}
+	return p
+}
 
 const (
 	// superMinRounds are the rounds of choose and solve of a fine search; more brought nothing. Without importances, one
@@ -70,7 +85,10 @@ func fitSuperMinsCoarse(g *quant.Grid, lv *levels, bs []quant.Block, w, importan
 }
 
 func fitSuperMin(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32, e effort) {
-	p := superMin{grid: g, lv: lv, n: g.Groups(), blocks: len(bs), effort: e}
+	p := superMins.Get().(*superMin)
+	defer superMins.Put(p)
+	p.grid, p.lv, p.n, p.blocks, p.effort = g, lv, g.Groups(), len(bs), e
+	p.d, p.dmin, p.sc, p.m = kernels.Lane{}, kernels.Lane{}, kernels.Lane{}, kernels.Lane{}
 	p.s.load(w, importance, g.Group, g.Block)
 	p.s.revive()
 	p.free()
@@ -109,26 +127,15 @@ func (p *superMin) free() {
 		m.WX[i], m.Mean[i] = s.WX[i], s.WX[i]*m.InverseW[i]
 	}
 	var best kernels.BestMinimum
-	var ranges [16]kernels.Range
-	k := 0
-	for _, a := range [...]float32{0, -0.6, 0.6, 1.2} {
-		for _, b := range [...]float32{0, -0.6, 0.6, 1.2} {
-			r := &ranges[k]
-			k++
-			for i := range r.Scale {
-				step := (s.Hi[i] - s.Lo[i]) * p.lv.inverseHi
-				r.Scale[i], r.Minimum[i] = step*(1-(a+b)*p.lv.inverseHi), -a*step-s.Lo[i]
-			}
-		}
-	}
-	for i := range best.Minimum {
+	var step kernels.Lane
+	for i := range step {
+		step[i] = (s.Hi[i] - s.Lo[i]) * p.lv.inverseHi
 		best.Minimum[i] = -m.Mean[i]
 	}
-	rounds := minRounds
-	if p.effort == fine {
-		rounds = 0
-	}
-	best.Search(s.x(), s.wt(), &m, ranges[:], rounds, lo, hi)
+	ranges := p.ranges[:len(p.lv.ends)]
+	kernels.SpreadRanges(ranges, &step, &step, &s.Lo, p.lv.ends[:])
+	rounds := [...]int{quick: minRounds, medium: coarseRounds, fine: 0}[p.effort]
+	best.Search(s.x(), s.weights(), &m, ranges, rounds, lo, hi)
 	if p.effort == fine {
 		var clips [12]kernels.Range
 		s.clips(&m, &clips, p.lv)
@@ -158,7 +165,7 @@ func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) 
 	inverse := invert(&top)
 	var best kernels.BestScale
 	hi := p.lv.hi
-	best.Search(p.s.x(), p.s.wt(), &inverse, []float32{hi, hi - 0.6, hi + 0.6, hi + 1.2}, scaleRounds, int32(p.lv.lo),
+	best.Search(p.s.x(), p.s.weights(), &inverse, []float32{hi, hi - 0.6, hi + 0.6, hi + 1.2}, scaleRounds, int32(p.lv.lo),
 		int32(hi))
 	for i, m := range l.Minimum {
 		if !(m < 0) {
@@ -170,13 +177,11 @@ func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) 
 
 // start chooses d and dmin by what rounding each group's own scale and minimum costs, with either sign.
 func (p *superMin) start() {
-	tried := &coarseSuperSteps
+	tried := coarseSuperSteps
 	if p.effort == fine {
-		tried = &superSteps
+		tried = superSteps
 	}
-	var stepsBuf [minSteps]kernels.Range
-	var errsBuf [minSteps]kernels.Lane
-	steps, errs := stepsBuf[:len(tried[1])], errsBuf[:len(tried[1])]
+	steps, errs := p.ranges[:len(tried)], p.errs[:len(tried)]
 	least := [kernels.Lanes]float32{}
 	for i := range p.blocks {
 		least[i] = float32(math.Inf(1))
@@ -193,21 +198,9 @@ func (p *superMin) start() {
 				d[i], dmin[i] = top, topMin
 			}
 		}
-		for k, r := range tried[1] {
-			for i, v := range dmin {
-				steps[k].Minimum[i] = r * v
-			}
-		}
-		for _, r := range tried[0] {
-			for i, v := range d {
-				steps[0].Scale[i] = r * v
-			}
-			for k := range steps[1:] {
-				steps[1+k].Scale = steps[0].Scale
-			}
-			l.Errors(errs, steps, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
-			p.keepLeast(&least, errs, steps, l == &p.mirrored)
-		}
+		kernels.SpreadRanges(steps, &d, &dmin, &kernels.Lane{}, tried)
+		l.Errors(errs, steps, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
+		p.keepLeast(&least, errs, steps, l == &p.mirrored)
 	}
 	for b := range p.blocks {
 		zero := true
@@ -267,38 +260,47 @@ const (
 	quickWindow    = 3
 )
 
+// windowSteps goes from one scale to the next.
+var windowSteps = func() (steps [2 * superMinWindow][2]float32) {
+	for k := range steps {
+		steps[k][0] = 1
+	}
+	return steps
+}()
+
 // sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
 func (p *superMin) sweep(window int) {
-	var buf [2 * superMinWindow]kernels.Range
-	ranges := buf[:2*window]
-	var sc, m [len(buf)]kernels.Lane
-	scaleMax, minMax := float32(p.grid.ScaleMax), float32(p.grid.MinMax)
+	w := kernels.Window{Scale: p.d, Minimum: p.dmin}
+	scaleMax := float32(p.grid.ScaleMax)
 	for i := range p.blocks * p.n {
 		l, d, dmin := &p.own, p.d[i], p.dmin[i]
 		if d < 0 {
 			l, d, dmin = &p.mirrored, -d, -dmin
 		}
 		if d == 0 {
+			w.Q[i] = -2 * superMinWindow // all multiples are 0
 			continue
 		}
 		q := clampWhole(l.Scale[i]/d, scaleMax) + float32(1-window)
 		slope := l.L[i] * l.InverseW[i]
 		// Rounded to the nearest multiple of dmin, from scale to scale.
-		y := (l.Minimum[i]+float32(q*d-l.Scale[i])*slope)/dmin + 0.5
-		step := d * slope / dmin
-		for k := range ranges {
-			sc[k][i], m[k][i] = clampWhole(q, scaleMax), clampWhole(y, minMax)
-			ranges[k].Scale[i], ranges[k].Minimum[i] = p.d[i]*sc[k][i], p.dmin[i]*m[k][i]
-			q++
-			y += step
-		}
+		w.Q[i], w.M[i] = q, (l.Minimum[i]+float32(q*d-l.Scale[i])*slope)/dmin+0.5
+		w.Slope[i] = d * slope / dmin
 	}
-	best := p.newBest()
-	best.Choose(0, p.s.x(), p.s.wt(), ranges, int32(p.lv.lo), int32(p.lv.hi))
-	for i := range p.blocks * p.n {
-		if k := best.Index[i]; k >= 0 {
-			p.sc[i], p.m[i], p.fits[i].Err = sc[k][i], m[k][i], best.Err[i]
-		}
+	p.tryWindow(&w, windowSteps[:2*window])
+}
+
+// tryWindow keeps the multiples of w that are better than what there is.
+func (p *superMin) tryWindow(w *kernels.Window, steps [][2]float32) {
+	best := kernels.BestMultiple{Q: p.sc, M: p.m}
+	for i := range best.Err {
+		best.Err[i] = p.fits[i].Err
+	}
+	best.Choose(p.s.x(), p.s.weights(), w, steps, int32(p.lv.lo), int32(p.lv.hi), 0, float32(p.grid.ScaleMax),
+		float32(p.grid.MinMax))
+	p.sc, p.m = best.Q, best.M
+	for i, e := range best.Err {
+		p.fits[i].Err = e
 	}
 }
 
@@ -313,36 +315,16 @@ func clampWhole(v, most float32) float32 {
 	return float32(int32(v))
 }
 
-// newBest starts a choice with what there is.
-func (p *superMin) newBest() (best kernels.BestRange) {
-	for i := range best.Err {
-		best.Err[i], best.Index[i] = p.fits[i].Err, -1
-	}
-	return best
-}
-
-// neighbours are steps of a group's scale and minimum.
-var neighbours = [...][2]float32{{-1, -1}, {-1, 0}, {-1, 1}, {0, -1}, {0, 1}, {1, -1}, {1, 0}, {1, 1}}
+// neighbourSteps lead from the scale and the minimum one below a group's to all the others next to them.
+var neighbourSteps = [...][2]float32{{0, 1}, {0, 1}, {1, -2}, {0, 2}, {1, -2}, {0, 1}, {0, 1}, {}}
 
 // choose tries for each group the scales and minima next to its present ones.
 func (p *superMin) choose() {
-	var ranges [len(neighbours)]kernels.Range
-	scaleMax, minMax := float32(p.grid.ScaleMax), float32(p.grid.MinMax)
-	for k, step := range neighbours {
-		r := &ranges[k]
-		for i := range r.Scale {
-			r.Scale[i] = p.d[i] * clampWhole(p.sc[i]+step[0], scaleMax)
-			r.Minimum[i] = p.dmin[i] * clampWhole(p.m[i]+step[1], minMax)
-		}
+	w := kernels.Window{Scale: p.d, Minimum: p.dmin}
+	for i := range w.Q {
+		w.Q[i], w.M[i] = p.sc[i]-1, p.m[i]-1
 	}
-	best := p.newBest()
-	best.Choose(0, p.s.x(), p.s.wt(), ranges[:], int32(p.lv.lo), int32(p.lv.hi))
-	for i := range p.blocks * p.n {
-		if k := best.Index[i]; k >= 0 {
-			p.sc[i] = clampWhole(p.sc[i]+neighbours[k][0], scaleMax)
-			p.m[i] = clampWhole(p.m[i]+neighbours[k][1], minMax)
-		}
-	}
+	p.tryWindow(&w, neighbourSteps[:])
 }
 
 // solve sets each super-block's d and dmin to the least-squares solution for the codes if that is better.

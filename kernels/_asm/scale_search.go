@@ -20,7 +20,9 @@ func scaleSearch(g *gen) {
 			g.search(v, c, false, weighted)
 			g.search(v, c, true, weighted)
 			g.choose(v, c, weighted)
+			g.multiples(v, c, weighted)
 		}
+		g.spreadRanges(v)
 		g.spans(v, magnitude, infinity)
 		g.nearestLevels(v)
 		g.latticeErrors(v, c)
@@ -271,34 +273,11 @@ func (g *gen) choose(v isa, c searchConstants, weighted bool) {
 	}
 	g.MOVQ(n, left)
 	g.Label("weights")
-	for i := range 2 {
-		g.VMOVUPS(at(px, lane*i), xj)
-		g.VADDPS(low, xj, q)
-		g.VMULPS(inv, q, q)
-		g.VADDPS(magic, q, q)
-		g.VPMAXSD(lo, q, q)
-		g.VPMINSD(hi, q, q)
-		g.VSUBPS(magic, q, q)
-		g.VMULPS(scale, q, q)
-		g.VSUBPS(low, q, q)
-		g.VSUBPS(q, xj, q)
-		if weighted {
-			g.VMULPS(at(pw, lane*i), q, t)
-			g.VMULPS(q, t, t)
-		} else {
-			g.VMULPS(q, q, t)
-		}
-		g.VADDPS(t, v.reg(i), v.reg(i))
-	}
-	g.advance(2*lane, px)
-	if weighted {
-		g.advance(2*lane, pw)
-	}
+	g.measureErrors(v, errorRegisters{xj, q, t, low, inv, magic, scale}, lo, hi, px, pw)
 	g.SUBQ(operand.I32(2), left)
 	g.JG(operand.LabelRef("weights"))
 	err, mask := v.reg(0), q
 	g.VADDPS(v.reg(1), err, err)
-	const below = 0x11 // ordered
 	if v.bytes == 64 {
 		g.VCMPPS(operand.U8(below), at(best, 0), err, reg.K1)
 	} else {
@@ -311,6 +290,142 @@ func (g *gen) choose(v isa, c searchConstants, weighted bool) {
 	g.INCL(index)
 	g.DECQ(count)
 	g.JG(operand.LabelRef("candidate"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// multiples is BestMultiple.Choose.
+func (g *gen) multiples(v isa, c searchConstants, weighted bool) {
+	infix, wtParam := importances(weighted)
+	g.function("multiples"+infix+v.name,
+		"func(best, x"+wtParam+" *float32, n int, window, steps *float32, count int, lo, hi int32, from, to, most float32)",
+		"measures count > 0 multiples on n > 0 weights, an even number.")
+	best, x, n := g.gp("best"), g.gp("x"), g.gp("n")
+	var wt, pw reg.GPVirtual
+	if weighted {
+		wt, pw = g.gp("wt"), g.GP64()
+	}
+	window, steps, count := g.gp("window"), g.gp("steps"), g.gp("count")
+	field := func(i int) operand.Mem { return at(window, lane*i) } // Scale, Minimum, Q, M, Slope
+	lo, hi := g.clamp(v, v.reg(0))
+	px, left := g.GP64(), g.GP64()
+	nextQ, nextM, q, m := v.reg(2), v.reg(3), v.reg(4), v.reg(5)
+	magic, inv, low, scale := v.reg(6), v.reg(7), v.reg(8), v.reg(13)
+	xj, level, t := v.reg(9), v.reg(10), v.reg(12)
+	g.VBROADCASTSS(c.magic, magic)
+	g.VMOVUPS(field(2), nextQ)
+	g.VMOVUPS(field(3), nextM)
+	whole := func(from, to string, clamped, next reg.VecPhysical) {
+		// The second source, the first operand here, is what NaN leaves.
+		if from == "" {
+			g.zero(v, t)
+		} else {
+			g.VBROADCASTSS(g.param(from), t)
+		}
+		g.VMAXPS(t, next, clamped)
+		g.VBROADCASTSS(g.param(to), t)
+		g.VMINPS(t, clamped, clamped)
+		const truncate = 11
+		if v.bytes == 64 {
+			g.VRNDSCALEPS(operand.U8(truncate), clamped, clamped)
+		} else {
+			g.VROUNDPS(operand.U8(truncate), clamped, clamped)
+		}
+	}
+	g.Label("candidate")
+	whole("from", "to", q, nextQ)
+	whole("", "most", m, nextM)
+	g.VMULPS(field(0), q, scale)
+	g.VMULPS(field(1), m, low)
+	g.VBROADCASTSS(at(steps, 0), t)
+	g.VADDPS(t, nextQ, nextQ)
+	g.VADDPS(field(4), nextM, nextM)
+	g.VBROADCASTSS(at(steps, 4), t)
+	g.VADDPS(t, nextM, nextM)
+	g.advance(8, steps)
+	g.invert(v, c, scale, inv, t)
+	g.zero(v, v.reg(0))
+	g.zero(v, v.reg(1))
+	g.MOVQ(x, px)
+	if weighted {
+		g.MOVQ(wt, pw)
+	}
+	g.MOVQ(n, left)
+	g.Label("weights")
+	g.measureErrors(v, errorRegisters{xj, level, t, low, inv, magic, scale}, lo, hi, px, pw)
+	g.SUBQ(operand.I32(2), left)
+	g.JG(operand.LabelRef("weights"))
+	err, mask := v.reg(0), level
+	g.VADDPS(v.reg(1), err, err)
+	if v.bytes == 64 {
+		g.VCMPPS(operand.U8(below), at(best, 0), err, reg.K1)
+	} else {
+		g.VCMPPS(operand.U8(below), at(best, 0), err, mask)
+	}
+	for i, r := range []reg.VecPhysical{err, q, m} {
+		g.keep(v, mask, t, r, at(best, lane*i))
+	}
+	g.DECQ(count)
+	g.JG(operand.LabelRef("candidate"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// below is the predicate of an ordered comparison.
+const below = 0x11
+
+// errorRegisters are those of measureErrors.
+type errorRegisters struct{ x, level, t, low, inv, magic, scale reg.VecPhysical }
+
+// measureErrors adds the errors of two weights of each group to registers 0 and 1, and moves on; all weights count the same
+// where pw is nil.
+func (g *gen) measureErrors(v isa, r errorRegisters, lo, hi operand.Op, px, pw reg.GPVirtual) {
+	for i := range 2 {
+		g.VMOVUPS(at(px, lane*i), r.x)
+		g.VADDPS(r.low, r.x, r.level)
+		g.VMULPS(r.inv, r.level, r.level)
+		g.VADDPS(r.magic, r.level, r.level)
+		g.VPMAXSD(lo, r.level, r.level)
+		g.VPMINSD(hi, r.level, r.level)
+		g.VSUBPS(r.magic, r.level, r.level)
+		g.VMULPS(r.scale, r.level, r.level)
+		g.VSUBPS(r.low, r.level, r.level)
+		g.VSUBPS(r.level, r.x, r.level)
+		if pw != nil {
+			g.VMULPS(at(pw, lane*i), r.level, r.t)
+			g.VMULPS(r.level, r.t, r.t)
+		} else {
+			g.VMULPS(r.level, r.level, r.t)
+		}
+		g.VADDPS(r.t, v.reg(i), v.reg(i))
+	}
+	g.advance(2*lane, px)
+	if pw != nil {
+		g.advance(2*lane, pw)
+	}
+}
+
+// spreadRanges is SpreadRanges.
+func (g *gen) spreadRanges(v isa) {
+	g.function("spreadRanges"+v.name, "func(ranges, a, b, c, factors *float32, count int)", "makes count > 0 ranges.")
+	ranges, factors, count := g.gp("ranges"), g.gp("factors"), g.gp("count")
+	a, b, c := v.reg(0), v.reg(1), v.reg(2)
+	g.VMOVUPS(at(g.gp("a"), 0), a)
+	g.VMOVUPS(at(g.gp("b"), 0), b)
+	g.VMOVUPS(at(g.gp("c"), 0), c)
+	scale, minimum := v.reg(3), v.reg(4)
+	g.Label("range")
+	g.VBROADCASTSS(at(factors, 0), scale)
+	g.VMULPS(a, scale, scale)
+	g.VMOVUPS(scale, at(ranges, 0))
+	g.VBROADCASTSS(at(factors, 4), minimum)
+	g.VMULPS(b, minimum, minimum)
+	g.VSUBPS(c, minimum, minimum)
+	g.VMOVUPS(minimum, at(ranges, lane))
+	g.advance(8, factors)
+	g.advance(2*lane, ranges)
+	g.DECQ(count)
+	g.JG(operand.LabelRef("range"))
 	g.VZEROUPPER()
 	g.RET()
 }

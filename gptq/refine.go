@@ -9,8 +9,13 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// DefaultRefine is the number of passes of coordinate descent that still paid when measured.
-const DefaultRefine = 4
+const (
+	// DefaultRefine is the number of passes of coordinate descent that still paid when measured.
+	DefaultRefine = 4
+	// refineColumns is the number of columns that are descended along before their changes reach all others' gradients in
+	// one matrix product.
+	refineColumns = 512
+)
 
 // refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's
 // super-scales, each group's scale and minimum, and each code in turn moves to its best value, for the given number of
@@ -19,51 +24,54 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	if passes <= 0 {
 		return nil
 	}
-	n, full := w.Cols, f.damped()
+	n, h := w.Cols, f.damped()
 	g := q.Grid
 	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
-	values := tensor.New(w.Rows, n)
-	q.DecodeTo(values)
 	diff := tensor.New(w.Rows, n)
-	for r := range w.Rows {
-		a, b, d := w.Row(r), values.Row(r), diff.Row(r)
-		for j := range d {
-			d[j] = a[j] - b[j]
+	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			d := diff.Row(r)
+			for i := range n / g.Block {
+				b := q.Block(r, i)
+				b.Decode(g, d[i*g.Block:(i+1)*g.Block])
+			}
+			for j, v := range w.Row(r) {
+				d[j] = v - d[j]
+			}
 		}
-	}
+	})
 	grad := tensor.New(w.Rows, n)
-	kernels.GemmNN(grad, 1, diff, full, kernels.F32)
-	step := max(lazyColumns, g.Block) / g.Block * g.Block
-	deltas := tensor.New(w.Rows, min(step, n))
-	moved := make([]int, w.Rows)
-	for range passes {
+	kernels.MatMulF32(grad, diff, h) // H is symmetric
+	step := max(refineColumns, g.Block) / g.Block * g.Block
+	losses := diff.View(0, w.Rows, 0, min(step, n))
+	bands := (w.Rows + kernels.Lanes - 1) / kernels.Lanes
+	moved := make([]int, bands)
+	for pass := range passes {
 		clear(moved)
 		for i0 := 0; i0 < n; i0 += step {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			i1 := min(i0+step, n)
-			d := deltas.View(0, w.Rows, 0, i1-i0)
-			h := full.View(i0, i1, i0, i1)
-			ones := groupSums(h, g)
-			kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
-				t := newDescent(g, h, ones)
-				for r := lo; r < hi; r++ {
-					copy(t.grad, grad.Row(r)[i0:i1])
-					copy(t.old, values.Row(r)[i0:i1])
-					t.values = values.Row(r)[i0:i1]
-					for b := range (i1 - i0) / g.Block {
-						blk := q.Block(r, i0/g.Block+b)
-						moved[r] += t.block(&blk, b*g.Block)
-						q.SetBlock(r, i0/g.Block+b, &blk)
-					}
-					out := d.Row(r)
-					for j := range out {
-						out[j] = t.values[j] - t.old[j]
-					}
+			lost := losses.View(0, w.Rows, 0, i1-i0)
+			here := h.View(i0, i1, i0, i1)
+			sums := groupSums(here, g)
+			kernels.Parallel(bands, 1, func(lo, hi int) {
+				t := newDescent(g, here, sums)
+				for k := lo; k < hi; k++ {
+					r0, r1 := k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows)
+					moved[k] += t.rows(q, r0, r1, i0, grad.View(r0, r1, i0, i1))
+					fromLanes(lost.View(r0, r1, 0, i1-i0), t.lost)
 				}
 			})
-			kernels.GemmNN(grad, -1, d, full.View(i0, i1, 0, n), kernels.F32)
+			// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
+			from := 0
+			if pass == passes-1 {
+				from = i1
+			}
+			if from < n {
+				kernels.GemmNN(grad.View(0, w.Rows, from, n), 1, lost, h.View(i0, i1, from, n), kernels.Auto)
+			}
 		}
 		total := 0
 		for _, m := range moved {
@@ -76,74 +84,191 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	return nil
 }
 
-// groupSums returns, for each row of h, the sums over each group of the block that the row's column is in.
+// groupSums returns, for each group of a block and each of h's columns, the sum of what h has there in the group of that
+// place in the column's own block.
 func groupSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
-	sums := tensor.New(h.Rows, g.Groups())
+	sums := tensor.New(g.Groups(), h.Rows)
 	for c := range h.Rows {
 		c0 := c / g.Block * g.Block
 		for j, v := range h.Row(c)[c0 : c0+g.Block] {
-			sums.Row(c)[j/g.Group] += v
+			sums.Row(j / g.Group)[c] += v
 		}
 	}
 	return sums
 }
 
-// descent is coordinate descent on some whole blocks of one row.
+// descent is coordinate descent on some whole blocks of up to 16 rows, one in each lane.
 type descent struct {
-	g                 *quant.Grid
-	h                 *tensor.Matrix // the Hessian of these columns
-	ones              *tensor.Matrix // its groupSums
-	grad, values, old []float32
-	level             []float32
+	g    *quant.Grid
+	h    *tensor.Matrix // the Hessian of these columns
+	sums *tensor.Matrix // its groupSums
+	n    int            // rows
+
+	// For each column: G, what the weights have lost since the descent began, and levels.
+	grad, lost, level []kernels.Lane
+
+	// Of the present block.
+	blocks         [kernels.Lanes]quant.Block
+	scale, minimum []kernels.Lane // of each group
+	sc, m          []kernels.Lane // the integers behind them
+	values, before []kernels.Lane // of each column, now and before a step
+	scaled, hs, hm []kernels.Lane // what a scale and a minimum multiply, times H
+	unit           []kernels.Lane // ones
 }
 
-func newDescent(g *quant.Grid, h, ones *tensor.Matrix) *descent {
-	return &descent{
-		g: g, h: h, ones: ones, grad: make([]float32, h.Rows), old: make([]float32, h.Rows),
-		level: make([]float32, g.Block),
+func newDescent(g *quant.Grid, h, sums *tensor.Matrix) *descent {
+	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
+	t := &descent{g: g, h: h, sums: sums, grad: lanes(h.Rows), lost: lanes(h.Rows), level: lanes(g.Block),
+		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
+		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block), hm: lanes(g.Block),
+		unit: lanes(g.Group),
 	}
+	for j := range t.unit {
+		for i := range t.unit[j] {
+			t.unit[j][i] = 1
+		}
+	}
+	return t
 }
 
-// block improves one block, whose columns start at c0, and returns how many numbers moved.
-func (t *descent) block(b *quant.Block, c0 int) int {
-	g := t.g
+// rows improves the blocks of rows [r0,r1) whose columns start at i0, and returns how many numbers moved. grad is G there.
+func (t *descent) rows(q *quant.Weight, r0, r1, i0 int, grad *tensor.Matrix) int {
+	t.n = r1 - r0
+	toLanes(t.grad, grad)
 	moved := 0
-	if (g.ScaleMax > 1 || g.Groups() == 1) && t.super(b, c0) {
-		moved++
+	for c0 := 0; c0 < t.h.Rows; c0 += t.g.Block {
+		for i := range t.n {
+			t.blocks[i] = q.Block(r0+i, (i0+c0)/t.g.Block)
+		}
+		moved += t.block(c0)
+		for i := range t.n {
+			q.SetBlock(r0+i, (i0+c0)/t.g.Block, &t.blocks[i])
+		}
+	}
+	return moved
+}
+
+// block improves one block of each row, whose columns start at c0.
+func (t *descent) block(c0 int) int {
+	g := t.g
+	end := c0 + g.Block
+	t.load()
+	lost := t.lost[c0:end]
+	copy(lost, t.values)
+	moved := 0
+	if g.ScaleMax > 1 || g.Groups() == 1 {
+		moved += t.super(c0)
 	}
 	for k := range g.Groups() {
-		if g.ScaleMax > 1 && t.scale(b, k, c0+k*g.Group) {
-			moved++
+		lo, hi := k*g.Group, (k+1)*g.Group
+		before := t.before[lo:hi]
+		copy(before, t.values[lo:hi])
+		if g.ScaleMax > 1 {
+			moved += t.scales(k, c0)
 		}
-		moved += t.codes(b, k, c0+k*g.Group)
+		moved += t.codes(k, c0)
+		subtract(before, t.values[lo:hi])
+		t.spread(c0+lo, before, c0+hi, end)
 	}
+	subtract(lost, t.values)
+	t.spread(c0, lost, end, t.h.Rows)
 	return moved
 }
 
-// move changes the value of column c.
-func (t *descent) move(c int, v float32) {
-	d := v - t.values[c]
-	t.values[c] = v
-	kernels.Axpy(t.grad, -d, t.h.Row(c))
+// spread tells columns [from,to) what the columns from c on have lost.
+func (t *descent) spread(c int, lost []kernels.Lane, from, to int) {
+	if from < to {
+		kernels.UpdateLanes(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+	}
 }
 
-// codes moves the codes of group k.
-func (t *descent) codes(b *quant.Block, k, c0 int) int {
+func subtract(dst, x []kernels.Lane) {
+	for j := range dst {
+		kernels.Axpy(dst[j][:], -1, x[j][:])
+	}
+}
+
+// load brings the blocks into the lanes.
+func (t *descent) load() {
 	g := t.g
-	scale, minimum := b.Scale(k)
-	codes := b.Codes[k*g.Group : (k+1)*g.Group]
+	for i := range t.n {
+		b := &t.blocks[i]
+		for j, code := range b.Codes {
+			t.level[j][i] = g.Level(code)
+		}
+		for k := range t.scale {
+			t.scale[k][i], t.minimum[k][i] = b.Scale(k)
+			t.sc[k][i], t.m[k][i] = float32(b.Sc[k]), float32(b.M[k])
+		}
+	}
+	for k := range t.scale {
+		t.decode(k)
+	}
+}
+
+// decode computes the values of group k from its levels.
+func (t *descent) decode(k int) {
+	scale, minimum := &t.scale[k], &t.minimum[k]
+	for j := k * t.g.Group; j < (k+1)*t.g.Group; j++ {
+		v, level := &t.values[j], &t.level[j]
+		for i := range v {
+			v[i] = float32(scale[i]*level[i]) - minimum[i]
+		}
+	}
+}
+
+// codes moves the codes of group k, and what later columns of the group see.
+func (t *descent) codes(k, c0 int) int {
+	g := t.g
+	lo, hi := k*g.Group, (k+1)*g.Group
 	moved := 0
-	for j, old := range codes {
-		c := c0 + j
-		code := g.Nearest(t.values[c]+t.grad[c]/t.h.Row(c)[c], scale, minimum)
-		if code == old {
+	lost, levels := t.hs, t.scaled // free by now
+	for m0 := lo; m0 < hi; m0 += eagerColumns {
+		m1 := min(m0+eagerColumns, hi)
+		for j := m0; j < m1; j++ {
+			row := t.h.Row(c0 + j)
+			t.round(&levels[j], &lost[j], j, k, &t.grad[c0+j], 1/row[c0+j])
+			kernels.UpdateLanes(t.grad[c0+j+1:c0+m1], row[c0+j+1:], 0, lost[j:j+1])
+		}
+		t.spread(c0+m0, lost[m0:m1], c0+m1, c0+hi)
+	}
+	for j := lo; j < hi; j++ {
+		if t.level[j] == levels[j] {
 			continue
 		}
-		codes[j] = code
-		t.move(c, float32(scale*g.Level(code))-minimum)
-		moved++
+		for i := range t.n {
+			if level := levels[j][i]; level != t.level[j][i] {
+				t.level[j][i] = level
+				t.blocks[i].Codes[j] = t.code(level)
+				moved++
+			}
+		}
 	}
+	t.decode(k)
 	return moved
+}
+
+// code returns the code of a level.
+func (t *descent) code(level float32) int8 {
+	if t.g.Codebook == nil {
+		return int8(level)
+	}
+	return t.g.NearestLevel(level)
+}
+
+// round finds the levels with which column j's error is least, and what the column then loses.
+func (t *descent) round(level, lost *kernels.Lane, j, k int, grad *kernels.Lane, inverse float32) {
+	g := t.g
+	if g.Codebook == nil {
+		kernels.RoundLanes(level, lost, &t.values[j], grad, inverse, &t.scale[k], &t.minimum[k], int8(g.CodeMin),
+			int8(g.CodeMax))
+		return
+	}
+	for i, v := range t.values[j] {
+		scale, minimum := t.scale[k][i], t.minimum[k][i]
+		level[i] = g.Level(g.Nearest(v+float32(inverse*grad[i]), scale, minimum))
+		lost[i] = v - (float32(scale*level[i]) - minimum)
+	}
 }
 
 // quadratic is the change of the output error when a scale changes by x and a minimum by y:
@@ -154,31 +279,53 @@ func (e *quadratic) at(x, y float64) float64 {
 	return -2*(e.p*x+e.q*y) + e.a*x*x + 2*e.b*x*y + e.c*y*y
 }
 
-// square returns column j's share of lᵀHl over the columns from c0 on: that of the products with itself, and twice with
-// those before it.
-func (t *descent) square(c0, j int, l []float32) float64 {
-	h := t.h.Row(c0 + j)[c0:]
-	return float64(l[j] * (2*kernels.Dot(h[:j], l) + h[j]*l[j]))
+// scales moves the scales and the minima of group k, and what the group's own columns see.
+func (t *descent) scales(k, c0 int) int {
+	g := t.g
+	lo, hi := k*g.Group, (k+1)*g.Group
+	level, grad, hs, sums := t.level[lo:hi], t.grad[c0+lo:c0+hi], t.hs[lo:hi], t.sums.Row(k)[c0+lo:c0+hi]
+	clear(hs)
+	kernels.UpdateLanes(hs, t.h.Data[(c0+lo)*t.h.Stride+c0+lo:], t.h.Stride, level)
+	p, q := kernels.DotLanes(level, grad), kernels.DotLanes(t.unit, grad)
+	a, b := kernels.DotLanes(level, hs), kernels.DotLanes(t.unit, hs)
+	var c float64
+	for _, v := range sums {
+		c += float64(v)
+	}
+	var x, y kernels.Lane // what is taken off the scales and the minima
+	moved := 0
+	for i := range t.n {
+		e := quadratic{float64(p[i]), -float64(q[i]), float64(a[i]), -float64(b[i]), c}
+		blk := &t.blocks[i]
+		if !t.step(blk, k, &e) {
+			continue
+		}
+		moved++
+		scale, minimum := blk.Scale(k)
+		x[i], y[i] = t.scale[k][i]-scale, t.minimum[k][i]-minimum
+		t.scale[k][i], t.minimum[k][i] = scale, minimum
+		t.sc[k][i], t.m[k][i] = float32(blk.Sc[k]), float32(blk.M[k])
+	}
+	if moved > 0 {
+		t.shift(grad, hs, x, sums, y)
+		t.decode(k)
+	}
+	return moved
 }
 
-// scale moves the scale and the minimum of group k.
-func (t *descent) scale(b *quant.Block, k, c0 int) bool {
+// shift tells columns that scales have lost x and minima y: hs is H times what the scales multiply, and hm, one value for
+// all lanes, what the minima do.
+func (t *descent) shift(grad, hs []kernels.Lane, x kernels.Lane, hm []float32, y kernels.Lane) {
+	for j := range grad {
+		for i := range x {
+			grad[j][i] += x[i]*hs[j][i] - y[i]*hm[j]
+		}
+	}
+}
+
+// step moves the scale and the minimum of b's group k to the best of the neighbouring integers.
+func (t *descent) step(b *quant.Block, k int, e *quadratic) bool {
 	g := t.g
-	n := g.Group
-	level := t.level[:n]
-	for j, code := range b.Codes[k*n : (k+1)*n] {
-		level[j] = g.Level(code)
-	}
-	var e quadratic
-	for j, l := range level {
-		gr := t.grad[c0+j]
-		e.p += float64(l * gr)
-		e.q -= float64(gr)
-		e.a += t.square(c0, j, level)
-		ones := t.ones.Row(c0 + j)[k]
-		e.b -= float64(l * ones)
-		e.c += float64(ones)
-	}
 	d, dmin := float64(b.D), float64(b.DMin)
 	sc, m := float64(b.Sc[k]), float64(b.M[k])
 	if d == 0 {
@@ -220,63 +367,78 @@ func (t *descent) scale(b *quant.Block, k, c0 int) bool {
 		return false
 	}
 	b.Sc[k], b.M[k] = int8(bestSc), int8(bestM)
-	t.apply(b, k, c0)
 	return true
 }
 
-// apply recomputes the values of group k.
-func (t *descent) apply(b *quant.Block, k, c0 int) {
-	scale, minimum := b.Scale(k)
-	n := t.g.Group
-	for j, code := range b.Codes[k*n : (k+1)*n] {
-		if v := float32(scale*t.g.Level(code)) - minimum; v != t.values[c0+j] {
-			t.move(c0+j, v)
+// super moves the blocks' scales and minima, which multiply those of their groups, and what the blocks' columns see.
+func (t *descent) super(c0 int) int {
+	g := t.g
+	grad := t.grad[c0 : c0+g.Block]
+	for j := range t.scaled {
+		sc := &t.sc[j/g.Group]
+		for i, l := range t.level[j] {
+			t.scaled[j][i] = l * sc[i]
 		}
 	}
+	clear(t.hs)
+	kernels.UpdateLanes(t.hs, t.h.Data[c0*t.h.Stride+c0:], t.h.Stride, t.scaled)
+	p, a := kernels.DotLanes(t.scaled, grad), kernels.DotLanes(t.scaled, t.hs)
+	var q, b, c kernels.Lane
+	if g.MinMax > 0 {
+		clear(t.hm)
+		kernels.UpdateLanes(t.hm, t.sums.Data[c0:], t.sums.Stride, t.m)
+		b = kernels.DotLanes(t.scaled, t.hm)
+		for k := range t.m {
+			lo, hi := k*g.Group, (k+1)*g.Group
+			gs, hs := kernels.DotLanes(t.unit, grad[lo:hi]), kernels.DotLanes(t.unit, t.hm[lo:hi])
+			for i, m := range t.m[k] {
+				q[i] += m * gs[i]
+				c[i] += m * hs[i]
+			}
+		}
+	}
+	var x, y kernels.Lane // what is taken off
+	moved := 0
+	for i := range t.n {
+		blk := &t.blocks[i]
+		e := quadratic{float64(p[i]), -float64(q[i]), float64(a[i]), -float64(b[i]), float64(c[i])}
+		d, dmin := e.least(blk)
+		if d == blk.D && dmin == blk.DMin {
+			continue
+		}
+		moved++
+		x[i], y[i] = blk.D-d, blk.DMin-dmin
+		blk.D, blk.DMin = d, dmin
+		for k := range t.scale {
+			t.scale[k][i], t.minimum[k][i] = blk.Scale(k)
+		}
+	}
+	if moved == 0 {
+		return 0
+	}
+	for j := range grad {
+		for i := range x {
+			grad[j][i] += x[i]*t.hs[j][i] - y[i]*t.hm[j][i]
+		}
+	}
+	for k := range t.scale {
+		t.decode(k)
+	}
+	return moved
 }
 
-// super moves the block's scale and minimum, which multiply those of its groups.
-func (t *descent) super(b *quant.Block, c0 int) bool {
-	g := t.g
-	n := g.Block
-	level := t.level[:n]
-	for j, code := range b.Codes {
-		k := j / g.Group
-		level[j] = g.Level(code) * float32(b.Sc[k])
-	}
-	var e quadratic
-	for j, l := range level {
-		gr := t.grad[c0+j]
-		e.p += float64(l * gr)
-		e.a += t.square(c0, j, level)
-		if g.MinMax > 0 {
-			var hm float32
-			for k, v := range t.ones.Row(c0 + j) {
-				hm += float32(b.M[k]) * v
-			}
-			m := float32(b.M[j/g.Group])
-			e.q -= float64(m * gr)
-			e.b -= float64(l * hm)
-			e.c += float64(m * hm)
-		}
-	}
+// least returns the float16 scale and minimum of b with which e is least, or those that it has.
+func (e *quadratic) least(b *quant.Block) (d, dmin float32) {
 	x, y := e.p/e.a, 0.0
-	if g.MinMax > 0 && e.c > 0 {
+	if e.c > 0 {
 		if det := e.a*e.c - e.b*e.b; det > 1e-9*e.a*e.c {
 			x, y = (e.p*e.c-e.q*e.b)/det, (e.a*e.q-e.b*e.p)/det
 		}
 	}
-	d := tensor.RoundF16(b.D + float32(x))
-	dmin := tensor.RoundF16(b.DMin + float32(y))
-	if d-d != 0 || dmin-dmin != 0 || d == b.D && dmin == b.DMin {
-		return false
+	d = tensor.RoundF16(b.D + float32(x))
+	dmin = tensor.RoundF16(b.DMin + float32(y))
+	if d-d != 0 || dmin-dmin != 0 || e.at(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
+		return b.D, b.DMin
 	}
-	if e.at(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
-		return false
-	}
-	b.D, b.DMin = d, dmin
-	for k := range g.Groups() {
-		t.apply(b, k, c0+k*g.Group)
-	}
-	return true
+	return d, dmin
 }

@@ -54,6 +54,21 @@ func UpdateLanes(dst []Lane, u []float32, pitch int, x []Lane) {
 	}
 }
 
+// DotLanes returns Σ x[j]·y[j] in each lane; y is as long as x.
+func DotLanes(x, y []Lane) (sum Lane) {
+	y = y[:len(x)]
+	if n := lanes(); n > 0 && len(x) > 0 {
+		dotLanes(n, &sum, x, y)
+		return sum
+	}
+	for j := range x {
+		for i := range sum {
+			sum[i] += float32(x[j][i] * y[j][i])
+		}
+	}
+	return sum
+}
+
 // RowsFromLanes is TransposeLanes' inverse: it sets dst[i·pitch+j] = src[j][i]. len(src) is a multiple of 16.
 func RowsFromLanes(dst []float32, pitch int, src []Lane) {
 	_ = dst[15*pitch+len(src)-1]

@@ -19,6 +19,11 @@ func addLanesAVX2(dst *float32, u *float32, x *float32, n int)
 //go:noescape
 func updateLanesAVX2(dst *float32, u *float32, pitch int, x *float32, n int)
 
+// dotLanesAVX2 sets sum to Σ x[j]·y[j] over j < n.
+//
+//go:noescape
+func dotLanesAVX2(sum *float32, x *float32, y *float32, n int)
+
 // roundLanesAVX512 rounds a vector of weights.
 //
 //go:noescape
@@ -33,3 +38,8 @@ func addLanesAVX512(dst *float32, u *float32, x *float32, n int)
 //
 //go:noescape
 func updateLanesAVX512(dst *float32, u *float32, pitch int, x *float32, n int)
+
+// dotLanesAVX512 sets sum to Σ x[j]·y[j] over j < n.
+//
+//go:noescape
+func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)

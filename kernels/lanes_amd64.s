@@ -225,6 +225,56 @@ one_done:
 	VZEROUPPER
 	RET
 
+// func dotLanesAVX2(sum *float32, x *float32, y *float32, n int)
+// Requires: AVX, FMA3
+TEXT ·dotLanesAVX2(SB), NOSPLIT, $0-32
+	MOVQ   x+8(FP), AX
+	MOVQ   y+16(FP), CX
+	MOVQ   n+24(FP), DX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	CMPQ   DX, $+4
+	JL     four_done
+
+four:
+	VMOVUPS     (AX), Y4
+	VFMADD231PS (CX), Y4, Y0
+	VMOVUPS     64(AX), Y5
+	VFMADD231PS 64(CX), Y5, Y1
+	VMOVUPS     128(AX), Y6
+	VFMADD231PS 128(CX), Y6, Y2
+	VMOVUPS     192(AX), Y7
+	VFMADD231PS 192(CX), Y7, Y3
+	ADDQ        $+256, AX
+	ADDQ        $+256, CX
+	SUBQ        $+4, DX
+	CMPQ        DX, $+4
+	JGE         four
+
+four_done:
+	CMPQ DX, $+1
+	JL   one_done
+
+one:
+	VMOVUPS     (AX), Y4
+	VFMADD231PS (CX), Y4, Y0
+	ADDQ        $+64, AX
+	ADDQ        $+64, CX
+	SUBQ        $+1, DX
+	CMPQ        DX, $+1
+	JGE         one
+
+one_done:
+	VADDPS  Y1, Y0, Y0
+	VADDPS  Y3, Y2, Y2
+	VADDPS  Y2, Y0, Y0
+	MOVQ    sum+0(FP), AX
+	VMOVUPS Y0, (AX)
+	VZEROUPPER
+	RET
+
 // func roundLanesAVX512(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 // Requires: AVX, AVX512F
 TEXT ·roundLanesAVX512(SB), NOSPLIT, $0-64
@@ -397,5 +447,55 @@ one:
 	JGE              one
 
 one_done:
+	VZEROUPPER
+	RET
+
+// func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·dotLanesAVX512(SB), NOSPLIT, $0-32
+	MOVQ   x+8(FP), AX
+	MOVQ   y+16(FP), CX
+	MOVQ   n+24(FP), DX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	CMPQ   DX, $+4
+	JL     four_done
+
+four:
+	VMOVUPS     (AX), Z4
+	VFMADD231PS (CX), Z4, Z0
+	VMOVUPS     64(AX), Z5
+	VFMADD231PS 64(CX), Z5, Z1
+	VMOVUPS     128(AX), Z6
+	VFMADD231PS 128(CX), Z6, Z2
+	VMOVUPS     192(AX), Z7
+	VFMADD231PS 192(CX), Z7, Z3
+	ADDQ        $+256, AX
+	ADDQ        $+256, CX
+	SUBQ        $+4, DX
+	CMPQ        DX, $+4
+	JGE         four
+
+four_done:
+	CMPQ DX, $+1
+	JL   one_done
+
+one:
+	VMOVUPS     (AX), Z4
+	VFMADD231PS (CX), Z4, Z0
+	ADDQ        $+64, AX
+	ADDQ        $+64, CX
+	SUBQ        $+1, DX
+	CMPQ        DX, $+1
+	JGE         one
+
+one_done:
+	VADDPS  Z1, Z0, Z0
+	VADDPS  Z3, Z2, Z2
+	VADDPS  Z2, Z0, Z0
+	MOVQ    sum+0(FP), AX
+	VMOVUPS Z0, (AX)
 	VZEROUPPER
 	RET

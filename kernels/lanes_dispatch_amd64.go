@@ -32,6 +32,16 @@ func updateLanes(lanes int, dst []Lane, u []float32, pitch int, x []Lane) {
 	}
 }
 
+func dotLanes(lanes int, sum *Lane, x, y []Lane) {
+	if lanes == Lanes {
+		dotLanesAVX512(&sum[0], &x[0][0], &y[0][0], len(x))
+		return
+	}
+	for i := 0; i < Lanes; i += lanes {
+		dotLanesAVX2(&sum[i], &x[0][i], &y[0][i], len(x))
+	}
+}
+
 func rowsFromLanes(lanes int, dst []float32, pitch int, src []Lane) {
 	for j := 0; j < len(src); j += lanes {
 		if lanes == Lanes {

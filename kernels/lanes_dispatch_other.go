@@ -10,4 +10,6 @@ func addLanes(int, []Lane, []float32, *Lane) { panic("kernels: no vectors") }
 
 func updateLanes(int, []Lane, []float32, int, []Lane) { panic("kernels: no vectors") }
 
+func dotLanes(int, *Lane, []Lane, []Lane) { panic("kernels: no vectors") }
+
 func rowsFromLanes(int, []float32, int, []Lane) { panic("kernels: no vectors") }

@@ -82,6 +82,27 @@ func TestUpdateLanes(t *testing.T) {
 	})
 }
 
+func TestDotLanes(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 19 {
+			x, y := make([]Lane, n), make([]Lane, n)
+			var want [Lanes]float64
+			for j := range x {
+				for i := range want {
+					x[j][i], y[j][i] = float32(rng.NormFloat64()), float32(rng.NormFloat64())
+					want[i] += float64(x[j][i]) * float64(y[j][i])
+				}
+			}
+			for i, v := range DotLanes(x, y) {
+				if math.Abs(float64(v)-want[i]) > 1e-5 {
+					t.Fatalf("%d columns: row %d is %v, want %v", n, i, v, want[i])
+				}
+			}
+		}
+	})
+}
+
 func TestRowsFromLanes(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		for _, n := range []int{16, 32, 128} {

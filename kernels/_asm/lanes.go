@@ -11,6 +11,7 @@ func columns(g *gen) {
 		g.roundLanes(v)
 		g.addLanes(v)
 		g.updateLanes(v)
+		g.dotLanes(v)
 	}
 }
 
@@ -136,6 +137,32 @@ func (g *gen) updateLanes(v isa) {
 	}
 	step("four", 4)
 	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// dotLanes is DotLanes.
+func (g *gen) dotLanes(v isa) {
+	g.function("dotLanes"+v.name, "func(sum, x, y *float32, n int)", "sets sum to Σ x[j]·y[j] over j < n.")
+	x, y, n := g.gp("x"), g.gp("y"), g.gp("n")
+	for i := range 4 {
+		g.zero(v, v.reg(i))
+	}
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			for i := range count {
+				g.VMOVUPS(at(x, lane*i), v.reg(4+i))
+				g.VFMADD231PS(at(y, lane*i), v.reg(4+i), v.reg(i))
+			}
+			g.advance(lane*count, x, y)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VADDPS(v.reg(1), v.reg(0), v.reg(0))
+	g.VADDPS(v.reg(3), v.reg(2), v.reg(2))
+	g.VADDPS(v.reg(2), v.reg(0), v.reg(0))
+	g.VMOVUPS(v.reg(0), at(g.gp("sum"), 0))
 	g.VZEROUPPER()
 	g.RET()
 }

@@ -1,0 +1,312 @@
+package gptq
+
+import (
+	"math"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// plainRefine is refine, one row and one block at a time.
+func plainRefine(f *Factor, q *quant.Weight, w *tensor.Matrix, passes int) {
+	n, full := w.Cols, f.damped()
+	g := q.Grid
+	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
+	values := tensor.New(w.Rows, n)
+	q.DecodeTo(values)
+	diff := tensor.New(w.Rows, n)
+	for r := range w.Rows {
+		a, b, d := w.Row(r), values.Row(r), diff.Row(r)
+		for j := range d {
+			d[j] = a[j] - b[j]
+		}
+	}
+	grad := tensor.New(w.Rows, n)
+	kernels.GemmNN(grad, 1, diff, full, kernels.F32)
+	step := g.Block
+	deltas := tensor.New(w.Rows, min(step, n))
+	moved := make([]int, w.Rows)
+	for range passes {
+		clear(moved)
+		for i0 := 0; i0 < n; i0 += step {
+			i1 := min(i0+step, n)
+			d := deltas.View(0, w.Rows, 0, i1-i0)
+			h := full.View(i0, i1, i0, i1)
+			ones := plainSums(h, g)
+			kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
+				t := newPlainDescent(g, h, ones)
+				for r := lo; r < hi; r++ {
+					copy(t.grad, grad.Row(r)[i0:i1])
+					copy(t.old, values.Row(r)[i0:i1])
+					t.values = values.Row(r)[i0:i1]
+					for b := range (i1 - i0) / g.Block {
+						blk := q.Block(r, i0/g.Block+b)
+						moved[r] += t.block(&blk, b*g.Block)
+						q.SetBlock(r, i0/g.Block+b, &blk)
+					}
+					out := d.Row(r)
+					for j := range out {
+						out[j] = t.values[j] - t.old[j]
+					}
+				}
+			})
+			kernels.GemmNN(grad, -1, d, full.View(i0, i1, 0, n), kernels.F32)
+		}
+		total := 0
+		for _, m := range moved {
+			total += m
+		}
+		if total == 0 {
+			return
+		}
+	}
+}
+
+// plainSums returns, for each row of h, the sums over each group of the block that the row's column is in.
+func plainSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
+	sums := tensor.New(h.Rows, g.Groups())
+	for c := range h.Rows {
+		c0 := c / g.Block * g.Block
+		for j, v := range h.Row(c)[c0 : c0+g.Block] {
+			sums.Row(c)[j/g.Group] += v
+		}
+	}
+	return sums
+}
+
+// plainDescent is coordinate descent on some whole blocks of one row.
+type plainDescent struct {
+	g                 *quant.Grid
+	h                 *tensor.Matrix // the Hessian of these columns
+	ones              *tensor.Matrix // its plainSums
+	grad, values, old []float32
+	level             []float32
+}
+
+func newPlainDescent(g *quant.Grid, h, ones *tensor.Matrix) *plainDescent {
+	return &plainDescent{
+		g: g, h: h, ones: ones, grad: make([]float32, h.Rows), old: make([]float32, h.Rows),
+		level: make([]float32, g.Block),
+	}
+}
+
+// block improves one block, whose columns start at c0, and returns how many numbers moved.
+func (t *plainDescent) block(b *quant.Block, c0 int) int {
+	g := t.g
+	moved := 0
+	if (g.ScaleMax > 1 || g.Groups() == 1) && t.super(b, c0) {
+		moved++
+	}
+	for k := range g.Groups() {
+		if g.ScaleMax > 1 && t.scale(b, k, c0+k*g.Group) {
+			moved++
+		}
+		moved += t.codes(b, k, c0+k*g.Group)
+	}
+	return moved
+}
+
+// move changes the value of column c.
+func (t *plainDescent) move(c int, v float32) {
+	d := v - t.values[c]
+	t.values[c] = v
+	kernels.Axpy(t.grad, -d, t.h.Row(c))
+}
+
+// codes moves the codes of group k.
+func (t *plainDescent) codes(b *quant.Block, k, c0 int) int {
+	g := t.g
+	scale, minimum := b.Scale(k)
+	codes := b.Codes[k*g.Group : (k+1)*g.Group]
+	moved := 0
+	for j, old := range codes {
+		c := c0 + j
+		code := g.Nearest(t.values[c]+t.grad[c]/t.h.Row(c)[c], scale, minimum)
+		if code == old {
+			continue
+		}
+		codes[j] = code
+		t.move(c, float32(scale*g.Level(code))-minimum)
+		moved++
+	}
+	return moved
+}
+
+// square returns column j's share of lᵀHl over the columns from c0 on: that of the products with itself, and twice with
+// those before it.
+func (t *plainDescent) square(c0, j int, l []float32) float64 {
+	h := t.h.Row(c0 + j)[c0:]
+	return float64(l[j] * (2*kernels.Dot(h[:j], l) + h[j]*l[j]))
+}
+
+// scale moves the scale and the minimum of group k.
+func (t *plainDescent) scale(b *quant.Block, k, c0 int) bool {
+	g := t.g
+	n := g.Group
+	level := t.level[:n]
+	for j, code := range b.Codes[k*n : (k+1)*n] {
+		level[j] = g.Level(code)
+	}
+	var e quadratic
+	for j, l := range level {
+		gr := t.grad[c0+j]
+		e.p += float64(l * gr)
+		e.q -= float64(gr)
+		e.a += t.square(c0, j, level)
+		ones := t.ones.Row(c0 + j)[k]
+		e.b -= float64(l * ones)
+		e.c += float64(ones)
+	}
+	d, dmin := float64(b.D), float64(b.DMin)
+	sc, m := float64(b.Sc[k]), float64(b.M[k])
+	if d == 0 {
+		return false
+	}
+	best, bestSc, bestM := -1e-9*math.Abs(e.a), sc, m
+	try := func(s float64) {
+		s = min(max(s, float64(g.ScaleMin)), float64(g.ScaleMax))
+		x := (s - sc) * d
+		if g.MinMax == 0 || dmin == 0 {
+			if v := e.at(x, 0); v < best {
+				best, bestSc = v, s
+			}
+			return
+		}
+		y := (e.q - e.b*x) / e.c
+		mm := math.Floor(m + y/dmin)
+		for _, mm := range [2]float64{mm, mm + 1} {
+			mm = min(max(mm, 0), float64(g.MinMax))
+			if v := e.at(x, (mm-m)*dmin); v < best {
+				best, bestSc, bestM = v, s, mm
+			}
+		}
+	}
+	x := e.p / e.a
+	if g.MinMax > 0 && dmin != 0 {
+		if det := e.a*e.c - e.b*e.b; det > 0 {
+			x = (e.p*e.c - e.q*e.b) / det
+		}
+	}
+	if x != x {
+		return false
+	}
+	s := math.Floor(sc + x/d)
+	try(s)
+	try(s + 1)
+	try(sc)
+	if bestSc == sc && bestM == m {
+		return false
+	}
+	b.Sc[k], b.M[k] = int8(bestSc), int8(bestM)
+	t.apply(b, k, c0)
+	return true
+}
+
+// apply recomputes the values of group k.
+func (t *plainDescent) apply(b *quant.Block, k, c0 int) {
+	scale, minimum := b.Scale(k)
+	n := t.g.Group
+	for j, code := range b.Codes[k*n : (k+1)*n] {
+		if v := float32(scale*t.g.Level(code)) - minimum; v != t.values[c0+j] {
+			t.move(c0+j, v)
+		}
+	}
+}
+
+// super moves the block's scale and minimum, which multiply those of its groups.
+func (t *plainDescent) super(b *quant.Block, c0 int) bool {
+	g := t.g
+	n := g.Block
+	level := t.level[:n]
+	for j, code := range b.Codes {
+		k := j / g.Group
+		level[j] = g.Level(code) * float32(b.Sc[k])
+	}
+	var e quadratic
+	for j, l := range level {
+		gr := t.grad[c0+j]
+		e.p += float64(l * gr)
+		e.a += t.square(c0, j, level)
+		if g.MinMax > 0 {
+			var hm float32
+			for k, v := range t.ones.Row(c0 + j) {
+				hm += float32(b.M[k]) * v
+			}
+			m := float32(b.M[j/g.Group])
+			e.q -= float64(m * gr)
+			e.b -= float64(l * hm)
+			e.c += float64(m * hm)
+		}
+	}
+	x, y := e.p/e.a, 0.0
+	if g.MinMax > 0 && e.c > 0 {
+		if det := e.a*e.c - e.b*e.b; det > 1e-9*e.a*e.c {
+			x, y = (e.p*e.c-e.q*e.b)/det, (e.a*e.q-e.b*e.p)/det
+		}
+	}
+	d := tensor.RoundF16(b.D + float32(x))
+	dmin := tensor.RoundF16(b.DMin + float32(y))
+	if d-d != 0 || dmin-dmin != 0 || d == b.D && dmin == b.DMin {
+		return false
+	}
+	if e.at(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
+		return false
+	}
+	b.D, b.DMin = d, dmin
+	for k := range g.Groups() {
+		t.apply(b, k, c0+k*g.Group)
+	}
+	return true
+}
+
+// TestRefine compares the descent by lanes of rows with the plain one. Sums in another order may turn one number, and all
+// after it: what comes of it must be as good.
+func TestRefine(t *testing.T) {
+	for _, typ := range ggml.Types {
+		g := typ.Grid
+		if g == nil {
+			continue
+		}
+		const cols = 768
+		w, in := problem(1, 37, cols, 2*cols)
+		f, err := NewFactor(t.Context(), in.H, g, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for passes := 1; passes <= 3; passes += 2 {
+			want, got := quant.NewWeight(g, w.Rows, cols), quant.NewWeight(g, w.Rows, cols)
+			if err := f.sweep(t.Context(), want, w); err != nil {
+				t.Fatal(err)
+			}
+			swept := outputError(w, want, in.H)
+			plainRefine(f, want, w, passes)
+			e := outputError(w, want, in.H)
+			previous := kernels.CurrentTier()
+			for _, tier := range kernels.Tiers() {
+				if err := f.sweep(t.Context(), got, w); err != nil {
+					t.Fatal(err)
+				}
+				kernels.SetTier(tier)
+				err := f.refine(t.Context(), got, w, passes)
+				kernels.SetTier(previous)
+				if err != nil {
+					t.Fatal(err)
+				}
+				differ := 0
+				for i, c := range want.Codes {
+					if got.Codes[i] != c {
+						differ++
+					}
+				}
+				gain := (swept - outputError(w, got, in.H)) / (swept - e)
+				if math.Abs(gain-1) > 0.02 || differ > len(want.Codes)/20 {
+					t.Errorf("%s, %d passes, %s: %.4f of the plain descent's gain, %d of %d codes differ", typ, passes, tier,
+						gain, differ, len(want.Codes))
+				}
+			}
+		}
+	}
+}

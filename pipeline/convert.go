@@ -21,6 +21,9 @@ const (
 	batchWeights = 1 << 22
 	// rowWeights is how many weights a goroutine takes at a time, at least.
 	rowWeights = 1 << 15
+	// readAheadBytes bounds the tensors, at four bytes a weight, that are read while the one before is being converted: all
+	// of it must find room.
+	readAheadBytes = 256 << 20
 	// pendingWrites is how many batches may wait for the disk.
 	pendingWrites = 2
 )

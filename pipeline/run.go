@@ -268,12 +268,19 @@ func layerVector(t *ggml.Info) bool { return strings.HasPrefix(t.Name, "blk.") &
 
 // tensors writes all tensors: the layers' linears as calibration reaches them, the others one after the other.
 func (r *run) tensors() error {
-	item := ""
+	var converted []*Tensor
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
 		if r.m != nil && (layerLinear(&t.Info) || r.changesVectors() && layerVector(&t.Info)) ||
 			t.Name == outputName && r.calibratesHead() {
 			continue
+		}
+		converted = append(converted, t)
+	}
+	item := ""
+	for i, t := range converted {
+		if i+1 < len(converted) && 4*converted[i+1].Elements() <= readAheadBytes {
+			r.src.ReadAhead(converted[i+1].Name)
 		}
 		if name := itemName(t.Name); name != item && r.m == nil {
 			item = name

@@ -19,7 +19,7 @@ const diagonal = 64
 // overwritten.
 func Cholesky(a *tensor.Matrix) (ok bool, pivot int) {
 	checkSquare(a)
-	if pivot = cholesky(a, newInverses(a.Rows)); pivot >= 0 {
+	if pivot = cholesky(a, newInverses(a.Rows), newScratch(a)); pivot >= 0 {
 		return false, pivot
 	}
 	return true, 0
@@ -30,9 +30,25 @@ type inverses []*tensor.Matrix
 
 func newInverses(n int) inverses { return make(inverses, (n+diagonal-1)/diagonal) }
 
+// scratch is room for some columns of a matrix, while products replace them.
+type scratch []float32
+
+func newScratch(a *tensor.Matrix) scratch { return make(scratch, a.Rows*min(a.Cols, diagonal)) }
+
+// copy returns a copy of b in s.
+func (s scratch) copy(b *tensor.Matrix) *tensor.Matrix {
+	x := tensor.FromSlice(b.Rows, b.Cols, s)
+	kernels.Parallel(b.Rows, 256, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			copy(x.Row(i), b.Row(i))
+		}
+	})
+	return x
+}
+
 // cholesky returns the row of the first pivot that is not positive, or −1, and fills inv. It leaves the strict upper
 // triangle undefined.
-func cholesky(a *tensor.Matrix, inv inverses) (pivot int) {
+func cholesky(a *tensor.Matrix, inv inverses, s scratch) (pivot int) {
 	n := a.Rows
 	if n <= diagonal {
 		if n > 0 {
@@ -43,31 +59,29 @@ func cholesky(a *tensor.Matrix, inv inverses) (pivot int) {
 	}
 	h := half(n)
 	a11, a21, a22 := a.View(0, h, 0, h), a.View(h, n, 0, h), a.View(h, n, h, n)
-	if p := cholesky(a11, inv); p >= 0 {
+	if p := cholesky(a11, inv, s); p >= 0 {
 		return p
 	}
-	solveRight(a21, a11, inv)
+	solveRight(a21, a11, inv, s)
 	kernels.GemmNTLower(a22, -1, a21, a21)
-	if p := cholesky(a22, inv[h/diagonal:]); p >= 0 {
+	if p := cholesky(a22, inv[h/diagonal:], s); p >= 0 {
 		return h + p
 	}
 	return -1
 }
 
 // solveRight sets b = b·L⁻ᵀ, L lower triangular.
-func solveRight(b, l *tensor.Matrix, inv inverses) {
+func solveRight(b, l *tensor.Matrix, inv inverses, s scratch) {
 	n := l.Rows
 	if n <= diagonal {
-		x := b.Clone()
-		b.Zero()
-		kernels.GemmNT(b, 1, x, inv[0])
+		kernels.MatMulF32(b, s.copy(b), inv[0])
 		return
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
-	solveRight(b1, l.View(0, h, 0, h), inv)
+	solveRight(b1, l.View(0, h, 0, h), inv, s)
 	kernels.GemmNT(b2, -1, b1, l.View(h, n, 0, h))
-	solveRight(b2, l.View(h, n, h, n), inv[h/diagonal:])
+	solveRight(b2, l.View(h, n, h, n), inv[h/diagonal:], s)
 }
 
 // Solve sets b, rows×n, to b·(L·Lᵀ)⁻¹, L being n×n lower triangular as Cholesky leaves it.
@@ -76,17 +90,17 @@ func Solve(b, l *tensor.Matrix) {
 	if b.Cols != l.Rows {
 		panic("linalg: solve shapes do not agree")
 	}
-	inv := invertBlocks(l)
-	solveRight(b, l, inv)
-	solveRightLower(b, l, inv)
+	inv, s := invertBlocks(l), newScratch(b)
+	solveRight(b, l, inv, s)
+	solveRightLower(b, l, inv, s)
 }
 
 // solveRightLower sets b = b·L⁻¹, L lower triangular.
-func solveRightLower(b, l *tensor.Matrix, inv inverses) {
+func solveRightLower(b, l *tensor.Matrix, inv inverses, s scratch) {
 	n := l.Rows
 	if n <= diagonal {
 		if n > 0 {
-			x := b.Clone()
+			x := s.copy(b)
 			b.Zero()
 			kernels.GemmNN(b, 1, x, inv[0], kernels.F32)
 		}
@@ -94,9 +108,9 @@ func solveRightLower(b, l *tensor.Matrix, inv inverses) {
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
-	solveRightLower(b2, l.View(h, n, h, n), inv[h/diagonal:])
+	solveRightLower(b2, l.View(h, n, h, n), inv[h/diagonal:], s)
 	kernels.GemmNN(b1, -1, b2, l.View(h, n, 0, h), kernels.F32)
-	solveRightLower(b1, l.View(0, h, 0, h), inv)
+	solveRightLower(b1, l.View(0, h, 0, h), inv, s)
 }
 
 // InvertLower replaces the lower triangle of l by its inverse; it neither reads nor writes above the diagonal.
@@ -195,7 +209,7 @@ func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
 		}
 	})
 	inv := newInverses(n)
-	if cholesky(u, inv) >= 0 {
+	if cholesky(u, inv, newScratch(u)) >= 0 {
 		return nil, false
 	}
 	invertLower(u, inv)
@@ -225,10 +239,7 @@ func choleskyBlock(a, inv *tensor.Matrix) (pivot int) {
 	for i := range n {
 		row := a.Row(i)
 		for j := range i + 1 {
-			s := float64(row[j])
-			for k := range j {
-				s -= l[i][k] * l[j][k]
-			}
+			s := float64(row[j]) - dot(l[i][:j], l[j][:j])
 			if j < i {
 				l[i][j] = s / l[j][j]
 				continue
@@ -246,6 +257,23 @@ func choleskyBlock(a, inv *tensor.Matrix) (pivot int) {
 	}
 	invertBlock(inv, &l)
 	return -1
+}
+
+// dot sums in four parts, which do not wait for each other.
+func dot(a, b []float64) float64 {
+	b = b[:len(a)]
+	var s0, s1, s2, s3 float64
+	k := 0
+	for ; k+4 <= len(a); k += 4 {
+		s0 += a[k] * b[k]
+		s1 += a[k+1] * b[k+1]
+		s2 += a[k+2] * b[k+2]
+		s3 += a[k+3] * b[k+3]
+	}
+	for ; k < len(a); k++ {
+		s0 += a[k] * b[k]
+	}
+	return (s0 + s1) + (s2 + s3)
 }
 
 // invertBlock sets the lower triangle of dst to the inverse of l's, by forward substitution.

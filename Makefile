@@ -18,10 +18,10 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 # Packages that start goroutines, or write from several.
 CONCURRENT := ./cmd/llmq ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
 
-.PHONY: help build demo test check purego cross neon race fuzz interop speed bench generate clean
+.PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## compile bin/llmq
 	$(GO) build -o bin/llmq ./cmd/llmq
@@ -86,6 +86,9 @@ speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of lla
 	@mkdir -p out
 	@cat $(UNSEEN:%=$(SRC)/%/*.go) > out/eval.txt
 	internal/interop/speed.sh bin/llmq out/eval.txt "$(MODELS)" $(PEERS)
+
+speed-gptq: ## time GPTQ beside its authors' code in AUTHORS, a folder with their gptq.py and quant.py (needs PyTorch)
+	internal/interop/gptq_speed.sh "$(AUTHORS)"
 
 bench: ## run the Go benchmarks of BENCH (a regular expression), ready for benchstat
 	$(GO) test -run '^$$' -bench '$(BENCH)' -count 6 ./...

@@ -1,6 +1,7 @@
 package gptq
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -106,17 +107,30 @@ func TestSweep(t *testing.T) {
 }
 
 // BenchmarkLayer takes a layer from its Hessian to the bytes of Q4_K, as the authors' fasterquant and with coordinate
-// descent.
+// descent. The inputs are those of internal/interop/gptq_speed.py.
 func BenchmarkLayer(b *testing.B) {
-	const n = 2048
-	w, in := problem(1, n, n, 2*n)
+	const n, tokens = 4096, 8192
+	rng := rand.New(rand.NewPCG(1, 0))
+	w, x, h := tensor.New(n, n), tensor.New(tokens, n), tensor.New(n, n)
+	for i := range w.Data {
+		w.Data[i] = float32(rng.Float64()*2-1) / 64 // as torch.nn.Linear is initialised: within 1/√n
+	}
+	size := make([]float32, n)
+	for j := range size {
+		size[j] = 0.5 + rng.Float32()
+	}
+	for i := range x.Data {
+		x.Data[i] = float32(rng.NormFloat64()) * size[i%n]
+	}
+	kernels.SyrkTo(h, x)
+	x = nil
 	for _, c := range []struct {
 		name string
 		opt  Options
 	}{{"gptq", Options{Refine: -1}}, {"refined", Options{}}} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				f, err := NewFactor(b.Context(), in.H, ggml.Q4_K.Grid, c.opt)
+				f, err := NewFactor(b.Context(), h, ggml.Q4_K.Grid, c.opt)
 				if err != nil {
 					b.Fatal(err)
 				}

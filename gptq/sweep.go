@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"context"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -25,6 +26,8 @@ const (
 	lazyColumns = 512
 	// eagerColumns is the same for the columns within.
 	eagerColumns = 8
+	// sweepRows is the number of rows that are quantized before the next: enough for the products, and little memory.
+	sweepRows = 1024
 )
 
 // rowGrain is the least number of rows that a goroutine takes at a time.
@@ -36,23 +39,33 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) e
 	if f.block == 0 {
 		f.fitAll(q, w)
 	}
-	sums := tensor.New(w.Rows, n) // Σ e_k·L_kp, columns in f.order
-	errs := tensor.New(w.Rows, min(lazyColumns, n))
-	for i0, i1 := 0, n; i1 > 0; i1 = i0 {
-		if err := ctx.Err(); err != nil {
-			return err
+	sums := tensor.New(min(sweepRows, w.Rows), n) // Σ e_k·L_kp, columns in f.order
+	errs := tensor.New(sums.Rows, min(lazyColumns, n))
+	sweepers := sync.Pool{New: func() any { return newSweeper(f, q) }}
+	for r0 := 0; r0 < w.Rows; r0 += sweepRows {
+		rows := min(sweepRows, w.Rows-r0)
+		if r0 > 0 {
+			sums.Zero()
 		}
-		i0 = lazyStart(i1, q.Grid.Block)
-		e := errs.View(0, w.Rows, 0, i1-i0)
-		kernels.Parallel((w.Rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
-			s := newSweeper(f, q, i0, i1)
-			for k := lo; k < hi; k++ {
-				s.rows(w, sums, e, k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows))
+		for i0, i1 := 0, n; i1 > 0; i1 = i0 {
+			if err := ctx.Err(); err != nil {
+				return err
 			}
-		})
-		if i0 > 0 {
-			// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
-			kernels.GemmNN(sums.View(0, w.Rows, 0, i0), 1, e, f.l.View(i0, i1, 0, i0), kernels.Auto)
+			i0 = lazyStart(i1, q.Grid.Block)
+			kernels.Parallel((rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
+				s := sweepers.Get().(*sweeper)
+				defer sweepers.Put(s)
+				s.i0, s.i1 = i0, i1
+				for a := lo * kernels.Lanes; a < min(hi*kernels.Lanes, rows); a += kernels.Lanes {
+					b := min(a+kernels.Lanes, rows)
+					s.rows(w, sums.View(a, b, 0, n), errs.View(a, b, 0, i1-i0), r0+a, r0+b)
+				}
+			})
+			if i0 > 0 {
+				// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
+				kernels.GemmNN(sums.View(0, rows, 0, i0), 1, errs.View(0, rows, 0, i1-i0), f.l.View(i0, i1, 0, i0),
+					kernels.Auto)
+			}
 		}
 	}
 	return nil
@@ -79,13 +92,13 @@ type sweeper struct {
 	row                         []float32      // levels, row by row
 }
 
-func newSweeper(f *Factor, q *quant.Weight, i0, i1 int) *sweeper {
-	padded := (i1 - i0 + kernels.Lanes - 1) / kernels.Lanes * kernels.Lanes
-	lanes := func() []kernels.Lane { return make([]kernels.Lane, padded) }
+func newSweeper(f *Factor, q *quant.Weight) *sweeper {
+	n := min(lazyColumns, q.Cols)
+	lanes := func() []kernels.Lane { return make([]kernels.Lane, n) }
 	g := q.Grid
-	s := &sweeper{f: f, q: q, i0: i0, i1: i1, weights: lanes(), sums: lanes(), errs: lanes(), levels: lanes(),
+	s := &sweeper{f: f, q: q, weights: lanes(), sums: lanes(), errs: lanes(), levels: lanes(),
 		scale: make([]kernels.Lane, g.Groups()), minimum: make([]kernels.Lane, g.Groups()),
-		row: make([]float32, kernels.Lanes*padded),
+		row: make([]float32, kernels.Lanes*n),
 	}
 	if f.block != 0 {
 		s.fitter = newFitter(g, f)
@@ -93,12 +106,12 @@ func newSweeper(f *Factor, q *quant.Weight, i0, i1 int) *sweeper {
 	return s
 }
 
-// rows quantizes rows [r0,r1). sums has its columns in f.order; e receives each position's error.
+// rows quantizes rows [r0,r1). sums and e are theirs: sums has its columns in f.order, e receives each position's error.
 func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 	g, f := s.q.Grid, s.f
 	n := s.i1 - s.i0
 	s.load(w.View(r0, r1, 0, w.Cols))
-	toLanes(s.sums[:n], sums.View(r0, r1, s.i0, s.i1))
+	toLanes(s.sums[:n], sums.View(0, r1-r0, s.i0, s.i1))
 	present := -1 // the block whose scales are at hand
 	for m0, m1 := 0, s.i1; m1 > s.i0; m1 = m0 {
 		m0 = max(m1-eagerColumns, s.i0, (m1-1)/g.Block*g.Block)
@@ -126,7 +139,7 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 			codes[f.order[s.i0+j]] = int8(v)
 		}
 	}
-	fromLanes(e.View(r0, r1, 0, n), s.errs[:n])
+	fromLanes(e, s.errs[:n])
 }
 
 // load brings the weights of w's rows, at most 16, into the lanes.
@@ -194,7 +207,7 @@ func (s *sweeper) gather(w, sums *tensor.Matrix, r0, r1, i int) {
 		}
 		// The block is longer than lazyColumns, and the first to be quantized in the lanes.
 		for r := r0; r < r1; r++ {
-			to[r-r0] = w.Row(r)[c] + inverse*sums.Row(r)[i+k]
+			to[r-r0] = w.Row(r)[c] + inverse*sums.Row(r - r0)[i+k]
 		}
 	}
 	fromLanes(tensor.FromSlice(r1-r0, n, s.fitter.w[:(r1-r0)*n]), s.fitter.lanes)

@@ -193,9 +193,6 @@ func TestInvariance(t *testing.T) {
 			opt.Context, opt.TempDir, opt.Base = 12, dir, open(t, testmodel.New("mistral").Source())
 			m := open(t, tm.Source())
 			m.Precision = kernels.Auto
-			if threads == 3 {
-				defer eval.SetHeadValues(1)()
-			}
 			r := perplexity(t, m, tokens, opt)
 			r.Seconds, r.TokensPerSecond = 0, 0
 			if first == nil {
@@ -208,6 +205,27 @@ func TestInvariance(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left in the temporary folder: %v, %v", left, err)
+	}
+}
+
+// TestHeadColumns compares logits that exist a few at a time with all of them at once.
+func TestHeadColumns(t *testing.T) {
+	tm := testmodel.New("llama")
+	tokens := tm.Tokens(130, 7)
+	run := func(columns int) *eval.Result {
+		defer eval.SetHeadColumns(columns)()
+		opt := eval.Options{Context: 12, Base: open(t, testmodel.New("mistral").Source())}
+		return perplexity(t, open(t, tm.Source()), tokens, opt)
+	}
+	want := run(1 << 20)
+	for _, columns := range []int{1, 7, 64, 100} {
+		got := run(columns)
+		for _, v := range [][2]float64{{got.Perplexity, want.Perplexity}, {got.BasePerplexity, want.BasePerplexity},
+			{got.KL, want.KL}, {got.KLMax, want.KLMax}, {got.Increase, want.Increase}, {got.SameTop, want.SameTop}} {
+			if math.Abs(v[0]-v[1]) > 1e-6*(1+math.Abs(v[1])) {
+				t.Errorf("%d columns: %v, all at once %v\n%+v\n%+v", columns, v[0], v[1], got, want)
+			}
+		}
 	}
 }
 

@@ -19,68 +19,112 @@ type scores struct {
 	same    []bool
 }
 
-// headValues bounds the logits that are held at once, per model: 32 MB, or headTokens of them, which repay unpacking the
-// weights of the head. Tests make it smaller.
+// headColumns is how many logits of a prediction exist at a time. Every weight of the head is unpacked once for each
+// batch, and read once for all of them. Tests make it smaller.
+var headColumns = 4096
+
+// headValues bounds the logits that are held at once where whole rows of them are, per model: 32 MB. Tests make it
+// smaller.
 var headValues = 8 << 20
 
-const headTokens = 128
+// prediction is what a model's logits for one position say, as far as they have been seen.
+type prediction struct {
+	lse    float64 // log Σ exp(logit)
+	target float64 // the next token's logit
+	top    int     // the likeliest token
+	best   float32 // its logit
+}
 
-// score puts the hidden states through the final norm and the head, scored positions only.
+// add takes the logits from token first on.
+func (d *prediction) add(logits []float32, first, target int) {
+	d.lse = logAddExp(d.lse, kernels.LogSumExp(logits))
+	if i := target - first; 0 <= i && i < len(logits) {
+		d.target = float64(logits[i])
+	}
+	if i := argmax(logits); first == 0 || logits[i] > d.best {
+		d.top, d.best = first+i, logits[i]
+	}
+}
+
+// logAddExp returns log(exp(a)+exp(b)).
+func logAddExp(a, b float64) float64 {
+	if a < b {
+		a, b = b, a
+	}
+	if math.IsInf(b, -1) {
+		return a
+	}
+	return a + math.Log1p(math.Exp(b-a))
+}
+
+// score puts the hidden states through the final norm and the head, scored positions only. The hidden states are used
+// up: what was scored of a batch, normalised, takes the place of its first rows.
 func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 	n := p.chunks * p.scored()
-	s := &scores{nll: make([]float64, n)}
+	seen := make([][]prediction, len(runs))
+	var difference []float64 // with a base: the mean of its logits minus the model's, weighted by its probabilities
+	for i := range runs {
+		seen[i] = make([]prediction, n)
+		for j := range seen[i] {
+			seen[i][j].lse = math.Inf(-1)
+		}
+	}
 	if len(runs) > 1 {
-		s.baseNLL, s.kl, s.same = make([]float64, n), make([]float64, n), make([]bool, n)
+		difference = make([]float64, n)
 	}
 	heads := make([]*model.Head, len(runs))
-	rows := make([]*tensor.Matrix, len(runs))   // hidden states of a batch's scored positions
-	logits := make([]*tensor.Matrix, len(runs)) // of a part of them
-	step := min(max(headValues/runs[0].m.Vocab, min(headValues, headTokens), 16), p.batch*p.scored())
+	logits := make([]*tensor.Matrix, len(runs))
+	columns := min(headColumns, runs[0].m.Vocab)
 	for i, r := range runs {
 		var err error
 		if heads[i], err = r.m.LoadHead(); err != nil {
 			return nil, err
 		}
 		defer heads[i].Release()
-		rows[i] = tensor.New(p.batch*p.scored(), r.m.Dim)
-		logits[i] = tensor.New(step, r.m.Vocab)
-	}
-	for b := range runs[0].hidden.Batches() {
-		lo, hi := runs[0].hidden.Sequences(b)
-		for i, r := range runs {
-			x, err := r.hidden.Get(b)
-			if err != nil {
-				return nil, fmt.Errorf("eval: %w", err)
-			}
-			for c := range hi - lo {
-				for j := range p.scored() {
-					copy(rows[i].Row(c*p.scored()+j), x.Row(c*p.context+p.first+j))
-				}
-			}
+		logits[i] = tensor.New(p.batch*p.scored(), columns)
+		if err := r.normalise(p, heads[i]); err != nil {
+			return nil, err
 		}
-		count := (hi - lo) * p.scored()
-		// Even pieces: a few tokens left over would be multiplied in another way than many, with other roundings.
-		pieces := (count + step - 1) / step
-		for piece := range pieces {
+	}
+	for first := 0; first < runs[0].m.Vocab; first += columns {
+		part := min(columns, runs[0].m.Vocab-first)
+		for b := range runs[0].hidden.Batches() {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			t := piece * count / pieces
-			k := (piece+1)*count/pieces - t
-			for i := range runs {
-				heads[i].Logits(logits[i].View(0, k, 0, logits[i].Cols), rows[i].View(t, t+k, 0, rows[i].Cols))
+			lo, hi := runs[0].hidden.Sequences(b)
+			count := (hi - lo) * p.scored()
+			for i, r := range runs {
+				x, err := r.hidden.Get(b)
+				if err != nil {
+					return nil, fmt.Errorf("eval: %w", err)
+				}
+				heads[i].Linear.Part(first, first+part).Apply(logits[i].View(0, count, 0, part),
+					x.View(0, count, 0, x.Cols), r.m.Precision)
 			}
-			kernels.Parallel(k, 1, func(from, to int) {
+			kernels.Parallel(count, 1, func(from, to int) {
 				for j := from; j < to; j++ {
-					at := lo*p.scored() + t + j
-					s.token(at, p.target(at), logits, j)
+					at := lo*p.scored() + j
+					target := int(p.target(at))
+					row := logits[0].Row(j)[:part]
+					if len(runs) > 1 {
+						base := logits[1].Row(j)[:part]
+						lse := kernels.LogSumExp(base)
+						d := &seen[1][at]
+						before := d.lse
+						d.add(base, first, target)
+						difference[at] = difference[at]*math.Exp(before-d.lse) +
+							meanDifference(base, row, lse)*math.Exp(lse-d.lse)
+					}
+					seen[0][at].add(row, first, target)
 				}
 			})
-		}
-		for _, r := range runs {
-			p.progress.Add(p.headWork(r.m) * int64(hi-lo))
+			for _, r := range runs {
+				p.progress.Add(p.headWork(r.m) * int64(hi-lo) * int64(part) / int64(r.m.Vocab))
+			}
 		}
 	}
+	s := newScores(seen, difference)
 	for i, v := range s.nll {
 		if math.IsNaN(v) || math.IsInf(v, 0) || s.kl != nil && math.IsNaN(s.kl[i]) {
 			for _, r := range runs {
@@ -94,24 +138,57 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 	return s, nil
 }
 
+// normalise replaces the first rows of every batch by the head's input for its scored positions.
+func (r *run) normalise(p *plan, head *model.Head) error {
+	return r.each(func(lo, hi int, x *tensor.Matrix) error {
+		for c := range hi - lo { // rows only move forward
+			for j := range p.scored() {
+				copy(x.Row(c*p.scored()+j), x.Row(c*p.context+p.first+j))
+			}
+		}
+		scored := x.View(0, (hi-lo)*p.scored(), 0, x.Cols)
+		head.In(scored, scored)
+		return nil
+	})
+}
+
+// newScores sums up what the models predict: seen[1] and difference are the base's, if there is one.
+func newScores(seen [][]prediction, difference []float64) *scores {
+	nll := func(ds []prediction) []float64 {
+		v := make([]float64, len(ds))
+		for i, d := range ds {
+			v[i] = d.lse - d.target
+		}
+		return v
+	}
+	s := &scores{nll: nll(seen[0])}
+	if len(seen) == 1 {
+		return s
+	}
+	s.baseNLL = nll(seen[1])
+	s.kl, s.same = make([]float64, len(s.nll)), make([]bool, len(s.nll))
+	for i := range s.kl {
+		d, base := &seen[0][i], &seen[1][i]
+		s.kl[i] = max(0, difference[i]-base.lse+d.lse) // below zero by rounding only
+		s.same[i] = d.top == base.top
+	}
+	return s
+}
+
 // target is the token that scored prediction i should have given.
 func (p *plan) target(i int) int32 {
 	return p.tokens[i/p.scored()*p.context+p.first+i%p.scored()+1]
 }
 
-// token scores row j of the logits as prediction i.
-func (s *scores) token(i int, target int32, logits []*tensor.Matrix, j int) {
-	row := logits[0].Row(j)
-	lse := kernels.LogSumExp(row)
-	s.nll[i] = lse - float64(row[target])
-	if s.kl == nil {
-		return
+// meanDifference returns the mean of p−q, two rows of logits, weighted by exp(p); lse is p's LogSumExp.
+func meanDifference(p, q []float32, lse float64) float64 {
+	var sum, weights float64 // the latter is 1 but for lse's error, which would count as often as p and q are apart
+	for i, v := range p {
+		w := math.Exp(float64(v) - lse)
+		weights += w
+		sum += w * (float64(v) - float64(q[i]))
 	}
-	base := logits[1].Row(j)
-	baseLSE := kernels.LogSumExp(base)
-	s.baseNLL[i] = baseLSE - float64(base[target])
-	s.kl[i] = divergence(base, row, baseLSE, lse)
-	s.same[i] = argmax(base) == argmax(row)
+	return sum / weights
 }
 
 // divergence returns KL(p‖q) = Σ p·log(p/q) of two rows of logits and their LogSumExp.

@@ -52,7 +52,7 @@ type Options struct {
 
 // Defaults of Options.
 const (
-	DefaultContext     = 512  // llama-perplexity's
+	DefaultContext     = 512 // llama-perplexity's
 	DefaultBatchTokens = 512 // two such batches at a time; twice as many measured 0 to 3% faster, for twice the scratch memory
 )
 

@@ -6,6 +6,7 @@ package linalg
 
 import (
 	"math"
+	"runtime"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
@@ -38,11 +39,9 @@ func newScratch(a *tensor.Matrix) scratch { return make(scratch, a.Rows*min(a.Co
 // copy returns a copy of b in s.
 func (s scratch) copy(b *tensor.Matrix) *tensor.Matrix {
 	x := tensor.FromSlice(b.Rows, b.Cols, s)
-	kernels.Parallel(b.Rows, 256, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			copy(x.Row(i), b.Row(i))
-		}
-	})
+	for i := range b.Rows {
+		copy(x.Row(i), b.Row(i))
+	}
 	return x
 }
 
@@ -72,6 +71,22 @@ func cholesky(a *tensor.Matrix, inv inverses, s scratch) (pivot int) {
 
 // solveRight sets b = b·L⁻ᵀ, L lower triangular.
 func solveRight(b, l *tensor.Matrix, inv inverses, s scratch) {
+	byRows(b, l, s, func(b *tensor.Matrix, s scratch) { solveRightRows(b, l, inv, s) })
+}
+
+// byRows solves a system for the rows of b, a part of them on each processor: the recursion's many short products would
+// else wait for each other's ends.
+func byRows(b, l *tensor.Matrix, s scratch, solve func(b *tensor.Matrix, s scratch)) {
+	const work = 1 << 21 // multiplications; some ten microseconds
+	grain := (b.Rows + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0)
+	grain = max(grain, work/max(1, l.Rows*l.Rows))
+	width := min(l.Rows, diagonal)
+	kernels.Parallel(b.Rows, grain, func(lo, hi int) {
+		solve(b.View(lo, hi, 0, b.Cols), s[lo*width:hi*width])
+	})
+}
+
+func solveRightRows(b, l *tensor.Matrix, inv inverses, s scratch) {
 	n := l.Rows
 	if n <= diagonal {
 		kernels.MatMulF32(b, s.copy(b), inv[0])
@@ -79,9 +94,9 @@ func solveRight(b, l *tensor.Matrix, inv inverses, s scratch) {
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
-	solveRight(b1, l.View(0, h, 0, h), inv, s)
+	solveRightRows(b1, l.View(0, h, 0, h), inv, s)
 	kernels.GemmNT(b2, -1, b1, l.View(h, n, 0, h))
-	solveRight(b2, l.View(h, n, h, n), inv[h/diagonal:], s)
+	solveRightRows(b2, l.View(h, n, h, n), inv[h/diagonal:], s)
 }
 
 // Solve sets b, rows×n, to b·(L·Lᵀ)⁻¹, L being n×n lower triangular as Cholesky leaves it.
@@ -91,8 +106,10 @@ func Solve(b, l *tensor.Matrix) {
 		panic("linalg: solve shapes do not agree")
 	}
 	inv, s := invertBlocks(l), newScratch(b)
-	solveRight(b, l, inv, s)
-	solveRightLower(b, l, inv, s)
+	byRows(b, l, s, func(b *tensor.Matrix, s scratch) {
+		solveRightRows(b, l, inv, s)
+		solveRightLower(b, l, inv, s)
+	})
 }
 
 // solveRightLower sets b = b·L⁻¹, L lower triangular.

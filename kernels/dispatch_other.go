@@ -24,6 +24,8 @@ func siluMul(dst, gate, up []float32) { siluMulGo(dst, gate, up) }
 
 func maxOf(x []float32) float32 { return maxOfGo(x) }
 
+func rope([]float32, int, []float32, []float32, RoPEStyle) int { return 0 }
+
 func scaleMul(dst, x, w []float32, scale float32) { scaleMulGo(dst, x, w, scale) }
 
 func scale(x []float32, s float32) { scaleGo(x, s) }

@@ -42,23 +42,12 @@ func RoPE(x *tensor.Matrix, headDim int, cos, sin *tensor.Matrix, style RoPEStyl
 	if x.Cols%headDim != 0 || 2*half > headDim || sin.Cols != half || cos.Rows < x.Rows || sin.Rows < x.Rows {
 		panic("kernels: RoPE shapes do not agree")
 	}
+	if half == 0 {
+		return
+	}
 	for t := range x.Rows {
 		row, c, s := x.Row(t), cos.Row(t), sin.Row(t)
-		for h := 0; h < len(row); h += headDim {
-			if style == RoPEHalves {
-				lo, hi := row[h:h+half], row[h+half:h+2*half]
-				for i, a := range lo {
-					b := hi[i]
-					lo[i], hi[i] = a*c[i]-b*s[i], b*c[i]+a*s[i]
-				}
-				continue
-			}
-			v := row[h : h+2*half]
-			for i := range half {
-				a, b := v[2*i], v[2*i+1]
-				v[2*i], v[2*i+1] = a*c[i]-b*s[i], b*c[i]+a*s[i]
-			}
-		}
+		ropeGo(row, headDim, c, s, rope(row, headDim, c, s, style), style)
 	}
 }
 

@@ -103,6 +103,30 @@ func maxOf(x []float32) float32 {
 	return m
 }
 
+// rope rotates the first planes of every head of a token, whole vectors of them, and returns how many.
+func rope(x []float32, headDim int, cos, sin []float32, style RoPEStyle) int {
+	l, half := lanes(), len(cos)
+	if l == 0 || len(x) == 0 {
+		return 0
+	}
+	if style == RoPEPairs {
+		n := half &^ (l/2 - 1)
+		if l == 16 {
+			ropePairsAVX512(&x[0], len(x)/headDim, headDim, &cos[0], &sin[0], n)
+		} else {
+			ropePairsAVX2(&x[0], len(x)/headDim, headDim, &cos[0], &sin[0], n)
+		}
+		return n
+	}
+	n := half &^ (l - 1)
+	if l == 16 {
+		ropeHalvesAVX512(&x[0], len(x)/headDim, headDim, half, &cos[0], &sin[0], n)
+	} else {
+		ropeHalvesAVX2(&x[0], len(x)/headDim, headDim, half, &cos[0], &sin[0], n)
+	}
+	return n
+}
+
 // scaleMul sets dst[i] = x[i]·scale·w[i].
 func scaleMul(dst, x, w []float32, scale float32) {
 	l := lanes()

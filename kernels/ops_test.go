@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/tensor"
@@ -188,6 +189,41 @@ func TestRoPE(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRoPETiers compares the vector loops with the plain one, bit for bit, over lengths and padding.
+func TestRoPETiers(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(13, 14))
+		for half := range 70 {
+			for _, s := range []struct{ heads, rest int }{{1, 0}, {3, 0}, {2, 5}} {
+				for _, style := range []RoPEStyle{RoPEPairs, RoPEHalves} {
+					headDim := max(1, 2*half+s.rest)
+					whole, x := guarded(2, s.heads*headDim)
+					cos, sin := tensor.New(2, half), tensor.New(2, half)
+					for i := range cos.Data {
+						si, co := math.Sincos(rng.Float64() * 7)
+						cos.Data[i], sin.Data[i] = float32(co), float32(si)
+					}
+					want := tensor.New(2, x.Cols)
+					for tok := range 2 {
+						for i := range x.Row(tok) {
+							x.Row(tok)[i] = float32(rng.NormFloat64())
+						}
+						copy(want.Row(tok), x.Row(tok))
+						ropeGo(want.Row(tok), headDim, cos.Row(tok), sin.Row(tok), 0, style)
+					}
+					RoPE(x, headDim, cos, sin, style)
+					checkGuards(t, whole, 2, x.Cols)
+					for tok := range 2 {
+						if !slices.Equal(x.Row(tok), want.Row(tok)) {
+							t.Fatalf("half %d, %+v, style %d: %v, want %v", half, s, style, x.Row(tok), want.Row(tok))
+						}
+					}
+				}
+			}
+		}
+	})
 }
 
 func BenchmarkElementwise(b *testing.B) {

@@ -126,6 +126,22 @@ func maxOfGo(x []float32) float32 {
 	return m
 }
 
+// ropeGo rotates the planes from first on of every head of a token. Conversions keep products and sums apart, as the
+// vector loops do.
+func ropeGo(x []float32, headDim int, cos, sin []float32, first int, style RoPEStyle) {
+	half := len(cos)
+	for h := 0; h < len(x); h += headDim {
+		for i := first; i < half; i++ {
+			at, with := h+2*i, h+2*i+1
+			if style == RoPEHalves {
+				at, with = h+i, h+i+half
+			}
+			a, b := x[at], x[with]
+			x[at], x[with] = float32(a*cos[i])-float32(b*sin[i]), float32(b*cos[i])+float32(a*sin[i])
+		}
+	}
+}
+
 func scaleMulGo(dst, x, w []float32, scale float32) {
 	for i, v := range x {
 		dst[i] = v * scale * w[i]

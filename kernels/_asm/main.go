@@ -33,6 +33,7 @@ var topics = []struct {
 	{"blocks", blocks},
 	{"lanes", columns},
 	{"elementwise", elementwise},
+	{"rope", rope},
 	{"int8", signedBytes},
 	{"q8", q8},
 	{"q8_levels", q8Levels},

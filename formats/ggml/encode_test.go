@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
@@ -214,8 +215,8 @@ func TestEncodeEdges(t *testing.T) {
 	}
 }
 
-// TestFit checks what Fit promises beyond its choice: codes left alone, float16 scales, nothing allocated, importances
-// that count relative to each other only, and the same result for a block alone and among others.
+// TestFit checks what Fit promises beyond its choice: codes left alone, float16 scales, nothing allocated, and importances
+// that count relative to each other only.
 func TestFit(t *testing.T) {
 	const blocks = 19 // more than are searched together
 	w, importance := gaussian(blocks * maxBlock)
@@ -263,10 +264,6 @@ func TestFit(t *testing.T) {
 			if !same(&c[i]) {
 				t.Errorf("%s: importances divided by 1024 give other scales", typ)
 			}
-			alone := newBlocks()[:1]
-			if g.Fit(alone, x[i*g.Block:(i+1)*g.Block], imp[i*g.Block:(i+1)*g.Block]); !same(&alone[0]) {
-				t.Errorf("%s: block %d alone has other scales than among %d", typ, i, blocks)
-			}
 		}
 		for _, imp := range [][]float32{nil, imp} {
 			g.Fit(c, make([]float32, n), imp)
@@ -274,6 +271,56 @@ func TestFit(t *testing.T) {
 				if c[i].D != 0 || c[i].DMin != 0 {
 					t.Errorf("%s: zeros give scales %v and %v", typ, c[i].D, c[i].DMin)
 				}
+			}
+		}
+	}
+}
+
+// TestFitAlone checks that a block has the same scales alone and among others, some of which need a search of their own:
+// zeros, scales below float16's normal values and above all of them, equal weights, and weights of no importance.
+func TestFitAlone(t *testing.T) {
+	const blocks = 19 // more than are searched together
+	w, importance := gaussian(blocks * maxBlock)
+	for _, typ := range Types {
+		g := typ.Grid
+		if g == nil {
+			continue
+		}
+		x, imp := slices.Clone(w[:blocks*g.Block]), slices.Clone(importance[:blocks*g.Block])
+		for j := range g.Block {
+			x[2*g.Block+j] = 0
+			x[4*g.Block+j] *= 1e-6
+			x[6*g.Block+j] *= 1e9
+			x[8*g.Block+j] = 0.3
+			imp[10*g.Block+j] = 0
+			if j < g.Block/2 {
+				imp[12*g.Block+j] = 0
+			}
+		}
+		check := func(name string, fit func(b []quant.Block, w, importance []float32), imp []float32) {
+			b := make([]quant.Block, blocks)
+			for i := range b {
+				b[i] = *newBlock(g)
+			}
+			fit(b, x, imp)
+			for i := range b {
+				lo, hi := i*g.Block, (i+1)*g.Block
+				one := []quant.Block{*newBlock(g)}
+				var its []float32
+				if imp != nil {
+					its = imp[lo:hi]
+				}
+				fit(one, x[lo:hi], its)
+				if a := &one[0]; a.D != b[i].D || a.DMin != b[i].DMin || !equal(a.Sc, b[i].Sc) || !equal(a.M, b[i].M) {
+					t.Errorf("%s: %s, importances %t: block %d alone has other scales than among %d", typ, name, imp != nil, i,
+						blocks)
+				}
+			}
+		}
+		for _, imp := range [][]float32{nil, imp} {
+			check("Fit", g.Fit, imp)
+			if g.FitCoarse != nil {
+				check("FitCoarse", g.FitCoarse, imp)
 			}
 		}
 	}

@@ -119,9 +119,9 @@ func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d
 	roundScales(&d)
 	// Least squares knows nothing of float16's steps. They matter where float16 is subnormal, and a little where there are
 	// many levels.
-	steps := s.weighted && lv.hi > 100
+	manyLevels := s.weighted && lv.hi > 100
 	var exact [kernels.Lanes]bool
-	measure := false
+	steps, measure := manyLevels, false
 	for i := range s.n {
 		steps = steps || abs(d[i]) < minNormalF16
 		exact[i] = s.mayBeExact(lv, i, top[i])
@@ -138,7 +138,10 @@ func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d
 		if steps {
 			n = len(ranges)
 			for i, v := range d[:s.n] {
-				step := stepF16(v)
+				var step float32 // 0 for a block that needs none: what is beside it must not matter
+				if manyLevels || abs(v) < minNormalF16 {
+					step = stepF16(v)
+				}
 				ranges[1].Scale[i], ranges[2].Scale[i] = roundScale(v-step), roundScale(v+step)
 			}
 		}

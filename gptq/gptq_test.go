@@ -181,10 +181,11 @@ func TestBetter(t *testing.T) {
 	}
 }
 
-// TestThreads: the codes and scales are the same whatever the number of goroutines.
+// TestThreads: the codes and scales are the same whatever the number of goroutines, over more columns than are gathered.
 func TestThreads(t *testing.T) {
-	w, in := problem(2, 37, 512, 1024)
-	in.ObserveDrift(w, w)
+	w, in := problem(2, 37, 768, 1536)
+	drifted, _ := problem(3, 37, 768, 1)
+	in.ObserveDrift(w, drifted)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	var first *quant.Weight
 	for _, threads := range []int{1, 2, 5} {
@@ -204,6 +205,19 @@ func TestThreads(t *testing.T) {
 		if !slices.Equal(first.Codes, q.Codes) || !slices.Equal(first.D, q.D) || !slices.Equal(first.DMin, q.DMin) ||
 			!slices.Equal(first.Sc, q.Sc) || !slices.Equal(first.M, q.M) {
 			t.Errorf("%d threads: not the same as with 1", threads)
+		}
+	}
+}
+
+// TestRows: a row's codes and scales do not depend on the rows beside it, in whichever lane and band it is.
+func TestRows(t *testing.T) {
+	const cols, from = 544, sweepRows + 5
+	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.IQ4_NL} {
+		w, in := problem(7, from+18, cols, 2*cols)
+		all := quantize(t, w, in, typ.Grid, Options{Refine: 1})
+		q := quantize(t, w.View(from, w.Rows, 0, cols), in, typ.Grid, Options{Refine: 1})
+		if !slices.Equal(q.Codes, all.Codes[from*cols:]) || !slices.Equal(q.D, all.D[len(all.D)-len(q.D):]) {
+			t.Errorf("%s: the last %d of %d rows are not the same alone", typ, q.Rows, w.Rows)
 		}
 	}
 }
@@ -243,20 +257,40 @@ func TestDead(t *testing.T) {
 	}
 	// Nothing at all is known: every weight is rounded to nearest.
 	in.H.Zero()
-	if q := quantize(t, w, in, ggml.Q4_K.Grid, Options{}); q == nil {
-		t.Error("no weight without any live input")
+	q = quantize(t, w, in, ggml.Q4_K.Grid, Options{})
+	for r := range w.Rows {
+		b := q.Block(r, 0)
+		for c, v := range w.Row(r) {
+			scale, minimum := b.Scale(c / 32)
+			if want := q.Grid.Nearest(v, scale, minimum); b.Codes[c] != want {
+				t.Errorf("row %d, column %d, all dead: code %d, nearest is %d", r, c, b.Codes[c], want)
+			}
+		}
 	}
 }
 
-// TestDamping: it rises until a singular Hessian can be factored, and says so.
+// TestDamping: it rises until a singular Hessian can be factored, and says so. What failed before leaves no trace.
 func TestDamping(t *testing.T) {
 	_, in := problem(4, 1, 64, 8) // 8 tokens: rank 8
+	h := in.H.Clone()
 	f, err := NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{Damping: 1e-12})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if f.Damping <= 1e-12 || f.Damping > 0.01 {
 		t.Errorf("damping %v", f.Damping)
+	}
+	if !slices.Equal(in.H.Data, h.Data) {
+		t.Error("the Hessian has changed")
+	}
+	once, err := NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{Damping: f.Damping})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range f.l.Rows {
+		if !slices.Equal(f.l.Row(i)[:i+1], once.l.Row(i)[:i+1]) {
+			t.Fatalf("row %d of the factor is not what its damping gives at once", i)
+		}
 	}
 	_, in = problem(4, 1, 64, 256)
 	if f, err = NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{Damping: 0.05}); err != nil || f.Damping != 0.05 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"gonum.org/v1/gonum/mat"
@@ -229,6 +230,48 @@ func TestSolve(t *testing.T) {
 		Solve(b, a)
 		if d := distance(b, want.T()); !(d <= bound(n, condition)) {
 			t.Errorf("n=%d: relative error %.3g, bound %.3g", n, d, bound(n, condition))
+		}
+	}
+}
+
+// TestThreads checks that results do not depend on how many parts the rows of a system are solved in.
+func TestThreads(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	const n, rows = 450, 203
+	rng := rand.New(rand.NewPCG(13, 14))
+	h, b := tensor.New(n, n), tensor.New(rows, n)
+	for i := range n {
+		for j := range i {
+			h.Row(i)[j] = float32(rng.NormFloat64()) / n
+		}
+		h.Row(i)[i] = 2
+	}
+	for i := range b.Data {
+		b.Data[i] = float32(rng.NormFloat64())
+	}
+	var wantL, want *tensor.Matrix
+	for _, threads := range []int{1, 2, 3, 8} {
+		runtime.GOMAXPROCS(threads)
+		l, x := h.Clone(), b.Clone()
+		if ok, _ := Cholesky(l); !ok {
+			t.Fatal("not positive definite")
+		}
+		Solve(x, l)
+		if threads == 1 {
+			wantL, want = l, x
+			continue
+		}
+		for i := range n {
+			for j, v := range l.Row(i)[:i+1] {
+				if v != wantL.Row(i)[j] {
+					t.Fatalf("%d threads: L[%d][%d] is %v, with one %v", threads, i, j, v, wantL.Row(i)[j])
+				}
+			}
+		}
+		for i, v := range x.Data {
+			if v != want.Data[i] {
+				t.Fatalf("%d threads: solution %d is %v, with one %v", threads, i, v, want.Data[i])
+			}
 		}
 	}
 }

@@ -208,7 +208,7 @@ func (m *Machine) Syrk(ctx context.Context, in, tokens int) Result {
 }
 
 // GPTQ measures a linear from its Hessian to the bytes of type t, with so many passes of refinement. The operations
-// counted are those of factoring and of the updates of GPTQ itself: in³ and out×in².
+// counted are those of factoring and of the updates of GPTQ itself: in³/3 and out×in².
 func (m *Machine) GPTQ(ctx context.Context, t *ggml.Type, s Shape, refine int) (Result, error) {
 	h := tensor.New(s.In, s.In)
 	kernels.SyrkTo(h, random(2*s.In, s.In))
@@ -230,5 +230,5 @@ func (m *Machine) GPTQ(ctx context.Context, t *ggml.Type, s Shape, refine int) (
 		}
 	})
 	in, out := float64(s.In), float64(s.Out)
-	return m.bounded(r, in*in*in+out*in*in, 0, kernels.F32), err
+	return m.bounded(r, in*in*in/3+out*in*in, 0, kernels.F32), err
 }

@@ -16,7 +16,7 @@ UNSEEN := bufio archive/zip log/slog net/url text/template
 calib   = out/calib-$(subst /,-,$(1)).txt
 
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./cmd/llmq ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
+CONCURRENT := ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
 
 .PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
 

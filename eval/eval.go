@@ -39,8 +39,8 @@ type Options struct {
 	Activations Activations
 	// Outliers says which features LLMInt8 keeps in float16; the zero value is the paper's criteria.
 	Outliers int8outlier.Criteria
-	// BatchTokens is how many tokens go through a layer together: at least one chunk. 0: DefaultBatchTokens. It does not
-	// change the result.
+	// BatchTokens is how many tokens go through a layer together, at least one chunk; two batches are on their way at the
+	// same time. 0: DefaultBatchTokens. It does not change the result of contexts from 11: see Perplexity.
 	BatchTokens int
 	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file in TempDir ("": the
 	// system's). 0: no bound.
@@ -59,7 +59,7 @@ const (
 // GPTQ2048 is the protocol of the GPTQ paper (Frantar et al., arXiv:2210.17323): 2048-token chunks, every token scored.
 func GPTQ2048() Options { return Options{Context: 2048, ScoreAll: true} }
 
-// Progress is told what an evaluation does; internal/ui shows it.
+// Progress is told what an evaluation does; internal/ui shows it. Add may be called from several goroutines.
 type Progress interface {
 	Stage(name string, total int64) // total is in multiplications
 	Item(name string)
@@ -105,7 +105,9 @@ type Divergence struct {
 	IncreaseStdErr float64 `json:"perplexity_increase_stderr"`
 }
 
-// Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches.
+// Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches as
+// long as no product of a batch is of four tokens or fewer, whose inputs kernels.MatMul rounds in another way: contexts
+// below 11 score so few.
 func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options) (*Result, error) {
 	start := time.Now()
 	p, err := newPlan(m, tokens, opt)

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/llmq/llmq/eval"
@@ -212,14 +213,20 @@ func TestInvariance(t *testing.T) {
 func TestHeadColumns(t *testing.T) {
 	tm := testmodel.New("llama")
 	tokens := tm.Tokens(130, 7)
-	run := func(columns int) *eval.Result {
+	run := func(columns int, memory int64) *eval.Result {
 		defer eval.SetHeadColumns(columns)()
-		opt := eval.Options{Context: 12, Base: open(t, testmodel.New("mistral").Source())}
-		return perplexity(t, open(t, tm.Source()), tokens, opt)
+		opt := eval.Options{Context: 12, BatchTokens: 40, Base: open(t, testmodel.New("mistral").Source()),
+			Memory: memory, TempDir: t.TempDir()}
+		r := perplexity(t, open(t, tm.Source()), tokens, opt)
+		r.Seconds, r.TokensPerSecond = 0, 0
+		return r
 	}
-	want := run(1 << 20)
+	want := run(1<<20, 0)
 	for _, columns := range []int{1, 7, 64, 100} {
-		got := run(columns)
+		got := run(columns, 0)
+		if spilled := run(columns, 1); !reflect.DeepEqual(spilled, got) {
+			t.Errorf("%d columns, hidden states in a file: %+v, in memory %+v", columns, spilled, got)
+		}
 		for _, v := range [][2]float64{{got.Perplexity, want.Perplexity}, {got.BasePerplexity, want.BasePerplexity},
 			{got.KL, want.KL}, {got.KLMax, want.KLMax}, {got.Increase, want.Increase}, {got.SameTop, want.SameTop}} {
 			if math.Abs(v[0]-v[1]) > 1e-6*(1+math.Abs(v[1])) {
@@ -289,10 +296,11 @@ func TestErrors(t *testing.T) {
 
 // progress counts, and cancels when told to.
 type progress struct {
-	total, done int64
-	items       []string
-	cancelAt    string
-	cancel      func()
+	total    int64
+	done     atomic.Int64 // batches run at the same time
+	items    []string
+	cancelAt string
+	cancel   func()
 }
 
 func (p *progress) Stage(_ string, total int64) { p.total = total }
@@ -302,7 +310,7 @@ func (p *progress) Item(name string) {
 		p.cancel()
 	}
 }
-func (p *progress) Add(n int64) { p.done += n }
+func (p *progress) Add(n int64) { p.done.Add(n) }
 func (p *progress) Done()       {}
 
 func TestProgress(t *testing.T) {
@@ -311,8 +319,8 @@ func TestProgress(t *testing.T) {
 	p := &progress{}
 	perplexity(t, open(t, tm.Source()), tokens, eval.Options{Context: 10, BatchTokens: 30, Progress: p,
 		Base: open(t, testmodel.New("llama3-tied").Source())})
-	if p.done != p.total || p.total == 0 {
-		t.Errorf("%d of %d units were reported done", p.done, p.total)
+	if done := p.done.Load(); done != p.total || p.total == 0 {
+		t.Errorf("%d of %d units were reported done", done, p.total)
 	}
 	if want := []string{"layer 1/3", "layer 2/3", "layer 3/3", "head"}; !slices.Equal(p.items, want) {
 		t.Errorf("items %q, want %q", p.items, want)

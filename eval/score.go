@@ -20,7 +20,7 @@ type scores struct {
 }
 
 // headColumns is how many logits of a prediction exist at a time. Every weight of the head is unpacked once for each
-// batch, and read once for all of them. Tests make it smaller.
+// batch, and read once for all of them that are in memory. Tests make it smaller.
 var headColumns = 4096
 
 // headValues bounds the logits that are held at once where whole rows of them are, per model: 32 MB. Tests make it
@@ -57,21 +57,61 @@ func logAddExp(a, b float64) float64 {
 	return a + math.Log1p(math.Exp(b-a))
 }
 
+// tally is what has been seen of all scored predictions.
+type tally struct {
+	predictions [][]prediction // the model's, then the base's, if there is one
+	difference  []float64      // with a base: the mean of its logits minus the model's, weighted by its probabilities
+}
+
+func newTally(models, n int) *tally {
+	t := &tally{predictions: make([][]prediction, models)}
+	for i := range t.predictions {
+		t.predictions[i] = make([]prediction, n)
+		for j := range t.predictions[i] {
+			t.predictions[i][j].lse = math.Inf(-1)
+		}
+	}
+	if models > 1 {
+		t.difference = make([]float64, n)
+	}
+	return t
+}
+
+// addBase takes the base's logits for prediction i from token first on, and compares them with the model's, row.
+func (t *tally) addBase(i int, base, row []float32, first, target int) {
+	d := &t.predictions[1][i]
+	before, lse := d.lse, kernels.LogSumExp(base)
+	d.add(base, first, target)
+	t.difference[i] = t.difference[i]*math.Exp(before-d.lse) + meanDifference(base, row, lse)*math.Exp(lse-d.lse)
+}
+
+// scores sums up what the models predict.
+func (t *tally) scores() *scores {
+	nll := func(ds []prediction) []float64 {
+		v := make([]float64, len(ds))
+		for i, d := range ds {
+			v[i] = d.lse - d.target
+		}
+		return v
+	}
+	s := &scores{nll: nll(t.predictions[0])}
+	if len(t.predictions) == 1 {
+		return s
+	}
+	s.baseNLL = nll(t.predictions[1])
+	s.kl, s.same = make([]float64, len(s.nll)), make([]bool, len(s.nll))
+	for i := range s.kl {
+		d, base := &t.predictions[0][i], &t.predictions[1][i]
+		s.kl[i] = max(0, t.difference[i]-base.lse+d.lse) // below zero by rounding only
+		s.same[i] = d.top == base.top
+	}
+	return s
+}
+
 // score puts the hidden states through the final norm and the head, scored positions only. The hidden states are used
 // up: what was scored of a batch, normalised, takes the place of its first rows.
 func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
-	n := p.chunks * p.scored()
-	seen := make([][]prediction, len(runs))
-	var difference []float64 // with a base: the mean of its logits minus the model's, weighted by its probabilities
-	for i := range runs {
-		seen[i] = make([]prediction, n)
-		for j := range seen[i] {
-			seen[i][j].lse = math.Inf(-1)
-		}
-	}
-	if len(runs) > 1 {
-		difference = make([]float64, n)
-	}
+	seen := newTally(len(runs), p.chunks*p.scored())
 	heads := make([]*model.Head, len(runs))
 	logits := make([]*tensor.Matrix, len(runs))
 	columns := min(headColumns, runs[0].m.Vocab)
@@ -86,45 +126,54 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 			return nil, err
 		}
 	}
-	for first := 0; first < runs[0].m.Vocab; first += columns {
-		part := min(columns, runs[0].m.Vocab-first)
-		for b := range runs[0].hidden.Batches() {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			lo, hi := runs[0].hidden.Sequences(b)
-			count := (hi - lo) * p.scored()
+	vocab, batches := runs[0].m.Vocab, runs[0].hidden.Batches()
+	// Hidden states in memory pass again for each part of the head, so that its weights are read once. Those in a file are
+	// read once themselves, and the head for each batch of them.
+	together := batches
+	if slices.ContainsFunc(runs, func(r *run) bool { return r.hidden.Spilled() }) {
+		together = 1
+	}
+	in := make([][]*tensor.Matrix, together) // by batch, then run
+	for b0 := 0; b0 < batches; b0 += together {
+		for b := range in {
+			in[b] = make([]*tensor.Matrix, len(runs))
 			for i, r := range runs {
-				x, err := r.hidden.Get(b)
-				if err != nil {
+				var err error
+				if in[b][i], err = r.hidden.Get(b0 + b); err != nil {
 					return nil, fmt.Errorf("eval: %w", err)
 				}
-				heads[i].Linear.Part(first, first+part).Apply(logits[i].View(0, count, 0, part),
-					x.View(0, count, 0, x.Cols), r.m.Precision)
 			}
-			kernels.Parallel(count, 1, func(from, to int) {
-				for j := from; j < to; j++ {
-					at := lo*p.scored() + j
-					target := int(p.target(at))
-					row := logits[0].Row(j)[:part]
-					if len(runs) > 1 {
-						base := logits[1].Row(j)[:part]
-						lse := kernels.LogSumExp(base)
-						d := &seen[1][at]
-						before := d.lse
-						d.add(base, first, target)
-						difference[at] = difference[at]*math.Exp(before-d.lse) +
-							meanDifference(base, row, lse)*math.Exp(lse-d.lse)
-					}
-					seen[0][at].add(row, first, target)
+		}
+		for first := 0; first < vocab; first += columns {
+			part := min(columns, vocab-first)
+			for b := range in {
+				if err := ctx.Err(); err != nil {
+					return nil, err
 				}
-			})
-			for _, r := range runs {
-				p.progress.Add(p.headWork(r.m) * int64(hi-lo) * int64(part) / int64(r.m.Vocab))
+				lo, hi := runs[0].hidden.Sequences(b0 + b)
+				count := (hi - lo) * p.scored()
+				for i, r := range runs {
+					x := in[b][i]
+					heads[i].Linear.Part(first, first+part).Apply(logits[i].View(0, count, 0, part),
+						x.View(0, count, 0, x.Cols), r.m.Precision)
+				}
+				kernels.Parallel(count, 1, func(from, to int) {
+					for j := from; j < to; j++ {
+						at := lo*p.scored() + j
+						target := int(p.target(at))
+						if len(runs) > 1 {
+							seen.addBase(at, logits[1].Row(j)[:part], logits[0].Row(j)[:part], first, target)
+						}
+						seen.predictions[0][at].add(logits[0].Row(j)[:part], first, target)
+					}
+				})
+				for _, r := range runs {
+					p.progress.Add(int64(count) * int64(part) * int64(r.m.Dim))
+				}
 			}
 		}
 	}
-	s := newScores(seen, difference)
+	s := seen.scores()
 	for i, v := range s.nll {
 		if math.IsNaN(v) || math.IsInf(v, 0) || s.kl != nil && math.IsNaN(s.kl[i]) {
 			for _, r := range runs {
@@ -150,29 +199,6 @@ func (r *run) normalise(p *plan, head *model.Head) error {
 		head.In(scored, scored)
 		return nil
 	})
-}
-
-// newScores sums up what the models predict: seen[1] and difference are the base's, if there is one.
-func newScores(seen [][]prediction, difference []float64) *scores {
-	nll := func(ds []prediction) []float64 {
-		v := make([]float64, len(ds))
-		for i, d := range ds {
-			v[i] = d.lse - d.target
-		}
-		return v
-	}
-	s := &scores{nll: nll(seen[0])}
-	if len(seen) == 1 {
-		return s
-	}
-	s.baseNLL = nll(seen[1])
-	s.kl, s.same = make([]float64, len(s.nll)), make([]bool, len(s.nll))
-	for i := range s.kl {
-		d, base := &seen[0][i], &seen[1][i]
-		s.kl[i] = max(0, difference[i]-base.lse+d.lse) // below zero by rounding only
-		s.same[i] = d.top == base.top
-	}
-	return s
 }
 
 // target is the token that scored prediction i should have given.

@@ -68,8 +68,8 @@ func TestSensitivity(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(none, []eval.Effect{{}}) {
 		t.Errorf("the same weights: %+v, %v", none, err)
 	}
-	if p.done != p.total || p.total == 0 {
-		t.Errorf("%d of %d units were reported done", p.done, p.total)
+	if done := p.done.Load(); done != p.total || p.total == 0 {
+		t.Errorf("%d of %d units were reported done", done, p.total)
 	}
 }
 

@@ -299,8 +299,8 @@ func TestTaskInvariance(t *testing.T) {
 	}
 	p := &progress{}
 	runTask(t, tm, task, eval.TaskOptions{Progress: p})
-	if p.done != p.total || p.total == 0 {
-		t.Errorf("%d of %d units were reported done", p.done, p.total)
+	if done := p.done.Load(); done != p.total || p.total == 0 {
+		t.Errorf("%d of %d units were reported done", done, p.total)
 	}
 }
 

@@ -37,8 +37,7 @@ func Unpack(f *Format, dst []float32, src []byte) {
 }
 
 // decodeBF16 sets dst to the weights of src in bfloat16, two to a word, the last half empty if cols is odd; unpack is
-// what f.unpackerBF16 returns, looked up once for many rows. scratch
-// holds cols values.
+// what f.unpackerBF16 returns, looked up once for many rows. scratch holds cols values.
 func (f *Format) decodeBF16(unpack unpacker, dst []uint32, src []byte, cols int, scratch []float32) {
 	whole := 0
 	switch f.Name {

@@ -80,7 +80,12 @@ func TestSweep(t *testing.T) {
 					}
 					if tier == kernels.AVX512BF16 {
 						if rows > 1 {
-							ratios += outputError(w, got, in.H) / outputError(w, want, in.H)
+							ratio := outputError(w, got, in.H) / outputError(w, want, in.H)
+							if ratio > 1.06 {
+								t.Errorf("%s, %d rows, %+v, %s: the output error is %.4f times the plain sweep's", typ, rows, opt, tier,
+									ratio)
+							}
+							ratios += ratio
 							runs++
 						}
 						continue

@@ -186,6 +186,50 @@ func edgeImportances() map[string][]float32 {
 	return imp
 }
 
+// TestEncodePlain compares the shorter way of types with one scale to what it shortens: Fit, rounding and Pack, block by
+// block.
+func TestEncodePlain(t *testing.T) {
+	const blocks = 37
+	rng := rand.New(rand.NewPCG(9, 10))
+	special := []float32{0, float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1)), math.MaxFloat32, -1e30, 65504,
+		1e-8, 1e-40}
+	previous := kernels.CurrentTier()
+	defer kernels.SetTier(previous)
+	for _, typ := range Types {
+		if typ.plain == nil {
+			continue
+		}
+		w := make([]float32, blocks*typ.BlockLen)
+		for i := range w {
+			w[i] = float32(rng.NormFloat64())
+		}
+		for k, v := range special {
+			w[(3*k+1)*typ.BlockLen+k] = v
+			for j := range typ.BlockLen {
+				w[3*k*typ.BlockLen+j] = v
+			}
+		}
+		for _, tier := range kernels.Tiers() {
+			kernels.SetTier(tier)
+			for n := range blocks + 1 {
+				w := w[:n*typ.BlockLen]
+				got, want := make([]byte, typ.RowBytes(len(w))), make([]byte, typ.RowBytes(len(w)))
+				var wantNoise float64
+				for i := range n {
+					b := []quant.Block{*newBlock(typ.Grid)}
+					typ.Grid.Round(b, w[i*typ.BlockLen:(i+1)*typ.BlockLen], nil)
+					typ.Pack(want[i*typ.BlockBytes:(i+1)*typ.BlockBytes], &b[0])
+					wantNoise += b[0].Noise(typ.Grid)
+				}
+				if noise := typ.Encode(got, w, nil); noise != wantNoise || !bytes.Equal(got, want) {
+					t.Errorf("%s, %s, %d blocks: noise %g, want %g; bytes equal: %t", typ, tier, n, noise, wantNoise,
+						bytes.Equal(got, want))
+				}
+			}
+		}
+	}
+}
+
 // TestEncodeEdges checks that whatever is finite is encoded as finite values, with scales in range that are float16
 // values, and no worse than as zeros.
 func TestEncodeEdges(t *testing.T) {

@@ -106,6 +106,7 @@ func (a *activations) install(l *model.Layer) error {
 	return nil
 }
 
+// installQ8 makes a linear multiply as Q8 says.
 func installQ8(lin *model.Linear) error {
 	switch {
 	case lin.W.Format.Levels != nil:
@@ -122,9 +123,6 @@ func installQ8(lin *model.Linear) error {
 	lin.Q8 = true
 	return nil
 }
-
-// perToken says that what becomes of a token does not depend on others, but for attention.
-func (a *activations) perToken() bool { return a == nil || a.mode == Q8 }
 
 // maxColumns keeps sums of eight-bit products within 32 bits.
 const maxColumns = 1<<17 - 1

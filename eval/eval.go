@@ -298,11 +298,11 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 			return err
 		}
 	}
-	// After the last layer only the scored positions matter, unless activations are quantized by what all tokens have in
-	// them. A few rows would be multiplied in another way, with other roundings.
+	// After the last layer only the scored positions matter. A few rows would be multiplied in another way, with other
+	// roundings.
 	const few = 16
 	last := p.context
-	if n := p.context - p.first; i == r.m.Layers()-1 && n >= few && r.activations.perToken() {
+	if n := p.context - p.first; i == r.m.Layers()-1 && n >= few {
 		last = n
 	}
 	return r.forward(ctx, l, p.context, last, p.progress)

@@ -63,6 +63,9 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 	if f.Damping == 0 {
 		f.Damping = DefaultDamping
 	}
+	if !(f.Damping > 0) {
+		return nil, fmt.Errorf("gptq: damping %v is not above 0", f.Damping)
+	}
 	if !opt.StaticScales {
 		f.block = g.Block
 	}

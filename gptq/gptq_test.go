@@ -296,6 +296,12 @@ func TestDamping(t *testing.T) {
 	if f, err = NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{Damping: 0.05}); err != nil || f.Damping != 0.05 {
 		t.Errorf("damping %v, error %v; want the 0.05 asked for", f.Damping, err)
 	}
+	for _, damping := range []float64{-1, math.NaN()} {
+		if _, err = NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{Damping: damping}); err == nil ||
+			!strings.Contains(err.Error(), "not above 0") {
+			t.Errorf("damping %v: error %v", damping, err)
+		}
+	}
 	in.H.Row(7)[7] = float32(math.Inf(1))
 	if _, err = NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{}); err == nil ||
 		!strings.Contains(err.Error(), "diagonal 7") {

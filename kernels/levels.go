@@ -36,8 +36,8 @@ func MeasureLevels(x, wt []float32, scale, minimum float32, lo, hi int32) LevelS
 		d1 := v1 - (float32(scale*q1) - minimum)
 		e0 += float32(float32(w0*d0) * d0)
 		e1 += float32(float32(w1*d1) * d1)
-		w0 *= q0
-		w1 *= q1
+		w0 = float32(w0 * q0)
+		w1 = float32(w1 * q1)
 		l0 += w0
 		l1 += w1
 		ll0 += float32(w0 * q0)

@@ -38,7 +38,7 @@ func (b *BestScale) try(i int, x, wt []Lane, inverse float32, lo, hi int32) {
 	var ll, lx [2]float32
 	for j := range x {
 		q := roundLevel(x[j][i]*inverse, lo, hi)
-		wq := importanceAt(wt, j, i) * q
+		wq := float32(importanceAt(wt, j, i) * q)
 		ll[j%2] += float32(wq * q)
 		lx[j%2] += float32(wq * x[j][i])
 	}
@@ -89,7 +89,7 @@ func (b *BestMinimum) try(i int, x, wt []Lane, m *Moments, scale, minimum float3
 	var l, ll, lx [2]float32
 	for j := range x {
 		q := roundLevel(float32(x[j][i]+minimum)*inverse, lo, hi)
-		wq := importanceAt(wt, j, i) * q
+		wq := float32(importanceAt(wt, j, i) * q)
 		l[j%2] += wq
 		ll[j%2] += float32(wq * q)
 		lx[j%2] += float32(wq * x[j][i])
@@ -99,7 +99,7 @@ func (b *BestMinimum) try(i int, x, wt []Lane, m *Moments, scale, minimum float3
 	variance := sumLL - float32(sumL*mean)
 	covariance := sumLX - float32(mean*m.WX[i])
 	scale = covariance / variance
-	score := scale * covariance
+	score := float32(scale * covariance)
 	if variance > sumLL*oneLevel && float32(score-b.Score[i])*variance > float32(b.Score[i]*scoreNoise)*sumLL {
 		b.Score[i], b.Scale[i], b.Minimum[i] = score, scale, float32(scale*mean)-m.Mean[i]
 		b.L[i], b.LL[i] = sumL, sumLL
@@ -207,7 +207,7 @@ func importanceAt(wt []Lane, j, i int) float32 {
 
 // roundLevel returns the whole number in lo..hi nearest to v.
 func roundLevel(v float32, lo, hi int32) float32 {
-	bits := int32(math.Float32bits(v + roundMagic))
+	bits := int32(math.Float32bits(float32(v) + roundMagic)) // v, a product, is rounded first
 	return math.Float32frombits(uint32(min(max(bits, lo+roundMagicBits), hi+roundMagicBits))) - roundMagic
 }
 

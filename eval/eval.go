@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -329,7 +330,9 @@ func (r *run) forward(ctx context.Context, l *model.Layer, seqLen, last int, pro
 		}
 		return nil
 	}
-	if r.hidden.Batches() == 1 {
+	// A long sequence has work for all processors in each of its operations, and much scratch memory.
+	const long = 4096
+	if r.hidden.Batches() == 1 || seqLen >= long || runtime.GOMAXPROCS(0) == 1 {
 		return work(ctx, l, r.hidden)
 	}
 	g, ctx := errgroup.WithContext(ctx)

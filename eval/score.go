@@ -23,6 +23,9 @@ type scores struct {
 // batch, and read once for all of them that are in memory. Tests make it smaller.
 var headColumns = 4096
 
+// headTokens bounds the predictions of which they exist: 32 MB of logits, per model.
+const headTokens = 2048
+
 // headValues bounds the logits that are held at once where whole rows of them are, per model: 32 MB. Tests make it
 // smaller.
 var headValues = 8 << 20
@@ -77,12 +80,16 @@ func newTally(models, n int) *tally {
 	return t
 }
 
-// addBase takes the base's logits for prediction i from token first on, and compares them with the model's, row.
-func (t *tally) addBase(i int, base, row []float32, first, target int) {
-	d := &t.predictions[1][i]
-	before, lse := d.lse, kernels.LogSumExp(base)
-	d.add(base, first, target)
-	t.difference[i] = t.difference[i]*math.Exp(before-d.lse) + meanDifference(base, row, lse)*math.Exp(lse-d.lse)
+// add takes row j of the models' logits for prediction i: part of them, from token first on.
+func (t *tally) add(i int, p *plan, logits []*tensor.Matrix, j, first, part int) {
+	target, row := int(p.target(i)), logits[0].Row(j)[:part]
+	if len(logits) > 1 {
+		base, d := logits[1].Row(j)[:part], &t.predictions[1][i]
+		before, lse := d.lse, kernels.LogSumExp(base)
+		d.add(base, first, target)
+		t.difference[i] = t.difference[i]*math.Exp(before-d.lse) + meanDifference(base, row, lse)*math.Exp(lse-d.lse)
+	}
+	t.predictions[0][i].add(row, first, target)
 }
 
 // scores sums up what the models predict.
@@ -115,13 +122,14 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 	heads := make([]*model.Head, len(runs))
 	logits := make([]*tensor.Matrix, len(runs))
 	columns := min(headColumns, runs[0].m.Vocab)
+	step := min(min(p.batch, p.chunks)*p.scored(), headTokens)
 	for i, r := range runs {
 		var err error
 		if heads[i], err = r.m.LoadHead(); err != nil {
 			return nil, err
 		}
 		defer heads[i].Release()
-		logits[i] = tensor.New(p.batch*p.scored(), columns)
+		logits[i] = tensor.New(step, columns)
 		if err := r.normalise(p, heads[i]); err != nil {
 			return nil, err
 		}
@@ -151,22 +159,21 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 					return nil, err
 				}
 				lo, hi := runs[0].hidden.Sequences(b0 + b)
-				count := (hi - lo) * p.scored()
-				for i, r := range runs {
-					x := in[b][i]
-					heads[i].Linear.Part(first, first+part).Apply(logits[i].View(0, count, 0, part),
-						x.View(0, count, 0, x.Cols), r.m.Precision)
-				}
-				kernels.Parallel(count, 1, func(from, to int) {
-					for j := from; j < to; j++ {
-						at := lo*p.scored() + j
-						target := int(p.target(at))
-						if len(runs) > 1 {
-							seen.addBase(at, logits[1].Row(j)[:part], logits[0].Row(j)[:part], first, target)
-						}
-						seen.predictions[0][at].add(logits[0].Row(j)[:part], first, target)
+				start, count := lo*p.scored(), (hi-lo)*p.scored()
+				// Even pieces: a few tokens left over would be multiplied in another way than many, with other roundings.
+				pieces := (count + step - 1) / step
+				for piece := range pieces {
+					from, to := piece*count/pieces, (piece+1)*count/pieces
+					for i, r := range runs {
+						heads[i].Linear.Part(first, first+part).Apply(logits[i].View(0, to-from, 0, part),
+							in[b][i].View(from, to, 0, in[b][i].Cols), r.m.Precision)
 					}
-				})
+					kernels.Parallel(to-from, 1, func(lo, hi int) {
+						for j := lo; j < hi; j++ {
+							seen.add(start+from+j, p, logits, j, first, part)
+						}
+					})
+				}
 				for _, r := range runs {
 					p.progress.Add(int64(count) * int64(part) * int64(r.m.Dim))
 				}

@@ -3,9 +3,6 @@ package gptq
 import (
 	"context"
 	"sync"
-	"sync/atomic"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -42,56 +39,33 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) e
 	if f.block == 0 {
 		f.fitAll(q, w)
 	}
+	sums := tensor.New(min(sweepRows, w.Rows), n) // Σ e_k·L_kp, columns in f.order
+	errs := tensor.New(sums.Rows, min(lazyColumns, n))
 	sweepers := sync.Pool{New: func() any { return newSweeper(f, q) }}
-	// Rows are independent. Two bands are under way at a time: one works where the other waits for its last rows.
-	var next atomic.Int64
-	work := func(ctx context.Context) error {
-		sums := tensor.New(min(sweepRows, w.Rows), n) // Σ e_k·L_kp, columns in f.order
-		errs := tensor.New(sums.Rows, min(lazyColumns, n))
-		for {
-			r0 := int(next.Add(sweepRows)) - sweepRows
-			if r0 >= w.Rows {
-				return nil
-			}
-			rows := min(sweepRows, w.Rows-r0)
-			err := f.sweepBand(ctx, q, w, r0, sums.View(0, rows, 0, n), errs.View(0, rows, 0, errs.Cols), &sweepers)
-			if err != nil {
-				return err
-			}
+	for r0 := 0; r0 < w.Rows; r0 += sweepRows {
+		rows := min(sweepRows, w.Rows-r0)
+		if r0 > 0 {
 			sums.Zero()
 		}
-	}
-	if w.Rows <= sweepRows {
-		return work(ctx)
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	for range 2 {
-		g.Go(func() error { return work(ctx) })
-	}
-	return g.Wait()
-}
-
-// sweepBand is sweep for as many rows of w from r0 on as sums has; sums is zero.
-func (f *Factor) sweepBand(ctx context.Context, q *quant.Weight, w *tensor.Matrix, r0 int, sums, errs *tensor.Matrix,
-	sweepers *sync.Pool) error {
-	rows, n := sums.Rows, sums.Cols
-	for i0, i1 := 0, n; i1 > 0; i1 = i0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		i0 = lazyStart(i1, q.Grid.Block)
-		kernels.Parallel((rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
-			s := sweepers.Get().(*sweeper)
-			defer sweepers.Put(s)
-			s.i0, s.i1 = i0, i1
-			for a := lo * kernels.Lanes; a < min(hi*kernels.Lanes, rows); a += kernels.Lanes {
-				b := min(a+kernels.Lanes, rows)
-				s.rows(w, sums.View(a, b, 0, n), errs.View(a, b, 0, i1-i0), r0+a, r0+b)
+		for i0, i1 := 0, n; i1 > 0; i1 = i0 {
+			if err := ctx.Err(); err != nil {
+				return err
 			}
-		})
-		if i0 > 0 {
-			// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
-			kernels.GemmNN(sums.View(0, rows, 0, i0), 1, errs.View(0, rows, 0, i1-i0), f.l.View(i0, i1, 0, i0), kernels.Auto)
+			i0 = lazyStart(i1, q.Grid.Block)
+			kernels.Parallel((rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
+				s := sweepers.Get().(*sweeper)
+				defer sweepers.Put(s)
+				s.i0, s.i1 = i0, i1
+				for a := lo * kernels.Lanes; a < min(hi*kernels.Lanes, rows); a += kernels.Lanes {
+					b := min(a+kernels.Lanes, rows)
+					s.rows(w, sums.View(a, b, 0, n), errs.View(a, b, 0, i1-i0), r0+a, r0+b)
+				}
+			})
+			if i0 > 0 {
+				// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
+				kernels.GemmNN(sums.View(0, rows, 0, i0), 1, errs.View(0, rows, 0, i1-i0), f.l.View(i0, i1, 0, i0),
+					kernels.Auto)
+			}
 		}
 	}
 	return nil

@@ -277,6 +277,9 @@ func TestRefine(t *testing.T) {
 			t.Fatal(err)
 		}
 		for passes := 1; passes <= 3; passes += 2 {
+			if testing.Short() && passes > 1 {
+				break
+			}
 			want, got := quant.NewWeight(g, w.Rows, cols), quant.NewWeight(g, w.Rows, cols)
 			if err := f.sweep(t.Context(), want, w); err != nil {
 				t.Fatal(err)

@@ -53,6 +53,9 @@ func TestSweep(t *testing.T) {
 	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.Q4_1, ggml.Q8_0, ggml.IQ4_NL, ggml.Q4_K, ggml.Q6_K} {
 		for _, rows := range []int{1, 15, 16, 37} {
 			for _, opt := range []Options{{}, {NoActOrder: true}, {StaticScales: true}} {
+				if testing.Short() && (rows < 16 || opt.NoActOrder) {
+					continue
+				}
 				cols := 672 // more than lazyColumns
 				if typ.BlockLen > 32 {
 					cols = 768

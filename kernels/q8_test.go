@@ -165,7 +165,9 @@ func TestMatMulQ8(t *testing.T) {
 			for i := range 36 {
 				tokens, out, in := i%13, 1+(i*29)%71, typ.BlockLen*(1+i%(19*32/typ.BlockLen))
 				if i == 35 {
-					tokens, out, in = 230, 70, 768 // several parts
+					tokens, out, in = 110, 70, 768 // several parts
+				} else if testing.Short() && i%5 > 0 {
+					continue
 				}
 				w, x := weights(rng, typ, out, in), q8Inputs(rng, tokens, in)
 				was := tensor.New(tokens, out)
@@ -200,6 +202,9 @@ func TestMatMulQ8Together(t *testing.T) {
 			products = append(products, kernels.Product{Dst: tensor.New(tokens, out), W: weights(rng, typ, out, in)})
 		}
 		for _, threads := range []int{1, 2, 5} {
+			if testing.Short() && threads == 1 {
+				continue
+			}
 			runtime.GOMAXPROCS(threads)
 			kernels.MatMulQ8(x, products...)
 			for _, p := range products {

@@ -211,7 +211,7 @@ func TestThreads(t *testing.T) {
 
 // TestRows: a row's codes and scales do not depend on the rows beside it, in whichever lane and band it is.
 func TestRows(t *testing.T) {
-	const cols, from = 544, sweepRows + 5
+	const cols, from = 544, bandRows + 5
 	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.IQ4_NL} {
 		w, in := problem(7, from+18, cols, 2*cols)
 		all := quantize(t, w, in, typ.Grid, Options{Refine: 1})

@@ -3,6 +3,8 @@ package gptq
 import (
 	"context"
 	"math"
+	"sync"
+	"sync/atomic"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -26,62 +28,67 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	}
 	n, h := w.Cols, f.damped()
 	g := q.Grid
-	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
-	diff := tensor.New(w.Rows, n)
-	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
-		for r := lo; r < hi; r++ {
-			d := diff.Row(r)
-			for i := range n / g.Block {
-				b := q.Block(r, i)
-				b.Decode(g, d[i*g.Block:(i+1)*g.Block])
-			}
-			for j, v := range w.Row(r) {
-				d[j] = v - d[j]
-			}
-		}
-	})
-	grad := tensor.New(w.Rows, n)
-	kernels.MatMulF32(grad, diff, h) // H is symmetric
 	step := max(refineColumns, g.Block) / g.Block * g.Block
-	losses := diff.View(0, w.Rows, 0, min(step, n))
-	bands := (w.Rows + kernels.Lanes - 1) / kernels.Lanes
-	moved := make([]int, bands)
-	for pass := range passes {
-		clear(moved)
-		for i0 := 0; i0 < n; i0 += step {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			i1 := min(i0+step, n)
-			lost := losses.View(0, w.Rows, 0, i1-i0)
-			here := h.View(i0, i1, i0, i1)
-			sums := groupSums(here, g)
-			kernels.Parallel(bands, 1, func(lo, hi int) {
-				t := newDescent(g, here, sums)
-				for k := lo; k < hi; k++ {
-					r0, r1 := k*kernels.Lanes, min((k+1)*kernels.Lanes, w.Rows)
-					moved[k] += t.rows(q, r0, r1, i0, grad.View(r0, r1, i0, i1))
-					fromLanes(lost.View(r0, r1, 0, i1-i0), t.lost)
-				}
-			})
-			// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
-			from := 0
-			if pass == passes-1 {
-				from = i1
-			}
-			if from < n {
-				kernels.GemmNN(grad.View(0, w.Rows, from, n), 1, lost, h.View(i0, i1, from, n), kernels.Auto)
-			}
-		}
-		total := 0
-		for _, m := range moved {
-			total += m
-		}
-		if total == 0 {
-			break
-		}
+	windows := make([]*window, 0, (n+step-1)/step)
+	for i0 := 0; i0 < n; i0 += step {
+		i1 := min(i0+step, n)
+		here := h.View(i0, i1, i0, i1)
+		windows = append(windows, &window{i0, i1, here, groupSums(here, g)})
 	}
-	return nil
+	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), 2*n) }}
+	descents := sync.Pool{New: func() any { return newDescent(g, min(step, n)) }}
+	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
+		m := matrices.Get().(*tensor.Matrix)
+		defer matrices.Put(m)
+		// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
+		rows := r1 - r0
+		diff, grad := m.View(0, rows, 0, n), m.View(0, rows, n, 2*n)
+		kernels.Parallel(rows, rowGrain, func(lo, hi int) {
+			for r := lo; r < hi; r++ {
+				d := diff.Row(r)
+				for i := range n / g.Block {
+					b := q.Block(r0+r, i)
+					b.Decode(g, d[i*g.Block:(i+1)*g.Block])
+				}
+				for j, v := range w.Row(r0 + r) {
+					d[j] = v - d[j]
+				}
+			}
+		})
+		kernels.MatMulF32(grad, diff, h) // H is symmetric
+		for pass := range passes {
+			var moved atomic.Int64
+			for _, at := range windows {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				lost := diff.View(0, rows, 0, at.i1-at.i0)
+				inLanes(rows, &descents, func(t *descent, a, b int) {
+					t.window = at
+					moved.Add(int64(t.rows(q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
+				})
+				// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
+				from := 0
+				if pass == passes-1 {
+					from = at.i1
+				}
+				if from < n {
+					kernels.GemmNN(grad.View(0, rows, from, n), 1, lost, h.View(at.i0, at.i1, from, n), kernels.Auto)
+				}
+			}
+			if moved.Load() == 0 {
+				break
+			}
+		}
+		return nil
+	})
+}
+
+// window is the part of the Hessian in which columns [i0,i1), some whole blocks, meet each other.
+type window struct {
+	i0, i1 int
+	h      *tensor.Matrix
+	sums   *tensor.Matrix // its groupSums
 }
 
 // groupSums returns, for each group of a block and each of h's columns, the sum of what h has there in the group of that
@@ -99,10 +106,9 @@ func groupSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
 
 // descent is coordinate descent on some whole blocks of up to 16 rows, one in each lane.
 type descent struct {
-	g    *quant.Grid
-	h    *tensor.Matrix // the Hessian of these columns
-	sums *tensor.Matrix // its groupSums
-	n    int            // rows
+	*window
+	g *quant.Grid
+	n int // rows
 
 	// For each column: G, what the weights have lost since the descent began, and levels.
 	grad, lost, level []kernels.Lane
@@ -116,9 +122,10 @@ type descent struct {
 	unit           []kernels.Lane // ones
 }
 
-func newDescent(g *quant.Grid, h, sums *tensor.Matrix) *descent {
+// newDescent returns a descent for windows of so many columns or less.
+func newDescent(g *quant.Grid, columns int) *descent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
-	t := &descent{g: g, h: h, sums: sums, grad: lanes(h.Rows), lost: lanes(h.Rows), level: lanes(g.Block),
+	t := &descent{g: g, grad: lanes(columns), lost: lanes(columns), level: lanes(g.Block),
 		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block), hm: lanes(g.Block),
 		unit: lanes(g.Group),
@@ -131,20 +138,24 @@ func newDescent(g *quant.Grid, h, sums *tensor.Matrix) *descent {
 	return t
 }
 
-// rows improves the blocks of rows [r0,r1) whose columns start at i0, and returns how many numbers moved. grad is G there.
-func (t *descent) rows(q *quant.Weight, r0, r1, i0 int, grad *tensor.Matrix) int {
+// rows improves rows [r0,r1) of the step's columns, and returns how many numbers moved. grad is G there; lost receives
+// what the weights have lost.
+func (t *descent) rows(q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
 	t.n = r1 - r0
-	toLanes(t.grad, grad)
+	n := t.i1 - t.i0
+	toLanes(t.grad[:n], grad)
 	moved := 0
-	for c0 := 0; c0 < t.h.Rows; c0 += t.g.Block {
+	for c0 := 0; c0 < n; c0 += t.g.Block {
+		block := (t.i0 + c0) / t.g.Block
 		for i := range t.n {
-			t.blocks[i] = q.Block(r0+i, (i0+c0)/t.g.Block)
+			t.blocks[i] = q.Block(r0+i, block)
 		}
 		moved += t.block(c0)
 		for i := range t.n {
-			q.SetBlock(r0+i, (i0+c0)/t.g.Block, &t.blocks[i])
+			q.SetBlock(r0+i, block, &t.blocks[i])
 		}
 	}
+	fromLanes(lost, t.lost[:n])
 	return moved
 }
 

@@ -2,7 +2,10 @@ package gptq
 
 import (
 	"context"
+	"runtime"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -26,49 +29,66 @@ const (
 	lazyColumns = 512
 	// eagerColumns is the same for the columns within.
 	eagerColumns = 8
-	// sweepRows is the number of rows that are quantized before the next: enough for the products, and little memory.
-	sweepRows = 1024
+	// bandRows is the number of rows of a band: enough for the products, and little memory.
+	bandRows = 1024
 )
 
 // rowGrain is the least number of rows that a goroutine takes at a time.
 const rowGrain = 8
 
+// inBands calls do for bands of rows, one band on each processor at a time: rows do not need each other, so that processors
+// meet only at the end, where those that are free share what is left of the others' products.
+func inBands(ctx context.Context, rows int, do func(ctx context.Context, r0, r1 int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for r0 := 0; r0 < rows; r0 += bandRows {
+		g.Go(func() error { return do(ctx, r0, min(r0+bandRows, rows)) })
+	}
+	return g.Wait()
+}
+
+// inLanes calls do for 16 of a band's rows at a time, or what is left of them, with a T that nobody else has meanwhile.
+func inLanes[T any](rows int, pool *sync.Pool, do func(t T, r0, r1 int)) {
+	kernels.Parallel((rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
+		t := pool.Get().(T)
+		defer pool.Put(t)
+		for r := lo * kernels.Lanes; r < min(hi*kernels.Lanes, rows); r += kernels.Lanes {
+			do(t, r, min(r+kernels.Lanes, rows))
+		}
+	})
+}
+
 // sweep is GPTQ proper: it chooses q's scales and codes for w.
 func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) error {
-	n := w.Cols
 	if f.block == 0 {
 		f.fitAll(q, w)
 	}
-	sums := tensor.New(min(sweepRows, w.Rows), n) // Σ e_k·L_kp, columns in f.order
-	errs := tensor.New(sums.Rows, min(lazyColumns, n))
+	n := w.Cols
+	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), n+min(lazyColumns, n)) }}
 	sweepers := sync.Pool{New: func() any { return newSweeper(f, q) }}
-	for r0 := 0; r0 < w.Rows; r0 += sweepRows {
-		rows := min(sweepRows, w.Rows-r0)
-		if r0 > 0 {
-			sums.Zero()
-		}
+	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
+		m := matrices.Get().(*tensor.Matrix)
+		defer matrices.Put(m)
+		rows := r1 - r0
+		sums := m.View(0, rows, 0, n) // Σ e_k·L_kp, columns in f.order
+		sums.Zero()
 		for i0, i1 := 0, n; i1 > 0; i1 = i0 {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			i0 = lazyStart(i1, q.Grid.Block)
-			kernels.Parallel((rows+kernels.Lanes-1)/kernels.Lanes, 1, func(lo, hi int) {
-				s := sweepers.Get().(*sweeper)
-				defer sweepers.Put(s)
+			errs := m.View(0, rows, n, n+i1-i0)
+			inLanes(rows, &sweepers, func(s *sweeper, a, b int) {
 				s.i0, s.i1 = i0, i1
-				for a := lo * kernels.Lanes; a < min(hi*kernels.Lanes, rows); a += kernels.Lanes {
-					b := min(a+kernels.Lanes, rows)
-					s.rows(w, sums.View(a, b, 0, n), errs.View(a, b, 0, i1-i0), r0+a, r0+b)
-				}
+				s.rows(w, sums.View(a, b, 0, n), errs.View(a, b, 0, i1-i0), r0+a, r0+b)
 			})
 			if i0 > 0 {
 				// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
-				kernels.GemmNN(sums.View(0, rows, 0, i0), 1, errs.View(0, rows, 0, i1-i0), f.l.View(i0, i1, 0, i0),
-					kernels.Auto)
+				kernels.GemmNN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i1, 0, i0), kernels.Auto)
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // lazyStart returns where the columns that are gathered before position i1 start: with a block, if one starts there.

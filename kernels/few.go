@@ -81,9 +81,8 @@ type rowProductsBF16 [3]func(dst *float32, rowDst int, x *uint32, rowX int, src 
 // blockQ4_K is the size in words of a Q4_K block's inputs: 256 bfloat16 values and the sum of each group's 32.
 const blockQ4_K = 256/2 + 8
 
-// packQ4_K rounds a token's inputs to bfloat16, in the order in which dotQ4_KBF16 unpacks weights: of each pair of groups
-// the first and third eight of either, then the second and fourth. The sums are of the rounded values, which is what
-// the minimum of a group is multiplied with.
+// packQ4_K rounds a token's inputs to bfloat16, in the order in which dotQ4_KBF16 unpacks weights. The sums are of the
+// rounded values, which is what the minimum of a group is multiplied with.
 func packQ4_K(dst []uint32, x []float32) {
 	for ; len(x) > 0; x, dst = x[256:], dst[blockQ4_K:] {
 		var rounded [256]uint32
@@ -91,10 +90,12 @@ func packQ4_K(dst []uint32, x []float32) {
 			rounded[i] = uint32(tensor.ToBF16(v))
 		}
 		for i := range 128 {
-			// Word i: pair of groups, half of the eights, group of the pair, eight of the half, words of an eight.
-			p, h, g, e, j := i/32, i/16%2, i/8%2, i/4%2, 2*(i%4)
-			from := 64*p + 32*g + 16*e + 8*h + j
-			dst[i] = rounded[from] | rounded[from+1]<<16
+			// Word i holds two inputs of half h, whose lane l is of the group in nibble g of pair p of groups, at bytes
+			// 4e+j and 4e+j+2.
+			h, g, j, l := i/64, i/32%2, i/16%2, i%16
+			p, e := 2*h+l/8, l%8
+			from := 64*p + 32*g + 4*e + j
+			dst[i] = rounded[from] | rounded[from+2]<<16
 		}
 		sums := floats(dst[128:blockQ4_K])
 		for g := range sums {

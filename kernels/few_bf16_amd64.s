@@ -4,55 +4,55 @@
 
 #include "textflag.h"
 
-DATA nibble<>+0(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+8(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+32(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+40(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+48(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA nibble<>+56(SB)/8, $0x0f0f0f0f0f0f0f0f
-GLOBL nibble<>(SB), RODATA|NOPTR, $64
+DATA nibbleWords<>+0(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+8(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+16(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+24(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+32(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+40(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+48(SB)/8, $0x000f000f000f000f
+DATA nibbleWords<>+56(SB)/8, $0x000f000f000f000f
+GLOBL nibbleWords<>(SB), RODATA|NOPTR, $64
 
-DATA wordShifts<>+0(SB)/8, $0x0000000000000000
-DATA wordShifts<>+8(SB)/8, $0x0000000000000000
-DATA wordShifts<>+16(SB)/8, $0x0000000000000000
-DATA wordShifts<>+24(SB)/8, $0x0000000000000000
-DATA wordShifts<>+32(SB)/8, $0x0004000400040004
-DATA wordShifts<>+40(SB)/8, $0x0004000400040004
-DATA wordShifts<>+48(SB)/8, $0x0004000400040004
-DATA wordShifts<>+56(SB)/8, $0x0004000400040004
-GLOBL wordShifts<>(SB), RODATA|NOPTR, $64
+DATA bits128<>+0(SB)/8, $0x4300430043004300
+DATA bits128<>+8(SB)/8, $0x4300430043004300
+DATA bits128<>+16(SB)/8, $0x4300430043004300
+DATA bits128<>+24(SB)/8, $0x4300430043004300
+DATA bits128<>+32(SB)/8, $0x4300430043004300
+DATA bits128<>+40(SB)/8, $0x4300430043004300
+DATA bits128<>+48(SB)/8, $0x4300430043004300
+DATA bits128<>+56(SB)/8, $0x4300430043004300
+GLOBL bits128<>(SB), RODATA|NOPTR, $64
 
-DATA numbersLow<>+0(SB)/8, $0xe0c0a08040008000
-DATA numbersLow<>+8(SB)/8, $0x7060504030201000
-DATA numbersLow<>+16(SB)/8, $0xe0c0a08040008000
-DATA numbersLow<>+24(SB)/8, $0x7060504030201000
-DATA numbersLow<>+32(SB)/8, $0xe0c0a08040008000
-DATA numbersLow<>+40(SB)/8, $0x7060504030201000
-DATA numbersLow<>+48(SB)/8, $0xe0c0a08040008000
-DATA numbersLow<>+56(SB)/8, $0x7060504030201000
-GLOBL numbersLow<>(SB), RODATA|NOPTR, $64
+DATA lowScales<>+0(SB)/8, $0x0000000000000000
+DATA lowScales<>+8(SB)/8, $0x0000000000000000
+DATA lowScales<>+16(SB)/8, $0x0000000000000000
+DATA lowScales<>+24(SB)/8, $0x0000000000000000
+DATA lowScales<>+32(SB)/8, $0x0000000200000002
+DATA lowScales<>+40(SB)/8, $0x0000000200000002
+DATA lowScales<>+48(SB)/8, $0x0000000200000002
+DATA lowScales<>+56(SB)/8, $0x0000000200000002
+GLOBL lowScales<>(SB), RODATA|NOPTR, $64
 
-DATA numbersHigh<>+0(SB)/8, $0x4040404040403f00
-DATA numbersHigh<>+8(SB)/8, $0x4141414141414141
-DATA numbersHigh<>+16(SB)/8, $0x4040404040403f00
-DATA numbersHigh<>+24(SB)/8, $0x4141414141414141
-DATA numbersHigh<>+32(SB)/8, $0x4040404040403f00
-DATA numbersHigh<>+40(SB)/8, $0x4141414141414141
-DATA numbersHigh<>+48(SB)/8, $0x4040404040403f00
-DATA numbersHigh<>+56(SB)/8, $0x4141414141414141
-GLOBL numbersHigh<>(SB), RODATA|NOPTR, $64
+DATA highScales<>+0(SB)/8, $0x0000000100000001
+DATA highScales<>+8(SB)/8, $0x0000000100000001
+DATA highScales<>+16(SB)/8, $0x0000000100000001
+DATA highScales<>+24(SB)/8, $0x0000000100000001
+DATA highScales<>+32(SB)/8, $0x0000000300000003
+DATA highScales<>+40(SB)/8, $0x0000000300000003
+DATA highScales<>+48(SB)/8, $0x0000000300000003
+DATA highScales<>+56(SB)/8, $0x0000000300000003
+GLOBL highScales<>(SB), RODATA|NOPTR, $64
 
-DATA pairs<>+0(SB)/8, $0x0000000000000000
-DATA pairs<>+8(SB)/8, $0x0000000000000000
-DATA pairs<>+16(SB)/8, $0x0000000000000000
-DATA pairs<>+24(SB)/8, $0x0000000000000000
-DATA pairs<>+32(SB)/8, $0x0000000100000001
-DATA pairs<>+40(SB)/8, $0x0000000100000001
-DATA pairs<>+48(SB)/8, $0x0000000100000001
-DATA pairs<>+56(SB)/8, $0x0000000100000001
-GLOBL pairs<>(SB), RODATA|NOPTR, $64
+DATA float128<>+0(SB)/8, $0x4300000043000000
+DATA float128<>+8(SB)/8, $0x4300000043000000
+DATA float128<>+16(SB)/8, $0x4300000043000000
+DATA float128<>+24(SB)/8, $0x4300000043000000
+DATA float128<>+32(SB)/8, $0x4300000043000000
+DATA float128<>+40(SB)/8, $0x4300000043000000
+DATA float128<>+48(SB)/8, $0x4300000043000000
+DATA float128<>+56(SB)/8, $0x4300000043000000
+GLOBL float128<>(SB), RODATA|NOPTR, $64
 
 // func dotQ4_KBF16x1(dst *float32, rowDst int, x *uint32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, FMA3, MMX+
@@ -72,11 +72,11 @@ TEXT ·dotQ4_KBF16x1(SB), NOSPLIT, $128-48
 	VPXORD  Z30, Z30, Z30
 	VPXORD  Z31, Z31, Z31
 	VPXORD  Z12, Z12, Z12
-	VMOVUPS nibble<>+0(SB), Z16
-	VMOVUPS wordShifts<>+0(SB), Z17
-	VMOVUPS numbersLow<>+0(SB), Z18
-	VMOVUPS numbersHigh<>+0(SB), Z19
-	VMOVUPS pairs<>+0(SB), Z20
+	VMOVUPS nibbleWords<>+0(SB), Z16
+	VMOVUPS bits128<>+0(SB), Z17
+	VMOVUPS lowScales<>+0(SB), Z18
+	VMOVUPS highScales<>+0(SB), Z19
+	VMOVUPS float128<>+0(SB), Z20
 
 block:
 	PREFETCHT0      2048(DX)
@@ -116,75 +116,62 @@ block:
 	VCVTDQ2PS       Y9, Y9
 	VMULPS          Y5, Y9, Y9
 	VMOVUPS         Y9, 64(SP)
+	VFMADD231PS     Y8, Y20, Y9
 	VFMADD231PS     512(CX), Y9, Y12
-	VBROADCASTI64X4 16(DX), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    (SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	VMOVDQU64       16(DX), Z0
+	VPSRLW          $0x04, Z0, Z1
+	VPSRLW          $0x08, Z0, Z2
+	VPSRLW          $0x0c, Z0, Z3
+	VPTERNLOGD      $0xea, Z17, Z16, Z0
+	VPTERNLOGD      $0xea, Z17, Z16, Z2
+	VPTERNLOGD      $0xea, Z17, Z16, Z1
+	VPTERNLOGD      $0xea, Z17, Z16, Z3
+	VBROADCASTF32X4 (SP), Z21
+	VPERMILPS       Z18, Z21, Z6
+	VPERMILPS       Z19, Z21, Z7
+	VPXORD          Z10, Z10, Z10
 	VMOVUPS         (CX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x487e3262
+	WORD            $0xd652
 	VMOVUPS         64(CX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z24
-	VBROADCASTI64X4 48(DX), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    8(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z24
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(CX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(CX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z25
-	VBROADCASTI64X4 80(DX), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    16(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z25
+	VMOVDQU64       80(DX), Z0
+	VPSRLW          $0x04, Z0, Z1
+	VPSRLW          $0x08, Z0, Z2
+	VPSRLW          $0x0c, Z0, Z3
+	VPTERNLOGD      $0xea, Z17, Z16, Z0
+	VPTERNLOGD      $0xea, Z17, Z16, Z2
+	VPTERNLOGD      $0xea, Z17, Z16, Z1
+	VPTERNLOGD      $0xea, Z17, Z16, Z3
+	VBROADCASTF32X4 16(SP), Z21
+	VPERMILPS       Z18, Z21, Z6
+	VPERMILPS       Z19, Z21, Z7
+	VPXORD          Z10, Z10, Z10
 	VMOVUPS         256(CX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x487e3262
+	WORD            $0xd652
 	VMOVUPS         320(CX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z26
-	VBROADCASTI64X4 112(DX), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    24(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z26
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(CX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(CX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z27
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z27
 	ADDQ            $+144, DX
 	ADDQ            $+544, CX
 	DECQ            BX
@@ -230,11 +217,11 @@ TEXT ·dotQ4_KBF16x2(SB), NOSPLIT, $128-48
 	VPXORD  Z31, Z31, Z31
 	VPXORD  Z12, Z12, Z12
 	VPXORD  Z13, Z13, Z13
-	VMOVUPS nibble<>+0(SB), Z16
-	VMOVUPS wordShifts<>+0(SB), Z17
-	VMOVUPS numbersLow<>+0(SB), Z18
-	VMOVUPS numbersHigh<>+0(SB), Z19
-	VMOVUPS pairs<>+0(SB), Z20
+	VMOVUPS nibbleWords<>+0(SB), Z16
+	VMOVUPS bits128<>+0(SB), Z17
+	VMOVUPS lowScales<>+0(SB), Z18
+	VMOVUPS highScales<>+0(SB), Z19
+	VMOVUPS float128<>+0(SB), Z20
 
 block:
 	PREFETCHT0      2048(SI)
@@ -274,108 +261,95 @@ block:
 	VCVTDQ2PS       Y9, Y9
 	VMULPS          Y5, Y9, Y9
 	VMOVUPS         Y9, 64(SP)
+	VFMADD231PS     Y8, Y20, Y9
 	VFMADD231PS     512(DX), Y9, Y12
 	VFMADD231PS     512(R8), Y9, Y13
-	VBROADCASTI64X4 16(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    (SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	VMOVDQU64       16(SI), Z0
+	VPSRLW          $0x04, Z0, Z1
+	VPSRLW          $0x08, Z0, Z2
+	VPSRLW          $0x0c, Z0, Z3
+	VPTERNLOGD      $0xea, Z17, Z16, Z0
+	VPTERNLOGD      $0xea, Z17, Z16, Z2
+	VPTERNLOGD      $0xea, Z17, Z16, Z1
+	VPTERNLOGD      $0xea, Z17, Z16, Z3
+	VBROADCASTF32X4 (SP), Z21
+	VPERMILPS       Z18, Z21, Z6
+	VPERMILPS       Z19, Z21, Z7
+	VPXORD          Z10, Z10, Z10
 	VMOVUPS         (DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x487e3262
+	WORD            $0xd652
 	VMOVUPS         64(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z24
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         (R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         64(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z26
-	VBROADCASTI64X4 48(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    8(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z24
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z25
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z25
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         (R8), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         64(R8), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z26
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z27
-	VBROADCASTI64X4 80(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    16(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z27
+	VMOVDQU64       80(SI), Z0
+	VPSRLW          $0x04, Z0, Z1
+	VPSRLW          $0x08, Z0, Z2
+	VPSRLW          $0x0c, Z0, Z3
+	VPTERNLOGD      $0xea, Z17, Z16, Z0
+	VPTERNLOGD      $0xea, Z17, Z16, Z2
+	VPTERNLOGD      $0xea, Z17, Z16, Z1
+	VPTERNLOGD      $0xea, Z17, Z16, Z3
+	VBROADCASTF32X4 16(SP), Z21
+	VPERMILPS       Z18, Z21, Z6
+	VPERMILPS       Z19, Z21, Z7
+	VPXORD          Z10, Z10, Z10
 	VMOVUPS         256(DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x487e3262
+	WORD            $0xd652
 	VMOVUPS         320(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z24
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         256(R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         320(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z26
-	VBROADCASTI64X4 112(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    24(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z24
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z25
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z25
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         256(R8), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         320(R8), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z26
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z27
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z27
 	ADDQ            $+144, SI
 	ADDQ            $+544, DX
 	ADDQ            $+544, R8
@@ -438,11 +412,11 @@ TEXT ·dotQ4_KBF16x4(SB), NOSPLIT, $128-48
 	VPXORD  Z13, Z13, Z13
 	VPXORD  Z14, Z14, Z14
 	VPXORD  Z15, Z15, Z15
-	VMOVUPS nibble<>+0(SB), Z16
-	VMOVUPS wordShifts<>+0(SB), Z17
-	VMOVUPS numbersLow<>+0(SB), Z18
-	VMOVUPS numbersHigh<>+0(SB), Z19
-	VMOVUPS pairs<>+0(SB), Z20
+	VMOVUPS nibbleWords<>+0(SB), Z16
+	VMOVUPS bits128<>+0(SB), Z17
+	VMOVUPS lowScales<>+0(SB), Z18
+	VMOVUPS highScales<>+0(SB), Z19
+	VMOVUPS float128<>+0(SB), Z20
 
 block:
 	PREFETCHT0      2048(SI)
@@ -482,174 +456,161 @@ block:
 	VCVTDQ2PS       Y9, Y9
 	VMULPS          Y5, Y9, Y9
 	VMOVUPS         Y9, 64(SP)
+	VFMADD231PS     Y8, Y20, Y9
 	VFMADD231PS     512(DX), Y9, Y12
 	VFMADD231PS     512(R8), Y9, Y13
 	VFMADD231PS     512(R9), Y9, Y14
 	VFMADD231PS     512(R10), Y9, Y15
-	VBROADCASTI64X4 16(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    (SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	VMOVDQU64       16(SI), Z0
+	VPSRLW          $0x04, Z0, Z1
+	VPSRLW          $0x08, Z0, Z2
+	VPSRLW          $0x0c, Z0, Z3
+	VPTERNLOGD      $0xea, Z17, Z16, Z0
+	VPTERNLOGD      $0xea, Z17, Z16, Z2
+	VPTERNLOGD      $0xea, Z17, Z16, Z1
+	VPTERNLOGD      $0xea, Z17, Z16, Z3
+	VBROADCASTF32X4 (SP), Z21
+	VPERMILPS       Z18, Z21, Z6
+	VPERMILPS       Z19, Z21, Z7
+	VPXORD          Z10, Z10, Z10
 	VMOVUPS         (DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x487e3262
+	WORD            $0xd652
 	VMOVUPS         64(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z24
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         (R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         64(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z26
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         (R9), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         64(R9), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z28
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         (R10), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         64(R10), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z30
-	VBROADCASTI64X4 48(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    8(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z24
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z25
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z25
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         (R8), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         64(R8), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z26
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z27
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z27
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         (R9), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         64(R9), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z28
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(R9), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(R9), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z29
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z29
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         (R10), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         64(R10), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z30
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         128(R10), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         192(R10), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z31
-	VBROADCASTI64X4 80(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    16(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z31
+	VMOVDQU64       80(SI), Z0
+	VPSRLW          $0x04, Z0, Z1
+	VPSRLW          $0x08, Z0, Z2
+	VPSRLW          $0x0c, Z0, Z3
+	VPTERNLOGD      $0xea, Z17, Z16, Z0
+	VPTERNLOGD      $0xea, Z17, Z16, Z2
+	VPTERNLOGD      $0xea, Z17, Z16, Z1
+	VPTERNLOGD      $0xea, Z17, Z16, Z3
+	VBROADCASTF32X4 16(SP), Z21
+	VPERMILPS       Z18, Z21, Z6
+	VPERMILPS       Z19, Z21, Z7
+	VPXORD          Z10, Z10, Z10
 	VMOVUPS         256(DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x487e3262
+	WORD            $0xd652
 	VMOVUPS         320(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z24
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         256(R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         320(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z26
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         256(R9), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         320(R9), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z28
-	VPXORD          Z21, Z21, Z21
-	VMOVUPS         256(R10), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
-	VMOVUPS         320(R10), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z30
-	VBROADCASTI64X4 112(SI), Z0
-	VPSRLVW         Z17, Z0, Z0
-	VPANDD          Z16, Z0, Z0
-	VPSHUFB         Z0, Z18, Z1
-	VPSHUFB         Z0, Z19, Z2
-	VPUNPCKLBW      Z2, Z1, Z3
-	VPUNPCKHBW      Z2, Z1, Z6
-	VPBROADCASTQ    24(SP), Z7
-	VPERMILPS       Z20, Z7, Z7
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z24
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(DX), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(DX), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z25
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z25
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         256(R8), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         320(R8), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z26
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(R8), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(R8), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z27
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z27
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         256(R9), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         320(R9), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z28
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(R9), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(R9), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z29
-	VPXORD          Z21, Z21, Z21
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z29
+	VPXORD          Z10, Z10, Z10
+	VMOVUPS         256(R10), Z22
+	LONG            $0x487e3262
+	WORD            $0xd652
+	VMOVUPS         320(R10), Z23
+	LONG            $0x486e3262
+	WORD            $0xd752
+	VFMADD231PS     Z10, Z6, Z30
+	VPXORD          Z11, Z11, Z11
 	VMOVUPS         384(R10), Z22
-	LONG            $0x4866a262
-	WORD            $0xee52
+	LONG            $0x48763262
+	WORD            $0xde52
 	VMOVUPS         448(R10), Z23
-	LONG            $0x484ea262
-	WORD            $0xef52
-	VFMADD231PS     Z21, Z7, Z31
+	LONG            $0x48663262
+	WORD            $0xdf52
+	VFMADD231PS     Z11, Z7, Z31
 	ADDQ            $+144, SI
 	ADDQ            $+544, DX
 	ADDQ            $+544, R8

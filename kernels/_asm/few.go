@@ -68,23 +68,11 @@ func few(g *gen) {
 	}
 }
 
-// fewBF16 writes Q4_K's product for inputs in bfloat16, as packQ4_K lays them out: the bytes of the numbers 0 to 15 in
-// bfloat16 come from tables, so that 64 weights take ten cheap instructions. Shuffles across the whole of a vector, such
-// as VPERMPS, take two cycles where those inside its quarters take one.
+// fewBF16 writes Q4_K's product for inputs in bfloat16, as packQ4_K lays them out. In bfloat16 the numbers from 128 to 255
+// are a step of 1 apart, so that a code becomes 128 + code by setting the bits of 128 above it: a shift and one logical
+// operation make 32 weights. The 128 of every weight goes with the minimum, which multiplies the same sum of inputs.
 func fewBF16(g *gen) {
-	numbers := func(name string, shift int) operand.Mem {
-		m := g.StaticGlobal(name)
-		g.DataAttributes(rodata)
-		for i := 0; i < 64; i += 8 {
-			var v uint64
-			for j := range 8 {
-				v |= uint64(math.Float32bits(float32((i+j)%16))>>shift&255) << (8 * j)
-			}
-			g.AddDatum(i, operand.U64(v))
-		}
-		return m
-	}
-	halves := func(name string, low, high uint64) operand.Mem {
+	constant := func(name string, low, high uint64) operand.Mem {
 		m := g.StaticGlobal(name)
 		g.DataAttributes(rodata)
 		for i := range 8 {
@@ -92,11 +80,13 @@ func fewBF16(g *gen) {
 		}
 		return m
 	}
+	repeat := func(v uint32) uint64 { return uint64(v)<<32 | uint64(v) }
 	constants := []operand.Mem{
-		halves("nibble", 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f),
-		halves("wordShifts", 0, 0x0004000400040004),
-		numbers("numbersLow", 16), numbers("numbersHigh", 24),
-		halves("pairs", 0, 0x0000000100000001),
+		constant("nibbleWords", repeat(0x000f000f), repeat(0x000f000f)),
+		constant("bits128", repeat(0x43004300), repeat(0x43004300)),
+		constant("lowScales", repeat(0), repeat(2)),
+		constant("highScales", repeat(1), repeat(3)),
+		constant("float128", repeat(math.Float32bits(128)), repeat(math.Float32bits(128))),
 	}
 	for _, tokens := range []int{1, 2, 4} {
 		g.function(fmt.Sprintf("dotQ4_KBF16x%d", tokens),
@@ -114,12 +104,12 @@ func fewBF16(g *gen) {
 			g.zero(avx512, k.reg(24+i))
 		}
 		for i := range tokens {
-			g.zero(avx512, k.reg(12+i)) // Σ minimum·Σx
+			g.zero(avx512, k.reg(12+i)) // Σ (minimum + 128·scale)·Σx
 		}
 		for i, c := range constants {
 			g.VMOVUPS(c, k.reg(16+i))
 		}
-		mask, shifts, low, high, pairs := k.reg(16), k.reg(17), k.reg(18), k.reg(19), k.reg(20)
+		nibbles, bits128, lowScales, highScales := k.reg(16), k.reg(17), k.reg(18), k.reg(19)
 		g.Label("block")
 		for line := 0; line < 144; line += 64 {
 			g.PREFETCHT0(at(k.src, 2048+line))
@@ -127,29 +117,38 @@ func fewBF16(g *gen) {
 		k.half16(0, 4)
 		k.half16(2, 5)
 		k.scaleMin6()
+		g.VFMADD231PS(k.y(8), k.y(20), k.y(9))
 		for i, p := range k.x {
 			g.VFMADD231PS(at(p, 512), k.y(9), k.y(12+i))
 		}
-		for p := range 4 {
-			q, lo, hi, scale := k.reg(0), k.reg(1), k.reg(2), k.reg(7)
-			g.VBROADCASTI64X4(at(k.src, 16+32*p), q)
-			g.VPSRLVW(shifts, q, q)
-			g.VPANDD(mask, q, q)
-			g.VPSHUFB(q, low, lo)
-			g.VPSHUFB(q, high, hi)
-			g.VPUNPCKLBW(hi, lo, k.reg(3))
-			g.VPUNPCKHBW(hi, lo, k.reg(6))
-			g.VPBROADCASTQ(k.group(2*p), scale)
-			g.VPERMILPS(pairs, scale, scale)
+		// Half a block: lanes 0 to 7 are of its first two groups, lanes 8 to 15 of the others. The weights of the lower
+		// and upper nibbles, of bytes 0, 2, ... and 1, 3, ...
+		for h := range 2 {
+			weights := [4]reg.VecPhysical{k.reg(0), k.reg(2), k.reg(1), k.reg(3)}
+			g.VMOVDQU64(at(k.src, 16+64*h), weights[0])
+			g.VPSRLW(operand.U8(4), weights[0], weights[2])
+			g.VPSRLW(operand.U8(8), weights[0], weights[1])
+			g.VPSRLW(operand.U8(12), weights[0], weights[3])
+			for _, w := range weights {
+				const andOr = 0xea // (w & nibbles) | bits128
+				g.VPTERNLOGD(operand.U8(andOr), bits128, nibbles, w)
+			}
+			scales := [2]reg.VecPhysical{k.reg(6), k.reg(7)}
+			g.VBROADCASTF32X4(k.group(4*h), k.reg(21))
+			g.VPERMILPS(lowScales, k.reg(21), scales[0])
+			g.VPERMILPS(highScales, k.reg(21), scales[1])
 			for i, x := range k.x {
-				product := k.reg(21)
-				g.zero(avx512, product)
-				for h, weights := range []reg.VecPhysical{k.reg(3), k.reg(6)} {
-					g.VMOVUPS(at(x, 128*p+64*h), k.reg(22+h))
-					g.vdpbf16ps(k.reg(22+h), weights, product)
+				sums := k.sums(i)
+				for half, scale := range scales {
+					product := k.reg(10 + half)
+					g.zero(avx512, product)
+					for j := range 2 {
+						v := 2*half + j
+						g.VMOVUPS(at(x, 256*h+64*v), k.reg(22+j))
+						g.vdpbf16ps(k.reg(22+j), weights[v], product)
+					}
+					g.VFMADD231PS(product, scale, sums[(2*h+half)%len(sums)])
 				}
-				s := k.sums(i)
-				g.VFMADD231PS(product, scale, s[p%len(s)])
 			}
 		}
 		g.ADDQ(operand.I32(144), k.src)

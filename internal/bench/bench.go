@@ -82,12 +82,16 @@ func (m *Machine) arithmetic(p kernels.Precision) (rate float64, name string) {
 	return m.peak("f32")
 }
 
-// timeIt returns the shortest time of f in a few runs, which is the one least disturbed by other programs.
+// timeIt returns the shortest time of f in a few runs, which is the one least disturbed by other programs: five, or as many
+// as take the time that a peak is measured for, unless they take very long.
 func timeIt(ctx context.Context, f func()) float64 {
-	const runs, enough = 5, 2 * time.Second
+	const runs, least, most = 5, 100 * time.Millisecond, 2 * time.Second
 	best := time.Duration(1<<63 - 1)
 	start := time.Now()
-	for i := 0; i < runs && (i < 2 || time.Since(start) < enough) && ctx.Err() == nil; i++ {
+	for i := 0; ctx.Err() == nil; i++ {
+		if spent := time.Since(start); i >= 2 && spent >= most || i >= runs && spent >= least {
+			break
+		}
 		t := time.Now()
 		f()
 		best = min(best, time.Since(t))

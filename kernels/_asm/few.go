@@ -52,10 +52,7 @@ func few(g *gen) {
 			}
 			t.setup(k)
 			g.Label("block")
-			// The hardware stops at the end of each page.
-			for line := 0; line < t.bytes; line += 64 {
-				g.PREFETCHT0(at(k.src, 2048+line))
-			}
+			k.prefetch(t.bytes)
 			t.block(k)
 			g.ADDQ(operand.I32(int32(t.bytes)), k.src)
 			for _, p := range k.x {
@@ -111,9 +108,7 @@ func fewBF16(g *gen) {
 		}
 		nibbles, bits128, lowScales, highScales := k.reg(16), k.reg(17), k.reg(18), k.reg(19)
 		g.Label("block")
-		for line := 0; line < 144; line += 64 {
-			g.PREFETCHT0(at(k.src, 2048+line))
-		}
+		k.prefetch(144)
 		k.half16(0, 4)
 		k.half16(2, 5)
 		k.scaleMin6()
@@ -185,6 +180,15 @@ type fewKernel struct {
 	*unpacker
 	tokens int
 	x      []reg.Register // each token's inputs of this block
+}
+
+// prefetch asks for a block that is two pages ahead, as the hardware itself stops at the end of each page. It is meant for
+// the L2 cache: a request for L1 would hold one of that cache's few places for misses.
+func (k *fewKernel) prefetch(bytes int) {
+	const ahead = 8192
+	for line := 0; line < bytes; line += 64 {
+		k.PREFETCHT1(at(k.src, ahead+line))
+	}
 }
 
 // sums are the registers in which token i is summed.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/linalg"
@@ -46,12 +45,11 @@ type Factor struct {
 	// Dead is the number of inputs that no calibration token excited.
 	Dead int
 
-	h        *tensor.Matrix        // as it was given, not damped
-	diagonal []float32             // of the damped Hessian, columns in their natural order
-	damped   func() *tensor.Matrix // all of it
-	l        *tensor.Matrix        // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
-	order    []int                 // order[p] is the column at position p; the last is quantized first
-	block    int                   // columns of a block stay together in order; 0: they need not
+	h        *tensor.Matrix // as it was given, not damped
+	diagonal []float32      // of the damped Hessian, columns in their natural order
+	l        *tensor.Matrix // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
+	order    []int          // order[p] is the column at position p; the last is quantized first
+	block    int            // columns of a block stay together in order; 0: they need not
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not
@@ -59,7 +57,6 @@ type Factor struct {
 func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options) (*Factor, error) {
 	n := h.Rows
 	f := &Factor{h: h, diagonal: make([]float32, n), Damping: opt.Damping}
-	f.damped = sync.OnceValue(f.damp)
 	if f.Damping == 0 {
 		f.Damping = DefaultDamping
 	}
@@ -110,15 +107,12 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 	return nil, errors.New("gptq: no damping makes the Hessian positive definite")
 }
 
-// damp returns the damped Hessian.
-func (f *Factor) damp() *tensor.Matrix {
-	h := tensor.New(f.h.Rows, f.h.Rows)
-	kernels.Parallel(h.Rows, rowGrain, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			copy(h.Row(i), f.h.Row(i))
-			h.Row(i)[i] = f.diagonal[i]
-		}
-	})
+// damped returns the damped Hessian of columns [c0,c1).
+func (f *Factor) damped(c0, c1 int) *tensor.Matrix {
+	h := f.h.View(c0, c1, c0, c1).Clone()
+	for i, d := range f.diagonal[c0:c1] {
+		h.Row(i)[i] = d
+	}
 	return h
 }
 

@@ -75,10 +75,10 @@ func outputError(w *tensor.Matrix, q *quant.Weight, h *tensor.Matrix) float64 {
 // is taken out of the inverse Hessian by Gaussian elimination (arXiv:2208.11580, equation 3). Everything is float64.
 func reference(f *Factor, row []float32, q *quant.Weight, r int) []int8 {
 	n := len(row)
-	sym := mat.NewSymDense(n, nil)
+	sym, damped := mat.NewSymDense(n, nil), f.damped(0, n)
 	for i := range n {
 		for j := range i + 1 {
-			sym.SetSym(i, j, float64(f.damped().Row(i)[j]))
+			sym.SetSym(i, j, float64(damped.Row(i)[j]))
 		}
 	}
 	var chol mat.Cholesky

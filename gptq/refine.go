@@ -26,14 +26,17 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	if passes <= 0 {
 		return nil
 	}
-	n, h := w.Cols, f.damped()
-	g := q.Grid
+	n, g := w.Cols, q.Grid
+	damping := make([]float32, n) // of H's diagonal: f.h has none
+	for j, d := range f.diagonal {
+		damping[j] = d - f.h.Row(j)[j]
+	}
 	step := max(refineColumns, g.Block) / g.Block * g.Block
 	windows := make([]*window, 0, (n+step-1)/step)
 	for i0 := 0; i0 < n; i0 += step {
 		i1 := min(i0+step, n)
-		here := h.View(i0, i1, i0, i1)
-		windows = append(windows, &window{i0, i1, here, groupSums(here, g)})
+		h := f.damped(i0, i1)
+		windows = append(windows, &window{i0, i1, h, groupSums(h, g)})
 	}
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), 2*n) }}
 	descents := sync.Pool{New: func() any { return newDescent(g, min(step, n)) }}
@@ -55,7 +58,8 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 				}
 			}
 		})
-		kernels.MatMulF32(grad, diff, h) // H is symmetric
+		kernels.MatMulF32(grad, diff, f.h) // H is symmetric
+		addScaled(grad, diff, damping)
 		for pass := range passes {
 			var moved atomic.Int64
 			for _, at := range windows {
@@ -71,9 +75,11 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 				from := 0
 				if pass == passes-1 {
 					from = at.i1
+				} else {
+					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
 				}
 				if from < n {
-					kernels.GemmNN(grad.View(0, rows, from, n), 1, lost, h.View(at.i0, at.i1, from, n), kernels.Auto)
+					kernels.GemmNN(grad.View(0, rows, from, n), 1, lost, f.h.View(at.i0, at.i1, from, n), kernels.Auto)
 				}
 			}
 			if moved.Load() == 0 {
@@ -84,11 +90,23 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	})
 }
 
+// addScaled sets grad += diff·diag(d).
+func addScaled(grad, diff *tensor.Matrix, d []float32) {
+	kernels.Parallel(grad.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			g := grad.Row(r)
+			for j, x := range diff.Row(r) {
+				g[j] += float32(x * d[j])
+			}
+		}
+	})
+}
+
 // window is the part of the Hessian in which columns [i0,i1), some whole blocks, meet each other.
 type window struct {
 	i0, i1 int
-	h      *tensor.Matrix
-	sums   *tensor.Matrix // its groupSums
+	h      *tensor.Matrix // damped
+	sums   *tensor.Matrix // h's groupSums
 }
 
 // groupSums returns, for each group of a block and each of h's columns, the sum of what h has there in the group of that

@@ -12,7 +12,7 @@ import (
 
 // plainRefine is refine, one row and one block at a time.
 func plainRefine(f *Factor, q *quant.Weight, w *tensor.Matrix, passes int) {
-	n, full := w.Cols, f.damped()
+	n, full := w.Cols, f.damped(0, w.Cols)
 	g := q.Grid
 	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
 	values := tensor.New(w.Rows, n)

@@ -130,7 +130,7 @@ func BenchmarkLayer(b *testing.B) {
 	for i := range x.Data {
 		x.Data[i] = float32(rng.NormFloat64()) * size[i%n]
 	}
-	kernels.SyrkTo(h, x)
+	kernels.SyrkTo(h, x, kernels.F32)
 	x = nil
 	for _, c := range []struct {
 		name string

@@ -34,7 +34,7 @@ var (
 	tilesBF16 = tiling{
 		lanes: 16, kc: 512, nc: 256, pairs: true,
 		kernels:   []microKernel{{4, gemmBF16x4}, {8, gemmBF16x8}, {12, gemmBF16x12}},
-		transpose: transposeAVX512, copyStrip: pairStrip,
+		transpose: transposeAVX512, copyStrip: pairStrip, copyWords: copyStripAVX512,
 	}
 )
 

@@ -53,6 +53,9 @@ const (
 	F32
 )
 
+// Rounds says whether products round their inputs to bfloat16: p allows it, and the tier in use is faster for it.
+func (p Precision) Rounds() bool { return p == Auto && CurrentTier() == AVX512BF16 }
+
 // Parallel calls f for consecutive ranges that cover [0,n), at least grain long but for the last, on
 // runtime.GOMAXPROCS(0) goroutines, and returns when all are done. Ranges are handed out as workers come free: f's
 // result for an index must not depend on the range that it came in.
@@ -153,25 +156,25 @@ func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 // SyrkTo sets dst += XᵀX; X is tokens×in, dst in×in and symmetric (both triangles are kept).
 //
 // Tokens are summed in registers in blocks of at most 512, and the blocks' sums added to dst: for n tokens the error of
-// an element is at most (512 + n/512)·2⁻²⁴·Σ|x_i·x_j|, and about the root of that in practice.
-func SyrkTo(dst, x *tensor.Matrix) {
-	SyrkLowerTo(dst, x)
+// an element is at most (512 + n/512)·2⁻²⁴·Σ|x_i·x_j|, and about the root of that in practice. Inputs that p lets be
+// rounded to bfloat16 are first off by 2⁻⁹ of themselves at most, and two products are one sum.
+func SyrkTo(dst, x *tensor.Matrix, p Precision) {
+	SyrkLowerTo(dst, x, p)
 	Mirror(dst)
 }
 
 // SyrkLowerTo is SyrkTo for the lower triangle of dst alone; what is above the diagonal becomes undefined. Mirror
 // completes it, once after many updates.
-func SyrkLowerTo(dst, x *tensor.Matrix) {
+func SyrkLowerTo(dst, x *tensor.Matrix, p Precision) {
 	if dst.Rows != x.Cols || dst.Cols != x.Cols {
 		panic("kernels: syrk shapes do not agree")
 	}
-	t := tiles(F32)
+	t := tiles(p)
 	if t == nil {
 		syrkGo(dst, x)
 		return
 	}
-	a := colsOperand(x)
-	t.product(1, &a, x.Rows, addLower, result{dst, colsOperand(x)})
+	t.productOfRows(dst, 1, x, x, addLower)
 }
 
 // Mirror copies the lower triangle of a square matrix onto the upper one.
@@ -223,15 +226,14 @@ func GemmNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p Precision)
 }
 
 // GemmTN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
-func GemmTN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+func GemmTN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p Precision) {
 	checkGemm(dst, a.Cols, a.Rows, b.Rows, b.Cols)
-	t := tiles(F32)
+	t := tiles(p)
 	if t == nil {
 		gemmTNGo(dst, alpha, a, b)
 		return
 	}
-	left := colsOperand(a)
-	t.product(alpha, &left, a.Rows, add, result{dst, colsOperand(b)})
+	t.productOfRows(dst, alpha, a, b, add)
 }
 
 // GemmNT sets dst += alpha·A·Bᵀ; A is m×k, B n×k, dst m×n.

@@ -26,7 +26,7 @@ func NewStats(in int) *Stats { return &Stats{H: tensor.New(in, in), Sum: make([]
 
 // Observe adds a batch of inputs, tokens×in.
 func (s *Stats) Observe(x *tensor.Matrix) {
-	kernels.SyrkTo(s.H, x)
+	kernels.SyrkTo(s.H, x, kernels.Auto)
 	addRows(s.Sum, x)
 	s.Tokens += x.Rows
 }
@@ -37,7 +37,7 @@ func (s *Stats) ObserveDrift(want, x *tensor.Matrix) {
 		s.Drift, s.DriftSum = tensor.New(x.Cols, x.Cols), make([]float64, x.Cols)
 	}
 	d := s.subtract(want, x)
-	kernels.GemmTN(s.Drift, 1, d, x)
+	kernels.GemmTN(s.Drift, 1, d, x, kernels.Auto)
 	addRows(s.DriftSum, d)
 }
 
@@ -48,7 +48,7 @@ func (s *Stats) ObserveResidual(want, r, x *tensor.Matrix) {
 		s.Residual, s.ResidualSum = tensor.New(r.Cols, x.Cols), make([]float64, r.Cols)
 	}
 	d := s.subtract(want, r)
-	kernels.GemmTN(s.Residual, 1, d, x)
+	kernels.GemmTN(s.Residual, 1, d, x, kernels.Auto)
 	addRows(s.ResidualSum, d)
 }
 

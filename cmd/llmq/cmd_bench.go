@@ -169,7 +169,10 @@ func (a *app) runBench(ctx context.Context, opts benchOptions) error {
 		}
 	}
 	in := shapes[min(1, len(shapes)-1)].In
-	show(m.Syrk(ctx, in, 8192))
+	show(m.Syrk(ctx, in, 8192, kernels.F32))
+	if kernels.Auto.Rounds() {
+		show(m.Syrk(ctx, in, 8192, kernels.Auto))
+	}
 	for _, refine := range []int{0, 4} {
 		r, err := m.GPTQ(ctx, ggml.Q4_K, bench.Shape{In: in, Out: in}, refine)
 		if err != nil {

@@ -73,7 +73,7 @@ func (m *Machine) peak(prefix string) (rate float64, name string) {
 // arithmetic is the peak that bounds matrix products of the given precision in the current tier.
 func (m *Machine) arithmetic(p kernels.Precision) (rate float64, name string) {
 	tier := kernels.CurrentTier()
-	if tier == kernels.AVX512BF16 && p == kernels.Auto {
+	if p.Rounds() {
 		return m.peak("bf16")
 	}
 	if tier == kernels.AVX2 {
@@ -204,18 +204,21 @@ func (m *Machine) Encode(ctx context.Context, t *ggml.Type, s Shape) Result {
 }
 
 // Syrk measures the update of a Hessian, counting tokens×in² operations.
-func (m *Machine) Syrk(ctx context.Context, in, tokens int) Result {
+func (m *Machine) Syrk(ctx context.Context, in, tokens int, p kernels.Precision) Result {
 	x, h := random(tokens, in), tensor.New(in, in)
 	r := Result{Kernel: "syrk", Type: "F32", Shape: Shape{in, in}, Tokens: tokens}
-	r.Seconds = timeIt(ctx, func() { kernels.SyrkTo(h, x) })
-	return m.bounded(r, float64(tokens)*float64(in)*float64(in), 0, kernels.F32)
+	if p.Rounds() {
+		r.Type = "BF16"
+	}
+	r.Seconds = timeIt(ctx, func() { kernels.SyrkTo(h, x, p) })
+	return m.bounded(r, float64(tokens)*float64(in)*float64(in), 0, p)
 }
 
 // GPTQ measures a linear from its Hessian to the bytes of type t, with so many passes of refinement. The operations
 // counted are those of factoring and of the updates of GPTQ itself: in³/3 and out×in².
 func (m *Machine) GPTQ(ctx context.Context, t *ggml.Type, s Shape, refine int) (Result, error) {
 	h := tensor.New(s.In, s.In)
-	kernels.SyrkTo(h, random(2*s.In, s.In))
+	kernels.SyrkTo(h, random(2*s.In, s.In), kernels.F32)
 	w := random(s.Out, s.In)
 	opt := gptq.Options{Refine: refine}
 	if refine == 0 {

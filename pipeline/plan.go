@@ -251,8 +251,8 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		streams, hessians = 2, 2 // the quantized model's and the original's; H and drift
 	}
 	if p.Recipe.Method.gptq() {
-		hessians = 7 // H, drift, damped, permuted, its factor, and the factor's work space twice
-		weights = 6  // W, corrected, in order, values, codes, gradient
+		hessians = 3 // H, drift and the factor
+		weights = 5  // W, corrected, in order, decoded; codes, and the bands' sums and gradients
 	}
 	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
 	in := []int{m.Dim, q, m.Dim, m.FFN}
@@ -264,7 +264,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		all += n * n
 		largest = max(largest, n*n)
 	}
-	const trial = 5 // a scaled Hessian, damped, permuted, its factor, and work space
+	const trial = 3 // a scaled Hessian, its drift and its factor
 	switch {
 	case p.Recipe.Method == Auto || p.Recipe.Method == AWQGPTQ:
 		group = max(group, all+trial*largest) + m.LayerWeights()

@@ -181,20 +181,26 @@ func TestBetter(t *testing.T) {
 	}
 }
 
-// TestThreads: the codes and scales are the same whatever the number of goroutines, over more columns than are gathered.
+// TestThreads: the codes and scales are the same whatever the number of goroutines, over more columns than are gathered,
+// or more rows than a band has.
 func TestThreads(t *testing.T) {
-	w, in := problem(2, 37, 768, 1536)
-	drifted, _ := problem(3, 37, 768, 1)
-	in.ObserveDrift(w, drifted)
+	testThreads(t, ggml.Q4_K, 37, 768)
+	testThreads(t, ggml.Q4_0, 2*bandRows+37, 128)
+}
+
+func testThreads(t *testing.T, typ *ggml.Type, rows, cols int) {
+	w, in := problem(2, rows, cols, 2*cols)
+	drifted, _ := problem(3, 37, cols, 1)
+	in.ObserveDrift(w.View(0, 37, 0, cols), drifted)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	var first *quant.Weight
 	for _, threads := range []int{1, 2, 5} {
 		runtime.GOMAXPROCS(threads)
-		f, err := NewFactor(t.Context(), in.H, ggml.Q4_K.Grid, Options{})
+		f, err := NewFactor(t.Context(), in.H, typ.Grid, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := f.Quantize(t.Context(), f.Correct(w, in), ggml.Q4_K.Grid, Options{})
+		q, err := f.Quantize(t.Context(), f.Correct(w, in), typ.Grid, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +210,7 @@ func TestThreads(t *testing.T) {
 		}
 		if !slices.Equal(first.Codes, q.Codes) || !slices.Equal(first.D, q.D) || !slices.Equal(first.DMin, q.DMin) ||
 			!slices.Equal(first.Sc, q.Sc) || !slices.Equal(first.M, q.M) {
-			t.Errorf("%d threads: not the same as with 1", threads)
+			t.Errorf("%v, %d rows, %d threads: not the same as with 1", typ, rows, threads)
 		}
 	}
 }
@@ -214,8 +220,8 @@ func TestRows(t *testing.T) {
 	const cols, from = 544, bandRows + 5
 	for _, typ := range []*ggml.Type{ggml.Q4_0, ggml.IQ4_NL} {
 		w, in := problem(7, from+18, cols, 2*cols)
-		all := quantize(t, w, in, typ.Grid, Options{Refine: 1})
-		q := quantize(t, w.View(from, w.Rows, 0, cols), in, typ.Grid, Options{Refine: 1})
+		all := quantize(t, w, in, typ.Grid, Options{Refine: 2})
+		q := quantize(t, w.View(from, w.Rows, 0, cols), in, typ.Grid, Options{Refine: 2})
 		if !slices.Equal(q.Codes, all.Codes[from*cols:]) || !slices.Equal(q.D, all.D[len(all.D)-len(q.D):]) {
 			t.Errorf("%s: the last %d of %d rows are not the same alone", typ, q.Rows, w.Rows)
 		}
@@ -384,5 +390,12 @@ func TestCancel(t *testing.T) {
 	}
 	if _, err := NewFactor(ctx, in.H, ggml.Q4_0.Grid, Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("NewFactor after cancellation: %v", err)
+	}
+	err = inBands(ctx, 3*bandRows, func(context.Context, int, int) error {
+		t.Error("a band is begun after cancellation")
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("bands after cancellation: %v", err)
 	}
 }

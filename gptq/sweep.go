@@ -42,7 +42,12 @@ func inBands(ctx context.Context, rows int, do func(ctx context.Context, r0, r1 
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for r0 := 0; r0 < rows; r0 += bandRows {
-		g.Go(func() error { return do(ctx, r0, min(r0+bandRows, rows)) })
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return do(ctx, r0, min(r0+bandRows, rows))
+		})
 	}
 	return g.Wait()
 }

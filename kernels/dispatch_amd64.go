@@ -42,7 +42,7 @@ var (
 // precision allows it; nil in pure Go.
 func tiles(p Precision) *tiling {
 	switch t := CurrentTier(); {
-	case t == AVX512BF16 && p == Auto:
+	case p.Rounds():
 		return &tilesBF16
 	case t >= AVX512:
 		return &tilesAVX512

@@ -27,7 +27,8 @@ type tiling struct {
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)
 	// copyStrip copies two vectors of n steps: of a row each, or of two rows rounded to pairs.
 	copyStrip func(dst *uint32, src *uint32, rowSrc, n int)
-	copyWords func(dst *uint32, src *uint32, rowSrc, n int) // with pairs: of rows that are pairs already
+	// copyWords is copyStrip, with pairs, of rows that are pairs already.
+	copyWords func(dst *uint32, src *uint32, rowSrc, n int)
 }
 
 // panel is the height of a panel of A, strip the width of a strip of B.

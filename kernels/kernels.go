@@ -156,8 +156,8 @@ func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 // SyrkTo sets dst += XᵀX; X is tokens×in, dst in×in and symmetric (both triangles are kept).
 //
 // Tokens are summed in registers in blocks of at most 512, and the blocks' sums added to dst: for n tokens the error of
-// an element is at most (512 + n/512)·2⁻²⁴·Σ|x_i·x_j|, and about the root of that in practice. Inputs that p lets be
-// rounded to bfloat16 are first off by 2⁻⁹ of themselves at most, and two products are one sum.
+// an element is at most (512 + n/512)·2⁻²⁴·Σ|x_i·x_j|, and about the root of that in practice. If p.Rounds(), the blocks
+// are of 1024, and inputs are first rounded, by at most 2⁻⁸ of themselves.
 func SyrkTo(dst, x *tensor.Matrix, p Precision) {
 	SyrkLowerTo(dst, x, p)
 	Mirror(dst)

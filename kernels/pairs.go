@@ -2,8 +2,12 @@ package kernels
 
 import "github.com/llmq/llmq/tensor"
 
-// pairedRows is how many rows are made pairs at a time: a block of steps.
-const pairedRows = 2 * 512
+const (
+	// pairedRows is how many rows are made pairs at a time: a block of steps.
+	pairedRows = 2 * 512
+	// pairedStrip is the strip of every tier that has pairs.
+	pairedStrip = 32
+)
 
 // productOfRows sets dst += alpha·Aᵀ·B, or with addLower its lower triangle; A is k×m, B k×n.
 //
@@ -17,8 +21,11 @@ func (t *tiling) productOfRows(dst *tensor.Matrix, alpha float32, a, b *tensor.M
 	}
 	paired := *t
 	paired.pairs, paired.copyStrip = false, t.copyWords
-	n := (min(pairedRows, a.Rows) + 1) / 2
-	buf := words.get(n * (a.Cols + b.Cols))
+	n, cols := (min(pairedRows, a.Rows)+1)/2, a.Cols
+	if b != a {
+		cols += b.Cols
+	}
+	buf := words.get(n * cols)
 	defer words.put(buf)
 	for r0 := 0; r0 < a.Rows; r0 += pairedRows {
 		r1 := min(r0+pairedRows, a.Rows)
@@ -37,19 +44,19 @@ func (t *tiling) productOfRows(dst *tensor.Matrix, alpha float32, a, b *tensor.M
 func (t *tiling) pairRows(buf []uint32, m *tensor.Matrix) *tensor.Matrix {
 	n := (m.Rows + 1) / 2
 	p := tensor.FromSlice(n, m.Cols, floats(buf))
-	whole := m.Cols / t.strip() * t.strip()
+	whole := m.Cols / pairedStrip * pairedStrip
 	Parallel(n, 8, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			from := 0
 			if 2*i+1 < m.Rows {
-				for ; from < whole; from += t.strip() {
+				for ; from < whole; from += pairedStrip {
 					t.copyStrip(word(&p.Data[i*p.Stride+from]), word(&m.Data[2*i*m.Stride+from]), 4*m.Stride, 1)
 				}
 			}
-			for ; from < m.Cols; from += t.strip() {
-				var strip [32]uint32
-				to := min(from+t.strip(), m.Cols)
-				t.packPairs(m.View(2*i, min(2*i+2, m.Rows), from, to), strip[:t.strip()])
+			for ; from < m.Cols; from += pairedStrip {
+				var strip [pairedStrip]uint32
+				to := min(from+pairedStrip, m.Cols)
+				t.packPairs(m.View(2*i, min(2*i+2, m.Rows), from, to), strip[:])
 				copy(p.Row(i)[from:to], floats(strip[:]))
 			}
 		}

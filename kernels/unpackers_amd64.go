@@ -55,7 +55,7 @@ func (f *Format) rowProducts() (p rowProducts, ok bool) {
 
 // rowProductsBF16 returns the products with inputs in bfloat16; ok is false if there are none or p forbids them.
 func (f *Format) rowProductsBF16(p Precision) (products rowProductsBF16, ok bool) {
-	if CurrentTier() < AVX512BF16 || p != Auto || f.Name != "Q4_K" {
+	if !p.Rounds() || f.Name != "Q4_K" {
 		return products, false
 	}
 	return rowProductsBF16{dotQ4_KBF16x1, dotQ4_KBF16x2, dotQ4_KBF16x4}, true

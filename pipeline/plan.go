@@ -252,7 +252,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	}
 	if p.Recipe.Method.gptq() {
 		hessians = 3 // H, drift and the factor
-		weights = 5  // W, corrected, in order, decoded; codes, and the bands' sums and gradients
+		weights = 5  // W, corrected, codes, and the descent's errors and gradients, all rows on their way at most
 	}
 	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
 	in := []int{m.Dim, q, m.Dim, m.FFN}
@@ -264,7 +264,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		all += n * n
 		largest = max(largest, n*n)
 	}
-	const trial = 3 // a scaled Hessian, its drift and its factor
+	const trial = 3 // a scaled Hessian and its factor, and the next Hessian
 	switch {
 	case p.Recipe.Method == Auto || p.Recipe.Method == AWQGPTQ:
 		group = max(group, all+trial*largest) + m.LayerWeights()

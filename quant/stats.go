@@ -9,7 +9,7 @@ import (
 type Stats struct {
 	Tokens int
 	// H = Σ x̂x̂ᵀ, in×in, is the Hessian of the squared output error up to a factor of 2. x̂ is the input that the model
-	// quantized so far computes.
+	// quantized so far computes; the matrices take it, and what they multiply it with, as kernels.Auto rounds them.
 	H *tensor.Matrix
 	// Drift = Σ (x−x̂)x̂ᵀ, in×in, and Residual = Σ (r−r̂)x̂ᵀ, out×in, tell how far the quantized model is from the original
 	// one: x is the original's input, r and r̂ are both models' values of the residual connection to which the linear's

@@ -156,7 +156,7 @@ func newDescent(g *quant.Grid, columns int) *descent {
 	return t
 }
 
-// rows improves rows [r0,r1) of the step's columns, and returns how many numbers moved. grad is G there; lost receives
+// rows improves rows [r0,r1) of the window's columns, and returns how many numbers moved. grad is G there; lost receives
 // what the weights have lost.
 func (t *descent) rows(q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
 	t.n = r1 - r0

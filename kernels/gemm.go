@@ -214,50 +214,51 @@ func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 			r.packB(&res.b, r.k, packed[i*(s1-s0)*r.strip():], staging, j, min(j+r.strip(), j1), s0, s1)
 		}
 		for p := p0; p < p1; p++ {
-			a := r.panelAt(p, s0)
-			next := a[:1] // the panel after this comes from L3: a part of it is asked for during each strip
+			next := r.panelAt(p, s0)[:1]
 			if p+1 < p1 {
 				next = r.panelAt(p+1, s0)
 			}
-			for i := range strips {
-				r.tile(res.c, a, packed[i*(s1-s0)*r.strip():], p, j0+i*r.strip(), s0, s1, tile,
-					next[i*len(next)/strips:(i+1)*len(next)/strips])
-			}
+			r.tiles(res.c, packed, tile, next, p, j0, j1, s0, s1)
 		}
 	}
 }
 
-// tile computes the tile of c at panel p and column j over steps [s0,s1), and brings next near meanwhile; scratch serves
-// tiles that c cuts off.
-func (r *pass) tile(c *tensor.Matrix, a, b []uint32, p, j, s0, s1 int, scratch []float32, next []uint32) {
-	i := p * r.panel()
-	rows, cols := min(r.panel(), c.Rows-i), min(r.strip(), c.Cols-j)
-	if r.mode == addLower && j >= i+rows {
-		return
+// tiles computes columns [j0,j1) of c at panel p over steps [s0,s1), a tile for each strip that is packed. The panel
+// after this one comes from L3: each strip asks for a part of it. scratch serves tiles that c cuts off.
+func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next []uint32, p, j0, j1, s0, s1 int) {
+	i, n, a := p*r.panel(), s1-s0, &r.panelAt(p, s0)[0]
+	rows := min(r.panel(), c.Rows-i)
+	if r.mode == addLower {
+		j1 = min(j1, i+rows)
 	}
-	rowA, stepA := 4*pitch(s1-s0), 4
+	rowA, stepA := 4*pitch(n), 4
 	if r.a.cols != nil {
 		rowA, stepA = 4, 4*r.panel()
 	}
 	kernel := r.kernel(rows)
 	adding := r.mode != store || s0 > 0
-	n, ahead, stepAhead := s1-s0, &a[0], 0
+	strips := (j1 - j0 + r.strip() - 1) / r.strip()
+	part, stepNext := len(next)/strips, 0
 	if len(next) > 1 {
-		ahead, stepAhead = &next[0], 4*((len(next)+n-1)/n)
+		stepNext = 4 * ((part + n - 1) / n)
 	}
-	if rows == kernel.rows && cols == r.strip() {
-		kernel.run(n, &a[0], rowA, stepA, &b[0], &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding, ahead, stepAhead)
-		return
-	}
-	kernel.run(n, &a[0], rowA, stepA, &b[0], &scratch[0], 4*r.strip(), r.alpha, false, ahead, stepAhead)
-	for y := range rows {
-		row, part := c.Row(i + y)[j:j+cols], scratch[y*r.strip():]
-		if !adding {
-			copy(row, part)
+	for strip := range strips {
+		b, ahead, j := &packed[strip*n*r.strip()], &next[strip*part], j0+strip*r.strip()
+		cols := min(r.strip(), c.Cols-j)
+		if rows == kernel.rows && cols == r.strip() {
+			kernel.run(n, a, rowA, stepA, b, &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding, ahead, stepNext)
 			continue
 		}
-		for x := range row {
-			row[x] += part[x]
+		kernel.run(n, a, rowA, stepA, b, &scratch[0], 4*r.strip(), r.alpha, false, ahead, stepNext)
+		for y := range rows {
+			row, result := c.Row(i + y)[j:j+cols], scratch[y*r.strip():]
+			if !adding {
+				copy(row, result)
+				continue
+			}
+			for x := range row {
+				row[x] += result[x]
+			}
 		}
 	}
 }
@@ -344,10 +345,8 @@ func (t *tiling) packB(b *operand, k int, dst, staging []uint32, j0, j1, s0, s1 
 				clear(row)
 				continue
 			}
-			// Rows are short here, and each lies in pages of its own: the hardware sees them coming too late.
-			if w := b.weights; w != nil && y+2 < rows {
-				next := w.Row(j + y + 2)[w.Format.RowBytes(s0*t.depth()):w.Format.RowBytes(min(s1*t.depth(), k))]
-				prefetch(&next[0], len(next))
+			if w := b.weights; w != nil {
+				w.readAhead(j+y, w.Format.RowBytes(s0*t.depth()), w.Format.RowBytes(min(s1*t.depth(), k)))
 			}
 			t.rowB(b, row, staging[t.lanes*pitch:], j+y, s0*t.depth(), min(s1*t.depth(), k))
 		}

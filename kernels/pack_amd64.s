@@ -359,7 +359,7 @@ TEXT ·prefetch(SB), NOSPLIT, $0-16
 	MOVQ n+8(FP), CX
 
 line:
-	PREFETCHT0 (AX)
+	PREFETCHT1 (AX)
 	ADDQ       $+64, AX
 	SUBQ       $+64, CX
 	JG         line

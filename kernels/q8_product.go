@@ -237,10 +237,7 @@ func (k *q8Kernels) pack(dst q8Strip, w *Weights, s *q8Staging, j0, j1, g0, g1 i
 			clear(s.buf[q8Outputs*(s.rowLevels+s.rowScales)+y*s.rowScales:][:s.rowScales])
 			continue
 		}
-		// Rows are short here, and each lies in pages of its own: the hardware sees them coming too late.
-		if j0+y+2 < j1 {
-			prefetch(&w.Row(j0 + y + 2)[from], to-from)
-		}
+		w.readAhead(j0+y, from, to)
 		unpack((*byte)(unsafe.Pointer(s.levels(y))), s.scales(y), s.minimums(y), &w.Row(j0 + y)[from],
 			(g1-g0)*q8Group/f.BlockLen)
 	}

@@ -11,9 +11,30 @@ func OutputError(w, q, h *tensor.Matrix) float64 {
 	return ratio(OutputEnergies(w, q, h))
 }
 
-// OutputEnergies returns ‖X(W−Ŵ)ᵀ‖² and ‖XWᵀ‖², which can be added up over parts of a weight's rows.
+// OutputEnergies returns ‖X(W−Ŵ)ᵀ‖² and ‖XWᵀ‖², which can be added up over parts of a weight's rows. Neither is negative:
+// H is positive semidefinite but for rounding.
 func OutputEnergies(w, q, h *tensor.Matrix) (lost, whole float64) {
-	return energy(difference(w, q), h), energy(w, h)
+	// Rows of W−Ŵ and of W together, as many as keep the scratch memory small and repay reading H.
+	const most = 256
+	rows := min(most, w.Rows)
+	both, sums := tensor.New(2*rows, w.Cols), make([]float64, 2*rows)
+	scratch := tensor.New(2*rows, min(energyCols, w.Cols))
+	for r0 := 0; r0 < w.Rows; r0 += rows {
+		n := min(rows, w.Rows-r0)
+		kernels.Parallel(n, 16, func(lo, hi int) {
+			for i := lo; i < hi; i++ {
+				copy(both.Row(i), w.Row(r0+i))
+				kernels.Axpy(both.Row(i), -1, q.Row(r0+i))
+				copy(both.Row(n+i), w.Row(r0+i))
+			}
+		})
+		energies(sums[:2*n], both.View(0, 2*n, 0, w.Cols), h, scratch)
+		for i := range n {
+			lost += sums[i]
+			whole += sums[n+i]
+		}
+	}
+	return max(lost, 0), max(whole, 0)
 }
 
 // WeightError returns ‖W−Ŵ‖² / ‖W‖², the error that is known without calibration.
@@ -40,35 +61,32 @@ func ratio(num, den float64) float64 {
 	return num / den
 }
 
-func difference(w, q *tensor.Matrix) *tensor.Matrix {
-	d := tensor.New(w.Rows, w.Cols)
-	for r := range w.Rows {
-		a, b, out := w.Row(r), q.Row(r), d.Row(r)
-		for j := range out {
-			out[j] = a[j] - b[j]
-		}
-	}
-	return d
-}
+// energyCols is how many columns of H energies takes at a time.
+const energyCols = 512
 
-// energyRows bounds the scratch memory of energy.
-const energyRows = 256
-
-// energy returns tr(A·H·Aᵀ), at least 0: H is positive semidefinite but for rounding.
-func energy(a, h *tensor.Matrix) float64 {
-	var sum float64
-	scratch := tensor.New(min(energyRows, a.Rows), h.Cols)
-	for r0 := 0; r0 < a.Rows; r0 += energyRows {
-		r1 := min(r0+energyRows, a.Rows)
-		part := a.View(r0, r1, 0, a.Cols)
-		ah := scratch.View(0, r1-r0, 0, h.Cols)
-		kernels.MatMulF32(ah, part, h) // H is symmetric: A·Hᵀ = A·H
-		for r := range part.Rows {
-			x, y := part.Row(r), ah.Row(r)
-			for j, v := range x {
-				sum += float64(v) * float64(y[j])
+// energies sets sums to aHaᵀ for each row a. H is symmetric: the blocks left of one on the diagonal count twice, those right
+// of it are not read. scratch is as high as a and energyCols wide.
+func energies(sums []float64, a, h, scratch *tensor.Matrix) {
+	clear(sums)
+	for j0 := 0; j0 < a.Cols; j0 += energyCols {
+		j1 := min(j0+energyCols, a.Cols)
+		block, y := a.View(0, a.Rows, j0, j1), scratch.View(0, a.Rows, 0, j1-j0)
+		add := func(from, to int, times float64) {
+			if from == to {
+				return
 			}
+			kernels.MatMulF32(y, a.View(0, a.Rows, from, to), h.View(j0, j1, from, to))
+			kernels.Parallel(a.Rows, 16, func(lo, hi int) {
+				for r := lo; r < hi; r++ {
+					var sum float64
+					for j, v := range block.Row(r) {
+						sum += float64(v) * float64(y.Row(r)[j])
+					}
+					sums[r] += times * sum
+				}
+			})
 		}
+		add(0, j0, 2)
+		add(j0, j1, 1)
 	}
-	return max(sum, 0)
 }

@@ -13,19 +13,23 @@ import (
 // W' instead of W thus makes up for the errors of everything before it, as far as they can be told from x̂ (Li et al.,
 // GPTAQ, arXiv:2504.02692; Arai and Ichikawa, QEP, arXiv:2504.09629).
 //
-// With D = Σ (x−x̂)x̂ᵀ and R = Σ (r−r̂)x̂ᵀ from in, the solution is W + (WD + R)H⁻¹. It is estimated from in.Tokens
-// tokens with as many unknowns as a row has columns, so it fits their noise too; the correction is shrunk by that share.
+// With S = Σ (W(x−x̂) + r−r̂)x̂ᵀ, which is in.Shortfall, or W·in.Drift where there is no residual connection, the solution
+// is W + S·H⁻¹. It is estimated from in.Tokens tokens with as many unknowns as a row has columns, so it fits their noise
+// too; the correction is shrunk by that share. Without either w itself is returned.
 func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 	share := 1 - float64(w.Cols)/float64(max(in.Tokens, 1))
 	if share <= 0 {
 		return w
 	}
-	d := tensor.New(w.Rows, w.Cols)
-	kernels.GemmNN(d, 1, w, in.Drift, kernels.F32)
-	if in.Residual != nil {
-		for r := range d.Rows {
-			kernels.Axpy(d.Row(r), 1, in.Residual.Row(r))
-		}
+	var d *tensor.Matrix
+	switch {
+	case in.Shortfall != nil:
+		d = in.Shortfall.Clone()
+	case in.Drift != nil:
+		d = tensor.New(w.Rows, w.Cols)
+		kernels.GemmNN(d, 1, w, in.Drift, kernels.F32)
+	default:
+		return w
 	}
 	f.solve(d)
 	kernels.Parallel(d.Rows, rowGrain, func(lo, hi int) {

@@ -161,7 +161,7 @@ func (l *Layer) rotate(x *tensor.Matrix, norm []float32, cos, sin *tensor.Matrix
 }
 
 // AttnOut adds attn_output's result for AttnCore's output in to x, tokens×Dim.
-func (l *Layer) AttnOut(x, in *tensor.Matrix) { l.add(x, l.O, in) }
+func (l *Layer) AttnOut(x, in *tensor.Matrix) { l.Add(x, l.O, in) }
 
 // MLPIn sets dst, tokens×Dim, to the input of ffn_gate and ffn_up.
 func (l *Layer) MLPIn(dst, x *tensor.Matrix) { l.m.norm(dst, x, l.MLPNorm) }
@@ -177,24 +177,28 @@ func (l *Layer) MLPCore(dst, in *tensor.Matrix) {
 }
 
 // MLPOut adds ffn_down's result for MLPCore's output in to x, tokens×Dim.
-func (l *Layer) MLPOut(x, in *tensor.Matrix) { l.add(x, l.Down, in) }
+func (l *Layer) MLPOut(x, in *tensor.Matrix) { l.Add(x, l.Down, in) }
 
-// add sets x += lin(in).
-func (l *Layer) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
-	if lin.stored() {
-		if lin.Q8 {
-			kernels.MatMulAddQ8(x, in, &lin.W)
-		} else {
-			kernels.MatMulAdd(x, in, &lin.W, l.m.Precision)
-		}
-		lin.addBias(x)
-		return
+// Add adds the result of lin, which is one of l's, for in to x.
+func (l *Layer) Add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
+	l.AddProduct(x, lin, in)
+	lin.addBias(x)
+}
+
+// AddProduct is Add without lin's bias: what a difference of inputs makes of the output.
+func (l *Layer) AddProduct(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
+	switch {
+	case !lin.stored():
+		delta := l.m.buffer(scratchDelta, x.Rows, x.Cols)
+		lin.product(delta, in, l.m.Precision)
+		byRows(x.Rows, func(lo, hi int) {
+			kernels.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
+		})
+	case lin.Q8:
+		kernels.MatMulAddQ8(x, in, &lin.W)
+	default:
+		kernels.MatMulAdd(x, in, &lin.W, l.m.Precision)
 	}
-	delta := l.m.buffer(scratchDelta, x.Rows, x.Cols)
-	lin.Apply(delta, in, l.m.Precision)
-	byRows(x.Rows, func(lo, hi int) {
-		kernels.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
-	})
 }
 
 // Forward runs all stages on x in place. It stops between stages when ctx ends; x is then of no use.

@@ -29,6 +29,12 @@ type Linear struct {
 
 // Apply sets dst = x·Wᵀ + b; x is tokens×In, dst tokens×Out.
 func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
+	l.product(dst, x, p)
+	l.addBias(dst)
+}
+
+// product sets dst = x·Wᵀ.
+func (l *Linear) product(dst, x *tensor.Matrix, p kernels.Precision) {
 	switch {
 	case l.MatMul != nil:
 		l.MatMul(dst, x)
@@ -39,7 +45,6 @@ func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
 	default:
 		kernels.MatMul(dst, x, &l.W, p)
 	}
-	l.addBias(dst)
 }
 
 // stored says that the source's weights are used, so that a kernel may take them together with others.

@@ -89,7 +89,7 @@ func (a *assigner) measure() error {
 	if err := a.measureEmbedding(); err != nil {
 		return err
 	}
-	s, err := newStream(a.m, set.Sequences, set.SeqLen, a.opt.Memory/2, a.tempDir)
+	s, err := newStream(a.m, set.Sequences, set.SeqLen, false, a.opt.Memory, a.tempDir)
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (a *assigner) measureLayer(s *stream, index int) error {
 				return err
 			}
 			in.Observe(h)
-			return nil
+			return s.finish(l, &g, i, x, h)
 		})
 		if err != nil {
 			return err
@@ -157,12 +157,7 @@ func (a *assigner) measureLayer(s *stream, index int) error {
 			a.opt.Progress.Add(int64(lin.Out) * int64(lin.In))
 		}
 	}
-	return s.each(func(i int, x *tensor.Matrix) error {
-		if err := a.ctx.Err(); err != nil {
-			return err
-		}
-		return s.next(l, i, x)
-	})
+	return nil
 }
 
 func (a *assigner) measureHead(s *stream) error {

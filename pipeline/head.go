@@ -41,6 +41,7 @@ func (r *run) head(s, original *stream) error {
 		}
 		oy := scratch(&original.h, ox.Rows, ox.Cols)
 		h.In(oy, ox)
+		subtract(oy, y)
 		in.ObserveDrift(oy, y)
 		return nil
 	})

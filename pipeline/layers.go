@@ -24,9 +24,9 @@ func (r *run) layers() error {
 	if r.plan.Recipe.original() && !r.opt.NoCorrection {
 		streams = 2
 	}
-	// Each stream has two stores, which share the budget.
-	budget := r.opt.Memory / int64(2*streams)
-	s, err := newStream(r.m, set.Sequences, set.SeqLen, budget, r.tempDir)
+	// Two stores of the one stream, and one of the original's, share the budget.
+	budget := r.opt.Memory / int64(1+streams)
+	s, err := newStream(r.m, set.Sequences, set.SeqLen, true, budget, r.tempDir)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (r *run) layers() error {
 	}
 	var original *stream
 	if streams == 2 {
-		if original, err = newStream(r.m, set.Sequences, set.SeqLen, budget, r.tempDir); err != nil {
+		if original, err = newStream(r.m, set.Sequences, set.SeqLen, false, budget, r.tempDir); err != nil {
 			return err
 		}
 		defer original.close()
@@ -81,7 +81,7 @@ func (r *run) layer(s, original *stream, index int) error {
 	if err != nil {
 		return err
 	}
-	for _, g := range l.Groups() {
+	for k, g := range l.Groups() {
 		in := quant.NewStats(g.Linears[0].In)
 		err := s.each(func(i int, x *tensor.Matrix) error {
 			if err := r.ctx.Err(); err != nil {
@@ -96,19 +96,7 @@ func (r *run) layer(s, original *stream, index int) error {
 			if original == nil {
 				return nil
 			}
-			ox, err := original.x.Get(i)
-			if err != nil {
-				return err
-			}
-			oh, err := original.input(ol, g.Name, i, ox)
-			if err != nil {
-				return err
-			}
-			in.ObserveDrift(oh, h)
-			if g.Residual {
-				in.ObserveResidual(ox, x, h)
-			}
-			return nil
+			return original.compare(ol, &ol.Groups()[k], i, x, h, in)
 		})
 		if err != nil {
 			return err
@@ -132,14 +120,7 @@ func (r *run) layer(s, original *stream, index int) error {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.next(l, i, x); err != nil || original == nil {
-			return err
-		}
-		ox, err := original.x.Get(i)
-		if err != nil {
-			return err
-		}
-		return original.next(ol, i, ox)
+		return s.next(l, i, x)
 	})
 }
 
@@ -212,9 +193,7 @@ func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, in *quant.Stats,
 		if err != nil {
 			return z, err
 		}
-		if in.Drift != nil {
-			z.target = f.Correct(w, in)
-		}
+		z.target = f.Correct(w, in)
 		if weight, err = f.Quantize(ctx, z.target, g, factors.opt); err != nil {
 			return z, err
 		}

@@ -246,12 +246,12 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	if m == nil {
 		return needs
 	}
-	streams, hessians, weights := int64(1), int64(1), int64(3) // W, encoded, decoded
+	streams, hessians, weights := int64(1), int64(1), int64(3) // H; W, encoded, decoded
 	if p.Recipe.original() {
-		streams, hessians = 2, 2 // the quantized model's and the original's; H and drift
+		streams = 2 // the quantized model's and the original's
 	}
 	if p.Recipe.Method.gptq() {
-		hessians = 3 // H, drift and the factor
+		hessians = 2 // and the factor
 		weights = 5  // W, corrected, codes, and the descent's errors and gradients, all rows on their way at most
 	}
 	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
@@ -260,7 +260,11 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	var group, all, largest int64
 	for i := range in {
 		n, o := int64(in[i]), int64(out[i])
-		group = max(group, hessians*n*n+weights*n*o)
+		lacks := n * n // quant.Stats.Drift
+		if i%2 == 1 {
+			lacks = n * o // or Shortfall
+		}
+		group = max(group, hessians*n*n+weights*n*o+(streams-1)*lacks)
 		all += n * n
 		largest = max(largest, n*n)
 	}
@@ -272,14 +276,14 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		group += m.LayerWeights()
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
-		group = max(group, hessians*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))
+		group = max(group, (hessians+streams-1)*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))
 	}
-	states := 4 * streams * int64(tokens) * int64(m.Dim+q)
+	states := 4 * int64(tokens) * (streams*int64(m.Dim) + int64(q))
 	if budget > 0 && states > budget {
 		needs.Disk += states - budget
 		states = budget
 	}
-	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim) + (streams-1)*int64(max(m.Dim, m.FFN))
+	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim)
 	needs.Memory = max(needs.Memory, states+4*group+4*stage*int64(min(tokens, batchTokens)))
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))

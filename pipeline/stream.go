@@ -4,7 +4,9 @@ import (
 	"errors"
 
 	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -16,20 +18,24 @@ type stream struct {
 	m      *model.Model
 	seqLen int
 	x      *states.Store // the input of the layer, later with the attention's result added
-	a      *states.Store // the input of attn_output
-	h, f   []float32     // scratch: a stage's input of Dim and of FFN features
+	// a is the input of attn_output, kept until that is quantized and its result can be added to x; nil for the original
+	// model, where finish adds each result at once.
+	a    *states.Store
+	h, f []float32 // scratch: a stage's input of Dim features, and of as many as attn_output or ffn_down has
 }
 
-// newStream embeds the calibration sequences.
-func newStream(m *model.Model, seqs [][]int32, seqLen int, budget int64, tempDir string) (*stream, error) {
+// newStream embeds the calibration sequences. keep says that the linears which a stage leads to are yet to be quantized.
+func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget int64, tempDir string) (*stream, error) {
 	perBatch := max(1, batchTokens/seqLen)
 	s := &stream{m: m, seqLen: seqLen}
 	var err error
 	if s.x, err = states.New(len(seqs), seqLen, m.Dim, perBatch, budget, tempDir); err != nil {
 		return nil, err
 	}
-	if s.a, err = states.New(len(seqs), seqLen, m.Heads*m.HeadDim, perBatch, budget, tempDir); err != nil {
-		return nil, errors.Join(err, s.close())
+	if keep {
+		if s.a, err = states.New(len(seqs), seqLen, m.Heads*m.HeadDim, perBatch, budget, tempDir); err != nil {
+			return nil, errors.Join(err, s.close())
+		}
 	}
 	return s, s.each(func(i int, x *tensor.Matrix) error {
 		lo, hi := s.x.Sequences(i)
@@ -96,9 +102,14 @@ func (s *stream) attnIn(l *model.Layer, x *tensor.Matrix) *tensor.Matrix {
 	return h
 }
 
-// attnOut computes and keeps the input of attn_output.
+// attnOut computes the input of attn_output, and keeps it if it will be asked for.
 func (s *stream) attnOut(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
 	h := s.attnIn(l, x)
+	if s.a == nil {
+		a := scratch(&s.f, x.Rows, s.m.Heads*s.m.HeadDim)
+		l.AttnCore(a, h, s.seqLen)
+		return a, nil
+	}
 	a, err := s.a.Get(i)
 	if err != nil {
 		return nil, err
@@ -107,16 +118,22 @@ func (s *stream) attnOut(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matri
 	return a, s.a.Put(i, a)
 }
 
-// mlpIn adds attn_output's result to the hidden states and returns the input of ffn_gate and ffn_up.
+// mlpIn adds attn_output's result to the hidden states, if that has not been done, and returns the input of ffn_gate and
+// ffn_up.
 func (s *stream) mlpIn(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
-	a, err := s.a.Get(i)
-	if err != nil {
-		return nil, err
+	if s.a != nil {
+		a, err := s.a.Get(i)
+		if err != nil {
+			return nil, err
+		}
+		l.AttnOut(x, a)
+		if err := s.x.Put(i, x); err != nil {
+			return nil, err
+		}
 	}
-	l.AttnOut(x, a)
 	h := scratch(&s.h, x.Rows, s.m.Dim)
 	l.MLPIn(h, x)
-	return h, s.x.Put(i, x)
+	return h, nil
 }
 
 // mlpOut returns the input of ffn_down.
@@ -132,4 +149,51 @@ func (s *stream) mlpOut(l *model.Layer, x *tensor.Matrix) *tensor.Matrix {
 func (s *stream) next(l *model.Layer, i int, x *tensor.Matrix) error {
 	l.MLPOut(x, s.mlpOut(l, x))
 	return s.x.Put(i, x)
+}
+
+// compare adds to in what the original model, whose stream s is, has and another lacks that has hidden states x and inputs
+// h of group g in batch i. It takes the stream past the group.
+func (s *stream) compare(l *model.Layer, g *model.Group, i int, x, h *tensor.Matrix, in *quant.Stats) error {
+	own, err := s.x.Get(i)
+	if err != nil {
+		return err
+	}
+	drift, err := s.input(l, g.Name, i, own)
+	if err != nil {
+		return err
+	}
+	if !g.Residual {
+		subtract(drift, h)
+		in.ObserveDrift(drift, h)
+		return nil
+	}
+	missing := scratch(&s.h, x.Rows, x.Cols)
+	copy(missing.Data, own.Data)
+	subtract(missing, x)
+	if err := s.finish(l, g, i, own, drift); err != nil {
+		return err
+	}
+	subtract(drift, h)
+	l.AddProduct(missing, g.Linears[0], drift)
+	in.ObserveShortfall(missing, h)
+	return nil
+}
+
+// finish adds the result that group g has for its input in to the hidden states x of batch i, if it is one to be added.
+func (s *stream) finish(l *model.Layer, g *model.Group, i int, x, in *tensor.Matrix) error {
+	if !g.Residual {
+		return nil
+	}
+	l.Add(x, g.Linears[0], in)
+	return s.x.Put(i, x)
+}
+
+// subtract sets a -= b.
+func subtract(a, b *tensor.Matrix) {
+	const grain = 64 // rows
+	kernels.Parallel(a.Rows, grain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			kernels.Axpy(a.Row(i), -1, b.Row(i))
+		}
+	})
 }

@@ -11,14 +11,13 @@ type Stats struct {
 	// H = Σ x̂x̂ᵀ, in×in, is the Hessian of the squared output error up to a factor of 2. x̂ is the input that the model
 	// quantized so far computes; the matrices take it, and what they multiply it with, as kernels.Auto rounds them.
 	H *tensor.Matrix
-	// Drift = Σ (x−x̂)x̂ᵀ, in×in, and Residual = Σ (r−r̂)x̂ᵀ, out×in, tell how far the quantized model is from the original
-	// one: x is the original's input, r and r̂ are both models' values of the residual connection to which the linear's
-	// output is added. nil where they are not known, or there is no such connection.
-	Drift, Residual *tensor.Matrix
-	// Sum = Σ x̂, DriftSum = Σ (x−x̂) and ResidualSum = Σ (r−r̂) are those of single values.
-	Sum, DriftSum, ResidualSum []float64
-
-	diff *tensor.Matrix
+	// What the original model has and the quantized one lacks is known, if at all, in one of two ways. Drift =
+	// Σ (x−x̂)x̂ᵀ, in×in, where x is the original's input, serves all linears W of a group. Shortfall =
+	// Σ (W(x−x̂) + r−r̂)x̂ᵀ, out×in, is that of one linear, whose output is added to a residual connection; r and r̂ are both
+	// models' values of it.
+	Drift, Shortfall *tensor.Matrix
+	// Sum = Σ x̂, DriftSum = Σ (x−x̂) and ShortfallSum = Σ (W(x−x̂) + r−r̂) are those of single values.
+	Sum, DriftSum, ShortfallSum []float64
 }
 
 // NewStats returns empty statistics of inputs with in features.
@@ -31,42 +30,21 @@ func (s *Stats) Observe(x *tensor.Matrix) {
 	s.Tokens += x.Rows
 }
 
-// ObserveDrift adds to Drift what the original model has, want, where the quantized one has x; both tokens×in.
-func (s *Stats) ObserveDrift(want, x *tensor.Matrix) {
-	if s.Drift == nil {
-		s.Drift, s.DriftSum = tensor.New(x.Cols, x.Cols), make([]float64, x.Cols)
-	}
-	d := s.subtract(want, x)
-	kernels.GemmTN(s.Drift, 1, d, x, kernels.Auto)
-	addRows(s.DriftSum, d)
+// ObserveDrift adds to Drift what inputs x lack, drift; both tokens×in.
+func (s *Stats) ObserveDrift(drift, x *tensor.Matrix) { observe(&s.Drift, &s.DriftSum, drift, x) }
+
+// ObserveShortfall adds to Shortfall what the sum of residual connection and output lacks, missing, tokens×out, if the
+// original weights see inputs x, tokens×in.
+func (s *Stats) ObserveShortfall(missing, x *tensor.Matrix) {
+	observe(&s.Shortfall, &s.ShortfallSum, missing, x)
 }
 
-// ObserveResidual adds to Residual the values of the residual connection, r in the quantized model and want in the
-// original one, tokens×out, for inputs x, tokens×in.
-func (s *Stats) ObserveResidual(want, r, x *tensor.Matrix) {
-	if s.Residual == nil {
-		s.Residual, s.ResidualSum = tensor.New(r.Cols, x.Cols), make([]float64, r.Cols)
+func observe(product **tensor.Matrix, sum *[]float64, d, x *tensor.Matrix) {
+	if *product == nil {
+		*product, *sum = tensor.New(d.Cols, x.Cols), make([]float64, d.Cols)
 	}
-	d := s.subtract(want, r)
-	kernels.GemmTN(s.Residual, 1, d, x, kernels.Auto)
-	addRows(s.ResidualSum, d)
-}
-
-// subtract returns a−b in scratch memory.
-func (s *Stats) subtract(a, b *tensor.Matrix) *tensor.Matrix {
-	if s.diff == nil || cap(s.diff.Data) < a.Rows*a.Cols {
-		s.diff = tensor.New(a.Rows, a.Cols)
-	}
-	d := tensor.FromSlice(a.Rows, a.Cols, s.diff.Data[:cap(s.diff.Data)])
-	kernels.Parallel(a.Rows, 64, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			x, y, out := a.Row(i), b.Row(i), d.Row(i)
-			for j := range out {
-				out[j] = x[j] - y[j]
-			}
-		}
-	})
-	return d
+	kernels.GemmTN(*product, 1, d, x, kernels.Auto)
+	addRows(*sum, d)
 }
 
 // Importance returns the mean square of each input feature: the Hessian's diagonal over the tokens.
@@ -79,7 +57,7 @@ func (s *Stats) Importance() []float32 {
 }
 
 // MeanShift returns the mean over the tokens of what the original model's output has and the quantized one's lacks:
-// (W−Ŵ)x̂, and W(x−x̂) + r−r̂ where they are known. Added to the bias it makes the outputs' means agree (Nagel et al.,
+// (W−Ŵ)x̂, and W(x−x̂), with r−r̂ where there is a residual connection, if it is known. Added to the bias it makes the outputs' means agree (Nagel et al.,
 // arXiv:1906.04721, section 4.2). w and q are out×in.
 func (s *Stats) MeanShift(w, q *tensor.Matrix) []float32 {
 	shift := make([]float32, w.Rows)
@@ -94,8 +72,8 @@ func (s *Stats) MeanShift(w, q *tensor.Matrix) []float32 {
 				sum += float64(a[j]) * d
 			}
 		}
-		if s.ResidualSum != nil {
-			sum += s.ResidualSum[i]
+		if s.ShortfallSum != nil {
+			sum += s.ShortfallSum[i]
 		}
 		shift[i] = float32(sum / float64(max(s.Tokens, 1)))
 	}

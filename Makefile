@@ -82,7 +82,7 @@ interop: ## compare every block type with llama.cpp, from node-llama-cpp's prebu
 	cd internal/interop && npm install --no-save --ignore-scripts --omit=optional --no-audit --no-fund
 	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
 
-speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of llama-bench programs)
+speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of llama-perplexity or llama-bench)
 	@mkdir -p out
 	@cat $(UNSEEN:%=$(SRC)/%/*.go) > out/eval.txt
 	internal/interop/speed.sh bin/llmq out/eval.txt "$(MODELS)" $(PEERS)

@@ -9,8 +9,8 @@ import (
 // fewTokens is the most tokens that are multiplied row by row: packing weights into tiles pays for more.
 const fewTokens = 4
 
-// rowProducts multiply n blocks of a row with one, two or four tokens; tokens are rowX bytes apart in x, their results
-// rowDst bytes in dst.
+// rowProducts multiply n runs of a row (see unpacker) with one, two or four tokens; tokens are rowX bytes apart in x, their
+// results rowDst bytes in dst.
 type rowProducts [3]func(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
 // matMulFew is MatMul for few tokens, bound by the memory that the weights come from. Only Q4_K rounds inputs to bfloat16,
@@ -21,6 +21,8 @@ func matMulFew(dst, x *tensor.Matrix, w *Weights, p Precision) {
 		return
 	}
 	direct, ok := w.Format.rowProducts()
+	run := w.Format.run()
+	ok = ok && w.Cols%run == 0
 	const grain = 32 // rows
 	Parallel(w.Rows, grain, func(lo, hi int) {
 		if ok {
@@ -28,7 +30,7 @@ func matMulFew(dst, x *tensor.Matrix, w *Weights, p Precision) {
 				for t := 0; t < x.Rows; {
 					i := min(bits.Len(uint(x.Rows-t)), len(direct)) - 1
 					direct[i](&dst.Data[t*dst.Stride+o], 4*dst.Stride, &x.Data[t*x.Stride], 4*x.Stride, &w.Row(o)[0],
-						w.Cols/w.Format.BlockLen)
+						w.Cols/run)
 					t += 1 << i
 				}
 			}

@@ -4,6 +4,18 @@
 
 package kernels
 
+// dotF16x1 sets dst to the products of n > 0 runs of 32 weights with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotF16x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotBF16x1 sets dst to the products of n > 0 runs of 32 weights with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotBF16x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotQ8_0x1 sets dst to the products of n > 0 blocks with 1 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
@@ -16,17 +28,77 @@ func dotQ8_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 //go:noescape
 func dotQ4_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotQ4_1x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ4_1x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_0x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_1x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_1x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotIQ4_NLx1 sets dst to the products of n > 0 blocks with 1 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
 //go:noescape
 func dotIQ4_NLx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotQ2_Kx1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ2_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ3_Kx1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ3_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotQ4_Kx1 sets dst to the products of n > 0 blocks with 1 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
 //go:noescape
 func dotQ4_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_Kx1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ6_Kx1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ6_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotIQ4_XSx1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotIQ4_XSx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotF16x2 sets dst to the products of n > 0 runs of 32 weights with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotF16x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotBF16x2 sets dst to the products of n > 0 runs of 32 weights with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotBF16x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
 // dotQ8_0x2 sets dst to the products of n > 0 blocks with 2 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
@@ -40,17 +112,77 @@ func dotQ8_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 //go:noescape
 func dotQ4_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotQ4_1x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ4_1x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_0x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_1x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_1x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotIQ4_NLx2 sets dst to the products of n > 0 blocks with 2 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
 //go:noescape
 func dotIQ4_NLx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotQ2_Kx2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ2_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ3_Kx2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ3_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotQ4_Kx2 sets dst to the products of n > 0 blocks with 2 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
 //go:noescape
 func dotQ4_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_Kx2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ6_Kx2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ6_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotIQ4_XSx2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotIQ4_XSx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotF16x4 sets dst to the products of n > 0 runs of 32 weights with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotF16x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotBF16x4 sets dst to the products of n > 0 runs of 32 weights with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotBF16x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
 // dotQ8_0x4 sets dst to the products of n > 0 blocks with 4 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
@@ -64,14 +196,62 @@ func dotQ8_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 //go:noescape
 func dotQ4_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotQ4_1x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ4_1x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_0x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_1x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_1x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotIQ4_NLx4 sets dst to the products of n > 0 blocks with 4 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
 //go:noescape
 func dotIQ4_NLx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotQ2_Kx4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ2_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ3_Kx4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ3_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotQ4_Kx4 sets dst to the products of n > 0 blocks with 4 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
 //go:noescape
 func dotQ4_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ5_Kx4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ5_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ6_Kx4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ6_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotIQ4_XSx4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotIQ4_XSx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)

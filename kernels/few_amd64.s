@@ -4,6 +4,102 @@
 
 #include "textflag.h"
 
+DATA ones<>+0(SB)/8, $0x0101010101010101
+DATA ones<>+8(SB)/8, $0x0101010101010101
+DATA ones<>+16(SB)/8, $0x0101010101010101
+DATA ones<>+24(SB)/8, $0x0101010101010101
+GLOBL ones<>(SB), RODATA|NOPTR, $32
+
+DATA threes<>+0(SB)/8, $0x0303030303030303
+DATA threes<>+8(SB)/8, $0x0303030303030303
+DATA threes<>+16(SB)/8, $0x0303030303030303
+DATA threes<>+24(SB)/8, $0x0303030303030303
+GLOBL threes<>(SB), RODATA|NOPTR, $32
+
+DATA fours<>+0(SB)/8, $0x0404040404040404
+DATA fours<>+8(SB)/8, $0x0404040404040404
+DATA fours<>+16(SB)/8, $0x0404040404040404
+DATA fours<>+24(SB)/8, $0x0404040404040404
+GLOBL fours<>(SB), RODATA|NOPTR, $32
+
+DATA eights<>+0(SB)/8, $0x0808080808080808
+DATA eights<>+8(SB)/8, $0x0808080808080808
+DATA eights<>+16(SB)/8, $0x0808080808080808
+DATA eights<>+24(SB)/8, $0x0808080808080808
+GLOBL eights<>(SB), RODATA|NOPTR, $32
+
+DATA fifteens<>+0(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA fifteens<>+8(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA fifteens<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA fifteens<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
+GLOBL fifteens<>(SB), RODATA|NOPTR, $32
+
+DATA sixteens<>+0(SB)/8, $0x1010101010101010
+DATA sixteens<>+8(SB)/8, $0x1010101010101010
+DATA sixteens<>+16(SB)/8, $0x1010101010101010
+DATA sixteens<>+24(SB)/8, $0x1010101010101010
+GLOBL sixteens<>(SB), RODATA|NOPTR, $32
+
+DATA thirtyTwos<>+0(SB)/8, $0x2020202020202020
+DATA thirtyTwos<>+8(SB)/8, $0x2020202020202020
+DATA thirtyTwos<>+16(SB)/8, $0x2020202020202020
+DATA thirtyTwos<>+24(SB)/8, $0x2020202020202020
+GLOBL thirtyTwos<>(SB), RODATA|NOPTR, $32
+
+DATA fortyEights<>+0(SB)/8, $0x3030303030303030
+DATA fortyEights<>+8(SB)/8, $0x3030303030303030
+DATA fortyEights<>+16(SB)/8, $0x3030303030303030
+DATA fortyEights<>+24(SB)/8, $0x3030303030303030
+GLOBL fortyEights<>(SB), RODATA|NOPTR, $32
+
+DATA spread<>+0(SB)/8, $0x0000000000000000
+DATA spread<>+8(SB)/8, $0x0101010101010101
+DATA spread<>+16(SB)/8, $0x0202020202020202
+DATA spread<>+24(SB)/8, $0x0303030303030303
+GLOBL spread<>(SB), RODATA|NOPTR, $32
+
+DATA bits<>+0(SB)/8, $0x8040201008040201
+DATA bits<>+8(SB)/8, $0x8040201008040201
+DATA bits<>+16(SB)/8, $0x8040201008040201
+DATA bits<>+24(SB)/8, $0x8040201008040201
+GLOBL bits<>(SB), RODATA|NOPTR, $32
+
+DATA iq4Levels<>+0(SB)/8, $0xf6eaddcfbfad9881
+DATA iq4Levels<>+8(SB)/8, $0x7159453526190d01
+DATA iq4Levels<>+16(SB)/8, $0xf6eaddcfbfad9881
+DATA iq4Levels<>+24(SB)/8, $0x7159453526190d01
+GLOBL iq4Levels<>(SB), RODATA|NOPTR, $32
+
+DATA shifts2<>+0(SB)/8, $0x0000000200000000
+DATA shifts2<>+8(SB)/8, $0x0000000600000004
+DATA shifts2<>+16(SB)/8, $0x0000000a00000008
+DATA shifts2<>+24(SB)/8, $0x0000000e0000000c
+GLOBL shifts2<>(SB), RODATA|NOPTR, $32
+
+DATA shifts4<>+0(SB)/8, $0x0000000400000000
+DATA shifts4<>+8(SB)/8, $0x0000000c00000008
+DATA shifts4<>+16(SB)/8, $0x0000001400000010
+DATA shifts4<>+24(SB)/8, $0x0000001c00000018
+GLOBL shifts4<>(SB), RODATA|NOPTR, $32
+
+DATA dwords3<>+0(SB)/8, $0x0000000300000003
+DATA dwords3<>+8(SB)/8, $0x0000000300000003
+DATA dwords3<>+16(SB)/8, $0x0000000300000003
+DATA dwords3<>+24(SB)/8, $0x0000000300000003
+GLOBL dwords3<>(SB), RODATA|NOPTR, $32
+
+DATA dwords15<>+0(SB)/8, $0x0000000f0000000f
+DATA dwords15<>+8(SB)/8, $0x0000000f0000000f
+DATA dwords15<>+16(SB)/8, $0x0000000f0000000f
+DATA dwords15<>+24(SB)/8, $0x0000000f0000000f
+GLOBL dwords15<>(SB), RODATA|NOPTR, $32
+
+DATA dwords32<>+0(SB)/8, $0x0000002000000020
+DATA dwords32<>+8(SB)/8, $0x0000002000000020
+DATA dwords32<>+16(SB)/8, $0x0000002000000020
+DATA dwords32<>+24(SB)/8, $0x0000002000000020
+GLOBL dwords32<>(SB), RODATA|NOPTR, $32
+
 DATA levels<>+0(SB)/4, $0x00000000
 DATA levels<>+4(SB)/4, $0x3f800000
 DATA levels<>+8(SB)/4, $0x40000000
@@ -58,6 +154,102 @@ DATA iq4Floats<>+56(SB)/4, $0x42b20000
 DATA iq4Floats<>+60(SB)/4, $0x42e20000
 GLOBL iq4Floats<>(SB), RODATA|NOPTR, $64
 
+// func dotF16x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotF16x1(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	VCVTPH2PS     (DX), Z0
+	VCVTPH2PS     32(DX), Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	ADDQ          $+64, DX
+	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotBF16x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotBF16x1(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	VPMOVZXWD     (DX), Z0
+	VPSLLD        $0x10, Z0, Z0
+	VPMOVZXWD     32(DX), Z1
+	VPSLLD        $0x10, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	ADDQ          $+64, DX
+	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
 // func dotQ8_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·dotQ8_0x1(SB), NOSPLIT, $0-48
@@ -80,13 +272,15 @@ block:
 	PREFETCHT1    8192(DX)
 	VPBROADCASTW  (DX), Y4
 	VCVTPH2PS     Y4, Z4
-	VPMOVSXBD     2(DX), Z0
+	VMOVDQU       2(DX), X8
+	VMOVDQU       18(DX), X9
+	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z4, Z0, Z0
-	VFMADD231PS   (CX), Z0, Z24
-	VPMOVSXBD     18(DX), Z1
+	VPMOVSXBD     X9, Z1
 	VCVTDQ2PS     Z1, Z1
 	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
 	VFMADD231PS   64(CX), Z1, Z25
 	ADDQ          $+34, DX
 	ADDQ          $+128, CX
@@ -164,6 +358,209 @@ block:
 	VZEROUPPER
 	RET
 
+// func dotQ4_1x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ4_1x1(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	VPBROADCASTW  (DX), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  2(DX), Y5
+	VCVTPH2PS     Y5, Z5
+	VMOVDQU       4(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VADDPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VADDPS        Z5, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	ADDQ          $+20, DX
+	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_0x1(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(DX)
+	VPBROADCASTW (DX), Y4
+	VCVTPH2PS    Y4, Z4
+	VMOVDQU      6(DX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+
+	// Bit 4 of each weight: its byte of qh, its bit of that byte.
+	VPBROADCASTD  2(DX), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         sixteens<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y10, X11
+	VPOR          X10, X8, X8
+	VPSUBB        sixteens<>+0(SB), X8, X8
+	VPOR          X11, X9, X9
+	VPSUBB        sixteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	ADDQ          $+22, DX
+	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_1x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_1x1(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(DX)
+	VPBROADCASTW (DX), Y4
+	VCVTPH2PS    Y4, Z4
+	VPBROADCASTW 2(DX), Y5
+	VCVTPH2PS    Y5, Z5
+	VMOVDQU      8(DX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+
+	// Bit 4 of each weight: its byte of qh, its bit of that byte.
+	VPBROADCASTD  4(DX), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         sixteens<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y10, X11
+	VPOR          X10, X8, X8
+	VPOR          X11, X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VADDPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VADDPS        Z5, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	ADDQ          $+24, DX
+	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
 // func dotIQ4_NLx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·dotIQ4_NLx1(SB), NOSPLIT, $0-48
@@ -196,6 +593,488 @@ block:
 	VFMADD231PS   64(CX), Z3, Z25
 	ADDQ          $+18, DX
 	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ2_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ2_Kx1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	PREFETCHT1    8256(DX)
+	VPBROADCASTW  80(DX), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  82(DX), Y5
+	VCVTPH2PS     Y5, Z5
+	VMOVDQU       (DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VPMOVSXBD     X9, Y0
+	VPSHUFD       $0xee, X9, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y5, Y0, Y0
+	VMOVUPS       Y0, 64(SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y5, Y1, Y1
+	VMOVUPS       Y1, 96(SP)
+	VMOVDQU       16(DX), X12
+	VMOVDQU       32(DX), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VBROADCASTSS  64(SP), Z5
+	VBROADCASTSS  68(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VBROADCASTSS  72(SP), Z5
+	VBROADCASTSS  76(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VBROADCASTSS  80(SP), Z5
+	VBROADCASTSS  84(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VBROADCASTSS  88(SP), Z5
+	VBROADCASTSS  92(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	VMOVDQU       48(DX), X12
+	VMOVDQU       64(DX), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VBROADCASTSS  96(SP), Z5
+	VBROADCASTSS  100(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   512(CX), Z0, Z24
+	VFMADD231PS   576(CX), Z1, Z25
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VBROADCASTSS  104(SP), Z5
+	VBROADCASTSS  108(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   640(CX), Z0, Z26
+	VFMADD231PS   704(CX), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VBROADCASTSS  112(SP), Z5
+	VBROADCASTSS  116(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   768(CX), Z0, Z24
+	VFMADD231PS   832(CX), Z1, Z25
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VBROADCASTSS  120(SP), Z5
+	VBROADCASTSS  124(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+84, DX
+	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ3_Kx1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	PREFETCHT1    8256(DX)
+	VPBROADCASTW  108(DX), Y4
+	VCVTPH2PS     Y4, Z4
+	MOVL          96(DX), SI
+	MOVL          100(DX), DI
+	MOVL          104(DX), R8
+	MOVL          SI, R9
+	ANDL          $0x0f0f0f0f, R9
+	MOVL          R8, R10
+	ANDL          $0x03030303, R10
+	SHLL          $0x04, R10
+	ORL           R10, R9
+	VMOVD         R9, X8
+	MOVL          DI, R9
+	ANDL          $0x0f0f0f0f, R9
+	MOVL          R8, R10
+	SHRL          $0x02, R10
+	ANDL          $0x03030303, R10
+	SHLL          $0x04, R10
+	ORL           R10, R9
+	VPINSRD       $0x01, R9, X8, X8
+	MOVL          SI, R9
+	SHRL          $0x04, R9
+	ANDL          $0x0f0f0f0f, R9
+	MOVL          R8, R10
+	SHRL          $0x04, R10
+	ANDL          $0x03030303, R10
+	SHLL          $0x04, R10
+	ORL           R10, R9
+	VPINSRD       $0x02, R9, X8, X8
+	MOVL          DI, R9
+	SHRL          $0x04, R9
+	ANDL          $0x0f0f0f0f, R9
+	MOVL          R8, R10
+	SHRL          $0x06, R10
+	ANDL          $0x03030303, R10
+	SHLL          $0x04, R10
+	ORL           R10, R9
+	VPINSRD       $0x03, R9, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VMOVDQU       (DX), X10
+	VMOVDQU       16(DX), X11
+	VMOVDQU       32(DX), X12
+	VMOVDQU       48(DX), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSLLW        $0x02, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSLLW        $0x02, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSLLW        $0x01, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSLLW        $0x01, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPAND         fours<>+0(SB), X10, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPAND         fours<>+0(SB), X11, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x01, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x01, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	VMOVDQU       64(DX), X12
+	VMOVDQU       80(DX), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSRLW        $0x02, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSRLW        $0x02, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(CX), Z0, Z24
+	VFMADD231PS   576(CX), Z1, Z25
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x03, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x03, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(CX), Z0, Z26
+	VFMADD231PS   704(CX), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x04, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(CX), Z0, Z24
+	VFMADD231PS   832(CX), Z1, Z25
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x05, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x05, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+110, DX
+	ADDQ          $+1024, CX
 	DECQ          BX
 	JNZ           block
 	VMOVUPS       Z24, Z0
@@ -361,6 +1240,826 @@ block:
 	VZEROUPPER
 	RET
 
+// func dotQ5_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_Kx1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	PREFETCHT1    8256(DX)
+	PREFETCHT1    8320(DX)
+	VPBROADCASTW  (DX), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  2(DX), Y5
+	VCVTPH2PS     Y5, Z5
+	MOVL          4(DX), SI
+	MOVL          8(DX), DI
+	MOVL          12(DX), R8
+	MOVL          SI, R9
+	ANDL          $0x3f3f3f3f, R9
+	VMOVD         R9, X8
+	SHRL          $0x02, SI
+	ANDL          $0x30303030, SI
+	MOVL          R8, R9
+	ANDL          $0x0f0f0f0f, R9
+	ORL           R9, SI
+	VPINSRD       $0x01, SI, X8, X8
+	VPMOVZXBD     X8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	MOVL          DI, R9
+	ANDL          $0x3f3f3f3f, R9
+	VMOVD         R9, X9
+	SHRL          $0x02, DI
+	ANDL          $0x30303030, DI
+	MOVL          R8, R9
+	SHRL          $0x04, R9
+	ANDL          $0x0f0f0f0f, R9
+	ORL           R9, DI
+	VPINSRD       $0x01, DI, X9, X9
+	VPMOVZXBD     X9, Y9
+	VCVTDQ2PS     Y9, Y9
+	VMULPS        Y5, Y9, Y9
+	VMOVUPS       Y9, 64(SP)
+	VMOVDQU       16(DX), X12
+	VMOVDQU       32(DX), X13
+	VMOVDQU       48(DX), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       64(DX), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSLLW        $0x04, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSLLW        $0x04, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  (SP), Z6
+	VBROADCASTSS  64(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VPSLLW        $0x03, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSLLW        $0x03, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  4(SP), Z6
+	VBROADCASTSS  68(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VMOVDQU       80(DX), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       96(DX), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSLLW        $0x02, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSLLW        $0x02, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  8(SP), Z6
+	VBROADCASTSS  72(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VPSLLW        $0x01, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSLLW        $0x01, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  12(SP), Z6
+	VBROADCASTSS  76(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	VMOVDQU       112(DX), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       128(DX), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPAND         sixteens<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPAND         sixteens<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  16(SP), Z6
+	VBROADCASTSS  80(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   512(CX), Z0, Z24
+	VFMADD231PS   576(CX), Z1, Z25
+	VPSRLW        $0x01, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSRLW        $0x01, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  20(SP), Z6
+	VBROADCASTSS  84(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   640(CX), Z0, Z26
+	VFMADD231PS   704(CX), Z1, Z27
+	VMOVDQU       144(DX), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       160(DX), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSRLW        $0x02, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSRLW        $0x02, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  24(SP), Z6
+	VBROADCASTSS  88(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   768(CX), Z0, Z24
+	VFMADD231PS   832(CX), Z1, Z25
+	VPSRLW        $0x03, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSRLW        $0x03, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  28(SP), Z6
+	VBROADCASTSS  92(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+176, DX
+	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ6_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ6_Kx1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	PREFETCHT1    8256(DX)
+	PREFETCHT1    8320(DX)
+	PREFETCHT1    8384(DX)
+	VPBROADCASTW  208(DX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVDQU       192(DX), X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VMOVDQU       128(DX), X12
+	VMOVDQU       144(DX), X13
+	VMOVDQU       (DX), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x04, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       16(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x04, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VMOVDQU       32(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       48(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VMOVDQU       (DX), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fortyEights<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       16(DX), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fortyEights<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VMOVDQU       32(DX), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPSRLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       48(DX), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPSRLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	VMOVDQU       160(DX), X12
+	VMOVDQU       176(DX), X13
+	VMOVDQU       64(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x04, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       80(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x04, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(CX), Z0, Z24
+	VFMADD231PS   576(CX), Z1, Z25
+	VMOVDQU       96(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       112(DX), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(CX), Z0, Z26
+	VFMADD231PS   704(CX), Z1, Z27
+	VMOVDQU       64(DX), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fortyEights<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       80(DX), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fortyEights<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(CX), Z0, Z24
+	VFMADD231PS   832(CX), Z1, Z25
+	VMOVDQU       96(DX), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPSRLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       112(DX), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPSRLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+210, DX
+	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotIQ4_XSx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotIQ4_XSx1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(DX)
+	PREFETCHT1   8256(DX)
+	PREFETCHT1   8320(DX)
+	VPBROADCASTW (DX), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// Group g: bits 4g of scales_l, bits 2g of scales_h.
+	VPBROADCASTD  4(DX), Y8
+	VPSRLVD       shifts4<>+0(SB), Y8, Y8
+	VPAND         dwords15<>+0(SB), Y8, Y8
+	MOVWLZX       2(DX), SI
+	VMOVD         SI, X9
+	VPBROADCASTD  X9, Y9
+	VPSRLVD       shifts2<>+0(SB), Y9, Y9
+	VPAND         dwords3<>+0(SB), Y9, Y9
+	VPSLLD        $0x04, Y9, Y9
+	VPOR          Y9, Y8, Y8
+	VPSUBD        dwords32<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VMOVDQU       8(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  (SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VMOVDQU       24(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VMOVDQU       40(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  8(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VMOVDQU       56(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	VMOVDQU       72(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  16(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(CX), Z0, Z24
+	VFMADD231PS   576(CX), Z1, Z25
+	VMOVDQU       88(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(CX), Z0, Z26
+	VFMADD231PS   704(CX), Z1, Z27
+	VMOVDQU       104(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  24(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(CX), Z0, Z24
+	VFMADD231PS   832(CX), Z1, Z25
+	VMOVDQU       120(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+136, DX
+	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotF16x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotF16x2(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VCVTPH2PS     (SI), Z0
+	VCVTPH2PS     32(SI), Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	ADDQ          $+64, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotBF16x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotBF16x2(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VPMOVZXWD     (SI), Z0
+	VPSLLD        $0x10, Z0, Z0
+	VPMOVZXWD     32(SI), Z1
+	VPSLLD        $0x10, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	ADDQ          $+64, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
 // func dotQ8_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·dotQ8_0x2(SB), NOSPLIT, $0-48
@@ -385,14 +2084,16 @@ block:
 	PREFETCHT1    8192(SI)
 	VPBROADCASTW  (SI), Y4
 	VCVTPH2PS     Y4, Z4
-	VPMOVSXBD     2(SI), Z0
+	VMOVDQU       2(SI), X8
+	VMOVDQU       18(SI), X9
+	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z4, Z0, Z0
-	VFMADD231PS   (DX), Z0, Z24
-	VFMADD231PS   (R8), Z0, Z26
-	VPMOVSXBD     18(SI), Z1
+	VPMOVSXBD     X9, Z1
 	VCVTDQ2PS     Z1, Z1
 	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
 	VFMADD231PS   64(DX), Z1, Z25
 	VFMADD231PS   64(R8), Z1, Z27
 	ADDQ          $+34, SI
@@ -495,6 +2196,251 @@ block:
 	VZEROUPPER
 	RET
 
+// func dotQ4_1x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ4_1x2(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VPBROADCASTW  (SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  2(SI), Y5
+	VCVTPH2PS     Y5, Z5
+	VMOVDQU       4(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VADDPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VADDPS        Z5, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	ADDQ          $+20, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_0x2(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+	VMOVDQU      6(SI), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+
+	// Bit 4 of each weight: its byte of qh, its bit of that byte.
+	VPBROADCASTD  2(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         sixteens<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y10, X11
+	VPOR          X10, X8, X8
+	VPSUBB        sixteens<>+0(SB), X8, X8
+	VPOR          X11, X9, X9
+	VPSUBB        sixteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	ADDQ          $+22, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_1x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_1x2(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+	VPBROADCASTW 2(SI), Y5
+	VCVTPH2PS    Y5, Z5
+	VMOVDQU      8(SI), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+
+	// Bit 4 of each weight: its byte of qh, its bit of that byte.
+	VPBROADCASTD  4(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         sixteens<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y10, X11
+	VPOR          X10, X8, X8
+	VPOR          X11, X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VADDPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VADDPS        Z5, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	ADDQ          $+24, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
 // func dotIQ4_NLx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·dotIQ4_NLx2(SB), NOSPLIT, $0-48
@@ -532,6 +2478,544 @@ block:
 	ADDQ          $+18, SI
 	ADDQ          $+128, DX
 	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ2_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ2_Kx2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	VPBROADCASTW  80(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  82(SI), Y5
+	VCVTPH2PS     Y5, Z5
+	VMOVDQU       (SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VPMOVSXBD     X9, Y0
+	VPSHUFD       $0xee, X9, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y5, Y0, Y0
+	VMOVUPS       Y0, 64(SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y5, Y1, Y1
+	VMOVUPS       Y1, 96(SP)
+	VMOVDQU       16(SI), X12
+	VMOVDQU       32(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VBROADCASTSS  64(SP), Z5
+	VBROADCASTSS  68(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VBROADCASTSS  72(SP), Z5
+	VBROADCASTSS  76(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VBROADCASTSS  80(SP), Z5
+	VBROADCASTSS  84(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VBROADCASTSS  88(SP), Z5
+	VBROADCASTSS  92(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VMOVDQU       48(SI), X12
+	VMOVDQU       64(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VBROADCASTSS  96(SP), Z5
+	VBROADCASTSS  100(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VBROADCASTSS  104(SP), Z5
+	VBROADCASTSS  108(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VBROADCASTSS  112(SP), Z5
+	VBROADCASTSS  116(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VBROADCASTSS  120(SP), Z5
+	VBROADCASTSS  124(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+84, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ3_Kx2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	VPBROADCASTW  108(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	MOVL          96(SI), BX
+	MOVL          100(SI), R9
+	MOVL          104(SI), R10
+	MOVL          BX, R11
+	ANDL          $0x0f0f0f0f, R11
+	MOVL          R10, R12
+	ANDL          $0x03030303, R12
+	SHLL          $0x04, R12
+	ORL           R12, R11
+	VMOVD         R11, X8
+	MOVL          R9, R11
+	ANDL          $0x0f0f0f0f, R11
+	MOVL          R10, R12
+	SHRL          $0x02, R12
+	ANDL          $0x03030303, R12
+	SHLL          $0x04, R12
+	ORL           R12, R11
+	VPINSRD       $0x01, R11, X8, X8
+	MOVL          BX, R11
+	SHRL          $0x04, R11
+	ANDL          $0x0f0f0f0f, R11
+	MOVL          R10, R12
+	SHRL          $0x04, R12
+	ANDL          $0x03030303, R12
+	SHLL          $0x04, R12
+	ORL           R12, R11
+	VPINSRD       $0x02, R11, X8, X8
+	MOVL          R9, R11
+	SHRL          $0x04, R11
+	ANDL          $0x0f0f0f0f, R11
+	MOVL          R10, R12
+	SHRL          $0x06, R12
+	ANDL          $0x03030303, R12
+	SHLL          $0x04, R12
+	ORL           R12, R11
+	VPINSRD       $0x03, R11, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VMOVDQU       (SI), X10
+	VMOVDQU       16(SI), X11
+	VMOVDQU       32(SI), X12
+	VMOVDQU       48(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSLLW        $0x02, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSLLW        $0x02, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSLLW        $0x01, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSLLW        $0x01, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPAND         fours<>+0(SB), X10, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPAND         fours<>+0(SB), X11, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x01, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x01, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VMOVDQU       64(SI), X12
+	VMOVDQU       80(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSRLW        $0x02, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSRLW        $0x02, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x03, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x03, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x04, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x05, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x05, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+110, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
 	DECQ          DI
 	JNZ           block
 	VMOVUPS       Z24, Z0
@@ -734,6 +3218,982 @@ block:
 	VZEROUPPER
 	RET
 
+// func dotQ5_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_Kx2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	PREFETCHT1    8320(SI)
+	VPBROADCASTW  (SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  2(SI), Y5
+	VCVTPH2PS     Y5, Z5
+	MOVL          4(SI), BX
+	MOVL          8(SI), R9
+	MOVL          12(SI), R10
+	MOVL          BX, R11
+	ANDL          $0x3f3f3f3f, R11
+	VMOVD         R11, X8
+	SHRL          $0x02, BX
+	ANDL          $0x30303030, BX
+	MOVL          R10, R11
+	ANDL          $0x0f0f0f0f, R11
+	ORL           R11, BX
+	VPINSRD       $0x01, BX, X8, X8
+	VPMOVZXBD     X8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	MOVL          R9, R11
+	ANDL          $0x3f3f3f3f, R11
+	VMOVD         R11, X9
+	SHRL          $0x02, R9
+	ANDL          $0x30303030, R9
+	MOVL          R10, R11
+	SHRL          $0x04, R11
+	ANDL          $0x0f0f0f0f, R11
+	ORL           R11, R9
+	VPINSRD       $0x01, R9, X9, X9
+	VPMOVZXBD     X9, Y9
+	VCVTDQ2PS     Y9, Y9
+	VMULPS        Y5, Y9, Y9
+	VMOVUPS       Y9, 64(SP)
+	VMOVDQU       16(SI), X12
+	VMOVDQU       32(SI), X13
+	VMOVDQU       48(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       64(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSLLW        $0x04, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSLLW        $0x04, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  (SP), Z6
+	VBROADCASTSS  64(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VPSLLW        $0x03, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSLLW        $0x03, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  4(SP), Z6
+	VBROADCASTSS  68(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VMOVDQU       80(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       96(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSLLW        $0x02, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSLLW        $0x02, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  8(SP), Z6
+	VBROADCASTSS  72(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VPSLLW        $0x01, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSLLW        $0x01, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  12(SP), Z6
+	VBROADCASTSS  76(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VMOVDQU       112(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       128(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPAND         sixteens<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPAND         sixteens<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  16(SP), Z6
+	VBROADCASTSS  80(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VPSRLW        $0x01, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSRLW        $0x01, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  20(SP), Z6
+	VBROADCASTSS  84(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VMOVDQU       144(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       160(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSRLW        $0x02, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSRLW        $0x02, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  24(SP), Z6
+	VBROADCASTSS  88(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VPSRLW        $0x03, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSRLW        $0x03, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  28(SP), Z6
+	VBROADCASTSS  92(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+176, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ6_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ6_Kx2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	PREFETCHT1    8320(SI)
+	PREFETCHT1    8384(SI)
+	VPBROADCASTW  208(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVDQU       192(SI), X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VMOVDQU       128(SI), X12
+	VMOVDQU       144(SI), X13
+	VMOVDQU       (SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x04, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       16(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x04, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VMOVDQU       32(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       48(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VMOVDQU       (SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fortyEights<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       16(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fortyEights<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VMOVDQU       32(SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPSRLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       48(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPSRLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VMOVDQU       160(SI), X12
+	VMOVDQU       176(SI), X13
+	VMOVDQU       64(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x04, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       80(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x04, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VMOVDQU       96(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       112(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VMOVDQU       64(SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fortyEights<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       80(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fortyEights<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VMOVDQU       96(SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPSRLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       112(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPSRLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+210, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotIQ4_XSx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotIQ4_XSx2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	PREFETCHT1   8256(SI)
+	PREFETCHT1   8320(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// Group g: bits 4g of scales_l, bits 2g of scales_h.
+	VPBROADCASTD  4(SI), Y8
+	VPSRLVD       shifts4<>+0(SB), Y8, Y8
+	VPAND         dwords15<>+0(SB), Y8, Y8
+	MOVWLZX       2(SI), BX
+	VMOVD         BX, X9
+	VPBROADCASTD  X9, Y9
+	VPSRLVD       shifts2<>+0(SB), Y9, Y9
+	VPAND         dwords3<>+0(SB), Y9, Y9
+	VPSLLD        $0x04, Y9, Y9
+	VPOR          Y9, Y8, Y8
+	VPSUBD        dwords32<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VMOVDQU       8(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  (SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VMOVDQU       24(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VMOVDQU       40(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  8(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VMOVDQU       56(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VMOVDQU       72(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  16(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VMOVDQU       88(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VMOVDQU       104(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  24(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VMOVDQU       120(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+136, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotF16x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotF16x4(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VCVTPH2PS     (SI), Z0
+	VCVTPH2PS     32(SI), Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	ADDQ          $+64, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	ADDQ          $+128, R9
+	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotBF16x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotBF16x4(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VPMOVZXWD     (SI), Z0
+	VPSLLD        $0x10, Z0, Z0
+	VPMOVZXWD     32(SI), Z1
+	VPSLLD        $0x10, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	ADDQ          $+64, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	ADDQ          $+128, R9
+	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
 // func dotQ8_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·dotQ8_0x4(SB), NOSPLIT, $0-48
@@ -762,16 +4222,18 @@ block:
 	PREFETCHT1    8192(SI)
 	VPBROADCASTW  (SI), Y4
 	VCVTPH2PS     Y4, Z4
-	VPMOVSXBD     2(SI), Z0
+	VMOVDQU       2(SI), X8
+	VMOVDQU       18(SI), X9
+	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
 	VFMADD231PS   (DX), Z0, Z24
 	VFMADD231PS   (R8), Z0, Z26
 	VFMADD231PS   (R9), Z0, Z28
 	VFMADD231PS   (R10), Z0, Z30
-	VPMOVSXBD     18(SI), Z1
-	VCVTDQ2PS     Z1, Z1
-	VMULPS        Z4, Z1, Z1
 	VFMADD231PS   64(DX), Z1, Z25
 	VFMADD231PS   64(R8), Z1, Z27
 	VFMADD231PS   64(R9), Z1, Z29
@@ -940,6 +4402,359 @@ block:
 	VZEROUPPER
 	RET
 
+// func dotQ4_1x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ4_1x4(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VPBROADCASTW  (SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  2(SI), Y5
+	VCVTPH2PS     Y5, Z5
+	VMOVDQU       4(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VADDPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VADDPS        Z5, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	ADDQ          $+20, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	ADDQ          $+128, R9
+	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_0x4(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+	VMOVDQU      6(SI), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+
+	// Bit 4 of each weight: its byte of qh, its bit of that byte.
+	VPBROADCASTD  2(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         sixteens<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y10, X11
+	VPOR          X10, X8, X8
+	VPSUBB        sixteens<>+0(SB), X8, X8
+	VPOR          X11, X9, X9
+	VPSUBB        sixteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	ADDQ          $+22, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	ADDQ          $+128, R9
+	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_1x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_1x4(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+	VPBROADCASTW 2(SI), Y5
+	VCVTPH2PS    Y5, Z5
+	VMOVDQU      8(SI), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+
+	// Bit 4 of each weight: its byte of qh, its bit of that byte.
+	VPBROADCASTD  4(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         sixteens<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y10, X11
+	VPOR          X10, X8, X8
+	VPOR          X11, X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VADDPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VADDPS        Z5, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	ADDQ          $+24, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	ADDQ          $+128, R9
+	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
 // func dotIQ4_NLx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·dotIQ4_NLx4(SB), NOSPLIT, $0-48
@@ -987,6 +4802,672 @@ block:
 	ADDQ          $+128, R8
 	ADDQ          $+128, R9
 	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ2_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ2_Kx4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	VPBROADCASTW  80(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  82(SI), Y5
+	VCVTPH2PS     Y5, Z5
+	VMOVDQU       (SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VPMOVSXBD     X9, Y0
+	VPSHUFD       $0xee, X9, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y5, Y0, Y0
+	VMOVUPS       Y0, 64(SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y5, Y1, Y1
+	VMOVUPS       Y1, 96(SP)
+	VMOVDQU       16(SI), X12
+	VMOVDQU       32(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VBROADCASTSS  64(SP), Z5
+	VBROADCASTSS  68(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VBROADCASTSS  72(SP), Z5
+	VBROADCASTSS  76(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VBROADCASTSS  80(SP), Z5
+	VBROADCASTSS  84(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VBROADCASTSS  88(SP), Z5
+	VBROADCASTSS  92(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	VMOVDQU       48(SI), X12
+	VMOVDQU       64(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VBROADCASTSS  96(SP), Z5
+	VBROADCASTSS  100(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   512(R9), Z0, Z28
+	VFMADD231PS   512(R10), Z0, Z30
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VFMADD231PS   576(R9), Z1, Z29
+	VFMADD231PS   576(R10), Z1, Z31
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VBROADCASTSS  104(SP), Z5
+	VBROADCASTSS  108(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   640(R9), Z0, Z28
+	VFMADD231PS   640(R10), Z0, Z30
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VFMADD231PS   704(R9), Z1, Z29
+	VFMADD231PS   704(R10), Z1, Z31
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VBROADCASTSS  112(SP), Z5
+	VBROADCASTSS  116(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   768(R9), Z0, Z28
+	VFMADD231PS   768(R10), Z0, Z30
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VFMADD231PS   832(R9), Z1, Z29
+	VFMADD231PS   832(R10), Z1, Z31
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VBROADCASTSS  120(SP), Z5
+	VBROADCASTSS  124(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VSUBPS        Z5, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+84, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ3_Kx4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	VPBROADCASTW  108(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	MOVL          96(SI), BX
+	MOVL          100(SI), R11
+	MOVL          104(SI), R12
+	MOVL          BX, R13
+	ANDL          $0x0f0f0f0f, R13
+	MOVL          R12, R14
+	ANDL          $0x03030303, R14
+	SHLL          $0x04, R14
+	ORL           R14, R13
+	VMOVD         R13, X8
+	MOVL          R11, R13
+	ANDL          $0x0f0f0f0f, R13
+	MOVL          R12, R14
+	SHRL          $0x02, R14
+	ANDL          $0x03030303, R14
+	SHLL          $0x04, R14
+	ORL           R14, R13
+	VPINSRD       $0x01, R13, X8, X8
+	MOVL          BX, R13
+	SHRL          $0x04, R13
+	ANDL          $0x0f0f0f0f, R13
+	MOVL          R12, R14
+	SHRL          $0x04, R14
+	ANDL          $0x03030303, R14
+	SHLL          $0x04, R14
+	ORL           R14, R13
+	VPINSRD       $0x02, R13, X8, X8
+	MOVL          R11, R13
+	SHRL          $0x04, R13
+	ANDL          $0x0f0f0f0f, R13
+	MOVL          R12, R14
+	SHRL          $0x06, R14
+	ANDL          $0x03030303, R14
+	SHLL          $0x04, R14
+	ORL           R14, R13
+	VPINSRD       $0x03, R13, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VMOVDQU       (SI), X10
+	VMOVDQU       16(SI), X11
+	VMOVDQU       32(SI), X12
+	VMOVDQU       48(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSLLW        $0x02, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSLLW        $0x02, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSLLW        $0x01, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSLLW        $0x01, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPAND         fours<>+0(SB), X10, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPAND         fours<>+0(SB), X11, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x01, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x01, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	VMOVDQU       64(SI), X12
+	VMOVDQU       80(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSRLW        $0x02, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSRLW        $0x02, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   512(R9), Z0, Z28
+	VFMADD231PS   512(R10), Z0, Z30
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VFMADD231PS   576(R9), Z1, Z29
+	VFMADD231PS   576(R10), Z1, Z31
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x03, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x03, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   640(R9), Z0, Z28
+	VFMADD231PS   640(R10), Z0, Z30
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VFMADD231PS   704(R9), Z1, Z29
+	VFMADD231PS   704(R10), Z1, Z31
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x04, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x04, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   768(R9), Z0, Z28
+	VFMADD231PS   768(R10), Z0, Z30
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VFMADD231PS   832(R9), Z1, Z29
+	VFMADD231PS   832(R10), Z1, Z31
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSRLW        $0x05, X10, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        fours<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSRLW        $0x05, X11, X14
+	VPAND         fours<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        fours<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+110, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
 	DECQ          DI
 	JNZ           block
 	VMOVUPS       Z24, Z0
@@ -1276,5 +5757,977 @@ block:
 	VMOVSHDUP        X0, X1
 	VADDSS           X1, X0, X0
 	VMOVSS           X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ5_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ5_Kx4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	PREFETCHT1    8320(SI)
+	VPBROADCASTW  (SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTW  2(SI), Y5
+	VCVTPH2PS     Y5, Z5
+	MOVL          4(SI), BX
+	MOVL          8(SI), R11
+	MOVL          12(SI), R12
+	MOVL          BX, R13
+	ANDL          $0x3f3f3f3f, R13
+	VMOVD         R13, X8
+	SHRL          $0x02, BX
+	ANDL          $0x30303030, BX
+	MOVL          R12, R13
+	ANDL          $0x0f0f0f0f, R13
+	ORL           R13, BX
+	VPINSRD       $0x01, BX, X8, X8
+	VPMOVZXBD     X8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	MOVL          R11, R13
+	ANDL          $0x3f3f3f3f, R13
+	VMOVD         R13, X9
+	SHRL          $0x02, R11
+	ANDL          $0x30303030, R11
+	MOVL          R12, R13
+	SHRL          $0x04, R13
+	ANDL          $0x0f0f0f0f, R13
+	ORL           R13, R11
+	VPINSRD       $0x01, R11, X9, X9
+	VPMOVZXBD     X9, Y9
+	VCVTDQ2PS     Y9, Y9
+	VMULPS        Y5, Y9, Y9
+	VMOVUPS       Y9, 64(SP)
+	VMOVDQU       16(SI), X12
+	VMOVDQU       32(SI), X13
+	VMOVDQU       48(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       64(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSLLW        $0x04, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSLLW        $0x04, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  (SP), Z6
+	VBROADCASTSS  64(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VPSLLW        $0x03, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSLLW        $0x03, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  4(SP), Z6
+	VBROADCASTSS  68(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VMOVDQU       80(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       96(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSLLW        $0x02, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSLLW        $0x02, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  8(SP), Z6
+	VBROADCASTSS  72(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VPSLLW        $0x01, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSLLW        $0x01, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  12(SP), Z6
+	VBROADCASTSS  76(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	VMOVDQU       112(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       128(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPAND         sixteens<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPAND         sixteens<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  16(SP), Z6
+	VBROADCASTSS  80(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   512(R9), Z0, Z28
+	VFMADD231PS   512(R10), Z0, Z30
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VFMADD231PS   576(R9), Z1, Z29
+	VFMADD231PS   576(R10), Z1, Z31
+	VPSRLW        $0x01, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSRLW        $0x01, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  20(SP), Z6
+	VBROADCASTSS  84(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   640(R9), Z0, Z28
+	VFMADD231PS   640(R10), Z0, Z30
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VFMADD231PS   704(R9), Z1, Z29
+	VFMADD231PS   704(R10), Z1, Z31
+	VMOVDQU       144(SI), X8
+	VPSRLW        $0x04, X8, X10
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X10, X10
+	VMOVDQU       160(SI), X9
+	VPSRLW        $0x04, X9, X11
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPSRLW        $0x02, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSRLW        $0x02, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VBROADCASTSS  24(SP), Z6
+	VBROADCASTSS  88(SP), Z7
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   768(R9), Z0, Z28
+	VFMADD231PS   768(R10), Z0, Z30
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VFMADD231PS   832(R9), Z1, Z29
+	VFMADD231PS   832(R10), Z1, Z31
+	VPSRLW        $0x03, X12, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X10, X10
+	VPSRLW        $0x03, X13, X14
+	VPAND         sixteens<>+0(SB), X14, X14
+	VPOR          X14, X11, X11
+	VBROADCASTSS  28(SP), Z6
+	VBROADCASTSS  92(SP), Z7
+	VPMOVSXBD     X10, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VSUBPS        Z7, Z0, Z0
+	VPMOVSXBD     X11, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VSUBPS        Z7, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+176, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ6_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ6_Kx4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	PREFETCHT1    8320(SI)
+	PREFETCHT1    8384(SI)
+	VPBROADCASTW  208(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVDQU       192(SI), X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VMOVDQU       128(SI), X12
+	VMOVDQU       144(SI), X13
+	VMOVDQU       (SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x04, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       16(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x04, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VMOVDQU       32(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       48(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VMOVDQU       (SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fortyEights<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       16(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fortyEights<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VMOVDQU       32(SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPSRLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       48(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPSRLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	VMOVDQU       160(SI), X12
+	VMOVDQU       176(SI), X13
+	VMOVDQU       64(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x04, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       80(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x04, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   512(R9), Z0, Z28
+	VFMADD231PS   512(R10), Z0, Z30
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VFMADD231PS   576(R9), Z1, Z29
+	VFMADD231PS   576(R10), Z1, Z31
+	VMOVDQU       96(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X8
+	VPSLLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       112(SI), X10
+	VPAND         fifteens<>+0(SB), X10, X9
+	VPSLLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   640(R9), Z0, Z28
+	VFMADD231PS   640(R10), Z0, Z30
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VFMADD231PS   704(R9), Z1, Z29
+	VFMADD231PS   704(R10), Z1, Z31
+	VMOVDQU       64(SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fortyEights<>+0(SB), X12, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       80(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPAND         fortyEights<>+0(SB), X13, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   768(R9), Z0, Z28
+	VFMADD231PS   768(R10), Z0, Z30
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VFMADD231PS   832(R9), Z1, Z29
+	VFMADD231PS   832(R10), Z1, Z31
+	VMOVDQU       96(SI), X10
+	VPSRLW        $0x04, X10, X8
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPSRLW        $0x02, X12, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X8, X8
+	VPSUBB        thirtyTwos<>+0(SB), X8, X8
+	VMOVDQU       112(SI), X10
+	VPSRLW        $0x04, X10, X9
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPSRLW        $0x02, X13, X14
+	VPAND         fortyEights<>+0(SB), X14, X14
+	VPOR          X14, X9, X9
+	VPSUBB        thirtyTwos<>+0(SB), X9, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+210, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotIQ4_XSx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotIQ4_XSx4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	PREFETCHT1   8256(SI)
+	PREFETCHT1   8320(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// Group g: bits 4g of scales_l, bits 2g of scales_h.
+	VPBROADCASTD  4(SI), Y8
+	VPSRLVD       shifts4<>+0(SB), Y8, Y8
+	VPAND         dwords15<>+0(SB), Y8, Y8
+	MOVWLZX       2(SI), BX
+	VMOVD         BX, X9
+	VPBROADCASTD  X9, Y9
+	VPSRLVD       shifts2<>+0(SB), Y9, Y9
+	VPAND         dwords3<>+0(SB), Y9, Y9
+	VPSLLD        $0x04, Y9, Y9
+	VPOR          Y9, Y8, Y8
+	VPSUBD        dwords32<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VMOVDQU       8(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  (SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VMOVDQU       24(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  4(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VMOVDQU       40(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  8(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VMOVDQU       56(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	VMOVDQU       72(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  16(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   512(R9), Z0, Z28
+	VFMADD231PS   512(R10), Z0, Z30
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VFMADD231PS   576(R9), Z1, Z29
+	VFMADD231PS   576(R10), Z1, Z31
+	VMOVDQU       88(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  20(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   640(R9), Z0, Z28
+	VFMADD231PS   640(R10), Z0, Z30
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VFMADD231PS   704(R9), Z1, Z29
+	VFMADD231PS   704(R10), Z1, Z31
+	VMOVDQU       104(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  24(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   768(R9), Z0, Z28
+	VFMADD231PS   768(R10), Z0, Z30
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VFMADD231PS   832(R9), Z1, Z29
+	VFMADD231PS   832(R10), Z1, Z31
+	VMOVDQU       120(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       iq4Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  28(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z6, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+136, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
 	VZEROUPPER
 	RET

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -92,11 +93,14 @@ func TestMatMulTypes(t *testing.T) {
 	eachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 4))
 		for _, typ := range types {
-			for _, s := range [][3]int{{1, 5, 256}, {5, 33, 512}, {14, 40, 768}, {2, 20, 1280}, {3, 9, 1280}, {4, 3, 512}} {
-				tokens, out, in := s[0], s[1], s[2]
-				if typ.BlockLen == 1 {
-					in -= 7
+			shapes := [][3]int{{1, 5, 256}, {5, 33, 512}, {14, 40, 768}, {2, 20, 1280}, {3, 9, 1280}, {4, 3, 512}}
+			if typ.BlockLen == 1 {
+				for _, s := range slices.Clone(shapes) {
+					shapes = append(shapes, [3]int{s[0], s[1], s[2] - 7})
 				}
+			}
+			for _, s := range shapes {
+				tokens, out, in := s[0], s[1], s[2]
 				w := weights(rng, typ, out, in)
 				x, dst := tensor.New(tokens, in), tensor.New(tokens, out)
 				for i := range x.Data {

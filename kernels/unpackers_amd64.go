@@ -38,10 +38,20 @@ func (f *Format) unpackerBF16() unpacker {
 }
 
 var products = map[string]rowProducts{
+	"F16":    {dotF16x1, dotF16x2, dotF16x4},
+	"BF16":   {dotBF16x1, dotBF16x2, dotBF16x4},
 	"Q8_0":   {dotQ8_0x1, dotQ8_0x2, dotQ8_0x4},
 	"Q4_0":   {dotQ4_0x1, dotQ4_0x2, dotQ4_0x4},
+	"Q4_1":   {dotQ4_1x1, dotQ4_1x2, dotQ4_1x4},
+	"Q5_0":   {dotQ5_0x1, dotQ5_0x2, dotQ5_0x4},
+	"Q5_1":   {dotQ5_1x1, dotQ5_1x2, dotQ5_1x4},
 	"IQ4_NL": {dotIQ4_NLx1, dotIQ4_NLx2, dotIQ4_NLx4},
+	"Q2_K":   {dotQ2_Kx1, dotQ2_Kx2, dotQ2_Kx4},
+	"Q3_K":   {dotQ3_Kx1, dotQ3_Kx2, dotQ3_Kx4},
 	"Q4_K":   {dotQ4_Kx1, dotQ4_Kx2, dotQ4_Kx4},
+	"Q5_K":   {dotQ5_Kx1, dotQ5_Kx2, dotQ5_Kx4},
+	"Q6_K":   {dotQ6_Kx1, dotQ6_Kx2, dotQ6_Kx4},
+	"IQ4_XS": {dotIQ4_XSx1, dotIQ4_XSx2, dotIQ4_XSx4},
 }
 
 // rowProducts returns the products with one, two and four tokens; ok is false if there are none.

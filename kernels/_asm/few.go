@@ -12,32 +12,36 @@ import (
 // four bits of weights per cycle and lane at best, and nothing may take longer than that.
 //
 // Codes of four bits need no arithmetic at all: the 16 values that a group can take are computed once per group, and
-// VPERMPS, which looks only at the low four bits of an index, picks them.
+// VPERMPS, which looks only at the low four bits of an index, picks them. Other weights are multiplied as they are unpacked.
 func few(g *gen) {
-
+	c := g.constants()
 	f := fewConstants{
 		levels:    g.floats("levels", func(i int) float32 { return float32(i) }),
 		levels8:   g.floats("levels8", func(i int) float32 { return float32(i - 8) }),
 		iq4Levels: g.floats("iq4Floats", func(i int) float32 { return float32(iq4Levels[i]) }),
 	}
+	picked := map[string]struct{ setup, block func(k *fewKernel) }{
+		"Q4_0":   {func(k *fewKernel) { k.VMOVUPS(f.levels8, k.reg(16)) }, (*fewKernel).q4},
+		"IQ4_NL": {func(k *fewKernel) { k.VMOVUPS(f.iq4Levels, k.reg(16)) }, (*fewKernel).q4},
+		"Q4_K":   {func(k *fewKernel) { k.VMOVUPS(f.levels, k.reg(16)) }, (*fewKernel).q4_K},
+	}
 	for _, tokens := range []int{1, 2, 4} {
-		for _, t := range []struct {
-			name           string
-			weights, bytes int
-			setup, block   func(k *fewKernel)
-		}{
-			{"Q8_0", 32, 34, func(*fewKernel) {}, (*fewKernel).q8_0},
-			{"Q4_0", 32, 18, func(k *fewKernel) { k.VMOVUPS(f.levels8, k.reg(16)) }, (*fewKernel).q4},
-			{"IQ4_NL", 32, 18, func(k *fewKernel) { k.VMOVUPS(f.iq4Levels, k.reg(16)) }, (*fewKernel).q4},
-			{"Q4_K", 256, 144, func(k *fewKernel) { k.VMOVUPS(f.levels, k.reg(16)) }, (*fewKernel).q4_K},
-		} {
+		for _, t := range blockTypes {
 			name := fmt.Sprintf("dot%sx%d", t.name, tokens)
+			what := "blocks"
+			if t.weights == 32 && t.bytes == 64 {
+				what = "runs of 32 weights"
+			}
 			g.function(name, "func(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)",
-				fmt.Sprintf("sets dst to the products of n > 0 blocks with %d tokens.", tokens),
+				fmt.Sprintf("sets dst to the products of n > 0 %s with %d tokens.", what, tokens),
 				"Tokens are rowX bytes apart in x, their results rowDst bytes in dst.")
 			k := &fewKernel{
-				unpacker: &unpacker{gen: g, isa: avx512},
+				unpacker: &unpacker{gen: g, constants: c, isa: avx512},
 				tokens:   tokens,
+			}
+			k.product = func(position int) {
+				k.accumulate(0, position)
+				k.accumulate(1, position+16)
 			}
 			dst, rowDst := g.gp("dst"), g.gp("rowDst")
 			x, rowX := g.gp("x"), g.gp("rowX")
@@ -50,10 +54,17 @@ func few(g *gen) {
 			for i := range 8 {
 				g.zero(avx512, k.reg(24+i))
 			}
-			t.setup(k)
+			p, picks := picked[t.name]
+			if picks {
+				p.setup(k)
+			}
 			g.Label("block")
 			k.prefetch(t.bytes)
-			t.block(k)
+			if picks {
+				p.block(k)
+			} else {
+				t.block(k.unpacker)
+			}
 			g.ADDQ(operand.I32(int32(t.bytes)), k.src)
 			for _, p := range k.x {
 				g.ADDQ(operand.I32(int32(4*t.weights)), p)
@@ -236,16 +247,6 @@ func (k *fewKernel) accumulate(r, position int) {
 	for i := range k.tokens {
 		s := k.sums(i)
 		k.VFMADD231PS(at(k.x[i], 4*position), k.reg(r), s[position/16%len(s)])
-	}
-}
-
-func (k *fewKernel) q8_0() {
-	k.half16(0, 4)
-	for h := range 2 {
-		k.VPMOVSXBD(at(k.src, 2+16*h), k.reg(h))
-		k.VCVTDQ2PS(k.reg(h), k.reg(h))
-		k.VMULPS(k.reg(4), k.reg(h), k.reg(h))
-		k.accumulate(h, 16*h)
 	}
 }
 

@@ -80,6 +80,7 @@ type unpacker struct {
 	half     bool // bfloat16 output
 	dst, src reg.Register
 	levels   *levelsOutput // where not nil, output as levels and scales
+	product  func(at int)  // where not nil, takes the 32 float32 values from position at on instead of memory
 	scales   operand.Mem   // 32 float32: scales of up to 16 groups, then their minima
 }
 
@@ -171,6 +172,10 @@ func (u *unpacker) emit(at, lo, hi int, slo, shi scaled) {
 
 // put stores the 32 float32 values of registers 0 and up.
 func (u *unpacker) put(position int) {
+	if u.product != nil {
+		u.product(position)
+		return
+	}
 	if u.half {
 		u.vcvtne2ps2bf16(u.reg(0), u.reg(1), u.reg(2))
 		u.VMOVUPS(u.reg(2), at(u.dst, 2*position))

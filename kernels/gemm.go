@@ -195,9 +195,9 @@ func (r *pass) panelAt(p, s int) []uint32 {
 // columns computes columns [j0,j1) of panels [p0,p1) of a result.
 func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 	if r.mode == addLower {
-		p0 = max(p0, j0/r.panel())
+		p0, j1 = max(p0, j0/r.panel()), min(j1, r.rows)
 	}
-	if p0 >= p1 {
+	if p0 >= p1 || j0 >= j1 {
 		return
 	}
 	strips := (j1 - j0 + r.strip() - 1) / r.strip()

@@ -57,8 +57,8 @@ func (s *Stats) Importance() []float32 {
 }
 
 // MeanShift returns the mean over the tokens of what the original model's output has and the quantized one's lacks:
-// (W−Ŵ)x̂, and W(x−x̂), with r−r̂ where there is a residual connection, if it is known. Added to the bias it makes the outputs' means agree (Nagel et al.,
-// arXiv:1906.04721, section 4.2). w and q are out×in.
+// (W−Ŵ)x̂, and W(x−x̂), with r−r̂ where there is a residual connection, if it is known. Added to the bias it makes the
+// outputs' means agree (Nagel et al., arXiv:1906.04721, section 4.2). w and q are out×in.
 func (s *Stats) MeanShift(w, q *tensor.Matrix) []float32 {
 	shift := make([]float32, w.Rows)
 	for i := range shift {

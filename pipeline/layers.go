@@ -24,8 +24,9 @@ func (r *run) layers() error {
 	if r.plan.Recipe.original() && !r.opt.NoCorrection {
 		streams = 2
 	}
-	// Two stores of the one stream, and one of the original's, share the budget.
-	budget := r.opt.Memory / int64(1+streams)
+	// Two stores of the one stream, and one of the original's, share the budget; rounded up, as 0 would be no limit.
+	stores := int64(1 + streams)
+	budget := (r.opt.Memory + stores - 1) / stores
 	s, err := newStream(r.m, set.Sequences, set.SeqLen, true, budget, r.tempDir)
 	if err != nil {
 		return err
@@ -81,6 +82,10 @@ func (r *run) layer(s, original *stream, index int) error {
 	if err != nil {
 		return err
 	}
+	var originals []model.Group
+	if ol != nil {
+		originals = ol.Groups()
+	}
 	for k, g := range l.Groups() {
 		in := quant.NewStats(g.Linears[0].In)
 		err := s.each(func(i int, x *tensor.Matrix) error {
@@ -96,7 +101,7 @@ func (r *run) layer(s, original *stream, index int) error {
 			if original == nil {
 				return nil
 			}
-			return original.compare(ol, &ol.Groups()[k], i, x, h, in)
+			return original.compare(ol, &originals[k], i, x, h, in)
 		})
 		if err != nil {
 			return err

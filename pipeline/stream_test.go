@@ -1,0 +1,167 @@
+package pipeline
+
+import (
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// TestCompare: what the original model has and another lacks is summed by its definition, in every group of a model with
+// every bias, and the original's hidden states become those of Forward; in memory with the stored weights, and in files
+// with weights that a transform has replaced.
+func TestCompare(t *testing.T) {
+	tm := testmodel.New("llama3-tied")
+	const seqLen = 32
+	set := sequences(tm, batchTokens/seqLen+12, seqLen) // two batches, one of them short
+	for _, memory := range []int64{0, 1} {
+		m := openModel(t, tm.Source())
+		streamOf := func(keep bool) *stream {
+			s, err := newStream(m, set.Sequences, seqLen, keep, memory, t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := s.close(); err != nil {
+					t.Error(err)
+				}
+			})
+			return s
+		}
+		s, original := streamOf(true), streamOf(false)
+		if original.x.Spilled() != (memory > 0) || original.x.Batches() != 2 {
+			t.Fatalf("budget %d: %d batches, in files %v", memory, original.x.Batches(), original.x.Spilled())
+		}
+		if err := s.roundTo(ggml.Q4_0); err != nil {
+			t.Fatal(err)
+		}
+		for index := range m.Layers() {
+			l, err := m.LoadLayer(index)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ol, err := m.LoadLayer(index)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var weights [4]*tensor.Matrix
+			for k, g := range ol.Groups() {
+				for j, lin := range g.Linears {
+					w, err := lin.Matrix()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if weights[k] = w; memory > 0 {
+						lin.F32 = w
+					}
+					_, l.Groups()[k].Linears[j].F32 = encode(ggml.Q4_0, w, nil)
+				}
+			}
+
+			// The original's inputs of the groups, the hidden states that their outputs are added to, and the layer's result.
+			var inputs, residuals [4][]*tensor.Matrix
+			var after []*tensor.Matrix
+			err = original.each(func(_ int, x *tensor.Matrix) error {
+				x = x.Clone()
+				y := x.Clone()
+				h, a := tensor.New(x.Rows, m.Dim), tensor.New(x.Rows, m.Heads*m.HeadDim)
+				n, f := tensor.New(x.Rows, m.Dim), tensor.New(x.Rows, m.FFN)
+				ol.AttnIn(h, x)
+				ol.AttnCore(a, h, seqLen)
+				ol.AttnOut(y, a)
+				ol.MLPIn(n, y)
+				ol.MLPCore(f, n)
+				for k, in := range []*tensor.Matrix{h, a, n, f} {
+					inputs[k] = append(inputs[k], in)
+					residuals[k] = append(residuals[k], []*tensor.Matrix{nil, x, nil, y}[k])
+				}
+				z := x.Clone()
+				after = append(after, z)
+				return ol.Forward(t.Context(), z, seqLen)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			for k, g := range l.Groups() {
+				const rows = 7 // of the sums
+				in := quant.NewStats(g.Linears[0].In)
+				products, sum := make([]float64, rows*in.H.Cols), make([]float64, rows)
+				err := s.each(func(i int, x *tensor.Matrix) error {
+					h, err := s.input(l, g.Name, i, x)
+					if err != nil {
+						return err
+					}
+					in.Observe(h)
+					for token := range h.Rows {
+						drift := make([]float64, h.Cols)
+						for j, v := range h.Row(token) {
+							drift[j] = float64(inputs[k][i].Row(token)[j]) - float64(v)
+						}
+						for r := range rows {
+							lacks := drift[r]
+							if g.Residual {
+								lacks = float64(residuals[k][i].Row(token)[r]) - float64(x.Row(token)[r])
+								for j, v := range weights[k].Row(r) {
+									lacks += float64(v) * drift[j]
+								}
+							}
+							sum[r] += lacks
+							for j, v := range h.Row(token) {
+								products[r*h.Cols+j] += lacks * float64(v)
+							}
+						}
+					}
+					return original.compare(ol, &ol.Groups()[k], i, x, h, in)
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, gotSum := in.Drift, in.DriftSum
+				if g.Residual {
+					got, gotSum = in.Shortfall, in.ShortfallSum
+				}
+				if (in.Drift == nil) != g.Residual || (in.Shortfall == nil) == g.Residual {
+					t.Fatalf("layer %d, %s: drift %v, shortfall %v", index, g.Name, in.Drift != nil, in.Shortfall != nil)
+				}
+				var values []float64
+				for _, v := range got.Data[:rows*got.Cols] {
+					values = append(values, float64(v))
+				}
+				if e := apart(values, products); !(e < 0.005) { // inputs may be of bfloat16
+					t.Errorf("budget %d, layer %d, %s: products are off by %.2g", memory, index, g.Name, e)
+				}
+				if e := apart(gotSum[:rows], sum); !(e < 1e-4) {
+					t.Errorf("budget %d, layer %d, %s: sums are off by %.2g", memory, index, g.Name, e)
+				}
+			}
+			err = s.each(func(i int, x *tensor.Matrix) error { return s.next(l, i, x) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = original.each(func(i int, x *tensor.Matrix) error {
+				if !slices.Equal(x.Data[:x.Rows*x.Cols], after[i].Data) {
+					t.Errorf("budget %d, layer %d, batch %d: the original's states are not Forward's", memory, index, i)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// apart returns ‖got−want‖/‖want‖.
+func apart(got, want []float64) float64 {
+	var num, den float64
+	for i, v := range want {
+		num += (got[i] - v) * (got[i] - v)
+		den += v * v
+	}
+	return math.Sqrt(num / den)
+}

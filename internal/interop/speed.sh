@@ -21,8 +21,11 @@ evaluate() { # model flags...
 prompt() { # peer model
 	case $(basename "$1") in
 	*perplexity*)
-		"$1" -m "$2" -f "$text" -c 512 --chunks "$chunks" -t "$threads" 2>&1 | awk '
-			match($0, /n_seq=[0-9]+/) {sequences = substr($0, RSTART+6, RLENGTH-6)}
+		"$1" -m "$2" -f "$text" -c 512 --chunks "$chunks" -t "$threads" 2>&1 | awk -v chunks="$chunks" '
+			match($0, /n_seq=[0-9]+/) {
+				sequences = substr($0, RSTART+6, RLENGTH-6) + 0
+				if (sequences > chunks) sequences = chunks
+			}
 			match($0, /[0-9.]+ seconds per pass/) {printf "%.0f", 512 * sequences / substr($0, RSTART, RLENGTH-17)}' ;;
 	*)
 		"$1" -m "$2" -p 512 -n 0 -t "$threads" -r 1 2>/dev/null | awk -F '|' '/pp512/ {printf "%.0f", $(NF-1)}' ;;

@@ -37,7 +37,7 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget int
 			return nil, errors.Join(err, s.close())
 		}
 	}
-	return s, s.each(func(i int, x *tensor.Matrix) error {
+	err = s.each(func(i int, x *tensor.Matrix) error {
 		lo, hi := s.x.Sequences(i)
 		for k := lo; k < hi; k++ {
 			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Dim), seqs[k]); err != nil {
@@ -46,6 +46,10 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget int
 		}
 		return s.x.Put(i, x)
 	})
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
 }
 
 func (s *stream) close() error {

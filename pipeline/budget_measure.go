@@ -89,7 +89,7 @@ func (a *assigner) measure() error {
 	if err := a.measureEmbedding(); err != nil {
 		return err
 	}
-	s, err := newStream(a.m, set.Sequences, set.SeqLen, false, a.opt.Memory, a.tempDir)
+	s, err := newStream(a.m, set.Sequences, set.SeqLen, false, newStateBudget(a.opt.Memory), a.tempDir)
 	if err != nil {
 		return err
 	}

@@ -24,9 +24,7 @@ func (r *run) layers() error {
 	if r.plan.Recipe.original() && !r.opt.NoCorrection {
 		streams = 2
 	}
-	// Two stores of the one stream, and one of the original's, share the budget; rounded up, as 0 would be no limit.
-	stores := int64(1 + streams)
-	budget := (r.opt.Memory + stores - 1) / stores
+	budget := newStateBudget(r.opt.Memory)
 	s, err := newStream(r.m, set.Sequences, set.SeqLen, true, budget, r.tempDir)
 	if err != nil {
 		return err

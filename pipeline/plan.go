@@ -278,10 +278,15 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		group = max(group, (hessians+streams-1)*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))
 	}
-	states := 4 * int64(tokens) * (streams*int64(m.Dim) + int64(q))
-	if budget > 0 && states > budget {
-		needs.Disk += states - budget
-		states = budget
+	var states int64
+	left := newStateBudget(budget)
+	for _, dim := range []int{m.Dim, q, m.Dim}[:1+streams] { // in the order of layers
+		bytes := stateBytes(tokens, dim)
+		if !left.fits(bytes) {
+			needs.Disk += bytes
+			bytes = stateBytes(min(tokens, batchTokens), dim)
+		}
+		states += bytes
 	}
 	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim)
 	needs.Memory = max(needs.Memory, states+4*group+4*stage*int64(min(tokens, batchTokens)))

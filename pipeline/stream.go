@@ -24,16 +24,40 @@ type stream struct {
 	h, f []float32 // scratch: a stage's input of Dim features, and of as many as attn_output or ffn_down has
 }
 
+// stateBudget is what is left of the memory for hidden states. A store of them is in memory, or in a file, as a whole.
+type stateBudget struct {
+	limited bool
+	left    int64
+}
+
+// newStateBudget returns a budget of so many bytes; 0: no limit.
+func newStateBudget(bytes int64) *stateBudget { return &stateBudget{bytes > 0, bytes} }
+
+// fits says whether so many bytes may be taken, and takes them.
+func (b *stateBudget) fits(bytes int64) bool {
+	if b.limited && bytes > b.left {
+		return false
+	}
+	b.left -= bytes
+	return true
+}
+
 // newStream embeds the calibration sequences. keep says that the linears which a stage leads to are yet to be quantized.
-func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget int64, tempDir string) (*stream, error) {
-	perBatch := max(1, batchTokens/seqLen)
+func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
+	store := func(dim int) (*states.Store, error) {
+		limit := int64(1)
+		if budget.fits(stateBytes(len(seqs)*seqLen, dim)) {
+			limit = 0
+		}
+		return states.New(len(seqs), seqLen, dim, max(1, batchTokens/seqLen), limit, tempDir)
+	}
 	s := &stream{m: m, seqLen: seqLen}
 	var err error
-	if s.x, err = states.New(len(seqs), seqLen, m.Dim, perBatch, budget, tempDir); err != nil {
+	if s.x, err = store(m.Dim); err != nil {
 		return nil, err
 	}
 	if keep {
-		if s.a, err = states.New(len(seqs), seqLen, m.Heads*m.HeadDim, perBatch, budget, tempDir); err != nil {
+		if s.a, err = store(m.Heads * m.HeadDim); err != nil {
 			return nil, errors.Join(err, s.close())
 		}
 	}
@@ -51,6 +75,9 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget int
 	}
 	return s, nil
 }
+
+// stateBytes is the size of hidden states of dim features.
+func stateBytes(tokens, dim int) int64 { return 4 * int64(tokens) * int64(dim) }
 
 func (s *stream) close() error {
 	var err error

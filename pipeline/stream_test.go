@@ -21,7 +21,7 @@ func TestCompare(t *testing.T) {
 	for _, memory := range []int64{0, 1} {
 		m := openModel(t, tm.Source())
 		streamOf := func(keep bool) *stream {
-			s, err := newStream(m, set.Sequences, seqLen, keep, memory, t.TempDir())
+			s, err := newStream(m, set.Sequences, seqLen, keep, newStateBudget(memory), t.TempDir())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,4 +164,47 @@ func apart(got, want []float64) float64 {
 		den += v * v
 	}
 	return math.Sqrt(num / den)
+}
+
+// TestStateBudget: the stores that a budget holds are in memory, and Needs counts the others as files.
+func TestStateBudget(t *testing.T) {
+	tm := testmodel.New("llama3-tied")
+	const seqs, seqLen = 3, 8
+	set := sequences(tm, seqs, seqLen)
+	m := openModel(t, tm.Source())
+	plan, err := NewPlan(tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, a := stateBytes(seqs*seqLen, m.Dim), stateBytes(seqs*seqLen, m.Heads*m.HeadDim)
+	for _, c := range []struct {
+		budget  int64
+		inFile  [3]bool // the stream's two stores, and the original's
+		inFiles int64
+	}{
+		{0, [3]bool{}, 0},
+		{1, [3]bool{true, true, true}, x + a + x},
+		{x, [3]bool{false, true, true}, a + x},
+		{x + a, [3]bool{false, false, true}, x},
+		{x + a + x, [3]bool{}, 0},
+	} {
+		budget := newStateBudget(c.budget)
+		s, err := newStream(m, set.Sequences, seqLen, true, budget, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		original, err := newStream(m, set.Sequences, seqLen, false, budget, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer original.close()
+		got := [3]bool{s.x.Spilled(), s.a.Spilled(), original.x.Spilled()}
+		if got != c.inFile {
+			t.Errorf("budget %d: in files %v, want %v", c.budget, got, c.inFile)
+		}
+		if disk := plan.Needs(m, seqs*seqLen, c.budget).Disk - plan.File.Size(); disk != c.inFiles {
+			t.Errorf("budget %d: %d bytes in files, want %d", c.budget, disk, c.inFiles)
+		}
+	}
 }

@@ -111,7 +111,7 @@ func TestFolding(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := &run{ctx: t.Context(), m: m, plan: plan, opt: Options{Calib: sequences(tm, 3, 12)}}
-			s, err := newStream(m, r.opt.Calib.Sequences, 12, true, 0, "")
+			s, err := newStream(m, r.opt.Calib.Sequences, 12, true, newStateBudget(0), "")
 			if err != nil {
 				t.Fatal(err)
 			}

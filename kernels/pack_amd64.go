@@ -36,7 +36,7 @@ func pairStrip(dst *uint32, src *uint32, rowSrc int, n int)
 func roundBF16(dst *uint16, src *float32, n int)
 
 // prefetch asks for the lines of n > 0 bytes; p may point anywhere.
-// They come into the L2 cache, which waits for more lines at a time than L1: unpacking float16 got twice as fast.
+// They come into the L2 cache, which waits for more lines at a time than L1.
 //
 //go:noescape
 func prefetch(p *byte, n int)

@@ -168,7 +168,7 @@ func (g *gen) roundBF16() {
 
 func (g *gen) prefetch() {
 	g.function("prefetch", "func(p *byte, n int)", "asks for the lines of n > 0 bytes; p may point anywhere.",
-		"They come into the L2 cache, which waits for more lines at a time than L1: unpacking float16 got twice as fast.")
+		"They come into the L2 cache, which waits for more lines at a time than L1.")
 	p, n := g.gp("p"), g.gp("n")
 	g.Label("line")
 	g.PREFETCHT1(at(p, 0))

@@ -165,15 +165,16 @@ func (r *pass) run(workers int, results []result) {
 
 	type task struct{ result, column int }
 	var tasks []task
+	width := r.taskWidth(workers, results)
 	for i := range results {
-		for j := 0; j < results[i].c.Cols; j += r.nc {
+		for j := 0; j < results[i].c.Cols; j += width {
 			tasks = append(tasks, task{i, j})
 		}
 	}
 	// Split the panels too if there are few columns; every part then packs B for itself, which 16 panels repay.
 	parts := 1
 	if workers > 1 {
-		parts = max(1, min((r.p1-r.p0)/16, (6*workers+len(tasks)-1)/len(tasks)))
+		parts = max(1, min((r.p1-r.p0)/16, (tasksPerWorker*workers+len(tasks)-1)/len(tasks)))
 	}
 	if r.mode == addLower {
 		parts = max(parts, min((r.p1-r.p0)/16, 4))
@@ -181,8 +182,27 @@ func (r *pass) run(workers int, results []result) {
 	spread(len(tasks)*parts, workers, func(i int) {
 		t, part := tasks[i/parts], i%parts
 		c, n := &results[t.result], r.p1-r.p0
-		r.columns(c, t.column, min(t.column+r.nc, c.c.Cols), r.p0+n*part/parts, r.p0+n*(part+1)/parts)
+		r.columns(c, t.column, min(t.column+width, c.c.Cols), r.p0+n*part/parts, r.p0+n*(part+1)/parts)
 	})
+}
+
+// tasksPerWorker is how many tasks a processor should find, so that none waits long for the last one to end.
+const tasksPerWorker = 6
+
+// taskWidth is how many columns a task takes: nc, or less where there would be too few tasks. A's panels then come from
+// L3 more often, which two strips' arithmetic still hides.
+func (r *pass) taskWidth(workers int, results []result) int {
+	width := r.nc
+	for ; workers > 1 && width > 2*r.strip(); width /= 2 {
+		tasks := 0
+		for _, res := range results {
+			tasks += (res.c.Cols + width - 1) / width
+		}
+		if tasks >= tasksPerWorker*workers {
+			break
+		}
+	}
+	return width
 }
 
 // panelAt is where the block of panel p that starts at step s is packed.

@@ -1777,6 +1777,7 @@ block:
 	VCVTDQ2PS     Y8, Y8
 	VMULPS        Y4, Y8, Y8
 	VMOVUPS       Y8, (SP)
+	VBROADCASTSS  (SP), Z6
 	VMOVDQU       8(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1785,7 +1786,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  (SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1794,6 +1794,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   (CX), Z0, Z24
 	VFMADD231PS   64(CX), Z1, Z25
+	VBROADCASTSS  4(SP), Z6
 	VMOVDQU       24(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1802,7 +1803,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  4(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1811,6 +1811,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   128(CX), Z0, Z26
 	VFMADD231PS   192(CX), Z1, Z27
+	VBROADCASTSS  8(SP), Z6
 	VMOVDQU       40(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1819,7 +1820,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  8(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1828,6 +1828,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   256(CX), Z0, Z24
 	VFMADD231PS   320(CX), Z1, Z25
+	VBROADCASTSS  12(SP), Z6
 	VMOVDQU       56(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1836,7 +1837,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  12(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1845,6 +1845,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   384(CX), Z0, Z26
 	VFMADD231PS   448(CX), Z1, Z27
+	VBROADCASTSS  16(SP), Z6
 	VMOVDQU       72(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1853,7 +1854,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  16(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1862,6 +1862,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   512(CX), Z0, Z24
 	VFMADD231PS   576(CX), Z1, Z25
+	VBROADCASTSS  20(SP), Z6
 	VMOVDQU       88(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1870,7 +1871,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  20(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1879,6 +1879,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   640(CX), Z0, Z26
 	VFMADD231PS   704(CX), Z1, Z27
+	VBROADCASTSS  24(SP), Z6
 	VMOVDQU       104(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1887,7 +1888,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  24(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -1896,6 +1896,7 @@ block:
 	VMULPS        Z6, Z1, Z1
 	VFMADD231PS   768(CX), Z0, Z24
 	VFMADD231PS   832(CX), Z1, Z25
+	VBROADCASTSS  28(SP), Z6
 	VMOVDQU       120(DX), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -1904,7 +1905,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  28(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3813,6 +3813,7 @@ block:
 	VCVTDQ2PS     Y8, Y8
 	VMULPS        Y4, Y8, Y8
 	VMOVUPS       Y8, (SP)
+	VBROADCASTSS  (SP), Z6
 	VMOVDQU       8(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3821,7 +3822,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  (SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3832,6 +3832,7 @@ block:
 	VFMADD231PS   (R8), Z0, Z26
 	VFMADD231PS   64(DX), Z1, Z25
 	VFMADD231PS   64(R8), Z1, Z27
+	VBROADCASTSS  4(SP), Z6
 	VMOVDQU       24(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3840,7 +3841,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  4(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3851,6 +3851,7 @@ block:
 	VFMADD231PS   128(R8), Z0, Z26
 	VFMADD231PS   192(DX), Z1, Z25
 	VFMADD231PS   192(R8), Z1, Z27
+	VBROADCASTSS  8(SP), Z6
 	VMOVDQU       40(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3859,7 +3860,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  8(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3870,6 +3870,7 @@ block:
 	VFMADD231PS   256(R8), Z0, Z26
 	VFMADD231PS   320(DX), Z1, Z25
 	VFMADD231PS   320(R8), Z1, Z27
+	VBROADCASTSS  12(SP), Z6
 	VMOVDQU       56(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3878,7 +3879,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  12(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3889,6 +3889,7 @@ block:
 	VFMADD231PS   384(R8), Z0, Z26
 	VFMADD231PS   448(DX), Z1, Z25
 	VFMADD231PS   448(R8), Z1, Z27
+	VBROADCASTSS  16(SP), Z6
 	VMOVDQU       72(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3897,7 +3898,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  16(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3908,6 +3908,7 @@ block:
 	VFMADD231PS   512(R8), Z0, Z26
 	VFMADD231PS   576(DX), Z1, Z25
 	VFMADD231PS   576(R8), Z1, Z27
+	VBROADCASTSS  20(SP), Z6
 	VMOVDQU       88(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3916,7 +3917,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  20(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3927,6 +3927,7 @@ block:
 	VFMADD231PS   640(R8), Z0, Z26
 	VFMADD231PS   704(DX), Z1, Z25
 	VFMADD231PS   704(R8), Z1, Z27
+	VBROADCASTSS  24(SP), Z6
 	VMOVDQU       104(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3935,7 +3936,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  24(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -3946,6 +3946,7 @@ block:
 	VFMADD231PS   768(R8), Z0, Z26
 	VFMADD231PS   832(DX), Z1, Z25
 	VFMADD231PS   832(R8), Z1, Z27
+	VBROADCASTSS  28(SP), Z6
 	VMOVDQU       120(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -3954,7 +3955,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  28(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6487,6 +6487,7 @@ block:
 	VCVTDQ2PS     Y8, Y8
 	VMULPS        Y4, Y8, Y8
 	VMOVUPS       Y8, (SP)
+	VBROADCASTSS  (SP), Z6
 	VMOVDQU       8(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6495,7 +6496,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  (SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6510,6 +6510,7 @@ block:
 	VFMADD231PS   64(R8), Z1, Z27
 	VFMADD231PS   64(R9), Z1, Z29
 	VFMADD231PS   64(R10), Z1, Z31
+	VBROADCASTSS  4(SP), Z6
 	VMOVDQU       24(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6518,7 +6519,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  4(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6533,6 +6533,7 @@ block:
 	VFMADD231PS   192(R8), Z1, Z27
 	VFMADD231PS   192(R9), Z1, Z29
 	VFMADD231PS   192(R10), Z1, Z31
+	VBROADCASTSS  8(SP), Z6
 	VMOVDQU       40(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6541,7 +6542,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  8(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6556,6 +6556,7 @@ block:
 	VFMADD231PS   320(R8), Z1, Z27
 	VFMADD231PS   320(R9), Z1, Z29
 	VFMADD231PS   320(R10), Z1, Z31
+	VBROADCASTSS  12(SP), Z6
 	VMOVDQU       56(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6564,7 +6565,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  12(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6579,6 +6579,7 @@ block:
 	VFMADD231PS   448(R8), Z1, Z27
 	VFMADD231PS   448(R9), Z1, Z29
 	VFMADD231PS   448(R10), Z1, Z31
+	VBROADCASTSS  16(SP), Z6
 	VMOVDQU       72(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6587,7 +6588,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  16(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6602,6 +6602,7 @@ block:
 	VFMADD231PS   576(R8), Z1, Z27
 	VFMADD231PS   576(R9), Z1, Z29
 	VFMADD231PS   576(R10), Z1, Z31
+	VBROADCASTSS  20(SP), Z6
 	VMOVDQU       88(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6610,7 +6611,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  20(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6625,6 +6625,7 @@ block:
 	VFMADD231PS   704(R8), Z1, Z27
 	VFMADD231PS   704(R9), Z1, Z29
 	VFMADD231PS   704(R10), Z1, Z31
+	VBROADCASTSS  24(SP), Z6
 	VMOVDQU       104(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6633,7 +6634,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  24(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0
@@ -6648,6 +6648,7 @@ block:
 	VFMADD231PS   832(R8), Z1, Z27
 	VFMADD231PS   832(R9), Z1, Z29
 	VFMADD231PS   832(R10), Z1, Z31
+	VBROADCASTSS  28(SP), Z6
 	VMOVDQU       120(SI), X8
 	VPSRLW        $0x04, X8, X9
 	VPAND         fifteens<>+0(SB), X8, X8
@@ -6656,7 +6657,6 @@ block:
 	VPSHUFB       X8, X12, X8
 	VMOVDQU       iq4Levels<>+0(SB), X12
 	VPSHUFB       X9, X12, X9
-	VBROADCASTSS  28(SP), Z6
 	VPMOVSXBD     X8, Z0
 	VCVTDQ2PS     Z0, Z0
 	VMULPS        Z6, Z0, Z0

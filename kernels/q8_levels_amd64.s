@@ -1249,6 +1249,7 @@ block:
 	VCVTDQ2PS    Y8, Y8
 	VMULPS       Y4, Y8, Y8
 	VMOVUPS      Y8, (SP)
+	VBROADCASTSS (SP), Y6
 	VMOVDQU      8(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1257,12 +1258,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS (SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, (AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 16(AX)
 	VMOVSS       X6, (DX)
+	VBROADCASTSS 4(SP), Y6
 	VMOVDQU      24(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1271,12 +1272,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 4(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 32(AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 48(AX)
 	VMOVSS       X6, 4(DX)
+	VBROADCASTSS 8(SP), Y6
 	VMOVDQU      40(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1285,12 +1286,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 8(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 64(AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 80(AX)
 	VMOVSS       X6, 8(DX)
+	VBROADCASTSS 12(SP), Y6
 	VMOVDQU      56(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1299,12 +1300,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 12(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 96(AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 112(AX)
 	VMOVSS       X6, 12(DX)
+	VBROADCASTSS 16(SP), Y6
 	VMOVDQU      72(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1313,12 +1314,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 16(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 128(AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 144(AX)
 	VMOVSS       X6, 16(DX)
+	VBROADCASTSS 20(SP), Y6
 	VMOVDQU      88(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1327,12 +1328,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 20(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 160(AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 176(AX)
 	VMOVSS       X6, 20(DX)
+	VBROADCASTSS 24(SP), Y6
 	VMOVDQU      104(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1341,12 +1342,12 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 24(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 192(AX)
 	VPXOR        offset128<>+0(SB), X9, X9
 	VMOVDQU      X9, 208(AX)
 	VMOVSS       X6, 24(DX)
+	VBROADCASTSS 28(SP), Y6
 	VMOVDQU      120(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -1355,7 +1356,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 28(SP), Y6
 	VPXOR        offset128<>+0(SB), X8, X8
 	VMOVDQU      X8, 224(AX)
 	VPXOR        offset128<>+0(SB), X9, X9

@@ -100,6 +100,60 @@ DATA dwords32<>+16(SB)/8, $0x0000002000000020
 DATA dwords32<>+24(SB)/8, $0x0000002000000020
 GLOBL dwords32<>(SB), RODATA|NOPTR, $32
 
+DATA levels<>+0(SB)/4, $0x00000000
+DATA levels<>+4(SB)/4, $0x3f800000
+DATA levels<>+8(SB)/4, $0x40000000
+DATA levels<>+12(SB)/4, $0x40400000
+DATA levels<>+16(SB)/4, $0x40800000
+DATA levels<>+20(SB)/4, $0x40a00000
+DATA levels<>+24(SB)/4, $0x40c00000
+DATA levels<>+28(SB)/4, $0x40e00000
+DATA levels<>+32(SB)/4, $0x41000000
+DATA levels<>+36(SB)/4, $0x41100000
+DATA levels<>+40(SB)/4, $0x41200000
+DATA levels<>+44(SB)/4, $0x41300000
+DATA levels<>+48(SB)/4, $0x41400000
+DATA levels<>+52(SB)/4, $0x41500000
+DATA levels<>+56(SB)/4, $0x41600000
+DATA levels<>+60(SB)/4, $0x41700000
+GLOBL levels<>(SB), RODATA|NOPTR, $64
+
+DATA levels8<>+0(SB)/4, $0xc1000000
+DATA levels8<>+4(SB)/4, $0xc0e00000
+DATA levels8<>+8(SB)/4, $0xc0c00000
+DATA levels8<>+12(SB)/4, $0xc0a00000
+DATA levels8<>+16(SB)/4, $0xc0800000
+DATA levels8<>+20(SB)/4, $0xc0400000
+DATA levels8<>+24(SB)/4, $0xc0000000
+DATA levels8<>+28(SB)/4, $0xbf800000
+DATA levels8<>+32(SB)/4, $0x00000000
+DATA levels8<>+36(SB)/4, $0x3f800000
+DATA levels8<>+40(SB)/4, $0x40000000
+DATA levels8<>+44(SB)/4, $0x40400000
+DATA levels8<>+48(SB)/4, $0x40800000
+DATA levels8<>+52(SB)/4, $0x40a00000
+DATA levels8<>+56(SB)/4, $0x40c00000
+DATA levels8<>+60(SB)/4, $0x40e00000
+GLOBL levels8<>(SB), RODATA|NOPTR, $64
+
+DATA iq4Floats<>+0(SB)/4, $0xc2fe0000
+DATA iq4Floats<>+4(SB)/4, $0xc2d00000
+DATA iq4Floats<>+8(SB)/4, $0xc2a60000
+DATA iq4Floats<>+12(SB)/4, $0xc2820000
+DATA iq4Floats<>+16(SB)/4, $0xc2440000
+DATA iq4Floats<>+20(SB)/4, $0xc20c0000
+DATA iq4Floats<>+24(SB)/4, $0xc1b00000
+DATA iq4Floats<>+28(SB)/4, $0xc1200000
+DATA iq4Floats<>+32(SB)/4, $0x3f800000
+DATA iq4Floats<>+36(SB)/4, $0x41500000
+DATA iq4Floats<>+40(SB)/4, $0x41c80000
+DATA iq4Floats<>+44(SB)/4, $0x42180000
+DATA iq4Floats<>+48(SB)/4, $0x42540000
+DATA iq4Floats<>+52(SB)/4, $0x428a0000
+DATA iq4Floats<>+56(SB)/4, $0x42b20000
+DATA iq4Floats<>+60(SB)/4, $0x42e20000
+GLOBL iq4Floats<>(SB), RODATA|NOPTR, $64
+
 // func unpackF16AVX2(dst *byte, src *byte, n int)
 // Requires: AVX, F16C
 TEXT ·unpackF16AVX2(SB), NOSPLIT, $0-24
@@ -375,7 +429,7 @@ block:
 	RET
 
 // func unpackQ4_0BF16(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
 TEXT ·unpackQ4_0BF16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -384,25 +438,21 @@ TEXT ·unpackQ4_0BF16(SB), NOSPLIT, $0-24
 block:
 	VPBROADCASTW (CX), Y4
 	VCVTPH2PS    Y4, Z4
-	VMOVDQU      2(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VPSUBB       eights<>+0(SB), X8, X8
-	VPSUBB       eights<>+0(SB), X9, X9
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z4, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z4, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          block
+	VMULPS       levels8<>+0(SB), Z4, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW 2(CX), Y2
+	VPSRLW    $0x04, Y2, Y3
+	VPERMW    Y1, Y2, Y2
+	VMOVDQU   Y2, (AX)
+	VPERMW    Y1, Y3, Y3
+	VMOVDQU   Y3, 32(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       block
 	VZEROUPPER
 	RET
 
@@ -485,7 +535,7 @@ block:
 	RET
 
 // func unpackQ4_1BF16(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
 TEXT ·unpackQ4_1BF16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -496,25 +546,22 @@ block:
 	VCVTPH2PS    Y4, Z4
 	VPBROADCASTW 2(CX), Y5
 	VCVTPH2PS    Y5, Z5
-	VMOVDQU      4(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z4, Z0, Z0
+	VMULPS       levels<>+0(SB), Z4, Z0
 	VADDPS       Z5, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z4, Z1, Z1
-	VADDPS       Z5, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, (AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          block
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW 4(CX), Y2
+	VPSRLW    $0x04, Y2, Y3
+	VPERMW    Y1, Y2, Y2
+	VMOVDQU   Y2, (AX)
+	VPERMW    Y1, Y3, Y3
+	VMOVDQU   Y3, 32(AX)
+	ADDQ      $+20, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       block
 	VZEROUPPER
 	RET
 
@@ -877,7 +924,7 @@ block:
 	RET
 
 // func unpackIQ4_NLBF16(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
 TEXT ·unpackIQ4_NLBF16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -886,27 +933,21 @@ TEXT ·unpackIQ4_NLBF16(SB), NOSPLIT, $0-24
 block:
 	VPBROADCASTW (CX), Y4
 	VCVTPH2PS    Y4, Z4
-	VMOVDQU      2(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z4, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z4, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          block
+	VMULPS       iq4Floats<>+0(SB), Z4, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW 2(CX), Y2
+	VPSRLW    $0x04, Y2, Y3
+	VPERMW    Y1, Y2, Y2
+	VMOVDQU   Y2, (AX)
+	VPERMW    Y1, Y3, Y3
+	VMOVDQU   Y3, 32(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       block
 	VZEROUPPER
 	RET
 
@@ -2825,7 +2866,7 @@ block:
 	RET
 
 // func unpackQ4_KBF16(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·unpackQ4_KBF16(SB), NOSPLIT, $128-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -2866,146 +2907,90 @@ block:
 	VCVTDQ2PS    Y9, Y9
 	VMULPS       Y5, Y9, Y9
 	VMOVUPS      Y9, 64(SP)
-	VMOVDQU      16(CX), X8
-	VPSRLW       $0x04, X8, X10
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X10, X10
-	VMOVDQU      32(CX), X9
-	VPSRLW       $0x04, X9, X11
-	VPAND        fifteens<>+0(SB), X9, X9
-	VPAND        fifteens<>+0(SB), X11, X11
 	VBROADCASTSS (SP), Z6
 	VBROADCASTSS 64(SP), Z7
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
+	VBROADCASTSS 4(SP), Z8
+	VBROADCASTSS 68(SP), Z9
+
+	// Of an index, VPERMW reads the low five bits; the table holds its weights twice.
+	VPMOVZXBW    16(CX), Z2
+	VPSRLW       $0x04, Z2, Z3
+	VMULPS       levels<>+0(SB), Z6, Z0
 	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, (AX)
-	VBROADCASTSS 4(SP), Z6
-	VBROADCASTSS 68(SP), Z7
-	VPMOVSXBD    X10, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X11, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 64(AX)
-	VMOVDQU      48(CX), X8
-	VPSRLW       $0x04, X8, X10
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X10, X10
-	VMOVDQU      64(CX), X9
-	VPSRLW       $0x04, X9, X11
-	VPAND        fifteens<>+0(SB), X9, X9
-	VPAND        fifteens<>+0(SB), X11, X11
+	LONG         $0x487ff262
+	WORD         $0xc872
+	VPERMW       Z1, Z2, Z2
+	VMOVDQU64    Z2, (AX)
+	VMULPS       levels<>+0(SB), Z8, Z0
+	VSUBPS       Z9, Z0, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+	VPERMW       Z1, Z3, Z3
+	VMOVDQU64    Z3, 64(AX)
 	VBROADCASTSS 8(SP), Z6
 	VBROADCASTSS 72(SP), Z7
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
+	VBROADCASTSS 12(SP), Z8
+	VBROADCASTSS 76(SP), Z9
+
+	// Of an index, VPERMW reads the low five bits; the table holds its weights twice.
+	VPMOVZXBW    48(CX), Z2
+	VPSRLW       $0x04, Z2, Z3
+	VMULPS       levels<>+0(SB), Z6, Z0
 	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 128(AX)
-	VBROADCASTSS 12(SP), Z6
-	VBROADCASTSS 76(SP), Z7
-	VPMOVSXBD    X10, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X11, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 192(AX)
-	VMOVDQU      80(CX), X8
-	VPSRLW       $0x04, X8, X10
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X10, X10
-	VMOVDQU      96(CX), X9
-	VPSRLW       $0x04, X9, X11
-	VPAND        fifteens<>+0(SB), X9, X9
-	VPAND        fifteens<>+0(SB), X11, X11
+	LONG         $0x487ff262
+	WORD         $0xc872
+	VPERMW       Z1, Z2, Z2
+	VMOVDQU64    Z2, 128(AX)
+	VMULPS       levels<>+0(SB), Z8, Z0
+	VSUBPS       Z9, Z0, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+	VPERMW       Z1, Z3, Z3
+	VMOVDQU64    Z3, 192(AX)
 	VBROADCASTSS 16(SP), Z6
 	VBROADCASTSS 80(SP), Z7
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
+	VBROADCASTSS 20(SP), Z8
+	VBROADCASTSS 84(SP), Z9
+
+	// Of an index, VPERMW reads the low five bits; the table holds its weights twice.
+	VPMOVZXBW    80(CX), Z2
+	VPSRLW       $0x04, Z2, Z3
+	VMULPS       levels<>+0(SB), Z6, Z0
 	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 256(AX)
-	VBROADCASTSS 20(SP), Z6
-	VBROADCASTSS 84(SP), Z7
-	VPMOVSXBD    X10, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X11, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 320(AX)
-	VMOVDQU      112(CX), X8
-	VPSRLW       $0x04, X8, X10
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X10, X10
-	VMOVDQU      128(CX), X9
-	VPSRLW       $0x04, X9, X11
-	VPAND        fifteens<>+0(SB), X9, X9
-	VPAND        fifteens<>+0(SB), X11, X11
+	LONG         $0x487ff262
+	WORD         $0xc872
+	VPERMW       Z1, Z2, Z2
+	VMOVDQU64    Z2, 256(AX)
+	VMULPS       levels<>+0(SB), Z8, Z0
+	VSUBPS       Z9, Z0, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+	VPERMW       Z1, Z3, Z3
+	VMOVDQU64    Z3, 320(AX)
 	VBROADCASTSS 24(SP), Z6
 	VBROADCASTSS 88(SP), Z7
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 384(AX)
-	VBROADCASTSS 28(SP), Z6
-	VBROADCASTSS 92(SP), Z7
-	VPMOVSXBD    X10, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VSUBPS       Z7, Z0, Z0
-	VPMOVSXBD    X11, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	VSUBPS       Z7, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 448(AX)
-	ADDQ         $+144, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          block
+	VBROADCASTSS 28(SP), Z8
+	VBROADCASTSS 92(SP), Z9
+
+	// Of an index, VPERMW reads the low five bits; the table holds its weights twice.
+	VPMOVZXBW 112(CX), Z2
+	VPSRLW    $0x04, Z2, Z3
+	VMULPS    levels<>+0(SB), Z6, Z0
+	VSUBPS    Z7, Z0, Z0
+	LONG      $0x487ff262
+	WORD      $0xc872
+	VPERMW    Z1, Z2, Z2
+	VMOVDQU64 Z2, 384(AX)
+	VMULPS    levels<>+0(SB), Z8, Z0
+	VSUBPS    Z9, Z0, Z0
+	LONG      $0x487ff262
+	WORD      $0xc872
+	VPERMW    Z1, Z3, Z3
+	VMOVDQU64 Z3, 448(AX)
+	ADDQ      $+144, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       block
 	VZEROUPPER
 	RET
 
@@ -4535,6 +4520,7 @@ block:
 	VCVTDQ2PS    Y8, Y8
 	VMULPS       Y4, Y8, Y8
 	VMOVUPS      Y8, (SP)
+	VBROADCASTSS (SP), Y6
 	VMOVDQU      8(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4543,7 +4529,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS (SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4562,6 +4547,7 @@ block:
 	VMOVUPS      Y1, 32(AX)
 	VMOVUPS      Y2, 64(AX)
 	VMOVUPS      Y3, 96(AX)
+	VBROADCASTSS 4(SP), Y6
 	VMOVDQU      24(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4570,7 +4556,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 4(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4589,6 +4574,7 @@ block:
 	VMOVUPS      Y1, 160(AX)
 	VMOVUPS      Y2, 192(AX)
 	VMOVUPS      Y3, 224(AX)
+	VBROADCASTSS 8(SP), Y6
 	VMOVDQU      40(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4597,7 +4583,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 8(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4616,6 +4601,7 @@ block:
 	VMOVUPS      Y1, 288(AX)
 	VMOVUPS      Y2, 320(AX)
 	VMOVUPS      Y3, 352(AX)
+	VBROADCASTSS 12(SP), Y6
 	VMOVDQU      56(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4624,7 +4610,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 12(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4643,6 +4628,7 @@ block:
 	VMOVUPS      Y1, 416(AX)
 	VMOVUPS      Y2, 448(AX)
 	VMOVUPS      Y3, 480(AX)
+	VBROADCASTSS 16(SP), Y6
 	VMOVDQU      72(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4651,7 +4637,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 16(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4670,6 +4655,7 @@ block:
 	VMOVUPS      Y1, 544(AX)
 	VMOVUPS      Y2, 576(AX)
 	VMOVUPS      Y3, 608(AX)
+	VBROADCASTSS 20(SP), Y6
 	VMOVDQU      88(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4678,7 +4664,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 20(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4697,6 +4682,7 @@ block:
 	VMOVUPS      Y1, 672(AX)
 	VMOVUPS      Y2, 704(AX)
 	VMOVUPS      Y3, 736(AX)
+	VBROADCASTSS 24(SP), Y6
 	VMOVDQU      104(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4705,7 +4691,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 24(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4724,6 +4709,7 @@ block:
 	VMOVUPS      Y1, 800(AX)
 	VMOVUPS      Y2, 832(AX)
 	VMOVUPS      Y3, 864(AX)
+	VBROADCASTSS 28(SP), Y6
 	VMOVDQU      120(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4732,7 +4718,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 28(SP), Y6
 	VPMOVSXBD    X8, Y0
 	VPSHUFD      $0xee, X8, X8
 	VPMOVSXBD    X8, Y1
@@ -4784,6 +4769,7 @@ block:
 	VCVTDQ2PS    Y8, Y8
 	VMULPS       Y4, Y8, Y8
 	VMOVUPS      Y8, (SP)
+	VBROADCASTSS (SP), Z6
 	VMOVDQU      8(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4792,7 +4778,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS (SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4801,6 +4786,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, (AX)
 	VMOVUPS      Z1, 64(AX)
+	VBROADCASTSS 4(SP), Z6
 	VMOVDQU      24(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4809,7 +4795,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 4(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4818,6 +4803,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, 128(AX)
 	VMOVUPS      Z1, 192(AX)
+	VBROADCASTSS 8(SP), Z6
 	VMOVDQU      40(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4826,7 +4812,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 8(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4835,6 +4820,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, 256(AX)
 	VMOVUPS      Z1, 320(AX)
+	VBROADCASTSS 12(SP), Z6
 	VMOVDQU      56(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4843,7 +4829,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 12(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4852,6 +4837,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, 384(AX)
 	VMOVUPS      Z1, 448(AX)
+	VBROADCASTSS 16(SP), Z6
 	VMOVDQU      72(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4860,7 +4846,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 16(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4869,6 +4854,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, 512(AX)
 	VMOVUPS      Z1, 576(AX)
+	VBROADCASTSS 20(SP), Z6
 	VMOVDQU      88(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4877,7 +4863,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 20(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4886,6 +4871,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, 640(AX)
 	VMOVUPS      Z1, 704(AX)
+	VBROADCASTSS 24(SP), Z6
 	VMOVDQU      104(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4894,7 +4880,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 24(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4903,6 +4888,7 @@ block:
 	VMULPS       Z6, Z1, Z1
 	VMOVUPS      Z0, 768(AX)
 	VMOVUPS      Z1, 832(AX)
+	VBROADCASTSS 28(SP), Z6
 	VMOVDQU      120(CX), X8
 	VPSRLW       $0x04, X8, X9
 	VPAND        fifteens<>+0(SB), X8, X8
@@ -4911,7 +4897,6 @@ block:
 	VPSHUFB      X8, X12, X8
 	VMOVDQU      iq4Levels<>+0(SB), X12
 	VPSHUFB      X9, X12, X9
-	VBROADCASTSS 28(SP), Z6
 	VPMOVSXBD    X8, Z0
 	VCVTDQ2PS    Z0, Z0
 	VMULPS       Z6, Z0, Z0
@@ -4928,7 +4913,7 @@ block:
 	RET
 
 // func unpackIQ4_XSBF16(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
 TEXT ·unpackIQ4_XSBF16(SB), NOSPLIT, $128-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -4953,153 +4938,105 @@ block:
 	VCVTDQ2PS    Y8, Y8
 	VMULPS       Y4, Y8, Y8
 	VMOVUPS      Y8, (SP)
-	VMOVDQU      8(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
 	VBROADCASTSS (SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, (AX)
-	VMOVDQU      24(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    8(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, (AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 32(AX)
 	VBROADCASTSS 4(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 64(AX)
-	VMOVDQU      40(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    24(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, 64(AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 96(AX)
 	VBROADCASTSS 8(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 128(AX)
-	VMOVDQU      56(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    40(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, 128(AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 160(AX)
 	VBROADCASTSS 12(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 192(AX)
-	VMOVDQU      72(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    56(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, 192(AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 224(AX)
 	VBROADCASTSS 16(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 256(AX)
-	VMOVDQU      88(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    72(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, 256(AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 288(AX)
 	VBROADCASTSS 20(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 320(AX)
-	VMOVDQU      104(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    88(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, 320(AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 352(AX)
 	VBROADCASTSS 24(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 384(AX)
-	VMOVDQU      120(CX), X8
-	VPSRLW       $0x04, X8, X9
-	VPAND        fifteens<>+0(SB), X8, X8
-	VPAND        fifteens<>+0(SB), X9, X9
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X8, X12, X8
-	VMOVDQU      iq4Levels<>+0(SB), X12
-	VPSHUFB      X9, X12, X9
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW    104(CX), Y2
+	VPSRLW       $0x04, Y2, Y3
+	VPERMW       Y1, Y2, Y2
+	VMOVDQU      Y2, 384(AX)
+	VPERMW       Y1, Y3, Y3
+	VMOVDQU      Y3, 416(AX)
 	VBROADCASTSS 28(SP), Z6
-	VPMOVSXBD    X8, Z0
-	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z6, Z0, Z0
-	VPMOVSXBD    X9, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z6, Z1, Z1
-	LONG         $0x4877f262
-	WORD         $0xd072
-	VMOVUPS      Z2, 448(AX)
-	ADDQ         $+136, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          block
+	VMULPS       iq4Floats<>+0(SB), Z6, Z0
+	LONG         $0x487ff262
+	WORD         $0xc872
+
+	// Of an index, VPERMW reads the low four bits.
+	VPMOVZXBW 120(CX), Y2
+	VPSRLW    $0x04, Y2, Y3
+	VPERMW    Y1, Y2, Y2
+	VMOVDQU   Y2, 448(AX)
+	VPERMW    Y1, Y3, Y3
+	VMOVDQU   Y3, 480(AX)
+	ADDQ      $+136, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       block
 	VZEROUPPER
 	RET

@@ -139,6 +139,35 @@ func TestMatMulTypes(t *testing.T) {
 	})
 }
 
+// Unit vectors pick single weights, and a product that rounds gives each of them rounded once.
+func TestMatMulPicks(t *testing.T) {
+	eachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		const in, out = 512, 35
+		x, dst, row := tensor.New(in, in), tensor.New(in, out), make([]float32, in)
+		for k := range in {
+			x.Row(k)[k] = 1
+		}
+		for _, typ := range types {
+			w := weights(rng, typ, out, in)
+			for _, p := range []kernels.Precision{kernels.Auto, kernels.F32} {
+				kernels.MatMul(dst, x, w, p)
+				for o := range out {
+					typ.Unpack(row, w.Row(o))
+					for k, want := range row {
+						if p.Rounds() {
+							want = tensor.BF16(tensor.ToBF16(want))
+						}
+						if got := dst.Row(k)[o]; got != want {
+							t.Fatalf("%v precision %d: weight %d of row %d is %v, want %v", typ, p, k, o, got, want)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
 // BenchmarkMatMul counts 2·tokens·out·in operations.
 func BenchmarkMatMul(b *testing.B) {
 	const out, in = 4096, 4096

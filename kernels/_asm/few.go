@@ -15,15 +15,11 @@ import (
 // VPERMPS, which looks only at the low four bits of an index, picks them. Other weights are multiplied as they are unpacked.
 func few(g *gen) {
 	c := g.constants()
-	f := fewConstants{
-		levels:    g.floats("levels", func(i int) float32 { return float32(i) }),
-		levels8:   g.floats("levels8", func(i int) float32 { return float32(i - 8) }),
-		iq4Levels: g.floats("iq4Floats", func(i int) float32 { return float32(iq4Levels[i]) }),
-	}
+	f := g.levels16()
 	picked := map[string]struct{ setup, block func(k *fewKernel) }{
-		"Q4_0":   {func(k *fewKernel) { k.VMOVUPS(f.levels8, k.reg(16)) }, (*fewKernel).q4},
-		"IQ4_NL": {func(k *fewKernel) { k.VMOVUPS(f.iq4Levels, k.reg(16)) }, (*fewKernel).q4},
-		"Q4_K":   {func(k *fewKernel) { k.VMOVUPS(f.levels, k.reg(16)) }, (*fewKernel).q4_K},
+		"Q4_0":   {func(k *fewKernel) { k.VMOVUPS(f.q4_0, k.reg(16)) }, (*fewKernel).q4},
+		"IQ4_NL": {func(k *fewKernel) { k.VMOVUPS(f.iq4, k.reg(16)) }, (*fewKernel).q4},
+		"Q4_K":   {func(k *fewKernel) { k.VMOVUPS(f.q4_K, k.reg(16)) }, (*fewKernel).q4_K},
 	}
 	for _, tokens := range []int{1, 2, 4} {
 		for _, t := range blockTypes {
@@ -169,21 +165,6 @@ func fewBF16(g *gen) {
 		}
 		k.results(dst, rowDst)
 	}
-}
-
-// iq4Levels are those of IQ4_NL and IQ4_XS.
-var iq4Levels = [16]int8{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
-
-type fewConstants struct{ levels, levels8, iq4Levels operand.Mem }
-
-// floats is a vector of 16 float32 constants.
-func (g *gen) floats(name string, f func(i int) float32) operand.Mem {
-	m := g.StaticGlobal(name)
-	g.DataAttributes(rodata)
-	for i := range 16 {
-		g.AddDatum(4*i, operand.U32(math.Float32bits(f(i))))
-	}
-	return m
 }
 
 // fewKernel multiplies blocks with tokens. Registers 24 to 31 hold sums, two or more for a token.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"math"
+
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -16,11 +18,11 @@ var blockTypes = []blockType{
 	{"F16", 32, 64, (*unpacker).f16},
 	{"BF16", 32, 64, (*unpacker).bf16},
 	{"Q8_0", 32, 34, (*unpacker).q8_0},
-	{"Q4_0", 32, 18, func(u *unpacker) { u.q4(2, u.minus8, false) }},
-	{"Q4_1", 32, 20, func(u *unpacker) { u.q4(4, nil, true) }},
+	{"Q4_0", 32, 18, func(u *unpacker) { u.q4(2, u.minus8, u.floats16.q4_0, false) }},
+	{"Q4_1", 32, 20, func(u *unpacker) { u.q4(4, nil, u.floats16.q4_K, true) }},
 	{"Q5_0", 32, 22, func(u *unpacker) { u.q5(2, u.minus16, false) }},
 	{"Q5_1", 32, 24, func(u *unpacker) { u.q5(4, nil, true) }},
-	{"IQ4_NL", 32, 18, func(u *unpacker) { u.q4(2, u.iq4, false) }},
+	{"IQ4_NL", 32, 18, func(u *unpacker) { u.q4(2, u.iq4, u.floats16.iq4, false) }},
 	{"Q2_K", 256, 84, (*unpacker).q2_K},
 	{"Q3_K", 256, 110, (*unpacker).q3_K},
 	{"Q4_K", 256, 144, func(u *unpacker) { u.q45_K(false) }},
@@ -32,7 +34,7 @@ var blockTypes = []blockType{
 // unpack writes the decoders of block types: to float32 in AVX2 and AVX-512, bit for bit what the plain decoders of
 // formats/ggml give, and to those values rounded to bfloat16. formats/ggml documents the layouts.
 func unpack(g *gen) {
-	c := g.constants()
+	c, l := g.constants(), g.levels16()
 	for _, t := range blockTypes {
 		for _, v := range []struct {
 			isa
@@ -51,7 +53,7 @@ func unpack(g *gen) {
 				what = what[:len(what)-len("float32 values.")] + "bfloat16 values."
 			}
 			g.function(name, "func(dst, src *byte, n int)", what)
-			u := &unpacker{gen: g, constants: c, isa: v.isa, half: v.half, dst: g.gp("dst"), src: g.gp("src")}
+			u := &unpacker{gen: g, constants: c, isa: v.isa, half: v.half, floats16: l, dst: g.gp("dst"), src: g.gp("src")}
 			n := g.gp("n")
 			if t.weights == 256 {
 				u.scales = g.AllocLocal(128)
@@ -77,7 +79,8 @@ type unpacker struct {
 	*gen
 	constants
 	isa
-	half     bool // bfloat16 output
+	half     bool     // bfloat16 output
+	floats16 levels16 // with half
 	dst, src reg.Register
 	levels   *levelsOutput // where not nil, output as levels and scales
 	product  func(at int)  // where not nil, takes the 32 float32 values from position at on instead of memory
@@ -126,6 +129,30 @@ func (g *gen) constants() constants {
 		dwords15:    dwords("dwords15", func(int) byte { return 15 }),
 		dwords32:    dwords("dwords32", func(int) byte { return 32 }),
 	}
+}
+
+// iq4Levels are those of IQ4_NL and IQ4_XS.
+var iq4Levels = [16]int8{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+
+// levels16 are the levels of four-bit codes in float32.
+type levels16 struct{ q4_K, q4_0, iq4 operand.Mem }
+
+func (g *gen) levels16() levels16 {
+	return levels16{
+		q4_K: g.floats("levels", func(i int) float32 { return float32(i) }),
+		q4_0: g.floats("levels8", func(i int) float32 { return float32(i - 8) }),
+		iq4:  g.floats("iq4Floats", func(i int) float32 { return float32(iq4Levels[i]) }),
+	}
+}
+
+// floats is a vector of 16 float32 constants.
+func (g *gen) floats(name string, f func(i int) float32) operand.Mem {
+	m := g.StaticGlobal(name)
+	g.DataAttributes(rodata)
+	for i := range 16 {
+		g.AddDatum(4*i, operand.U32(math.Float32bits(f(i))))
+	}
+	return m
 }
 
 func (u *unpacker) x(i int) reg.Register {
@@ -247,9 +274,49 @@ func (u *unpacker) iq4(r int) {
 	u.VPSHUFB(u.x(r), u.x(12), u.x(r))
 }
 
-// q4 decodes Q4_0 and its like; header is the offset of qs, adjust turns codes into levels.
-func (u *unpacker) q4(header int, adjust func(r int), minimum bool) {
+// table sets r to the 16 weights that codes of one scale stand for, in bfloat16, twice. It uses register 0.
+func (u *unpacker) table(levels operand.Mem, s scaled, r int) {
+	u.VMULPS(levels, u.reg(s.scale), u.reg(0))
+	if s.minus >= 0 {
+		u.VSUBPS(u.reg(s.minus), u.reg(0), u.reg(0))
+	}
+	if s.plus >= 0 {
+		u.VADDPS(u.reg(s.plus), u.reg(0), u.reg(0))
+	}
+	u.vcvtne2ps2bf16(u.reg(0), u.reg(0), u.reg(r))
+}
+
+// look16 stores 32 weights from position on: those of the low, then those of the high halves of the 16 bytes at offset.
+func (u *unpacker) look16(offset, position int, levels operand.Mem, s scaled) {
+	u.table(levels, s, 1)
+	u.Comment("Of an index, VPERMW reads the low four bits.")
+	u.VPMOVZXBW(at(u.src, offset), u.y(2))
+	u.VPSRLW(operand.U8(4), u.y(2), u.y(3))
+	for h := range 2 {
+		u.VPERMW(u.y(1), u.y(2+h), u.y(2+h))
+		u.VMOVDQU(u.y(2+h), at(u.dst, 2*position+32*h))
+	}
+}
+
+// look32 does so for 64 weights of 32 bytes, with a scale for each half.
+func (u *unpacker) look32(offset, position int, levels operand.Mem, s [2]scaled) {
+	u.Comment("Of an index, VPERMW reads the low five bits; the table holds its weights twice.")
+	u.VPMOVZXBW(at(u.src, offset), u.reg(2))
+	u.VPSRLW(operand.U8(4), u.reg(2), u.reg(3))
+	for h := range 2 {
+		u.table(levels, s[h], 1)
+		u.VPERMW(u.reg(1), u.reg(2+h), u.reg(2+h))
+		u.VMOVDQU64(u.reg(2+h), at(u.dst, 2*position+64*h))
+	}
+}
+
+// q4 decodes Q4_0 and its like; header is the offset of qs, adjust turns codes into levels, which are levels in float32.
+func (u *unpacker) q4(header int, adjust func(r int), levels operand.Mem, minimum bool) {
 	s := u.headed(minimum)
+	if u.half {
+		u.look16(header, 0, levels, s)
+		return
+	}
 	u.nibbles(header, 8, 9)
 	if adjust != nil {
 		adjust(8)
@@ -336,6 +403,16 @@ func (u *unpacker) q45_K(five bool) {
 		u.VMOVDQU(at(u.src, 32), u.x(13))
 	}
 	s := scaled{6, 7, -1}
+	if u.half && !five {
+		for p := range 4 {
+			for h := range 2 {
+				u.VBROADCASTSS(u.group(2*p+h), u.reg(6+2*h))
+				u.VBROADCASTSS(u.group(16+2*p+h), u.reg(7+2*h))
+			}
+			u.look32(qs+32*p, 64*p, u.floats16.q4_K, [2]scaled{{6, 7, -1}, {8, 9, -1}})
+		}
+		return
+	}
 	for p := range 4 {
 		u.nibbles(qs+32*p, 8, 10)
 		u.nibbles(qs+32*p+16, 9, 11)
@@ -483,10 +560,14 @@ func (u *unpacker) iq4_XS() {
 	u.putScales(8, 4, 0)
 	s := scaled{6, -1, -1}
 	for g := range 8 {
+		u.VBROADCASTSS(u.group(g), u.reg(6))
+		if u.half {
+			u.look16(8+16*g, 32*g, u.floats16.iq4, s)
+			continue
+		}
 		u.nibbles(8+16*g, 8, 9)
 		u.iq4(8)
 		u.iq4(9)
-		u.VBROADCASTSS(u.group(g), u.reg(6))
 		u.emit(32*g, 8, 9, s, s)
 	}
 }

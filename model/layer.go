@@ -135,6 +135,15 @@ func (l *Layer) attention(dst, in, queries *tensor.Matrix, seqLen, last int) {
 		applyAll(queries, m.Precision, []*Linear{l.Q}, q)
 		applyAll(in, m.Precision, []*Linear{l.K, l.V}, k, v)
 	}
+	l.attend(dst, q, k, v, seqLen, last)
+}
+
+// Attend sets dst to the attention's result for the outputs of attn_q, attn_k and attn_v, all of them tokens×features:
+// AttnCore after its products. It changes q and k.
+func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) { l.attend(dst, q, k, v, seqLen, seqLen) }
+
+func (l *Layer) attend(dst, q, k, v *tensor.Matrix, seqLen, last int) {
+	m := l.m
 	cos, sin := m.rope(seqLen)
 	scale := kernels.AttentionScale(m.HeadDim)
 	rotate := func(x *tensor.Matrix, norm []float32, from int) { // x's first token is at position from
@@ -142,7 +151,7 @@ func (l *Layer) attention(dst, in, queries *tensor.Matrix, seqLen, last int) {
 			l.rotate(x.View(lo, hi, 0, x.Cols), norm, cos.View(from+lo, from+hi, 0, cos.Cols), sin.View(from+lo, from+hi, 0, sin.Cols))
 		})
 	}
-	for i := range in.Rows / seqLen {
+	for i := range k.Rows / seqLen {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
 		ks, vs := k.View(i*seqLen, (i+1)*seqLen, 0, k.Cols), v.View(i*seqLen, (i+1)*seqLen, 0, v.Cols)
 		rotate(qs, l.QNorm, seqLen-last)
@@ -170,9 +179,13 @@ func (l *Layer) MLPIn(dst, x *tensor.Matrix) { l.m.norm(dst, x, l.MLPNorm) }
 func (l *Layer) MLPCore(dst, in *tensor.Matrix) {
 	gate := l.m.buffer(scratchGate, in.Rows, l.m.FFN)
 	applyAll(in, l.m.Precision, []*Linear{l.Gate, l.Up}, gate, dst)
+	l.Gated(dst, gate, dst)
+}
+
+// Gated sets dst to SiLU(gate)·up, element by element: MLPCore after its products. dst may be up.
+func (l *Layer) Gated(dst, gate, up *tensor.Matrix) {
 	byRows(dst.Rows, func(lo, hi int) {
-		d := dst.View(lo, hi, 0, dst.Cols)
-		kernels.SiLUMul(d, gate.View(lo, hi, 0, gate.Cols), d)
+		kernels.SiLUMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols), up.View(lo, hi, 0, up.Cols))
 	})
 }
 

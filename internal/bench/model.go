@@ -53,31 +53,22 @@ func Model(ctx context.Context, m *model.Model, tokens []int32, report func(Oper
 
 func layer(ctx context.Context, m *model.Model, l *model.Layer, x, h, a, f *tensor.Matrix, report func(Operation)) error {
 	n := x.Rows
-	plain := func(name string, run func()) float64 {
-		s := timeIt(ctx, run)
-		report(Operation{Name: name, Seconds: s})
-		return s
-	}
-	products := func(in *tensor.Matrix, lins ...*model.Linear) (total float64) {
-		for _, lin := range lins {
-			dst := tensor.New(n, lin.Out)
-			op := linear(ctx, m, lin, lin.Name, n, func() { lin.Apply(dst, in, m.Precision) }, l.Index)
-			total += op.Seconds
-			report(op)
-		}
-		return total
+	plain := func(name string, run func()) { report(Operation{Name: name, Seconds: timeIt(ctx, run)}) }
+	product := func(lin *model.Linear, in *tensor.Matrix) *tensor.Matrix {
+		dst := tensor.New(n, lin.Out)
+		report(linear(ctx, m, lin, lin.Name, n, func() { lin.Apply(dst, in, m.Precision) }, l.Index))
+		return dst
 	}
 	plain("attn_norm", func() { l.AttnIn(h, x) })
-	qkv := products(h, l.Q, l.K, l.V)
-	core := timeIt(ctx, func() { l.AttnCore(a, h, n) })
-	report(Operation{Name: "rope and attention", Seconds: max(0, core-qkv)})
-	products(a, l.O)
+	q, k, v := product(l.Q, h), product(l.K, h), product(l.V, h)
+	plain("rope and attention", func() { l.Attend(a, q, k, v, n) })
+	l.AttnCore(a, h, n) // q and k have been rotated many times
+	product(l.O, a)
 	l.AttnOut(x, a)
 	plain("ffn_norm", func() { l.MLPIn(h, x) })
-	up := products(h, l.Gate, l.Up)
-	core = timeIt(ctx, func() { l.MLPCore(f, h) })
-	report(Operation{Name: "silu", Seconds: max(0, core-up)})
-	products(f, l.Down)
+	gate, up := product(l.Gate, h), product(l.Up, h)
+	plain("silu", func() { l.Gated(f, gate, up) })
+	product(l.Down, f)
 	l.MLPOut(x, f)
 	return ctx.Err()
 }

@@ -140,7 +140,9 @@ func (l *Layer) attention(dst, in, queries *tensor.Matrix, seqLen, last int) {
 
 // Attend sets dst to the attention's result for the outputs of attn_q, attn_k and attn_v, all of them tokens×features:
 // AttnCore after its products. It changes q and k.
-func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) { l.attend(dst, q, k, v, seqLen, seqLen) }
+func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) {
+	l.attend(dst, q, k, v, seqLen, seqLen)
+}
 
 func (l *Layer) attend(dst, q, k, v *tensor.Matrix, seqLen, last int) {
 	m := l.m

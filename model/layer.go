@@ -135,17 +135,15 @@ func (l *Layer) attention(dst, in, queries *tensor.Matrix, seqLen, last int) {
 		applyAll(queries, m.Precision, []*Linear{l.Q}, q)
 		applyAll(in, m.Precision, []*Linear{l.K, l.V}, k, v)
 	}
-	l.attend(dst, q, k, v, seqLen, last)
+	l.Attend(dst, q, k, v, seqLen)
 }
 
-// Attend sets dst to the attention's result for the outputs of attn_q, attn_k and attn_v, all of them tokens×features:
-// AttnCore after its products. It changes q and k.
+// Attend sets dst to the attention's result for the outputs of attn_q, attn_k and attn_v: AttnCore after its products. k and
+// v have seqLen rows for each sequence; q and dst as many or fewer, for its last tokens alone. It changes q and k.
 func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) {
-	l.attend(dst, q, k, v, seqLen, seqLen)
-}
-
-func (l *Layer) attend(dst, q, k, v *tensor.Matrix, seqLen, last int) {
 	m := l.m
+	seqs := k.Rows / seqLen
+	last := q.Rows / seqs
 	cos, sin := m.rope(seqLen)
 	scale := kernels.AttentionScale(m.HeadDim)
 	rotate := func(x *tensor.Matrix, norm []float32, from int) { // x's first token is at position from
@@ -153,7 +151,7 @@ func (l *Layer) attend(dst, q, k, v *tensor.Matrix, seqLen, last int) {
 			l.rotate(x.View(lo, hi, 0, x.Cols), norm, cos.View(from+lo, from+hi, 0, cos.Cols), sin.View(from+lo, from+hi, 0, sin.Cols))
 		})
 	}
-	for i := range k.Rows / seqLen {
+	for i := range seqs {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
 		ks, vs := k.View(i*seqLen, (i+1)*seqLen, 0, k.Cols), v.View(i*seqLen, (i+1)*seqLen, 0, v.Cols)
 		rotate(qs, l.QNorm, seqLen-last)

@@ -310,7 +310,7 @@ func (u *unpacker) look32(offset, position int, levels operand.Mem, s [2]scaled)
 	}
 }
 
-// q4 decodes Q4_0 and its like; header is the offset of qs, adjust turns codes into levels, which are levels in float32.
+// q4 decodes Q4_0 and its like; header is the offset of qs. adjust turns codes into their levels; levels are all 16.
 func (u *unpacker) q4(header int, adjust func(r int), levels operand.Mem, minimum bool) {
 	s := u.headed(minimum)
 	if u.half {

@@ -13,7 +13,7 @@ import (
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	"github.com/llmq/llmq/formats/hf/object"
+	jsonfile "github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/formats/safetensors"
 )
 
@@ -27,7 +27,7 @@ type Options struct {
 // Checkpoint is an open checkpoint folder. It is a model.Source.
 type Checkpoint struct {
 	dir      string
-	weights  weights
+	weights  checkpointWeights
 	md       gguf.Metadata
 	infos    []ggml.Info
 	sources  []source
@@ -62,7 +62,7 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := object.Parse(path, data)
+	config, err := jsonfile.Parse(path, data)
 	if err != nil {
 		return nil, err
 	}
@@ -78,9 +78,9 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	return c, nil
 }
 
-func (c *Checkpoint) load(config *object.Object, opt Options) error {
+func (c *Checkpoint) load(cfg *jsonfile.Object, opt Options) error {
 	// The tensors come first: they bound the vocabulary's size.
-	conv, err := arch.Convert(config, shapes{c.weights})
+	conv, err := arch.Convert(cfg, shapes{c.weights})
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}
@@ -242,5 +242,8 @@ func (p plainWeights) Rows(name string, lo, hi int) ([]byte, error) {
 // config is what the tokenizer needs of config.json.
 type config struct {
 	vocab  int
-	object *object.Object
+	object *jsonfile.Object
 }
+
+// maxVocab is the number of tokens beyond which a vocabulary is taken for a corrupt file.
+const maxVocab = 1 << 24

@@ -10,8 +10,8 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// weights is what hf needs of a checkpoint; see package checkpoint.
-type weights interface {
+// checkpointWeights is what hf needs of a checkpoint; see package checkpoint.
+type checkpointWeights interface {
 	Names() []string
 	Lookup(name string) (ggml.Info, bool)
 	Rows(name string, lo, hi int) ([]byte, error)
@@ -21,7 +21,7 @@ type weights interface {
 }
 
 // shapes shows weights to package arch.
-type shapes struct{ weights }
+type shapes struct{ checkpointWeights }
 
 func (s shapes) Shape(name string) ([]int, bool) {
 	info, ok := s.Lookup(name)
@@ -55,7 +55,7 @@ type source struct {
 }
 
 // newSource says what a tensor of a conversion looks like.
-func newSource(w weights, t *arch.Tensor) (source, error) {
+func newSource(w checkpointWeights, t *arch.Tensor) (source, error) {
 	s := source{info: ggml.Info{Name: t.Name, Type: ggml.F32, Shape: t.Shape}, Tensor: t}
 	for i, p := range t.Parts {
 		info, ok := w.Lookup(p.Name)
@@ -81,7 +81,7 @@ func (s *source) plain() bool {
 }
 
 // rows returns rows [lo,hi) of the tensor: a view of the checkpoint, or a copy where anything about them changes.
-func (s *source) rows(w weights, lo, hi int) ([]byte, error) {
+func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
 	row := s.info.Type.RowBytes(s.info.Cols())
 	if s.Values != nil {
 		data := make([]byte, 4*len(s.Values))
@@ -123,7 +123,7 @@ func (s *source) rows(w weights, lo, hi int) ([]byte, error) {
 }
 
 // decoded makes float32 values of rows that have another type than the tensor.
-func (s *source) decoded(w weights, p *arch.Part, data []byte) ([]byte, error) {
+func (s *source) decoded(w checkpointWeights, p *arch.Part, data []byte) ([]byte, error) {
 	info, _ := w.Lookup(p.Name)
 	if info.Type == s.info.Type {
 		return data, nil
@@ -149,7 +149,7 @@ func (s *source) reorder(data []byte, rows int) {
 }
 
 // partRows returns rows [lo,hi) of a part in the checkpoint's type.
-func (s *source) partRows(w weights, p *arch.Part, lo, hi int) ([]byte, error) {
+func (s *source) partRows(w checkpointWeights, p *arch.Part, lo, hi int) ([]byte, error) {
 	info, _ := w.Lookup(p.Name)
 	if p.Transposed {
 		return s.transposed(w, p, &info, lo, hi)
@@ -185,7 +185,7 @@ func (s *source) partRows(w weights, p *arch.Part, lo, hi int) ([]byte, error) {
 }
 
 // elements returns the elements of a vector that a part has, which is one row.
-func (s *source) elements(w weights, p *arch.Part, info *ggml.Info) ([]byte, error) {
+func (s *source) elements(w checkpointWeights, p *arch.Part, info *ggml.Info) ([]byte, error) {
 	all, err := w.Rows(p.Name, 0, 1)
 	if err != nil {
 		return nil, err
@@ -204,7 +204,7 @@ func (s *source) elements(w weights, p *arch.Part, info *ggml.Info) ([]byte, err
 
 // transposed returns rows of a part that the checkpoint has as columns. Each index of the dimensions before the last two
 // is read once.
-func (s *source) transposed(w weights, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
+func (s *source) transposed(w checkpointWeights, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
 	size := info.Type.BlockBytes
 	data := make([]byte, (hi-lo)*p.In*size)
 	var matrix []byte

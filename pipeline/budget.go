@@ -62,8 +62,8 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 	if opt.Calib == nil {
 		return fmt.Errorf("assigning types within a budget takes calibration text")
 	}
-	if p.Recipe.Method == Int8 {
-		return fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", Int8)
+	if m := p.Recipe.Method; m.Needs().Int8Inputs {
+		return fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", m.Name())
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}

@@ -6,7 +6,6 @@ import (
 
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -149,9 +148,9 @@ func (a *assigner) measureLayer(s *stream, index int) error {
 		if err != nil {
 			return err
 		}
-		factors := factorCache{h: in.H, opt: a.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+		solver := a.plan.Recipe.Method.Open(in)
 		for _, lin := range g.Linears {
-			if err := a.measureLinear(a.uses[lin.Name], lin, in, &factors); err != nil {
+			if err := a.measureLinear(a.uses[lin.Name], lin, in, solver); err != nil {
 				return err
 			}
 			a.opt.Progress.Add(int64(lin.Out) * int64(lin.In))
@@ -180,12 +179,12 @@ func (a *assigner) measureHead(s *stream) error {
 	if err != nil {
 		return err
 	}
-	return a.measureLinear(u, h.Linear, in, &factorCache{h: in.H, opt: a.opt.GPTQ, byBlock: map[int]*gptq.Factor{}})
+	return a.measureLinear(u, h.Linear, in, a.plan.Recipe.Method.Open(in))
 }
 
 // measureLinear quantizes some of a linear's rows to each type by the recipe's method, on the original model's inputs; u
 // is nil for a linear that is not open.
-func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, factors *factorCache) error {
+func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, solver quant.Solver) error {
 	if u == nil {
 		return nil
 	}
@@ -204,7 +203,7 @@ func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, fac
 			_, q := encode(t.Type, w, nil)
 			return q, nil
 		}
-		q, err := quantize(a.ctx, t, w, in, a.plan.Recipe.Method, factors)
+		q, err := quantize(a.ctx, t, w, solver)
 		return q.decoded, err
 	}, func(w, q *tensor.Matrix) float64 { return quant.OutputError(w, q, in.H) })
 }

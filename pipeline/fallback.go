@@ -45,7 +45,7 @@ type FallbackReport struct {
 // check refuses a fallback that cannot be carried out.
 func (f *Fallback) check(p *Plan, calibrated bool) error {
 	switch {
-	case f.MaxError == 0 && (p.Recipe.Method != Auto || f.MaxBytes == 0 && f.MaxBPW == 0):
+	case f.MaxError == 0 && (!p.Recipe.Method.Needs().Decides || f.MaxBytes == 0 && f.MaxBPW == 0):
 		return nil
 	case !(f.MaxError >= 0):
 		return fmt.Errorf("falling back to INT8 past a relative error of %g: want a positive number", f.MaxError)
@@ -62,7 +62,7 @@ func (f *Fallback) check(p *Plan, calibrated bool) error {
 
 // mayFallBack says whether rounding errors and outlier features of the linears are asked for.
 func (r *run) mayFallBack() bool {
-	return r.opt.Fallback.MaxError > 0 || r.plan.Recipe.Method == Auto && r.opt.Validate.MaxIncrease > 0
+	return r.opt.Fallback.MaxError > 0 || r.plan.Recipe.Method.Needs().Decides && r.opt.Validate.MaxIncrease > 0
 }
 
 func (f *Fallback) fits(p *Plan) bool {

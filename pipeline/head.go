@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -49,7 +48,7 @@ func (r *run) head(s, original *stream) error {
 		return err
 	}
 	t := r.plan.Lookup(outputName)
-	factors := factorCache{h: in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+	solver := r.plan.Recipe.Method.Open(in)
 	var weights, noise, outputs errorSum
 	var damping float64
 	step := max(1, batchWeights/h.Linear.In)
@@ -58,7 +57,7 @@ func (r *run) head(s, original *stream) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.src.Name(), err)
 		}
-		q, err := quantize(r.ctx, t, w, in, r.plan.Recipe.Method, &factors)
+		q, err := quantize(r.ctx, t, w, solver)
 		if err != nil {
 			return err
 		}

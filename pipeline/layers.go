@@ -3,12 +3,10 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"sync"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/llmq/llmq/awq"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -71,8 +69,8 @@ func (r *run) layer(s, original *stream, index int) error {
 		}
 		defer ol.Release()
 	}
-	switch {
-	case r.plan.Recipe.Method == Auto:
+	switch needs := r.plan.Recipe.Method.Needs(); {
+	case needs.Decides:
 		err = r.choose(s, l, ol)
 	case len(r.plan.Recipe.transforms()) > 0:
 		err = r.transform(s, l, ol)
@@ -140,7 +138,7 @@ func checkInputs(group string, meanSquares []float32) error {
 
 // group quantizes linears that share an input, each in a goroutine of its own.
 func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
-	factors := factorCache{h: in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+	solver := r.method(linears[0].Name).Open(in)
 	eg, ctx := errgroup.WithContext(r.ctx)
 	for _, lin := range linears {
 		eg.Go(func() error {
@@ -152,7 +150,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err := r.check(t, w); err != nil {
 				return err
 			}
-			q, err := quantize(ctx, t, w, in, r.method(lin.Name), &factors)
+			q, err := quantize(ctx, t, w, solver)
 			if err != nil {
 				return err
 			}
@@ -182,58 +180,25 @@ type rounding struct {
 	target  *tensor.Matrix // what was rounded: the weight, after corrections
 	data    []byte
 	decoded *tensor.Matrix // what a reader of data sees
-	damping float64        // of gptq.Factor, 0 where it was not used
+	damping float64        // of quant.Result
 }
 
-// quantize gives rows w of a tensor its type by a method that knows the inputs.
-func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, in *quant.Stats, method Method, factors *factorCache) (
-	rounding, error) {
-	var weight *quant.Weight
-	z := rounding{target: w}
-	switch g := t.Type.Grid; {
-	case g != nil && method.gptq():
-		f, err := factors.get(ctx, g)
-		if err != nil {
-			return z, err
-		}
-		z.target = f.Correct(w, in)
-		if weight, err = f.Quantize(ctx, z.target, g, factors.opt); err != nil {
-			return z, err
-		}
-		z.damping = f.Damping
-	case g != nil && method == AWQ && clips(t.Name):
-		var err error
-		if weight, err = awq.Quantize(ctx, w, in, g); err != nil {
-			return z, err
-		}
-	default:
-		z.data, z.decoded = encode(t.Type, w, in.Importance())
-		return z, nil
+// quantize gives rows w of a tensor its type by a solver that knows the inputs.
+func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, s quant.Solver) (rounding, error) {
+	if t.Type.Grid == nil {
+		data, decoded := encode(t.Type, w, nil)
+		return rounding{target: w, data: data, decoded: decoded}, nil
 	}
-	z.decoded = tensor.New(w.Rows, w.Cols)
-	weight.DecodeTo(z.decoded)
-	z.data = t.Type.PackWeight(weight)
-	return z, nil
-}
-
-// factorCache makes one GPTQ factor for all linears of a group whose types have blocks of the same length.
-type factorCache struct {
-	mu      sync.Mutex
-	h       *tensor.Matrix
-	opt     gptq.Options
-	byBlock map[int]*gptq.Factor
-}
-
-func (c *factorCache) get(ctx context.Context, g *quant.Grid) (*gptq.Factor, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f := c.byBlock[g.Block]; f != nil {
-		return f, nil
-	}
-	f, err := gptq.NewFactor(ctx, c.h, g, c.opt)
+	res, err := s.Quantize(ctx, quant.Job{W: w, Grid: t.Type.Grid, Product: meetInProduct(t.Name)})
 	if err != nil {
-		return nil, err
+		return rounding{}, err
 	}
-	c.byBlock[g.Block] = f
-	return f, nil
+	decoded := tensor.New(w.Rows, w.Cols)
+	res.Weight.DecodeTo(decoded)
+	return rounding{target: res.Target, data: t.Type.PackWeight(res.Weight), decoded: decoded, damping: res.Damping}, nil
+}
+
+// meetInProduct says whether a linear's outputs are multiplied with another's: attention's queries and keys.
+func meetInProduct(name string) bool {
+	return strings.HasSuffix(name, ".attn_q.weight") || strings.HasSuffix(name, ".attn_k.weight")
 }

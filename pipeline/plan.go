@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -38,8 +39,11 @@ type Tensor struct {
 // NewPlan applies a recipe to a checkpoint.
 func NewPlan(src Source, r Recipe) (*Plan, error) {
 	p := &Plan{Recipe: r, Metadata: append(gguf.Metadata(nil), src.Metadata()...)}
-	if r.Method == Int8 && r.Type != ggml.Q8_0 {
-		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", Int8, r.Type)
+	if r.Method == nil {
+		return nil, errors.New("the recipe has no method")
+	}
+	if r.Method.Needs().Int8Inputs && r.Type != ggml.Q8_0 {
+		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", r.Method.Name(), r.Type)
 	}
 	if s := r.Smooth; s != nil && !(s.Alpha >= 0 && s.Alpha <= 1) {
 		return nil, fmt.Errorf("smoothing with alpha %g: want 0 to 1", s.Alpha)
@@ -83,11 +87,11 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	p.Metadata.Set("general.file_type", fileType(p.mainType()))
 	p.Metadata.Set("general.quantization_version", uint32(2)) // ggml's GGML_QNT_VERSION
-	p.Metadata.Set(model.MethodKey, string(r.Method))
+	p.Metadata.Set(model.MethodKey, r.Method.Name())
 	if p.quantizes() {
 		p.Metadata.Set(model.ErrorsKey, make([]float32, len(p.Tensors))) // room for setErrors
 	}
-	if r.Method == Int8 {
+	if r.Method.Needs().Int8Inputs {
 		p.addScales()
 	}
 	var err error
@@ -246,37 +250,35 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	if m == nil {
 		return needs
 	}
-	streams, hessians, weights := int64(1), int64(1), int64(3) // H; W, encoded, decoded
+	streams := int64(1)
 	if p.Recipe.original() {
 		streams = 2 // the quantized model's and the original's
 	}
-	if p.Recipe.Method.gptq() {
-		hessians = 2 // and the factor
-		weights = 5  // W, corrected, codes, and the descent's errors and gradients, all rows on their way at most
-	}
+	method := p.Recipe.Method
 	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
 	in := []int{m.Dim, q, m.Dim, m.FFN}
 	out := []int{q + 2*kv, m.Dim, 2 * m.FFN, m.Dim}
-	var group, all, largest int64
+	var group, all, largest int64 // in bytes; all and largest of Hessians
 	for i := range in {
 		n, o := int64(in[i]), int64(out[i])
 		lacks := n * n // quant.Stats.Drift
 		if i%2 == 1 {
 			lacks = n * o // or Shortfall
 		}
-		group = max(group, hessians*n*n+weights*n*o+(streams-1)*lacks)
-		all += n * n
-		largest = max(largest, n*n)
+		group = max(group, 4*(n*n+(streams-1)*lacks)+method.Memory(out[i], in[i]))
+		all += 4 * n * n
+		largest = max(largest, 4*n*n)
 	}
 	const trial = 3 // a scaled Hessian and its factor, and the next Hessian
 	switch {
-	case p.Recipe.Method == Auto || p.Recipe.Method == AWQGPTQ:
-		group = max(group, all+trial*largest) + m.LayerWeights()
+	case method.Needs().Trials:
+		group = max(group, all+trial*largest) + 4*m.LayerWeights()
 	case len(p.Recipe.transforms()) > 0: // the layer is decoded as a whole
-		group += m.LayerWeights()
+		group += 4 * m.LayerWeights()
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
-		group = max(group, (hessians+streams-1)*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))
+		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
+		group = max(group, 4*streams*int64(m.Dim)*int64(m.Dim)+method.Memory(rows, m.Dim))
 	}
 	var states int64
 	left := newStateBudget(budget)
@@ -289,7 +291,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		states += bytes
 	}
 	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim)
-	needs.Memory = max(needs.Memory, states+4*group+4*stage*int64(min(tokens, batchTokens)))
+	needs.Memory = max(needs.Memory, states+group+4*stage*int64(min(tokens, batchTokens)))
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
 	}

@@ -9,37 +9,13 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/smoothquant"
 )
 
-// Method is how the linears' weights are chosen.
-type Method string
-
-const (
-	// RTN rounds to nearest, with scales searched by the importance of the inputs if there is calibration text.
-	RTN Method = "rtn"
-	// GPTQ compensates each column's error in the columns after it; see package gptq.
-	GPTQ Method = "gptq"
-	// Int8 is RTN to Q8_0 for weights, with the scales of the linears' inputs measured and stored in the metadata, so that
-	// products can be taken in eight bits on both sides (W8A8).
-	Int8 Method = "int8"
-	// AWQ scales the channels of each group, clips, and rounds to nearest; see package awq.
-	AWQ Method = "awq"
-	// AWQGPTQ takes AWQ's scales, and GPTQ for the rest.
-	AWQGPTQ Method = "awq+gptq"
-	// Auto measures for each group which of GPTQ, SmoothQuant and GPTQ, AWQ and GPTQ, and AWQ has the least error.
-	Auto Method = "auto"
-)
-
-// Methods lists the methods.
-var Methods = []Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8, Auto}
-
-func (m Method) awq() bool  { return m == AWQ || m == AWQGPTQ }
-func (m Method) gptq() bool { return m == GPTQ || m == AWQGPTQ || m == Auto }
-
 // Recipe says what becomes of each tensor.
 type Recipe struct {
-	Method Method
+	Method quant.Method
 	// Type is the linears' block type.
 	Type *ggml.Type
 	// Rules override Type, Embedding and Output by tensor name; the first that matches wins.
@@ -59,8 +35,8 @@ type Recipe struct {
 // Calibrated says whether carrying out the recipe takes calibration text, and what for.
 func (r *Recipe) Calibrated() (why string, ok bool) {
 	switch {
-	case r.Method != RTN:
-		return string(r.Method), true
+	case r.Method.Needs().Stats:
+		return r.Method.Name(), true
 	case r.Smooth != nil:
 		return "smoothing", true
 	case r.BiasCorrection:
@@ -70,7 +46,7 @@ func (r *Recipe) Calibrated() (why string, ok bool) {
 }
 
 // original says whether the recipe goes by what the original model has where the quantized one has its inputs.
-func (r *Recipe) original() bool { return r.Method.gptq() || r.BiasCorrection }
+func (r *Recipe) original() bool { return r.Method.Needs().Original || r.BiasCorrection }
 
 // Rule gives the tensors whose GGUF name matches Pattern a type.
 type Rule struct {

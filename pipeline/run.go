@@ -18,7 +18,6 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -27,9 +26,8 @@ import (
 
 // Options says how to carry out a plan. The zero value is the default.
 type Options struct {
-	// Calib is the text that GPTQ is calibrated on; RTN weighs its errors by it, if there is any.
+	// Calib is the text that methods are calibrated on; nil: none, for methods that do without.
 	Calib *calib.Set
-	GPTQ  gptq.Options
 	// NoCorrection quantizes the original weights. By default GPTQ first corrects each weight for the errors of
 	// everything quantized before it (gptq.Factor.Correct), and bias correction makes up for them, which takes a second
 	// forward pass of the original model.
@@ -175,7 +173,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 			return nil, nil, err
 		}
 	}
-	if p.Recipe.Method == Int8 || r.mayFallBack() {
+	if p.Recipe.Method.Needs().Int8Inputs || r.mayFallBack() {
 		r.inputs = map[string]*inputs{}
 	}
 	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
@@ -200,7 +198,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 	if err != nil || redo {
 		return nil, fallbacks, err
 	}
-	if p.Recipe.Method == Int8 {
+	if p.Recipe.Method.Needs().Int8Inputs {
 		if err := r.setScales(r.out); err != nil {
 			return nil, nil, err
 		}

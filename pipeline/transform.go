@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/llmq/llmq/awq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -24,10 +23,7 @@ func (r *Recipe) transforms() []quant.Transform {
 	if r.Smooth != nil {
 		ts = append(ts, *r.Smooth)
 	}
-	if r.Method.awq() {
-		ts = append(ts, awq.Scaling{})
-	}
-	return ts
+	return append(ts, r.Method.Needs().Transforms...)
 }
 
 // transform scales the groups of a layer whose weights are still the checkpoint's, by what the calibration inputs in s
@@ -43,7 +39,9 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 		return err
 	}
 	var stats []*quant.Stats
-	if r.plan.Recipe.Method == AWQGPTQ {
+	method := r.plan.Recipe.Method
+	own := method.Needs().Transforms
+	if method.Needs().Trials {
 		for _, g := range groups {
 			stats = append(stats, quant.NewStats(g.Linears[0].W.Cols))
 		}
@@ -53,13 +51,13 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	}
 	ranges, folded := rangesBefore(groups), len(r.foldings)
 	for i, g := range groups {
-		for _, t := range transforms {
+		for k, t := range transforms {
 			f, err := t.Transform(r.ctx, g)
 			if err != nil {
 				return err
 			}
 			if stats != nil {
-				if _, ok := t.(awq.Scaling); ok && f.Scale != nil {
+				if k >= len(transforms)-len(own) && f.Scale != nil {
 					if err := r.settle(g, f, stats[i]); err != nil {
 						return err
 					}
@@ -76,12 +74,12 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	return nil
 }
 
-// worthScaling: GPTQ takes scales that leave at most so much of the error. Smaller gains do not show in the model's
+// worthScaling: a method that is tried takes scales that leave at most so much of the error. Smaller gains do not show in the model's
 // divergence: scaling one group of gopher-4m, for 15% less of its error, moved that by 4%, the wrong way.
 const worthScaling = 0.8
 
-// settle chooses among none, half (in the exponents) and all of the scales that AWQ has found to be best for rounding to
-// nearest: GPTQ makes up for its errors, and may lose less without them. in is of inputs that are not in g's sample.
+// settle chooses among none, half (in the exponents) and all of the scales that the method's transform has found to be best
+// for rounding to nearest: the method may lose less without them, as GPTQ does, which makes up for its errors. in is of inputs that are not in g's sample.
 func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 	half := make([]float32, len(f.Scale))
 	for j, s := range f.Scale {
@@ -90,7 +88,7 @@ func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 	found := *f
 	f.Scale, f.Alpha, f.Beta = nil, 0, 0
 	for i, scale := range [][]float32{nil, half, found.Scale} {
-		e, err := r.trialOf(scale, in).error(r.ctx, g, GPTQ, r.opt.GPTQ)
+		e, err := trialOf(scale, in).error(r.ctx, g, r.plan.Recipe.Method)
 		if err != nil {
 			return err
 		}
@@ -102,7 +100,7 @@ func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 		}
 	}
 	if f.Scale == nil {
-		f.Skipped = "no scales lower its error with gptq enough"
+		f.Skipped = "no scales lower the method's error enough"
 	}
 	return nil
 }
@@ -183,7 +181,7 @@ func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 		g := &quant.Group{
 			Name: strings.TrimSuffix(l.Q.Name, "attn_q.weight") + mg.Name,
 			Prev: &quant.Scaler{Name: mg.Prev.Name, Norm: mg.Prev.Norm, Row: mg.Prev.Row},
-			In:   quant.NewInputs(mg.Linears[0].In), Int8Inputs: r.plan.Recipe.Method == Int8,
+			In:   quant.NewInputs(mg.Linears[0].In), Int8Inputs: r.plan.Recipe.Method.Needs().Int8Inputs,
 		}
 		if mg.Prev.Linear != nil {
 			g.Prev.Linear = linears[mg.Prev.Linear]
@@ -226,7 +224,7 @@ func (r *run) sample() (s struct{ seqs, seqLen int }) {
 	set := r.opt.Calib
 	s.seqLen = min(set.SeqLen, sampleSeqLen)
 	s.seqs = min((sampleTokens+s.seqLen-1)/s.seqLen, len(set.Sequences))
-	if m := r.plan.Recipe.Method; m == Auto || m == AWQGPTQ {
+	if r.plan.Recipe.Method.Needs().Trials {
 		s.seqs = min(s.seqs, max(1, len(set.Sequences)/2))
 	}
 	return s
@@ -302,7 +300,7 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 // changesVectors says whether norms and biases change, so that they are written with their layer.
 func (r *run) changesVectors() bool {
 	recipe := &r.plan.Recipe
-	return len(recipe.transforms()) > 0 || recipe.Method == Auto || recipe.BiasCorrection
+	return len(recipe.transforms()) > 0 || recipe.Method.Needs().Decides || recipe.BiasCorrection
 }
 
 // writeVectors writes the norms and biases of a layer after transforms and bias correction.
@@ -325,10 +323,4 @@ func (r *run) writeVectors(l *model.Layer) error {
 		r.done(t, quant.WeightError(w, decoded), 0)
 	}
 	return nil
-}
-
-// clips says whether AWQ may clip a linear's weights: queries and keys meet in a product that clipping disturbs (the
-// authors leave them out).
-func clips(name string) bool {
-	return !strings.HasSuffix(name, ".attn_q.weight") && !strings.HasSuffix(name, ".attn_k.weight")
 }

@@ -69,7 +69,7 @@ type LimitError struct {
 }
 
 func (r *run) limitError() *LimitError {
-	e := &LimitError{Report: r.result(""), Tried: r.plan.Recipe.Method == Auto}
+	e := &LimitError{Report: r.result(""), Tried: r.plan.Recipe.Method.Needs().Decides}
 	for i := range r.plan.Tensors {
 		if coarse(&r.plan.Tensors[i]) {
 			e.Left++
@@ -163,7 +163,7 @@ type relieved struct {
 func (r *run) relieve() (reports []FallbackReport, redo bool, err error) {
 	found, v := r.found, r.found.validation
 	runs := len(found.runs)
-	if r.plan.Recipe.Method != Auto || runs == maxRuns {
+	if !r.plan.Recipe.Method.Needs().Decides || runs == maxRuns {
 		return nil, false, nil
 	}
 	if found.kl == nil {

@@ -38,7 +38,7 @@ var allowed = map[string]string{
 
 	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
 
-	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline report " +
+	"cmd/llmq": "quant gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline report " +
 		"kernels internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",

@@ -72,7 +72,7 @@ func (h *hyper) windowOf(i int) int {
 
 // spec describes a model whose layers are made by layer, with a final norm and a head.
 func (h *hyper) spec(layer func(b *model.Loader, i int)) *model.Spec {
-	return &model.Spec{Arch: h.arch, Layers: h.layers, Dim: h.dim, Vocab: h.vocab, Context: h.context,
+	return &model.Spec{Arch: h.arch, Layers: h.layers, Dim: h.dim, Vocab: h.vocab, Context: h.context, ExpertsUsed: h.expertsUsed,
 		Layer: layer,
 		Outer: func(b *model.Loader) model.Ends { return model.Ends{Norm: h.norm(b, "output_norm")} },
 	}

@@ -39,6 +39,11 @@ func (a *Attention) Branch() Branch {
 	if a.Gate != nil {
 		linears = append(linears, a.Gate)
 	}
+	for _, l := range []*Linear{a.Q, a.K} {
+		if l != nil && a.V != nil {
+			l.Product = true
+		}
+	}
 	out := &Site{Name: "attn_out", Expert: -1, Linears: []*Linear{a.O}}
 	if a.V != nil && a.VNorm == nil {
 		out.Prev = &Prev{Name: a.V.Name, Linear: a.V, Row: a.valueRows()}

@@ -15,6 +15,7 @@ type Linear struct {
 	Name    string // the weight's tensor: "blk.0.attn_q.weight"
 	Expert  int    // of the experts that one tensor holds, which one; −1: it is the whole tensor
 	Role    Role
+	Product bool            // the output meets another's in a product, as queries do keys
 	Out, In int             // W is Out×In
 	W       kernels.Weights // as the source stores it
 	// F32, where not nil, replaces W: the values that quantization chose.

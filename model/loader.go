@@ -74,7 +74,9 @@ func (b *Loader) want(name string, role Role, p Presence, shape ...int) bool {
 
 // Vector returns the n values of a norm, a bias or the like; nil if it is not there, which Open allows only where it is
 // Optional.
-func (b *Loader) Vector(name string, n int, p Presence) []float32 { return b.Values(name, RoleVector, p, n) }
+func (b *Loader) Vector(name string, n int, p Presence) []float32 {
+	return b.Values(name, RoleVector, p, n)
+}
 
 // Values returns the values of a tensor of any shape in float32.
 func (b *Loader) Values(name string, role Role, p Presence, shape ...int) []float32 {
@@ -265,4 +267,3 @@ func (m *Model) LoadsBias(weight string) bool {
 	_, ok := m.wants[biasName(weight)]
 	return ok
 }
-

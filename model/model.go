@@ -20,7 +20,8 @@ type Spec struct {
 	Longest int
 	// Width is the number of features that hidden states have between layers; 0: Dim. What there is beyond Dim the layers
 	// keep in State.Aux.
-	Width int
+	Width       int
+	ExpertsUsed int // experts that a token reaches in a layer; 0: there are none
 	// Layer composes layer i. It must ask b for the same tensors each time.
 	Layer func(b *Loader, i int)
 	// Outer names the tensors outside the layers, and says how embeddings and logits are computed.
@@ -185,6 +186,11 @@ func (m *Model) Embed(dst *tensor.Matrix, tokens []int32, seqLen int, replace fu
 		return nil
 	}
 	return e.EmbedAux(aux, x, tokens)
+}
+
+// EmbedRows sets the rows of dst, len(tokens)×Dim, to the embeddings of tokens as the table has them.
+func (m *Model) EmbedRows(dst *tensor.Matrix, tokens []int32) error {
+	return m.rows(dst, EmbedName, tokens)
 }
 
 // rows decodes the tokens' rows of a table.

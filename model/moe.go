@@ -296,7 +296,7 @@ func (f *MoE) applyIn(st *State) {
 	n := f.Down[0].In
 	inner := st.Scratch("experts", r.rows(), n)
 	for e := range f.Down {
-		if len(r.tokens[e]) == 0 {
+		if len(r.tokens[e]) == 0 || !st.computes(e) {
 			continue
 		}
 		h, dst := f.gather(st, e), f.part(st, inner, e)

@@ -65,6 +65,9 @@ func (m *Model) Widest() int {
 	return most
 }
 
+// ExpertsUsed is how many experts a token reaches in a layer; 0: there are none.
+func (m *Model) ExpertsUsed() int { return m.spec.ExpertsUsed }
+
 // LayerOf returns the layer that a linear, given by its weight's name, is in; −1 if there is none.
 func (m *Model) LayerOf(name string) int {
 	for i, shapes := range m.shapes {

@@ -61,8 +61,8 @@ type Stage struct {
 	Adds bool
 }
 
-// input is Input, or what it stands for where it is nil.
-func (s *Stage) input(st *State, i int) (*tensor.Matrix, []int) {
+// InputOf is Input, or what it stands for where it is nil.
+func (s *Stage) InputOf(st *State, i int) (*tensor.Matrix, []int) {
 	if s.Input == nil {
 		return st.In, nil
 	}

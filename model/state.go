@@ -19,6 +19,7 @@ type State struct {
 	precision kernels.Precision
 	last      int // of each sequence, so many tokens are wanted: see Layer.ForwardLast
 	routes    *routes
+	only      [2]int                    // the experts that are computed, from the first to before the last; both 0: all
 	kept      map[string]*tensor.Matrix // what stages leave for later ones of the same layer, beside In
 	scratch   map[string][]float32
 }
@@ -37,6 +38,12 @@ func (st *State) Enter(m *Model, x *tensor.Matrix, seqLen int) {
 	}
 	st.SeqLen, st.last, st.In, st.routes = seqLen, seqLen, nil, nil
 }
+
+// OnlyExperts has stages compute experts [lo,hi) alone, which suffices where only their sites are looked at; 0, 0: all.
+func (st *State) OnlyExperts(lo, hi int) { st.only = [2]int{lo, hi} }
+
+// computes says whether expert e is computed.
+func (st *State) computes(e int) bool { return st.only[1] == 0 || e >= st.only[0] && e < st.only[1] }
 
 // Scratch returns a matrix of unspecified content without padding, valid until the name is used again.
 func (st *State) Scratch(name string, rows, cols int) *tensor.Matrix {

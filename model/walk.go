@@ -47,7 +47,7 @@ func (l *Layer) Look(st *State, k int, visit Visit) error {
 		return nil
 	}
 	for i, site := range stage.Sites {
-		in, tokens := stage.input(st, i)
+		in, tokens := stage.InputOf(st, i)
 		if err := visit(site, in, tokens); err != nil {
 			return err
 		}
@@ -110,6 +110,12 @@ func (l *Layer) Sites() []*Site {
 
 // Vectors returns the layer's norms, biases and other vectors by their tensors' names. They share the layer's storage.
 func (l *Layer) Vectors() map[string][]float32 { return l.vectors }
+
+// SetBias gives a linear of the layer a bias, or another one.
+func (l *Layer) SetBias(lin *Linear, bias []float32) {
+	lin.Bias = bias
+	l.vectors[lin.BiasName()] = bias
+}
 
 // Release gives the weights back to the source; the layer must not be used afterwards.
 func (l *Layer) Release() {

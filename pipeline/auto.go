@@ -205,7 +205,7 @@ func divided(in *quant.Stats, scale []float32) *quant.Stats {
 func (t *trial) error(ctx context.Context, g *quant.Group, m quant.Method) (float64, error) {
 	solver := m.Open(t.in)
 	return g.QuantizedError(t.scale, func(l *quant.Linear, rows *tensor.Matrix) (*quant.Weight, error) {
-		res, err := solver.Quantize(ctx, quant.Job{W: rows, Grid: l.Grid, Product: meetInProduct(l.Name)})
+		res, err := solver.Quantize(ctx, quant.Job{W: rows, Grid: l.Grid, Product: l.Product})
 		return res.Weight, err
 	})
 }

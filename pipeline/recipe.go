@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/smoothquant"
 )
@@ -85,23 +86,38 @@ func TypeForBits(bits int) (*ggml.Type, error) {
 }
 
 const (
-	embeddingName = "token_embd.weight"
-	outputName    = "output.weight"
+	embeddingName = model.EmbedName
+	outputName    = model.HeadName
 )
+
+// unusedType is the type of a tensor that nothing calibrates, as the model's function does not depend on it: Q8_0, where
+// linears are quantized.
+func unusedType(info *ggml.Info, linears *ggml.Type) *ggml.Type {
+	switch {
+	case len(info.Shape) < 2:
+		return ggml.F32
+	case linears != nil && linears.Grid == nil:
+		return linears
+	}
+	return ggml.Q8_0
+}
 
 // typeOf returns the type that a tensor gets, with the one that it replaces if that one's block does not divide its
 // columns, and the index of the rule that chose it or −1.
-func (r *Recipe) typeOf(info *ggml.Info) (t, wanted *ggml.Type, rule int, err error) {
+func (r *Recipe) typeOf(info *ggml.Info, role model.Role) (t, wanted *ggml.Type, rule int, err error) {
 	rule = -1
-	if len(info.Shape) < 2 {
-		// Norms, biases and RoPE factors: a negligible share, and GGUF readers require float32.
-		return ggml.F32, ggml.F32, rule, nil
-	}
 	t = r.Type
-	switch info.Name {
-	case embeddingName:
+	switch role {
+	case model.RoleVector, model.RoleKept:
+		// Norms, biases, routers, convolutions: a negligible share, and GGUF readers require float32.
+		return ggml.F32, ggml.F32, rule, nil
+	case model.RoleUnused:
+		if t = unusedType(info, r.Type); t == ggml.F32 {
+			return t, t, rule, nil
+		}
+	case model.RoleEmbedding:
 		t = r.outer(r.Embedding)
-	case outputName:
+	case model.RoleHead:
 		t = r.outer(r.Output)
 	}
 	for i := range r.Rules {

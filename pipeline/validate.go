@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 
@@ -121,7 +122,7 @@ func (r *run) validate() error {
 		return err
 	}
 	defer f.Close()
-	m, err := model.Open(f)
+	m, err := arch.Open(f)
 	if err != nil {
 		return err
 	}
@@ -225,7 +226,7 @@ func (r *run) relievable(t *Tensor) bool {
 // coarse says whether a tensor is a layer's linear of fewer bits than Q8_0.
 func coarse(t *Tensor) bool {
 	const bits = 8.5 // Q8_0's
-	return layerLinear(&t.Info) && 8*float64(t.Bytes()) < bits*float64(t.Elements())
+	return t.Role == model.RoleLinear && 8*float64(t.Bytes()) < bits*float64(t.Elements())
 }
 
 // sensitivity measures what rounding each linear of the original model alone does to its predictions.

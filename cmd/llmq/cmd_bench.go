@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -208,7 +209,7 @@ func (a *app) runBenchModel(ctx context.Context, opts benchOptions) error {
 		return err
 	}
 	defer src.Close()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"os"
 	"slices"
 
@@ -208,7 +209,7 @@ func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		src.Close()
 		return nil, nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math/bits"
 	"strconv"
 
@@ -167,7 +168,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	if opts.DryRun {
 		var m *model.Model
 		if calibrated {
-			if m, err = model.Open(src); err != nil {
+			if m, err = arch.Open(src); err != nil {
 				return err
 			}
 		}

@@ -19,6 +19,7 @@ type Defaults struct {
 type Config struct {
 	Layers, Dim, Heads, KVHeads, HeadDim, FFN, Vocab, Context int
 	Eps, Theta                                                float64
+	LayerNorm                                                 bool // norms are LayerNorm
 	Tied                                                      bool
 	Act                                                       string
 }
@@ -148,6 +149,18 @@ func (c *Conversion) EmbeddingsFrom(name string, r *Config) *Tensor {
 		name = headName
 	}
 	return c.Tensor("token_embd.weight", name, r.Vocab, r.Dim)
+}
+
+// CutEmbeddings is Embeddings for checkpoints that may have rows beyond the vocabulary, which are left out.
+func (c *Conversion) CutEmbeddings(name string, r *Config) {
+	if shape := c.ShapeOf(name); len(shape) == 2 && shape[0] > r.Vocab && shape[1] == r.Dim {
+		p := c.part(name, shape...)
+		p.Count = r.Vocab
+		c.Warn("%q has %d rows, the vocabulary %d tokens: the rows beyond are left out", p.Name, shape[0], r.Vocab)
+		c.add("token_embd.weight", []int{r.Vocab, r.Dim}, p)
+		return
+	}
+	c.EmbeddingsFrom(name, r)
 }
 
 // headName is where checkpoints have the output weights.

@@ -3,6 +3,7 @@ package arch
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -57,6 +58,14 @@ func Open(src model.Source) (*model.Model, error) {
 	if f == nil {
 		return nil, fmt.Errorf("model: %s: general.architecture is %.64q, supported are %s",
 			src.Name(), fmt.Sprint(v), strings.Join(Names(), ", "))
+	}
+	// llama.cpp's llama-gguf-split writes files that hold some of a model's tensors each.
+	parts := model.NewKeys(src, "split")
+	if n := parts.Int("count", 1, 0, math.MaxUint16); n > 1 {
+		parts.Fail("count", "is %d: the file is one of so many parts of a model; join them first, as llama-gguf-split --merge does", n)
+	}
+	if err := parts.Err(); err != nil {
+		return nil, err
 	}
 	k := model.NewKeys(src, name)
 	spec := f.Spec(k)

@@ -59,6 +59,14 @@ func readHyper(k *model.Keys, style kernels.RoPEStyle) *hyper {
 	return h
 }
 
+// dense refuses experts in an architecture that has none.
+func (h *hyper) dense(k *model.Keys) *hyper {
+	if h.experts > 0 {
+		k.Fail("expert_count", "is %d: mixtures of experts are not supported in %s models", h.experts, h.arch)
+	}
+	return h
+}
+
 // first is the first element: layers may differ in a number of which one is wanted where they do not.
 func first(list []int) int { return list[0] }
 
@@ -88,9 +96,14 @@ func (h *hyper) norm(b *model.Loader, name string) *model.Norm {
 
 // attention is grouped-query attention with split q, k and v. qkv and out say whether they have biases.
 func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Attention {
-	q, kv := h.heads*h.headDim, h.kvHeads*h.headDim
+	heads, kvHeads := h.heads, h.kvHeads
+	if heads < 1 || kvHeads < 1 {
+		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
+		heads, kvHeads = 1, 1
+	}
+	q, kv := heads*h.headDim, kvHeads*h.headDim
 	return &model.Attention{
-		Heads: h.heads, KVHeads: h.kvHeads, HeadDim: h.headDim,
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
 		Q:     b.Linear("attn_q", q, h.dim, qkv),
 		K:     b.Linear("attn_k", kv, h.dim, qkv),
 		V:     b.Linear("attn_v", kv, h.dim, qkv),
@@ -121,10 +134,15 @@ func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activat
 
 // moe is a mixture of gated experts under the common names, the router's gating aside.
 func (h *hyper) moe(b *model.Loader) *model.MoE {
+	n := h.experts
+	if n < 1 || h.expertsUsed < 1 {
+		b.Fail("%d of %d experts are used", h.expertsUsed, n)
+		n = 1
+	}
 	return &model.MoE{
-		Router: b.Kept("ffn_gate_inp", h.experts, h.dim, model.Absent), Top: h.expertsUsed,
-		Gate: b.Experts("ffn_gate_exps", h.experts, h.expertFFN, h.dim, model.Absent),
-		Up:   b.Experts("ffn_up_exps", h.experts, h.expertFFN, h.dim, model.Absent),
-		Down: b.Experts("ffn_down_exps", h.experts, h.dim, h.expertFFN, model.Absent),
+		Router: b.Kept("ffn_gate_inp", n, h.dim, model.Absent), Top: h.expertsUsed,
+		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, model.Absent),
+		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, model.Absent),
+		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, model.Absent),
 	}
 }

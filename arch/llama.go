@@ -12,7 +12,7 @@ func init() {
 		Classes: []string{"LlamaForCausalLM", "MistralForCausalLM"},
 		Convert: convertLlama,
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, kernels.RoPEPairs)
+			h := readHyper(k, kernels.RoPEPairs).dense(k)
 			spec := h.spec(func(b *model.Loader, i int) {
 				attn, mlp := h.norm(b, "attn_norm"), h.norm(b, "ffn_norm")
 				b.Residual(model.Residual{Pre: attn, Branch: h.attention(b, model.Optional, model.Optional).Branch()})

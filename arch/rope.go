@@ -20,6 +20,8 @@ type rope struct {
 	// Of llama3.
 	lowFreq, highFreq float64
 
+	local   float64        // the base of layers with a window; 0: they have none of their own
+	params  *object.Object // what has the base
 	scaling *object.Object // nil: none
 }
 
@@ -65,6 +67,7 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	if params == o {
 		e.theta = o.Float(opt.ThetaKey, r.Theta, 1, math.MaxFloat32)
 	}
+	e.params = params
 	partial := 1.0
 	if opt.PartialDefault != 0 {
 		partial = opt.PartialDefault
@@ -99,7 +102,7 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 			scaling.Fail("rope_type", "is %q, which GGUF readers do not know for %s", e.kind, c.Class)
 		}
 		e.factor = scaling.Float("factor", math.NaN(), 0, maxContext)
-		e.original = scaling.Int("original_max_position_embeddings", o.Int("original_max_position_embeddings", -1, 1, maxContext), 1, maxContext)
+		e.original = c.original(e, -1)
 		e.lowFreq = scaling.Float("low_freq_factor", math.NaN(), 0, maxWidth)
 		e.highFreq = scaling.Float("high_freq_factor", math.NaN(), 0, maxWidth)
 		if o.Err() == nil && e.highFreq <= e.lowFreq {
@@ -116,12 +119,21 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	return e
 }
 
+// original reads the context before scaling, which transformers 5 has at the top too.
+func (c *Conversion) original(e *rope, absent int) int {
+	const key = "original_max_position_embeddings"
+	if !e.scaling.Has(key) && c.Config.Has(key) {
+		return c.Config.Int(key, absent, 1, maxContext)
+	}
+	return e.scaling.Int(key, absent, 1, maxContext)
+}
+
 func (c *Conversion) readYaRN(e *rope, r *Config, opt ropeOptions) {
-	o, s := c.Config, e.scaling
+	s := e.scaling
 	if !s.Bool("truncate", true) && !opt.Untruncated {
 		s.Fail("truncate", "is false: GGUF readers round the bounds between the pairs that are stretched and those that are not")
 	}
-	e.original = s.Int("original_max_position_embeddings", o.Int("original_max_position_embeddings", r.Context, 1, maxContext), 1, maxContext)
+	e.original = c.original(e, r.Context)
 	e.factor = s.Float("factor", float64(r.Context)/float64(max(e.original, 1)), 0, maxContext)
 	e.betaFast = s.Float("beta_fast", 32, 0, maxWidth)
 	e.betaSlow = s.Float("beta_slow", 1, 0, maxWidth)
@@ -173,18 +185,20 @@ func (c *Conversion) ropeFactors(e *rope) {
 		return
 	}
 	factors := make([]float32, e.dims/2)
+	// In float32, step by step, as the converter computes it.
+	low, high, factor := float32(e.lowFreq), float32(e.highFreq), float32(e.factor)
 	for i := range factors {
-		wavelength := 2 * math.Pi * math.Pow(e.theta, float64(2*i)/float64(e.dims))
-		turns := float64(e.original) / wavelength // within the original context
-		f := e.factor
+		freq := 1 / float32(math.Pow(e.theta, float64(float32(2*i)/float32(e.dims))))
+		wavelength := float32(2*math.Pi) / freq
 		switch {
-		case turns > e.highFreq:
-			f = 1
-		case turns >= e.lowFreq:
-			smooth := (turns - e.lowFreq) / (e.highFreq - e.lowFreq)
-			f = 1 / ((1-smooth)/e.factor + smooth)
+		case wavelength < float32(float64(e.original)/e.highFreq):
+			factors[i] = 1
+		case wavelength > float32(float64(e.original)/e.lowFreq):
+			factors[i] = factor
+		default:
+			smooth := (float32(e.original)/wavelength - low) / (high - low)
+			factors[i] = 1 / ((1-smooth)/factor + smooth)
 		}
-		factors[i] = float32(f)
 	}
 	c.Values("rope_freqs.weight", factors)
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/bench"
 	"github.com/llmq/llmq/kernels"
-	"github.com/llmq/llmq/model"
 )
 
 type benchOptions struct {

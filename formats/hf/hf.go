@@ -85,7 +85,6 @@ func (c *Checkpoint) load(cfg *jsonfile.Object, opt Options) error {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}
 	c.warnings = append(c.warnings, conv.Warnings...)
-	weights := 0
 	for i, t := range conv.Tensors {
 		s, err := newSource(c.weights, t)
 		if err != nil {
@@ -94,14 +93,11 @@ func (c *Checkpoint) load(cfg *jsonfile.Object, opt Options) error {
 		c.sources = append(c.sources, s)
 		c.infos = append(c.infos, s.info)
 		c.index[s.info.Name] = i
-		if t.Values == nil {
-			weights += s.info.Elements()
-		}
 	}
 	c.md.Set("general.architecture", conv.Family.Name)
 	c.md.Set("general.type", "model")
 	c.md.Set("general.quantization_version", uint32(quantizationVersion))
-	if err := c.loadCard(weights); err != nil {
+	if err := c.loadCard(); err != nil {
 		return err
 	}
 	if err := c.loadGeneration(); err != nil {

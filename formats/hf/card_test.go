@@ -134,7 +134,7 @@ func TestGeneration(t *testing.T) {
 func TestTemplateFolder(t *testing.T) {
 	s := small("LlamaForCausalLM")
 	dir := filepath.Join(t.TempDir(), "model[1]")
-	if err := os.Rename(folder(t, s, weights(t, s)), dir); err != nil {
+	if err := os.Rename(folder(t, s, weights(s)), dir); err != nil {
 		t.Fatal(err)
 	}
 	write(t, dir, chatTemplatesDir+"/rag.jinja", []byte("r"))

@@ -3,34 +3,52 @@ package hf
 import (
 	"testing"
 
+	"github.com/llmq/llmq/arch"
+	jsonfile "github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
-// FuzzConfig: what config.json may say either is an error or describes tensors of positive size.
+// FuzzConfig: what config.json may say either is an error or describes tensors of the sizes that the checkpoint has.
 func FuzzConfig(f *testing.F) {
-	for class := range architectures {
+	base := small("LlamaForCausalLM").with(settings{"attention_bias": true, "mlp_bias": true})
+	for _, class := range arch.Classes() {
 		f.Add(small(class).json(f))
 	}
-	f.Add(small("LlamaForCausalLM").with(settings{"rope_parameters": settings{"rope_type": "llama3", "factor": 8,
-		"low_freq_factor":  1,
+	f.Add(base.json(f))
+	f.Add(base.with(settings{"rope_parameters": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
 		"high_freq_factor": 4, "original_max_position_embeddings": 64}}).json(f))
-	f.Add(small("Qwen3ForCausalLM").with(settings{"rope_scaling": settings{"type": "yarn", "factor": 2, "mscale": 1,
-		"mscale_all_dim": 2}}).json(f))
+	f.Add(small("Qwen3ForCausalLM").with(settings{"head_dim": 8, "rope_scaling": settings{"type": "yarn", "factor": 2,
+		"mscale": 1, "mscale_all_dim": 2}}).json(f))
 	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":1e99,"vocab_size":"x","rope_scaling":[]}`))
+	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":1048576,"num_hidden_layers":16384}`))
+	var all listed // of several classes, so that each finds what it needs
+	for _, s := range []settings{base, small("Qwen2ForCausalLM"), small("Qwen3ForCausalLM").with(settings{"head_dim": 8})} {
+		for _, info := range weights(s) {
+			if _, ok := all.Shape(info.Name); !ok {
+				all = append(all, info)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parseConfig("config.json", data)
+		o, err := jsonfile.Parse("config.json", data)
 		if err != nil {
 			return
 		}
-		for _, s := range append(c.tensors(), c.layerTensors(0)...) {
-			for _, d := range s.shape {
-				if d < 1 {
-					t.Fatalf("%s is %v", s.hf, s.shape)
-				}
-			}
+		c, err := arch.Convert(o, all)
+		if err != nil {
+			return
 		}
-		if n := len(c.rope.freqFactors()); n != 0 && n != 2*c.rope.dims || n > 4*maxWidth {
-			t.Fatalf("%d bytes of frequency factors", n)
+		for _, s := range c.Tensors {
+			n := 1
+			for _, d := range s.Shape {
+				if d < 1 {
+					t.Fatalf("%s is %v", s.Name, s.Shape)
+				}
+				n *= d
+			}
+			if s.Values != nil && len(s.Values) != n || n > 300*32 {
+				t.Fatalf("%s %v has %d values", s.Name, s.Shape, len(s.Values))
+			}
 		}
 	})
 }

@@ -217,12 +217,16 @@ type plainWeights struct{ *safetensors.Checkpoint }
 
 func (p plainWeights) Lookup(name string) (ggml.Info, bool) {
 	info, ok := p.Checkpoint.Lookup(name)
-	types := map[safetensors.DType]*ggml.Type{safetensors.F32: ggml.F32, safetensors.F16: ggml.F16, safetensors.BF16: ggml.BF16}
+	t := map[safetensors.DType]*ggml.Type{safetensors.F32: ggml.F32, safetensors.F16: ggml.F16, safetensors.BF16: ggml.BF16}[info.DType]
+	if t == nil { // a tensor that nobody reads may have any type
+		t = &ggml.Type{}
+		t.Name = info.DType.String()
+	}
 	shape := info.Shape
 	if len(shape) == 0 {
 		shape = []int{1}
 	}
-	return ggml.Info{Name: name, Type: types[info.DType], Shape: shape}, ok && types[info.DType] != nil
+	return ggml.Info{Name: name, Type: t, Shape: shape}, ok
 }
 
 func (p plainWeights) Rows(name string, lo, hi int) ([]byte, error) {

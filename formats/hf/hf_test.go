@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
+	jsonfile "github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/model"
@@ -85,20 +87,54 @@ func write(t testing.TB, dir, name string, data []byte) {
 	}
 }
 
-// weights lists what the configuration calls for.
-func weights(t testing.TB, s settings) []safetensors.Info {
-	t.Helper()
-	cfg, err := parseConfig("config.json", s.json(t))
-	if err != nil {
-		t.Fatal(err)
+// number returns a member, or absent.
+func (s settings) number(key string, absent int) int {
+	if n, ok := s[key].(int); ok {
+		return n
 	}
-	specs := cfg.tensors()
-	for i := range cfg.layers {
-		specs = append(specs, cfg.layerTensors(i)...)
-	}
+	return absent
+}
+
+// weights lists the tensors that a checkpoint of the configuration has, as the transformers library writes them.
+func weights(s settings) []safetensors.Info {
 	var infos []safetensors.Info
-	for _, spec := range specs {
-		infos = append(infos, safetensors.Info{Name: spec.hf, DType: safetensors.BF16, Shape: spec.shape})
+	add := func(name string, shape ...int) {
+		infos = append(infos, safetensors.Info{Name: name, DType: safetensors.BF16, Shape: shape})
+	}
+	linear := func(name string, out, in int, bias bool) {
+		add(name+".weight", out, in)
+		if bias {
+			add(name+".bias", out)
+		}
+	}
+	class := s["architectures"].([]string)[0]
+	dim, ffn, heads := s.number("hidden_size", 0), s.number("intermediate_size", 0), s.number("num_attention_heads", 0)
+	headDim := s.number("head_dim", dim/heads)
+	if class == "Qwen3ForCausalLM" {
+		headDim = s.number("head_dim", 128)
+	}
+	q, kv := heads*headDim, s.number("num_key_value_heads", heads)*headDim
+	bias := s["attention_bias"] == true
+	add("model.embed_tokens.weight", s.number("vocab_size", 0), dim)
+	for i := range s.number("num_hidden_layers", 0) {
+		p := fmt.Sprintf("model.layers.%d.", i)
+		add(p+"input_layernorm.weight", dim)
+		linear(p+"self_attn.q_proj", q, dim, bias || class == "Qwen2ForCausalLM")
+		linear(p+"self_attn.k_proj", kv, dim, bias || class == "Qwen2ForCausalLM")
+		linear(p+"self_attn.v_proj", kv, dim, bias || class == "Qwen2ForCausalLM")
+		linear(p+"self_attn.o_proj", dim, q, bias)
+		if class == "Qwen3ForCausalLM" {
+			add(p+"self_attn.q_norm.weight", headDim)
+			add(p+"self_attn.k_norm.weight", headDim)
+		}
+		add(p+"post_attention_layernorm.weight", dim)
+		linear(p+"mlp.gate_proj", ffn, dim, s["mlp_bias"] == true)
+		linear(p+"mlp.up_proj", ffn, dim, s["mlp_bias"] == true)
+		linear(p+"mlp.down_proj", dim, ffn, s["mlp_bias"] == true)
+	}
+	add("model.norm.weight", dim)
+	if s["tie_word_embeddings"] != true {
+		add("lm_head.weight", s.number("vocab_size", 0), dim)
 	}
 	return infos
 }
@@ -118,6 +154,9 @@ func folder(t testing.TB, s settings, infos []safetensors.Info) string {
 		data := make([]byte, info.Bytes())
 		for i := range data {
 			data[i] = byte(rng.Uint32())
+			if i%2 == 1 {
+				data[i] &^= 0x40 // the exponent's highest bit: all numbers are finite
+			}
 		}
 		if err := w.WriteTensor(info.Name, data); err != nil {
 			t.Fatal(err)
@@ -196,7 +235,7 @@ func TestGopher(t *testing.T) {
 		}
 		c.Release(tensor)
 	}
-	if _, err := model.Open(c); err != nil {
+	if _, err := arch.Open(c); err != nil {
 		t.Error(err)
 	}
 	tok, err := tokenizer.New(c)
@@ -214,38 +253,49 @@ func TestQwen3Shared(t *testing.T) {
 	wantMeta(t, c, map[string]any{
 		"general.architecture": "qwen3", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.add_bos_token": false,
 	})
-	if _, err := model.Open(c); err != nil {
+	if _, err := arch.Open(c); err != nil {
 		t.Error(err)
 	}
 }
 
-// Rotating neighbouring elements of the interleaved rows gives what rotating half a head apart gives of the original.
-func TestInterleave(t *testing.T) {
-	const heads, headDim = 3, 10
-	rng := rand.New(rand.NewPCG(3, 4))
-	for _, dims := range []int{10, 6, 2} {
-		rows := make([]byte, 4*heads*headDim)
-		for i := range heads * headDim {
-			binary.LittleEndian.PutUint32(rows[4*i:], math.Float32bits(float32(rng.NormFloat64())))
+// Rotating neighbouring elements of q's and k's rows, as GGUF has them, gives what rotating half a head apart gives of the
+// checkpoint's.
+func TestPairs(t *testing.T) {
+	const headDim = 10
+	s := small("LlamaForCausalLM").with(settings{"head_dim": headDim, "attention_bias": true})
+	dir := folder(t, s, weights(s))
+	c := mustOpen(t, dir)
+	st, err := safetensors.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	for gguf, name := range map[string]string{
+		"blk.0.attn_q.weight": "model.layers.0.self_attn.q_proj.weight", "blk.1.attn_k.weight": "model.layers.1.self_attn.k_proj.weight",
+		"blk.1.attn_q.bias": "model.layers.1.self_attn.q_proj.bias", "blk.0.attn_k.bias": "model.layers.0.self_attn.k_proj.bias",
+	} {
+		before, info, err := st.Tensor(name)
+		if err != nil {
+			t.Fatal(err)
 		}
-		value := func(data []byte, i int) float64 {
-			return float64(math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:])))
+		after, err := c.Tensor(gguf)
+		if err != nil || len(after.Data) != len(before) {
+			t.Fatalf("%s: %d bytes, want %d; %v", gguf, len(after.Data), len(before), err)
 		}
-		mixed := interleave(rows, heads*headDim, heads, dims)
-		for h := range heads {
-			for j := range dims / 2 {
-				sin, cos := math.Sincos(float64(j + 1))
-				at := h*headDim + j // j and j+dims/2 are a pair
-				x, y := value(rows, at), value(rows, at+dims/2)
-				px, py := value(mixed, h*headDim+2*j), value(mixed, h*headDim+2*j+1)
-				if x*cos-y*sin != px*cos-py*sin || x*sin+y*cos != px*sin+py*cos {
-					t.Errorf("dims %d, head %d, pair %d: (%g,%g) became (%g,%g)", dims, h, j, x, y, px, py)
+		row := len(before) / info.Shape[0]
+		at := func(data []byte, i int) []byte { return data[i*row : (i+1)*row] }
+		for head := 0; head < info.Shape[0]; head += headDim {
+			for j := range headDim / 2 { // j and j+headDim/2 are a pair
+				if !bytes.Equal(at(after.Data, head+2*j), at(before, head+j)) || !bytes.Equal(at(after.Data, head+2*j+1), at(before, head+headDim/2+j)) {
+					t.Errorf("%s: head at row %d: pair %d is not where it belongs", gguf, head, j)
 				}
 			}
-			for i := dims; i < headDim; i++ {
-				if value(rows, h*headDim+i) != value(mixed, h*headDim+i) {
-					t.Errorf("dims %d: element %d, which is not rotated, moved", dims, i)
-				}
+		}
+		// Rows can be had by themselves.
+		if len(info.Shape) == 2 {
+			some, err := c.Rows(gguf, 3, 17)
+			if err != nil || !bytes.Equal(some.Data, after.Data[3*row:17*row]) {
+				t.Errorf("%s: rows 3 to 16 differ from those of the whole; %v", gguf, err)
 			}
 		}
 	}
@@ -264,8 +314,9 @@ func TestArchitectures(t *testing.T) {
 			map[string]any{"llama.attention.key_length": uint32(16), "llama.rope.dimension_count": uint32(16)}},
 		{small("LlamaForCausalLM").with(settings{"num_key_value_heads": nil, "tie_word_embeddings": true}), 9,
 			map[string]any{"llama.attention.head_count_kv": uint32(4)}},
-		{small("LlamaForCausalLM").with(settings{"partial_rotary_factor": 0.5}), 9,
-			map[string]any{"llama.rope.dimension_count": uint32(4), "llama.attention.key_length": uint32(8)}},
+		// What the transformers library takes for members that are not there.
+		{small("LlamaForCausalLM").with(settings{"rms_norm_eps": nil, "max_position_embeddings": nil}), 9,
+			map[string]any{"llama.attention.layer_norm_rms_epsilon": float32(1e-6), "llama.context_length": uint32(2048)}},
 		{small("MistralForCausalLM").with(settings{"sliding_window": 64}), 9,
 			map[string]any{"general.architecture": "llama", "llama.attention.sliding_window": uint32(64)}},
 		{small("MistralForCausalLM"), 9, map[string]any{"llama.attention.sliding_window": uint32(4096)}},
@@ -279,11 +330,15 @@ func TestArchitectures(t *testing.T) {
 		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": true,
 			"max_window_layers": 2}), 12,
 			map[string]any{"qwen2.attention.sliding_window": nil}},
+		{small("Qwen2ForCausalLM").with(settings{"sliding_window": 64, "use_sliding_window": true,
+			"max_window_layers": 1}), 12,
+			map[string]any{"qwen2.attention.sliding_window": uint32(64),
+				"qwen2.attention.sliding_window_pattern": []bool{false, true}}},
 		{small("Qwen3ForCausalLM").with(settings{"tie_word_embeddings": true}), 11,
 			map[string]any{"general.architecture": "qwen3"}},
 	} {
 		name := c.settings["architectures"].([]string)[0]
-		infos := weights(t, c.settings)
+		infos := weights(c.settings)
 		ck := mustOpen(t, folder(t, c.settings, infos))
 		wantMeta(t, ck, c.meta)
 		outer := 3
@@ -293,7 +348,7 @@ func TestArchitectures(t *testing.T) {
 		if n := len(ck.Tensors()); n != outer+2*c.tensors {
 			t.Errorf("%s: %d tensors, want %d", name, n, outer+2*c.tensors)
 		}
-		if _, err := model.Open(ck); err != nil {
+		if _, err := arch.Open(ck); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -308,7 +363,7 @@ func TestRoPE(t *testing.T) {
 		"original_max_position_embeddings": 8192, "rope_theta": 5e5,
 	}
 	s := scaled("LlamaForCausalLM", "rope_parameters", llama3)
-	c := mustOpen(t, folder(t, s, weights(t, s)))
+	c := mustOpen(t, folder(t, s, weights(s)))
 	wantMeta(t, c, map[string]any{"llama.rope.freq_base": float32(5e5), "llama.rope.scaling.type": nil})
 	tensor, err := c.Tensor("rope_freqs.weight")
 	if err != nil || !slices.Equal(tensor.Shape, []int{64}) || tensor.Type.Name != "F32" {
@@ -321,7 +376,7 @@ func TestRoPE(t *testing.T) {
 			t.Errorf("factor %d is %g, want %g", i, got, want)
 		}
 	}
-	if _, err := model.Open(c); err != nil {
+	if _, err := arch.Open(c); err != nil {
 		t.Error(err)
 	}
 
@@ -347,7 +402,7 @@ func TestRoPE(t *testing.T) {
 				"qwen3.rope.scaling.original_context_length": uint32(128),
 				"qwen3.rope.scaling.attn_factor":             float32(2)}},
 	} {
-		c := mustOpen(t, folder(t, rope.settings, weights(t, rope.settings)))
+		c := mustOpen(t, folder(t, rope.settings, weights(rope.settings)))
 		wantMeta(t, c, rope.meta)
 	}
 }
@@ -361,7 +416,7 @@ func TestBadConfig(t *testing.T) {
 		{settings{"architectures": nil}, "architectures: is missing"},
 		{settings{"architectures": "LlamaForCausalLM"}, `architectures: is "LlamaForCausalLM", want a list`},
 		{settings{"architectures": []string{"MambaForCausalLM"}},
-			`"MambaForCausalLM" is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM`},
+			`"MambaForCausalLM" is not supported; supported: ` + strings.Join(arch.Classes(), ", ")},
 		{settings{"hidden_size": nil}, "hidden_size: is missing"},
 		{settings{"hidden_size": 0}, "hidden_size: is 0, want 1 to 1048576"},
 		{settings{"hidden_size": "32"}, `hidden_size: is "32", want an integer`},
@@ -377,49 +432,72 @@ func TestBadConfig(t *testing.T) {
 		{settings{"head_dim": 7}, "head_dim: is 7, of which 7 elements are rotated; want an even number"},
 		{settings{"vocab_size": json.RawMessage("null")}, "vocab_size: is missing"},
 		{settings{"vocab_size": 1 << 30}, "vocab_size: is 1073741824, want 1 to 16777216"},
-		{settings{"rms_norm_eps": nil}, "rms_norm_eps: is missing"},
 		{settings{"rms_norm_eps": -1}, "rms_norm_eps: is -1, want more than 0, at most 1"},
 		{settings{"rms_norm_eps": "small"}, `rms_norm_eps: is "small", want a number`},
-		{settings{"hidden_act": "gelu"}, `hidden_act: is "gelu"; supported: silu`},
+		{settings{"hidden_act": "gelu"}, `hidden_act: is "gelu"; supported for LlamaForCausalLM: silu`},
 		{settings{"tie_word_embeddings": "no"}, `tie_word_embeddings: is "no", want true or false`},
-		{settings{"max_position_embeddings": nil}, "max_position_embeddings: is missing"},
+		{settings{"max_position_embeddings": 1 << 31}, "max_position_embeddings: is 2147483648, want 1 to"},
+		{settings{"partial_rotary_factor": 0.5}, "partial_rotary_factor: is 0.5, which GGUF readers do not know for LlamaForCausalLM"},
 		{settings{"rope_theta": 0}, "rope_theta: is 0, want more than 1"},
 		{settings{"rope_scaling": 4}, "rope_scaling: is 4, want an object"},
 		{settings{"rope_scaling": settings{"type": "linear"}}, "rope_scaling.factor: is missing"},
-		{settings{"rope_scaling": settings{"type": "dynamic", "factor": 2}},
-			`rope_scaling.rope_type: is "dynamic"; supported: default, linear, yarn, llama3`},
+		{settings{"rope_scaling": settings{"type": "dynamic", "factor": "two"}}, `rope_scaling.factor: is "two", want a number`},
 		{settings{"rope_scaling": settings{"type": "yarn", "factor": 4, "truncate": false}},
 			"rope_scaling.truncate: is false: GGUF readers round"},
 		{settings{"rope_scaling": settings{"type": "longrope", "long_factor": []int{1}}},
-			`rope_scaling.rope_type: is "longrope"; supported: default, linear, yarn, llama3`},
+			`rope_scaling.rope_type: is "longrope"; supported for LlamaForCausalLM: default, linear, yarn, llama3`},
 		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
 			"high_freq_factor":                 4,
 			"original_max_position_embeddings": 64}},
 			"rope_scaling.high_freq_factor: is 4, want more than low_freq_factor, 4"},
-		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "use_sliding_window": true, "sliding_window": 8,
-			"max_window_layers": 1},
-			"max_window_layers: is 1: a sliding window in only some of the layers is not supported"},
-		{settings{"quantization_config": settings{"quant_method": "gptq"}},
-			"the checkpoint is quantized already (gptq)"},
+		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention"}},
+			"layer_types: has 1 elements, want 2, one for each layer"},
+		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention", "linear_attention"}},
+			`layer_types: has "linear_attention"; supported for Qwen2ForCausalLM: full_attention, sliding_attention`},
 	} {
-		_, err := parseConfig("dir/config.json", ok.with(c.changes).json(t))
+		_, err := convert(t, "dir/config.json", ok.with(c.changes), ok)
 		if err == nil || !strings.HasPrefix(err.Error(), "dir/config.json: ") || !strings.Contains(err.Error(),
 			c.want) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}
 	}
-	for _, text := range []string{"", "null", "[]", "{", `{"a":1} x`} {
-		if _, err := parseConfig("config.json", []byte(text)); err == nil || !strings.Contains(err.Error(),
-			"not a JSON object") {
-			t.Errorf("%q: got %v", text, err)
-		}
+}
+
+// listed are the weights of a checkpoint without their values.
+type listed []safetensors.Info
+
+func (l listed) Names() []string {
+	var names []string
+	for _, info := range l {
+		names = append(names, info.Name)
 	}
+	return names
+}
+
+func (l listed) Shape(name string) ([]int, bool) {
+	i := slices.IndexFunc(l, func(info safetensors.Info) bool { return info.Name == name })
+	if i < 0 {
+		return nil, false
+	}
+	return l[i].Shape, true
+}
+
+func (l listed) Equal(a, b string) bool { return a == b }
+
+// convert converts a configuration with the weights of another.
+func convert(t testing.TB, file string, s, of settings) (*arch.Conversion, error) {
+	t.Helper()
+	o, err := jsonfile.Parse(file, s.json(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return arch.Convert(o, listed(weights(of)))
 }
 
 func TestTensorErrors(t *testing.T) {
 	s := small("Qwen2ForCausalLM")
 	edit := func(edit func(infos []safetensors.Info) []safetensors.Info) string {
-		return folder(t, s, edit(weights(t, s)))
+		return folder(t, s, edit(weights(s)))
 	}
 	find := func(infos []safetensors.Info, name string) int {
 		return slices.IndexFunc(infos, func(i safetensors.Info) bool { return i.Name == name })
@@ -435,17 +513,17 @@ func TestTensorErrors(t *testing.T) {
 		{edit(func(infos []safetensors.Info) []safetensors.Info {
 			i := find(infos, "model.layers.1.self_attn.q_proj.bias")
 			return slices.Delete(infos, i, i+1)
-		}), `tensor "model.layers.1.self_attn.q_proj.bias" is missing; config.json (Qwen2ForCausalLM, 2 layers) calls for it`},
+		}), `tensor "model.layers.1.self_attn.q_proj.bias" is missing; config.json (Qwen2ForCausalLM) calls for it`},
 		{edit(func(infos []safetensors.Info) []safetensors.Info {
 			infos[find(infos, "model.layers.0.mlp.up_proj.weight")].Shape = []int{32, 48}
 			return infos
-		}), `model.safetensors: tensor "model.layers.0.mlp.up_proj.weight" is [32 48], config.json calls for [48 32]`},
+		}), `tensor "model.layers.0.mlp.up_proj.weight" is [32 48], config.json calls for [48 32]`},
 		{edit(func(infos []safetensors.Info) []safetensors.Info {
 			infos[find(infos, "model.norm.weight")].DType = 0
 			return infos
 		}), `tensor "model.norm.weight" is BOOL; supported: F32, F16, BF16`},
 		{edit(extra("model.layers.2.input_layernorm.weight")),
-			`tensor "model.layers.2.input_layernorm.weight" [4] is not one that config.json (Qwen2ForCausalLM, 2 layers) calls for`},
+			`tensor "model.layers.2.input_layernorm.weight" [4] is not one that config.json (Qwen2ForCausalLM) calls for`},
 		{edit(extra("model.layers.0.self_attn.o_proj.bias")), `o_proj.bias" [4] is not one`},
 	} {
 		_, err := Open(c.dir, Options{})
@@ -464,11 +542,30 @@ func TestTensorErrors(t *testing.T) {
 	}
 }
 
+// TestWarnings: what has no effect is noted, by name, and nothing else is.
+func TestWarnings(t *testing.T) {
+	s := small("LlamaForCausalLM")
+	for want, changes := range map[string]settings{
+		"": {"attention_dropout": 0.1, "torch_dtype": "bfloat16", "use_cache": true, "pad_token_id": 3, "unknown": json.RawMessage("null")},
+		"config.json: logit_scale, sliding_window: no effect, LlamaForCausalLM does not read them":               {"sliding_window": 8, "logit_scale": 0.5},
+		"config.json: rope_scaling: dynamic scaling begins beyond max_position_embeddings, 128; GGUF readers do": {"rope_scaling": settings{"type": "dynamic", "factor": 2}},
+	} {
+		c, err := convert(t, "config.json", s.with(changes), s)
+		if err != nil {
+			t.Errorf("%v: %v", changes, err)
+			continue
+		}
+		if got := strings.Join(c.Warnings, "\n"); got != want && (want == "" || !strings.HasPrefix(got, want)) {
+			t.Errorf("%v: warnings %q, want %q", changes, got, want)
+		}
+	}
+}
+
 // TestTiedHead: a head that config.json ties to the embeddings may be stored all the same. It counts if it is another.
 func TestTiedHead(t *testing.T) {
 	s := small("LlamaForCausalLM").with(settings{"tie_word_embeddings": true})
-	head := safetensors.Info{Name: headName, DType: safetensors.BF16, Shape: []int{300, 32}}
-	dir := folder(t, s, append(weights(t, s), head))
+	head := safetensors.Info{Name: "lm_head.weight", DType: safetensors.BF16, Shape: []int{300, 32}}
+	dir := folder(t, s, append(weights(s), head))
 	c := mustOpen(t, dir)
 	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], `"lm_head.weight" is kept, though tie_word_embeddings is true`) {
 		t.Errorf("warnings %q", w)
@@ -502,7 +599,7 @@ func TestTiedHead(t *testing.T) {
 	}
 
 	head.Shape = []int{4}
-	if _, err := Open(folder(t, s, append(weights(t, s), head)), Options{}); err == nil ||
+	if _, err := Open(folder(t, s, append(weights(s), head)), Options{}); err == nil ||
 		!strings.Contains(err.Error(), `tensor "lm_head.weight" is [4], config.json calls for [300 32]`) {
 		t.Errorf("a head of another shape: %v", err)
 	}
@@ -512,7 +609,7 @@ func TestTiedHead(t *testing.T) {
 func TestNotAFile(t *testing.T) {
 	s := small("LlamaForCausalLM")
 	for _, name := range []string{configFile, tokenizerFile, tokenizerConfigFile, generationFile, cardFile} {
-		dir := folder(t, s, weights(t, s))
+		dir := folder(t, s, weights(s))
 		os.Remove(filepath.Join(dir, name))
 		put := func() error { return os.Mkdir(filepath.Join(dir, name), 0o777) }
 		if _, err := os.Stat("/dev/zero"); err == nil {

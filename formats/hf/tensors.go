@@ -62,6 +62,9 @@ func newSource(w checkpointWeights, t *arch.Tensor) (source, error) {
 		if !ok {
 			return s, fmt.Errorf("tensor %q is missing", p.Name)
 		}
+		if info.Type.Unpack == nil {
+			return s, fmt.Errorf("tensor %q is %s; supported: F32, F16, BF16", p.Name, info.Type.Name)
+		}
 		if i == 0 {
 			s.info.Type = info.Type
 		}

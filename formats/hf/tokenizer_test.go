@@ -20,7 +20,7 @@ import (
 func withTokenizer(t *testing.T, files map[string][]byte, opt Options) (*Checkpoint, error) {
 	t.Helper()
 	s := small("Qwen2ForCausalLM")
-	dir := folder(t, s, weights(t, s))
+	dir := folder(t, s, weights(s))
 	for name, data := range files {
 		write(t, dir, name, data)
 		if len(data) == 0 {
@@ -377,7 +377,7 @@ func TestSentencePiece(t *testing.T) {
 		{tokenizerFile: []byte(`{"model":{"type":"Unigram"}}`), sentencePieceFile: sentencePieceModel(pieces, modelTypeBPE, true)},
 	} {
 		s := small("LlamaForCausalLM")
-		dir := folder(t, s, weights(t, s))
+		dir := folder(t, s, weights(s))
 		files[configFile] = llamaConfig
 		for name, data := range files {
 			write(t, dir, name, data)

@@ -30,8 +30,8 @@ type Config struct {
 	MaxPositionEmbeddings int            `json:"max_position_embeddings"`
 	VocabSize             int            `json:"vocab_size"`
 	TieWordEmbeddings     bool           `json:"tie_word_embeddings"`
-	AttentionBias         bool           `json:"attention_bias"`
-	MLPBias               bool           `json:"mlp_bias"`
+	AttentionBias         bool           `json:"attention_bias,omitempty"`
+	MLPBias               bool           `json:"mlp_bias,omitempty"`
 	SlidingWindow         int            `json:"sliding_window,omitempty"`
 	BOSTokenID            int            `json:"bos_token_id"`
 	EOSTokenID            int            `json:"eos_token_id"`

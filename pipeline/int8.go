@@ -63,7 +63,7 @@ func (r *run) setScales(out *gguf.Writer) error {
 	var scales []float32
 	for i := range r.plan.Tensors {
 		if in := r.inputs[r.plan.Tensors[i].Name]; in != nil {
-			scales = append(scales, quant.Int8.Symmetric(in.absmax).Scale)
+			scales = append(scales, quant.Int8Scale(in.absmax))
 		}
 	}
 	return out.SetMeta(model.StaticScalesKey, scales)

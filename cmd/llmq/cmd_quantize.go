@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/bits"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -280,5 +279,5 @@ func codeBits(t *ggml.Type) int {
 	if t.Grid == nil {
 		return 8 * t.BlockBytes / t.BlockLen
 	}
-	return bits.Len(uint(t.Grid.CodeMax - t.Grid.CodeMin))
+	return t.Grid.Shape().Bits
 }

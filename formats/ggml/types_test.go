@@ -33,7 +33,7 @@ func TestTypes(t *testing.T) {
 		if got := typ.RowBytes(512); got != 512/c.blockLen*c.blockBytes {
 			t.Errorf("%s: 512 weights take %d bytes", typ, got)
 		}
-		if g := typ.Grid; g != nil && (g.Name != c.name || g.Block != c.blockLen || g.Block > maxBlock || g.Groups() > maxGroups) {
+		if g := affine(typ); g != nil && (g.Name != c.name || g.Block != c.blockLen || g.Block > maxBlock || g.Groups() > maxGroups) {
 			t.Errorf("%s: grid %+v", typ, g)
 		}
 	}

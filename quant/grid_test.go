@@ -46,8 +46,8 @@ func TestWeightNoise(t *testing.T) {
 	}
 }
 
-// TestMoves compares MoveGroup without a minimum with the best of all scales, and demands of MoveBlock what no float16
-// value beside it does better.
+// TestMoves compares what MoveGroup finds with all scales, or with all minimums where there are any, and what MoveBlock
+// finds with the float16 values beside it.
 func TestMoves(t *testing.T) {
 	rng := rand.New(rand.NewPCG(4, 1))
 	for _, typ := range []*ggml.Type{ggml.Q3_K, ggml.Q6_K, ggml.IQ4_XS, ggml.Q2_K, ggml.Q4_K} {
@@ -72,15 +72,20 @@ func TestMoves(t *testing.T) {
 			if moved != (got < 0) || moved == (b.Sc[0] == before.Sc[0] && b.M[0] == before.M[0]) {
 				t.Fatalf("%s: %+v: moved %t, from %d, %d to %d, %d: %v", typ, e, moved, before.Sc[0], before.M[0], b.Sc[0], b.M[0], got)
 			}
-			least := 0.0
-			for sc := g.Scales.Min; sc <= g.Scales.Max; sc++ {
-				for m := range g.Minimums.Max + 1 {
-					least = min(least, change(&b, sc, m))
+			scales := []int{int(b.Sc[0])} // with a minimum: the best one for the scale that was chosen
+			if !g.HasMinimum() {
+				scales = scales[:0]
+				for sc := g.Scales.Min; sc <= g.Scales.Max; sc++ {
+					scales = append(scales, sc)
 				}
 			}
-			// With a minimum the best pair need not be beside the best scale.
-			if share := 1.0; got > least*share+1e-6*math.Abs(least) && !g.HasMinimum() || got > 0.9*least+1e-3 {
-				t.Fatalf("%s: %+v: from %d, %d to %d, %d: %v, the least is %v", typ, e, before.Sc[0], before.M[0], b.Sc[0], b.M[0], got, least)
+			for _, sc := range scales {
+				for m := range g.Minimums.Max + 1 {
+					if e := change(&b, sc, m); moved && e < got-1e-6*math.Abs(got) || !moved && !g.HasMinimum() && e < -1e-6 {
+						t.Fatalf("%s: from %d, %d to %d, %d: %v, with %d and %d %v", typ, before.Sc[0], before.M[0], b.Sc[0], b.M[0],
+							got, sc, m, e)
+					}
+				}
 			}
 
 			e.B = 0 // each by itself

@@ -196,7 +196,7 @@ func TestEncodePlain(t *testing.T) {
 	previous := kernels.CurrentTier()
 	defer kernels.SetTier(previous)
 	for _, typ := range Types {
-		if typ.plain == nil {
+		if typ.round == nil {
 			continue
 		}
 		w := make([]float32, blocks*typ.BlockLen)
@@ -219,7 +219,7 @@ func TestEncodePlain(t *testing.T) {
 					b := []quant.Block{*newBlock(typ.Grid)}
 					quant.Round(typ.Grid, b, w[i*typ.BlockLen:(i+1)*typ.BlockLen], nil)
 					typ.Pack(want[i*typ.BlockBytes:(i+1)*typ.BlockBytes], &b[0])
-					wantNoise += b[0].Noise(typ.Grid)
+					wantNoise += typ.Grid.Noise(&b[0])
 				}
 				if noise := typ.Encode(got, w, nil); noise != wantNoise || !bytes.Equal(got, want) {
 					t.Errorf("%s, %s, %d blocks: noise %g, want %g; bytes equal: %t", typ, tier, n, noise, wantNoise,
@@ -542,3 +542,5 @@ func BenchmarkDecode(b *testing.B) {
 		})
 	}
 }
+
+func abs(v float32) float32 { return float32(math.Abs(float64(v))) }

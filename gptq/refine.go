@@ -108,8 +108,7 @@ type window struct {
 	sums   *tensor.Matrix // h's groupSums
 }
 
-// groupSums returns, for each group of a block and each of h's columns, the sum of what h has there in the group of that
-// place in the column's own block.
+// groupSums returns S, groups×columns: S[k][c] = Σ h[c][j] over the columns j of group k in c's own block.
 func groupSums(h *tensor.Matrix, g *quant.Affine) *tensor.Matrix {
 	sums := tensor.New(g.Groups(), h.Rows)
 	for c := range h.Rows {
@@ -330,8 +329,8 @@ func (t *descent) scales(k, c0 int) int {
 	return moved
 }
 
-// shift tells columns that scales have lost x and minima y: hs is H times what the scales multiply, and hm, one value for
-// all lanes, what the minima do.
+// shift updates grad after scales fell by x and minima by y: grad += x·hs − y·hm, with hs = H·levels and hm = H·1, one value
+// for all lanes.
 func (t *descent) shift(grad, hs []kernels.Lane, x kernels.Lane, hm []float32, y kernels.Lane) {
 	for j := range grad {
 		for i := range x {

@@ -107,7 +107,7 @@ func TestEveryArchitecture(t *testing.T) {
 				case in.Name == embeddingName || in.Name == outputName:
 					wantType = ggml.F16
 				default:
-					wantType = ggml.Fallback(ggml.Q4_K, in.Cols())
+					wantType = ggml.Substitute(ggml.Q4_K, in.Cols())
 				}
 				if got.Name != in.Name || got.Type != wantType || tr.Name != in.Name || tr.Type != wantType.Name {
 					t.Errorf("%s %s: tensor %d is %s %s, reported %s %s; want %s %s", name, method.Name(), i,

@@ -64,7 +64,7 @@ func TestQuantize(t *testing.T) {
 // TestClipperChange holds the change of the error that the clipper computes to the two errors' difference.
 func TestClipperChange(t *testing.T) {
 	w, in := weightAndInputs(1, 64)
-	g := ggml.Q4_0.Grid
+	g := ggml.Q4_0.Grid.(*quant.Affine)
 	c := newClipper(g, in.H)
 	total := func(lost []float32) float64 {
 		var sum float64

@@ -2,7 +2,7 @@ package awq
 
 import (
 	"context"
-	"math"
+	"fmt"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -21,10 +21,14 @@ const (
 	clipRowGrain = 16
 )
 
-// Quantize rounds w, out×in, to nearest on g's grid, with the groups' weights clipped where that lowers the output error
+// Quantize rounds w, out×in, to nearest on a grid, with the groups' weights clipped where that lowers the output error
 // on the inputs whose Hessian in has. The paper judges each group by its own part of the output; the parts add up, so
 // here each is judged by what all the others of its row have lost.
-func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.Grid) (*quant.Weight, error) {
+func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, on quant.Grid) (*quant.Weight, error) {
+	g, ok := on.(*quant.Affine)
+	if !ok {
+		return nil, fmt.Errorf("awq: %s is not a grid of one code a column", on)
+	}
 	q := quant.RTN(w, in.Importance(), g)
 	n := w.Cols
 	lost := tensor.New(w.Rows, n) // Ŵ−W
@@ -70,14 +74,14 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, g *quant.G
 
 // clipper clips groups of some whole blocks of one row.
 type clipper struct {
-	g             *quant.Grid
+	g             *quant.Affine
 	h             *tensor.Matrix // the Hessian of these columns
 	w, lost, grad []float32
 	trial, best   []float32 // values lost in one group
 	diff          []float32
 }
 
-func newClipper(g *quant.Grid, h *tensor.Matrix) *clipper {
+func newClipper(g *quant.Affine, h *tensor.Matrix) *clipper {
 	return &clipper{
 		g: g, h: h, grad: make([]float32, h.Rows),
 		trial: make([]float32, g.Group), best: make([]float32, g.Group), diff: make([]float32, g.Group),
@@ -93,16 +97,9 @@ func (c *clipper) group(b *quant.Block, k, c0 int) {
 	best := fitted
 	bestSc, bestM, least := sc, m, 0.0
 	for i := range clipSteps {
-		share := clipLargest - clipStep*float64(i)
 		t := fitted
-		if g.Groups() == 1 && g.ScaleMax == 1 {
-			t.D, t.DMin = tensor.RoundF16(fitted.D*float32(share)), tensor.RoundF16(fitted.DMin*float32(share))
-		} else {
-			b.Sc[k] = int8(min(max(math.RoundToEven(float64(sc)*share), float64(g.ScaleMin)), float64(g.ScaleMax)))
-			if g.MinMax > 0 {
-				b.M[k] = int8(min(math.RoundToEven(float64(m)*share), float64(g.MinMax)))
-			}
-		}
+		t.Sc[k], t.M[k] = sc, m // b's too
+		g.Shrink(&t, k, clipLargest-clipStep*float64(i))
 		scale, minimum := t.Scale(k)
 		for j, v := range w {
 			c.trial[j] = float32(scale*g.Level(g.Nearest(v, scale, minimum))) - minimum - v

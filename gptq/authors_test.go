@@ -15,11 +15,11 @@ import (
 )
 
 // authorsGrid is the authors' Quantizer as a grid: a float32 scale and an integer zero point for each group.
-func authorsGrid(bits, group int, sym, mse bool) *quant.Grid {
+func authorsGrid(bits, group int, sym, mse bool) *quant.Affine {
 	maxq := float32(int(1)<<bits - 1)
-	g := &quant.Grid{
+	g := &quant.Affine{
 		Name: "authors", Block: group, Group: group, CodeMin: 0, CodeMax: int(maxq),
-		ScaleMin: 1, ScaleMax: 1, MinMax: 1,
+		Minimums: quant.Minimums{Kind: quant.BlockMinimum},
 	}
 	params := func(lo, hi float32) (scale, zero float32) {
 		scale = (hi - lo) / maxq
@@ -63,13 +63,18 @@ func authorsGrid(bits, group int, sym, mse bool) *quant.Grid {
 		}
 		b.D, b.DMin, b.Sc[0], b.M[0] = scale, scale*zero, 1, 1
 	}
-	g.Fit = func(b []quant.Block, w, _ []float32) {
+	g.Fitter = fitFunc(func(b []quant.Block, w []float32) {
 		for i := range b {
 			fit(&b[i], w[i*group:(i+1)*group])
 		}
-	}
+	})
 	return g
 }
+
+// fitFunc is a quant.Fitter without importances.
+type fitFunc func(b []quant.Block, w []float32)
+
+func (f fitFunc) Fit(b []quant.Block, w, _ []float32, _ quant.Effort) { f(b, w) }
 
 // TestAuthors compares with the results of IST-DASLab/gptq's fasterquant on the same weight, Hessian and settings.
 func TestAuthors(t *testing.T) {

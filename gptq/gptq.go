@@ -57,7 +57,7 @@ type Factor struct {
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not
 // be while the factor is in use.
-func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options) (*Factor, error) {
+func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options) (*Factor, error) {
 	n := h.Rows
 	f := &Factor{opt: opt, h: h, diagonal: make([]float32, n), Damping: opt.Damping}
 	if f.Damping == 0 {
@@ -67,7 +67,7 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options
 		return nil, fmt.Errorf("gptq: damping %v is not above 0", f.Damping)
 	}
 	if !opt.StaticScales {
-		f.block = g.Block
+		f.block = g.Shape().Block
 	}
 	diagonal := make([]float32, n)
 	var mean float64
@@ -174,18 +174,22 @@ func columnOrder(diagonal []float32, block int, sorted bool) []int {
 }
 
 // Quantize rounds w, out×in, onto g's grid with the options that f was made with. f must have been made for a grid with g's block length. w is not changed.
-func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g *quant.Grid) (*quant.Weight, error) {
-	if w.Cols != f.h.Rows || w.Cols%g.Block != 0 || f.block != 0 && f.block != g.Block {
+func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (*quant.Weight, error) {
+	a, ok := g.(*quant.Affine)
+	if !ok {
+		return nil, fmt.Errorf("gptq: %s is not a grid of one code a column", g)
+	}
+	if w.Cols != f.h.Rows || w.Cols%a.Block != 0 || f.block != 0 && f.block != a.Block {
 		panic("gptq: the factor does not fit the weight")
 	}
 	q := quant.NewWeight(g, w.Rows, w.Cols)
-	if err := f.sweep(ctx, q, w); err != nil {
+	if err := f.sweep(ctx, q, a, w); err != nil {
 		return nil, err
 	}
 	if f.opt.NoRefine {
 		return q, nil
 	}
-	if err := f.refine(ctx, q, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {
+	if err := f.refine(ctx, q, a, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {
 		return nil, err
 	}
 	return q, nil

@@ -52,7 +52,7 @@ func problem(seed uint64, rows, cols, tokens int) (*tensor.Matrix, *quant.Stats)
 	return w, in
 }
 
-func quantize(t *testing.T, w *tensor.Matrix, in *quant.Stats, g *quant.Grid, opt Options) *quant.Weight {
+func quantize(t *testing.T, w *tensor.Matrix, in *quant.Stats, g quant.Grid, opt Options) *quant.Weight {
 	t.Helper()
 	f, err := NewFactor(t.Context(), in.H, g, opt)
 	if err != nil {
@@ -96,10 +96,11 @@ func reference(f *Factor, row []float32, q *quant.Weight, r int) []int8 {
 	}
 	codes := make([]int8, n)
 	for _, c := range slices.Backward(f.order) {
-		b := q.Block(r, c/q.Grid.Block)
-		scale, minimum := b.Scale(c % q.Grid.Block / q.Grid.Group)
-		codes[c] = q.Grid.Nearest(float32(w[c]), scale, minimum)
-		v := float64(float32(scale*q.Grid.Level(codes[c])) - minimum)
+		g := q.Grid.(*quant.Affine)
+		b := q.Block(r, c/g.Block)
+		scale, minimum := b.Scale(c % g.Block / g.Group)
+		codes[c] = g.Nearest(float32(w[c]), scale, minimum)
+		v := float64(float32(scale*g.Level(codes[c])) - minimum)
 		d := (w[c] - v) / hinv.At(c, c)
 		for j := range n {
 			w[j] -= d * hinv.At(c, j)
@@ -134,7 +135,7 @@ func TestReference(t *testing.T) {
 					t.Fatal(err)
 				}
 				q := quant.NewWeight(typ.Grid, w.Rows, w.Cols)
-				if err := f.sweep(t.Context(), q, w); err != nil {
+				if err := f.sweep(t.Context(), q, typ.Grid.(*quant.Affine), w); err != nil {
 					t.Fatal(err)
 				}
 				wrong := 0
@@ -253,7 +254,7 @@ func TestDead(t *testing.T) {
 		b := q.Block(r, 0)
 		for _, c := range []int{0, 100, 255} {
 			scale, minimum := b.Scale(c / 32)
-			if want := q.Grid.Nearest(w.Row(r)[c], scale, minimum); b.Codes[c] != want {
+			if want := q.Grid.(*quant.Affine).Nearest(w.Row(r)[c], scale, minimum); b.Codes[c] != want {
 				t.Errorf("row %d, dead column %d: code %d, nearest is %d", r, c, b.Codes[c], want)
 			}
 		}
@@ -268,7 +269,7 @@ func TestDead(t *testing.T) {
 		b := q.Block(r, 0)
 		for c, v := range w.Row(r) {
 			scale, minimum := b.Scale(c / 32)
-			if want := q.Grid.Nearest(v, scale, minimum); b.Codes[c] != want {
+			if want := q.Grid.(*quant.Affine).Nearest(v, scale, minimum); b.Codes[c] != want {
 				t.Errorf("row %d, column %d, all dead: code %d, nearest is %d", r, c, b.Codes[c], want)
 			}
 		}

@@ -46,16 +46,17 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 	return quant.Result{Weight: w, Target: target, Damping: f.Damping}, err
 }
 
-func (s *solver) factor(ctx context.Context, g *quant.Grid) (*Factor, error) {
+func (s *solver) factor(ctx context.Context, g quant.Grid) (*Factor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.factors[g.Block]; f != nil {
+	block := g.Shape().Block
+	if f := s.factors[block]; f != nil {
 		return f, nil
 	}
 	f, err := NewFactor(ctx, s.in.H, g, s.opt)
 	if err != nil {
 		return nil, err
 	}
-	s.factors[g.Block] = f
+	s.factors[block] = f
 	return f, nil
 }

@@ -2,7 +2,6 @@ package gptq
 
 import (
 	"context"
-	"math"
 	"sync"
 	"sync/atomic"
 
@@ -22,11 +21,11 @@ const (
 // refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's
 // super-scales, each group's scale and minimum, and each code in turn moves to its best value, for the given number of
 // passes or until nothing moves.
-func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, passes int) error {
+func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w *tensor.Matrix, passes int) error {
 	if passes <= 0 {
 		return nil
 	}
-	n, g := w.Cols, q.Grid
+	n := w.Cols
 	damping := make([]float32, n) // of H's diagonal: f.h has none
 	for j, d := range f.diagonal {
 		damping[j] = d - f.h.Row(j)[j]
@@ -51,7 +50,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 				d := diff.Row(r)
 				for i := range n / g.Block {
 					b := q.Block(r0+r, i)
-					b.Decode(g, d[i*g.Block:(i+1)*g.Block])
+					g.Decode(d[i*g.Block:(i+1)*g.Block], &b)
 				}
 				for j, v := range w.Row(r0 + r) {
 					d[j] = v - d[j]
@@ -109,9 +108,8 @@ type window struct {
 	sums   *tensor.Matrix // h's groupSums
 }
 
-// groupSums returns, for each group of a block and each of h's columns, the sum of what h has there in the group of that
-// place in the column's own block.
-func groupSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
+// groupSums returns S, groups×columns: S[k][c] = Σ h[c][j] over the columns j of group k in c's own block.
+func groupSums(h *tensor.Matrix, g *quant.Affine) *tensor.Matrix {
 	sums := tensor.New(g.Groups(), h.Rows)
 	for c := range h.Rows {
 		c0 := c / g.Block * g.Block
@@ -125,7 +123,7 @@ func groupSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
 // descent is coordinate descent on some whole blocks of up to 16 rows, one in each lane.
 type descent struct {
 	*window
-	g *quant.Grid
+	g *quant.Affine
 	n int // rows
 
 	// For each column: G, what the weights have lost since the descent began, and levels.
@@ -141,7 +139,7 @@ type descent struct {
 }
 
 // newDescent returns a descent for windows of so many columns or less.
-func newDescent(g *quant.Grid, columns int) *descent {
+func newDescent(g *quant.Affine, columns int) *descent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
 	t := &descent{g: g, grad: lanes(columns), lost: lanes(columns), level: lanes(g.Block),
 		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
@@ -184,15 +182,12 @@ func (t *descent) block(c0 int) int {
 	t.load()
 	lost := t.lost[c0:end]
 	copy(lost, t.values)
-	moved := 0
-	if g.ScaleMax > 1 || g.Groups() == 1 {
-		moved += t.super(c0)
-	}
+	moved := t.super(c0)
 	for k := range g.Groups() {
 		lo, hi := k*g.Group, (k+1)*g.Group
 		before := t.before[lo:hi]
 		copy(before, t.values[lo:hi])
-		if g.ScaleMax > 1 {
+		if g.Scales.Super {
 			moved += t.scales(k, c0)
 		}
 		moved += t.codes(k, c0)
@@ -300,14 +295,6 @@ func (t *descent) round(level, lost *kernels.Lane, j, k int, grad *kernels.Lane,
 	}
 }
 
-// quadratic is the change of the output error when a scale changes by x and a minimum by y:
-// −2(px+qy) + ax² + 2bxy + cy².
-type quadratic struct{ p, q, a, b, c float64 }
-
-func (e *quadratic) at(x, y float64) float64 {
-	return -2*(e.p*x+e.q*y) + e.a*x*x + 2*e.b*x*y + e.c*y*y
-}
-
 // scales moves the scales and the minima of group k, and what the group's own columns see.
 func (t *descent) scales(k, c0 int) int {
 	g := t.g
@@ -324,9 +311,9 @@ func (t *descent) scales(k, c0 int) int {
 	var x, y kernels.Lane // what is taken off the scales and the minima
 	moved := 0
 	for i := range t.n {
-		e := quadratic{float64(p[i]), -float64(q[i]), float64(a[i]), -float64(b[i]), c}
+		e := quant.Quadratic{P: float64(p[i]), Q: -float64(q[i]), A: float64(a[i]), B: -float64(b[i]), C: c}
 		blk := &t.blocks[i]
-		if !t.step(blk, k, &e) {
+		if !t.g.MoveGroup(blk, k, &e) {
 			continue
 		}
 		moved++
@@ -342,61 +329,14 @@ func (t *descent) scales(k, c0 int) int {
 	return moved
 }
 
-// shift tells columns that scales have lost x and minima y: hs is H times what the scales multiply, and hm, one value for
-// all lanes, what the minima do.
+// shift updates grad after scales fell by x and minima by y: grad += x·hs − y·hm, with hs = H·levels and hm = H·1, one value
+// for all lanes.
 func (t *descent) shift(grad, hs []kernels.Lane, x kernels.Lane, hm []float32, y kernels.Lane) {
 	for j := range grad {
 		for i := range x {
 			grad[j][i] += x[i]*hs[j][i] - y[i]*hm[j]
 		}
 	}
-}
-
-// step moves the scale and the minimum of b's group k to the best of the neighbouring integers.
-func (t *descent) step(b *quant.Block, k int, e *quadratic) bool {
-	g := t.g
-	d, dmin := float64(b.D), float64(b.DMin)
-	sc, m := float64(b.Sc[k]), float64(b.M[k])
-	if d == 0 {
-		return false
-	}
-	best, bestSc, bestM := -1e-9*math.Abs(e.a), sc, m
-	try := func(s float64) {
-		s = min(max(s, float64(g.ScaleMin)), float64(g.ScaleMax))
-		x := (s - sc) * d
-		if g.MinMax == 0 || dmin == 0 {
-			if v := e.at(x, 0); v < best {
-				best, bestSc = v, s
-			}
-			return
-		}
-		y := (e.q - e.b*x) / e.c
-		mm := math.Floor(m + y/dmin)
-		for _, mm := range [2]float64{mm, mm + 1} {
-			mm = min(max(mm, 0), float64(g.MinMax))
-			if v := e.at(x, (mm-m)*dmin); v < best {
-				best, bestSc, bestM = v, s, mm
-			}
-		}
-	}
-	x := e.p / e.a
-	if g.MinMax > 0 && dmin != 0 {
-		if det := e.a*e.c - e.b*e.b; det > 0 {
-			x = (e.p*e.c - e.q*e.b) / det
-		}
-	}
-	if x != x {
-		return false
-	}
-	s := math.Floor(sc + x/d)
-	try(s)
-	try(s + 1)
-	try(sc)
-	if bestSc == sc && bestM == m {
-		return false
-	}
-	b.Sc[k], b.M[k] = int8(bestSc), int8(bestM)
-	return true
 }
 
 // super moves the blocks' scales and minima, which multiply those of their groups, and what the blocks' columns see.
@@ -413,7 +353,7 @@ func (t *descent) super(c0 int) int {
 	kernels.UpdateLanes(t.hs, t.h.Data[c0*t.h.Stride+c0:], t.h.Stride, t.scaled)
 	p, a := kernels.DotLanes(t.scaled, grad), kernels.DotLanes(t.scaled, t.hs)
 	var q, b, c kernels.Lane
-	if g.MinMax > 0 {
+	if g.HasMinimum() {
 		clear(t.hm)
 		kernels.UpdateLanes(t.hm, t.sums.Data[c0:], t.sums.Stride, t.m)
 		b = kernels.DotLanes(t.scaled, t.hm)
@@ -430,14 +370,13 @@ func (t *descent) super(c0 int) int {
 	moved := 0
 	for i := range t.n {
 		blk := &t.blocks[i]
-		e := quadratic{float64(p[i]), -float64(q[i]), float64(a[i]), -float64(b[i]), float64(c[i])}
-		d, dmin := e.least(blk)
-		if d == blk.D && dmin == blk.DMin {
+		e := quant.Quadratic{P: float64(p[i]), Q: -float64(q[i]), A: float64(a[i]), B: -float64(b[i]), C: float64(c[i])}
+		d, dmin := blk.D, blk.DMin
+		if !g.MoveBlock(blk, &e) {
 			continue
 		}
 		moved++
-		x[i], y[i] = blk.D-d, blk.DMin-dmin
-		blk.D, blk.DMin = d, dmin
+		x[i], y[i] = d-blk.D, dmin-blk.DMin
 		for k := range t.scale {
 			t.scale[k][i], t.minimum[k][i] = blk.Scale(k)
 		}
@@ -454,20 +393,4 @@ func (t *descent) super(c0 int) int {
 		t.decode(k)
 	}
 	return moved
-}
-
-// least returns the float16 scale and minimum of b with which e is least, or those that it has.
-func (e *quadratic) least(b *quant.Block) (d, dmin float32) {
-	x, y := e.p/e.a, 0.0
-	if e.c > 0 {
-		if det := e.a*e.c - e.b*e.b; det > 1e-9*e.a*e.c {
-			x, y = (e.p*e.c-e.q*e.b)/det, (e.a*e.q-e.b*e.p)/det
-		}
-	}
-	d = tensor.RoundF16(b.D + float32(x))
-	dmin = tensor.RoundF16(b.DMin + float32(y))
-	if d-d != 0 || dmin-dmin != 0 || e.at(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
-		return b.D, b.DMin
-	}
-	return d, dmin
 }

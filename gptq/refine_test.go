@@ -13,7 +13,7 @@ import (
 // plainRefine is refine, one row and one block at a time.
 func plainRefine(f *Factor, q *quant.Weight, w *tensor.Matrix, passes int) {
 	n, full := w.Cols, f.damped(0, w.Cols)
-	g := q.Grid
+	g := q.Grid.(*quant.Affine)
 	// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
 	values := tensor.New(w.Rows, n)
 	q.DecodeTo(values)
@@ -66,7 +66,7 @@ func plainRefine(f *Factor, q *quant.Weight, w *tensor.Matrix, passes int) {
 }
 
 // plainSums returns, for each row of h, the sums over each group of the block that the row's column is in.
-func plainSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
+func plainSums(h *tensor.Matrix, g *quant.Affine) *tensor.Matrix {
 	sums := tensor.New(h.Rows, g.Groups())
 	for c := range h.Rows {
 		c0 := c / g.Block * g.Block
@@ -79,14 +79,14 @@ func plainSums(h *tensor.Matrix, g *quant.Grid) *tensor.Matrix {
 
 // plainDescent is coordinate descent on some whole blocks of one row.
 type plainDescent struct {
-	g                 *quant.Grid
+	g                 *quant.Affine
 	h                 *tensor.Matrix // the Hessian of these columns
 	ones              *tensor.Matrix // its plainSums
 	grad, values, old []float32
 	level             []float32
 }
 
-func newPlainDescent(g *quant.Grid, h, ones *tensor.Matrix) *plainDescent {
+func newPlainDescent(g *quant.Affine, h, ones *tensor.Matrix) *plainDescent {
 	return &plainDescent{
 		g: g, h: h, ones: ones, grad: make([]float32, h.Rows), old: make([]float32, h.Rows),
 		level: make([]float32, g.Block),
@@ -97,11 +97,11 @@ func newPlainDescent(g *quant.Grid, h, ones *tensor.Matrix) *plainDescent {
 func (t *plainDescent) block(b *quant.Block, c0 int) int {
 	g := t.g
 	moved := 0
-	if (g.ScaleMax > 1 || g.Groups() == 1) && t.super(b, c0) {
+	if t.super(b, c0) {
 		moved++
 	}
 	for k := range g.Groups() {
-		if g.ScaleMax > 1 && t.scale(b, k, c0+k*g.Group) {
+		if g.Scales.Super && t.scale(b, k, c0+k*g.Group) {
 			moved++
 		}
 		moved += t.codes(b, k, c0+k*g.Group)
@@ -150,53 +150,38 @@ func (t *plainDescent) scale(b *quant.Block, k, c0 int) bool {
 	for j, code := range b.Codes[k*n : (k+1)*n] {
 		level[j] = g.Level(code)
 	}
-	var e quadratic
+	var e quant.Quadratic
 	for j, l := range level {
 		gr := t.grad[c0+j]
-		e.p += float64(l * gr)
-		e.q -= float64(gr)
-		e.a += t.square(c0, j, level)
+		e.P += float64(l * gr)
+		e.Q -= float64(gr)
+		e.A += t.square(c0, j, level)
 		ones := t.ones.Row(c0 + j)[k]
-		e.b -= float64(l * ones)
-		e.c += float64(ones)
+		e.B -= float64(l * ones)
+		e.C += float64(ones)
 	}
 	d, dmin := float64(b.D), float64(b.DMin)
 	sc, m := float64(b.Sc[k]), float64(b.M[k])
 	if d == 0 {
 		return false
 	}
-	best, bestSc, bestM := -1e-9*math.Abs(e.a), sc, m
-	try := func(s float64) {
-		s = min(max(s, float64(g.ScaleMin)), float64(g.ScaleMax))
-		x := (s - sc) * d
-		if g.MinMax == 0 || dmin == 0 {
-			if v := e.at(x, 0); v < best {
-				best, bestSc = v, s
+	// Of all scales and minimums there are, the least: the descent looks at some neighbours.
+	best, bestSc, bestM := -1e-9*math.Abs(e.A), sc, m
+	most := 0
+	if g.HasMinimum() && dmin != 0 {
+		most = g.Minimums.Max
+	}
+	for s := g.Scales.Min; s <= g.Scales.Max; s++ {
+		for i := range most + 1 {
+			mm := m
+			if most > 0 {
+				mm = float64(i)
 			}
-			return
-		}
-		y := (e.q - e.b*x) / e.c
-		mm := math.Floor(m + y/dmin)
-		for _, mm := range [2]float64{mm, mm + 1} {
-			mm = min(max(mm, 0), float64(g.MinMax))
-			if v := e.at(x, (mm-m)*dmin); v < best {
-				best, bestSc, bestM = v, s, mm
+			if v := e.At((float64(s)-sc)*d, (mm-m)*dmin); v < best {
+				best, bestSc, bestM = v, float64(s), mm
 			}
 		}
 	}
-	x := e.p / e.a
-	if g.MinMax > 0 && dmin != 0 {
-		if det := e.a*e.c - e.b*e.b; det > 0 {
-			x = (e.p*e.c - e.q*e.b) / det
-		}
-	}
-	if x != x {
-		return false
-	}
-	s := math.Floor(sc + x/d)
-	try(s)
-	try(s + 1)
-	try(sc)
 	if bestSc == sc && bestM == m {
 		return false
 	}
@@ -225,26 +210,26 @@ func (t *plainDescent) super(b *quant.Block, c0 int) bool {
 		k := j / g.Group
 		level[j] = g.Level(code) * float32(b.Sc[k])
 	}
-	var e quadratic
+	var e quant.Quadratic
 	for j, l := range level {
 		gr := t.grad[c0+j]
-		e.p += float64(l * gr)
-		e.a += t.square(c0, j, level)
-		if g.MinMax > 0 {
+		e.P += float64(l * gr)
+		e.A += t.square(c0, j, level)
+		if g.HasMinimum() {
 			var hm float32
 			for k, v := range t.ones.Row(c0 + j) {
 				hm += float32(b.M[k]) * v
 			}
 			m := float32(b.M[j/g.Group])
-			e.q -= float64(m * gr)
-			e.b -= float64(l * hm)
-			e.c += float64(m * hm)
+			e.Q -= float64(m * gr)
+			e.B -= float64(l * hm)
+			e.C += float64(m * hm)
 		}
 	}
-	x, y := e.p/e.a, 0.0
-	if g.MinMax > 0 && e.c > 0 {
-		if det := e.a*e.c - e.b*e.b; det > 1e-9*e.a*e.c {
-			x, y = (e.p*e.c-e.q*e.b)/det, (e.a*e.q-e.b*e.p)/det
+	x, y := e.P/e.A, 0.0
+	if g.HasMinimum() && e.C > 0 {
+		if det := e.A*e.C - e.B*e.B; det > 1e-9*e.A*e.C {
+			x, y = (e.P*e.C-e.Q*e.B)/det, (e.A*e.Q-e.B*e.P)/det
 		}
 	}
 	d := tensor.RoundF16(b.D + float32(x))
@@ -252,7 +237,7 @@ func (t *plainDescent) super(b *quant.Block, c0 int) bool {
 	if d-d != 0 || dmin-dmin != 0 || d == b.D && dmin == b.DMin {
 		return false
 	}
-	if e.at(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
+	if e.At(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
 		return false
 	}
 	b.D, b.DMin = d, dmin
@@ -266,8 +251,8 @@ func (t *plainDescent) super(b *quant.Block, c0 int) bool {
 // after it: what comes of it must be as good.
 func TestRefine(t *testing.T) {
 	for _, typ := range ggml.Types {
-		g := typ.Grid
-		if g == nil {
+		g, ok := typ.Grid.(*quant.Affine)
+		if !ok {
 			continue
 		}
 		const cols = 768
@@ -281,7 +266,7 @@ func TestRefine(t *testing.T) {
 				break
 			}
 			want, got := quant.NewWeight(g, w.Rows, cols), quant.NewWeight(g, w.Rows, cols)
-			if err := f.sweep(t.Context(), want, w); err != nil {
+			if err := f.sweep(t.Context(), want, g, w); err != nil {
 				t.Fatal(err)
 			}
 			swept := outputError(w, want, in.H)
@@ -289,11 +274,11 @@ func TestRefine(t *testing.T) {
 			e := outputError(w, want, in.H)
 			previous := kernels.CurrentTier()
 			for _, tier := range kernels.Tiers() {
-				if err := f.sweep(t.Context(), got, w); err != nil {
+				if err := f.sweep(t.Context(), got, g, w); err != nil {
 					t.Fatal(err)
 				}
 				kernels.SetTier(tier)
-				err := f.refine(t.Context(), got, w, passes)
+				err := f.refine(t.Context(), got, g, w, passes)
 				kernels.SetTier(previous)
 				if err != nil {
 					t.Fatal(err)

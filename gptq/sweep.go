@@ -64,13 +64,13 @@ func inLanes[T any](rows int, pool *sync.Pool, do func(t T, r0, r1 int)) {
 }
 
 // sweep is GPTQ proper: it chooses q's scales and codes for w.
-func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) error {
+func (f *Factor) sweep(ctx context.Context, q *quant.Weight, g *quant.Affine, w *tensor.Matrix) error {
 	if f.block == 0 {
-		f.fitAll(q, w)
+		f.fitAll(q, g, w)
 	}
 	n := w.Cols
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), n+min(lazyColumns, n)) }}
-	sweepers := sync.Pool{New: func() any { return newSweeper(f, q) }}
+	sweepers := sync.Pool{New: func() any { return newSweeper(f, q, g) }}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
 		m := matrices.Get().(*tensor.Matrix)
 		defer matrices.Put(m)
@@ -81,7 +81,7 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, w *tensor.Matrix) e
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			i0 = lazyStart(i1, q.Grid.Block)
+			i0 = lazyStart(i1, g.Block)
 			errs := m.View(0, rows, n, n+i1-i0)
 			inLanes(rows, &sweepers, func(s *sweeper, a, b int) {
 				s.i0, s.i1 = i0, i1
@@ -109,6 +109,7 @@ func lazyStart(i1, block int) int {
 type sweeper struct {
 	f      *Factor
 	q      *quant.Weight
+	g      *quant.Affine
 	i0, i1 int
 	// At each position: the weights, the sums for their targets, their errors and the codes that they became.
 	weights, sums, errs, codes []kernels.Lane
@@ -117,11 +118,10 @@ type sweeper struct {
 	row                        []float32      // codes, row by row
 }
 
-func newSweeper(f *Factor, q *quant.Weight) *sweeper {
+func newSweeper(f *Factor, q *quant.Weight, g *quant.Affine) *sweeper {
 	n := min(lazyColumns, q.Cols)
 	lanes := func() []kernels.Lane { return make([]kernels.Lane, n) }
-	g := q.Grid
-	s := &sweeper{f: f, q: q, weights: lanes(), sums: lanes(), errs: lanes(), codes: lanes(),
+	s := &sweeper{f: f, q: q, g: g, weights: lanes(), sums: lanes(), errs: lanes(), codes: lanes(),
 		scale: make([]kernels.Lane, g.Groups()), minimum: make([]kernels.Lane, g.Groups()),
 		row: make([]float32, kernels.Lanes*n),
 	}
@@ -133,7 +133,7 @@ func newSweeper(f *Factor, q *quant.Weight) *sweeper {
 
 // rows quantizes rows [r0,r1). sums and e are theirs: sums has its columns in f.order, e receives each position's error.
 func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
-	g, f := s.q.Grid, s.f
+	g, f := s.g, s.f
 	n := s.i1 - s.i0
 	s.load(w.View(r0, r1, 0, w.Cols))
 	toLanes(s.sums[:n], sums.View(0, r1-r0, s.i0, s.i1))
@@ -169,7 +169,7 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 
 // load brings the weights of w's rows, at most 16, into the lanes.
 func (s *sweeper) load(w *tensor.Matrix) {
-	n := s.q.Grid.Block
+	n := s.g.Block
 	order := s.f.order[s.i0:s.i1]
 	if s.fitter == nil || w.Rows < kernels.Lanes || n%kernels.Lanes > 0 || len(order)%n > 0 {
 		for r := range w.Rows {
@@ -220,7 +220,7 @@ func fromLanes(m *tensor.Matrix, src []kernels.Lane) {
 
 // gather brings the targets of the block at positions i and after to the fitter.
 func (s *sweeper) gather(w, sums *tensor.Matrix, r0, r1, i int) {
-	n := s.q.Grid.Block
+	n := s.g.Block
 	first := s.f.order[i] / n * n
 	for k, c := range s.f.order[i : i+n] {
 		to := &s.fitter.lanes[c-first]
@@ -250,7 +250,7 @@ func (s *sweeper) scales(block, r0, r1 int) {
 
 // round rounds the column at place j with the scales of group k; inverse is 1/L's diagonal there.
 func (s *sweeper) round(j, k int, inverse float32) {
-	g := s.q.Grid
+	g := s.g
 	w, sum, scale, minimum := &s.weights[j], &s.sums[j], &s.scale[k], &s.minimum[k]
 	codes, errs := &s.codes[j], &s.errs[j]
 	if g.Codebook == nil {
@@ -265,15 +265,14 @@ func (s *sweeper) round(j, k int, inverse float32) {
 }
 
 // fitAll fits every block to the original weights, each column weighing as much as its Hessian diagonal.
-func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
-	g := q.Grid
+func (f *Factor) fitAll(q *quant.Weight, g *quant.Affine, w *tensor.Matrix) {
 	kernels.Parallel(w.Rows, rowGrain, func(lo, hi int) {
 		blocks := make([]quant.Block, w.Cols/g.Block)
 		for r := lo; r < hi; r++ {
 			for i := range blocks {
 				blocks[i] = q.Block(r, i)
 			}
-			g.Fit(blocks, w.Row(r), f.diagonal)
+			g.Fit(blocks, w.Row(r), f.diagonal, quant.Full)
 			for i := range blocks {
 				q.SetBlock(r, i, &blocks[i])
 			}
@@ -284,21 +283,22 @@ func (f *Factor) fitAll(q *quant.Weight, w *tensor.Matrix) {
 // fitter fits a block of several rows when its turn comes. What a code error in the column at position i costs, once the
 // columns after it have made up for it as well as they can, is its square times L[i][i]²: that is each column's importance.
 type fitter struct {
+	g             *quant.Affine
 	f             *Factor
 	blocks        []quant.Block
 	lanes         []kernels.Lane // a block's weights
 	w, importance []float32      // the same row by row
 }
 
-func newFitter(g *quant.Grid, f *Factor) *fitter {
+func newFitter(g *quant.Affine, f *Factor) *fitter {
 	n := kernels.Lanes * g.Block
-	return &fitter{f: f, blocks: make([]quant.Block, kernels.Lanes), lanes: make([]kernels.Lane, g.Block),
+	return &fitter{g: g, f: f, blocks: make([]quant.Block, kernels.Lanes), lanes: make([]kernels.Lane, g.Block),
 		w: make([]float32, n), importance: make([]float32, n)}
 }
 
 // fit fits the block whose columns stand at positions i and after to the weights w of rows [r0,r1).
 func (t *fitter) fit(q *quant.Weight, r0, r1, i int) {
-	g := q.Grid
+	g := t.g
 	first := t.f.order[i] / g.Block * g.Block
 	n := r1 - r0
 	for k := range g.Block {
@@ -310,11 +310,7 @@ func (t *fitter) fit(q *quant.Weight, r0, r1, i int) {
 		copy(t.importance[r*g.Block:], t.importance[:g.Block])
 		t.blocks[r] = q.Block(r0+r, first/g.Block)
 	}
-	fit := g.Fit
-	if g.FitCoarse != nil {
-		fit = g.FitCoarse
-	}
-	fit(t.blocks[:n], t.w[:n*g.Block], t.importance[:n*g.Block])
+	g.Fit(t.blocks[:n], t.w[:n*g.Block], t.importance[:n*g.Block], quant.Coarse)
 	for r := range n {
 		q.SetBlock(r0+r, first/g.Block, &t.blocks[r])
 	}

@@ -14,9 +14,9 @@ import (
 // plainSweep is GPTQ one row and one column at a time, every target computed when its turn comes. TestReference compares
 // with the paper's own formulas.
 func plainSweep(f *Factor, q *quant.Weight, w *tensor.Matrix) {
-	g := q.Grid
+	g := q.Grid.(*quant.Affine)
 	if f.block == 0 {
-		f.fitAll(q, w)
+		f.fitAll(q, g, w)
 	}
 	for r := range w.Rows {
 		errs := make([]float32, w.Cols)
@@ -70,7 +70,7 @@ func TestSweep(t *testing.T) {
 				previous := kernels.CurrentTier()
 				for _, tier := range kernels.Tiers() {
 					kernels.SetTier(tier)
-					err := f.sweep(t.Context(), got, w)
+					err := f.sweep(t.Context(), got, typ.Grid.(*quant.Affine), w)
 					kernels.SetTier(previous)
 					if err != nil {
 						t.Fatal(err)

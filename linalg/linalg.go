@@ -130,13 +130,6 @@ func solveRightLower(b, l *tensor.Matrix, inv inverses, s scratch) {
 	solveRightLower(b1, l.View(0, h, 0, h), inv, s)
 }
 
-// InvertLower replaces the lower triangle of l by its inverse; it neither reads nor writes above the diagonal.
-// The diagonal must not hold a zero.
-func InvertLower(l *tensor.Matrix) {
-	checkSquare(l)
-	invertLower(l, invertBlocks(l))
-}
-
 // invertBlocks returns the inverses of l's diagonal blocks.
 func invertBlocks(l *tensor.Matrix) inverses {
 	inv := newInverses(l.Rows)
@@ -155,98 +148,6 @@ func invertBlocks(l *tensor.Matrix) inverses {
 		}
 	})
 	return inv
-}
-
-func invertLower(l *tensor.Matrix, inv inverses) {
-	n := l.Rows
-	if n <= diagonal {
-		for i := range n {
-			copy(l.Row(i)[:i+1], inv[0].Row(i))
-		}
-		return
-	}
-	// ⎡A   ⎤⁻¹   ⎡    A⁻¹       ⎤
-	// ⎣B  C⎦   = ⎣−C⁻¹·B·A⁻¹ C⁻¹⎦
-	h := half(n)
-	a, b, c := l.View(0, h, 0, h), l.View(h, n, 0, h), l.View(h, n, h, n)
-	invertLower(a, inv)
-	invertLower(c, inv[h/diagonal:])
-	multiplyRight(b, a, -1)
-	multiplyLeft(c, b)
-}
-
-// multiplyRight sets b = alpha·b·T, T lower triangular.
-func multiplyRight(b, t *tensor.Matrix, alpha float32) {
-	n := t.Rows
-	if n <= diagonal {
-		x, low := b.Clone(), lower(t)
-		b.Zero()
-		kernels.GemmNN(b, alpha, x, low, kernels.F32)
-		return
-	}
-	h := half(n)
-	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
-	multiplyRight(b1, t.View(0, h, 0, h), alpha)
-	kernels.GemmNN(b1, alpha, b2, t.View(h, n, 0, h), kernels.F32)
-	multiplyRight(b2, t.View(h, n, h, n), alpha)
-}
-
-// multiplyLeft sets b = T·b, T lower triangular.
-func multiplyLeft(t, b *tensor.Matrix) {
-	n := t.Rows
-	if n <= diagonal {
-		x, low := b.Clone(), lower(t)
-		b.Zero()
-		kernels.GemmNN(b, 1, low, x, kernels.F32)
-		return
-	}
-	h := half(n)
-	b1, b2 := b.View(0, h, 0, b.Cols), b.View(h, n, 0, b.Cols)
-	multiplyLeft(t.View(h, n, h, n), b2)
-	kernels.GemmNN(b2, 1, t.View(h, n, 0, h), b1, kernels.F32)
-	multiplyLeft(t.View(0, h, 0, h), b1)
-}
-
-// InverseFactor returns the upper triangular U with UᵀU = h⁻¹, of which the GPTQ paper reads row by row. h is symmetric and
-// only its upper triangle is read. ok is false if h is not positive definite.
-//
-// The inverse itself is never formed: with J the reversal of rows, J·h·J = L·Lᵀ gives U = J·L⁻¹·J. Sums are float32,
-// those of diagonal blocks float64; for a condition number κ the relative error ‖ΔU‖/‖U‖ stays below 2⁻²⁴·κ.
-func InverseFactor(h *tensor.Matrix) (u *tensor.Matrix, ok bool) {
-	checkSquare(h)
-	n := h.Rows
-	u = tensor.New(n, n)
-	const rows = 16
-	kernels.Parallel(n, rows, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			src, dst := h.Row(n - 1 - i)[n-1-i:], u.Row(i)[:i+1]
-			for j := range dst {
-				dst[j] = src[i-j]
-			}
-		}
-	})
-	inv := newInverses(n)
-	if cholesky(u, inv, newScratch(u)) >= 0 {
-		return nil, false
-	}
-	invertLower(u, inv)
-	// Rows i and n−1−i change places, each read backwards, and what is above the diagonal goes.
-	kernels.Parallel((n+1)/2, rows, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			top, bottom := u.Row(i), u.Row(n-1-i)
-			clear(top[i+1:])
-			if i != n-1-i {
-				clear(bottom[n-i:])
-			}
-			for j := range n {
-				if i == n-1-i && j >= n-1-j {
-					break
-				}
-				top[j], bottom[n-1-j] = bottom[n-1-j], top[j]
-			}
-		}
-	})
-	return u, true
 }
 
 // choleskyBlock is cholesky row by row in float64.
@@ -318,15 +219,6 @@ func invertBlock(dst *tensor.Matrix, l *[diagonal][diagonal]float64) {
 
 // half splits n so that the first part is a multiple of the diagonal block.
 func half(n int) int { return (n/2 + diagonal - 1) / diagonal * diagonal }
-
-// lower returns a copy of t's lower triangle.
-func lower(t *tensor.Matrix) *tensor.Matrix {
-	c := t.Clone()
-	for i := range c.Rows {
-		clear(c.Row(i)[i+1:])
-	}
-	return c
-}
 
 func checkSquare(a *tensor.Matrix) {
 	if a.Rows != a.Cols {

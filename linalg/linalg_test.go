@@ -106,72 +106,9 @@ func TestCholeskyNotPositive(t *testing.T) {
 					a.Row(i)[bad], a.Row(bad)[i] = 0, 0
 				}
 				a.Row(bad)[bad] = v
-				h := a.Clone()
 				if ok, pivot := Cholesky(a); ok || pivot != bad {
 					t.Errorf("n=%d, %v at %d: ok=%v pivot=%d", n, v, bad, ok, pivot)
 				}
-				if _, ok := InverseFactor(h); ok {
-					t.Errorf("n=%d, %v at %d: InverseFactor ok", n, v, bad)
-				}
-			}
-		}
-	}
-}
-
-func TestInvertLower(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	for _, n := range sizes {
-		a, sym := spd(rng, n, 100)
-		var c mat.Cholesky
-		c.Factorize(sym)
-		var l, inv mat.TriDense
-		c.LTo(&l)
-		if err := inv.InverseTri(&l); err != nil {
-			t.Fatal(err)
-		}
-		for i := range n {
-			for j := range n {
-				a.Row(i)[j] = float32(l.At(i, j))
-				if j > i {
-					a.Row(i)[j] = 7
-				}
-			}
-		}
-		InvertLower(a)
-		for i := range n {
-			for j := i + 1; j < n; j++ {
-				if a.Row(i)[j] != 7 {
-					t.Fatalf("n=%d: wrote above the diagonal", n)
-				}
-				a.Row(i)[j] = 0
-			}
-		}
-		if d := distance(a, &inv); !(d <= bound(n, 10)) {
-			t.Errorf("n=%d: relative error %.3g, bound %.3g", n, d, bound(n, 10))
-		}
-	}
-}
-
-func TestInverseFactor(t *testing.T) {
-	rng := rand.New(rand.NewPCG(7, 8))
-	for _, n := range sizes {
-		for _, condition := range []float64{10, 1e4, 1e6} {
-			h, sym := spd(rng, n, condition)
-			var c, ci mat.Cholesky
-			var inv mat.SymDense
-			var want mat.TriDense
-			c.Factorize(sym)
-			if err := c.InverseTo(&inv); err != nil {
-				t.Fatal(err)
-			}
-			ci.Factorize(&inv)
-			ci.UTo(&want)
-			u, ok := InverseFactor(h)
-			if !ok {
-				t.Fatalf("n=%d condition=%g: not ok", n, condition)
-			}
-			if d := distance(u, &want); !(d <= bound(n, condition)) {
-				t.Errorf("n=%d condition=%g: relative error %.3g, bound %.3g", n, condition, d, bound(n, condition))
 			}
 		}
 	}

@@ -133,6 +133,9 @@ func (f *MoE) route(st *State) {
 		}
 	})
 	r := &routes{tokens: make([][]int, n), weights: make([][]float32, n), first: make([]int, n), in: h}
+	for e := range r.tokens {
+		r.tokens[e] = []int{} // where it stays empty: not all tokens, but none
+	}
 	for i, e := range chosen {
 		r.tokens[e] = append(r.tokens[e], i/f.Top)
 		r.weights[e] = append(r.weights[e], weights[i])

@@ -50,7 +50,7 @@ func (u *use) sensitivity() float64 {
 
 // rounded returns w rounded to nearest as the probe.
 func (u *use) rounded(w *tensor.Matrix) *tensor.Matrix {
-	_, q := encode(ggml.Fallback(probeType, w.Cols), w, u.importance)
+	_, q := encode(ggml.Substitute(probeType, w.Cols), w, u.importance)
 	return q
 }
 

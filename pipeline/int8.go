@@ -64,7 +64,7 @@ func (r *run) setScales(out *gguf.Writer) error {
 			if in := r.inputs[name]; in != nil {
 				absmax = in.absmax
 			}
-			scales = append(scales, quant.Int8.Symmetric(absmax).Scale)
+			scales = append(scales, quant.Int8Scale(absmax))
 		}
 	}
 	return out.SetMeta(model.StaticScalesKey, scales)

@@ -107,7 +107,7 @@ func TestEveryArchitecture(t *testing.T) {
 				case in.Name == embeddingName || in.Name == outputName:
 					wantType = ggml.F16
 				default:
-					wantType = ggml.Fallback(ggml.Q4_K, in.Cols())
+					wantType = ggml.Substitute(ggml.Q4_K, in.Cols())
 				}
 				if got.Name != in.Name || got.Type != wantType || tr.Name != in.Name || tr.Type != wantType.Name {
 					t.Errorf("%s %s: tensor %d is %s %s, reported %s %s; want %s %s", name, method.Name(), i,
@@ -278,7 +278,7 @@ func TestPlan(t *testing.T) {
 		return r
 	}
 	llama, tied, odd := testmodel.New("llama").Source(), testmodel.New("qwen3").Source(), testmodel.New("qwen2").Source()
-	p, err := NewPlan(llama, Recipe{
+	p, err := NewPlan(llama, Recipe{Method: RTN,
 		Type:  ggml.Q4_K,
 		Rules: []Rule{rule(`ffn_down=q6_k`), rule(`blk\.0\.=q5_k`), rule("output=bf16")}, Embedding: ggml.Q8_0,
 	})
@@ -299,13 +299,13 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%s: planned as %v, want %s", name, got, want)
 		}
 	}
-	if p, err = NewPlan(tied, Recipe{Type: ggml.BF16}); err != nil {
+	if p, err = NewPlan(tied, Recipe{Method: RTN, Type: ggml.BF16}); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.Lookup(embeddingName).Type; got != ggml.BF16 || p.Lookup(outputName) != nil {
 		t.Errorf("tied embedding is %s in a BF16 file", got)
 	}
-	if p, err = NewPlan(odd, Recipe{Type: ggml.Q4_K}); err != nil {
+	if p, err = NewPlan(odd, Recipe{Method: RTN, Type: ggml.Q4_K}); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.Lookup("blk.0.ffn_down.weight"); got.Type != ggml.F16 || got.Wanted != ggml.Q4_K {
@@ -326,11 +326,11 @@ func TestPlan(t *testing.T) {
 		recipe Recipe
 		want   string
 	}{
-		{phi, Recipe{Type: ggml.Q8_0}, `general.architecture is "phi3", supported are llama, qwen2, qwen3`},
-		{part, Recipe{Type: ggml.Q8_0}, "is missing"},
-		{odd, Recipe{Type: ggml.Q4_K, NoFallback: true}, `columns are not a multiple of Q4_K's block of 256`},
-		{llama, Recipe{Type: ggml.Q4_K, Rules: []Rule{rule("attn_qkv=q8_0")}}, `"attn_qkv" matches no tensor`},
-		{quantized, Recipe{Type: ggml.Q4_K}, `"blk.1.ffn_up.weight" is Q8_0, already quantized`},
+		{phi, Recipe{Method: RTN, Type: ggml.Q8_0}, `general.architecture is "phi3", supported are llama, qwen2, qwen3`},
+		{part, Recipe{Method: RTN, Type: ggml.Q8_0}, "is missing"},
+		{odd, Recipe{Method: RTN, Type: ggml.Q4_K, NoFallback: true}, `columns are not a multiple of Q4_K's block of 256`},
+		{llama, Recipe{Method: RTN, Type: ggml.Q4_K, Rules: []Rule{rule("attn_qkv=q8_0")}}, `"attn_qkv" matches no tensor`},
+		{quantized, Recipe{Method: RTN, Type: ggml.Q4_K}, `"blk.1.ffn_up.weight" is Q8_0, already quantized`},
 	} {
 		if _, err := NewPlan(c.src, c.recipe); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v, want one with %q", err, c.want)

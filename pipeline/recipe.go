@@ -130,7 +130,7 @@ func (r *Recipe) typeOf(info *ggml.Info, role model.Role) (t, wanted *ggml.Type,
 		return nil, nil, rule, errors.New("the recipe has no type")
 	}
 	wanted = t
-	if t = ggml.Fallback(wanted, info.Cols()); t != wanted && r.NoFallback {
+	if t = ggml.Substitute(wanted, info.Cols()); t != wanted && r.NoFallback {
 		return nil, nil, rule, fmt.Errorf("tensor %q: %d columns are not a multiple of %s's block of %d",
 			info.Name, info.Cols(), wanted.Name, wanted.BlockLen)
 	}

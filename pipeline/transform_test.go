@@ -19,6 +19,7 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -420,7 +421,7 @@ func TestTransformErrors(t *testing.T) {
 	cancel()
 	g := &quant.Group{Prev: &quant.Scaler{Norm: []float32{1}}, In: quant.NewInputs(1), Sample: tensor.New(1, 1),
 		Linears: []*quant.Linear{{W: tensor.New(1, 1)}}}
-	g.Linears[0].Grid = &quant.Grid{Block: 1, Group: 1, Fit: func([]quant.Block, []float32, []float32) {}}
+	g.Linears[0].Grid = fit.New(quant.Affine{Block: 1, Group: 1, CodeMin: -1, CodeMax: 1})
 	for _, tr := range []quant.Transform{awq.Scaling{}, smoothquant.Smoothing{Auto: true}} {
 		if _, err := tr.Transform(ctx, g); !errors.Is(err, context.Canceled) {
 			t.Errorf("%T: error %v after cancelling", tr, err)

@@ -258,7 +258,7 @@ func (r *run) sensitivity() error {
 }
 
 // typeFor is the type that rows of cols columns get.
-func (r *run) typeFor(cols int) *ggml.Type { return ggml.Fallback(r.opt.Type, cols) }
+func (r *run) typeFor(cols int) *ggml.Type { return ggml.Substitute(r.opt.Type, cols) }
 
 // roundTrip returns w as a reader of type t sees it after rounding to nearest.
 func roundTrip(t *ggml.Type, w *tensor.Matrix, importance []float32) *tensor.Matrix {

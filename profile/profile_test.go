@@ -107,8 +107,9 @@ func TestMeasurements(t *testing.T) {
 	// ffn_down's input is followed by nothing but ffn_down: the error is its own, but for the rounding of the Hessian.
 	near(t, "unsmoothed error", p.Inputs[3].Smoothing.Plain, p.Linears[6].OutputError, 1e-2)
 	b, err := json.Marshal(p)
-	if err != nil || strings.Contains(string(b), "null,\"outlier") {
-		t.Errorf("%v: %s", err, b)
+	// Readers of the JSON go through lists without asking whether they are there.
+	if lists := strings.Count(string(b), `"outlier_features":[`); err != nil || lists != len(p.Inputs) {
+		t.Errorf("%v: %d lists of outlier features for %d inputs: %s", err, lists, len(p.Inputs), b)
 	}
 }
 
@@ -143,7 +144,8 @@ func TestDivergence(t *testing.T) {
 	all := run(t, tm.Source(), testSet(tm, 6), opt)
 	for i := range p.Linears {
 		if all.Linears[i].KL == nil {
-			t.Fatalf("%s has no KL divergence", all.Linears[i].Name)
+			t.Errorf("%s has no KL divergence", all.Linears[i].Name)
+			continue
 		}
 		if kl := p.Linears[i].KL; kl != nil {
 			near(t, p.Linears[i].Name, all.Linears[i].KL.Mean, kl.Mean, 1e-9)

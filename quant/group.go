@@ -13,7 +13,7 @@ type Linear struct {
 	Name string
 	W    *tensor.Matrix // out×in; transforms scale it in place
 	Bias []float32      // out values, or nil
-	Grid *Grid          // what W will be rounded to; nil where it stays floating-point
+	Grid Grid           // what W will be rounded to; nil where it stays floating-point
 	// Product: see Job.
 	Product bool
 }

@@ -48,7 +48,7 @@ type Solver interface {
 // Job is rows of a linear to be quantized. Rows do not depend on each other.
 type Job struct {
 	W    *tensor.Matrix // rows×in; it is not changed
-	Grid *Grid
+	Grid Grid
 	// Product: the outputs are multiplied with those of another linear, as queries are with keys.
 	Product bool
 }

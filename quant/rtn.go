@@ -7,23 +7,24 @@ import (
 
 // Round fits the scales of blocks of weights, one after the other in w, and rounds each weight to the nearest code.
 // importance, as long as w, may be nil.
-func (g *Grid) Round(b []Block, w, importance []float32) {
-	g.Fit(b, w, importance)
+func Round(g Grid, b []Block, w, importance []float32) {
+	g.Fit(b, w, importance, Full)
+	n := g.Shape().Block
 	for i := range b {
-		b[i].RoundCodes(g, w[i*g.Block:(i+1)*g.Block])
+		g.Round(&b[i], w[i*n:(i+1)*n])
 	}
 }
 
 // RTN rounds each weight of w, out×in, to nearest. importance has one value per column, or is nil.
-func RTN(w *tensor.Matrix, importance []float32, g *Grid) *Weight {
+func RTN(w *tensor.Matrix, importance []float32, g Grid) *Weight {
 	q := NewWeight(g, w.Rows, w.Cols)
 	kernels.Parallel(w.Rows, 4, func(lo, hi int) {
-		blocks := make([]Block, w.Cols/g.Block)
+		blocks := make([]Block, w.Cols/q.shape.Block)
 		for r := lo; r < hi; r++ {
 			for i := range blocks {
 				blocks[i] = q.Block(r, i)
 			}
-			g.Round(blocks, w.Row(r), importance)
+			Round(g, blocks, w.Row(r), importance)
 			for i := range blocks {
 				q.SetBlock(r, i, &blocks[i])
 			}

@@ -56,9 +56,8 @@ func (s *Stats) Importance() []float32 {
 	return d
 }
 
-// MeanShift returns the mean over the tokens of what the original model's output has and the quantized one's lacks:
-// (W−Ŵ)x̂, and W(x−x̂), with r−r̂ where there is a residual connection, if it is known. Added to the bias it makes the
-// outputs' means agree (Nagel et al., arXiv:1906.04721, section 4.2). w and q are out×in.
+// MeanShift returns the mean output error E[(W−Ŵ)x̂ + W(x−x̂) + r−r̂]; terms that were not observed count as zero. Added to
+// the bias it makes the outputs' means agree (Nagel et al., arXiv:1906.04721, section 4.2). w and q are out×in.
 func (s *Stats) MeanShift(w, q *tensor.Matrix) []float32 {
 	shift := make([]float32, w.Rows)
 	for i := range shift {

@@ -35,13 +35,6 @@ func DecodeF16(dst []float32, src []byte) {
 	}
 }
 
-// EncodeF16 stores src as little-endian binary16.
-func EncodeF16(dst []byte, src []float32) {
-	for i, f := range src {
-		binary.LittleEndian.PutUint16(dst[2*i:], ToF16(f))
-	}
-}
-
 // DecodeBF16 sets dst[i] to the i-th little-endian bfloat16 of src.
 func DecodeBF16(dst []float32, src []byte) {
 	for i := range dst {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"github.com/llmq/llmq/arch"
-	"math/bits"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -281,5 +280,5 @@ func codeBits(t *ggml.Type) int {
 	if t.Grid == nil {
 		return 8 * t.BlockBytes / t.BlockLen
 	}
-	return bits.Len(uint(t.Grid.CodeMax - t.Grid.CodeMin))
+	return t.Grid.Shape().Bits
 }

@@ -196,7 +196,7 @@ func TestEncodePlain(t *testing.T) {
 	previous := kernels.CurrentTier()
 	defer kernels.SetTier(previous)
 	for _, typ := range Types {
-		if typ.plain == nil {
+		if typ.round == nil {
 			continue
 		}
 		w := make([]float32, blocks*typ.BlockLen)
@@ -217,9 +217,9 @@ func TestEncodePlain(t *testing.T) {
 				var wantNoise float64
 				for i := range n {
 					b := []quant.Block{*newBlock(typ.Grid)}
-					typ.Grid.Round(b, w[i*typ.BlockLen:(i+1)*typ.BlockLen], nil)
+					quant.Round(typ.Grid, b, w[i*typ.BlockLen:(i+1)*typ.BlockLen], nil)
 					typ.Pack(want[i*typ.BlockBytes:(i+1)*typ.BlockBytes], &b[0])
-					wantNoise += b[0].Noise(typ.Grid)
+					wantNoise += typ.Grid.Noise(&b[0])
 				}
 				if noise := typ.Encode(got, w, nil); noise != wantNoise || !bytes.Equal(got, want) {
 					t.Errorf("%s, %s, %d blocks: noise %g, want %g; bytes equal: %t", typ, tier, n, noise, wantNoise,
@@ -265,7 +265,7 @@ func TestFit(t *testing.T) {
 	const blocks = 19 // more than are searched together
 	w, importance := gaussian(blocks * maxBlock)
 	for _, typ := range Types {
-		g := typ.Grid
+		g := affine(typ)
 		if g == nil {
 			continue
 		}
@@ -284,7 +284,7 @@ func TestFit(t *testing.T) {
 		}
 		n := blocks * g.Block
 		x, imp := w[:n], importance[:n]
-		if n := testing.AllocsPerRun(3, func() { g.Fit(b, x, imp) }); n != 0 {
+		if n := testing.AllocsPerRun(3, func() { g.Fit(b, x, imp, quant.Full) }); n != 0 {
 			t.Errorf("%s: Fit allocates %v times", typ, n)
 		}
 		scaled := make([]float32, len(imp))
@@ -292,7 +292,7 @@ func TestFit(t *testing.T) {
 			scaled[i] = v / 1024
 		}
 		c := newBlocks()
-		g.Fit(c, x, scaled)
+		g.Fit(c, x, scaled, quant.Full)
 		for i := range b {
 			for j, q := range b[i].Codes {
 				if q != int8(j) {
@@ -310,7 +310,7 @@ func TestFit(t *testing.T) {
 			}
 		}
 		for _, imp := range [][]float32{nil, imp} {
-			g.Fit(c, make([]float32, n), imp)
+			g.Fit(c, make([]float32, n), imp, quant.Full)
 			for i := range c {
 				if c[i].D != 0 || c[i].DMin != 0 {
 					t.Errorf("%s: zeros give scales %v and %v", typ, c[i].D, c[i].DMin)
@@ -326,7 +326,7 @@ func TestFitAlone(t *testing.T) {
 	const blocks = 19 // more than are searched together
 	w, importance := gaussian(blocks * maxBlock)
 	for _, typ := range Types {
-		g := typ.Grid
+		g := affine(typ)
 		if g == nil {
 			continue
 		}
@@ -341,12 +341,12 @@ func TestFitAlone(t *testing.T) {
 				imp[12*g.Block+j] = 0
 			}
 		}
-		check := func(name string, fit func(b []quant.Block, w, importance []float32), imp []float32) {
+		check := func(name string, e quant.Effort, imp []float32) {
 			b := make([]quant.Block, blocks)
 			for i := range b {
 				b[i] = *newBlock(g)
 			}
-			fit(b, x, imp)
+			g.Fit(b, x, imp, e)
 			for i := range b {
 				lo, hi := i*g.Block, (i+1)*g.Block
 				one := []quant.Block{*newBlock(g)}
@@ -354,7 +354,7 @@ func TestFitAlone(t *testing.T) {
 				if imp != nil {
 					its = imp[lo:hi]
 				}
-				fit(one, x[lo:hi], its)
+				g.Fit(one, x[lo:hi], its, e)
 				if a := &one[0]; a.D != b[i].D || a.DMin != b[i].DMin || !equal(a.Sc, b[i].Sc) || !equal(a.M, b[i].M) {
 					t.Errorf("%s: %s, importances %t: block %d alone has other scales than among %d", typ, name, imp != nil, i,
 						blocks)
@@ -362,10 +362,8 @@ func TestFitAlone(t *testing.T) {
 			}
 		}
 		for _, imp := range [][]float32{nil, imp} {
-			check("Fit", g.Fit, imp)
-			if g.FitCoarse != nil {
-				check("FitCoarse", g.FitCoarse, imp)
-			}
+			check("full", quant.Full, imp)
+			check("coarse", quant.Coarse, imp)
 		}
 	}
 }
@@ -384,7 +382,7 @@ func equal(a, b []int8) bool {
 func TestEncodeAgain(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, typ := range Types {
-		g := typ.Grid
+		g := affine(typ)
 		if g != nil && g.Groups() > 1 {
 			continue
 		}
@@ -403,19 +401,21 @@ func TestEncodeAgain(t *testing.T) {
 		b, w := newBlock(g), make([]float32, g.Block)
 		for range 200 {
 			b.D = tensor.RoundF16(float32(math.Exp(4*rng.NormFloat64() - 3)))
-			b.DMin = float32(g.MinMax) * tensor.RoundF16(b.D*float32(10*rng.NormFloat64()))
-			b.Sc[0], b.M[0] = 1, int8(g.MinMax)
+			b.Sc[0] = 1
+			if dmin := tensor.RoundF16(b.D * float32(10*rng.NormFloat64())); g.HasMinimum() {
+				b.DMin, b.M[0] = dmin, 1
+			}
 			lo := g.CodeMin + rng.IntN(g.CodeMax-g.CodeMin)
 			hi := lo + 1 + rng.IntN(g.CodeMax-lo)
 			for i := range b.Codes {
 				b.Codes[i] = int8(lo + rng.IntN(hi-lo+1))
 			}
-			b.Decode(g, w)
+			g.Decode(w, b)
 			check(w)
 		}
 	}
 	goldenBlocks(t, func(typ *Type, src []byte, want []float32) {
-		if typ.Grid == nil || typ.Grid.Groups() > 1 {
+		if typ.Grid == nil || affine(typ).Scales.Super {
 			return
 		}
 		if _, q := encodeRows(typ, want, nil, len(want)); squaredError(want, q, nil) != 0 {
@@ -433,7 +433,7 @@ func TestEncodeConstant(t *testing.T) {
 			w[i] = v
 		}
 		for _, typ := range Types {
-			if typ.Grid == nil || typ.Grid.Codebook != nil {
+			if typ.Grid == nil || affine(typ).Codebook != nil {
 				continue
 			}
 			_, q := encodeRows(typ, w, nil, len(w))
@@ -542,3 +542,5 @@ func BenchmarkDecode(b *testing.B) {
 		})
 	}
 }
+
+func abs(v float32) float32 { return float32(math.Abs(float64(v))) }

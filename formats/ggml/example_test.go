@@ -33,7 +33,7 @@ func ExampleByName() {
 	// ggml: type IQ2_XXS (16) is not supported; supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16
 }
 
-func ExampleFallback() {
-	fmt.Println(ggml.Fallback(ggml.Q4_K, 4096), ggml.Fallback(ggml.Q4_K, 4000), ggml.Fallback(ggml.Q4_K, 4001))
+func ExampleSubstitute() {
+	fmt.Println(ggml.Substitute(ggml.Q4_K, 4096), ggml.Substitute(ggml.Q4_K, 4000), ggml.Substitute(ggml.Q4_K, 4001))
 	// Output: Q4_K Q5_0 F16
 }

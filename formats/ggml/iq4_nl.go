@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // iq4Levels are the sixteen levels of IQ4_NL and IQ4_XS (kvalues_iq4nl in ggml-common.h).
@@ -17,10 +18,9 @@ var iq4Levels = []float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 3
 var IQ4_NL = &Type{
 	Format: kernels.Format{Name: "IQ4_NL", BlockLen: 32, BlockBytes: 18, Unpack: unpackIQ4_NL},
 	ID:     20,
-	Grid: newGrid(quant.Grid{Name: "IQ4_NL", Block: 32, Group: 32, CodeMin: 0, CodeMax: 15, Codebook: iq4Levels,
-		ScaleMin: 1, ScaleMax: 1}),
-	Pack:  packIQ4_NL,
-	Parse: parseIQ4_NL,
+	Grid:   fit.New(quant.Affine{Name: "IQ4_NL", Block: 32, Group: 32, CodeMin: 0, CodeMax: 15, Codebook: iq4Levels}),
+	Pack:   packIQ4_NL,
+	Parse:  parseIQ4_NL,
 }
 
 func unpackIQ4_NL(dst []float32, src []byte) {

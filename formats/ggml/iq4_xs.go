@@ -5,6 +5,7 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // IQ4_XS holds 256 weights in 136 bytes, 4.25 bits per weight: a super-block of 8 groups of 32 on IQ4_NL's levels.
@@ -20,8 +21,8 @@ import (
 var IQ4_XS = &Type{
 	Format: kernels.Format{Name: "IQ4_XS", BlockLen: 256, BlockBytes: 136, Unpack: unpackIQ4_XS},
 	ID:     23,
-	Grid: newGrid(quant.Grid{Name: "IQ4_XS", Block: 256, Group: 32, CodeMin: 0, CodeMax: 15, Codebook: iq4Levels,
-		ScaleMin: -32, ScaleMax: 31}),
+	Grid: fit.New(quant.Affine{Name: "IQ4_XS", Block: 256, Group: 32, CodeMin: 0, CodeMax: 15, Codebook: iq4Levels,
+		Scales: quant.Scales{Super: true, Min: -32, Max: 31}}),
 	Pack:  packIQ4_XS,
 	Parse: parseIQ4_XS,
 }

@@ -7,15 +7,15 @@ import (
 
 func init() {
 	for _, t := range Types {
-		if t.Grid != nil {
-			t.Levels = &kernels.LevelFormat{Group: t.Grid.Group, Minimums: t.Grid.MinMax != 0, Unpack: t.unpackLevels}
+		if g, ok := t.Grid.(*quant.Affine); ok {
+			t.Levels = &kernels.LevelFormat{Group: g.Group, Minimums: g.HasMinimum(), Unpack: t.unpackLevels}
 		}
 	}
 }
 
 // unpackLevels is the plain decoder to levels: whole blocks, and a scale and a minimum for each group of them.
 func (t *Type) unpackLevels(level []int8, scale, minimum []float32, src []byte) {
-	g := t.Grid
+	g := t.Grid.(*quant.Affine)
 	n := g.Groups()
 	var sc, m [maxGroups]int8
 	b := quant.Block{Sc: sc[:n], M: m[:n]}

@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q2_K holds 256 weights in 84 bytes, 2.625 bits per weight: a super-block of 16 groups of 16.
@@ -16,8 +17,8 @@ import (
 var Q2_K = &Type{
 	Format: kernels.Format{Name: "Q2_K", BlockLen: 256, BlockBytes: 84, Unpack: unpackQ2_K},
 	ID:     10,
-	Grid: newGrid(quant.Grid{Name: "Q2_K", Block: 256, Group: 16, CodeMin: 0, CodeMax: 3, ScaleMin: 0, ScaleMax: 15,
-		MinMax: 15}),
+	Grid: fit.New(quant.Affine{Name: "Q2_K", Block: 256, Group: 16, CodeMin: 0, CodeMax: 3,
+		Scales: quant.Scales{Super: true, Min: 0, Max: 15}, Minimums: quant.Minimums{Kind: quant.GroupMinimums, Max: 15}}),
 	Pack:  packQ2_K,
 	Parse: parseQ2_K,
 }

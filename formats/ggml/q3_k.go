@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q3_K holds 256 weights in 110 bytes, 3.4375 bits per weight: a super-block of 16 groups of 16.
@@ -19,8 +20,8 @@ import (
 var Q3_K = &Type{
 	Format: kernels.Format{Name: "Q3_K", BlockLen: 256, BlockBytes: 110, Unpack: unpackQ3_K},
 	ID:     11,
-	Grid: newGrid(quant.Grid{Name: "Q3_K", Block: 256, Group: 16, CodeMin: -4, CodeMax: 3, ScaleMin: -32,
-		ScaleMax: 31}),
+	Grid: fit.New(quant.Affine{Name: "Q3_K", Block: 256, Group: 16, CodeMin: -4, CodeMax: 3,
+		Scales: quant.Scales{Super: true, Min: -32, Max: 31}}),
 	Pack:  packQ3_K,
 	Parse: parseQ3_K,
 }

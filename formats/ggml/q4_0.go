@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q4_0 holds 32 weights in 18 bytes, 4.5 bits per weight:
@@ -13,13 +14,14 @@ import (
 //	w = d·(q − 8), q in 0..15
 //
 // The grid's codes are q − 8.
-var Q4_0 = oneScale(&Type{
+var Q4_0 = &Type{
 	Format: kernels.Format{Name: "Q4_0", BlockLen: 32, BlockBytes: 18, Unpack: unpackQ4_0},
 	ID:     2,
-	Grid:   newGrid(quant.Grid{Name: "Q4_0", Block: 32, Group: 32, CodeMin: -8, CodeMax: 7, ScaleMin: 1, ScaleMax: 1}),
+	Grid:   fit.New(quant.Affine{Name: "Q4_0", Block: 32, Group: 32, CodeMin: -8, CodeMax: 7}),
 	Pack:   packQ4_0,
 	Parse:  parseQ4_0,
-}, kernels.RoundQ4_0)
+	round:  kernels.RoundQ4_0,
+}
 
 func unpackQ4_0(dst []float32, src []byte) {
 	for ; len(dst) > 0; dst, src = dst[32:], src[18:] {

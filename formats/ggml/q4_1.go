@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q4_1 holds 32 weights in 20 bytes, 5 bits per weight:
@@ -17,8 +18,8 @@ import (
 var Q4_1 = &Type{
 	Format: kernels.Format{Name: "Q4_1", BlockLen: 32, BlockBytes: 20, Unpack: unpackQ4_1},
 	ID:     3,
-	Grid: newGrid(quant.Grid{Name: "Q4_1", Block: 32, Group: 32, CodeMin: 0, CodeMax: 15, ScaleMin: 1, ScaleMax: 1,
-		MinMax: 1}),
+	Grid: fit.New(quant.Affine{Name: "Q4_1", Block: 32, Group: 32, CodeMin: 0, CodeMax: 15,
+		Minimums: quant.Minimums{Kind: quant.BlockMinimum}}),
 	Pack:  packQ4_1,
 	Parse: parseQ4_1,
 }

@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q4_K holds 256 weights in 144 bytes, 4.5 bits per weight: a super-block of 8 groups of 32.
@@ -16,8 +17,8 @@ import (
 var Q4_K = &Type{
 	Format: kernels.Format{Name: "Q4_K", BlockLen: 256, BlockBytes: 144, Unpack: unpackQ4_K},
 	ID:     12,
-	Grid: newGrid(quant.Grid{Name: "Q4_K", Block: 256, Group: 32, CodeMin: 0, CodeMax: 15, ScaleMin: 0, ScaleMax: 63,
-		MinMax: 63}),
+	Grid: fit.New(quant.Affine{Name: "Q4_K", Block: 256, Group: 32, CodeMin: 0, CodeMax: 15,
+		Scales: quant.Scales{Super: true, Min: 0, Max: 63}, Minimums: quant.Minimums{Kind: quant.GroupMinimums, Max: 63}}),
 	Pack:  packQ4_K,
 	Parse: parseQ4_K,
 }

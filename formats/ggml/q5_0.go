@@ -5,6 +5,7 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q5_0 holds 32 weights in 22 bytes, 5.5 bits per weight:
@@ -19,7 +20,7 @@ import (
 var Q5_0 = &Type{
 	Format: kernels.Format{Name: "Q5_0", BlockLen: 32, BlockBytes: 22, Unpack: unpackQ5_0},
 	ID:     6,
-	Grid:   newGrid(quant.Grid{Name: "Q5_0", Block: 32, Group: 32, CodeMin: -16, CodeMax: 15, ScaleMin: 1, ScaleMax: 1}),
+	Grid:   fit.New(quant.Affine{Name: "Q5_0", Block: 32, Group: 32, CodeMin: -16, CodeMax: 15}),
 	Pack:   packQ5_0,
 	Parse:  parseQ5_0,
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q5_1 holds 32 weights in 24 bytes, 6 bits per weight:
@@ -20,8 +21,8 @@ import (
 var Q5_1 = &Type{
 	Format: kernels.Format{Name: "Q5_1", BlockLen: 32, BlockBytes: 24, Unpack: unpackQ5_1},
 	ID:     7,
-	Grid: newGrid(quant.Grid{Name: "Q5_1", Block: 32, Group: 32, CodeMin: 0, CodeMax: 31, ScaleMin: 1, ScaleMax: 1,
-		MinMax: 1}),
+	Grid: fit.New(quant.Affine{Name: "Q5_1", Block: 32, Group: 32, CodeMin: 0, CodeMax: 31,
+		Minimums: quant.Minimums{Kind: quant.BlockMinimum}}),
 	Pack:  packQ5_1,
 	Parse: parseQ5_1,
 }

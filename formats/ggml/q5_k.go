@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q5_K holds 256 weights in 176 bytes, 5.5 bits per weight: a super-block of 8 groups of 32.
@@ -17,8 +18,8 @@ import (
 var Q5_K = &Type{
 	Format: kernels.Format{Name: "Q5_K", BlockLen: 256, BlockBytes: 176, Unpack: unpackQ5_K},
 	ID:     13,
-	Grid: newGrid(quant.Grid{Name: "Q5_K", Block: 256, Group: 32, CodeMin: 0, CodeMax: 31, ScaleMin: 0, ScaleMax: 63,
-		MinMax: 63}),
+	Grid: fit.New(quant.Affine{Name: "Q5_K", Block: 256, Group: 32, CodeMin: 0, CodeMax: 31,
+		Scales: quant.Scales{Super: true, Min: 0, Max: 63}, Minimums: quant.Minimums{Kind: quant.GroupMinimums, Max: 63}}),
 	Pack:  packQ5_K,
 	Parse: parseQ5_K,
 }

@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q6_K holds 256 weights in 210 bytes, 6.5625 bits per weight: a super-block of 16 groups of 16.
@@ -19,8 +20,8 @@ import (
 var Q6_K = &Type{
 	Format: kernels.Format{Name: "Q6_K", BlockLen: 256, BlockBytes: 210, Unpack: unpackQ6_K},
 	ID:     14,
-	Grid: newGrid(quant.Grid{Name: "Q6_K", Block: 256, Group: 16, CodeMin: -32, CodeMax: 31, ScaleMin: -128,
-		ScaleMax: 127}),
+	Grid: fit.New(quant.Affine{Name: "Q6_K", Block: 256, Group: 16, CodeMin: -32, CodeMax: 31,
+		Scales: quant.Scales{Super: true, Min: -128, Max: 127}}),
 	Pack:  packQ6_K,
 	Parse: parseQ6_K,
 }

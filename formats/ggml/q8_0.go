@@ -3,6 +3,7 @@ package ggml
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/quant/fit"
 )
 
 // Q8_0 holds 32 weights in 34 bytes, 8.5 bits per weight:
@@ -11,14 +12,14 @@ import (
 //	qs [32]int8
 //
 //	w = d·q, q in −128..127
-var Q8_0 = oneScale(&Type{
+var Q8_0 = &Type{
 	Format: kernels.Format{Name: "Q8_0", BlockLen: 32, BlockBytes: 34, Unpack: unpackQ8_0},
 	ID:     8,
-	Grid: newGrid(quant.Grid{Name: "Q8_0", Block: 32, Group: 32, CodeMin: -128, CodeMax: 127, ScaleMin: 1,
-		ScaleMax: 1}),
-	Pack:  packQ8_0,
-	Parse: parseQ8_0,
-}, kernels.RoundQ8_0)
+	Grid:   fit.New(quant.Affine{Name: "Q8_0", Block: 32, Group: 32, CodeMin: -128, CodeMax: 127}),
+	Pack:   packQ8_0,
+	Parse:  parseQ8_0,
+	round:  kernels.RoundQ8_0,
+}
 
 func unpackQ8_0(dst []float32, src []byte) {
 	for ; len(dst) > 0; dst, src = dst[32:], src[34:] {

@@ -69,9 +69,9 @@ func ByName(name string) (*Type, error) {
 	return nil, &UnsupportedError{Name: name}
 }
 
-// Fallback returns the type to use instead of t for rows of cols columns: t itself where its block divides them, else
+// Substitute returns the type to use instead of t for rows of cols columns: t itself where its block divides them, else
 // the type of 32-column blocks that llama.cpp's llama-quant.cpp puts in its place, else F16.
-func Fallback(t *Type, cols int) *Type {
+func Substitute(t *Type, cols int) *Type {
 	if cols%t.BlockLen == 0 {
 		return t
 	}

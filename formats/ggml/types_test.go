@@ -33,7 +33,7 @@ func TestTypes(t *testing.T) {
 		if got := typ.RowBytes(512); got != 512/c.blockLen*c.blockBytes {
 			t.Errorf("%s: 512 weights take %d bytes", typ, got)
 		}
-		if g := typ.Grid; g != nil && (g.Name != c.name || g.Block != c.blockLen || g.Block > maxBlock || g.Groups() > maxGroups) {
+		if g := affine(typ); g != nil && (g.Name != c.name || g.Block != c.blockLen || g.Block > maxBlock || g.Groups() > maxGroups) {
 			t.Errorf("%s: grid %+v", typ, g)
 		}
 	}
@@ -69,7 +69,7 @@ func TestUnsupported(t *testing.T) {
 	}
 }
 
-func TestFallback(t *testing.T) {
+func TestSubstitute(t *testing.T) {
 	for _, c := range []struct {
 		typ  *Type
 		cols int
@@ -78,7 +78,7 @@ func TestFallback(t *testing.T) {
 		{Q4_K, 512, Q4_K}, {Q4_K, 320, Q5_0}, {Q4_K, 100, F16}, {Q5_K, 288, Q5_1}, {Q6_K, 32, Q8_0}, {Q2_K, 96, IQ4_NL},
 		{Q3_K, 96, IQ4_NL}, {IQ4_XS, 96, IQ4_NL}, {Q4_0, 48, F16}, {Q8_0, 31, F16}, {F32, 3, F32}, {BF16, 1, BF16},
 	} {
-		if got := Fallback(c.typ, c.cols); got != c.want {
+		if got := Substitute(c.typ, c.cols); got != c.want {
 			t.Errorf("Fallback(%s, %d) = %s, want %s", c.typ, c.cols, got, c.want)
 		}
 	}

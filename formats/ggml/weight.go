@@ -8,7 +8,7 @@ import (
 // PackWeight returns the bytes of a weight on t's grid, row after row.
 func (t *Type) PackWeight(q *quant.Weight) []byte {
 	if q.Grid != t.Grid {
-		panic("ggml: a weight on " + q.Grid.Name + "'s grid is not " + t.Name)
+		panic("ggml: a weight on " + q.Grid.String() + "'s grid is not " + t.Name)
 	}
 	n := q.Cols / t.BlockLen
 	row := t.RowBytes(q.Cols)

@@ -13,18 +13,19 @@ const module = "github.com/llmq/llmq/"
 // allowed lists, for each package, the packages of this module that its code may import; tests may import any.
 // A new package needs a line here.
 var allowed = map[string]string{
-	"tensor":  "",
-	"kernels": "tensor",
-	"linalg":  "tensor kernels",
-	"quant":   "tensor kernels",
-	"gptq":    "tensor kernels linalg quant",
+	"tensor":    "",
+	"kernels":   "tensor",
+	"linalg":    "tensor kernels",
+	"quant":     "tensor kernels",
+	"quant/fit": "kernels quant",
+	"gptq":      "tensor kernels linalg quant",
 
 	"awq":         "tensor kernels quant",
 	"smoothquant": "kernels quant",
 	"int8outlier": "tensor kernels quant",
 
 	"formats/safetensors": "internal/atomicfile internal/mmap",
-	"formats/ggml":        "tensor kernels quant",
+	"formats/ggml":        "tensor kernels quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
 	"formats/hf/object":   "",
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/safetensors tokenizer arch",

@@ -1,4 +1,16 @@
-package ggml
+// Package fit chooses the scales of blocks: the search behind quant.Affine's Fit.
+//
+// Everywhere the error to minimise is Σ importance·(w−ŵ)² with ŵ the nearest value on the grid, measured with the decoder's
+// own arithmetic. For fixed scales the best codes are the nearest; for fixed codes the best scales solve a least-squares
+// problem; alternating the two ends in one of many local minima, so every search starts from many candidates. scale.go and
+// min.go search the scales of one group, without and with a minimum; the super files make those of a super-block's groups
+// small multiples of one float16 number.
+//
+// All but Q4_1, Q5_1 and the codebooks search 16 groups at a time, in the lanes of vectors (lanes.go): the candidates are
+// measured by kernels, in one order of operations on every machine. A super-block's float16 number is chosen without
+// measuring, by what the least-squares problem of each group says that rounding its scale costs (kernels.Lattice).
+// How many candidates a search tries was chosen on the matrices of ggml's TestEncodeAgainstGgml: about 10 to 40 for a weight.
+package fit
 
 import (
 	"math"
@@ -7,59 +19,64 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// How scales are chosen. Everywhere the error to minimise is Σ importance·(w−ŵ)² with ŵ the nearest value on the grid,
-// measured with the decoder's own arithmetic. For fixed scales the best codes are the nearest; for fixed codes the best
-// scales solve a least-squares problem; alternating the two ends in one of many local minima, so every search starts
-// from many candidates. fit_scale.go and fit_min.go search the scales of one group, without and with a minimum;
-// the fit_super files make those of a super-block's groups small multiples of one float16 number.
-//
-// All but Q4_1, Q5_1 and the codebooks search 16 groups at a time, in the lanes of vectors (lanes.go): the candidates are
-// measured by kernels, in one order of operations on every machine. A super-block's float16 number is chosen without
-// measuring, by what the least-squares problem of each group says that rounding its scale costs (kernels.Lattice).
-// How many candidates a search tries was chosen on the matrices of TestEncodeAgainstGgml: about 10 to 40 for a weight.
+// Search chooses the scales of one grid's blocks.
+type Search struct {
+	grid         *quant.Affine
+	lv           *levels
+	together     int // blocks that are searched at once
+	full, coarse searchBlocks
+}
 
-// newGrid returns g with the Fit that suits it.
-func newGrid(g quant.Grid) *quant.Grid {
+type searchBlocks func(g *quant.Affine, lv *levels, b []quant.Block, w, importance []float32)
+
+// New gives g the search that suits it.
+func New(g quant.Affine) *quant.Affine {
 	grid := &g
-	lv := newLevels(grid)
-	type fitBlocks = func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32)
-	some := func(together int, fit fitBlocks) func(b []quant.Block, w, importance []float32) {
-		return func(b []quant.Block, w, importance []float32) {
-			for i := 0; i < len(b); i += together {
-				end := min(i+together, len(b))
-				lo, hi := i*grid.Block, end*grid.Block
-				var imp []float32
-				if importance != nil {
-					imp = importance[lo:hi]
-				}
-				fit(grid, lv, b[i:end], w[lo:hi], imp)
-			}
-		}
-	}
-	each := func(together int, fit fitBlocks) { grid.Fit = some(together, fit) }
-	one := func(fit func(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32)) {
-		each(1, func(g *quant.Grid, lv *levels, b []quant.Block, w, importance []float32) {
-			fit(g, lv, &b[0], w, importance)
-		})
-	}
-	super := g.Groups() > 1
+	s := &Search{grid: grid, lv: newLevels(grid), together: 1}
+	minimums := g.HasMinimum()
 	switch {
-	case super && g.MinMax > 0:
-		each(kernels.Lanes/g.Groups(), fitSuperMins)
-		grid.FitCoarse = some(kernels.Lanes/g.Groups(), fitSuperMinsCoarse)
-	case super && g.Codebook != nil:
-		one(fitSuper)
-	case super:
-		each(kernels.Lanes/g.Groups(), fitSupers)
-	case g.MinMax > 0:
-		one(fitMin)
+	case g.Scales.Super && minimums:
+		s.together, s.full, s.coarse = kernels.Lanes/g.Groups(), fitSuperMins, fitSuperMinsCoarse
+	case g.Scales.Super && g.Codebook != nil:
+		s.full = fitSuper
+	case g.Scales.Super:
+		s.together, s.full = kernels.Lanes/g.Groups(), fitSupers
+	case minimums:
+		s.full = fitMin
 	case g.Codebook != nil:
-		one(fitScale)
+		s.full = fitScale
 	default:
-		each(kernels.Lanes, fitScales)
+		s.together, s.full = kernels.Lanes, fitScales
 	}
+	if s.coarse == nil {
+		s.coarse = s.full
+	}
+	grid.Fitter = s
 	return grid
 }
+
+// Fit is quant.Grid's.
+func (s *Search) Fit(b []quant.Block, w, importance []float32, e quant.Effort) {
+	fit := s.full
+	if e == quant.Coarse {
+		fit = s.coarse
+	}
+	for i := 0; i < len(b); i += s.together {
+		end := min(i+s.together, len(b))
+		lo, hi := i*s.grid.Block, end*s.grid.Block
+		var imp []float32
+		if importance != nil {
+			imp = importance[lo:hi]
+		}
+		fit(s.grid, s.lv, b[i:end], w[lo:hi], imp)
+	}
+}
+
+// maxBlock and maxGroups bound every grid's block, so that scratch space can live on the stack.
+const (
+	maxBlock  = 256
+	maxGroups = 16
+)
 
 // levels rounds to a grid's levels.
 type levels struct {
@@ -86,7 +103,7 @@ const (
 	coarseStep  = 2   // steps at once without importances
 )
 
-func newLevels(g *quant.Grid) *levels {
+func newLevels(g *quant.Affine) *levels {
 	lv := &levels{lo: g.Level(int8(g.CodeMin)), hi: g.Level(int8(g.CodeMax))}
 	lv.inverseHi = 1 / lv.hi
 	n := g.CodeMax - g.CodeMin + 1

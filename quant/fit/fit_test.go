@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -6,17 +6,23 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
 // TestMeasure compares the sums with plain ones in float64 over the grid's own rounding.
 func TestMeasure(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
-	for _, typ := range Types {
-		g := typ.Grid
-		if g == nil {
-			continue
-		}
+	for _, g := range []*quant.Affine{
+		New(quant.Affine{Name: "four bits", Block: 32, Group: 32, CodeMin: -8, CodeMax: 7}),
+		New(quant.Affine{Name: "eight bits", Block: 32, Group: 32, CodeMin: -128, CodeMax: 127}),
+		New(quant.Affine{Name: "four bits and a minimum", Block: 32, Group: 32, CodeMin: 0, CodeMax: 15,
+			Minimums: quant.Minimums{Kind: quant.BlockMinimum}}),
+		New(quant.Affine{Name: "two bits of super-blocks", Block: 256, Group: 16, CodeMin: 0, CodeMax: 3,
+			Scales: quant.Scales{Super: true, Max: 15}, Minimums: quant.Minimums{Kind: quant.GroupMinimums, Max: 15}}),
+		New(quant.Affine{Name: "a codebook", Block: 32, Group: 32, CodeMin: 0, CodeMax: 15,
+			Codebook: []float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}}),
+	} {
 		lv := newLevels(g)
 		for _, n := range []int{2, 4, 16, 32, 256} {
 			for _, scale := range []float32{0, 1, -1, 0.03, 1e-7, -300, 3e6} {
@@ -26,7 +32,7 @@ func TestMeasure(t *testing.T) {
 					gr.wt = append(gr.wt, rng.Float32())
 				}
 				var minimum float32
-				if g.MinMax > 0 {
+				if g.HasMinimum() {
 					minimum = 7.25 * scale
 				}
 				var want [4]float64
@@ -49,7 +55,7 @@ func TestMeasure(t *testing.T) {
 					tolerance := 1e-5*math.Abs(want[i]) + 1e-30
 					if g.Codebook == nil && math.Abs(float64(v)-want[i]) > tolerance+1e-4*math.Abs(want[2]) ||
 						i == 0 && math.Abs(float64(v)-want[i]) > tolerance {
-						t.Errorf("%s: %d weights, scale %v: sum %d is %v, want %v", typ, n, scale, i, v, want[i])
+						t.Errorf("%s: %d weights, scale %v: sum %d is %v, want %v", g, n, scale, i, v, want[i])
 					}
 				}
 			}

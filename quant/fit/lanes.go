@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -218,14 +218,15 @@ func (s *lanes) clips(m *kernels.Moments, ranges *[12]kernels.Range, lv *levels)
 	}
 }
 
-// constantScale returns the float16 d, the scale of ScaleMin..ScaleMax and with them the value d·sc·level nearest to v, not
+// constantScale returns the float16 d, the sc of the grid and with them the value d·sc·level nearest to v, not
 // 0, which all weights have: rounding to float16 is all that can go wrong, and differs from product to product.
-func constantScale(g *quant.Grid, v float32) (d, sc float32) {
+func constantScale(g *quant.Affine, v float32) (d, sc float32) {
 	least := float32(math.Inf(1))
-	for s := 1; s <= max(-g.ScaleMin, g.ScaleMax); s++ {
+	lo, hi := g.Scales.Bounds()
+	for s := 1; s <= max(-lo, hi); s++ {
 		for level := g.CodeMin; level < 0; level++ {
 			sign := float32(1)
-			if s > g.ScaleMax {
+			if s > hi {
 				sign = -1
 			}
 			scale := sign * float32(s)

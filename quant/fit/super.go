@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -10,7 +10,7 @@ import (
 
 // super is the search's state for one super-block.
 type super struct {
-	grid   *quant.Grid
+	grid   *quant.Affine
 	lv     *levels
 	n      int // groups
 	groups [maxGroups]group
@@ -28,7 +28,8 @@ type superFit struct {
 // ones are for super-blocks where an outlier had better be clipped.
 var superStarts = [...]float32{1, 1.03, 1.06, 1.1, 0.7, 0.5}
 
-func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
+func fitSuper(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
+	b := &bs[0]
 	var s scratch
 	s.load(w, importance)
 	p := super{grid: g, lv: lv, n: g.Groups()}
@@ -50,10 +51,10 @@ func fitSuper(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32
 	if top == 0 {
 		return
 	}
-	d := top / float32(-g.ScaleMin)
+	d := top / float32(-g.Scales.Min)
 	best := superFit{err: float32(math.Inf(1))}
 	for _, r := range superStarts {
-		// ScaleMin reaches one farther than ScaleMax: either sign may suit the group with the largest scale.
+		// Scales.Min reaches one farther than Scales.Max: either sign may suit the group with the largest scale.
 		p.start(&best, d*r)
 		p.start(&best, -d*r)
 	}
@@ -85,7 +86,7 @@ func (p *super) assign(c *superFit) {
 	c.err = 0
 	for k := range p.n {
 		below := p.near(c, k)
-		above := min(below+1, p.grid.ScaleMax)
+		above := min(below+1, p.grid.Scales.Max)
 		c.fit[k], c.sc[k] = p.lv.measure(&p.groups[k], c.d*float32(below), 0), int8(below)
 		if f := p.lv.measure(&p.groups[k], c.d*float32(above), 0); f.Err < c.fit[k].Err {
 			c.fit[k], c.sc[k] = f, int8(above)
@@ -96,7 +97,7 @@ func (p *super) assign(c *superFit) {
 
 // near returns the multiple of c.d next below group k's own best scale.
 func (p *super) near(c *superFit, k int) int {
-	q := min(max(p.scale[k]/c.d, float32(p.grid.ScaleMin)), float32(p.grid.ScaleMax))
+	q := min(max(p.scale[k]/c.d, float32(p.grid.Scales.Min)), float32(p.grid.Scales.Max))
 	return int(math.Floor(float64(q)))
 }
 
@@ -154,7 +155,7 @@ func (p *super) sweep(c *superFit) {
 		var sc [maxTries]int8
 		for i := 1 - superWindow; i <= superWindow; i++ {
 			for _, v := range [2]int{q + i, -q - i} {
-				if v >= p.grid.ScaleMin && v <= p.grid.ScaleMax {
+				if v >= p.grid.Scales.Min && v <= p.grid.Scales.Max {
 					sc[t.n] = int8(v)
 					t.add(c.d*float32(v), 0)
 				}

@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -12,7 +12,7 @@ import (
 
 // superMin is the search's state for the super-blocks that share the lanes.
 type superMin struct {
-	grid   *quant.Grid
+	grid   *quant.Affine
 	lv     *levels
 	s      lanes
 	n      int // groups of a super-block
@@ -71,7 +71,7 @@ const (
 )
 
 // fitSuperMins fits as many super-blocks as have room in the lanes.
-func fitSuperMins(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+func fitSuperMins(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
 	e := medium
 	if importance != nil {
 		e = fine
@@ -80,11 +80,11 @@ func fitSuperMins(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []f
 }
 
 // fitSuperMinsCoarse is the grids' FitCoarse.
-func fitSuperMinsCoarse(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+func fitSuperMinsCoarse(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
 	fitSuperMin(g, lv, bs, w, importance, quick)
 }
 
-func fitSuperMin(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32, e effort) {
+func fitSuperMin(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32, e effort) {
 	p := superMins.Get().(*superMin)
 	defer superMins.Put(p)
 	p.grid, p.lv, p.n, p.blocks, p.effort = g, lv, g.Groups(), len(bs), e
@@ -193,13 +193,13 @@ func (p *superMin) start() {
 			for i := b; i < b+p.n; i++ {
 				top, topMin = max(top, l.Scale[i]), max(topMin, l.Minimum[i])
 			}
-			top, topMin = max(top/float32(p.grid.ScaleMax), quantumF16), max(topMin/float32(p.grid.MinMax), quantumF16)
+			top, topMin = max(top/float32(p.grid.Scales.Max), quantumF16), max(topMin/float32(p.grid.Minimums.Max), quantumF16)
 			for i := b; i < b+p.n; i++ {
 				d[i], dmin[i] = top, topMin
 			}
 		}
 		kernels.SpreadRanges(steps, &d, &dmin, &kernels.Lane{}, tried)
-		l.Errors(errs, steps, 0, float32(p.grid.ScaleMax), float32(p.grid.MinMax))
+		l.Errors(errs, steps, 0, float32(p.grid.Scales.Max), float32(p.grid.Minimums.Max))
 		p.keepLeast(&least, errs, steps, l == &p.mirrored)
 	}
 	for b := range p.blocks {
@@ -271,7 +271,7 @@ var windowSteps = func() (steps [2 * superMinWindow][2]float32) {
 // sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
 func (p *superMin) sweep(window int) {
 	w := kernels.Window{Scale: p.d, Minimum: p.dmin}
-	scaleMax := float32(p.grid.ScaleMax)
+	scaleMax := float32(p.grid.Scales.Max)
 	for i := range p.blocks * p.n {
 		l, d, dmin := &p.own, p.d[i], p.dmin[i]
 		if d < 0 {
@@ -296,8 +296,8 @@ func (p *superMin) tryWindow(w *kernels.Window, steps [][2]float32) {
 	for i := range best.Err {
 		best.Err[i] = p.fits[i].Err
 	}
-	best.Choose(p.s.x(), p.s.weights(), w, steps, int32(p.lv.lo), int32(p.lv.hi), 0, float32(p.grid.ScaleMax),
-		float32(p.grid.MinMax))
+	best.Choose(p.s.x(), p.s.weights(), w, steps, int32(p.lv.lo), int32(p.lv.hi), 0, float32(p.grid.Scales.Max),
+		float32(p.grid.Minimums.Max))
 	p.sc, p.m = best.Q, best.M
 	for i, e := range best.Err {
 		p.fits[i].Err = e

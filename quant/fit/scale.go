@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -10,7 +10,8 @@ import (
 // One scale per block and no minimum: Q4_0, Q5_0, Q8_0, IQ4_NL. The same search finds each group's own best in
 // super-blocks.
 
-func fitScale(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
+func fitScale(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
+	b := &bs[0]
 	var s scratch
 	s.load(w, importance)
 	group := s.group(0, g.Block)
@@ -59,7 +60,7 @@ const (
 )
 
 // fitScales fits up to 16 blocks of one group.
-func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+func fitScales(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
 	s := lanesPool.Get().(*lanes)
 	defer lanesPool.Put(s)
 	d := s.fitScales(g, lv, w, importance)
@@ -69,36 +70,16 @@ func fitScales(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []floa
 	}
 }
 
-// plain encodes weights of equal importance as blocks with one scale.
-type plain struct {
-	lv    *levels
-	round func(dst []byte, w, scale []float32)
-}
-
-// oneScale gives t a plain.
-func oneScale(t *Type, round func(dst []byte, w, scale []float32)) *Type {
-	t.plain = &plain{newLevels(t.Grid), round}
-	return t
-}
-
-// encode is t.Encode.
-func (p *plain) encode(t *Type, dst []byte, w []float32) (noise float64) {
-	s := lanesPool.Get().(*lanes)
-	defer lanesPool.Put(s)
-	for len(w) > 0 {
-		blocks := min(kernels.Lanes, len(w)/t.BlockLen)
-		d := s.fitScales(t.Grid, p.lv, w[:blocks*t.BlockLen], nil)
-		p.round(dst[:blocks*t.BlockBytes], w[:blocks*t.BlockLen], d[:blocks])
-		for _, v := range d[:blocks] {
-			noise += float64(v) * float64(v) * float64(t.BlockLen) / 12 // quant.Block.Noise
-		}
-		w, dst = w[blocks*t.BlockLen:], dst[blocks*t.BlockBytes:]
-	}
-	return noise
+// OneScale returns the scales of up to 16 blocks of weights of equal importance, one after the other in w. The grid has one
+// scale for each block and no minimum.
+func (s *Search) OneScale(w []float32) kernels.Lane {
+	l := lanesPool.Get().(*lanes)
+	defer lanesPool.Put(l)
+	return l.fitScales(s.grid, s.lv, w, nil)
 }
 
 // fitScales returns the scales of up to 16 blocks of one group.
-func (s *lanes) fitScales(g *quant.Grid, lv *levels, w, importance []float32) (d kernels.Lane) {
+func (s *lanes) fitScales(g *quant.Affine, lv *levels, w, importance []float32) (d kernels.Lane) {
 	s.load(w, importance, g.Block, g.Block)
 	x, wt := s.x(), s.weights()
 	lo, hi := int32(lv.lo), int32(lv.hi)
@@ -183,7 +164,7 @@ func (s *lanes) mayBeExact(lv *levels, i int, top float32) bool {
 }
 
 // exactScale returns the scale with which group i is on the grid already, as those of a quantized checkpoint are.
-func (s *lanes) exactScale(g *quant.Grid, lv *levels, i int, top float32) (d float32, ok bool) {
+func (s *lanes) exactScale(g *quant.Affine, lv *levels, i int, top float32) (d float32, ok bool) {
 	var buf, wt [maxGroup]float32
 	x := buf[:s.size]
 	for j := range x {
@@ -193,7 +174,7 @@ func (s *lanes) exactScale(g *quant.Grid, lv *levels, i int, top float32) (d flo
 }
 
 // exactScale returns the scale with which the weights are on the grid already, as those of a quantized checkpoint are.
-func exactScale(g *quant.Grid, lv *levels, gr *group, top float32) (d float32, ok bool) {
+func exactScale(g *quant.Affine, lv *levels, gr *group, top float32) (d float32, ok bool) {
 	for c := g.CodeMin; c <= g.CodeMax; c++ {
 		d := top / g.Level(int8(c)) // infinite for level 0
 		if math.Float32bits(d)&0x1fff == 0 && roundScale(d) == d && lv.exact(gr, d) {

@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -8,7 +8,8 @@ import (
 
 // One scale and one minimum per block: Q4_1, Q5_1. The same search finds each group's own best in super-blocks.
 
-func fitMin(g *quant.Grid, lv *levels, b *quant.Block, w, importance []float32) {
+func fitMin(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
+	b := &bs[0]
 	var s scratch
 	s.load(w, importance)
 	group := s.group(0, g.Block)

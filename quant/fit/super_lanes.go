@@ -1,4 +1,4 @@
-package ggml
+package fit
 
 import (
 	"math"
@@ -12,7 +12,7 @@ import (
 
 // superLanes is the search's state for the super-blocks that share the lanes.
 type superLanes struct {
-	grid   *quant.Grid
+	grid   *quant.Affine
 	lv     *levels
 	s      lanes
 	n      int // groups of a super-block
@@ -42,7 +42,7 @@ var superLanesPool = sync.Pool{New: func() any {
 var superLaneSteps = [...]float32{0.5, 0.7, 0.97, 1, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.08, 1.1}
 
 // fitSupers fits as many super-blocks as have room in the lanes.
-func fitSupers(g *quant.Grid, lv *levels, bs []quant.Block, w, importance []float32) {
+func fitSupers(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
 	p := superLanesPool.Get().(*superLanes)
 	defer superLanesPool.Put(p)
 	p.grid, p.lv, p.n, p.blocks = g, lv, g.Groups(), len(bs)
@@ -110,19 +110,19 @@ func (p *superLanes) start() {
 		for _, v := range p.own.Scale[b*p.n : (b+1)*p.n] {
 			top = max(top, abs(v))
 		}
-		d := top / float32(-p.grid.ScaleMin)
+		d := top / float32(-p.grid.Scales.Min)
 		for k, r := range superLaneSteps {
 			step := roundScale(d * r)
 			if step == 0 && top != 0 {
 				step = quantumF16
 			}
-			// ScaleMin reaches one farther than ScaleMax: either sign may suit the group with the largest scale.
+			// Scales.Min reaches one farther than Scales.Max: either sign may suit the group with the largest scale.
 			for i := b * p.n; i < (b+1)*p.n; i++ {
 				p.steps[2*k].Scale[i], p.steps[2*k+1].Scale[i] = step, -step
 			}
 		}
 	}
-	p.own.Errors(p.errs[:], p.steps[:], float32(p.grid.ScaleMin), float32(p.grid.ScaleMax), 0)
+	p.own.Errors(p.errs[:], p.steps[:], float32(p.grid.Scales.Min), float32(p.grid.Scales.Max), 0)
 	for b := range p.blocks {
 		least := float32(math.Inf(1))
 		for k := range p.errs {
@@ -155,7 +155,7 @@ var sweepUp, sweepDown = func() (up, down [2 * superLaneWindow][2]float32) {
 // negatives.
 func (p *superLanes) sweep() {
 	var w kernels.Window
-	lo, hi := float32(p.grid.ScaleMin), float32(p.grid.ScaleMax)
+	lo, hi := float32(p.grid.Scales.Min), float32(p.grid.Scales.Max)
 	best := kernels.BestMultiple{Q: p.sc}
 	for i := range p.blocks * p.n {
 		best.Err[i] = p.fits[i].Err

@@ -1,0 +1,263 @@
+package quant
+
+import (
+	"math"
+	"math/bits"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Affine is the grid of a block type whose columns have a code each. A weight in group k with code q decodes, in float32
+// and in this order, to
+//
+//	scale := d·sc[k]        minimum := dmin·m[k]
+//	value := scale·level(q) − minimum
+//
+// where level(q) is q, or Codebook[q] for the non-linear types. A block's D and DMin are d and dmin, float16 values; its
+// Sc and M are sc and m, small integers.
+type Affine struct {
+	Name             string
+	Block, Group     int
+	CodeMin, CodeMax int       // codes are in [CodeMin, CodeMax]
+	Codebook         []float32 // ascending levels of the codes from CodeMin on; nil where a code is its own level
+	Scales           Scales
+	Minimums         Minimums
+	Fitter           // chooses scales
+}
+
+// Fitter chooses d, dmin, sc and m: see Grid.Fit.
+type Fitter interface {
+	Fit(b []Block, w, importance []float32, e Effort)
+}
+
+// Scales says which multiples of d a group's scale can be. The zero value is the block's one scale, d itself: Sc is 1.
+type Scales struct {
+	Super    bool // a super-block: each group has a sc in [Min, Max]
+	Min, Max int
+}
+
+// Bounds returns the smallest and the largest sc.
+func (s Scales) Bounds() (lo, hi int) {
+	if !s.Super {
+		return 1, 1
+	}
+	return s.Min, s.Max
+}
+
+// Minimums says what is subtracted. The zero value is nothing.
+type Minimums struct {
+	Kind MinimumKind
+	Max  int // of GroupMinimums
+}
+
+// MinimumKind is where minimums are stored.
+type MinimumKind int
+
+const (
+	NoMinimum     MinimumKind = iota
+	BlockMinimum              // dmin alone, of either sign: M is 1
+	GroupMinimums             // each group has an m in [0, Minimums.Max]
+)
+
+// String returns the name.
+func (g *Affine) String() string { return g.Name }
+
+// Shape returns the grid's.
+func (g *Affine) Shape() Shape {
+	return Shape{Block: g.Block, Group: g.Group, Bits: bits.Len(uint(g.CodeMax - g.CodeMin))}
+}
+
+// Groups is the number of groups in a block.
+func (g *Affine) Groups() int { return g.Block / g.Group }
+
+// HasMinimum says whether anything is subtracted.
+func (g *Affine) HasMinimum() bool { return g.Minimums.Kind != NoMinimum }
+
+// OneScale says whether a block has one scale and all else is codes that are their own levels: signed integers.
+func (g *Affine) OneScale() bool { return !g.Scales.Super && !g.HasMinimum() && g.Codebook == nil }
+
+// Scale returns group k's scale and minimum as the decoder computes them.
+func (b *Block) Scale(k int) (scale, minimum float32) {
+	return b.D * float32(b.Sc[k]), b.DMin * float32(b.M[k])
+}
+
+// Level returns the level of code q.
+func (g *Affine) Level(q int8) float32 {
+	if g.Codebook != nil {
+		return g.Codebook[int(q)-g.CodeMin]
+	}
+	return float32(q)
+}
+
+// Decode sets dst, one block long, to b's values.
+func (g *Affine) Decode(dst []float32, b *Block) {
+	for k := range g.Groups() {
+		scale, minimum := b.Scale(k)
+		for j := k * g.Group; j < (k+1)*g.Group; j++ {
+			// The conversion forbids a fused multiply-add, which other decoders do not use.
+			dst[j] = float32(scale*g.Level(b.Codes[j])) - minimum
+		}
+	}
+}
+
+// Round sets b's codes to those nearest to w, one block.
+func (g *Affine) Round(b *Block, w []float32) {
+	for k := range g.Groups() {
+		scale, minimum := b.Scale(k)
+		x, codes := w[k*g.Group:(k+1)*g.Group], b.Codes[k*g.Group:(k+1)*g.Group]
+		if g.Codebook == nil && scale != 0 {
+			kernels.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
+			continue
+		}
+		for j, v := range x {
+			codes[j] = g.Nearest(v, scale, minimum)
+		}
+	}
+}
+
+// Nearest returns the code whose value scale·level(q) − minimum is nearest to x. With a zero scale every code has the
+// same value, and the one of level zero is returned.
+func (g *Affine) Nearest(x, scale, minimum float32) int8 {
+	if scale == 0 {
+		return g.zeroCode()
+	}
+	return g.NearestLevel((x + minimum) / scale)
+}
+
+// NearestLevel returns the code whose level is nearest to v.
+func (g *Affine) NearestLevel(v float32) int8 {
+	if g.Codebook == nil {
+		// Clamp before converting: an integer conversion of a huge value is not defined.
+		v = min(max(v, float32(g.CodeMin)), float32(g.CodeMax))
+		return int8(math.RoundToEven(float64(v)))
+	}
+	lo, hi := 0, len(g.Codebook)-1
+	for lo < hi { // the first level whose midpoint with the next is at or above v
+		mid := (lo + hi) / 2
+		if v <= (g.Codebook[mid]+g.Codebook[mid+1])/2 {
+			hi = mid
+		} else {
+			lo = mid + 1
+		}
+	}
+	return int8(lo + g.CodeMin)
+}
+
+func (g *Affine) zeroCode() int8 {
+	if g.Codebook != nil {
+		return g.NearestLevel(0)
+	}
+	return int8(min(max(0, g.CodeMin), g.CodeMax))
+}
+
+// Noise is Weight.Noise for one block.
+func (g *Affine) Noise(b *Block) float64 {
+	var sum float64
+	for k := range g.Groups() {
+		scale, _ := b.Scale(k)
+		cells := float64(g.Group)
+		if g.Codebook != nil {
+			cells = 0
+			for _, q := range b.Codes[k*g.Group : (k+1)*g.Group] {
+				c := g.cell(q)
+				cells += c * c
+			}
+		}
+		sum += float64(scale) * float64(scale) * cells / 12
+	}
+	return sum
+}
+
+// cell is the width of code q's cell in levels of a codebook. An outermost cell is as wide as its inner half says.
+func (g *Affine) cell(q int8) float64 {
+	i := int(q) - g.CodeMin
+	lo, hi := max(i-1, 0), min(i+1, len(g.Codebook)-1)
+	return float64(g.Codebook[hi]-g.Codebook[lo]) / float64(hi-lo)
+}
+
+// Quadratic is the change of an error when a scale rises by x and a minimum by y: −2(Px+Qy) + Ax² + 2Bxy + Cy².
+type Quadratic struct{ P, Q, A, B, C float64 }
+
+// At returns the change.
+func (e *Quadratic) At(x, y float64) float64 {
+	return -2*(e.P*x+e.Q*y) + e.A*x*x + 2*e.B*x*y + e.C*y*y
+}
+
+// MoveGroup moves the scale and the minimum of b's group k, of a super-block, to those of the neighbouring integers with
+// which e is least, and says whether they moved.
+func (g *Affine) MoveGroup(b *Block, k int, e *Quadratic) bool {
+	d, dmin := float64(b.D), float64(b.DMin)
+	sc, m := float64(b.Sc[k]), float64(b.M[k])
+	if d == 0 {
+		return false
+	}
+	minimums := g.HasMinimum() && dmin != 0
+	best, bestSc, bestM := -1e-9*math.Abs(e.A), sc, m
+	try := func(s float64) {
+		s = min(max(s, float64(g.Scales.Min)), float64(g.Scales.Max))
+		x := (s - sc) * d
+		if !minimums {
+			if v := e.At(x, 0); v < best {
+				best, bestSc = v, s
+			}
+			return
+		}
+		y := (e.Q - e.B*x) / e.C
+		mm := math.Floor(m + y/dmin)
+		for _, mm := range [2]float64{mm, mm + 1} {
+			mm = min(max(mm, 0), float64(g.Minimums.Max))
+			if v := e.At(x, (mm-m)*dmin); v < best {
+				best, bestSc, bestM = v, s, mm
+			}
+		}
+	}
+	x := e.P / e.A
+	if minimums {
+		if det := e.A*e.C - e.B*e.B; det > 0 {
+			x = (e.P*e.C - e.Q*e.B) / det
+		}
+	}
+	if x != x {
+		return false
+	}
+	s := math.Floor(sc + x/d)
+	try(s)
+	try(s + 1)
+	try(sc)
+	if bestSc == sc && bestM == m {
+		return false
+	}
+	b.Sc[k], b.M[k] = int8(bestSc), int8(bestM)
+	return true
+}
+
+// MoveBlock moves b's D and DMin to the float16 values with which e, of these two, is least, and says whether they moved.
+func (g *Affine) MoveBlock(b *Block, e *Quadratic) bool {
+	x, y := e.P/e.A, 0.0
+	if e.C > 0 {
+		if det := e.A*e.C - e.B*e.B; det > 1e-9*e.A*e.C {
+			x, y = (e.P*e.C-e.Q*e.B)/det, (e.A*e.Q-e.B*e.P)/det
+		}
+	}
+	d := tensor.RoundF16(b.D + float32(x))
+	dmin := tensor.RoundF16(b.DMin + float32(y))
+	if d-d != 0 || dmin-dmin != 0 || d == b.D && dmin == b.DMin || e.At(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
+		return false
+	}
+	b.D, b.DMin = d, dmin
+	return true
+}
+
+// Shrink multiplies what group k's scale and minimum are by share, rounded to what b can store: its own integers where
+// b is a super-block, else D and DMin, which are the group's alone.
+func (g *Affine) Shrink(b *Block, k int, share float64) {
+	if !g.Scales.Super {
+		b.D, b.DMin = tensor.RoundF16(b.D*float32(share)), tensor.RoundF16(b.DMin*float32(share))
+		return
+	}
+	b.Sc[k] = int8(min(max(math.RoundToEven(float64(b.Sc[k])*share), float64(g.Scales.Min)), float64(g.Scales.Max)))
+	if g.HasMinimum() {
+		b.M[k] = int8(min(math.RoundToEven(float64(b.M[k])*share), float64(g.Minimums.Max)))
+	}
+}

@@ -149,34 +149,6 @@ func cause(err error) error {
 	return err
 }
 
-// Commit puts the file in its place once its bytes are on the disk. When it fails, nothing is left behind and what was
-// there before is untouched; the one exception is a failure to make the rename itself durable. No write may be under
-// way.
-func (w *File) Commit() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.done {
-		return fmt.Errorf("%s: already closed", w.path)
-	}
-	w.done = true
-	defer forget(w.tmp)
-	w.direct.close()
-	err := w.f.Sync()
-	if cerr := w.f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		err = fmt.Errorf("%s: %w", w.path, cause(err))
-	} else if err = checkTarget(w.path, w.opt); err == nil { // it may have appeared meanwhile
-		err = os.Rename(w.tmp, w.path)
-	}
-	if err != nil {
-		os.Remove(w.tmp)
-		return err
-	}
-	return syncDir(filepath.Dir(w.path))
-}
-
 // Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.
 func (w *File) Abort() {
 	w.mu.Lock()

@@ -37,7 +37,7 @@ type Tensor struct {
 
 // NewPlan applies a recipe to a checkpoint.
 func NewPlan(src Source, r Recipe) (*Plan, error) {
-	p := &Plan{Recipe: r, Metadata: append(gguf.Metadata(nil), src.Metadata()...)}
+	p := &Plan{Recipe: r, Metadata: inherited(src.Metadata())}
 	if r.Method == Int8 && r.Type != ggml.Q8_0 {
 		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", Int8, r.Type)
 	}
@@ -53,9 +53,9 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	infos := src.Tensors()
 	for i := range infos {
 		in := &infos[i]
-		if in.Type.Grid != nil {
-			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original",
-				src.Name(), in.Name, in.Type.Name)
+		if in.Type.Grid != nil && !r.Requantize {
+			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original, or allow with "+
+				"--allow-requantize that its errors stay", src.Name(), in.Name, in.Type.Name)
 		}
 		t, wanted, rule, err := r.typeOf(in)
 		if err != nil {
@@ -91,8 +91,16 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 		p.addScales()
 	}
 	var err error
-	p.File, err = gguf.NewPlan(p.Metadata, p.infos())
+	p.File, err = gguf.NewSplitPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err
+}
+
+// inherited is the metadata of a checkpoint without what a file tells of how its tensors were rounded, which is not true of
+// another: ours, and what llama-quantize says of its importance matrix.
+func inherited(md gguf.Metadata) gguf.Metadata {
+	return slices.DeleteFunc(slices.Clone(md), func(kv gguf.KV) bool {
+		return strings.HasPrefix(kv.Key, "llmq.") || strings.HasPrefix(kv.Key, "quantize.imatrix.")
+	})
 }
 
 // quantizes says whether any tensor becomes a quantized one.
@@ -106,7 +114,7 @@ func (p *Plan) SetMetadata(entries gguf.Metadata) error {
 	for _, kv := range entries {
 		md.Set(kv.Key, kv.Value)
 	}
-	file, err := gguf.NewPlan(md, p.infos())
+	file, err := gguf.NewSplitPlan(md, p.infos(), p.Recipe.PartBytes)
 	if err != nil {
 		return err
 	}

@@ -101,6 +101,10 @@ func NewSplitPlan(md Metadata, tensors []ggml.Info, partBytes int64) (*Plan, err
 	return p, nil
 }
 
+// partDirectoryBytes is what partMetadata takes in a part after the first, and the header, at most: 139 bytes.
+const partDirectoryBytes = headerBytes + 4*(8+4) + len(splitNoKey) + 2 + len(splitCountKey) + 2 + len(splitTensorsKey) + 4 +
+	len(alignmentKey) + 4
+
 // partMetadata is the metadata of part no of so many: all of it in the first, and its place in every one.
 func partMetadata(md Metadata, no, count, tensors int) Metadata {
 	if count == 1 {
@@ -143,6 +147,9 @@ func (p *Plan) Paths(path string) []string {
 
 // Padded is the room that a tensor of so many bytes takes: files align their tensors.
 func (p *Plan) Padded(size int64) int64 { return alignUp(size, p.alignment) }
+
+// PartOverhead is more than what one part more adds to the size: a directory, and padding.
+func (p *Plan) PartOverhead() int64 { return alignUp(int64(partDirectoryBytes), p.alignment) + p.alignment }
 
 // Tensors lists the tensors in file order.
 func (p *Plan) Tensors() []ggml.Info { return p.infos }

@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
@@ -196,8 +196,8 @@ func (o *evalOptions) subject(m *model.Model) report.Subject {
 		weights += int64(t.Elements())
 	}
 	s.BitsPerWeight = 8 * float64(s.Bytes) / float64(max(weights, 1))
-	if info, err := os.Stat(o.Model); err == nil && info.Mode().IsRegular() {
-		s.Bytes = info.Size()
+	if f, ok := m.Source.(*gguf.File); ok {
+		s.Bytes = f.Size()
 	}
 	return s
 }

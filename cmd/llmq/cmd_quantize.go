@@ -69,7 +69,7 @@ func (a *app) quantizeCommand() *cobra.Command {
 		Use:   "quantize CHECKPOINT -o FILE --calib FILE",
 		Short: "Write a checkpoint as quantized GGUF",
 		Long: `Quantizes the linears of CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF
-file, one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
+file (the first part, if it is split; with --allow-requantize a quantized one), one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
 quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.
 
 With --max-size or --max-bpw every tensor of these, embeddings and head too, gets the type that pays there: what types

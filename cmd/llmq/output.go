@@ -22,6 +22,8 @@ type outputOptions struct {
 	EmbeddingType typeValue
 	OutputType    typeValue
 	NoFallback    bool
+	Requantize    bool
+	PartBytes     partSize
 	Pre           string
 	Threads       int
 	DryRun        bool
@@ -36,6 +38,8 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.EmbeddingType, "embedding-type", "type of token_embd.weight (default f16)")
 	f.Var(&o.OutputType, "output-type", "type of output.weight (default f16); a tied embedding stays one tensor")
 	f.BoolVar(&o.NoFallback, "no-fallback", false, "fail where a type's block does not divide a tensor's columns, instead of taking another type")
+	f.BoolVar(&o.Requantize, "allow-requantize", false, "accept a checkpoint that is quantized already; its rounding errors stay, and new ones come on top")
+	f.Var(&o.PartBytes, "split-max-size", "write parts NAME-00001-of-00003.gguf and so on with at most `SIZE` of tensors in each, such as 50G, as llama.cpp does; readers open the first")
 	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
@@ -51,15 +55,21 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	if err := setThreads(o.Threads); err != nil {
 		return nil, nil, err
 	}
-	if err := checkOutput(o.Checkpoint, o.Output, o.Force); err != nil && !o.DryRun {
-		return nil, nil, err
+	if !o.DryRun && o.PartBytes == 0 { // the names of parts are known when their number is
+		if err := checkOutput(o.Checkpoint, o.Output, o.Force); err != nil {
+			return nil, nil, err
+		}
 	}
+	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	src, err := a.openSource(o.Checkpoint, o.Pre)
 	if err != nil {
 		return nil, nil, err
 	}
 	plan, err := pipeline.NewPlan(src, r)
+	if err == nil && !o.DryRun {
+		err = o.checkParts(src, plan)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close())
 	}
@@ -105,8 +115,13 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 				tensors[i].Fallback = t.Wanted.Name
 			}
 		}
+		output, parts := plan.File.Paths(o.Output), []string{}
+		if len(output) > 1 {
+			parts = output
+		}
 		return a.printJSON(struct {
-			Output        string       `json:"output"`
+			Output        string       `json:"output"` // the first part, of a split file
+			Parts         []string     `json:"parts"`
 			Bytes         int64        `json:"bytes"`
 			BitsPerWeight float64      `json:"bits_per_weight"`
 			MemoryBytes   int64        `json:"memory_bytes"`
@@ -114,7 +129,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
-		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors, plan.Assignment})
+		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors, plan.Assignment})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -126,6 +141,11 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 	}
 	t = newTable(a.stdout)
 	t.row("file", "%d bytes (%s), %.3f bits per weight", plan.File.Size(), formatBytes(plan.File.Size()), plan.BitsPerWeight())
+	if parts := plan.File.Parts(); len(parts) > 1 {
+		for i, path := range plan.File.Paths(o.Output) {
+			t.row(plain(filepath.Base(path)), "%d bytes (%s)", parts[i], formatBytes(parts[i]))
+		}
+	}
 	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(memory))
 	t.row("disk", "%s", formatBytes(needs.Disk))
 	if err := t.flush(); err != nil {
@@ -165,10 +185,16 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	} else {
 		t.row("output", "%s", rep.Output)
 	}
+	if n := len(rep.Parts); n > 1 {
+		t.row("", "and %d parts more, up to %s", n-1, filepath.Base(rep.Parts[n-1]))
+	}
 	t.row("size", "%d bytes (%s), %.3f bits per weight", rep.Bytes, formatBytes(rep.Bytes), rep.BitsPerWeight)
 	if worst != nil {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
 			worst.RelativeError, worst.Name)
+	}
+	if s := requantized(rep); s != "" {
+		t.row("requantized", "%s", s)
 	}
 	t.row("took", "%.1f s, peak memory %s", rep.Seconds, formatBytes(peakRSS()))
 	if err := t.flush(); err != nil {

@@ -149,7 +149,9 @@ func (p *Plan) Paths(path string) []string {
 func (p *Plan) Padded(size int64) int64 { return alignUp(size, p.alignment) }
 
 // PartOverhead is more than what one part more adds to the size: a directory, and padding.
-func (p *Plan) PartOverhead() int64 { return alignUp(int64(partDirectoryBytes), p.alignment) + p.alignment }
+func (p *Plan) PartOverhead() int64 {
+	return alignUp(int64(partDirectoryBytes), p.alignment) + p.alignment
+}
 
 // Tensors lists the tensors in file order.
 func (p *Plan) Tensors() []ggml.Info { return p.infos }

@@ -96,6 +96,14 @@ func (f *File) Name() string { return f.parts[0].name }
 // Paths are the files that the model lies in, in order: one, but for a split model.
 func (f *File) Paths() []string { return paths(f.parts) }
 
+// Size is the size in bytes of all files.
+func (f *File) Size() (n int64) {
+	for _, p := range f.parts {
+		n += int64(len(p.data))
+	}
+	return n
+}
+
 func paths(parts []*part) (names []string) {
 	for _, p := range parts {
 		names = append(names, p.name)

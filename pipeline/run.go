@@ -131,7 +131,8 @@ type run struct {
 	tempDir  string
 }
 
-// Run writes the file that p plans to path; linears that fall back to Q8_0 change p. Nothing is left there, and an existing file is untouched, if it fails.
+// Run writes the file that p plans to path, or its parts beside it (gguf.Plan.Paths); linears that fall back to Q8_0 change p.
+// Nothing is left there, and an existing file is untouched, if it fails.
 func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
 	if why, ok := p.Recipe.Calibrated(); ok && opt.Calib == nil {
 		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE", why)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -30,6 +31,9 @@ func TestSplit(t *testing.T) {
 	a, b := open(t, onePath), open(t, split.Output)
 	if len(a.Tensors()) != len(b.Tensors()) || split.Bytes != b.Size() {
 		t.Fatalf("%d tensors, want %d; %d bytes reported, %d there", len(b.Tensors()), len(a.Tensors()), split.Bytes, b.Size())
+	}
+	if !reflect.DeepEqual(a.Metadata(), b.Metadata()) {
+		t.Error("the metadata differ")
 	}
 	for _, info := range a.Tensors() {
 		x, errX := a.Tensor(info.Name)

@@ -105,7 +105,8 @@ func NewSplitPlan(md Metadata, tensors []ggml.Info, partBytes int64) (*Plan, err
 const partDirectoryBytes = headerBytes + 4*(8+4) + len(splitNoKey) + 2 + len(splitCountKey) + 2 + len(splitTensorsKey) + 4 +
 	len(alignmentKey) + 4
 
-// partMetadata is the metadata of part no of so many: all of it in the first, and its place in every one.
+// partMetadata is the metadata of part no of so many: all of it in the first, and its place in every one, in the order in
+// which llama-gguf-split writes it.
 func partMetadata(md Metadata, no, count, tensors int) Metadata {
 	if count == 1 {
 		return slices.Clone(md)
@@ -116,7 +117,7 @@ func partMetadata(md Metadata, no, count, tensors int) Metadata {
 	} else if a, ok := md.Get(alignmentKey); ok {
 		own = Metadata{{alignmentKey, a}}
 	}
-	return append(own, KV{splitNoKey, uint16(no)}, KV{splitCountKey, uint16(count)}, KV{splitTensorsKey, int32(tensors)})
+	return append(own, KV{splitNoKey, uint16(no)}, KV{splitTensorsKey, int32(tensors)}, KV{splitCountKey, uint16(count)})
 }
 
 // Size is the size in bytes of all files.

@@ -102,7 +102,7 @@ func checkPartsAlone(t *testing.T, paths []string, md gguf.Metadata, infos []ggm
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := gguf.Metadata{{"split.no", uint16(i)}, {"split.COUNT", uint16(len(paths))}, {"split.tensors.count", int32(len(infos))}}
+		want := gguf.Metadata{{"split.no", uint16(i)}, {"split.tensors.count", int32(len(infos))}, {"split.COUNT", uint16(len(paths))}}
 		if a, ok := md.Get("general.alignment"); ok && i > 0 {
 			want = append(gguf.Metadata{{"general.alignment", a}}, want...)
 		} else if i == 0 {

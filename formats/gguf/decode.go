@@ -229,14 +229,14 @@ func (d *decoder) tensors(n int, alignment int64) ([]ggml.Info, []extent) {
 	seen := make(map[string]bool)
 	for i := 0; i < n && d.err == nil; i++ {
 		d.at = fmt.Sprintf("tensor %d of %d: ", i+1, n)
-		name := d.string("name", maxNameBytes)
+		name := d.string("name", maxAnyNameBytes)
 		if d.err == nil && name == "" {
 			d.fail("it has no name")
 		} else if seen[name] {
-			d.fail("name %q appears twice", name)
+			d.fail("name %.200q appears twice", name)
 		}
 		seen[name] = true
-		d.at = fmt.Sprintf("tensor %q: ", name)
+		d.at = fmt.Sprintf("tensor %.200q: ", name)
 		info, size := d.tensor(name)
 		off := d.uint64("offset")
 		switch {
@@ -330,11 +330,11 @@ func (d *decoder) checkExtents(start int64, infos []ggml.Info, extents []extent)
 			sorted[i], extents[e.tensor] = e, e
 		}
 		if e.hi > last {
-			d.fail("tensor %q: %s ends at byte %d, past the end of the file of %d bytes",
+			d.fail("tensor %.200q: %s ends at byte %d, past the end of the file of %d bytes",
 				t.Name, describe(t), start+e.hi, len(d.data))
 		}
 		if i > 0 && e.lo < sorted[i-1].hi {
-			d.fail("tensors %q and %q overlap: bytes %d to %d and %d to %d of the data",
+			d.fail("tensors %.200q and %.200q overlap: bytes %d to %d and %d to %d of the data",
 				infos[sorted[i-1].tensor].Name, t.Name, sorted[i-1].lo, sorted[i-1].hi, e.lo, e.hi)
 		}
 	}

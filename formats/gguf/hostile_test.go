@@ -117,7 +117,9 @@ var hostile = []struct {
 
 	{name: "tensor without name", file: head(1, 0).tensor("", 0, 0, 1).data(4), want: "tensor 1 of 1: it has no name"},
 	{name: "tensor name", file: head(1, 0).tensor(strings.Repeat("n", 64), 0, 0, 1).data(4),
-		want: "tensor 1 of 1: name: string of 64 bytes, more than 63"},
+		want: "the name has 64 bytes, more than 63", unsupported: true},
+	{name: "tensor name over any limit", file: head(1, 0).tensor(strings.Repeat("n", 65536), 0, 0, 1).data(4),
+		want: "tensor 1 of 1: name: string of 65536 bytes, more than 65535"},
 	{name: "tensor twice", file: head(2, 0).tensor("x", 0, 0, 1).tensor("x", 0, 32, 1).data(64),
 		want: `tensor 2 of 2: name "x" appears twice`},
 	{name: "no dimensions", file: head(1, 0).tensor("x", 0, 0).data(99),
@@ -403,13 +405,14 @@ func TestCheckParts(t *testing.T) {
 
 // TestListing: tensors of types that Open refuses, and of one that nobody knows.
 func TestListing(t *testing.T) {
-	file := head(4, 0).tensor("a", 39, 32, 64, 2).tensor("b", 137, 128, 1000).tensor("c", 0, 0, 3).tensor("d", 41, 192, 128).data(220)
+	long := strings.Repeat("n", 75)
+	file := head(5, 0).tensor("a", 39, 32, 64, 2).tensor("b", 137, 128, 1000).tensor("c", 0, 0, 3).tensor("d", 41, 192, 128).tensor(long, 0, 224, 1).data(228)
 	p, err := parsePart("x", file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []Listed{{"a", "MXFP4", []int{2, 64}, 68}, {"b", "type 137", []int{1000}, 64}, {"c", "F32", []int{3}, 12},
-		{"d", "Q1_0", []int{128}, 18}}
+		{"d", "Q1_0", []int{128}, 18}, {long, "F32", []int{1}, 4}}
 	if got := newListing([]*part{p}); !reflect.DeepEqual(got.Tensors, want) || got.Paths[0] != "x" {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}

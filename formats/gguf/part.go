@@ -230,7 +230,7 @@ func checkParts(parts []*part) error {
 		for i := range p.infos {
 			name := p.infos[i].Name
 			if o := owner[name]; o != nil {
-				return fail("tensor %q is in %s too", name, filepath.Base(o.name))
+				return fail("tensor %.200q is in %s too", name, filepath.Base(o.name))
 			}
 			owner[name] = p
 		}

@@ -73,12 +73,15 @@ func Parse(name string, data []byte) (*File, error) {
 	return newFile([]*part{p})
 }
 
-// newFile puts parts together that belong together, and demands that their tensors can be decoded.
+// newFile puts parts together that belong together, and demands that their tensors can be decoded, under names that llama.cpp reads.
 func newFile(parts []*part) (*File, error) {
 	f := &File{parts: parts, md: modelMetadata(parts), index: map[string]int{}}
 	for _, p := range parts {
 		for i := range p.infos {
 			t := &p.infos[i]
+			if n := len(t.Name); n > maxNameBytes {
+				return nil, UnsupportedError(fmt.Sprintf("%s: tensor %.200q: the name has %d bytes, more than %d", p.name, t.Name, n, maxNameBytes))
+			}
 			if _, err := ggml.ByID(t.Type.ID); err != nil {
 				return nil, UnsupportedError(fmt.Sprintf("%s: tensor %q: %s", p.name, t.Name, strings.TrimPrefix(err.Error(), "ggml: ")))
 			}

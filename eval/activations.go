@@ -3,6 +3,7 @@ package eval
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/int8outlier"
@@ -91,6 +92,9 @@ func staticScales(src model.Source) (map[string]float32, error) {
 // install replaces the products of a layer's linears.
 func (a *activations) install(l *model.Layer) error {
 	for _, lin := range l.Linears() {
+		if lin.Role != model.RoleLinear {
+			continue
+		}
 		if a.mode == Q8 {
 			if err := installQ8(lin); err != nil {
 				return fmt.Errorf("eval: %w", err)
@@ -136,7 +140,7 @@ func (a *activations) matmul(lin *model.Linear) (func(dst, x *tensor.Matrix), er
 		if err != nil {
 			return nil, err
 		}
-		return int8outlier.New(w, a.outliers[lin.Name]).MatMul, nil
+		return int8outlier.New(w, a.outliers[lin.ID()]).MatMul, nil
 	}
 	w, err := q8Weights(lin)
 	if err != nil {
@@ -144,9 +148,9 @@ func (a *activations) matmul(lin *model.Linear) (func(dst, x *tensor.Matrix), er
 	}
 	round := func(codes *kernels.Int8, x *tensor.Matrix) { quant.Int8Rows(codes, x, nil) }
 	if a.mode == Int8Static {
-		scale, ok := a.scales[lin.Name]
+		scale, ok := a.scales[lin.ID()]
 		if !ok {
-			return nil, fmt.Errorf("tensor %q: the metadata has no scale for its input", lin.Name)
+			return nil, fmt.Errorf("tensor %q: the metadata has no scale for its input", lin.ID())
 		}
 		round = func(codes *kernels.Int8, x *tensor.Matrix) { quant.Int8Static(codes, x, scale) }
 	}
@@ -182,7 +186,7 @@ func findOutliers(ctx context.Context, m *model.Model, p *plan, c int8outlier.Cr
 	first := *p
 	first.chunks = min(p.chunks, max(1, outlierTokens/p.context))
 	first.progress = silent{}
-	r := &run{m: m}
+	r := newRun(m)
 	defer r.close()
 	if err := r.embed(&first); err != nil {
 		return nil, err
@@ -196,23 +200,31 @@ func findOutliers(ctx context.Context, m *model.Model, p *plan, c int8outlier.Cr
 		if err != nil {
 			return nil, err
 		}
-		for _, g := range l.Groups() {
-			key := g.Name
-			if g.Residual {
-				key = fmt.Sprintf("%s %d", key, i)
+		at := map[*model.Site]int{}
+		key := func(s *model.Site) string {
+			if s.Shares != "" {
+				return s.Shares
 			}
-			shared[key] = append(shared[key], int8outlier.Counts{})
-			at := len(shared[key]) - 1
-			lin := g.Linears[0]
-			lin.MatMul = func(dst, x *tensor.Matrix) {
-				c.Observe(&shared[key][at], x)
-				kernels.MatMul(dst, x, &lin.W, m.Precision)
-			}
-			for _, lin := range g.Linears {
-				linears[key] = append(linears[key], lin.Name)
+			return s.ID()
+		}
+		for _, s := range l.Sites() {
+			k := key(s)
+			shared[k] = append(shared[k], int8outlier.Counts{})
+			at[s] = len(shared[k]) - 1
+			for _, lin := range s.Linears {
+				linears[k] = append(linears[k], lin.ID())
 			}
 		}
-		err = r.each(func(_, _ int, x *tensor.Matrix) error { return l.Forward(ctx, x, p.context) })
+		err = r.each(func(_, _ int, x *tensor.Matrix) error {
+			st := r.states[0]
+			st.Enter(m, x, p.context)
+			return l.Run(ctx, st, 0, len(l.Stages), func(s *model.Site, in *tensor.Matrix, _ []int) error {
+				if in.Rows > 0 {
+					c.Observe(&shared[key(s)][at[s]], in)
+				}
+				return nil
+			})
+		})
 		l.Release()
 		if err != nil {
 			return nil, err
@@ -241,7 +253,8 @@ func withRecorded(m *model.Model, name string, features []int) ([]int, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: %s%s is of type %T, not []uint32", m.Source.Name(), model.OutliersPrefix, name, v)
 	}
-	cols := m.Tensor(name).Cols()
+	tensorName, _, _ := strings.Cut(name, "[")
+	cols := m.Tensor(tensorName).Cols()
 	is := make([]bool, cols)
 	for _, j := range features {
 		is[j] = true

@@ -184,6 +184,9 @@ func newPlan(m *model.Model, tokens []int32, opt Options) (*plan, error) {
 	if p.context == 0 {
 		p.context = DefaultContext
 	}
+	if err := m.CheckLength(p.context); err != nil {
+		return nil, fmt.Errorf("eval: %w", err)
+	}
 	if p.context < minContext {
 		return nil, fmt.Errorf("eval: a context of %d tokens leaves nothing to score; the least is %d", p.context, minContext)
 	}
@@ -255,11 +258,15 @@ func (p *plan) scored() int { return p.context - 1 - p.first }
 
 // work estimates the multiplications that m's evaluation takes.
 func (p *plan) work(m *model.Model) int64 {
-	return int64(m.Layers())*p.layerWork(m)*int64(p.chunks) + p.headWork(m)*int64(p.chunks)
+	var layers int64
+	for i := range m.Layers() {
+		layers += p.layerWork(m, i)
+	}
+	return (layers + p.headWork(m)) * int64(p.chunks)
 }
 
 // layerWork and headWork are for one chunk.
-func (p *plan) layerWork(m *model.Model) int64 { return m.LayerWeights() * int64(p.context) }
+func (p *plan) layerWork(m *model.Model, i int) int64 { return m.LayerWeights(i) * int64(p.context) }
 
 func (p *plan) headWork(m *model.Model) int64 {
 	return int64(m.Vocab) * int64(m.Dim) * int64(p.scored())
@@ -268,21 +275,26 @@ func (p *plan) headWork(m *model.Model) int64 {
 // run is one model's way through an evaluation.
 type run struct {
 	m           *model.Model
-	fork        *model.Model // of m, for a second batch at the same time
-	activations *activations // nil: floating-point
+	states      [2]*model.State // for two batches at the same time
+	activations *activations    // nil: floating-point
 	hidden      *states.Store
 }
 
-func newRun(m *model.Model) *run { return &run{m: m, fork: m.Fork()} }
+func newRun(m *model.Model) *run {
+	return &run{m: m, states: [2]*model.State{m.NewState(), m.NewState()}}
+}
 
 // embed fills the hidden states with the tokens' embeddings.
-func (r *run) embed(p *plan) error {
+func (r *run) embed(p *plan) error { return r.embedWith(p, nil) }
+
+// embedWith is embed with other rows of the table: see model.Model.Embed.
+func (r *run) embedWith(p *plan, replace func(rows *tensor.Matrix) error) error {
 	var err error
-	if r.hidden, err = states.New(p.chunks, p.context, r.m.Dim, p.batch, p.memory, p.tempDir); err != nil {
+	if r.hidden, err = states.New(p.chunks, p.context, r.m.Width, p.batch, p.memory, p.tempDir); err != nil {
 		return fmt.Errorf("eval: %w", err)
 	}
 	return r.each(func(lo, hi int, x *tensor.Matrix) error {
-		return r.m.Embed(x, p.tokens[lo*p.context:hi*p.context])
+		return r.m.Embed(x, p.tokens[lo*p.context:hi*p.context], p.context, replace)
 	})
 }
 
@@ -313,31 +325,32 @@ func (r *run) layer(ctx context.Context, p *plan, i int) error {
 // others, they work on the other batch.
 func (r *run) forward(ctx context.Context, l *model.Layer, seqLen, last int, progress Progress) error {
 	var next atomic.Int64
-	work := func(ctx context.Context, l *model.Layer, hidden *states.Store) error {
+	weights := r.m.LayerWeights(l.Index)
+	work := func(ctx context.Context, st *model.State, hidden *states.Store) error {
 		for b := int(next.Add(1)) - 1; b < hidden.Batches(); b = int(next.Add(1)) - 1 {
 			x, err := hidden.Get(b)
 			if err != nil {
 				return fmt.Errorf("eval: %w", err)
 			}
-			if err := l.ForwardLast(ctx, x, seqLen, last); err != nil {
+			if err := l.ForwardLast(ctx, st, x, seqLen, last); err != nil {
 				return err
 			}
 			if err := hidden.Put(b, x); err != nil {
 				return fmt.Errorf("eval: %w", err)
 			}
 			lo, hi := hidden.Sequences(b)
-			progress.Add(int64(hi-lo) * int64(seqLen) * r.m.LayerWeights())
+			progress.Add(int64(hi-lo) * int64(seqLen) * weights)
 		}
 		return nil
 	}
 	// A long sequence has work for all processors in each of its operations, and much scratch memory.
 	const long = 4096
 	if r.hidden.Batches() == 1 || seqLen >= long || runtime.GOMAXPROCS(0) == 1 {
-		return work(ctx, l, r.hidden)
+		return work(ctx, r.states[0], r.hidden)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return work(ctx, l, r.hidden) })
-	g.Go(func() error { return work(ctx, l.On(r.fork), r.hidden.Fork()) })
+	g.Go(func() error { return work(ctx, r.states[0], r.hidden) })
+	g.Go(func() error { return work(ctx, r.states[1], r.hidden.Fork()) })
 	return g.Wait()
 }
 

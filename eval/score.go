@@ -165,8 +165,7 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 				for piece := range pieces {
 					from, to := piece*count/pieces, (piece+1)*count/pieces
 					for i, r := range runs {
-						heads[i].Linear.Part(first, first+part).Apply(logits[i].View(0, to-from, 0, part),
-							in[b][i].View(from, to, 0, in[b][i].Cols), r.m.Precision)
+						heads[i].Part(logits[i].View(0, to-from, 0, part), in[b][i].View(from, to, 0, r.m.Dim), first, first+part)
 					}
 					kernels.Parallel(to-from, 1, func(lo, hi int) {
 						for j := lo; j < hi; j++ {
@@ -203,7 +202,7 @@ func (r *run) normalise(p *plan, head *model.Head) error {
 			}
 		}
 		scored := x.View(0, (hi-lo)*p.scored(), 0, x.Cols)
-		head.In(scored, scored)
+		head.In(scored.View(0, scored.Rows, 0, r.m.Dim), scored)
 		return nil
 	})
 }

@@ -23,8 +23,8 @@ type Replacement struct {
 
 // Where the embedding and the head are one tensor, Embedding replaces what tokens are read as, Head what computes logits.
 const (
-	Embedding = "token_embd.weight"
-	Head      = "output.weight"
+	Embedding = model.EmbedName
+	Head      = model.HeadName
 )
 
 // Effect is how far a model's predictions are from those with one linear replaced.
@@ -50,13 +50,17 @@ func Sensitivity(ctx context.Context, m *model.Model, tokens []int32, rs []Repla
 	if err := s.original.embed(p); err != nil {
 		return nil, err
 	}
-	at := make([]int, len(rs)) // layers
-	total := int64(m.Layers()) * p.layerWork(m)
+	at := make([]int, len(rs))          // layers
+	work := make([]int64, m.Layers()+1) // of the layers from i on
+	for i := m.Layers() - 1; i >= 0; i-- {
+		work[i] = work[i+1] + p.layerWork(m, i)
+	}
+	total := work[0]
 	for i, r := range rs {
 		if at[i], err = layerOf(m, r.Linear); err != nil {
 			return nil, err
 		}
-		total += int64(m.Layers()-max(at[i], 0)) * p.layerWork(m)
+		total += work[max(at[i], 0)]
 		if at[i] < 0 {
 			if err := s.embed(i, r); err != nil {
 				return nil, err
@@ -83,27 +87,21 @@ func layerOf(m *model.Model, name string) (int, error) {
 	case Head:
 		return m.Layers(), nil
 	}
-	for i := range m.Layers() {
-		l, err := m.LoadLayer(i)
-		if err != nil {
-			return 0, err
-		}
-		lin := find(l, name)
-		l.Release()
-		if lin != nil {
-			return i, nil
-		}
+	if i := m.LayerOf(name); i >= 0 {
+		return i, nil
 	}
 	return 0, fmt.Errorf("eval: %s: no layer has a linear %q", m.Source.Name(), name)
 }
 
-func find(l *model.Layer, name string) *model.Linear {
+// find lists the linears of a tensor: one, or those of all experts.
+func find(l *model.Layer, name string) []*model.Linear {
+	var found []*model.Linear
 	for _, lin := range l.Linears() {
 		if lin.Name == name {
-			return lin
+			found = append(found, lin)
 		}
 	}
-	return nil
+	return found
 }
 
 type sensitivity struct {
@@ -123,11 +121,9 @@ func (s *sensitivity) close() {
 
 // embed begins variant k with other embeddings.
 func (s *sensitivity) embed(k int, r Replacement) error {
-	s.replaced[k] = &run{m: s.original.m, fork: s.original.fork}
-	if err := s.replaced[k].embed(s.plan); err != nil {
-		return err
-	}
-	return s.replaced[k].each(func(_, _ int, x *tensor.Matrix) error {
+	p, m := s.plan, s.original.m
+	s.replaced[k] = &run{m: m, states: s.original.states}
+	return s.replaced[k].embedWith(p, func(x *tensor.Matrix) error {
 		w, err := r.Weights(x.Clone())
 		if err != nil {
 			return fmt.Errorf("eval: %s: %w", r.Linear, err)
@@ -163,17 +159,22 @@ func (s *sensitivity) layer(ctx context.Context, i int, rs []Replacement, at []i
 		if err := s.branch(k); err != nil {
 			return err
 		}
-		lin := find(l, r.Linear)
-		w, err := lin.Matrix()
-		if err != nil {
-			return fmt.Errorf("eval: %s: %w", m.Source.Name(), err)
-		}
-		before := lin.F32
-		if lin.F32, err = r.Weights(w); err != nil {
-			return fmt.Errorf("eval: %s: %w", r.Linear, err)
+		linears := find(l, r.Linear)
+		before := make([]*tensor.Matrix, len(linears))
+		for j, lin := range linears {
+			w, err := lin.Matrix()
+			if err != nil {
+				return fmt.Errorf("eval: %s: %w", m.Source.Name(), err)
+			}
+			before[j] = lin.F32
+			if lin.F32, err = r.Weights(w); err != nil {
+				return fmt.Errorf("eval: %s: %w", r.Linear, err)
+			}
 		}
 		err = forward(s.replaced[k])
-		lin.F32 = before
+		for j, lin := range linears {
+			lin.F32 = before[j]
+		}
 		if err != nil {
 			return err
 		}
@@ -184,11 +185,11 @@ func (s *sensitivity) layer(ctx context.Context, i int, rs []Replacement, at []i
 // branch begins variant k with the original's hidden states.
 func (s *sensitivity) branch(k int) error {
 	p, m := s.plan, s.original.m
-	hidden, err := states.New(p.chunks, p.context, m.Dim, p.batch, p.memory, p.tempDir)
+	hidden, err := states.New(p.chunks, p.context, m.Width, p.batch, p.memory, p.tempDir)
 	if err != nil {
 		return fmt.Errorf("eval: %w", err)
 	}
-	r := &run{m: m, fork: s.original.fork, hidden: hidden}
+	r := &run{m: m, states: s.original.states, hidden: hidden}
 	s.replaced[k] = r
 	batch := 0
 	return r.each(func(_, _ int, x *tensor.Matrix) error {
@@ -233,7 +234,7 @@ func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, er
 				}
 				n := min(step, p.scored()-t)
 				row := (c-lo)*p.context + p.first + t
-				head.Logits(want.View(0, n, 0, m.Vocab), x.View(row, row+n, 0, m.Dim))
+				head.Logits(want.View(0, n, 0, m.Vocab), x.View(row, row+n, 0, m.Width))
 				kernels.Parallel(n, 1, func(from, to int) {
 					for j := from; j < to; j++ {
 						lse[j] = kernels.LogSumExp(want.Row(j))
@@ -241,11 +242,11 @@ func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, er
 				})
 				for k, r := range s.replaced {
 					if r == nil {
-						err = otherHead(got.View(0, n, 0, m.Vocab), head, x.View(row, row+n, 0, m.Dim), rs[k])
+						err = otherHead(got.View(0, n, 0, m.Vocab), head, x.View(row, row+n, 0, m.Width), rs[k])
 					} else {
 						var y *tensor.Matrix
 						if y, err = r.hidden.Get(b); err == nil {
-							head.Logits(got.View(0, n, 0, m.Vocab), y.View(row, row+n, 0, m.Dim))
+							head.Logits(got.View(0, n, 0, m.Vocab), y.View(row, row+n, 0, m.Width))
 						}
 					}
 					if err != nil {
@@ -278,6 +279,8 @@ var headRows = 1024
 // otherHead sets dst to the logits of hidden states x with another head, whose rows it takes a part at a time.
 func otherHead(dst *tensor.Matrix, head *model.Head, x *tensor.Matrix, r Replacement) error {
 	whole := head.Linear
+	in := tensor.New(x.Rows, whole.In)
+	head.In(in, x)
 	for lo := 0; lo < whole.Out; lo += headRows {
 		hi := min(lo+headRows, whole.Out)
 		part := whole.Part(lo, hi)
@@ -288,9 +291,7 @@ func otherHead(dst *tensor.Matrix, head *model.Head, x *tensor.Matrix, r Replace
 		if part.F32, err = r.Weights(w); err != nil {
 			return fmt.Errorf("%s: %w", r.Linear, err)
 		}
-		h := *head
-		h.Linear = part
-		h.Logits(dst.View(0, dst.Rows, lo, hi), x)
+		head.With(part, dst.View(0, dst.Rows, lo, hi), in)
 	}
 	return nil
 }

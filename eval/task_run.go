@@ -104,7 +104,7 @@ func RunTask(ctx context.Context, m *model.Model, tok Tokenizer, task *Task, opt
 	if opt.Limit > 0 {
 		examples = examples[:min(opt.Limit, len(examples))]
 	}
-	r := &taskRun{m: m, fork: m.Fork(), opt: opt}
+	r := &taskRun{m: m, states: newRun(m).states, opt: opt}
 	if r.opt.Progress == nil {
 		r.opt.Progress = silent{}
 	}
@@ -151,7 +151,8 @@ type bucket struct {
 const bucketStep = 8
 
 type taskRun struct {
-	m, fork *model.Model // as in run
+	m       *model.Model
+	states  [2]*model.State // as in run
 	opt     TaskOptions
 	seqs    []*sequence // choice by choice, example by example
 	buckets []*bucket   // by length
@@ -220,7 +221,11 @@ func (r *taskRun) forward(ctx context.Context) error {
 	for _, s := range r.seqs {
 		scored += int64(len(s.tokens) - s.first)
 	}
-	r.opt.Progress.Stage("evaluate", int64(r.m.Layers())*tokens*r.m.LayerWeights()+scored*int64(r.m.Vocab)*int64(r.m.Dim))
+	var weights int64
+	for i := range r.m.Layers() {
+		weights += r.m.LayerWeights(i)
+	}
+	r.opt.Progress.Stage("evaluate", tokens*weights+scored*int64(r.m.Vocab)*int64(r.m.Dim))
 	for i := range r.m.Layers() {
 		r.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, r.m.Layers()))
 		if err := r.layer(ctx, i); err != nil {
@@ -253,7 +258,7 @@ func (r *taskRun) embed() error {
 			budget = max(1, int64(float64(r.opt.Memory)*share))
 		}
 		var err error
-		b.hidden, err = states.New(len(b.seqs), b.length, r.m.Dim, r.opt.BatchTokens/b.length, budget, r.opt.TempDir)
+		b.hidden, err = states.New(len(b.seqs), b.length, r.m.Width, r.opt.BatchTokens/b.length, budget, r.opt.TempDir)
 		if err != nil {
 			return fmt.Errorf("eval: %w", err)
 		}
@@ -261,7 +266,7 @@ func (r *taskRun) embed() error {
 			for k := lo; k < hi; k++ {
 				at := (k - lo) * b.length
 				n := len(b.seqs[k].tokens)
-				if err := r.m.Embed(x.View(at, at+n, 0, x.Cols), b.seqs[k].tokens); err != nil {
+				if err := r.m.Embed(x.View(at, at+n, 0, x.Cols), b.seqs[k].tokens, n, nil); err != nil {
 					return err
 				}
 				for t := n; t < b.length; t++ { // a copy of the last token, so that nothing overflows
@@ -285,7 +290,7 @@ func (r *taskRun) layer(ctx context.Context, i int) error {
 	defer l.Release()
 	r.m.ReadAhead(i + 1)
 	for _, b := range r.buckets {
-		pass := &run{m: r.m, fork: r.fork, hidden: b.hidden}
+		pass := &run{m: r.m, states: r.states, hidden: b.hidden}
 		if err := pass.forward(ctx, l, b.length, b.length, r.opt.Progress); err != nil {
 			return err
 		}

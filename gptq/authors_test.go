@@ -122,12 +122,12 @@ func TestAuthors(t *testing.T) {
 				group = w.Cols
 			}
 			g := authorsGrid(s.Bits, group, s.Sym, s.MSE)
-			opt := Options{NoActOrder: !s.ActOrder, StaticScales: s.Static, Refine: -1}
+			opt := Options{NoActOrder: !s.ActOrder, StaticScales: s.Static, NoRefine: true}
 			f, err := NewFactor(t.Context(), h, g, opt)
 			if err != nil {
 				t.Fatal(err)
 			}
-			q, err := f.Quantize(t.Context(), w, g, opt)
+			q, err := f.Quantize(t.Context(), w, g)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,8 +142,11 @@ func TestAuthors(t *testing.T) {
 			if e > 1.01*theirs {
 				t.Errorf("relative output error %v, authors %v", e, theirs)
 			}
-			opt.Refine = 0
-			if q, err = f.Quantize(t.Context(), w, g, opt); err != nil {
+			opt.NoRefine = false
+			if f, err = NewFactor(t.Context(), h, g, opt); err != nil {
+				t.Fatal(err)
+			}
+			if q, err = f.Quantize(t.Context(), w, g); err != nil {
 				t.Fatal(err)
 			}
 			q.DecodeTo(got)

@@ -1,6 +1,6 @@
 // Package gptq quantizes W column by column, minimising ‖XWᵀ − XŴᵀ‖² (Frantar et al., arXiv:2210.17323): the error of
 // each column is spread over the columns that are still to come, in the proportions that the inverse Hessian gives.
-// Coordinate descent over the codes with the full Hessian then removes what the greedy order left.
+// Coordinate descent with the full Hessian, over codes, scales and minimums, then removes what the greedy order left.
 package gptq
 
 import (
@@ -26,8 +26,10 @@ type Options struct {
 	// StaticScales fits every block's scales to the original weights. By default a block is fitted when its turn comes,
 	// to weights that already carry the errors of the blocks before it.
 	StaticScales bool
-	// Refine is the number of passes of coordinate descent after GPTQ; 0 means DefaultRefine, negative none.
+	// Refine is the most passes of coordinate descent after GPTQ; 0 means DefaultRefine.
 	Refine int
+	// NoRefine leaves coordinate descent out.
+	NoRefine bool
 }
 
 const (
@@ -45,6 +47,7 @@ type Factor struct {
 	// Dead is the number of inputs that no calibration token excited.
 	Dead int
 
+	opt      Options
 	h        *tensor.Matrix // as it was given, not damped
 	diagonal []float32      // of the damped Hessian, columns in their natural order
 	l        *tensor.Matrix // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
@@ -56,7 +59,7 @@ type Factor struct {
 // be while the factor is in use.
 func NewFactor(ctx context.Context, h *tensor.Matrix, g *quant.Grid, opt Options) (*Factor, error) {
 	n := h.Rows
-	f := &Factor{h: h, diagonal: make([]float32, n), Damping: opt.Damping}
+	f := &Factor{opt: opt, h: h, diagonal: make([]float32, n), Damping: opt.Damping}
 	if f.Damping == 0 {
 		f.Damping = DefaultDamping
 	}
@@ -170,8 +173,8 @@ func columnOrder(diagonal []float32, block int, sorted bool) []int {
 	return slices.Concat(blocks...)
 }
 
-// Quantize rounds w, out×in, onto g's grid. f must have been made for a grid with g's block length. w is not changed.
-func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g *quant.Grid, opt Options) (*quant.Weight, error) {
+// Quantize rounds w, out×in, onto g's grid with the options that f was made with. f must have been made for a grid with g's block length. w is not changed.
+func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g *quant.Grid) (*quant.Weight, error) {
 	if w.Cols != f.h.Rows || w.Cols%g.Block != 0 || f.block != 0 && f.block != g.Block {
 		panic("gptq: the factor does not fit the weight")
 	}
@@ -179,11 +182,10 @@ func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g *quant.Grid, 
 	if err := f.sweep(ctx, q, w); err != nil {
 		return nil, err
 	}
-	passes := opt.Refine
-	if passes == 0 {
-		passes = DefaultRefine
+	if f.opt.NoRefine {
+		return q, nil
 	}
-	if err := f.refine(ctx, q, w, passes); err != nil {
+	if err := f.refine(ctx, q, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {
 		return nil, err
 	}
 	return q, nil

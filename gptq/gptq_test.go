@@ -58,7 +58,7 @@ func quantize(t *testing.T, w *tensor.Matrix, in *quant.Stats, g *quant.Grid, op
 	if err != nil {
 		t.Fatal(err)
 	}
-	q, err := f.Quantize(t.Context(), w, g, opt)
+	q, err := f.Quantize(t.Context(), w, g)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestBetter(t *testing.T) {
 			continue
 		}
 		rtn := outputError(w, quant.RTN(w, in.Importance(), g), in.H)
-		swept := outputError(w, quantize(t, w, in, g, Options{Refine: -1}), in.H)
+		swept := outputError(w, quantize(t, w, in, g, Options{NoRefine: true}), in.H)
 		last := swept
 		for _, passes := range []int{1, 2, 4} {
 			e := outputError(w, quantize(t, w, in, g, Options{Refine: passes}), in.H)
@@ -200,7 +200,7 @@ func testThreads(t *testing.T, typ *ggml.Type, rows, cols int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := f.Quantize(t.Context(), f.Correct(w, in), typ.Grid, Options{})
+		q, err := f.Quantize(t.Context(), f.Correct(w, in), typ.Grid)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +243,7 @@ func TestDead(t *testing.T) {
 	if f.Dead != 3 {
 		t.Errorf("%d dead inputs, want 3", f.Dead)
 	}
-	q, err := f.Quantize(t.Context(), w, ggml.Q4_K.Grid, Options{})
+	q, err := f.Quantize(t.Context(), w, ggml.Q4_K.Grid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func TestCancel(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := f.Quantize(ctx, w, ggml.Q4_0.Grid, Options{}); !errors.Is(err, context.Canceled) {
+	if _, err := f.Quantize(ctx, w, ggml.Q4_0.Grid); !errors.Is(err, context.Canceled) {
 		t.Errorf("Quantize after cancellation: %v", err)
 	}
 	if _, err := NewFactor(ctx, in.H, ggml.Q4_0.Grid, Options{}); !errors.Is(err, context.Canceled) {

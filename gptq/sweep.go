@@ -110,18 +110,18 @@ type sweeper struct {
 	f      *Factor
 	q      *quant.Weight
 	i0, i1 int
-	// At each position: the weights, the sums for their targets, their errors and the levels that they became.
-	weights, sums, errs, levels []kernels.Lane
-	scale, minimum              []kernels.Lane // of each group of the present block
-	fitter                      *fitter        // nil if scales are static
-	row                         []float32      // levels, row by row
+	// At each position: the weights, the sums for their targets, their errors and the codes that they became.
+	weights, sums, errs, codes []kernels.Lane
+	scale, minimum             []kernels.Lane // of each group of the present block
+	fitter                     *fitter        // nil if scales are static
+	row                        []float32      // codes, row by row
 }
 
 func newSweeper(f *Factor, q *quant.Weight) *sweeper {
 	n := min(lazyColumns, q.Cols)
 	lanes := func() []kernels.Lane { return make([]kernels.Lane, n) }
 	g := q.Grid
-	s := &sweeper{f: f, q: q, weights: lanes(), sums: lanes(), errs: lanes(), levels: lanes(),
+	s := &sweeper{f: f, q: q, weights: lanes(), sums: lanes(), errs: lanes(), codes: lanes(),
 		scale: make([]kernels.Lane, g.Groups()), minimum: make([]kernels.Lane, g.Groups()),
 		row: make([]float32, kernels.Lanes*n),
 	}
@@ -156,11 +156,11 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 		}
 		kernels.UpdateLanes(s.sums[:m0-s.i0], f.l.Data[m0*f.l.Stride+s.i0:], f.l.Stride, s.errs[m0-s.i0:m1-s.i0])
 	}
-	levels := tensor.FromSlice(r1-r0, n, s.row[:(r1-r0)*n])
-	fromLanes(levels, s.levels[:n])
+	rounded := tensor.FromSlice(r1-r0, n, s.row[:(r1-r0)*n])
+	fromLanes(rounded, s.codes[:n])
 	for r := r0; r < r1; r++ {
 		codes := s.q.Codes[r*s.q.Cols:][:s.q.Cols]
-		for j, v := range levels.Row(r - r0) {
+		for j, v := range rounded.Row(r - r0) {
 			codes[f.order[s.i0+j]] = int8(v)
 		}
 	}
@@ -252,7 +252,7 @@ func (s *sweeper) scales(block, r0, r1 int) {
 func (s *sweeper) round(j, k int, inverse float32) {
 	g := s.q.Grid
 	w, sum, scale, minimum := &s.weights[j], &s.sums[j], &s.scale[k], &s.minimum[k]
-	codes, errs := &s.levels[j], &s.errs[j]
+	codes, errs := &s.codes[j], &s.errs[j]
 	if g.Codebook == nil {
 		kernels.RoundLanes(codes, errs, w, sum, inverse, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
 		return

@@ -135,14 +135,14 @@ func BenchmarkLayer(b *testing.B) {
 	for _, c := range []struct {
 		name string
 		opt  Options
-	}{{"gptq", Options{Refine: -1}}, {"refined", Options{}}} {
+	}{{"gptq", Options{NoRefine: true}}, {"refined", Options{}}} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
 				f, err := NewFactor(b.Context(), h, ggml.Q4_K.Grid, c.opt)
 				if err != nil {
 					b.Fatal(err)
 				}
-				q, err := f.Quantize(b.Context(), w, ggml.Q4_K.Grid, c.opt)
+				q, err := f.Quantize(b.Context(), w, ggml.Q4_K.Grid)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -2,11 +2,13 @@ package model_test
 
 import (
 	"context"
+	"errors"
 	"math"
 	"runtime"
 	"slices"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
@@ -16,12 +18,22 @@ import (
 
 func open(t testing.TB, src model.Source) *model.Model {
 	t.Helper()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.Precision = kernels.F32
 	return m
+}
+
+// embed returns the hidden states that enter the first layer.
+func embed(t testing.TB, m *model.Model, tokens []int32, seqLen int) *tensor.Matrix {
+	t.Helper()
+	x := tensor.New(len(tokens), m.Width)
+	if err := m.Embed(x, tokens, seqLen, nil); err != nil {
+		t.Fatal(err)
+	}
+	return x
 }
 
 // trace is what forward saw: the embeddings, each layer's output, the logits.
@@ -33,17 +45,15 @@ type trace struct {
 // forward runs m on sequences of seqLen tokens.
 func forward(t testing.TB, m *model.Model, tokens []int32, seqLen int) *trace {
 	t.Helper()
-	x := tensor.New(len(tokens), m.Dim)
-	if err := m.Embed(x, tokens); err != nil {
-		t.Fatal(err)
-	}
+	x := embed(t, m, tokens, seqLen)
 	tr := &trace{embed: x.Clone()}
+	st := m.NewState()
 	for i := range m.Layers() {
 		l, err := m.LoadLayer(i)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := l.Forward(context.Background(), x, seqLen); err != nil {
+		if err := l.Forward(t.Context(), st, x, seqLen); err != nil {
 			t.Fatal(err)
 		}
 		l.Release()
@@ -132,36 +142,30 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
-// TestForwardLast demands the bits that Forward gives the last tokens, and that the others are left alone.
+// TestForwardLast demands the bits that Forward gives the last tokens.
 func TestForwardLast(t *testing.T) {
 	for _, name := range []string{"llama", "mistral", "qwen2", "qwen3"} {
 		tm := testmodel.New(name)
 		const seqs, seqLen = 3, 40
 		m := open(t, tm.Source())
-		before := tensor.New(seqs*seqLen, m.Dim)
-		if err := m.Embed(before, tm.Tokens(seqs*seqLen, 4)); err != nil {
-			t.Fatal(err)
-		}
+		st := m.NewState()
+		before := embed(t, m, tm.Tokens(seqs*seqLen, 4), seqLen)
 		l, err := m.LoadLayer(0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer l.Release()
 		all := before.Clone()
-		if err := l.Forward(context.Background(), all, seqLen); err != nil {
+		if err := l.Forward(t.Context(), st, all, seqLen); err != nil {
 			t.Fatal(err)
 		}
 		for _, last := range []int{7, 20, 39, 40} {
 			x := before.Clone()
-			if err := l.ForwardLast(context.Background(), x, seqLen, last); err != nil {
+			if err := l.ForwardLast(t.Context(), st, x, seqLen, last); err != nil {
 				t.Fatal(err)
 			}
 			for i := range x.Rows {
-				want := before
-				if i%seqLen >= seqLen-last {
-					want = all
-				}
-				if !slices.Equal(x.Row(i), want.Row(i)) {
+				if i%seqLen >= seqLen-last && !slices.Equal(x.Row(i), all.Row(i)) {
 					t.Fatalf("%s, the last %d of %d: token %d differs", name, last, seqLen, i)
 				}
 			}
@@ -174,17 +178,15 @@ func TestReplaced(t *testing.T) {
 	tm := testmodel.New("qwen2")
 	m := open(t, tm.Source())
 	tokens := tm.Tokens(10, 3)
-	x := tensor.New(len(tokens), m.Dim)
-	if err := m.Embed(x, tokens); err != nil {
-		t.Fatal(err)
-	}
+	x := embed(t, m, tokens, len(tokens))
 	y := x.Clone()
+	st := m.NewState()
 	for i := range m.Layers() {
 		l, err := m.LoadLayer(i)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := l.Forward(context.Background(), x, len(tokens)); err != nil {
+		if err := l.Forward(t.Context(), st, x, len(tokens)); err != nil {
 			t.Fatal(err)
 		}
 		for _, lin := range l.Linears() {
@@ -192,15 +194,28 @@ func TestReplaced(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := l.Forward(context.Background(), y, len(tokens)); err != nil {
+		if err := l.Forward(t.Context(), st, y, len(tokens)); err != nil {
 			t.Fatal(err)
 		}
-		l.Down.F32.Zero()
+		l.Linears()[len(l.Linears())-1].F32.Zero()
 		z := y.Clone()
-		in := tensor.New(len(tokens), m.FFN)
-		l.MLPOut(z, in)
+		st.Enter(m, z, len(tokens))
+		mlp := len(l.Stages) - 2
+		var between *tensor.Matrix
+		err = l.Run(t.Context(), st, mlp, len(l.Stages), func(s *model.Site, in *tensor.Matrix, _ []int) error {
+			if s.Name == "mlp_out" {
+				between = in.Clone()
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if !slices.Equal(y.Data, z.Data) {
 			t.Error("a zero ffn_down changes the hidden state")
+		}
+		if between == nil || slices.Max(between.Data) == 0 {
+			t.Error("ffn_down has seen nothing")
 		}
 		l.Release()
 	}
@@ -211,67 +226,174 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
-// TestGroups scales each group's input, moves the factor into what precedes it, and expects the same output: the
-// groups and their Prev are what they claim to be.
-func TestGroups(t *testing.T) {
-	for _, name := range testmodel.Names() {
-		tm := testmodel.New(name)
-		m := open(t, tm.Source())
-		tokens := tm.Tokens(11, 4)
-		x := tensor.New(len(tokens), m.Dim)
-		if err := m.Embed(x, tokens); err != nil {
+// visited is what a walk through a layer has shown of a site.
+type visited struct {
+	in     *tensor.Matrix
+	tokens []int
+}
+
+// walk returns the inputs of a layer's sites and the layer's output for hidden states x, which it leaves alone.
+func walk(t *testing.T, m *model.Model, l *model.Layer, x *tensor.Matrix, seqLen int) (map[string]visited, *tensor.Matrix) {
+	t.Helper()
+	st, y, sites := m.NewState(), x.Clone(), map[string]visited{}
+	st.Enter(m, y, seqLen)
+	err := l.Run(t.Context(), st, 0, len(l.Stages), func(s *model.Site, in *tensor.Matrix, tokens []int) error {
+		if _, ok := sites[s.ID()]; ok {
+			t.Errorf("%s is visited twice", s.ID())
+		}
+		sites[s.ID()] = visited{in.Clone(), tokens}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sites, y
+}
+
+// closeTo fails if an element of got is further from want than 1e-4.
+func closeTo(t *testing.T, what string, got, want *tensor.Matrix) {
+	t.Helper()
+	for r := range want.Rows {
+		for c, v := range want.Row(r) {
+			if d := math.Abs(float64(got.Row(r)[c] - v)); !(d <= 1e-4) {
+				t.Fatalf("%s: element [%d %d] is %g, want %g", what, r, c, got.Row(r)[c], v)
+			}
+		}
+	}
+}
+
+// sites checks every site of every layer of a model: a walk shows it once; its linears read what the walk shows; and if
+// its input is scaled and the factors are moved into what precedes it, the layer's output stays the same and the input
+// changes by the factors. Sites and their Prev are what they claim to be.
+func sites(t *testing.T, m *model.Model, tokens []int32) {
+	x := embed(t, m, tokens, len(tokens))
+	for i := range m.Layers() {
+		load := func() *model.Layer {
+			l, err := m.LoadLayer(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l
+		}
+		plain := load()
+		before, want := walk(t, m, plain, x, len(tokens))
+		all := plain.Sites()
+		if len(before) != len(all) || len(all) != len(m.Shape(i)) {
+			t.Fatalf("layer %d: %d sites are visited of %d; %d shapes", i, len(before), len(all), len(m.Shape(i)))
+		}
+		linears := map[*model.Linear]bool{}
+		for k, s := range all {
+			shape := m.Shape(i)[k]
+			if s.Layer != i || shape.Name != s.Name || shape.Expert != s.Expert || shape.In != s.In() || len(shape.Out) != len(s.Linears) {
+				t.Errorf("%s: layer %d, shape %+v", s.ID(), s.Layer, shape)
+			}
+			v, reached := before[s.ID()], len(tokens)
+			if v.tokens != nil {
+				reached = len(v.tokens)
+			}
+			if v.in.Rows != reached || v.in.Cols != s.In() {
+				t.Errorf("%s: the input is %d×%d for %d tokens", s.ID(), v.in.Rows, v.in.Cols, reached)
+			}
+			for j, lin := range s.Linears {
+				if linears[lin] || lin.In != s.In() || lin.Expert != s.Expert || shape.Out[j] != lin.Out || shape.Names[j] != lin.Name {
+					t.Errorf("%s: %s, %d×%d, expert %d, has another site or shape", s.ID(), lin.Name, lin.Out, lin.In, lin.Expert)
+				}
+				linears[lin] = true
+			}
+		}
+		for _, lin := range plain.Linears() {
+			if lin.Role == model.RoleLinear && !linears[lin] {
+				t.Errorf("%s has no site", lin.ID())
+			}
+		}
+		plain.Release()
+		for k := range all {
+			l := load()
+			scaleSite(t, l.Sites()[k])
+			after, got := walk(t, m, l, x, len(tokens))
+			s := l.Sites()[k]
+			closeTo(t, s.ID()+" scaled: the layer's output", got, want)
+			if s.Prev != nil {
+				in := before[s.ID()].in
+				for r := range in.Rows {
+					for c := range in.Row(r) {
+						in.Row(r)[c] /= factor(s, c)
+					}
+				}
+				closeTo(t, s.ID()+" scaled: its input", after[s.ID()].in, in)
+			}
+			l.Release()
+		}
+		x = want
+	}
+}
+
+// factor is what channel c of a site's input is divided by.
+func factor(s *model.Site, c int) float32 {
+	if s.Prev.Linear != nil {
+		c = s.Prev.Row[c]
+	}
+	return float32(1 + c%5)
+}
+
+// scaleSite scales a site's linears up and what precedes it down, where something can.
+func scaleSite(t *testing.T, s *model.Site) {
+	t.Helper()
+	if s.Prev == nil {
+		return
+	}
+	var err error
+	if lin := s.Prev.Linear; lin != nil {
+		if lin.F32, err = lin.Matrix(); err != nil {
 			t.Fatal(err)
 		}
-		for g := range 4 {
+		for r := range lin.Out {
+			for c := range lin.F32.Row(r) {
+				lin.F32.Row(r)[c] /= float32(1 + r%5)
+			}
+			if lin.Bias != nil {
+				lin.Bias[r] /= float32(1 + r%5)
+			}
+		}
+	}
+	for c := range s.Prev.Norm {
+		s.Prev.Norm[c] /= factor(s, c)
+	}
+	for _, lin := range s.Linears {
+		if lin.F32, err = lin.Matrix(); err != nil {
+			t.Fatal(err)
+		}
+		for r := range lin.Out {
+			for c := range lin.F32.Row(r) {
+				lin.F32.Row(r)[c] *= factor(s, c)
+			}
+		}
+	}
+}
+
+// TestSites checks the sites of every test model, which all can be scaled.
+func TestSites(t *testing.T) {
+	for _, name := range testmodel.Names() {
+		t.Run(name, func(t *testing.T) {
+			tm := testmodel.New(name)
+			m := open(t, tm.Source())
+			sites(t, m, tm.Tokens(11, 4))
 			l, err := m.LoadLayer(0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := x.Clone()
-			if err := l.Forward(context.Background(), want, len(tokens)); err != nil {
-				t.Fatal(err)
-			}
-			group := l.Groups()[g]
-			scale := func(i int) float32 { return float32(1 + i%5) }
-			row := func(channel int) int { return channel }
-			if lin := group.Prev.Linear; lin != nil {
-				row = func(channel int) int { return group.Prev.Row[channel] }
-				if lin.F32, err = lin.Matrix(); err != nil {
-					t.Fatal(err)
-				}
-				for r := range lin.Out {
-					for c := range lin.F32.Row(r) {
-						lin.F32.Row(r)[c] /= scale(r)
-					}
-					if lin.Bias != nil {
-						lin.Bias[r] /= scale(r)
-					}
+			defer l.Release()
+			var names []string
+			for _, s := range l.Sites() {
+				names = append(names, s.ID())
+				if s.Prev == nil {
+					t.Errorf("%s cannot be scaled", s.ID())
 				}
 			}
-			for i := range group.Prev.Norm {
-				group.Prev.Norm[i] /= scale(i)
+			if want := []string{"blk.0.attn_in", "blk.0.attn_out", "blk.0.mlp_in", "blk.0.mlp_out"}; !slices.Equal(names, want) {
+				t.Errorf("sites %v, want %v", names, want)
 			}
-			for _, lin := range group.Linears {
-				if lin.F32, err = lin.Matrix(); err != nil {
-					t.Fatal(err)
-				}
-				for r := range lin.Out {
-					for c := range lin.F32.Row(r) {
-						lin.F32.Row(r)[c] *= scale(row(c))
-					}
-				}
-			}
-			got := x.Clone()
-			if err := l.Forward(context.Background(), got, len(tokens)); err != nil {
-				t.Fatal(err)
-			}
-			for i := range got.Data {
-				if d := math.Abs(float64(got.Data[i] - want.Data[i])); !(d <= 1e-4) {
-					t.Fatalf("%s: %s: element %d is %g scaled, %g before", name, group.Name, i, got.Data[i], want.Data[i])
-				}
-			}
-			l.Release()
-		}
+		})
 	}
 }
 
@@ -307,7 +429,7 @@ func TestTypes(t *testing.T) {
 	}
 }
 
-// TestCancel stops a layer in the middle.
+// TestCancel stops a layer in the middle: a visitor ends the context, and no later stage is visited.
 func TestCancel(t *testing.T) {
 	tm := testmodel.New("llama")
 	m := open(t, tm.Source())
@@ -315,9 +437,26 @@ func TestCancel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := l.Forward(ctx, tensor.New(4, m.Dim), 4); err != context.Canceled {
+	ctx, cancel := context.WithCancel(t.Context())
+	st := m.NewState()
+	st.Enter(m, tensor.New(4, m.Width), 4)
+	seen := 0
+	err = l.Run(ctx, st, 0, len(l.Stages), func(*model.Site, *tensor.Matrix, []int) error {
+		seen++
+		cancel()
+		return nil
+	})
+	if err != context.Canceled || seen != 1 {
+		t.Errorf("Run returns %v after %d sites, want %v after 1", err, seen, context.Canceled)
+	}
+	if err := l.Forward(ctx, st, tensor.New(4, m.Width), 4); err != context.Canceled {
 		t.Errorf("Forward returns %v, want %v", err, context.Canceled)
+	}
+	// A visitor's error ends the walk.
+	mine := errors.New("enough")
+	st.Enter(m, tensor.New(4, m.Width), 4)
+	err = l.Run(t.Context(), st, 0, len(l.Stages), func(*model.Site, *tensor.Matrix, []int) error { return mine })
+	if err != mine {
+		t.Errorf("Run returns %v, want the visitor's error", err)
 	}
 }

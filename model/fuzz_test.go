@@ -1,13 +1,11 @@
 package model_test
 
 import (
-	"context"
 	"math"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
-	"github.com/llmq/llmq/tensor"
 )
 
 // FuzzOpen changes one metadata value and one tensor's shape. Open must refuse the model, or the model must run.
@@ -44,21 +42,18 @@ func FuzzOpen(f *testing.F) {
 			w.Shape = append(w.Shape[:0:0], w.Shape...)
 			w.Shape[dim] = int(length)
 		}
-		m, err := model.Open(&src)
+		m, err := arch.Open(&src)
 		if err != nil {
 			return
 		}
 		tokens := []int32{5, 1, 200}
-		x := tensor.New(len(tokens), m.Dim)
-		if err := m.Embed(x, tokens); err != nil {
-			t.Fatal(err)
-		}
+		x, st := embed(t, m, tokens, len(tokens)), m.NewState()
 		for i := range m.Layers() {
 			l, err := m.LoadLayer(i)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Forward(context.Background(), x, len(tokens)); err != nil {
+			if err := l.Forward(t.Context(), st, x, len(tokens)); err != nil {
 				t.Fatal(err)
 			}
 			l.Release()

@@ -12,7 +12,10 @@ import (
 
 // Linear computes y = W·x + b.
 type Linear struct {
-	Name    string          // the weight's: "blk.0.attn_q.weight"
+	Name    string // the weight's tensor: "blk.0.attn_q.weight"
+	Expert  int    // of the experts that one tensor holds, which one; −1: it is the whole tensor
+	Role    Role
+	Product bool            // the output meets another's in a product, as queries do keys
 	Out, In int             // W is Out×In
 	W       kernels.Weights // as the source stores it
 	// F32, where not nil, replaces W: the values that quantization chose.
@@ -25,6 +28,27 @@ type Linear struct {
 
 	tensor *ggml.Tensor
 	first  int // row of the tensor that row 0 is: see Part
+}
+
+// First is the row of the tensor that row 0 is: not 0 for experts.
+func (l *Linear) First() int { return l.first }
+
+// ID is the linear's name in the model: its tensor's, and the expert's number if there are several in one.
+func (l *Linear) ID() string {
+	if l.Expert < 0 {
+		return l.Name
+	}
+	return fmt.Sprintf("%s[%d]", l.Name, l.Expert)
+}
+
+// exact sets dst = x·Wᵀ + b without rounding x, as a router's choice demands.
+func (l *Linear) exact(dst, x *tensor.Matrix) {
+	if l.F32 != nil {
+		kernels.MatMulF32(dst, x, l.F32)
+	} else {
+		kernels.MatMul(dst, x, &l.W, kernels.F32)
+	}
+	l.addBias(dst)
 }
 
 // Apply sets dst = x·Wᵀ + b; x is tokens×In, dst tokens×Out.
@@ -99,12 +123,14 @@ func (l *Linear) Matrix() (*tensor.Matrix, error) {
 }
 
 // BiasName is the name that the bias's tensor has, whether there is one or not.
-func (l *Linear) BiasName() string { return strings.TrimSuffix(l.Name, "weight") + "bias" }
+func (l *Linear) BiasName() string { return biasName(l.Name) }
+
+func biasName(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
 
 // Part returns rows [lo,hi) of a linear that nothing has replaced, as a linear of its own that shares the weights.
 func (l *Linear) Part(lo, hi int) *Linear {
 	row := l.W.Format.RowBytes(l.In)
-	p := &Linear{Name: l.Name, Out: hi - lo, In: l.In, W: kernels.Weights{
+	p := &Linear{Name: l.Name, Expert: l.Expert, Role: l.Role, Out: hi - lo, In: l.In, W: kernels.Weights{
 		Rows: hi - lo, Cols: l.In, Format: l.W.Format, Data: l.W.Data[lo*row : hi*row],
 	}, first: l.first + lo}
 	if l.Bias != nil {
@@ -158,25 +184,6 @@ func (m *Model) CheckWeights(ctx context.Context) error {
 		m.Source.Release(t)
 	}
 	return nil
-}
-
-// linear fetches the weight stem+".weight" and, if there is one, its bias.
-func (m *Model) linear(stem string) (*Linear, error) {
-	t, err := m.tensor(stem + ".weight")
-	if err != nil {
-		return nil, err
-	}
-	l := &Linear{
-		Name: t.Name, Out: t.Rows(), In: t.Cols(), tensor: t,
-		W: kernels.Weights{Rows: t.Rows(), Cols: t.Cols(), Format: &t.Type.Format, Data: t.Data},
-	}
-	if m.tensors[stem+".bias"] != nil {
-		if l.Bias, err = m.vector(stem + ".bias"); err != nil {
-			m.Source.Release(t)
-			return nil, err
-		}
-	}
-	return l, nil
 }
 
 // tensor fetches a tensor's data and checks that it is all there.

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -37,14 +37,14 @@ func TestOpenErrors(t *testing.T) {
 		want  string
 	}{
 		{"no architecture", "llama", unset("general.architecture"), "general.architecture: the key is missing"},
-		{"another architecture", "llama", set("general.architecture", "gpt2"), `"gpt2", supported are llama, qwen2, qwen3`},
+		{"another architecture", "llama", set("general.architecture", "gpt2"), `"gpt2", supported are ` + strings.Join(arch.Names(), ", ")},
 		{"architecture not a string", "llama", set("general.architecture", uint32(7)), `"7", supported`},
 		{"no layers", "llama", set("llama.block_count", uint32(0)), "llama.block_count: is 0, want 1 to"},
 		{"absurd layers", "llama", set("llama.block_count", uint32(math.MaxUint32)), "block_count: is 4294967295"},
-		{"more layers than tensors", "llama", set("llama.block_count", uint32(3)), `"blk.2.attn_norm.weight" is missing`},
+		{"more layers than tensors", "llama", set("llama.block_count", uint32(3)), `"blk.2.attn_k.weight" is missing`},
 		{"fewer layers than tensors", "llama", set("llama.block_count", uint32(1)), "does not belong to a llama model of 1 layers"},
 		{"layers not a number", "llama", set("llama.block_count", "2"), "block_count: is string, want one integer"},
-		{"per-layer values", "llama", set("llama.feed_forward_length", []int32{512, 512}), "is []int32, want one integer"},
+		{"per-layer values", "llama", set("llama.feed_forward_length", []int32{511, 512}), "blk.0.ffn_gate.weight\" is [512 256], the metadata say [511 256]"},
 		{"negative", "llama", set("llama.embedding_length", int32(-256)), "embedding_length: is -256"},
 		{"width", "llama", set("llama.embedding_length", uint32(512)), "token_embd.weight\" is [279 256], the metadata say [279 512]"},
 		{"MLP width", "llama", set("llama.feed_forward_length", uint64(511)), "blk.0.ffn_gate.weight\" is [512 256]"},
@@ -54,15 +54,15 @@ func TestOpenErrors(t *testing.T) {
 		{"heads do not divide", "llama", func(s *testmodel.Source) {
 			s.KV.Set("llama.attention.head_count", uint32(6))
 		}, "head_count: is 6, which does not divide embedding_length, 256"},
-		{"no key heads", "llama", set("llama.attention.head_count_kv", uint32(0)), "head_count_kv: is 0"},
-		{"head size", "mistral", set("llama.attention.key_length", uint32(32)), "value_length: is 24, want attention.key_length, 32"},
+		{"no key heads", "llama", set("llama.attention.head_count_kv", uint32(0)), "layer 0: attention has 4 heads, 0 of them of keys"},
+		{"head size", "mistral", set("llama.attention.key_length", uint32(32)), "\"blk.0.attn_q.weight\" is [96 64], the metadata say [128 64]"},
 		{"no epsilon", "qwen2", unset("qwen2.attention.layer_norm_rms_epsilon"), "epsilon: the key is missing"},
 		{"epsilon", "qwen2", set("qwen2.attention.layer_norm_rms_epsilon", float32(math.NaN())), "epsilon: is NaN"},
 		{"RoPE base", "qwen2", set("qwen2.rope.freq_base", math.Inf(1)), "freq_base: is +Inf"},
 		{"RoPE base zero", "qwen2", set("qwen2.rope.freq_base", float32(0)), "freq_base: is 0"},
 		{"RoPE dimensions odd", "qwen2", set("qwen2.rope.dimension_count", uint32(7)), "is 7, want an even number up to the head's 16"},
 		{"RoPE dimensions", "qwen2", set("qwen2.rope.dimension_count", uint32(18)), "is 18, want an even number"},
-		{"RoPE scaling", "qwen2", set("qwen2.rope.scaling.type", "longrope"), `"longrope", supported are none, linear, yarn`},
+		{"RoPE scaling", "qwen2", set("qwen2.rope.scaling.type", "dynamic"), `"dynamic", supported are none, linear, yarn, longrope`},
 		{"RoPE scaling factor", "qwen2-yarn", set("qwen2.rope.scaling.factor", float32(-0.5)), "factor: is -0.5"},
 		{"RoPE factors, shape", "llama3-tied", func(s *testmodel.Source) { s.Find("rope_freqs.weight").Shape = []int{7} },
 			`"rope_freqs.weight" is [7], the metadata say [8]`},
@@ -71,15 +71,16 @@ func TestOpenErrors(t *testing.T) {
 		{"RoPE factors where none belong", "qwen2", func(s *testmodel.Source) {
 			s.List = append(s.List, ggml.Tensor{Info: ggml.Info{Name: "rope_freqs.weight", Type: ggml.F32, Shape: []int{8}}})
 		}, `"rope_freqs.weight" does not belong to a qwen2 model`},
-		{"a part", "llama", set("split.count", uint16(3)), "is one of 3 parts of a model (split.count); join them first"},
-		{"experts", "llama", set("llama.expert_count", uint32(8)), "mixtures of experts are not supported"},
+		{"a part", "llama", set("split.count", uint16(3)), "split.count: is 3: the file is one of so many parts of a model; join them first"},
+		{"experts", "llama", set("llama.expert_count", uint32(8)), "expert_count: is 8: mixtures of experts are not supported in llama models"},
 		{"vocabulary", "llama", set("llama.vocab_size", uint32(300)), `"token_embd.weight" is [279 256], the metadata say [300 256]`},
 		{"tokens beyond the vocabulary", "llama", set("tokenizer.ggml.tokens", make([]string, 280)), "280 tokens"},
 		{"no embeddings", "llama", drop("token_embd.weight"), `no matrix "token_embd.weight"`},
 		{"no norm", "qwen3", drop("blk.1.attn_q_norm.weight"), `"blk.1.attn_q_norm.weight" is missing`},
 		{"no bias", "qwen2", drop("blk.0.attn_k.bias"), `"blk.0.attn_k.bias" is missing`},
 		{"twice", "llama", func(s *testmodel.Source) { s.List = append(s.List, s.List[3]) }, "appears twice"},
-		{"unknown tensor", "llama", func(s *testmodel.Source) { s.List[2].Name = "blk.0.ffn_gate_inp.weight" }, "is missing"},
+		{"unknown tensor", "llama", func(s *testmodel.Source) { s.List[2].Name = "blk.0.ffn_gate_inp.weight" },
+			`"blk.0.ffn_gate_inp.weight" does not belong to a llama model`},
 		{"transposed", "llama", func(s *testmodel.Source) { s.Find("blk.0.ffn_up.weight").Shape = []int{256, 512} },
 			`"blk.0.ffn_up.weight" is [256 512], the metadata say [512 256]`},
 		{"no dimension", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = nil }, "is [], the metadata say [256]"},
@@ -89,7 +90,7 @@ func TestOpenErrors(t *testing.T) {
 	} {
 		src := testmodel.New(c.model).Source()
 		c.spoil(src)
-		if _, err := model.Open(src); err == nil || !strings.Contains(err.Error(), c.want) ||
+		if _, err := arch.Open(src); err == nil || !strings.Contains(err.Error(), c.want) ||
 			!strings.Contains(err.Error(), src.Path) {
 			t.Errorf("%s: error %q, want %q", c.name, err, c.want)
 		}
@@ -100,11 +101,11 @@ func TestOpenErrors(t *testing.T) {
 func TestLoadErrors(t *testing.T) {
 	src := testmodel.New("qwen2").Source()
 	m := open(t, src)
-	if err := m.Embed(tensor.New(2, m.Dim), []int32{3, int32(m.Vocab)}); err == nil ||
+	if err := m.Embed(tensor.New(2, m.Width), []int32{3, int32(m.Vocab)}, 2, nil); err == nil ||
 		!strings.Contains(err.Error(), "token 1 is 279, the vocabulary has 279") {
 		t.Errorf("embedding an id beyond the vocabulary: %v", err)
 	}
-	if err := m.Embed(tensor.New(1, m.Dim), []int32{-1}); err == nil {
+	if err := m.Embed(tensor.New(1, m.Width), []int32{-1}, 1, nil); err == nil {
 		t.Error("embedding a negative id: no error")
 	}
 	up := src.Find("blk.1.ffn_up.weight")
@@ -113,7 +114,7 @@ func TestLoadErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Up.Matrix(); err == nil || !strings.Contains(err.Error(), "element [5 3] is +Inf") {
+	if _, err := l.Linears()[5].Matrix(); err == nil || !strings.Contains(err.Error(), "element [5 3] is +Inf") {
 		t.Errorf("infinite weight: %v", err)
 	}
 	if err := m.CheckWeights(t.Context()); err == nil || !strings.Contains(err.Error(), `"blk.1.ffn_up.weight": element [5 3] is +Inf`) {

@@ -1,7 +1,9 @@
 package model
 
 import (
+	"fmt"
 	"math"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
@@ -21,6 +23,9 @@ type RoPE struct {
 	Style              kernels.RoPEStyle
 	// Factors divide the frequencies of the pairs (rope_freqs.weight, Llama 3.1); nil: all are 1.
 	Factors []float32
+
+	mu       sync.Mutex
+	cos, sin *tensor.Matrix // by position, as many as were needed so far
 }
 
 // Defaults of llama.cpp for keys that are not there; those of YaRN are the paper's.
@@ -30,34 +35,55 @@ const (
 	yarnBetaSlow    = 1
 )
 
-func readRoPE(k *keys, c *Config) RoPE {
-	r := RoPE{Style: architectures[c.Arch].rope}
-	r.Dims = k.int("rope.dimension_count", c.HeadDim, 2, maxWidth)
-	if k.err == nil && (r.Dims%2 != 0 || r.Dims > c.HeadDim) {
-		k.fail("rope.dimension_count", "is %d, want an even number up to the head's %d", r.Dims, c.HeadDim)
+// RoPE reads the rotary embedding of heads of headDim features, for a model that was trained on context tokens.
+func (k *Keys) RoPE(style kernels.RoPEStyle, headDim, context int) *RoPE {
+	r := &RoPE{Style: style}
+	r.Dims = k.Int("rope.dimension_count", headDim, 2, MaxWidth)
+	if k.err == nil && (r.Dims%2 != 0 || r.Dims > headDim) {
+		k.Fail("rope.dimension_count", "is %d, want an even number up to the head's %d", r.Dims, headDim)
 	}
-	r.Base = k.float("rope.freq_base", defaultRopeBase, 1, math.MaxFloat32)
-	r.Scaling = k.string("rope.scaling.type", "linear")
+	r.Base = k.Float("rope.freq_base", defaultRopeBase, 1, math.MaxFloat32)
+	r.Scaling = k.String("rope.scaling.type", "linear")
 	// rope.scale_linear is the name that old files use.
-	r.Factor = k.float("rope.scaling.factor", k.float("rope.scale_linear", 1, -1, maxContext), -1, maxContext)
+	r.Factor = k.Float("rope.scaling.factor", k.Float("rope.scale_linear", 1, -1, MaxContext), -1, MaxContext)
 	if r.Factor < 0 {
-		k.fail("rope.scaling.factor", "is %g, want a positive number", r.Factor)
+		k.Fail("rope.scaling.factor", "is %g, want a positive number", r.Factor)
 	}
 	if r.Factor == 0 { // llama.cpp takes 0 for "not set"
 		r.Factor = 1
 	}
-	r.OrigContext = k.int("rope.scaling.original_context_length", c.Context, 1, maxContext)
-	r.AttnFactor = k.float("rope.scaling.attn_factor", 1, 0, maxWidth)
-	r.BetaFast = k.float("rope.scaling.yarn_beta_fast", yarnBetaFast, 0, maxWidth)
-	r.BetaSlow = k.float("rope.scaling.yarn_beta_slow", yarnBetaSlow, 0, maxWidth)
+	r.OrigContext = k.Int("rope.scaling.original_context_length", context, 1, MaxContext)
+	r.AttnFactor = k.Float("rope.scaling.attn_factor", 1, 0, MaxWidth)
+	r.BetaFast = k.Float("rope.scaling.yarn_beta_fast", yarnBetaFast, 0, MaxWidth)
+	r.BetaSlow = k.Float("rope.scaling.yarn_beta_slow", yarnBetaSlow, 0, MaxWidth)
 	switch r.Scaling {
 	case "none":
 		r.Factor = 1
-	case "linear", "yarn":
+	case "linear", "yarn", "longrope": // what longrope stretches is in Factors
 	default:
-		k.fail("rope.scaling.type", "is %.64q, supported are none, linear, yarn", r.Scaling)
+		k.Fail("rope.scaling.type", "is %.64q, supported are none, linear, yarn, longrope", r.Scaling)
 	}
 	return r
+}
+
+// Unscaled returns the rotary embedding with another base and no scaling: that of layers with a window, which never see
+// far.
+func (r *RoPE) Unscaled(base float64) *RoPE {
+	return &RoPE{Dims: r.Dims, Base: base, Scaling: "none", Factor: 1, OrigContext: r.OrigContext, AttnFactor: 1,
+		BetaFast: r.BetaFast, BetaSlow: r.BetaSlow, Style: r.Style}
+}
+
+// SetFactors has the frequencies divided by factors, a tensor's values; nil: they are not.
+func (b *Loader) SetFactors(r *RoPE, name string, p Presence) {
+	factors := b.Vector(name, r.Dims/2, p)
+	for i, f := range factors {
+		if f <= 0 && b.err == nil {
+			b.err = fmt.Errorf("model: %s: tensor %q: element %d is %v, want a positive factor", b.m.Source.Name(), b.prefix+name, i, f)
+		}
+	}
+	if factors != nil {
+		r.Factors = factors
+	}
 }
 
 // frequencies returns the angle per position of each of the Dims/2 pairs, and the factor on the rotated elements.
@@ -88,9 +114,14 @@ func (r *RoPE) frequencies() (freq []float64, magnitude float64) {
 	return freq, magnitude
 }
 
-// table returns cosines and sines for positions 0 to n-1, positions×pairs, times the magnitude. Angles are computed in
-// float64: at position 100000 a float32 angle is off by up to 0.004.
-func (r *RoPE) table(n int) (cos, sin *tensor.Matrix) {
+// Table returns cosines and sines for positions 0 to n-1 at least, positions×pairs, times the magnitude. Angles are
+// computed in float64: at position 100000 a float32 angle is off by up to 0.004. It may be called from several goroutines.
+func (r *RoPE) Table(n int) (cos, sin *tensor.Matrix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.cos != nil && r.cos.Rows >= n {
+		return r.cos, r.sin
+	}
 	freq, magnitude := r.frequencies()
 	cos, sin = tensor.New(n, len(freq)), tensor.New(n, len(freq))
 	for p := range n {
@@ -100,5 +131,12 @@ func (r *RoPE) table(n int) (cos, sin *tensor.Matrix) {
 			c[j], s[j] = float32(cs*magnitude), float32(sn*magnitude)
 		}
 	}
+	r.cos, r.sin = cos, sin
 	return cos, sin
+}
+
+// rotate turns the heads of x, tokens×(heads·headDim), in place; the first token is at position at.
+func (r *RoPE) rotate(x *tensor.Matrix, headDim, at int) {
+	cos, sin := r.Table(at + x.Rows)
+	kernels.RoPE(x, headDim, cos.View(at, at+x.Rows, 0, cos.Cols), sin.View(at, at+x.Rows, 0, sin.Cols), r.Style)
 }

@@ -1,4 +1,3 @@
-// Package model runs transformer language models one layer at a time.
 package model
 
 import "github.com/llmq/llmq/formats/ggml"

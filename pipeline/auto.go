@@ -4,29 +4,11 @@ import (
 	"context"
 	"slices"
 
-	"github.com/llmq/llmq/awq"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
-	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tensor"
 )
-
-// ways are what Auto tries for each group: a transform, then a method. The first of equals wins. Those with one transform
-// follow each other.
-var ways = []way{
-	{"gptq", nil, GPTQ},
-	{"smoothquant+gptq", smoothquant.Smoothing{Auto: true}, GPTQ},
-	{"awq+gptq", awq.Scaling{}, GPTQ},
-	{"awq", awq.Scaling{}, AWQ},
-}
-
-type way struct {
-	name      string
-	transform quant.Transform // nil: none
-	method    Method          // GPTQ or AWQ
-}
 
 // Decision says how Auto quantizes a group, and why. The JSON names are part of the command line's interface.
 type Decision struct {
@@ -51,8 +33,8 @@ type Candidate struct {
 // findings are what runs with the method Auto find out, and keep when they start over.
 type findings struct {
 	decisions []Decision
-	ways      map[string]way    // by group
-	methods   map[string]Method // by linear
+	ways      map[string]way          // by group
+	methods   map[string]quant.Method // by linear
 	plain     map[string]*plainRounding
 	kl        map[string]float64 // by linear: the divergence that rounding it alone causes; nil before it is measured
 
@@ -68,15 +50,15 @@ type plainRounding struct {
 }
 
 func newFindings() *findings {
-	return &findings{ways: map[string]way{}, methods: map[string]Method{}, plain: map[string]*plainRounding{}}
+	return &findings{ways: map[string]way{}, methods: map[string]quant.Method{}, plain: map[string]*plainRounding{}}
 }
 
-// method is how a linear's weights are chosen.
-func (r *run) method(linear string) Method {
-	if m := r.plan.Recipe.Method; m != Auto {
+// method is how a linear's weights are chosen: what the recipe's method has decided for it, else by that method itself.
+func (r *run) method(linear string) quant.Method {
+	if m := r.found.methods[linear]; m != nil {
 		return m
 	}
-	return r.found.methods[linear]
+	return r.plan.Recipe.Method
 }
 
 // choose decides how each group of a layer is quantized, or recalls it, and scales the groups for it, like transform.
@@ -144,6 +126,7 @@ func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
 	if slices.ContainsFunc(g.Linears, func(l *quant.Linear) bool { return l.Grid != nil }) {
 		var t *trial // of one transform at a time: its Hessian and factor are large
 		least := 0.0
+		ways := r.plan.Recipe.Method.(auto).ways()
 		for _, w := range ways {
 			if t == nil || t.transform != w.transform {
 				var err error
@@ -152,12 +135,12 @@ func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
 				}
 			}
 			c := Candidate{Method: w.name}
-			if t.folding != nil && w.method == GPTQ {
-				c.Skipped = t.folding.Skipped // it would be what GPTQ alone is
+			if t.folding != nil && slices.ContainsFunc(ways, func(o way) bool { return o.transform == nil && o.method == w.method }) {
+				c.Skipped = t.folding.Skipped // it would be what the method alone is
 			}
 			if c.Skipped == "" {
 				var err error
-				if c.Error, err = t.error(r.ctx, g, w.method, r.opt.GPTQ); err != nil {
+				if c.Error, err = t.error(r.ctx, g, w.method); err != nil {
 					return nil, err
 				}
 				if d.Chosen == "" || c.Error < least {
@@ -181,26 +164,24 @@ type trial struct {
 	folding   *quant.Folding  // nil without a transform
 	scale     []float32       // nil: none
 	in        *quant.Stats    // of inputs divided by them
-	factors   factorCache
 }
 
 func (r *run) newTrial(g *quant.Group, transform quant.Transform, in *quant.Stats) (*trial, error) {
 	if transform == nil {
-		return r.trialOf(nil, in), nil
+		return trialOf(nil, in), nil
 	}
 	f, err := transform.Transform(r.ctx, g)
 	if err != nil {
 		return nil, err
 	}
-	t := r.trialOf(f.Scale, in)
+	t := trialOf(f.Scale, in)
 	t.transform, t.folding = transform, f
 	return t, nil
 }
 
 // trialOf is a trial with some scales, or none.
-func (r *run) trialOf(scale []float32, in *quant.Stats) *trial {
-	in = divided(in, scale)
-	return &trial{scale: scale, in: in, factors: factorCache{h: in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}}
+func trialOf(scale []float32, in *quant.Stats) *trial {
+	return &trial{scale: scale, in: divided(in, scale)}
 }
 
 // divided returns the tokens and the Hessian of inputs divided by scale; nil means by 1.
@@ -221,18 +202,10 @@ func divided(in *quant.Stats, scale []float32) *quant.Stats {
 }
 
 // error quantizes some rows of a group's linears and returns what that does to the output.
-func (t *trial) error(ctx context.Context, g *quant.Group, m Method, opt gptq.Options) (float64, error) {
+func (t *trial) error(ctx context.Context, g *quant.Group, m quant.Method) (float64, error) {
+	solver := m.Open(t.in)
 	return g.QuantizedError(t.scale, func(l *quant.Linear, rows *tensor.Matrix) (*quant.Weight, error) {
-		switch {
-		case m == GPTQ:
-			f, err := t.factors.get(ctx, l.Grid)
-			if err != nil {
-				return nil, err
-			}
-			return f.Quantize(ctx, rows, l.Grid, opt)
-		case clips(l.Name):
-			return awq.Quantize(ctx, rows, t.in, l.Grid)
-		}
-		return quant.RTN(rows, t.in.Importance(), l.Grid), nil
+		res, err := solver.Quantize(ctx, quant.Job{W: rows, Grid: l.Grid, Product: l.Product})
+		return res.Weight, err
 	})
 }

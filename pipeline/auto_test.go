@@ -18,6 +18,7 @@ import (
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -86,7 +87,7 @@ func TestAuto(t *testing.T) {
 		set := sequences(tm, 64, 32)
 		want := openModel(t, tm.Source())
 		best := math.Inf(1)
-		for _, m := range []Method{GPTQ, AWQ, AWQGPTQ} {
+		for _, m := range []quant.Method{GPTQ, AWQ, AWQGPTQ} {
 			got, _ := quantized(t, src, set, Recipe{Method: m, Type: ggml.Q4_0})
 			best = min(best, outputError(t, tm, got, want))
 		}
@@ -109,7 +110,7 @@ func TestAuto(t *testing.T) {
 					chosen = c.Error
 				}
 			}
-			if len(d.Candidates) != len(ways) || !(chosen > 0) || chosen != least {
+			if len(d.Candidates) != len((auto{}).ways()) || !(chosen > 0) || chosen != least {
 				t.Errorf("%s: %+v", name, d)
 			}
 			reads := strings.HasSuffix(d.Group, "_in") // the outliers

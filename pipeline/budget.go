@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 	"time"
@@ -62,13 +63,13 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 	if opt.Calib == nil {
 		return fmt.Errorf("assigning types within a budget takes calibration text")
 	}
-	if p.Recipe.Method == Int8 {
-		return fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", Int8)
+	if m := p.Recipe.Method; m.Needs().Int8Inputs {
+		return fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", m.Name())
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}
 	}
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		return err
 	}
@@ -158,13 +159,14 @@ func (a *assigner) open() error {
 	r := &a.plan.Recipe
 	for i := range a.plan.Tensors {
 		t := &a.plan.Tensors[i]
-		_, _, rule, err := r.typeOf(&t.Info)
+		_, _, rule, err := r.typeOf(&t.Info, t.Role)
 		if err != nil {
 			return err
 		}
 		var sites []string
 		switch {
 		case rule >= 0:
+		case t.Role == model.RoleVector, t.Role == model.RoleKept, t.Role == model.RoleUnused:
 		case t.Name == embeddingName && r.Embedding == nil:
 			sites = []string{eval.Embedding}
 			if a.m.Tied {
@@ -172,7 +174,7 @@ func (a *assigner) open() error {
 			}
 		case t.Name == outputName && r.Output == nil:
 			sites = []string{eval.Head}
-		case layerLinear(&t.Info):
+		case t.Role == model.RoleLinear:
 			sites = []string{t.Name}
 		}
 		if sites == nil {

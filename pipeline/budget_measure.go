@@ -6,7 +6,6 @@ import (
 
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -97,7 +96,7 @@ func (a *assigner) measure() error {
 	if err := a.measureEmbedding(); err != nil {
 		return err
 	}
-	s, err := newStream(a.m, set.Sequences, set.SeqLen, false, newStateBudget(a.opt.Memory), a.tempDir)
+	s, err := newStream(a.m, set.Sequences, set.SeqLen, false, newStateBudget(a.opt.Memory), a.tempDir, nil)
 	if err != nil {
 		return err
 	}
@@ -126,7 +125,7 @@ func (a *assigner) measureEmbedding() error {
 		tokens[i] = set.Sequences[at/set.SeqLen][at%set.SeqLen]
 	}
 	x := tensor.New(len(tokens), a.m.Dim)
-	if err := a.m.Embed(x, tokens); err != nil {
+	if err := a.m.EmbedRows(x, tokens); err != nil {
 		return err
 	}
 	return u.measure(x, func(t *Tensor) (*tensor.Matrix, error) {
@@ -141,28 +140,63 @@ func (a *assigner) measureLayer(s *stream, index int) error {
 		return err
 	}
 	defer l.Release()
-	for _, g := range l.Groups() {
-		in := quant.NewStats(g.Linears[0].In)
-		err := s.each(func(i int, x *tensor.Matrix) error {
-			if err := a.ctx.Err(); err != nil {
-				return err
+	for k := range l.Stages {
+		if err := a.measureStage(s, l, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measureStage measures the linears of stage k. Experts count together: their inputs, and the rows of the tensor that
+// they are in.
+func (a *assigner) measureStage(s *stream, l *model.Layer, k int) error {
+	stage := &l.Stages[k]
+	group := func(site *model.Site) int { // the experts, and then what sees all tokens beside them
+		if site.Expert < 0 && len(stage.Sites) > 1 {
+			return 1
+		}
+		return 0
+	}
+	var in []*quant.Stats
+	var sites [2][]*model.Site
+	for _, site := range stage.Sites {
+		g := group(site)
+		if g == len(in) {
+			in = append(in, quant.NewStats(site.In()))
+		}
+		sites[g] = append(sites[g], site)
+	}
+	for i := range s.x.Batches() {
+		if err := a.ctx.Err(); err != nil {
+			return err
+		}
+		err := s.step(a.ctx, l, k, i, true, func() error {
+			for j := range stage.Sites {
+				if h, _ := stage.InputOf(s.st, j); h.Rows > 0 {
+					in[group(stage.Sites[j])].Observe(h)
+				}
 			}
-			h, err := s.input(l, g.Name, i, x)
-			if err != nil {
-				return err
-			}
-			in.Observe(h)
-			return s.finish(l, &g, i, x, h)
+			return nil
 		})
 		if err != nil {
 			return err
 		}
-		factors := factorCache{h: in.H, opt: a.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
-		for _, lin := range g.Linears {
-			if err := a.measureLinear(a.uses[lin.Name], lin, in, &factors); err != nil {
+	}
+	s.passed(l, k)
+	for n, stats := range in {
+		solver := a.plan.Recipe.Method.Open(stats)
+		for j := range sites[n][0].Linears {
+			var parts []*model.Linear
+			for _, site := range sites[n] {
+				parts = append(parts, site.Linears[j])
+			}
+			if err := a.measureLinear(a.uses[parts[0].Name], parts, stats, solver); err != nil {
 				return err
 			}
-			a.opt.Progress.Add(int64(lin.Out) * int64(lin.In))
+			for _, lin := range parts {
+				a.opt.Progress.Add(int64(lin.Out) * int64(lin.In))
+			}
 		}
 	}
 	return nil
@@ -180,7 +214,7 @@ func (a *assigner) measureHead(s *stream) error {
 	defer h.Release()
 	in := quant.NewStats(h.Linear.In)
 	err = s.each(func(_ int, x *tensor.Matrix) error {
-		y := scratch(&s.h, x.Rows, x.Cols)
+		y := scratch(&s.copy, x.Rows, a.m.Dim)
 		h.In(y, x)
 		in.Observe(y)
 		return a.ctx.Err()
@@ -188,19 +222,21 @@ func (a *assigner) measureHead(s *stream) error {
 	if err != nil {
 		return err
 	}
-	return a.measureLinear(u, h.Linear, in, &factorCache{h: in.H, opt: a.opt.GPTQ, byBlock: map[int]*gptq.Factor{}})
+	return a.measureLinear(u, []*model.Linear{h.Linear}, in, a.plan.Recipe.Method.Open(in))
 }
 
-// measureLinear quantizes some of a linear's rows to each type by the recipe's method, on the original model's inputs; u
-// is nil for a linear that is not open.
-func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, factors *factorCache) error {
+// measureLinear quantizes some rows of a linear, or of the experts' in one tensor, to each type by the recipe's method, on
+// the original model's inputs; u is nil for a linear that is not open.
+func (a *assigner) measureLinear(u *use, parts []*model.Linear, in *quant.Stats, solver quant.Solver) error {
 	if u == nil {
 		return nil
 	}
-	w := tensor.New(min(sampleRows, lin.Out), lin.In)
+	out := parts[0].Out
+	all := len(parts) * out
+	w := tensor.New(min(sampleRows, all), parts[0].In)
 	for i := range w.Rows {
-		r := i * lin.Out / w.Rows
-		row, err := lin.Part(r, r+1).Matrix()
+		r := i * all / w.Rows
+		row, err := parts[r/out].Part(r%out, r%out+1).Matrix()
 		if err != nil {
 			return fmt.Errorf("%s: %w", a.m.Source.Name(), err)
 		}
@@ -212,7 +248,7 @@ func (a *assigner) measureLinear(u *use, lin *model.Linear, in *quant.Stats, fac
 			_, q := encode(t.Type, w, nil)
 			return q, nil
 		}
-		q, err := quantize(a.ctx, t, w, in, a.plan.Recipe.Method, factors)
+		q, err := quantize(a.ctx, t, w, parts[0].Product, solver)
 		return q.decoded, err
 	}, func(w, q *tensor.Matrix) float64 { return quant.OutputError(w, q, in.H) })
 }
@@ -224,7 +260,7 @@ func (as *Assignment) memory(m *model.Model, budget int64) int64 {
 	if budget > 0 {
 		states = min(states, budget)
 	}
-	return states + 4*3*int64(m.Dim)*int64(max(m.FFN, m.Heads*m.HeadDim)) + 4*2*partTokens*int64(m.Vocab)
+	return states + 4*3*int64(m.Dim)*int64(m.Widest()) + 4*2*partTokens*int64(m.Vocab)
 }
 
 // sensitivity measures the effect of the probe in each use's place, and returns on how many tokens.

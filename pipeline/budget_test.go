@@ -18,6 +18,7 @@ import (
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -313,8 +314,8 @@ func TestHead(t *testing.T) {
 	set := testSet(tm)
 	tokens := tm.Tokens(48, 99)
 	want := logits(t, src, tokens)
-	off := map[Method]float64{}
-	for _, method := range []Method{RTN, GPTQ} {
+	off := map[quant.Method]float64{}
+	for _, method := range []quant.Method{RTN, GPTQ} {
 		path, rep := mustRun(t, src, Recipe{Method: method, Type: ggml.F16, Output: ggml.Q4_0, Rules: rules(t, "blk=f16")}, Options{Calib: set})
 		off[method] = distance(want, logits(t, open(t, path), tokens))
 		for _, r := range rep.Tensors {
@@ -322,10 +323,10 @@ func TestHead(t *testing.T) {
 				continue
 			}
 			if r.Type != "Q4_0" || (r.Damping > 0) != (method == GPTQ) {
-				t.Errorf("%s: %+v", method, r)
+				t.Errorf("%s: %+v", method.Name(), r)
 			}
 			if ratio := r.RelativeError / off[method]; ratio < 0.5 || ratio > 2 {
-				t.Errorf("%s: the head's error is reported as %.3g, the logits are off by %.3g", method, r.RelativeError, off[method])
+				t.Errorf("%s: the head's error is reported as %.3g, the logits are off by %.3g", method.Name(), r.RelativeError, off[method])
 			}
 		}
 	}

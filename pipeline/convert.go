@@ -30,7 +30,7 @@ const (
 
 // convert rounds a tensor to nearest and writes it. The write may end after the return: see run.writes.
 func (r *run) convert(t *Tensor) error {
-	r.opt.Progress.Detail(shortName(t.Name))
+	r.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
 	in, err := r.src.Tensor(t.Name)
 	if err != nil {
 		return err

@@ -45,7 +45,7 @@ type FallbackReport struct {
 // check refuses a fallback that cannot be carried out.
 func (f *Fallback) check(p *Plan, calibrated bool) error {
 	switch {
-	case f.MaxError == 0 && (p.Recipe.Method != Auto || f.MaxBytes == 0 && f.MaxBPW == 0):
+	case f.MaxError == 0 && (!p.Recipe.Method.Needs().Decides || f.MaxBytes == 0 && f.MaxBPW == 0):
 		return nil
 	case !(f.MaxError >= 0):
 		return fmt.Errorf("falling back to INT8 past a relative error of %g: want a positive number", f.MaxError)
@@ -62,7 +62,7 @@ func (f *Fallback) check(p *Plan, calibrated bool) error {
 
 // mayFallBack says whether rounding errors and outlier features of the linears are asked for.
 func (r *run) mayFallBack() bool {
-	return r.opt.Fallback.MaxError > 0 || r.plan.Recipe.Method == Auto && r.opt.Validate.MaxIncrease > 0
+	return r.opt.Fallback.MaxError > 0 || r.plan.Recipe.Method.Needs().Decides && r.opt.Validate.MaxIncrease > 0
 }
 
 func (f *Fallback) fits(p *Plan) bool {
@@ -80,7 +80,7 @@ func (r *run) fallBack() (reports []FallbackReport, redo bool, err error) {
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
 		rep := r.reports[t.Name]
-		if layerLinear(&t.Info) && t.Type.Grid != nil && t.Type != ggml.Q8_0 && t.Cols()%ggml.Q8_0.BlockLen == 0 &&
+		if t.Role == model.RoleLinear && t.Type.Grid != nil && t.Type != ggml.Q8_0 && t.Cols()%ggml.Q8_0.BlockLen == 0 &&
 			rep.rounding > f.MaxError {
 			worst = append(worst, rep)
 		}
@@ -119,12 +119,15 @@ func (p *Plan) withQ8(name string, outliers []uint32) (*Plan, error) {
 // same features in every layer, the inputs of attn_output and ffn_down their own.
 func (r *run) outliers(name string) []uint32 {
 	in := r.inputs[name]
+	if in == nil {
+		return nil // experts: their Q8_0 weights take any input
+	}
 	var layers []int8outlier.Counts
-	if in.residual {
+	if in.shares == "" {
 		layers = append(layers, in.counts)
 	} else {
 		for _, other := range r.groups {
-			if other.group == in.group {
+			if other.shares == in.shares {
 				layers = append(layers, other.counts)
 			}
 		}

@@ -3,8 +3,6 @@ package pipeline
 import (
 	"fmt"
 
-	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -29,7 +27,7 @@ func (r *run) head(s, original *stream) error {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		y := scratch(&s.h, x.Rows, x.Cols)
+		y := scratch(&s.copy, x.Rows, s.m.Dim)
 		h.In(y, x)
 		in.Observe(y)
 		if original == nil {
@@ -39,7 +37,7 @@ func (r *run) head(s, original *stream) error {
 		if err != nil {
 			return err
 		}
-		oy := scratch(&original.h, ox.Rows, ox.Cols)
+		oy := scratch(&original.copy, ox.Rows, s.m.Dim)
 		h.In(oy, ox)
 		subtract(oy, y)
 		in.ObserveDrift(oy, y)
@@ -49,7 +47,7 @@ func (r *run) head(s, original *stream) error {
 		return err
 	}
 	t := r.plan.Lookup(outputName)
-	factors := factorCache{h: in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+	solver := r.plan.Recipe.Method.Open(in)
 	var weights, noise, outputs errorSum
 	var damping float64
 	step := max(1, batchWeights/h.Linear.In)
@@ -58,7 +56,7 @@ func (r *run) head(s, original *stream) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.src.Name(), err)
 		}
-		q, err := quantize(r.ctx, t, w, in, r.plan.Recipe.Method, &factors)
+		q, err := quantize(r.ctx, t, w, false, solver)
 		if err != nil {
 			return err
 		}
@@ -80,14 +78,19 @@ func (r *run) head(s, original *stream) error {
 	return nil
 }
 
-// roundTo makes the hidden states, which are still the embeddings, those that a reader of the file will see: the table is
-// rounded to t row by row.
-func (s *stream) roundTo(t *ggml.Type) error {
-	return s.each(func(i int, x *tensor.Matrix) error {
-		_, rounded := encode(t, x, nil)
-		for k := range x.Rows {
-			copy(x.Row(k), rounded.Row(k))
+// roundEmbeddings makes rows of the embedding's table those that a reader of the file will see; nil if they are as they
+// were.
+func (r *run) roundEmbeddings() func(rows *tensor.Matrix) error {
+	t := r.plan.Lookup(embeddingName)
+	if t.Type == t.From {
+		return nil
+	}
+	return func(rows *tensor.Matrix) error {
+		compact := rows.Clone()
+		_, rounded := encode(t.Type, compact, nil)
+		for k := range rows.Rows {
+			copy(rows.Row(k), rounded.Row(k))
 		}
-		return s.x.Put(i, x)
-	})
+		return nil
+	}
 }

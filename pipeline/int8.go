@@ -10,24 +10,23 @@ import (
 
 // inputs is what calibration saw of the values that enter a layer's group of linears.
 type inputs struct {
-	group    string // model.Group's name
-	residual bool   // of model.Group
-	absmax   float32
+	shares string // of model.Site
+	absmax float32
 	// counts are of the inputs as the original model has them: transforms change the unit that the criteria take for granted.
 	counts int8outlier.Counts
 }
 
-// observe notes a batch of inputs of a group, where the method or a fallback to eight bits asks for it.
-func (r *run) observe(g *model.Group, x *tensor.Matrix) {
+// observe notes a batch of inputs of a site, where the method or a fallback to eight bits asks for it.
+func (r *run) observe(g *model.Site, x *tensor.Matrix) {
 	if r.inputs == nil {
 		return
 	}
-	in := r.inputs[g.Linears[0].Name]
+	in := r.inputs[g.Linears[0].ID()]
 	if in == nil {
-		in = &inputs{group: g.Name, residual: g.Residual}
+		in = &inputs{shares: g.Shares}
 		r.groups = append(r.groups, in)
 		for _, lin := range g.Linears {
-			r.inputs[lin.Name] = in
+			r.inputs[lin.ID()] = in
 		}
 	}
 	for t := range x.Rows {
@@ -35,7 +34,7 @@ func (r *run) observe(g *model.Group, x *tensor.Matrix) {
 			in.absmax = max(in.absmax, v, -v)
 		}
 	}
-	if s := r.scales[g.Linears[0].Name]; s != nil {
+	if s := r.scales[g.Linears[0].ID()]; s != nil {
 		x = x.Clone()
 		for t := range x.Rows {
 			for j, v := range x.Row(t) {
@@ -50,9 +49,7 @@ func (r *run) observe(g *model.Group, x *tensor.Matrix) {
 func (p *Plan) addScales() {
 	var linears []string
 	for i := range p.Tensors {
-		if t := &p.Tensors[i].Info; layerLinear(t) {
-			linears = append(linears, t.Name)
-		}
+		linears = append(linears, p.Tensors[i].linears()...)
 	}
 	p.Metadata.Set(model.StaticLinearsKey, linears)
 	p.Metadata.Set(model.StaticScalesKey, make([]float32, len(linears)))
@@ -62,8 +59,12 @@ func (p *Plan) addScales() {
 func (r *run) setScales(out *gguf.Writer) error {
 	var scales []float32
 	for i := range r.plan.Tensors {
-		if in := r.inputs[r.plan.Tensors[i].Name]; in != nil {
-			scales = append(scales, quant.Int8.Symmetric(in.absmax).Scale)
+		for _, name := range r.plan.Tensors[i].linears() {
+			var absmax float32 // 0 of an expert that no token has reached
+			if in := r.inputs[name]; in != nil {
+				absmax = in.absmax
+			}
+			scales = append(scales, quant.Int8.Symmetric(absmax).Scale)
 		}
 	}
 	return out.SetMeta(model.StaticScalesKey, scales)

@@ -3,12 +3,9 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/llmq/llmq/awq"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -25,19 +22,14 @@ func (r *run) layers() error {
 		streams = 2
 	}
 	budget := newStateBudget(r.opt.Memory)
-	s, err := newStream(r.m, set.Sequences, set.SeqLen, true, budget, r.tempDir)
+	s, err := newStream(r.m, set.Sequences, set.SeqLen, true, budget, r.tempDir, r.roundEmbeddings())
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	if t := r.plan.Lookup(embeddingName); t.Type != t.From {
-		if err := s.roundTo(t.Type); err != nil {
-			return err
-		}
-	}
 	var original *stream
 	if streams == 2 {
-		if original, err = newStream(r.m, set.Sequences, set.SeqLen, false, budget, r.tempDir); err != nil {
+		if original, err = newStream(r.m, set.Sequences, set.SeqLen, false, budget, r.tempDir, nil); err != nil {
 			return err
 		}
 		defer original.close()
@@ -71,8 +63,8 @@ func (r *run) layer(s, original *stream, index int) error {
 		}
 		defer ol.Release()
 	}
-	switch {
-	case r.plan.Recipe.Method == Auto:
+	switch needs := r.plan.Recipe.Method.Needs(); {
+	case needs.Decides:
 		err = r.choose(s, l, ol)
 	case len(r.plan.Recipe.transforms()) > 0:
 		err = r.transform(s, l, ol)
@@ -80,34 +72,8 @@ func (r *run) layer(s, original *stream, index int) error {
 	if err != nil {
 		return err
 	}
-	var originals []model.Group
-	if ol != nil {
-		originals = ol.Groups()
-	}
-	for k, g := range l.Groups() {
-		in := quant.NewStats(g.Linears[0].In)
-		err := s.each(func(i int, x *tensor.Matrix) error {
-			if err := r.ctx.Err(); err != nil {
-				return err
-			}
-			h, err := s.input(l, g.Name, i, x)
-			if err != nil {
-				return err
-			}
-			in.Observe(h)
-			r.observe(&g, h)
-			if original == nil {
-				return nil
-			}
-			return original.compare(ol, &originals[k], i, x, h, in)
-		})
-		if err != nil {
-			return err
-		}
-		if err := checkInputs(g.Name, in.Importance()); err != nil {
-			return err
-		}
-		if err := r.group(g.Linears, in); err != nil {
+	for k := range l.Stages {
+		if err := r.stage(s, original, l, ol, k); err != nil {
 			return err
 		}
 	}
@@ -119,12 +85,63 @@ func (r *run) layer(s, original *stream, index int) error {
 	if index == r.m.Layers()-1 && !r.calibratesHead() {
 		return nil // nothing comes after the last layer
 	}
-	return s.each(func(i int, x *tensor.Matrix) error {
-		if err := r.ctx.Err(); err != nil {
+	return s.next(r.ctx, l)
+}
+
+// statsBytes bounds the Hessians of the experts that are quantized together.
+const statsBytes = 2 << 30
+
+// stage quantizes the linears of stage k. Of a stage with many sites some are taken at a time, each time in a pass of
+// their own through the calibration text.
+func (r *run) stage(s, original *stream, l, ol *model.Layer, k int) error {
+	sites := l.Stages[k].Sites
+	if len(sites) == 1 {
+		in := []*quant.Stats{quant.NewStats(sites[0].In())}
+		if err := r.observeStage(s, original, l, ol, k, 0, in, nil); err != nil {
 			return err
 		}
-		return s.next(l, i, x)
+		if original != nil {
+			original.passed(ol, k)
+		}
+		return r.quantizeSite(l, sites[0], in[0])
+	}
+	return r.experts(s, original, l, ol, k)
+}
+
+// observeStage takes the calibration text to stage k and adds up the inputs of its sites from first on. pooled, where not
+// nil, gets those of all sites.
+func (r *run) observeStage(s, original *stream, l, ol *model.Layer, k, first int, in []*quant.Stats, pooled *quant.Stats) error {
+	stage := &l.Stages[k]
+	err := s.visit(r.ctx, l, k, func(i int) error {
+		for j, stats := range in {
+			h, _ := stage.InputOf(s.st, first+j)
+			if h.Rows == 0 {
+				continue
+			}
+			stats.Observe(h)
+			r.observe(stage.Sites[first+j], h)
+		}
+		if pooled != nil {
+			for j := range stage.Sites {
+				if h, _ := stage.InputOf(s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
+					pooled.Observe(h)
+				}
+			}
+		}
+		if original == nil {
+			return nil
+		}
+		return original.alongside(r.ctx, ol, k, i, s, l, first, in)
 	})
+	if err != nil {
+		return err
+	}
+	for j, stats := range in {
+		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkInputs refuses a group's inputs if the mean square of a feature is not finite: every choice that goes by them would
@@ -138,11 +155,11 @@ func checkInputs(group string, meanSquares []float32) error {
 	return nil
 }
 
-// group quantizes linears that share an input, each in a goroutine of its own.
-func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
-	factors := factorCache{h: in.H, opt: r.opt.GPTQ, byBlock: map[int]*gptq.Factor{}}
+// quantizeSite quantizes linears that share an input, each in a goroutine of its own.
+func (r *run) quantizeSite(l *model.Layer, site *model.Site, in *quant.Stats) error {
+	solver := r.method(site.Linears[0].Name).Open(in)
 	eg, ctx := errgroup.WithContext(r.ctx)
-	for _, lin := range linears {
+	for _, lin := range site.Linears {
 		eg.Go(func() error {
 			t := r.plan.Lookup(lin.Name)
 			w, err := lin.Matrix()
@@ -152,7 +169,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if err := r.check(t, w); err != nil {
 				return err
 			}
-			q, err := quantize(ctx, t, w, in, r.method(lin.Name), &factors)
+			q, err := quantize(ctx, t, w, lin.Product, solver)
 			if err != nil {
 				return err
 			}
@@ -161,16 +178,17 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 				if lin.Bias != nil {
 					kernels.Axpy(bias, 1, lin.Bias)
 				}
-				lin.Bias = bias
+				r.mu.Lock()
+				l.SetBias(lin, bias)
+				r.mu.Unlock()
 			}
-			if err := r.out.WriteTensor(t.Name, q.data); err != nil {
+			if err := r.out.WriteRows(t.Name, lin.First(), q.data); err != nil {
 				return err
 			}
 			// From here on the forward pass sees what a reader of the file will see.
 			lin.F32 = nil
 			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
-			r.done(t, quant.OutputError(w, q.decoded, in.H), q.damping)
-			r.rounded(t, q.target, q.decoded, q.data, in)
+			r.quantized(t, lin, w, &q, in)
 			return nil
 		})
 	}
@@ -182,58 +200,20 @@ type rounding struct {
 	target  *tensor.Matrix // what was rounded: the weight, after corrections
 	data    []byte
 	decoded *tensor.Matrix // what a reader of data sees
-	damping float64        // of gptq.Factor, 0 where it was not used
+	damping float64        // of quant.Result
 }
 
-// quantize gives rows w of a tensor its type by a method that knows the inputs.
-func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, in *quant.Stats, method Method, factors *factorCache) (
-	rounding, error) {
-	var weight *quant.Weight
-	z := rounding{target: w}
-	switch g := t.Type.Grid; {
-	case g != nil && method.gptq():
-		f, err := factors.get(ctx, g)
-		if err != nil {
-			return z, err
-		}
-		z.target = f.Correct(w, in)
-		if weight, err = f.Quantize(ctx, z.target, g, factors.opt); err != nil {
-			return z, err
-		}
-		z.damping = f.Damping
-	case g != nil && method == AWQ && clips(t.Name):
-		var err error
-		if weight, err = awq.Quantize(ctx, w, in, g); err != nil {
-			return z, err
-		}
-	default:
-		z.data, z.decoded = encode(t.Type, w, in.Importance())
-		return z, nil
+// quantize gives rows w of a tensor its type by a solver that knows the inputs.
+func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s quant.Solver) (rounding, error) {
+	if t.Type.Grid == nil {
+		data, decoded := encode(t.Type, w, nil)
+		return rounding{target: w, data: data, decoded: decoded}, nil
 	}
-	z.decoded = tensor.New(w.Rows, w.Cols)
-	weight.DecodeTo(z.decoded)
-	z.data = t.Type.PackWeight(weight)
-	return z, nil
-}
-
-// factorCache makes one GPTQ factor for all linears of a group whose types have blocks of the same length.
-type factorCache struct {
-	mu      sync.Mutex
-	h       *tensor.Matrix
-	opt     gptq.Options
-	byBlock map[int]*gptq.Factor
-}
-
-func (c *factorCache) get(ctx context.Context, g *quant.Grid) (*gptq.Factor, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f := c.byBlock[g.Block]; f != nil {
-		return f, nil
-	}
-	f, err := gptq.NewFactor(ctx, c.h, g, c.opt)
+	res, err := s.Quantize(ctx, quant.Job{W: w, Grid: t.Type.Grid, Product: product})
 	if err != nil {
-		return nil, err
+		return rounding{}, err
 	}
-	c.byBlock[g.Block] = f
-	return f, nil
+	decoded := tensor.New(w.Rows, w.Cols)
+	res.Weight.DecodeTo(decoded)
+	return rounding{target: res.Target, data: t.Type.PackWeight(res.Weight), decoded: decoded, damping: res.Damping}, nil
 }

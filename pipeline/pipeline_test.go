@@ -17,6 +17,7 @@ import (
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -78,8 +79,8 @@ func TestEveryArchitecture(t *testing.T) {
 		tm := testmodel.New(name)
 		tokens := tm.Tokens(48, 99)
 		want := logits(t, tm.Source(), tokens)
-		off := map[Method]float64{}
-		for _, method := range []Method{RTN, GPTQ} {
+		off := map[quant.Method]float64{}
+		for _, method := range []quant.Method{RTN, GPTQ} {
 			src := tm.Source()
 			r := Recipe{Method: method, Type: ggml.Q4_K}
 			path, rep := mustRun(t, src, r, Options{Calib: testSet(tm)})
@@ -93,10 +94,10 @@ func TestEveryArchitecture(t *testing.T) {
 				t.Fatal(err)
 			}
 			if info.Size() != p.File.Size() || rep.Bytes != info.Size() {
-				t.Errorf("%s %s: %d bytes, planned %d, reported %d", name, method, info.Size(), p.File.Size(), rep.Bytes)
+				t.Errorf("%s %s: %d bytes, planned %d, reported %d", name, method.Name(), info.Size(), p.File.Size(), rep.Bytes)
 			}
 			if len(rep.Tensors) != len(src.List) {
-				t.Fatalf("%s %s: %d tensors reported of %d", name, method, len(rep.Tensors), len(src.List))
+				t.Fatalf("%s %s: %d tensors reported of %d", name, method.Name(), len(rep.Tensors), len(src.List))
 			}
 			for i, got := range f.Tensors() {
 				in, tr := &src.List[i], &rep.Tensors[i]
@@ -109,19 +110,19 @@ func TestEveryArchitecture(t *testing.T) {
 					wantType = ggml.Fallback(ggml.Q4_K, in.Cols())
 				}
 				if got.Name != in.Name || got.Type != wantType || tr.Name != in.Name || tr.Type != wantType.Name {
-					t.Errorf("%s %s: tensor %d is %s %s, reported %s %s; want %s %s", name, method, i,
+					t.Errorf("%s %s: tensor %d is %s %s, reported %s %s; want %s %s", name, method.Name(), i,
 						got.Name, got.Type, tr.Name, tr.Type, in.Name, wantType)
 				}
 				quantized := wantType.Grid != nil
 				if quantized != (tr.RelativeError > 1e-6) || tr.RelativeError > 0.05 {
-					t.Errorf("%s %s: %s %s has relative error %v", name, method, tr.Name, tr.Type, tr.RelativeError)
+					t.Errorf("%s %s: %s %s has relative error %v", name, method.Name(), tr.Name, tr.Type, tr.RelativeError)
 				}
 				if (quantized && method == GPTQ) != (tr.Damping > 0) {
-					t.Errorf("%s %s: %s has damping %v", name, method, tr.Name, tr.Damping)
+					t.Errorf("%s %s: %s has damping %v", name, method.Name(), tr.Name, tr.Damping)
 				}
 				if wantFallback := len(in.Shape) == 2 && wantType != ggml.F16 && wantType != ggml.Q4_K; wantFallback !=
 					(tr.Fallback == "Q4_K") && wantType != ggml.F16 {
-					t.Errorf("%s %s: %s is %s, fallback from %q", name, method, tr.Name, tr.Type, tr.Fallback)
+					t.Errorf("%s %s: %s is %s, fallback from %q", name, method.Name(), tr.Name, tr.Type, tr.Fallback)
 				}
 			}
 			off[method] = distance(want, logits(t, f, tokens))

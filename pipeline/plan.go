@@ -1,7 +1,9 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"slices"
 	"strings"
 
@@ -33,20 +35,40 @@ type Tensor struct {
 	ggml.Info            // as it will be written
 	From      *ggml.Type // the checkpoint's type
 	Wanted    *ggml.Type // what the recipe asks for; differs from Type where that does not divide the columns
+	Role      model.Role
+}
+
+// linears lists the IDs of the layer's linears that the tensor holds: none if it is no linear, several of experts.
+func (t *Tensor) linears() []string {
+	switch {
+	case t.Role != model.RoleLinear:
+		return nil
+	case len(t.Shape) < 3:
+		return []string{t.Name}
+	}
+	names := make([]string, t.Shape[0])
+	for e := range names {
+		names[e] = fmt.Sprintf("%s[%d]", t.Name, e)
+	}
+	return names
 }
 
 // NewPlan applies a recipe to a checkpoint.
 func NewPlan(src Source, r Recipe) (*Plan, error) {
 	p := &Plan{Recipe: r, Metadata: inherited(src.Metadata())}
-	if r.Method == Int8 && r.Type != ggml.Q8_0 {
-		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", Int8, r.Type)
+	if r.Method == nil {
+		return nil, errors.New("the recipe has no method")
+	}
+	if r.Method.Needs().Int8Inputs && r.Type != ggml.Q8_0 {
+		return nil, fmt.Errorf("method %s has Q8_0 weights, not %v", r.Method.Name(), r.Type)
 	}
 	if s := r.Smooth; s != nil && !(s.Alpha >= 0 && s.Alpha <= 1) {
 		return nil, fmt.Errorf("smoothing with alpha %g: want 0 to 1", s.Alpha)
 	}
 	// Methods that never run the model could do without, but would write files that readers refuse: with tensors missing,
 	// or with types that another architecture's tensors must not have.
-	if _, err := model.Open(src); err != nil {
+	m, err := arch.Open(src)
+	if err != nil {
 		return nil, err
 	}
 	used := make([]bool, len(r.Rules))
@@ -57,7 +79,7 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original, or allow with "+
 				"--allow-requantize that its errors stay", src.Name(), in.Name, in.Type.Name)
 		}
-		t, wanted, rule, err := r.typeOf(in)
+		t, wanted, rule, err := r.typeOf(in, m.Role(in.Name))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", src.Name(), err)
 		}
@@ -66,10 +88,11 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 		}
 		p.Tensors = append(p.Tensors, Tensor{
 			Info: ggml.Info{Name: in.Name, Type: t, Shape: in.Shape}, From: in.Type, Wanted: wanted,
+			Role: m.Role(in.Name),
 		})
 	}
 	if r.BiasCorrection {
-		if err := p.addBiases(src); err != nil {
+		if err := p.addBiases(m); err != nil {
 			return nil, err
 		}
 	}
@@ -83,14 +106,13 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	p.Metadata.Set("general.file_type", fileType(p.mainType()))
 	p.Metadata.Set("general.quantization_version", uint32(2)) // ggml's GGML_QNT_VERSION
-	p.Metadata.Set(model.MethodKey, string(r.Method))
+	p.Metadata.Set(model.MethodKey, r.Method.Name())
 	if p.quantizes() {
 		p.Metadata.Set(model.ErrorsKey, make([]float32, len(p.Tensors))) // room for setErrors
 	}
-	if r.Method == Int8 {
+	if r.Method.Needs().Int8Inputs {
 		p.addScales()
 	}
-	var err error
 	p.File, err = gguf.NewSplitPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err
 }
@@ -123,18 +145,15 @@ func (p *Plan) SetMetadata(entries gguf.Metadata) error {
 }
 
 // addBiases plans a bias for each quantized linear that has none, where readers of the architecture load one.
-func (p *Plan) addBiases(src Source) error {
-	v, _ := src.Meta("general.architecture")
-	arch, _ := v.(string)
+func (p *Plan) addBiases(m *model.Model) error {
 	var ts []Tensor
 	corrected := 0
 	for _, t := range p.Tensors {
 		ts = append(ts, t)
-		stem := linearStem(t.Name)
-		if stem == "" || t.Type.Grid == nil {
+		if t.Role != model.RoleLinear || t.Type.Grid == nil {
 			continue
 		}
-		if !model.LoadsBias(arch, stem) {
+		if len(t.Shape) > 2 || !m.LoadsBias(t.Name) {
 			p.NoBias = append(p.NoBias, t.Name)
 			continue
 		}
@@ -142,12 +161,13 @@ func (p *Plan) addBiases(src Source) error {
 		if name := biasName(t.Name); p.Lookup(name) == nil {
 			ts = append(ts, Tensor{
 				Info: ggml.Info{Name: name, Type: ggml.F32, Shape: t.Shape[:1]}, From: ggml.F32, Wanted: ggml.F32,
+				Role: model.RoleVector,
 			})
 		}
 	}
 	if corrected == 0 {
 		return fmt.Errorf("%s: bias correction: GGUF readers load no bias for any quantized linear of architecture %q",
-			src.Name(), arch)
+			m.Source.Name(), m.Arch)
 	}
 	p.Tensors = ts
 	return nil
@@ -159,16 +179,7 @@ func (p *Plan) corrects(t *Tensor) bool {
 	return p.Recipe.BiasCorrection && p.Lookup(biasName(t.Name)) != nil && !slices.Contains(p.NoBias, t.Name)
 }
 
-func biasName(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
-
-// linearStem returns "attn_q" for "blk.N.attn_q.weight", and "" for a tensor outside the layers.
-func linearStem(name string) string {
-	parts := strings.Split(name, ".")
-	if len(parts) != 4 || parts[0] != "blk" || parts[3] != "weight" {
-		return ""
-	}
-	return parts[2]
-}
+func biasName(weight string) string { return ggml.ParseName(weight).With("bias") }
 
 func (p *Plan) infos() []ggml.Info {
 	infos := make([]ggml.Info, len(p.Tensors))
@@ -212,7 +223,7 @@ func (p *Plan) mainType() *ggml.Type {
 	var best *ggml.Type
 	for i := range p.Tensors {
 		t := &p.Tensors[i]
-		if len(t.Shape) < 2 || t.Name == embeddingName || t.Name == outputName {
+		if t.Role != model.RoleLinear {
 			continue
 		}
 		count[t.Type] += t.Elements()
@@ -235,73 +246,3 @@ var fileTypes = map[*ggml.Type]uint32{
 }
 
 func fileType(t *ggml.Type) uint32 { return fileTypes[t] }
-
-// Needs estimates what a run takes, in bytes.
-type Needs struct {
-	Memory int64 // at its peak, mapped pages of the checkpoint aside
-	Disk   int64 // the output, and the hidden states that the memory budget does not hold
-}
-
-// Needs estimates a run. With a model it is calibrated on so many tokens, and holds the hidden states, as far as the
-// budget (0: no limit) keeps them in memory, what a stage of the forward pass computes from a batch of them, and what
-// the largest group of linears needs. With nil it is not calibrated and holds a piece of a tensor.
-func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
-	var piece int64 // in weights
-	for i := range p.Tensors {
-		piece = max(piece, min(int64(p.Tensors[i].Elements()), batchWeights))
-	}
-	needs := Needs{Memory: piece * pieceBytes, Disk: p.File.Size()}
-	if m == nil {
-		return needs
-	}
-	streams, hessians, weights := int64(1), int64(1), int64(3) // H; W, encoded, decoded
-	if p.Recipe.original() {
-		streams = 2 // the quantized model's and the original's
-	}
-	if p.Recipe.Method.gptq() {
-		hessians = 2 // and the factor
-		weights = 5  // W, corrected, codes, and the descent's errors and gradients, all rows on their way at most
-	}
-	q, kv := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim
-	in := []int{m.Dim, q, m.Dim, m.FFN}
-	out := []int{q + 2*kv, m.Dim, 2 * m.FFN, m.Dim}
-	var group, all, largest int64
-	for i := range in {
-		n, o := int64(in[i]), int64(out[i])
-		lacks := n * n // quant.Stats.Drift
-		if i%2 == 1 {
-			lacks = n * o // or Shortfall
-		}
-		group = max(group, hessians*n*n+weights*n*o+(streams-1)*lacks)
-		all += n * n
-		largest = max(largest, n*n)
-	}
-	const trial = 3 // a scaled Hessian and its factor, and the next Hessian
-	switch {
-	case p.Recipe.Method == Auto || p.Recipe.Method == AWQGPTQ:
-		group = max(group, all+trial*largest) + m.LayerWeights()
-	case len(p.Recipe.transforms()) > 0: // the layer is decoded as a whole
-		group += m.LayerWeights()
-	}
-	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
-		group = max(group, (hessians+streams-1)*int64(m.Dim)*int64(m.Dim)+weights*min(int64(t.Elements()), batchWeights))
-	}
-	var states int64
-	left := newStateBudget(budget)
-	for _, dim := range []int{m.Dim, q, m.Dim}[:1+streams] { // in the order of layers
-		bytes := stateBytes(tokens, dim)
-		if !left.fits(bytes) {
-			needs.Disk += bytes
-			bytes = stateBytes(min(tokens, batchTokens), dim)
-		}
-		states += bytes
-	}
-	stage := streams*int64(m.Dim+m.FFN) + int64(q+2*kv+2*m.FFN+m.Dim)
-	needs.Memory = max(needs.Memory, states+4*group+4*stage*int64(min(tokens, batchTokens)))
-	if p.Assignment != nil {
-		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
-	}
-	return needs
-}
-
-const pieceBytes = 4 * (1 + pendingWrites) // a weight stored in four bytes, once being made and then on its way to the disk

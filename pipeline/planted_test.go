@@ -69,7 +69,7 @@ func TestPlantedGopher(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%s: %s, smoothing %v: KL divergence %.5f", src.Name(), r.Method, r.Smooth, res.KL)
+		t.Logf("%s: %s, smoothing %v: KL divergence %.5f", src.Name(), r.Method.Name(), r.Smooth, res.KL)
 		return res.KL
 	}
 	plain := kl(clean, Recipe{Method: RTN})
@@ -85,7 +85,7 @@ func TestPlantedGopher(t *testing.T) {
 	} {
 		if got := kl(c.src, c.recipe) / plain; got < c.lo || got > c.hi {
 			t.Errorf("%s: %s, smoothing %v: %.2f of what rounding the clean model to nearest loses, want %g to %g",
-				c.src.Name(), c.recipe.Method, c.recipe.Smooth, got, c.lo, c.hi)
+				c.src.Name(), c.recipe.Method.Name(), c.recipe.Smooth, got, c.lo, c.hi)
 		}
 	}
 }

@@ -9,37 +9,14 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/smoothquant"
 )
 
-// Method is how the linears' weights are chosen.
-type Method string
-
-const (
-	// RTN rounds to nearest, with scales searched by the importance of the inputs if there is calibration text.
-	RTN Method = "rtn"
-	// GPTQ compensates each column's error in the columns after it; see package gptq.
-	GPTQ Method = "gptq"
-	// Int8 is RTN to Q8_0 for weights, with the scales of the linears' inputs measured and stored in the metadata, so that
-	// products can be taken in eight bits on both sides (W8A8).
-	Int8 Method = "int8"
-	// AWQ scales the channels of each group, clips, and rounds to nearest; see package awq.
-	AWQ Method = "awq"
-	// AWQGPTQ takes AWQ's scales, and GPTQ for the rest.
-	AWQGPTQ Method = "awq+gptq"
-	// Auto measures for each group which of GPTQ, SmoothQuant and GPTQ, AWQ and GPTQ, and AWQ has the least error.
-	Auto Method = "auto"
-)
-
-// Methods lists the methods.
-var Methods = []Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8, Auto}
-
-func (m Method) awq() bool  { return m == AWQ || m == AWQGPTQ }
-func (m Method) gptq() bool { return m == GPTQ || m == AWQGPTQ || m == Auto }
-
 // Recipe says what becomes of each tensor.
 type Recipe struct {
-	Method Method
+	Method quant.Method
 	// Type is the linears' block type.
 	Type *ggml.Type
 	// Rules override Type, Embedding and Output by tensor name; the first that matches wins.
@@ -63,8 +40,8 @@ type Recipe struct {
 // Calibrated says whether carrying out the recipe takes calibration text, and what for.
 func (r *Recipe) Calibrated() (why string, ok bool) {
 	switch {
-	case r.Method != RTN:
-		return string(r.Method), true
+	case r.Method.Needs().Stats:
+		return r.Method.Name(), true
 	case r.Smooth != nil:
 		return "smoothing", true
 	case r.BiasCorrection:
@@ -74,7 +51,7 @@ func (r *Recipe) Calibrated() (why string, ok bool) {
 }
 
 // original says whether the recipe goes by what the original model has where the quantized one has its inputs.
-func (r *Recipe) original() bool { return r.Method.gptq() || r.BiasCorrection }
+func (r *Recipe) original() bool { return r.Method.Needs().Original || r.BiasCorrection }
 
 // Rule gives the tensors whose GGUF name matches Pattern a type.
 type Rule struct {
@@ -113,23 +90,38 @@ func TypeForBits(bits int) (*ggml.Type, error) {
 }
 
 const (
-	embeddingName = "token_embd.weight"
-	outputName    = "output.weight"
+	embeddingName = model.EmbedName
+	outputName    = model.HeadName
 )
+
+// unusedType is the type of a tensor that nothing calibrates, as the model's function does not depend on it: Q8_0, where
+// linears are quantized.
+func unusedType(info *ggml.Info, linears *ggml.Type) *ggml.Type {
+	switch {
+	case len(info.Shape) < 2:
+		return ggml.F32
+	case linears != nil && linears.Grid == nil:
+		return linears
+	}
+	return ggml.Q8_0
+}
 
 // typeOf returns the type that a tensor gets, with the one that it replaces if that one's block does not divide its
 // columns, and the index of the rule that chose it or −1.
-func (r *Recipe) typeOf(info *ggml.Info) (t, wanted *ggml.Type, rule int, err error) {
+func (r *Recipe) typeOf(info *ggml.Info, role model.Role) (t, wanted *ggml.Type, rule int, err error) {
 	rule = -1
-	if len(info.Shape) < 2 {
-		// Norms, biases and RoPE factors: a negligible share, and GGUF readers require float32.
-		return ggml.F32, ggml.F32, rule, nil
-	}
 	t = r.Type
-	switch info.Name {
-	case embeddingName:
+	switch role {
+	case model.RoleVector, model.RoleKept:
+		// Norms, biases, routers, convolutions: a negligible share, and GGUF readers require float32.
+		return ggml.F32, ggml.F32, rule, nil
+	case model.RoleUnused:
+		if t = unusedType(info, r.Type); t == ggml.F32 {
+			return t, t, rule, nil
+		}
+	case model.RoleEmbedding:
 		t = r.outer(r.Embedding)
-	case outputName:
+	case model.RoleHead:
 		t = r.outer(r.Output)
 	}
 	for i := range r.Rules {

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,7 +17,6 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -26,9 +25,8 @@ import (
 
 // Options says how to carry out a plan. The zero value is the default.
 type Options struct {
-	// Calib is the text that GPTQ is calibrated on; RTN weighs its errors by it, if there is any.
+	// Calib is the text that methods are calibrated on; nil: none, for methods that do without.
 	Calib *calib.Set
-	GPTQ  gptq.Options
 	// NoCorrection quantizes the original weights. By default GPTQ first corrects each weight for the errors of
 	// everything quantized before it (gptq.Factor.Correct), and bias correction makes up for them, which takes a second
 	// forward pass of the original model.
@@ -102,6 +100,8 @@ type TensorReport struct {
 	// RequantizedFrom is the quantized type that the checkpoint has, whose errors the others do not count; "" for an original,
 	// and for what was copied as it is.
 	RequantizedFrom string `json:"requantized_from"`
+	// ExpertTokens are how many calibration tokens reached each of the experts that the tensor holds.
+	ExpertTokens []int `json:"expert_tokens,omitempty"`
 
 	rounding float64 // output error of rounding alone, without what corrected the weight first; for Options.Fallback
 }
@@ -123,6 +123,9 @@ type run struct {
 
 	mu      sync.Mutex // guards reports
 	reports map[string]*TensorReport
+	sums    map[string]*linearSums // of the layers' linears
+	// expertTokens are by tensor, then expert.
+	expertTokens map[string][]int
 
 	foldings []quant.Folding
 	ranges   []GroupRanges
@@ -170,16 +173,16 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 // and p changed.
 func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options, found *findings) (*Report, []FallbackReport, error) {
 	r := &run{ctx: ctx, src: src, plan: p, opt: opt, reports: map[string]*TensorReport{}, found: found,
-		tempDir: filepath.Dir(path), buffers: make(chan []byte, pendingWrites+1)}
+		sums: map[string]*linearSums{}, expertTokens: map[string][]int{}, tempDir: filepath.Dir(path), buffers: make(chan []byte, pendingWrites+1)}
 	r.writes, r.writing = errgroup.WithContext(ctx)
 	r.writes.SetLimit(pendingWrites)
 	var err error
 	if opt.Calib != nil {
-		if r.m, err = model.Open(src); err != nil {
+		if r.m, err = arch.Open(src); err != nil {
 			return nil, nil, err
 		}
 	}
-	if p.Recipe.Method == Int8 || r.mayFallBack() {
+	if p.Recipe.Method.Needs().Int8Inputs || r.mayFallBack() {
 		r.inputs = map[string]*inputs{}
 	}
 	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite,
@@ -205,7 +208,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 	if err != nil || redo {
 		return nil, fallbacks, err
 	}
-	if p.Recipe.Method == Int8 {
+	if p.Recipe.Method.Needs().Int8Inputs {
 		if err := r.setScales(r.out); err != nil {
 			return nil, nil, err
 		}
@@ -263,21 +266,14 @@ func (r *run) result(paths []string) *Report {
 	return rep
 }
 
-// layerLinear says whether a tensor is a layer's linear, which a run with calibration quantizes in its layer.
-func layerLinear(t *ggml.Info) bool {
-	return strings.HasPrefix(t.Name, "blk.") && strings.HasSuffix(t.Name, ".weight") && len(t.Shape) == 2
-}
-
-// layerVector says whether a tensor is a layer's norm or bias.
-func layerVector(t *ggml.Info) bool { return strings.HasPrefix(t.Name, "blk.") && len(t.Shape) == 1 }
-
 // tensors writes all tensors: the layers' linears as calibration reaches them, the others one after the other.
 func (r *run) tensors() error {
 	var converted []*Tensor
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
-		if r.m != nil && (layerLinear(&t.Info) || r.changesVectors() && layerVector(&t.Info)) ||
-			t.Name == outputName && r.calibratesHead() {
+		inLayer := ggml.ParseName(t.Name).Layer >= 0
+		if r.m != nil && (t.Role == model.RoleLinear || r.changesVectors() && t.Role == model.RoleVector && inLayer) ||
+			t.Role == model.RoleHead && r.calibratesHead() {
 			continue
 		}
 		converted = append(converted, t)
@@ -306,33 +302,55 @@ func (r *run) tensors() error {
 
 // itemName is "blk.N" for a layer's tensor, else the tensor's name.
 func itemName(tensor string) string {
-	if parts := strings.SplitN(tensor, ".", 3); len(parts) == 3 {
-		return parts[0] + "." + parts[1]
+	if n := ggml.ParseName(tensor); n.Layer >= 0 {
+		return fmt.Sprintf("blk.%d", n.Layer)
 	}
 	return tensor
 }
 
-// shortName is "attn_q" for "blk.0.attn_q.weight": the layer is known.
-func shortName(tensor string) string {
-	if parts := strings.SplitN(tensor, ".", 3); len(parts) == 3 {
-		tensor = parts[2]
-	}
-	return strings.TrimSuffix(tensor, ".weight")
+// linearSums gathers what is reported of a linear, over the experts that its tensor holds.
+type linearSums struct {
+	outputs, rounding, weights errorSum
+	noise, damping             float64
 }
 
-// rounded adds to a linear's report what rounding did to w, the weight that was rounded to data, or decoded.
-func (r *run) rounded(t *Tensor, w, decoded *tensor.Matrix, data []byte, in *quant.Stats) {
-	var sum errorSum
-	sum.add(w, decoded)
-	noise := roundingNoise(t.Type, data, w)
-	var rounding float64
+// quantized adds to a linear's report what became of w, the weights that lin had, and what rounding alone did to q.target.
+func (r *run) quantized(t *Tensor, lin *model.Linear, w *tensor.Matrix, q *rounding, in *quant.Stats) {
+	var one linearSums
+	one.outputs.num, one.outputs.den = quant.OutputEnergies(w, q.decoded, in.H)
+	one.weights.add(q.target, q.decoded)
+	one.noise, one.damping = roundingNoise(t.Type, q.data, q.target), q.damping
 	if r.mayFallBack() {
-		rounding = quant.OutputError(w, decoded, in.H)
+		one.rounding.num, one.rounding.den = quant.OutputEnergies(q.target, q.decoded, in.H)
 	}
+	r.mu.Lock()
+	sums := r.sums[t.Name]
+	if sums == nil {
+		sums = &linearSums{}
+		r.sums[t.Name] = sums
+	}
+	sums.add(&one)
+	r.mu.Unlock()
+	r.opt.Progress.Add(int64(w.Rows) * int64(w.Cols))
+	if lin.First()+lin.Out < t.Rows() {
+		return
+	}
+	r.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
+	r.report(t, sums.outputs.relative(), sums.damping)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rep := r.reports[t.Name]
-	rep.WeightError, rep.ExpectedError, rep.rounding = sum.relative(), errorSum{noise, sum.den}.relative(), rounding
+	rep.WeightError, rep.ExpectedError = sums.weights.relative(), errorSum{sums.noise, sums.weights.den}.relative()
+	rep.rounding, rep.ExpertTokens = sums.rounding.relative(), r.expertTokens[t.Name]
+}
+
+func (s *linearSums) add(o *linearSums) {
+	for _, p := range [][2]*errorSum{{&s.outputs, &o.outputs}, {&s.rounding, &o.rounding}, {&s.weights, &o.weights}} {
+		p[0].num += p[1].num
+		p[0].den += p[1].den
+	}
+	s.noise += o.noise
+	s.damping = max(s.damping, o.damping)
 }
 
 // roundingNoise estimates ‖ΔW‖² of weights stored as data.
@@ -347,7 +365,7 @@ func roundingNoise(t *ggml.Type, data []byte, w *tensor.Matrix) float64 {
 func (r *run) done(t *Tensor, relative, damping float64) {
 	r.report(t, relative, damping)
 	r.opt.Progress.Add(int64(t.Elements()))
-	r.opt.Progress.Detail(shortName(t.Name))
+	r.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
 }
 
 func (r *run) report(t *Tensor, relative, damping float64) {

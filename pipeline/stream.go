@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"errors"
 
 	"github.com/llmq/llmq/internal/states"
@@ -13,15 +14,19 @@ import (
 // batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
 const batchTokens = 4096
 
-// stream carries hidden states through the stages of one version of the model.
+// stream carries hidden states through the stages of one version of the model. Stages are taken in the order of the
+// forward pass, each for all batches.
 type stream struct {
 	m      *model.Model
 	seqLen int
-	x      *states.Store // the input of the layer, later with the attention's result added
-	// a is the input of attn_output, kept until that is quantized and its result can be added to x; nil for the original
-	// model, where finish adds each result at once.
-	a    *states.Store
-	h, f []float32 // scratch: a stage's input of Dim features, and of as many as attn_output or ffn_down has
+	st     *model.State
+	x      *states.Store // the residual stream, and what the layers keep beside it
+	// carry is the input of a stage that is worth keeping until its linears are quantized; nil for the original model,
+	// whose stages are applied at once.
+	carry *states.Store
+	at    int // the stage of the layer that x, and carry if that stage carries, are before
+	copy  []float32
+	lacks []float32
 }
 
 // stateBudget is what is left of the memory for hidden states. A store of them is in memory, or in a file, as a whole.
@@ -43,7 +48,9 @@ func (b *stateBudget) fits(bytes int64) bool {
 }
 
 // newStream embeds the calibration sequences. keep says that the linears which a stage leads to are yet to be quantized.
-func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
+// replace is model.Model.Embed's.
+func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *stateBudget, tempDir string,
+	replace func(rows *tensor.Matrix) error) (*stream, error) {
 	store := func(dim int) (*states.Store, error) {
 		limit := int64(1)
 		if budget.fits(stateBytes(len(seqs)*seqLen, dim)) {
@@ -51,20 +58,23 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 		}
 		return states.New(len(seqs), seqLen, dim, max(1, batchTokens/seqLen), limit, tempDir)
 	}
-	s := &stream{m: m, seqLen: seqLen}
-	var err error
-	if s.x, err = store(m.Dim); err != nil {
+	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err
 	}
-	if keep {
-		if s.a, err = store(m.Heads * m.HeadDim); err != nil {
+	s := &stream{m: m, seqLen: seqLen, st: m.NewState()}
+	var err error
+	if s.x, err = store(m.Width); err != nil {
+		return nil, err
+	}
+	if dim := m.Carried(); keep && dim > 0 {
+		if s.carry, err = store(dim); err != nil {
 			return nil, errors.Join(err, s.close())
 		}
 	}
 	err = s.each(func(i int, x *tensor.Matrix) error {
 		lo, hi := s.x.Sequences(i)
 		for k := lo; k < hi; k++ {
-			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Dim), seqs[k]); err != nil {
+			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width), seqs[k], seqLen, replace); err != nil {
 				return err
 			}
 		}
@@ -81,7 +91,7 @@ func stateBytes(tokens, dim int) int64 { return 4 * int64(tokens) * int64(dim) }
 
 func (s *stream) close() error {
 	var err error
-	for _, st := range []*states.Store{s.x, s.a} {
+	for _, st := range []*states.Store{s.x, s.carry} {
 		if st != nil {
 			err = errors.Join(err, st.Close())
 		}
@@ -110,113 +120,188 @@ func scratch(buf *[]float32, rows, cols int) *tensor.Matrix {
 	return tensor.FromSlice(rows, cols, (*buf)[:rows*cols])
 }
 
-// input runs the stage before a group of linears for batch i of hidden states, x, and returns the group's input. Groups
-// must be taken in the order of the forward pass, each for all batches.
-func (s *stream) input(l *model.Layer, group string, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
-	switch group {
-	case "attn_in":
-		return s.attnIn(l, x), nil
-	case "attn_out":
-		return s.attnOut(l, i, x)
-	case "mlp_in":
-		return s.mlpIn(l, i, x)
-	case "mlp_out":
-		return s.mlpOut(l, x), nil
-	}
-	panic("pipeline: no stage " + group)
+// keeps says whether the stream can stand before stage k of l: its input depends on x, or is kept. The end is such a
+// place too.
+func (s *stream) keeps(l *model.Layer, k int) bool {
+	return k == len(l.Stages) || l.Stages[k].Begins || l.Stages[k].Carries && s.carry != nil
 }
 
-// attnIn returns the input of attn_q, attn_k and attn_v.
-func (s *stream) attnIn(l *model.Layer, x *tensor.Matrix) *tensor.Matrix {
-	h := scratch(&s.h, x.Rows, s.m.Dim)
-	l.AttnIn(h, x)
-	return h
-}
-
-// attnOut computes the input of attn_output, and keeps it if it will be asked for.
-func (s *stream) attnOut(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
-	h := s.attnIn(l, x)
-	if s.a == nil {
-		a := scratch(&s.f, x.Rows, s.m.Heads*s.m.HeadDim)
-		l.AttnCore(a, h, s.seqLen)
-		return a, nil
+// enter puts batch i, at the stage where the stream stands, into s.st. x may be changed where the stream goes on to a
+// place where it can stand; it works on a copy otherwise.
+func (s *stream) enter(l *model.Layer, i int, x *tensor.Matrix, goesOn bool) error {
+	if !goesOn {
+		c := scratch(&s.copy, x.Rows, x.Cols)
+		copy(c.Data, x.Data)
+		x = c
 	}
-	a, err := s.a.Get(i)
-	if err != nil {
-		return nil, err
-	}
-	l.AttnCore(a, h, s.seqLen)
-	return a, s.a.Put(i, a)
-}
-
-// mlpIn adds attn_output's result to the hidden states, if that has not been done, and returns the input of ffn_gate and
-// ffn_up.
-func (s *stream) mlpIn(l *model.Layer, i int, x *tensor.Matrix) (*tensor.Matrix, error) {
-	if s.a != nil {
-		a, err := s.a.Get(i)
-		if err != nil {
-			return nil, err
-		}
-		l.AttnOut(x, a)
-		if err := s.x.Put(i, x); err != nil {
-			return nil, err
-		}
-	}
-	h := scratch(&s.h, x.Rows, s.m.Dim)
-	l.MLPIn(h, x)
-	return h, nil
-}
-
-// mlpOut returns the input of ffn_down.
-func (s *stream) mlpOut(l *model.Layer, x *tensor.Matrix) *tensor.Matrix {
-	h := scratch(&s.h, x.Rows, s.m.Dim)
-	l.MLPIn(h, x)
-	f := scratch(&s.f, x.Rows, s.m.FFN)
-	l.MLPCore(f, h)
-	return f
-}
-
-// next adds ffn_down's result: the hidden states are the next layer's input.
-func (s *stream) next(l *model.Layer, i int, x *tensor.Matrix) error {
-	l.MLPOut(x, s.mlpOut(l, x))
-	return s.x.Put(i, x)
-}
-
-// compare adds to in what the original model, whose stream s is, has and another lacks that has hidden states x and inputs
-// h of group g in batch i. It takes the stream past the group.
-func (s *stream) compare(l *model.Layer, g *model.Group, i int, x, h *tensor.Matrix, in *quant.Stats) error {
-	own, err := s.x.Get(i)
-	if err != nil {
-		return err
-	}
-	drift, err := s.input(l, g.Name, i, own)
-	if err != nil {
-		return err
-	}
-	if !g.Residual {
-		subtract(drift, h)
-		in.ObserveDrift(drift, h)
+	s.st.Enter(s.m, x, s.seqLen)
+	if s.at == 0 || l.Stages[s.at].Begins {
 		return nil
 	}
-	missing := scratch(&s.h, x.Rows, x.Cols)
-	copy(missing.Data, own.Data)
-	subtract(missing, x)
-	if err := s.finish(l, g, i, own, drift); err != nil {
+	in, err := s.carry.Get(i)
+	if err != nil {
 		return err
 	}
-	subtract(drift, h)
-	l.AddProduct(missing, g.Linears[0], drift)
-	in.ObserveShortfall(missing, h)
+	s.st.In = in
+	if width := l.Stages[s.at].Width(); width < in.Cols {
+		s.st.In = in.View(0, in.Rows, 0, width)
+	}
 	return nil
 }
 
-// finish adds the result that group g has for its input in to the hidden states x of batch i, if it is one to be added.
-func (s *stream) finish(l *model.Layer, g *model.Group, i int, x, in *tensor.Matrix) error {
-	if !g.Residual {
+// visit takes all batches to stage k of l, and calls see for each with the stage's input ready in s.st. The batch's
+// hidden states are at s.st.X, to be left alone.
+func (s *stream) visit(ctx context.Context, l *model.Layer, k int, see func(i int) error) error {
+	goesOn := s.keeps(l, k)
+	err := s.each(func(i int, x *tensor.Matrix) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.enter(l, i, x, goesOn); err != nil {
+			return err
+		}
+		if err := l.Run(ctx, s.st, s.at, k, nil); err != nil {
+			return err
+		}
+		if goesOn && k != s.at {
+			if err := s.x.Put(i, x); err != nil {
+				return err
+			}
+			if err := s.keep(l, k, i); err != nil {
+				return err
+			}
+		}
+		if k == len(l.Stages) {
+			return nil
+		}
+		if err := l.Look(s.st, k, nil); err != nil {
+			return err
+		}
+		return see(i)
+	})
+	if err == nil && goesOn {
+		s.at = k
+	}
+	return err
+}
+
+// keep stores the input of stage k, if it is one that is kept.
+func (s *stream) keep(l *model.Layer, k, i int) error {
+	if k == len(l.Stages) || l.Stages[k].Begins {
 		return nil
 	}
-	l.Add(x, g.Linears[0], in)
+	in, err := s.carry.Get(i)
+	if err != nil {
+		return err
+	}
+	for t := range in.Rows {
+		copy(in.Row(t), s.st.In.Row(t))
+	}
+	return s.carry.Put(i, in)
+}
+
+// next takes the hidden states through the rest of l: they are the next layer's input.
+func (s *stream) next(ctx context.Context, l *model.Layer) error {
+	err := s.visit(ctx, l, len(l.Stages), nil)
+	s.at = 0
+	return err
+}
+
+// step takes batch i to stage k of l, whose linears stay as they are, and calls see with the stage's input ready in s.st.
+// Then it applies the stage, if the stream can stand behind it and all of its sites have been seen.
+func (s *stream) step(ctx context.Context, l *model.Layer, k, i int, last bool, see func() error) error {
+	x, err := s.x.Get(i)
+	if err != nil {
+		return err
+	}
+	goesOn := last && s.keeps(l, k+1)
+	if err := s.enter(l, i, x, goesOn); err != nil {
+		return err
+	}
+	if err := l.Run(ctx, s.st, s.at, k, nil); err != nil {
+		return err
+	}
+	if err := l.Look(s.st, k, nil); err != nil {
+		return err
+	}
+	if err := see(); err != nil || !goesOn {
+		return err
+	}
+	l.Stages[k].Apply(s.st)
 	return s.x.Put(i, x)
+}
+
+// alongside takes batch i of the original model, whose stream s is, a step to stage k of its layer ol, while q, the stream
+// of the quantized one, stands there in its layer l. It adds to each of in what q's inputs lack; in are of the stage's
+// sites from first on.
+func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *stream, l *model.Layer, first int, in []*quant.Stats) error {
+	stage := &ol.Stages[k]
+	var missing, own *tensor.Matrix
+	err := s.step(ctx, ol, k, i, first+len(in) == len(stage.Sites), func() error {
+		if !stage.Adds {
+			for j, stats := range in {
+				s.observeDrift(stats, stage, q, &l.Stages[k], first+j)
+			}
+			return nil
+		}
+		own = s.st.In
+		missing = scratch(&s.lacks, s.st.X.Rows, s.st.X.Cols)
+		for t := range missing.Rows {
+			copy(missing.Row(t), s.st.X.Row(t))
+		}
+		subtract(missing, q.st.X)
+		return nil
+	})
+	if err != nil || missing == nil {
+		return err
+	}
+	subtract(own, q.st.In)
+	s.st.AddProduct(missing, stage.Sites[0].Linears[0], own)
+	in[0].ObserveShortfall(missing, q.st.In)
+	return nil
+}
+
+// passed says that all batches have been alongside at stage k.
+func (s *stream) passed(ol *model.Layer, k int) {
+	if s.keeps(ol, k+1) {
+		s.at = k + 1
+	}
+	if s.at == len(ol.Stages) {
+		s.at = 0
+	}
+}
+
+// observeDrift adds to in what the inputs of site j, as q has them, lack: for experts, of the tokens that both models send
+// there.
+func (s *stream) observeDrift(in *quant.Stats, stage *model.Stage, q *stream, qStage *model.Stage, j int) {
+	own, ownTokens := stage.InputOf(s.st, j)
+	h, tokens := qStage.InputOf(q.st, j)
+	if tokens == nil {
+		drift := scratch(&s.lacks, own.Rows, own.Cols)
+		for t := range own.Rows {
+			copy(drift.Row(t), own.Row(t))
+		}
+		subtract(drift, h)
+		in.ObserveDrift(drift, h)
+		return
+	}
+	// Both lists ascend. A token that the original sends elsewhere drifts by nothing that is known.
+	drift := scratch(&s.lacks, h.Rows, h.Cols)
+	drift.Zero()
+	o := 0
+	for t, token := range tokens {
+		for o < len(ownTokens) && ownTokens[o] < token {
+			o++
+		}
+		if o < len(ownTokens) && ownTokens[o] == token {
+			row := drift.Row(t)
+			copy(row, own.Row(o))
+			kernels.Axpy(row, -1, h.Row(t))
+		}
+	}
+	if h.Rows > 0 {
+		in.ObserveDrift(drift, h)
+	}
 }
 
 // subtract sets a -= b.

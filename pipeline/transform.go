@@ -3,10 +3,7 @@ package pipeline
 import (
 	"math"
 	"slices"
-	"strings"
 
-	"github.com/llmq/llmq/awq"
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -24,10 +21,7 @@ func (r *Recipe) transforms() []quant.Transform {
 	if r.Smooth != nil {
 		ts = append(ts, *r.Smooth)
 	}
-	if r.Method.awq() {
-		ts = append(ts, awq.Scaling{})
-	}
-	return ts
+	return append(ts, r.Method.Needs().Transforms...)
 }
 
 // transform scales the groups of a layer whose weights are still the checkpoint's, by what the calibration inputs in s
@@ -43,7 +37,9 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 		return err
 	}
 	var stats []*quant.Stats
-	if r.plan.Recipe.Method == AWQGPTQ {
+	method := r.plan.Recipe.Method
+	own := method.Needs().Transforms
+	if method.Needs().Trials {
 		for _, g := range groups {
 			stats = append(stats, quant.NewStats(g.Linears[0].W.Cols))
 		}
@@ -53,13 +49,13 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	}
 	ranges, folded := rangesBefore(groups), len(r.foldings)
 	for i, g := range groups {
-		for _, t := range transforms {
+		for k, t := range transforms {
 			f, err := t.Transform(r.ctx, g)
 			if err != nil {
 				return err
 			}
 			if stats != nil {
-				if _, ok := t.(awq.Scaling); ok && f.Scale != nil {
+				if k >= len(transforms)-len(own) && f.Scale != nil {
 					if err := r.settle(g, f, stats[i]); err != nil {
 						return err
 					}
@@ -76,12 +72,12 @@ func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *mode
 	return nil
 }
 
-// worthScaling: GPTQ takes scales that leave at most so much of the error. Smaller gains do not show in the model's
+// worthScaling: a method that is tried takes scales that leave at most so much of the error. Smaller gains do not show in the model's
 // divergence: scaling one group of gopher-4m, for 15% less of its error, moved that by 4%, the wrong way.
 const worthScaling = 0.8
 
-// settle chooses among none, half (in the exponents) and all of the scales that AWQ has found to be best for rounding to
-// nearest: GPTQ makes up for its errors, and may lose less without them. in is of inputs that are not in g's sample.
+// settle chooses among none, half (in the exponents) and all of the scales that the method's transform has found to be best
+// for rounding to nearest: the method may lose less without them, as GPTQ does, which makes up for its errors. in is of inputs that are not in g's sample.
 func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 	half := make([]float32, len(f.Scale))
 	for j, s := range f.Scale {
@@ -90,7 +86,7 @@ func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 	found := *f
 	f.Scale, f.Alpha, f.Beta = nil, 0, 0
 	for i, scale := range [][]float32{nil, half, found.Scale} {
-		e, err := r.trialOf(scale, in).error(r.ctx, g, GPTQ, r.opt.GPTQ)
+		e, err := trialOf(scale, in).error(r.ctx, g, r.plan.Recipe.Method)
 		if err != nil {
 			return err
 		}
@@ -102,7 +98,7 @@ func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 		}
 	}
 	if f.Scale == nil {
-		f.Skipped = "no scales lower its error with gptq enough"
+		f.Skipped = "no scales lower the method's error enough"
 	}
 	return nil
 }
@@ -167,56 +163,67 @@ func (r *run) noteScale(linear string, scale []float32) {
 	}
 }
 
-// quantGroups returns the layer's groups as the transforms see them, with the weights of the linears decoded.
+// quantGroups returns the layer's sites as the transforms see them, with the weights of the linears decoded. Those of
+// experts are left out: what they share their input with could not be scaled alike.
 func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 	linears := map[*model.Linear]*quant.Linear{}
-	for _, lin := range l.Linears() {
-		w, err := lin.Matrix()
-		if err != nil {
-			return nil, err
+	var sites []*model.Site
+	for _, site := range l.Sites() {
+		if site.Expert >= 0 {
+			continue
 		}
-		lin.F32 = w
-		linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Grid: r.plan.Lookup(lin.Name).Type.Grid}
+		sites = append(sites, site)
+		for _, lin := range site.Linears {
+			w, err := lin.Matrix()
+			if err != nil {
+				return nil, err
+			}
+			lin.F32 = w
+			linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Product: lin.Product, Grid: r.plan.Lookup(lin.Name).Type.Grid}
+		}
 	}
 	var groups []*quant.Group
-	for _, mg := range l.Groups() {
+	for _, site := range sites {
 		g := &quant.Group{
-			Name: strings.TrimSuffix(l.Q.Name, "attn_q.weight") + mg.Name,
-			Prev: &quant.Scaler{Name: mg.Prev.Name, Norm: mg.Prev.Norm, Row: mg.Prev.Row},
-			In:   quant.NewInputs(mg.Linears[0].In), Int8Inputs: r.plan.Recipe.Method == Int8,
+			Name: site.ID(), In: quant.NewInputs(site.In()), Int8Inputs: r.plan.Recipe.Method.Needs().Int8Inputs,
 		}
-		if mg.Prev.Linear != nil {
-			g.Prev.Linear = linears[mg.Prev.Linear]
+		if p := site.Prev; p != nil && (p.Linear == nil || linears[p.Linear] != nil) {
+			g.Prev = &quant.Scaler{Name: p.Name, Norm: p.Norm, Row: p.Row, Linear: linears[p.Linear]}
 		}
-		for _, lin := range mg.Linears {
+		for _, lin := range site.Linears {
 			g.Linears = append(g.Linears, linears[lin])
 		}
-		if !mg.Residual {
-			g.Block = block(l, mg, r.sample().seqLen)
-		}
+		g.Block = r.block(l, site)
 		groups = append(groups, g)
 	}
 	return groups, nil
 }
 
-// block returns what computes the output of attention or of the MLP from the input of the group that opens it.
-func block(l *model.Layer, mg model.Group, seqLen int) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
-	last := l.Down
-	core := l.MLPCore
-	if mg.Name == "attn_in" {
-		last = l.O
-		core = func(dst, in *tensor.Matrix) { l.AttnCore(dst, in, seqLen) }
+// block returns what computes, from the input of a site, all that is added to the residual stream until the next stage
+// that begins; nil where the site's own output is added as it is, or comes to nothing by itself.
+func (r *run) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+	k := slices.IndexFunc(l.Stages, func(s model.Stage) bool { return s.Sites[0] == site })
+	if k < 0 || !l.Stages[k].Begins || len(l.Stages[k].Sites) > 1 {
+		return nil
 	}
+	end := k + 1
+	for end < len(l.Stages) && !l.Stages[end].Begins {
+		end++
+	}
+	st := r.m.NewState()
 	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
-		for i, lin := range mg.Linears {
+		for i, lin := range site.Linears {
 			own := lin.F32
 			lin.F32 = weights[i]
 			defer func() { lin.F32 = own }()
 		}
-		h, y := tensor.New(x.Rows, last.In), tensor.New(x.Rows, last.Out)
-		core(h, x)
-		kernels.MatMulF32(y, h, last.F32)
-		return y
+		st.Enter(r.m, tensor.New(x.Rows, r.m.Width), r.sample().seqLen)
+		st.In = x
+		l.Stages[k].Apply(st)
+		if err := l.Run(r.ctx, st, k+1, end, nil); err != nil {
+			return tensor.New(x.Rows, r.m.Dim) // the run has been cancelled, and ends
+		}
+		return st.X
 	}
 }
 
@@ -226,7 +233,7 @@ func (r *run) sample() (s struct{ seqs, seqLen int }) {
 	set := r.opt.Calib
 	s.seqLen = min(set.SeqLen, sampleSeqLen)
 	s.seqs = min((sampleTokens+s.seqLen-1)/s.seqLen, len(set.Sequences))
-	if m := r.plan.Recipe.Method; m == Auto || m == AWQGPTQ {
+	if r.plan.Recipe.Method.Needs().Trials {
 		s.seqs = min(s.seqs, max(1, len(set.Sequences)/2))
 	}
 	return s
@@ -243,12 +250,16 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 	for i := range chosen {
 		chosen[i] = i * len(r.opt.Calib.Sequences) / sample.seqs
 	}
-	m := s.m
+	index := map[string]int{}
+	for i, g := range groups {
+		index[g.Name] = i
+	}
 	err := s.each(func(i int, x *tensor.Matrix) error {
-		if err := r.ctx.Err(); err != nil {
-			return err
-		}
-		see := func(index int, in *tensor.Matrix) {
+		see := func(site *model.Site, in *tensor.Matrix, _ []int) error {
+			index, ok := index[site.ID()]
+			if !ok {
+				return nil
+			}
 			g := groups[index]
 			g.In.Observe(in)
 			lo, hi := s.x.Sequences(i)
@@ -272,21 +283,12 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 				}
 			}
 			fit(hi)
+			return nil
 		}
-		h := scratch(&s.h, x.Rows, m.Dim)
-		l.AttnIn(h, x)
-		see(0, h)
-		a := tensor.New(x.Rows, m.Heads*m.HeadDim)
-		l.AttnCore(a, h, s.seqLen)
-		see(1, a)
-		x = x.Clone()
-		l.AttnOut(x, a)
-		l.MLPIn(h, x)
-		see(2, h)
-		f := scratch(&s.f, x.Rows, m.FFN)
-		l.MLPCore(f, h)
-		see(3, f)
-		return nil
+		if err := s.enter(l, i, x, false); err != nil {
+			return err
+		}
+		return l.Run(r.ctx, s.st, 0, len(l.Stages), see)
 	})
 	if err != nil {
 		return err
@@ -302,7 +304,7 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 // changesVectors says whether norms and biases change, so that they are written with their layer.
 func (r *run) changesVectors() bool {
 	recipe := &r.plan.Recipe
-	return len(recipe.transforms()) > 0 || recipe.Method == Auto || recipe.BiasCorrection
+	return len(recipe.transforms()) > 0 || recipe.Method.Needs().Decides || recipe.BiasCorrection
 }
 
 // writeVectors writes the norms and biases of a layer after transforms and bias correction.
@@ -325,10 +327,4 @@ func (r *run) writeVectors(l *model.Layer) error {
 		r.done(t, quant.WeightError(w, decoded), 0)
 	}
 	return nil
-}
-
-// clips says whether AWQ may clip a linear's weights: queries and keys meet in a product that clipping disturbs (the
-// authors leave them out).
-func clips(name string) bool {
-	return !strings.HasSuffix(name, ".attn_q.weight") && !strings.HasSuffix(name, ".attn_k.weight")
 }

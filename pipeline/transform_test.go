@@ -224,7 +224,7 @@ func TestPlanted(t *testing.T) {
 			}
 			for _, f := range rep.Foldings {
 				if f.Transform == "awq" && f.After > f.Before {
-					t.Errorf("%s: %s: %+v", name, r.Method, f)
+					t.Errorf("%s: %s: %+v", name, r.Method.Name(), f)
 				}
 			}
 			return outputError(t, tm, m, want)
@@ -242,7 +242,7 @@ func TestPlanted(t *testing.T) {
 			{Method: AWQ, Smooth: &smoothquant.Smoothing{Auto: true}},
 		} {
 			if e := measure(src, r); e > 1.2*clean {
-				t.Errorf("%s: %s, smooth %v: %.3g, rounding the clean model to nearest %.3g", name, r.Method, r.Smooth, e, clean)
+				t.Errorf("%s: %s, smooth %v: %.3g, rounding the clean model to nearest %.3g", name, r.Method.Name(), r.Smooth, e, clean)
 			}
 		}
 	}
@@ -368,7 +368,7 @@ func TestBiasCorrection(t *testing.T) {
 				// In the order of meanOutputs. Only llama's readers load biases of the MLP.
 				corrected := name == "llama" || i%4 == 1 || i%4 == 2
 				if corrected && i > 0 && after[i] > 0.03*before[i] { // products are of bfloat16
-					t.Errorf("%s, %s: output %d: shift of the mean %.3g, without correction %.3g", name, r.Method, i, after[i], before[i])
+					t.Errorf("%s, %s: output %d: shift of the mean %.3g, without correction %.3g", name, r.Method.Name(), i, after[i], before[i])
 				}
 			}
 			l, err := m.LoadLayer(0)
@@ -448,10 +448,10 @@ func TestInputsOverflow(t *testing.T) {
 		dir := t.TempDir()
 		_, err = Run(t.Context(), src, plan, filepath.Join(dir, "out.gguf"), Options{Calib: sequences(tm, 4, 32)})
 		if err == nil || !strings.HasPrefix(err.Error(), "layer 1: ") || !strings.Contains(err.Error(), "overflow float32") {
-			t.Errorf("%s: %v", m, err)
+			t.Errorf("%s: %v", m.Name(), err)
 		}
 		if files, _ := os.ReadDir(dir); len(files) > 0 {
-			t.Errorf("%s: left %s", m, files[0].Name())
+			t.Errorf("%s: left %s", m.Name(), files[0].Name())
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 
@@ -68,7 +69,7 @@ type LimitError struct {
 }
 
 func (r *run) limitError() *LimitError {
-	e := &LimitError{Report: r.result(nil), Tried: r.plan.Recipe.Method == Auto}
+	e := &LimitError{Report: r.result(nil), Tried: r.plan.Recipe.Method.Needs().Decides}
 	for i := range r.plan.Tensors {
 		if coarse(&r.plan.Tensors[i]) {
 			e.Left++
@@ -116,7 +117,7 @@ func (r *run) validate() error {
 		return err
 	}
 	defer f.Close()
-	m, err := model.Open(f)
+	m, err := arch.Open(f)
 	if err != nil {
 		return err
 	}
@@ -158,7 +159,7 @@ type relieved struct {
 func (r *run) relieve() (reports []FallbackReport, redo bool, err error) {
 	found, v := r.found, r.found.validation
 	runs := len(found.runs)
-	if r.plan.Recipe.Method != Auto || runs == maxRuns {
+	if !r.plan.Recipe.Method.Needs().Decides || runs == maxRuns {
 		return nil, false, nil
 	}
 	if found.kl == nil {
@@ -220,7 +221,7 @@ func (r *run) relievable(t *Tensor) bool {
 // coarse says whether a tensor is a layer's linear of fewer bits than Q8_0.
 func coarse(t *Tensor) bool {
 	const bits = 8.5 // Q8_0's
-	return layerLinear(&t.Info) && 8*float64(t.Bytes()) < bits*float64(t.Elements())
+	return t.Role == model.RoleLinear && 8*float64(t.Bytes()) < bits*float64(t.Elements())
 }
 
 // sensitivity measures what rounding each linear of the original model alone does to its predictions.

@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,6 +37,10 @@ const (
 func (p *Profile) advise(opt Options) {
 	p.fallback(opt.FallbackError)
 	p.check("Is there enough calibration text, from several sources?", p.textEvidence, "give more text, of more kinds")
+	if slices.ContainsFunc(p.Linears, func(l Linear) bool { return l.expert >= 0 }) {
+		p.check("Does the calibration text reach every expert?", p.expertEvidence, "give more text, of more kinds: experts "+
+			"that no token reaches are rounded blindly")
+	}
 	p.check("Did the ranges of the activations settle?", p.stabilityEvidence,
 		"calibrate on more sequences; for static eight-bit activations let these inputs fall back to dynamic scales")
 	p.check("Are the activations free of systematic outlier features?", p.outlierEvidence,
@@ -69,12 +74,15 @@ func median(v []float64) float64 {
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
-// errors and divergences of all linears for which they are known.
+// errors of all linears whose inputs were seen, and divergences of all tensors for which they are known.
 func (p *Profile) errors() (errors, kl []float64) {
 	for i := range p.Linears {
-		errors = append(errors, p.Linears[i].OutputError)
-		if k := p.Linears[i].KL; k != nil {
-			kl = append(kl, k.Mean)
+		l := &p.Linears[i]
+		if l.tokens > 0 {
+			errors = append(errors, l.OutputError)
+		}
+		if l.KL != nil && l.expert <= 0 {
+			kl = append(kl, l.KL.Mean)
 		}
 	}
 	return errors, kl
@@ -114,18 +122,23 @@ func (p *Profile) textEvidence() (bool, string) {
 	return c.Sequences >= calib.MinSequences && len(c.Warnings) == 0, text
 }
 
-// listInputs names the inputs for which f gives a reason, the first few in full.
+// listInputs names the inputs that were seen and for which f gives a reason, the first few in full.
 func (p *Profile) listInputs(f func(in *Input) string) (bool, string) {
 	var found []string
+	seen := 0
 	for i := range p.Inputs {
+		if p.Inputs[i].Tokens == 0 {
+			continue
+		}
+		seen++
 		if reason := f(&p.Inputs[i]); reason != "" {
 			found = append(found, p.Inputs[i].Name+" "+reason)
 		}
 	}
 	if len(found) == 0 {
-		return true, fmt.Sprintf("true of all %d inputs", len(p.Inputs))
+		return true, fmt.Sprintf("true of all %d inputs", seen)
 	}
-	return false, fmt.Sprintf("not of %d of %d inputs: %s", len(found), len(p.Inputs), few(found))
+	return false, fmt.Sprintf("not of %d of %d inputs: %s", len(found), seen, few(found))
 }
 
 // few joins the first of many.
@@ -135,6 +148,19 @@ func few(s []string) string {
 		return strings.Join(s, ", ")
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(s[:most], ", "), len(s)-most)
+}
+
+func (p *Profile) expertEvidence() (bool, string) {
+	var idle []string
+	for i := range p.Inputs {
+		if p.Inputs[i].Tokens == 0 {
+			idle = append(idle, p.Inputs[i].Name)
+		}
+	}
+	if len(idle) == 0 {
+		return true, fmt.Sprintf("tokens reach all %d inputs", len(p.Inputs))
+	}
+	return false, fmt.Sprintf("no token reaches %d of %d inputs: %s", len(idle), len(p.Inputs), few(idle))
 }
 
 func (p *Profile) stabilityEvidence() (bool, string) {
@@ -167,19 +193,10 @@ func (p *Profile) clipEvidence() (bool, string) {
 func (p *Profile) smoothingEvidence() (bool, string) {
 	return p.listInputs(func(in *Input) string {
 		if a := in.Smoothing.Alpha; a != nil {
-			return fmt.Sprintf("(α %.1f: %.3g instead of %.3g)", *a, in.Smoothing.best(), in.Smoothing.Plain)
+			return fmt.Sprintf("(α %.1f: %.3g instead of %.3g)", *a, in.Smoothing.Best, in.Smoothing.Plain)
 		}
 		return ""
 	})
-}
-
-// best is the least error of any α.
-func (s *Smoothing) best() float64 {
-	least := s.Plain
-	for _, e := range s.Errors {
-		least = min(least, e.Error)
-	}
-	return least
 }
 
 func (p *Profile) weightEvidence() (bool, string) {
@@ -210,14 +227,9 @@ func (p *Profile) blockEvidence() (bool, string) {
 
 func (p *Profile) errorEvidence() (bool, string) {
 	errors, _ := p.errors()
-	worst := 0
-	for i, e := range errors {
-		if e > errors[worst] {
-			worst = i
-		}
-	}
+	worst := slices.MaxFunc(p.Linears, func(a, b Linear) int { return cmp.Compare(a.OutputError, b.OutputError) })
 	return len(p.Fallback) == 0, fmt.Sprintf("relative output error: median %.3g, largest %.3g in %s; %d linears listed for fallback",
-		median(errors), errors[worst], p.Linears[worst].Name, len(p.Fallback))
+		median(errors), worst.OutputError, worst.Name, len(p.Fallback))
 }
 
 func (p *Profile) klEvidence() (bool, string) {
@@ -225,7 +237,7 @@ func (p *Profile) klEvidence() (bool, string) {
 	var worst *Linear
 	sum := 0.0
 	for i := range p.Linears {
-		if l := &p.Linears[i]; l.KL != nil {
+		if l := &p.Linears[i]; l.KL != nil && l.expert <= 0 {
 			sum += l.KL.Mean
 			if worst == nil || l.KL.Mean > worst.KL.Mean {
 				worst = l
@@ -234,5 +246,5 @@ func (p *Profile) klEvidence() (bool, string) {
 	}
 	return worst.KL.Mean <= FallbackFactor*median(kl), fmt.Sprintf(
 		"%d linears, each quantized alone: KL divergence median %.3g, sum %.3g, largest %.3g ± %.1g in %s", len(kl), median(kl),
-		sum, worst.KL.Mean, worst.KL.StdErr, worst.Name)
+		sum, worst.KL.Mean, worst.KL.StdErr, worst.tensor)
 }

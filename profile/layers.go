@@ -24,27 +24,35 @@ const (
 type run struct {
 	ctx context.Context
 	m   *model.Model
+	st  *model.State
 	set *calib.Set
 	opt Options
 	p   *Profile
 
 	importance map[string][]float32 // mean squares of the features, by input
 	counts     []int8outlier.Counts // of each input
+	shares     []string             // of each input, the name of the features that it shares with others
 }
 
-// watched is an input while its layer runs.
+// watched is a site while its layer runs.
 type watched struct {
-	group model.Group
-	stats *quant.Stats
-	o     *calib.Observer
-	s     calib.Stability
+	site   *model.Site
+	stats  *quant.Stats
+	o      *calib.Observer
+	s      calib.Stability
+	in     *quant.Inputs
+	sample *tensor.Matrix // some of the inputs
+	filled int            // rows of sample, where the site is an expert's
 }
 
 // layers takes the calibration text through the model, a layer at a time.
 func (r *run) layers() error {
 	m, seqLen := r.m, r.set.SeqLen
+	if err := m.CheckLength(seqLen); err != nil {
+		return err
+	}
 	perBatch := max(1, min(batchTokens/seqLen, len(r.set.Sequences)/minBatches))
-	store, err := states.New(len(r.set.Sequences), seqLen, m.Dim, perBatch, r.opt.Memory, r.opt.TempDir)
+	store, err := states.New(len(r.set.Sequences), seqLen, m.Width, perBatch, r.opt.Memory, r.opt.TempDir)
 	if err != nil {
 		return err
 	}
@@ -56,7 +64,8 @@ func (r *run) layers() error {
 		}
 		lo, hi := store.Sequences(b)
 		for k := lo; k < hi; k++ {
-			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Dim), r.set.Sequences[k]); err != nil {
+			x := x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width)
+			if err := m.Embed(x, r.set.Sequences[k], seqLen, nil); err != nil {
 				return err
 			}
 		}
@@ -81,10 +90,12 @@ func (r *run) layer(store *states.Store, i int) error {
 		return err
 	}
 	defer l.Release()
-	var in []*watched
-	for _, g := range l.Groups() {
-		features := g.Linears[0].In
-		in = append(in, &watched{group: g, stats: quant.NewStats(features), o: calib.NewObserver(features)})
+	sites := map[*model.Site]*watched{}
+	var inOrder []*watched
+	for _, s := range l.Sites() {
+		w := r.watch(s)
+		sites[s] = w
+		inOrder = append(inOrder, w)
 	}
 	for b := range store.Batches() {
 		x, err := store.Get(b)
@@ -92,75 +103,93 @@ func (r *run) layer(store *states.Store, i int) error {
 			return err
 		}
 		lo, hi := store.Sequences(b)
-		if err := r.batch(l, in, x, hi); err != nil {
+		r.st.Enter(m, x, r.set.SeqLen)
+		err = l.Run(r.ctx, r.st, 0, len(l.Stages), func(s *model.Site, in *tensor.Matrix, tokens []int) error {
+			if in.Rows == 0 { // an expert that none of these tokens reaches
+				return nil
+			}
+			return r.observe(sites[s], in, tokens, lo, hi)
+		})
+		if err != nil {
 			return err
 		}
 		if err := store.Put(b, x); err != nil {
 			return err
 		}
-		r.opt.Progress.Add(m.LayerWeights() * int64((hi-lo)*r.set.SeqLen))
+		r.opt.Progress.Add(m.LayerWeights(i) * int64((hi-lo)*r.set.SeqLen))
 	}
-	for _, w := range in {
-		if err := r.finish(i, w); err != nil {
+	for _, w := range inOrder {
+		if err := r.finish(l, w); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// batch takes hidden states through the stages of a layer; with it, so many sequences have been.
-func (r *run) batch(l *model.Layer, in []*watched, x *tensor.Matrix, sequences int) error {
-	observe := func(w *watched, h *tensor.Matrix) error {
-		if err := r.ctx.Err(); err != nil {
-			return err
-		}
-		if err := w.o.Observe(h); err != nil {
-			return fmt.Errorf("%s: %w", w.group.Name, err)
-		}
-		w.stats.Observe(h)
-		w.s.Record(w.o, sequences)
+// watch begins to watch a site.
+func (r *run) watch(s *model.Site) *watched {
+	n := s.In()
+	seqs, length := r.sample()
+	return &watched{site: s, stats: quant.NewStats(n), o: calib.NewObserver(n), in: quant.NewInputs(n),
+		sample: tensor.New(seqs*length, n)}
+}
+
+// observe adds a site's input for sequences [lo,hi), or for some of their tokens.
+func (r *run) observe(w *watched, in *tensor.Matrix, tokens []int, lo, hi int) error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	if err := w.o.Observe(in); err != nil {
+		return fmt.Errorf("%s: %w", w.site.Name, err)
+	}
+	w.stats.Observe(in)
+	w.s.Record(w.o, hi)
+	w.in.Observe(in)
+	if tokens != nil {
+		n := min(in.Rows, w.sample.Rows-w.filled)
+		copyRows(w.sample, w.filled, in, 0, n)
+		w.filled += n
 		return nil
 	}
-	h := tensor.New(x.Rows, r.m.Dim)
-	a := tensor.New(x.Rows, r.m.Heads*r.m.HeadDim)
-	f := tensor.New(x.Rows, r.m.FFN)
-	l.AttnIn(h, x)
-	if err := observe(in[0], h); err != nil {
-		return err
+	seqs, length := r.sample()
+	for j := range seqs {
+		if k := j * len(r.set.Sequences) / seqs; k >= lo && k < hi {
+			copyRows(w.sample, j*length, in, (k-lo)*r.set.SeqLen, length)
+		}
 	}
-	l.AttnCore(a, h, r.set.SeqLen)
-	if err := observe(in[1], a); err != nil {
-		return err
-	}
-	l.AttnOut(x, a)
-	l.MLPIn(h, x)
-	if err := observe(in[2], h); err != nil {
-		return err
-	}
-	l.MLPCore(f, h)
-	if err := observe(in[3], f); err != nil {
-		return err
-	}
-	l.MLPOut(x, f)
+	w.filled = w.sample.Rows
 	return nil
+}
+
+// copyRows copies n rows of src, from row s on, to those of dst from row d on.
+func copyRows(dst *tensor.Matrix, d int, src *tensor.Matrix, s, n int) {
+	for i := range n {
+		copy(dst.Row(d+i), src.Row(s+i))
+	}
 }
 
 // finish describes an input and the linears that read it.
-func (r *run) finish(layer int, w *watched) error {
-	name := fmt.Sprintf("blk.%d.%s", layer, w.group.Name)
-	h := w.o.Histogram
-	settled, stable := w.s.Settled()
+func (r *run) finish(l *model.Layer, w *watched) error {
+	name := w.site.ID()
 	in := Input{
-		Name: name, Layer: layer, Distribution: distribution(w.o),
-		FeatureRange: quantiles(slices.Clone(w.o.AbsMax)), LargestFeatures: largest(w.o),
-		Clip:      Clip{MinMax: h.MinMax(), Percentile: h.Percentile(calib.DefaultPercentile), MSE: h.MSE(127), Entropy: h.Entropy(128)},
-		Stability: Stability{stable, settled, append([]calib.Change{}, w.s.Changes...)},
+		Name: name, Layer: w.site.Layer, Tokens: w.o.Tokens, Distribution: distribution(w.o),
+		LargestFeatures: []Feature{}, OutlierFeatures: []int{}, Stability: Stability{Changes: []calib.Change{}},
 	}
-	r.counts = append(r.counts, w.o.Outliers)
+	if w.o.Tokens > 0 {
+		h := w.o.Histogram
+		in.FeatureRange, in.LargestFeatures = quantiles(slices.Clone(w.o.AbsMax)), largest(w.o)
+		in.Clip = Clip{MinMax: h.MinMax(), Percentile: h.Percentile(calib.DefaultPercentile), MSE: h.MSE(127), Entropy: h.Entropy(128)}
+		in.Stability.SettledAfter, in.Stability.Stable = w.s.Settled()
+		in.Stability.Changes = append(in.Stability.Changes, w.s.Changes...)
+	}
+	r.counts, r.shares = append(r.counts, w.o.Outliers), append(r.shares, w.site.Shares)
 	importance := w.stats.Importance()
+	if w.o.Tokens == 0 {
+		importance = nil // all weights count the same
+	}
 	r.importance[name] = importance
-	var weights []*tensor.Matrix
-	for _, lin := range w.group.Linears {
+	var linears []*quant.Linear
+	for _, lin := range w.site.Linears {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
@@ -168,19 +197,23 @@ func (r *run) finish(layer int, w *watched) error {
 		if err != nil {
 			return err
 		}
-		weights = append(weights, m)
 		o := calib.NewObserver(m.Cols)
 		if err := o.Observe(m); err != nil {
-			return fmt.Errorf("%s: %w", lin.Name, err)
+			return fmt.Errorf("%s: %w", lin.ID(), err)
 		}
 		t := r.typeFor(m.Cols)
+		linears = append(linears, &quant.Linear{Name: lin.Name, W: m, Grid: t.Grid})
 		q := roundTrip(t, m, importance)
 		r.p.Linears = append(r.p.Linears, Linear{
-			Name: lin.Name, Input: name, Type: t.Name, Out: m.Rows, In: m.Cols, Weights: distribution(o),
+			Name: lin.ID(), Input: name, Type: t.Name, Out: m.Rows, In: m.Cols, Weights: distribution(o),
 			WeightError: quant.WeightError(m, q), OutputError: quant.OutputError(m, q, w.stats.H),
+			tensor: lin.Name, expert: lin.Expert, tokens: w.o.Tokens,
 		})
 	}
-	in.Smoothing = r.smoothing(weights, w, importance)
+	var err error
+	if in.Smoothing, err = r.smoothing(l, w, linears); err != nil {
+		return err
+	}
 	r.p.Inputs = append(r.p.Inputs, in)
 	return nil
 }
@@ -197,22 +230,21 @@ func largest(o *calib.Observer) []Feature {
 	return features[:min(most, len(features))]
 }
 
-// outliers finds the outlier features. Attention and MLP of all layers read the same features, the hidden states'; each
-// other input is by itself.
+// outliers finds the outlier features, of inputs that share them together.
 func (r *run) outliers() {
-	var shared []int8outlier.Counts
-	hidden := func(i int) bool { return i%4 == 0 || i%4 == 2 } // attn_in, mlp_in
+	shared := map[string][]int8outlier.Counts{}
+	key := func(i int) string {
+		if r.shares[i] != "" {
+			return r.shares[i]
+		}
+		return r.p.Inputs[i].Name
+	}
 	for i, c := range r.counts {
-		if hidden(i) {
-			shared = append(shared, c)
+		if c.Positions > 0 {
+			shared[key(i)] = append(shared[key(i)], c)
 		}
 	}
-	systematic := int8outlier.Criteria{}.Features(shared)
-	for i, c := range r.counts {
-		own := systematic
-		if !hidden(i) {
-			own = int8outlier.Criteria{}.Features([]int8outlier.Counts{c})
-		}
-		r.p.Inputs[i].OutlierFeatures = append([]int{}, own...)
+	for i := range r.counts {
+		r.p.Inputs[i].OutlierFeatures = append([]int{}, int8outlier.Criteria{}.Features(shared[key(i)])...)
 	}
 }

@@ -3,11 +3,13 @@
 package profile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
@@ -71,13 +73,15 @@ type Distribution struct {
 
 // Input is what one or more linears of a layer read.
 type Input struct {
-	Name  string `json:"name"` // "blk.0.attn_in", "attn_out", "mlp_in" or "mlp_out"
+	Name  string `json:"name"` // model.Site.ID: "blk.0.attn_in"
 	Layer int    `json:"layer"`
+	// Tokens is how many were observed: of an expert's input, those that reach it, at worst none. All else is then zero.
+	Tokens int `json:"tokens"`
 	Distribution
 	// FeatureRange is how the features' largest magnitudes are distributed.
 	FeatureRange Quantiles `json:"feature_range"`
-	// OutlierFeatures are those that meet LLM.int8's criteria: a magnitude of 6 at 6% of the tokens, and, for the inputs
-	// of attention and MLP, whose features all layers share, in 25% of the layers.
+	// OutlierFeatures are those that meet LLM.int8's criteria: a magnitude of 6 at 6% of the tokens, and, for inputs whose
+	// features all layers share (model.Site.Shares), in 25% of them.
 	OutlierFeatures []int     `json:"outlier_features"`
 	LargestFeatures []Feature `json:"largest_features"`
 	Clip            Clip      `json:"clip"`
@@ -117,7 +121,7 @@ type Stability struct {
 
 // Linear is a weight.
 type Linear struct {
-	Name    string       `json:"name"`
+	Name    string       `json:"name"` // model.Linear.ID: of an expert, its tensor's with the expert's number
 	Input   string       `json:"input"`
 	Type    string       `json:"type"` // another than the profile's where that does not divide the columns
 	Out     int          `json:"out"`
@@ -126,8 +130,13 @@ type Linear struct {
 	// WeightError is ‖ΔW‖²/‖W‖² and OutputError ‖XΔWᵀ‖²/‖XWᵀ‖² after rounding to nearest.
 	WeightError float64 `json:"weight_error"`
 	OutputError float64 `json:"output_error"`
-	// KL is the divergence that quantizing this linear alone causes on the held-out text; nil where it was not measured.
+	// KL is the divergence that quantizing this linear's tensor alone causes on the held-out text; nil where it was not
+	// measured. A tensor's experts are quantized together.
 	KL *KL `json:"kl_divergence"`
+
+	tensor string
+	expert int // −1: the linear is the whole tensor
+	tokens int // of its input
 }
 
 // KL is a mean with its standard error.
@@ -149,7 +158,7 @@ func Run(ctx context.Context, src model.Source, set *calib.Set, opt Options) (*P
 	if opt.Progress == nil {
 		opt.Progress = silent{}
 	}
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +169,7 @@ func Run(ctx context.Context, src model.Source, set *calib.Set, opt Options) (*P
 				src.Name(), t.Name, t.Type.Name)
 		}
 	}
-	r := &run{ctx: ctx, m: m, set: set, opt: opt, importance: map[string][]float32{}}
+	r := &run{ctx: ctx, m: m, st: m.NewState(), set: set, opt: opt, importance: map[string][]float32{}}
 	r.p = &Profile{
 		Model: src.Name(), Layers: m.Layers(), Type: opt.Type.Name, Fallback: []Fallback{},
 		Calibration: Calibration{
@@ -171,7 +180,11 @@ func Run(ctx context.Context, src model.Source, set *calib.Set, opt Options) (*P
 	for i := range set.Sources {
 		r.p.Calibration.Sources = append(r.p.Calibration.Sources, set.Sources[i].Name())
 	}
-	opt.Progress.Stage("profile", int64(m.Layers())*m.LayerWeights()*int64(set.Tokens()))
+	var weights int64
+	for i := range m.Layers() {
+		weights += m.LayerWeights(i)
+	}
+	opt.Progress.Stage("profile", weights*int64(set.Tokens()))
 	if err := r.layers(); err != nil {
 		return nil, err
 	}
@@ -185,31 +198,48 @@ func Run(ctx context.Context, src model.Source, set *calib.Set, opt Options) (*P
 	return r.p, nil
 }
 
-// sensitivity measures the effect on predictions of the linears with the largest errors.
+// tensorLinears are the linears of one tensor: one, or all of its experts.
+type tensorLinears struct {
+	tensor  string
+	linears []*Linear
+	worst   float64 // output error
+}
+
+// tensors lists the linears by tensor, in the order of the forward pass.
+func (r *run) tensors() []*tensorLinears {
+	var list []*tensorLinears
+	byName := map[string]*tensorLinears{}
+	for i := range r.p.Linears {
+		l := &r.p.Linears[i]
+		t := byName[l.tensor]
+		if t == nil {
+			t = &tensorLinears{tensor: l.tensor}
+			byName[l.tensor] = t
+			list = append(list, t)
+		}
+		t.linears = append(t.linears, l)
+		t.worst = max(t.worst, l.OutputError)
+	}
+	return list
+}
+
+// sensitivity measures the effect on predictions of the tensors with the largest errors.
 func (r *run) sensitivity() error {
-	n := len(r.p.Linears)
+	order := r.tensors()
+	n := len(order)
 	if r.opt.KLLinears >= 0 {
 		n = min(n, r.opt.KLLinears)
 	}
 	if n == 0 || len(r.opt.HeldOut) == 0 {
 		return nil
 	}
-	order := make([]*Linear, len(r.p.Linears))
-	for i := range order {
-		order[i] = &r.p.Linears[i]
-	}
-	slices.SortStableFunc(order, func(a, b *Linear) int {
-		switch {
-		case a.OutputError > b.OutputError:
-			return -1
-		case a.OutputError < b.OutputError:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(order, func(a, b *tensorLinears) int { return cmp.Compare(b.worst, a.worst) })
 	var rs []eval.Replacement
-	for _, l := range order[:n] {
-		rs = append(rs, eval.Replacement{Linear: l.Name, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
+	for _, t := range order[:n] {
+		next := 0 // the experts are replaced in their order
+		rs = append(rs, eval.Replacement{Linear: t.tensor, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
+			l := t.linears[next]
+			next++
 			return roundTrip(r.typeFor(w.Cols), w, r.importance[l.Input]), nil
 		}})
 	}
@@ -220,7 +250,9 @@ func (r *run) sensitivity() error {
 		return err
 	}
 	for i, e := range effects {
-		order[i].KL = &KL{e.KL, e.StdErr}
+		for _, l := range order[i].linears {
+			l.KL = &KL{e.KL, e.StdErr}
+		}
 	}
 	return nil
 }
@@ -241,8 +273,11 @@ func roundTrip(t *ggml.Type, w *tensor.Matrix, importance []float32) *tensor.Mat
 	return out
 }
 
-// distribution describes what an observer has seen.
+// distribution describes what an observer has seen, if anything.
 func distribution(o *calib.Observer) Distribution {
+	if o.Tokens == 0 {
+		return Distribution{Histogram: make([]int64, histogramBins)}
+	}
 	var sum float64
 	for _, v := range o.MeanAbs() {
 		sum += float64(v)

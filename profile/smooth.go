@@ -1,130 +1,93 @@
 package profile
 
 import (
-	"math"
+	"slices"
 
-	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tensor"
 )
 
-// Smoothing says what dividing an input's features by SmoothQuant's scales (Xiao et al., arXiv:2211.10438), and
-// multiplying the weights' columns by them, does to the output error: s_j = max|X_j|^α / max|W_j|^(1−α).
+// Smoothing is what package smoothquant makes of an input, if its linears are rounded to nearest: what
+// `llmq quantize --smooth auto` would do.
 type Smoothing struct {
 	// Alpha is the α with the least error; nil if none lowers the error by more than SmoothingGain.
 	Alpha *float64 `json:"alpha"`
-	// Plain is the mean relative output error of the input's linears as they are, Errors those by α.
-	Plain  float64      `json:"plain_error"`
-	Errors []AlphaError `json:"errors"`
+	// Plain is the relative error of the output of what follows, without smoothing, and Best the least of any α.
+	Plain float64 `json:"plain_error"`
+	Best  float64 `json:"best_error"`
+	// Skipped says why the input cannot be smoothed, or need not be; empty where it can.
+	Skipped string `json:"skipped"`
 }
 
-// AlphaError is the error for one α.
-type AlphaError struct {
-	Alpha float64 `json:"alpha"`
-	Error float64 `json:"error"`
-}
+// SmoothingGain is the least share of the error that smoothing must save to be recommended.
+const SmoothingGain = 0.02
 
+// What smoothing is tried on: so many tokens, from the beginnings of sequences spread over the calibration set.
 const (
-	// SmoothingGain is the least share of the error that smoothing must save to be recommended.
-	SmoothingGain = 0.02
-	// alphaSteps is how many steps α takes from 0 to 1.
-	alphaSteps = 10
-	// smoothingRows bounds the rows of each weight that the search looks at, evenly spread: they are rounded by
-	// themselves, so some tell about all.
-	smoothingRows = 256
+	sampleTokens = 2048
+	sampleSeqLen = 256
 )
 
-// smoothing searches α for the linears that read one input.
-func (r *run) smoothing(weights []*tensor.Matrix, in *watched, importance []float32) Smoothing {
-	parts := make([]*tensor.Matrix, len(weights))
-	wMax := make([]float64, len(importance))
-	for i, w := range weights {
-		for row := range w.Rows {
-			for j, v := range w.Row(row) {
-				wMax[j] = max(wMax[j], math.Abs(float64(v)))
+// sample is the number of sequences and the tokens of each.
+func (r *run) sample() (seqs, length int) {
+	length = min(r.set.SeqLen, sampleSeqLen)
+	return min((sampleTokens+length-1)/length, len(r.set.Sequences)), length
+}
+
+// smoothing searches α for a site, whose linears are given with their weights.
+func (r *run) smoothing(l *model.Layer, w *watched, linears []*quant.Linear) (Smoothing, error) {
+	if w.o.Tokens == 0 {
+		return Smoothing{Skipped: "no token reaches it"}, nil
+	}
+	g := &quant.Group{Name: w.site.ID(), Linears: linears, In: w.in,
+		Sample: w.sample.View(0, w.filled, 0, w.sample.Cols), Block: r.block(l, w.site)}
+	if p := w.site.Prev; p != nil {
+		g.Prev = &quant.Scaler{Name: p.Name, Norm: p.Norm, Row: p.Row}
+		if p.Linear != nil {
+			before, err := p.Linear.Matrix()
+			if err != nil {
+				return Smoothing{}, err
 			}
-		}
-		parts[i] = someRows(w, smoothingRows)
-	}
-	t := r.typeFor(len(importance))
-	s := Smoothing{Plain: meanError(t, parts, in.stats, importance, nil)}
-	best := s.Plain * (1 - SmoothingGain)
-	for k := range alphaSteps + 1 {
-		alpha := float64(k) / alphaSteps
-		e := meanError(t, parts, in.stats, importance, smoothingScales(in.o.AbsMax, wMax, alpha))
-		s.Errors = append(s.Errors, AlphaError{alpha, e})
-		if e < best {
-			best, s.Alpha = e, &alpha
+			g.Prev.Linear = &quant.Linear{Name: p.Linear.Name, W: before}
 		}
 	}
-	return s
+	f, err := smoothquant.Smoothing{Auto: true}.Transform(r.ctx, g)
+	if err != nil {
+		return Smoothing{}, err
+	}
+	s := Smoothing{Plain: f.Before, Best: f.After, Skipped: f.Skipped}
+	if f.Scale != nil && f.After < f.Before*(1-SmoothingGain) {
+		s.Alpha = &f.Alpha
+	}
+	return s, nil
 }
 
-// someRows returns n rows of w, evenly spread, or w itself if it has no more.
-func someRows(w *tensor.Matrix, n int) *tensor.Matrix {
-	if w.Rows <= n {
-		return w
+// block returns what computes, from the input of a site, all that is added to the residual stream until the next stage
+// that begins; nil where the errors of the site's own outputs are those that count.
+func (r *run) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+	k := slices.IndexFunc(l.Stages, func(s model.Stage) bool { return s.Sites[0] == site })
+	if k < 0 || !l.Stages[k].Begins || len(l.Stages[k].Sites) > 1 {
+		return nil
 	}
-	out := tensor.New(n, w.Cols)
-	for i := range n {
-		copy(out.Row(i), w.Row(i*w.Rows/n))
+	end := k + 1
+	for end < len(l.Stages) && !l.Stages[end].Begins {
+		end++
 	}
-	return out
-}
-
-// smoothingScales are SmoothQuant's, divided by their geometric mean, which changes nothing but keeps them near 1. A
-// feature or column of zeros has scale 1.
-func smoothingScales(xMax []float32, wMax []float64, alpha float64) []float32 {
-	logs := make([]float64, len(wMax))
-	var sum float64
-	n := 0
-	for j := range logs {
-		if xMax[j] > 0 && wMax[j] > 0 {
-			logs[j] = alpha*math.Log(float64(xMax[j])) - (1-alpha)*math.Log(wMax[j])
-			sum += logs[j]
-			n++
+	_, length := r.sample()
+	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+		for i, lin := range site.Linears {
+			own := lin.F32
+			lin.F32 = weights[i]
+			defer func() { lin.F32 = own }()
 		}
-	}
-	scales := make([]float32, len(logs))
-	for j := range scales {
-		scales[j] = 1
-		if xMax[j] > 0 && wMax[j] > 0 {
-			scales[j] = float32(math.Exp(logs[j] - sum/float64(n)))
+		r.st.Enter(r.m, tensor.New(x.Rows, r.m.Width), length)
+		r.st.In = x
+		l.Stages[k].Apply(r.st)
+		if err := l.Run(r.ctx, r.st, k+1, end, nil); err != nil {
+			return tensor.New(x.Rows, r.m.Dim) // the run has been cancelled, and ends
 		}
-	}
-	return scales
-}
-
-// meanError is the mean relative output error of weights whose columns are scaled, rounded and scaled back.
-func meanError(t *ggml.Type, weights []*tensor.Matrix, in *quant.Stats, importance, scales []float32) float64 {
-	if scales != nil {
-		scaled := make([]float32, len(importance))
-		for j, v := range importance {
-			scaled[j] = v / scales[j] / scales[j]
-		}
-		importance = scaled
-	}
-	var sum float64
-	for _, w := range weights {
-		q := w
-		if scales != nil {
-			q = w.Clone()
-			eachScaled(q, func(v, s float32) float32 { return v * s }, scales)
-		}
-		q = roundTrip(t, q, importance)
-		if scales != nil {
-			eachScaled(q, func(v, s float32) float32 { return v / s }, scales)
-		}
-		sum += quant.OutputError(w, q, in.H)
-	}
-	return sum / float64(len(weights))
-}
-
-func eachScaled(m *tensor.Matrix, f func(v, s float32) float32, scales []float32) {
-	for i := range m.Rows {
-		row := m.Row(i)
-		for j, v := range row {
-			row[j] = f(v, scales[j])
-		}
+		return r.st.X
 	}
 }

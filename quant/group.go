@@ -14,6 +14,8 @@ type Linear struct {
 	W    *tensor.Matrix // out×in; transforms scale it in place
 	Bias []float32      // out values, or nil
 	Grid *Grid          // what W will be rounded to; nil where it stays floating-point
+	// Product: see Job.
+	Product bool
 }
 
 // Scaler is what produces the input of a group, channel by channel, so that a factor on a channel can move into it:

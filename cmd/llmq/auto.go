@@ -19,13 +19,13 @@ const (
 )
 
 // validates says whether the file is compared to the original before it is kept.
-func (o *quantizeOptions) validates() bool { return o.Method.m == pipeline.Auto || o.MaxIncrease != 0 }
+func (o *quantizeOptions) validates() bool { return o.Method.m.Needs().Decides || o.MaxIncrease != 0 }
 
 // checkAuto checks the options around the method auto and --max-ppl-increase.
 func (o *quantizeOptions) checkAuto() error {
 	switch {
-	case o.Method.m == pipeline.Auto && o.Smooth.s != nil:
-		return usagef("--smooth: smoothing is one of the things that %s decides on", pipeline.Auto)
+	case o.Method.m.Needs().Decides && o.Smooth.s != nil:
+		return usagef("--smooth: smoothing is one of the things that %s decides on", o.Method.m.Name())
 	case o.validates() && o.lacksText():
 		return usagef("the perplexity is measured on held-out calibration text: give some with --calib FILE")
 	}
@@ -87,14 +87,14 @@ func decision(d *pipeline.Decision) string {
 		if c.Method == d.Chosen {
 			chosen = c.Error
 		}
-		if c.Method == string(pipeline.GPTQ) {
+		if c.Method == pipeline.GPTQ.Name() {
 			gptq = c.Error
 		}
 	}
 	switch {
 	case d.Chosen == "":
 		return "not quantized"
-	case d.Chosen == string(pipeline.GPTQ) || gptq == 0:
+	case d.Chosen == pipeline.GPTQ.Name() || gptq == 0:
 		return fmt.Sprintf("%s %.2g", d.Chosen, chosen)
 	}
 	return fmt.Sprintf("%s %.2g (%.2f)", d.Chosen, chosen, chosen/gptq)

@@ -10,7 +10,7 @@ import (
 
 // assigns says whether a budget decides on the tensors' types.
 func (o *quantizeOptions) assigns() bool {
-	return o.Fallback == 0 && o.Method.m != pipeline.Auto && (o.MaxSize != 0 || o.MaxBPW != 0)
+	return o.Fallback == 0 && !o.Method.m.Needs().Decides && (o.MaxSize != 0 || o.MaxBPW != 0)
 }
 
 // checkBudget checks what the budget has to do with other options.
@@ -26,8 +26,8 @@ func (o *quantizeOptions) checkBudget() error {
 	case o.Bits != 0 || o.Type.t != nil:
 		return usagef("--max-size and --max-bpw choose the types, --bits and --type contradict them; " +
 			"--tensor-type, --embedding-type and --output-type fix those of some tensors")
-	case o.Method.m == pipeline.Int8:
-		return usagef("--max-size and --max-bpw choose the types, --method int8 has q8_0 only")
+	case o.Method.m.Needs().Int8Inputs:
+		return usagef("--max-size and --max-bpw choose the types, --method %s has q8_0 only", o.Method.m.Name())
 	}
 	return nil
 }

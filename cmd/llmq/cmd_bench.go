@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -10,7 +11,6 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/bench"
 	"github.com/llmq/llmq/kernels"
-	"github.com/llmq/llmq/model"
 )
 
 type benchOptions struct {
@@ -208,7 +208,7 @@ func (a *app) runBenchModel(ctx context.Context, opts benchOptions) error {
 		return err
 	}
 	defer src.Close()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,9 @@ type evalOptions struct {
 	Preset      string
 	Base        string
 	Activations string
+	Tokens      string
+	Logits      string
+	Force       bool
 	Precision   precisionValue
 	Memory      byteSize
 	Threads     int
@@ -41,6 +45,9 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
 	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`; with --task, its accuracy")
+	f.StringVar(&o.Tokens, "tokens", "", "instead of --text, safetensors `FILE` with token ids to run: the tensor \"tokens\", [sequences, length], each row by itself and with no BOS put in")
+	f.StringVar(&o.Logits, "logits", "", "write what the model says of --tokens to safetensors `FILE`: the tensor \"logits\", float32 [sequences, length, vocabulary]")
+	f.BoolVar(&o.Force, "force", false, "replace the file of --logits")
 	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: q8 (steps for 32 values, stored weights: fast), int8-static, int8-dynamic or llm.int8; or exactly in f32")
 	f.Var(&o.Precision, "precision", precisionUsage)
 	o.Memory = defaultMemory
@@ -52,7 +59,7 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 func (a *app) evalCommand() *cobra.Command {
 	var opts evalOptions
 	cmd := &cobra.Command{
-		Use:   "eval MODEL --text FILE | --task FILE",
+		Use:   "eval MODEL --text FILE | --task FILE | --tokens FILE --logits FILE",
 		Short: "Measure perplexity, KL divergence from a base model, and accuracy",
 		Long: `Measures how well MODEL, a checkpoint folder or a GGUF file of any supported type, predicts a text.
 
@@ -68,6 +75,20 @@ whether the model would write a text's last word.`,
 		Args: exactArgs("MODEL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Model = args[0]
+			if cmd.Flags().Changed("tokens") || cmd.Flags().Changed("logits") {
+				for _, name := range []string{"text", "task", "examples", "context", "chunks", "preset", "base", "activations"} {
+					if cmd.Flags().Changed(name) {
+						return usagef("--tokens and --%s exclude each other", name)
+					}
+				}
+				if opts.Tokens == "" || opts.Logits == "" {
+					return usagef("--tokens FILE and --logits FILE go together")
+				}
+				return a.runLogits(cmd.Context(), opts)
+			}
+			if opts.Force {
+				return usagef("--force is for --logits")
+			}
 			if cmd.Flags().Changed("task") {
 				for _, name := range []string{"text", "context", "chunks", "preset", "activations"} {
 					if cmd.Flags().Changed(name) {
@@ -208,7 +229,7 @@ func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		src.Close()
 		return nil, nil, err

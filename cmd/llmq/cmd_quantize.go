@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math/bits"
 	"strconv"
 
@@ -92,7 +93,7 @@ do to each, and each to the predictions, is measured first, and the best choice 
 			switch opts.Recipe {
 			case "":
 			case autoRecipe:
-				if cmd.Flags().Changed("method") && opts.Method.m != pipeline.Auto {
+				if cmd.Flags().Changed("method") && !opts.Method.m.Needs().Decides {
 					return usagef("--recipe %s chooses the methods: give no --method", autoRecipe)
 				}
 				opts.Method.m = pipeline.Auto
@@ -152,15 +153,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	defer progress.Done()
 	popt := pipeline.Options{
 		Calib:     set,
-		GPTQ:      gptq.Options{Damping: opts.Damping, NoActOrder: !opts.ActOrder, Refine: opts.Refine},
 		Memory:    int64(opts.Memory),
 		Fallback:  pipeline.Fallback{MaxError: opts.Fallback, MaxBytes: int64(opts.MaxSize), MaxBPW: opts.MaxBPW},
 		Validate:  pipeline.Validate{Tokens: heldOut, MaxIncrease: float64(opts.MaxIncrease)},
 		Overwrite: opts.Force,
 		Progress:  progress,
-	}
-	if opts.Refine == 0 {
-		popt.GPTQ.Refine = -1 // none; 0 is gptq's default
 	}
 	if opts.assigns() {
 		if err := opts.assign(ctx, src, plan, popt); err != nil {
@@ -171,7 +168,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	if opts.DryRun {
 		var m *model.Model
 		if calibrated {
-			if m, err = model.Open(src); err != nil {
+			if m, err = arch.Open(src); err != nil {
 				return err
 			}
 		}
@@ -193,10 +190,14 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	if err := o.checkAuto(); err != nil {
 		return pipeline.Recipe{}, err
 	}
-	r := pipeline.Recipe{Method: o.Method.m, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
+	method := pipeline.WithGPTQ(o.Method.m, gptq.Options{
+		Damping: o.Damping, NoActOrder: !o.ActOrder, Refine: o.Refine, NoRefine: o.Refine == 0,
+	})
+	needs := method.Needs()
+	r := pipeline.Recipe{Method: method, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	if why, ok := r.Calibrated(); ok && o.lacksText() {
-		if r.Method != pipeline.RTN {
+		if needs.Stats {
 			return r, usagef("%s needs calibration text: give some with --calib FILE, or use --method rtn", why)
 		}
 		return r, usagef("%s needs calibration text: give some with --calib FILE", why)
@@ -221,7 +222,7 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		bits := o.Bits
 		switch {
 		case bits != 0:
-		case r.Method == pipeline.Int8:
+		case needs.Int8Inputs:
 			bits = 8
 		default:
 			bits = defaultBits
@@ -234,8 +235,8 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	} else if n := codeBits(r.Type); o.Bits != 0 && o.Bits != n {
 		return r, usagef("--bits %d contradicts --type %s, which has %d", o.Bits, r.Type.Name, n)
 	}
-	if r.Method == pipeline.Int8 && r.Type != ggml.Q8_0 {
-		return r, usagef("--method int8 has q8_0 weights, not %s; --tensor-type changes single tensors", r.Type.Name)
+	if needs.Int8Inputs && r.Type != ggml.Q8_0 {
+		return r, usagef("--method %s has q8_0 weights, not %s; --tensor-type changes single tensors", method.Name(), r.Type.Name)
 	}
 	return r, nil
 }

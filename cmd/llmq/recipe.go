@@ -14,6 +14,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/quant"
 )
 
 // recipeKeys are the options of quantize that a recipe holds, by their flags' names and in the order in which they are
@@ -165,18 +166,20 @@ func stringList(list []string) *yaml.Node {
 }
 
 // methodValue is a flag that names a method.
-type methodValue struct{ m pipeline.Method }
+type methodValue struct{ m quant.Method }
 
-func (v *methodValue) Type() string   { return "METHOD" }
-func (v *methodValue) String() string { return string(v.m) }
+func (v *methodValue) Type() string { return "METHOD" }
+func (v *methodValue) String() string {
+	if v.m == nil {
+		return ""
+	}
+	return v.m.Name()
+}
 
 func (v *methodValue) Set(s string) error {
-	m := pipeline.Method(s)
-	if !slices.Contains(pipeline.Methods, m) {
-		var names []string
-		for _, m := range pipeline.Methods {
-			names = append(names, string(m))
-		}
+	m := pipeline.MethodByName(s)
+	if m == nil {
+		names := pipeline.MethodNames()
 		return fmt.Errorf("unknown method %q%s; known: %s", s, didYouMean(s, names, ""), strings.Join(names, ", "))
 	}
 	v.m = m

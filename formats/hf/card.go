@@ -8,17 +8,18 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 )
 
 // loadCard sets general.* from the model card: the YAML front matter of README.md.
-func (c *Checkpoint) loadCard(weights int) error {
+func (c *Checkpoint) loadCard() error {
 	name, err := folderName(c.dir)
 	if err != nil {
 		return err
 	}
 	c.md.Set("general.name", name)
-	c.md.Set("general.size_label", sizeLabel(weights))
+	c.md.Set("general.size_label", sizeLabel(c.infos))
 	data, path, err := c.readOptional(cardFile)
 	if err != nil {
 		return err
@@ -130,7 +131,40 @@ func cardMetadata(md *gguf.Metadata, data []byte) error {
 }
 
 // sizeLabel rounds a number of weights to two digits, as file names give it: 8.0B, 135M.
-func sizeLabel(weights int) string {
+func sizeLabel(infos []ggml.Info) string {
+	weights, experts, tensors := 0, 0, 0
+	for _, t := range infos {
+		// One of the experts that a tensor holds.
+		if n := expertsIn(&t); n > 0 {
+			weights += t.Elements() / n
+			experts += n
+			tensors++
+			continue
+		}
+		weights += t.Elements()
+	}
+	if tensors > 0 {
+		return fmt.Sprintf("%dx%s", experts/tensors, roundedCount(weights))
+	}
+	return roundedCount(weights)
+}
+
+// expertsIn is the number of experts that a tensor holds; 0: it holds none.
+func expertsIn(t *ggml.Info) int {
+	name := ggml.ParseName(t.Name)
+	switch {
+	case !strings.HasSuffix(name.Stem, "_exps"):
+		return 0
+	case name.Part == "bias":
+		return t.Shape[0]
+	case len(t.Shape) < 3:
+		return 0
+	}
+	return t.Shape[len(t.Shape)-3]
+}
+
+// roundedCount writes a number with two digits at least.
+func roundedCount(weights int) string {
 	n, unit := float64(weights)/1e3, "K"
 	for _, next := range []string{"M", "B", "T"} {
 		if n < 999.5 {

@@ -71,7 +71,7 @@ func TestSizeLabel(t *testing.T) {
 		9_950_001:     "10M",
 		8_030_261_248: "8.0B", 70_553_706_496: "71B", 1_000_000_000_000: "1.0T", 2_000_000_000_000_000: "2000T",
 	} {
-		if got := sizeLabel(weights); got != want {
+		if got := roundedCount(weights); got != want {
 			t.Errorf("%d: got %s, want %s", weights, got, want)
 		}
 	}

@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
+	jsonfile "github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/formats/safetensors"
 )
 
@@ -25,12 +27,11 @@ type Options struct {
 // Checkpoint is an open checkpoint folder. It is a model.Source.
 type Checkpoint struct {
 	dir      string
-	st       *safetensors.Checkpoint
+	weights  checkpointWeights
 	md       gguf.Metadata
 	infos    []ggml.Info
 	sources  []source
 	index    map[string]int // of sources, by GGUF name
-	dims     int            // rotated elements of a head
 	warnings []string
 }
 
@@ -61,7 +62,7 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := parseConfig(path, data)
+	config, err := jsonfile.Parse(path, data)
 	if err != nil {
 		return nil, err
 	}
@@ -69,46 +70,41 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{dir: dir, st: st, dims: cfg.rope.dims, index: make(map[string]int)}
-	if err := c.load(cfg, opt); err != nil {
+	c := &Checkpoint{dir: dir, weights: plainWeights{st}, index: make(map[string]int)}
+	if err := c.load(config, opt); err != nil {
 		st.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Checkpoint) load(cfg *config, opt Options) error {
-	untied, err := cfg.untied(c.st)
-	if err != nil {
-		return err
-	}
-	if untied {
-		cfg.tied = false
-		c.warn("%s: %q is kept, though tie_word_embeddings is true: it is not the embeddings", c.dir, headName)
-	}
+func (c *Checkpoint) load(cfg *jsonfile.Object, opt Options) error {
 	// The tensors come first: they bound the vocabulary's size.
-	if c.sources, err = cfg.mapTensors(c.st); err != nil {
+	conv, err := arch.Convert(cfg, shapes{c.weights})
+	if err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}
-	weights := 0
-	for i, s := range c.sources {
+	c.warnings = append(c.warnings, conv.Warnings...)
+	for i, t := range conv.Tensors {
+		s, err := newSource(c.weights, t)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.dir, err)
+		}
+		c.sources = append(c.sources, s)
 		c.infos = append(c.infos, s.info)
 		c.index[s.info.Name] = i
-		if s.data == nil {
-			weights += s.info.Elements()
-		}
 	}
-	c.md.Set("general.architecture", cfg.arch.name)
+	c.md.Set("general.architecture", conv.Family.Name)
 	c.md.Set("general.type", "model")
 	c.md.Set("general.quantization_version", uint32(quantizationVersion))
-	if err := c.loadCard(weights); err != nil {
+	if err := c.loadCard(); err != nil {
 		return err
 	}
 	if err := c.loadGeneration(); err != nil {
 		return err
 	}
-	cfg.metadata(&c.md)
-	return c.loadTokenizer(cfg, opt)
+	c.md = append(c.md, conv.Metadata...)
+	return c.loadTokenizer(&config{vocab: conv.Vocab, object: conv.Config}, opt)
 }
 
 // quantizationVersion is GGML_QNT_VERSION of ggml.h: the layout of the block types.
@@ -171,36 +167,79 @@ func (c *Checkpoint) Tensor(name string) (*ggml.Tensor, error) {
 	if !ok {
 		return nil, fmt.Errorf("hf: %s: no tensor %q", c.dir, name)
 	}
-	s := &c.sources[i]
-	t := &ggml.Tensor{Info: s.info, Data: s.data}
-	if s.data != nil {
-		return t, nil
+	return c.Rows(name, 0, c.sources[i].info.Rows())
+}
+
+// Rows returns rows [lo,hi) of a tensor, the rows being those of its last dimension.
+func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
+	i, ok := c.index[name]
+	if !ok {
+		return nil, fmt.Errorf("hf: %s: no tensor %q", c.dir, name)
 	}
-	data, _, err := c.st.Tensor(s.hf)
+	s := &c.sources[i]
+	data, err := s.rows(c.weights, lo, hi)
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)
 	}
-	t.Data = data
-	if s.heads > 0 {
-		t.Data = interleave(data, s.info.Shape[0], s.heads, c.dims)
-		c.st.Release(s.hf)
+	if !s.plain() {
+		c.release(s) // data is a copy
 	}
-	return t, nil
+	return &ggml.Tensor{Info: s.info, Data: data}, nil
 }
 
 // Release says that a tensor's data is not needed for now, so that its pages need not stay resident.
 func (c *Checkpoint) Release(t *ggml.Tensor) {
-	if i, ok := c.index[t.Name]; ok && c.sources[i].hf != "" {
-		c.st.Release(c.sources[i].hf)
+	if i, ok := c.index[t.Name]; ok {
+		c.release(&c.sources[i])
+	}
+}
+
+func (c *Checkpoint) release(s *source) {
+	for i := range s.Parts {
+		c.weights.Release(s.Parts[i].Name)
 	}
 }
 
 // ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
 func (c *Checkpoint) ReadAhead(name string) {
-	if i, ok := c.index[name]; ok && c.sources[i].hf != "" {
-		c.st.ReadAhead(c.sources[i].hf)
+	if i, ok := c.index[name]; ok {
+		for _, p := range c.sources[i].Parts {
+			c.weights.ReadAhead(p.Name)
+		}
 	}
 }
 
 // Close closes the weights.
-func (c *Checkpoint) Close() error { return c.st.Close() }
+func (c *Checkpoint) Close() error { return c.weights.Close() }
+
+// plainWeights are those of safetensors files in floating-point types.
+type plainWeights struct{ *safetensors.Checkpoint }
+
+func (p plainWeights) Lookup(name string) (ggml.Info, bool) {
+	info, ok := p.Checkpoint.Lookup(name)
+	types := map[safetensors.DType]*ggml.Type{safetensors.F32: ggml.F32, safetensors.F16: ggml.F16, safetensors.BF16: ggml.BF16}
+	shape := info.Shape
+	if len(shape) == 0 {
+		shape = []int{1}
+	}
+	return ggml.Info{Name: name, Type: types[info.DType], Shape: shape}, ok && types[info.DType] != nil
+}
+
+func (p plainWeights) Rows(name string, lo, hi int) ([]byte, error) {
+	data, _, err := p.Tensor(name)
+	if err != nil {
+		return nil, err
+	}
+	info, _ := p.Lookup(name)
+	n := info.Type.RowBytes(info.Cols())
+	return data[lo*n : hi*n], nil
+}
+
+// config is what the tokenizer needs of config.json.
+type config struct {
+	vocab  int
+	object *jsonfile.Object
+}
+
+// maxVocab is the number of tokens beyond which a vocabulary is taken for a corrupt file.
+const maxVocab = 1 << 24

@@ -3,186 +3,228 @@ package hf
 import (
 	"bytes"
 	"fmt"
-	"regexp"
 	"slices"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/tensor"
 )
 
-// source is where a tensor of the virtual GGUF comes from.
+// checkpointWeights is what hf needs of a checkpoint; see package checkpoint.
+type checkpointWeights interface {
+	Names() []string
+	Lookup(name string) (ggml.Info, bool)
+	Rows(name string, lo, hi int) ([]byte, error)
+	Release(name string)
+	ReadAhead(name string)
+	Close() error
+}
+
+// shapes shows weights to package arch.
+type shapes struct{ checkpointWeights }
+
+func (s shapes) Shape(name string) ([]int, bool) {
+	info, ok := s.Lookup(name)
+	return info.Shape, ok
+}
+
+// Equal says whether two tensors have the same type, shape and bytes.
+func (s shapes) Equal(a, b string) bool {
+	ia, aok := s.Lookup(a)
+	ib, bok := s.Lookup(b)
+	if !aok || !bok || ia.Type != ib.Type || !slices.Equal(ia.Shape, ib.Shape) {
+		return false
+	}
+	const step = 1024 // rows
+	for lo := 0; lo < ia.Rows(); lo += step {
+		hi := min(lo+step, ia.Rows())
+		x, xerr := s.Rows(a, lo, hi)
+		y, yerr := s.Rows(b, lo, hi)
+		if xerr != nil || yerr != nil || !bytes.Equal(x, y) {
+			return false
+		}
+	}
+	return true
+}
+
+// source is a tensor of the virtual GGUF.
 type source struct {
-	info  ggml.Info
-	hf    string // its name in the checkpoint
-	heads int    // of q and k, where rows are interleaved; 0: the data is as it is
-	data  []byte // of a tensor that the checkpoint does not have
+	info ggml.Info
+	*arch.Tensor
+	values bool // its values change, or are of parts with several types
 }
 
-// tensorSpec is a tensor that config.json says is there.
-type tensorSpec struct {
-	hf, gguf string
-	shape    []int
-	heads    int
-}
-
-// The tensors outside the layers.
-const (
-	embedName = "model.embed_tokens.weight"
-	normName  = "model.norm.weight"
-	headName  = "lm_head.weight"
-)
-
-// untied says that a checkpoint whose head is tied to the embeddings, by config.json, has a head that is not a copy of
-// them. The transformers library from 5 on uses that head, and so do GGUF readers.
-func (c *config) untied(st *safetensors.Checkpoint) (bool, error) {
-	head, stored := st.Lookup(headName)
-	embed, ok := st.Lookup(embedName)
-	if !c.tied || !stored || !ok {
-		return false, nil
-	}
-	if head.DType != embed.DType || !slices.Equal(head.Shape, embed.Shape) {
-		return true, nil
-	}
-	h, _, err := st.Tensor(headName)
-	if err != nil {
-		return false, err
-	}
-	defer st.Release(headName)
-	e, _, err := st.Tensor(embedName)
-	if err != nil {
-		return false, err
-	}
-	defer st.Release(embedName)
-	return !bytes.Equal(h, e), nil
-}
-
-// tensors lists what the checkpoint must hold outside the layers.
-func (c *config) tensors() []tensorSpec {
-	specs := []tensorSpec{
-		{hf: embedName, gguf: "token_embd.weight", shape: []int{c.vocab, c.dim}},
-		{hf: normName, gguf: "output_norm.weight", shape: []int{c.dim}},
-	}
-	if !c.tied {
-		specs = append(specs, tensorSpec{hf: headName, gguf: "output.weight", shape: []int{c.vocab, c.dim}})
-	}
-	return specs
-}
-
-// layerTensors lists what the checkpoint must hold for layer i.
-func (c *config) layerTensors(i int) []tensorSpec {
-	q, kv := c.heads*c.headDim, c.kvHeads*c.headDim
-	qHeads, kHeads := 0, 0
-	if c.arch.interleave {
-		qHeads, kHeads = c.heads, c.kvHeads
-	}
-	var specs []tensorSpec
-	add := func(hf, gguf string, heads int, shape ...int) {
-		specs = append(specs, tensorSpec{
-			fmt.Sprintf("model.layers.%d.%s", i, hf), fmt.Sprintf("blk.%d.%s", i, gguf), shape, heads,
-		})
-	}
-	linear := func(hf, gguf string, out, in, heads int, bias bool) {
-		add(hf+".weight", gguf+".weight", heads, out, in)
-		if bias {
-			add(hf+".bias", gguf+".bias", heads, out)
-		}
-	}
-	qkvBias := c.arch.qkvBias || c.attnBias
-	add("input_layernorm.weight", "attn_norm.weight", 0, c.dim)
-	linear("self_attn.q_proj", "attn_q", q, c.dim, qHeads, qkvBias)
-	linear("self_attn.k_proj", "attn_k", kv, c.dim, kHeads, qkvBias)
-	linear("self_attn.v_proj", "attn_v", kv, c.dim, 0, qkvBias)
-	if c.arch.headNorms {
-		add("self_attn.q_norm.weight", "attn_q_norm.weight", 0, c.headDim)
-		add("self_attn.k_norm.weight", "attn_k_norm.weight", 0, c.headDim)
-	}
-	linear("self_attn.o_proj", "attn_output", c.dim, q, 0, c.attnBias)
-	add("post_attention_layernorm.weight", "ffn_norm.weight", 0, c.dim)
-	linear("mlp.gate_proj", "ffn_gate", c.ffn, c.dim, 0, c.mlpBias)
-	linear("mlp.up_proj", "ffn_up", c.ffn, c.dim, 0, c.mlpBias)
-	linear("mlp.down_proj", "ffn_down", c.dim, c.ffn, 0, c.mlpBias)
-	return specs
-}
-
-// noWeight matches tensors that old checkpoints carry and that follow from config.json.
-var noWeight = regexp.MustCompile(`\.(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias)$`)
-
-// mapTensors pairs the tensors that config.json calls for with those of the checkpoint, in the order in which the
-// forward pass needs them.
-func (c *config) mapTensors(st *safetensors.Checkpoint) ([]source, error) {
-	var sources []source
-	used := make(map[string]bool)
-	add := func(s tensorSpec) error {
-		info, ok := st.Lookup(s.hf)
+// newSource says what a tensor of a conversion looks like.
+func newSource(w checkpointWeights, t *arch.Tensor) (source, error) {
+	s := source{info: ggml.Info{Name: t.Name, Type: ggml.F32, Shape: t.Shape}, Tensor: t}
+	for i, p := range t.Parts {
+		info, ok := w.Lookup(p.Name)
 		if !ok {
-			return fmt.Errorf("tensor %q is missing; config.json (%s, %d layers) calls for it", s.hf, c.class, c.layers)
+			return s, fmt.Errorf("tensor %q is missing", p.Name)
 		}
-		if !slices.Equal(info.Shape, s.shape) {
-			return fmt.Errorf("%s: tensor %q is %v, config.json calls for %v", info.Shard, s.hf, info.Shape, s.shape)
+		if i == 0 {
+			s.info.Type = info.Type
 		}
-		var typ *ggml.Type
-		switch info.DType {
-		case safetensors.F32:
-			typ = ggml.F32
-		case safetensors.F16:
-			typ = ggml.F16
-		case safetensors.BF16:
-			typ = ggml.BF16
-		default:
-			return fmt.Errorf("%s: tensor %q is %s; supported: F32, F16, BF16", info.Shard, s.hf, info.DType)
+		if info.Type != s.info.Type || info.Type.Grid != nil && (p.Transposed || t.Columns != nil) {
+			s.values = true
 		}
-		used[s.hf] = true
-		sources = append(sources, source{info: ggml.Info{Name: s.gguf, Type: typ, Shape: s.shape}, hf: s.hf, heads: s.heads})
-		return nil
 	}
-	outer := c.tensors()
-	if err := add(outer[0]); err != nil {
-		return nil, err
+	if t.Change != nil || s.values {
+		s.values, s.info.Type = true, ggml.F32
 	}
-	if data := c.rope.freqFactors(); data != nil {
-		sources = append(sources, source{
-			info: ggml.Info{Name: "rope_freqs.weight", Type: ggml.F32, Shape: []int{len(data) / 4}}, data: data,
-		})
+	return s, nil
+}
+
+// plain says that the tensor is one of the checkpoint's as it is there.
+func (s *source) plain() bool {
+	return len(s.Parts) == 1 && s.Parts[0].Row == nil && s.Parts[0].First == 0 && !s.Parts[0].Transposed && s.Columns == nil && !s.values
+}
+
+// rows returns rows [lo,hi) of the tensor: a view of the checkpoint, or a copy where anything about them changes.
+func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
+	row := s.info.Type.RowBytes(s.info.Cols())
+	if s.Values != nil {
+		data := make([]byte, 4*len(s.Values))
+		tensor.EncodeF32(data, s.Values)
+		return data[lo*row : hi*row], nil
 	}
-	for i := range c.layers {
-		for _, s := range c.layerTensors(i) {
-			if err := add(s); err != nil {
+	if s.plain() {
+		return s.partRows(w, &s.Parts[0], lo, hi)
+	}
+	data := make([]byte, 0, (hi-lo)*row)
+	first := 0
+	for i := range s.Parts {
+		p := &s.Parts[i]
+		if a, b := max(lo, first), min(hi, first+p.Count); a < b {
+			part, err := s.partRows(w, p, a-first, b-first)
+			if err != nil {
 				return nil, err
 			}
+			if part, err = s.decoded(w, p, part); err != nil {
+				return nil, err
+			}
+			data = append(data, part...)
+		}
+		first += p.Count
+	}
+	if s.Columns != nil {
+		s.reorder(data, hi-lo)
+	}
+	if s.Change != nil {
+		values := make([]float32, s.info.Cols())
+		for r := range hi - lo {
+			at := data[r*row : (r+1)*row]
+			tensor.DecodeF32(values, at)
+			s.Change(values, lo+r)
+			tensor.EncodeF32(at, values)
 		}
 	}
-	for _, s := range outer[1:] {
-		if err := add(s); err != nil {
-			return nil, err
-		}
-	}
-	for _, name := range st.Names() {
-		tiedHead := c.tied && name == headName // a copy of the embeddings
-		if !used[name] && !tiedHead && !noWeight.MatchString(name) {
-			info, _ := st.Lookup(name)
-			return nil, fmt.Errorf("%s: tensor %q %v is not one that config.json (%s, %d layers) calls for",
-				info.Shard, name, info.Shape, c.class, c.layers)
-		}
-	}
-	return sources, nil
+	return data, nil
 }
 
-// interleave returns a copy of q's or k's rows in llama.cpp's order. Of the rotated rows of a head, those of the first
-// half go to the even places and those of the second half to the odd ones.
-func interleave(src []byte, rows, heads, dims int) []byte {
-	dst := make([]byte, len(src))
-	rowBytes, headDim := len(src)/rows, rows/heads
-	copyRow := func(to, from int) {
-		copy(dst[to*rowBytes:(to+1)*rowBytes], src[from*rowBytes:(from+1)*rowBytes])
+// decoded makes float32 values of rows that have another type than the tensor.
+func (s *source) decoded(w checkpointWeights, p *arch.Part, data []byte) ([]byte, error) {
+	info, _ := w.Lookup(p.Name)
+	if info.Type == s.info.Type {
+		return data, nil
 	}
-	for first := 0; first < rows; first += headDim {
-		for i := range headDim {
-			from := i
-			if i < dims {
-				from = i/2 + i%2*dims/2
-			}
-			copyRow(first+i, first+from)
+	values := make([]float32, len(data)/info.Type.BlockBytes*info.Type.BlockLen)
+	info.Type.Unpack(values, data)
+	out := make([]byte, 4*len(values))
+	tensor.EncodeF32(out, values)
+	return out, nil
+}
+
+// reorder puts the columns of rows in their places.
+func (s *source) reorder(data []byte, rows int) {
+	size, cols := s.info.Type.BlockBytes, s.info.Cols() // of floating-point types: a value
+	old := make([]byte, size*cols)
+	for r := range rows {
+		row := data[r*size*cols : (r+1)*size*cols]
+		copy(old, row)
+		for c, from := range s.Columns {
+			copy(row[c*size:(c+1)*size], old[from*size:])
 		}
 	}
-	return dst
+}
+
+// partRows returns rows [lo,hi) of a part in the checkpoint's type.
+func (s *source) partRows(w checkpointWeights, p *arch.Part, lo, hi int) ([]byte, error) {
+	info, _ := w.Lookup(p.Name)
+	if p.Transposed {
+		return s.transposed(w, p, &info, lo, hi)
+	}
+	// A vector's elements are the rows where the tensor is part of one.
+	cols, at := info.Cols(), func(r int) int { return r }
+	if len(info.Shape) == 1 && (p.Row != nil || p.First != 0 || p.Count > 1) {
+		return s.elements(w, p, &info)
+	}
+	if p.Row != nil {
+		at = p.Row
+	} else {
+		at = func(r int) int { return p.First + r }
+	}
+	if p.Row == nil {
+		return w.Rows(p.Name, at(lo), at(lo)+hi-lo)
+	}
+	size := info.Type.RowBytes(cols)
+	data := make([]byte, 0, (hi-lo)*size)
+	for r := lo; r < hi; {
+		n := 1 // rows that follow each other in the checkpoint too
+		for r+n < hi && at(r+n) == at(r)+n {
+			n++
+		}
+		part, err := w.Rows(p.Name, at(r), at(r)+n)
+		if err != nil {
+			return nil, err
+		}
+		data = append(data, part...)
+		r += n
+	}
+	return data, nil
+}
+
+// elements returns the elements of a vector that a part has, which is one row.
+func (s *source) elements(w checkpointWeights, p *arch.Part, info *ggml.Info) ([]byte, error) {
+	all, err := w.Rows(p.Name, 0, 1)
+	if err != nil {
+		return nil, err
+	}
+	size := info.Type.BlockBytes
+	data := make([]byte, 0, s.info.Cols()*size)
+	for i := range s.info.Cols() {
+		from := p.First + i
+		if p.Row != nil {
+			from = p.Row(i)
+		}
+		data = append(data, all[from*size:(from+1)*size]...)
+	}
+	return data, nil
+}
+
+// transposed returns rows of a part that the checkpoint has as columns. Each index of the dimensions before the last two
+// is read once.
+func (s *source) transposed(w checkpointWeights, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
+	size := info.Type.BlockBytes
+	data := make([]byte, (hi-lo)*p.In*size)
+	var matrix []byte
+	which := -1
+	for r := lo; r < hi; r++ {
+		from := p.First + r
+		if p.Row != nil {
+			from = p.Row(r)
+		}
+		if e := from / p.Out; e != which {
+			var err error
+			if matrix, err = w.Rows(p.Name, e*p.In, (e+1)*p.In); err != nil {
+				return nil, err
+			}
+			which = e
+		}
+		col := from % p.Out
+		for i := range p.In {
+			copy(data[((r-lo)*p.In+i)*size:][:size], matrix[(i*p.Out+col)*size:])
+		}
+	}
+	return data, nil
 }

@@ -294,16 +294,16 @@ func specialID(kind string, f *tokenizerFiles, v *vocabulary, cfg *config) (int,
 			return 0, false, fmt.Errorf("%s: %s_token: %q is not in the vocabulary", o.file, kind, content)
 		}
 	}
-	if raw, ok := cfg.object.get(kind + "_token_id"); ok {
+	if raw, ok := cfg.object.Get(kind + "_token_id"); ok {
 		var list []int // several tokens may end a text; the first is the main one
 		if json.Unmarshal(raw, &list) != nil {
-			list = []int{cfg.object.int(kind+"_token_id", 0, -1, cfg.vocab-1)}
+			list = []int{cfg.object.Int(kind+"_token_id", 0, -1, cfg.vocab-1)}
 		}
-		if *cfg.object.err != nil {
-			return 0, false, *cfg.object.err
+		if cfg.object.Err() != nil {
+			return 0, false, cfg.object.Err()
 		}
 		if len(list) > 0 && list[0] >= cfg.vocab {
-			return 0, false, fmt.Errorf("%s: %s_token_id: is %d, but vocab_size is %d", cfg.object.file, kind, list[0], cfg.vocab)
+			return 0, false, fmt.Errorf("%s: %s_token_id: is %d, but vocab_size is %d", cfg.object.File, kind, list[0], cfg.vocab)
 		}
 		if len(list) > 0 && list[0] >= 0 {
 			return list[0], true, nil

@@ -31,6 +31,8 @@ const (
 	F32  = st.F32
 	F16  = st.F16
 	BF16 = st.BF16
+	I32  = st.I32 // token ids
+	I64  = st.I64
 )
 
 // Info describes a tensor.
@@ -201,15 +203,15 @@ func (c *Checkpoint) Lookup(name string) (Info, bool) {
 }
 
 // Tensor returns a tensor's data as a view of its shard, little-endian. The data must not be written to, and is invalid
-// after Close. A tensor of another type than F32, F16 and BF16 is an UnsupportedError.
+// after Close. A tensor of another type than those above is an UnsupportedError.
 func (c *Checkpoint) Tensor(name string) ([]byte, Info, error) {
 	i, ok := c.index[name]
 	if !ok {
 		return nil, Info{}, fmt.Errorf("safetensors: no tensor %q", name)
 	}
 	info, s := c.infos[i], c.homes[i]
-	if info.DType != F32 && info.DType != F16 && info.DType != BF16 {
-		return nil, info, UnsupportedError(fmt.Sprintf("%s: tensor %q: its type %s is none of F32, F16 and BF16",
+	if !slices.Contains([]DType{F32, F16, BF16, I32, I64}, info.DType) {
+		return nil, info, UnsupportedError(fmt.Sprintf("%s: tensor %q: its type %s is none of F32, F16, BF16, I32 and I64",
 			s.name, name, info.DType))
 	}
 	view, ok := s.st.Tensor(name)

@@ -337,12 +337,12 @@ func TestOtherTypes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if info, ok := c.Lookup("x"); !ok || info.DType.String() != "I64" {
+	if info, ok := c.Lookup("x"); !ok || info.DType.String() != "I16" {
 		t.Errorf("%v %v", info, ok)
 	}
 	_, _, err = c.Tensor("x")
 	checkError(t, err, true)
-	want := `x.safetensors: tensor "x": its type I64 is none of F32, F16 and BF16`
+	want := `x.safetensors: tensor "x": its type I16 is none of F32, F16, BF16, I32 and I64`
 	if !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %s", err, want)
 	}

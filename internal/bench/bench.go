@@ -220,10 +220,7 @@ func (m *Machine) GPTQ(ctx context.Context, t *ggml.Type, s Shape, refine int) (
 	h := tensor.New(s.In, s.In)
 	kernels.SyrkTo(h, random(2*s.In, s.In), kernels.F32)
 	w := random(s.Out, s.In)
-	opt := gptq.Options{Refine: refine}
-	if refine == 0 {
-		opt.Refine = -1
-	}
+	opt := gptq.Options{Refine: refine, NoRefine: refine == 0}
 	r := Result{Kernel: fmt.Sprintf("gptq, refine %d", refine), Type: t.Name, Shape: s}
 	var err error
 	r.Seconds = timeIt(ctx, func() {
@@ -231,7 +228,7 @@ func (m *Machine) GPTQ(ctx context.Context, t *ggml.Type, s Shape, refine int) (
 		if f, err = gptq.NewFactor(ctx, h, t.Grid, opt); err != nil {
 			return
 		}
-		q, qerr := f.Quantize(ctx, w, t.Grid, opt)
+		q, qerr := f.Quantize(ctx, w, t.Grid)
 		if err = qerr; err == nil {
 			t.PackWeight(q)
 		}

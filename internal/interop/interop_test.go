@@ -3,6 +3,7 @@
 package interop
 
 import (
+	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -99,7 +100,7 @@ func openFile(t *testing.T, path string) *file {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { src.Close() })
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}

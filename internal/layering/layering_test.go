@@ -23,23 +23,25 @@ var allowed = map[string]string{
 	"smoothquant": "kernels quant",
 	"int8outlier": "tensor kernels quant",
 
-	"formats/safetensors": "tensor internal/atomicfile internal/mmap",
+	"formats/safetensors": "internal/atomicfile internal/mmap",
 	"formats/ggml":        "tensor kernels quant",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
-	"formats/hf":          "formats/ggml formats/gguf formats/safetensors tokenizer",
+	"formats/hf/object":   "",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/safetensors tokenizer arch",
 
 	"tokenizer": "",
-	"model":     "tensor kernels quant formats/ggml",
+	"model":     "tensor kernels formats/ggml",
+	"arch":      "kernels formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
 	"eval":      "tokenizer internal/text tensor kernels quant int8outlier formats/ggml model internal/states",
-	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
-	"pipeline": "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib eval " +
+	"profile":   "tensor kernels quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",
+	"pipeline": "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
 		"internal/states internal/knapsack",
 
 	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
 
-	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline report " +
-		"kernels internal/atomicfile internal/text internal/bench internal/ui",
+	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
+		"calib eval profile pipeline report kernels internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",
@@ -55,7 +57,9 @@ var allowed = map[string]string{
 	"internal/ui":         "",
 }
 
-func TestDirections(t *testing.T) {
+// imports lists, for each package of this module, the packages of it that its code imports.
+func imports(t *testing.T) map[string][]string {
+	t.Helper()
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}}`, module+"...").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
@@ -64,25 +68,38 @@ func TestDirections(t *testing.T) {
 	if len(lines) < 5 {
 		t.Fatalf("go list shows only %d packages", len(lines))
 	}
+	found := map[string][]string{}
 	for _, line := range lines {
-		path, imports, _ := strings.Cut(line, ": ")
-		pkg := strings.TrimPrefix(path, module)
+		path, list, _ := strings.Cut(line, ": ")
+		pkg := strings.TrimSuffix(strings.TrimPrefix(path, module), ":")
+		found[pkg] = nil
+		for _, imp := range strings.Fields(list) {
+			if dep, ok := strings.CutPrefix(imp, module); ok {
+				found[pkg] = append(found[pkg], dep)
+			}
+		}
+	}
+	return found
+}
+
+func TestDirections(t *testing.T) {
+	for pkg, deps := range imports(t) {
 		may, ok := allowed[pkg]
 		if !ok {
 			t.Errorf("%s has no line in the table of allowed imports", pkg)
 			continue
 		}
-		for _, imp := range strings.Fields(imports) {
-			dep, internal := strings.CutPrefix(imp, module)
-			if internal && !slices.Contains(strings.Fields(may), dep) {
+		for _, dep := range deps {
+			if !slices.Contains(strings.Fields(may), dep) {
 				t.Errorf("%s imports %s, which is not below it", pkg, dep)
 			}
 		}
 	}
 }
 
-// TestTable keeps the table itself free of cycles and of packages that nothing may be.
+// TestTable keeps the table itself free of cycles, of packages that are not there, and of imports that no file has.
 func TestTable(t *testing.T) {
+	has := imports(t)
 	state := map[string]int{} // 1 while below on the stack, 2 when done
 	var visit func(pkg string)
 	visit = func(pkg string) {
@@ -102,7 +119,16 @@ func TestTable(t *testing.T) {
 		}
 		state[pkg] = 2
 	}
-	for pkg := range allowed {
+	for pkg, may := range allowed {
 		visit(pkg)
+		deps, ok := has[pkg]
+		if !ok {
+			t.Errorf("the table has a line for %s, which is no package", pkg)
+		}
+		for _, dep := range strings.Fields(may) {
+			if !slices.Contains(deps, dep) {
+				t.Errorf("%s may import %s, and does not", pkg, dep)
+			}
+		}
 	}
 }

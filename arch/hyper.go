@@ -1,0 +1,148 @@
+package arch
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+)
+
+// hyper are the hyperparameters that nearly all architectures have, as GGUF metadata give them.
+type hyper struct {
+	arch                            string
+	layers, dim, vocab, context     int
+	heads, kvHeads, headDim, ffn    int
+	eps                             float32
+	rope                            *model.RoPE
+	window                          int    // 0: none
+	windowed                        []bool // by layer; nil: all of them, where window is set
+	experts, expertsUsed, expertFFN int
+	layerNorm                       bool
+}
+
+// readHyper reads what an architecture with RoPE of some style has. What lists by layer are read by the families that
+// have them.
+func readHyper(k *model.Keys, style kernels.RoPEStyle) *hyper {
+	h := &hyper{arch: k.Arch}
+	h.layers = k.Int("block_count", -1, 1, model.MaxLayers)
+	h.context = k.Int("context_length", -1, 1, model.MaxContext)
+	h.dim = k.Int("embedding_length", -1, 1, model.MaxWidth)
+	h.ffn = first(k.Ints("feed_forward_length", 1, 0, 0, model.MaxWidth))
+	h.heads = first(k.Ints("attention.head_count", 1, -1, 0, model.MaxWidth))
+	h.kvHeads = first(k.Ints("attention.head_count_kv", 1, h.heads, 0, model.MaxWidth))
+	if k.Err() == nil && h.kvHeads > 0 && h.heads%h.kvHeads != 0 {
+		k.Fail("attention.head_count_kv", "is %d, want a divisor of attention.head_count, %d", h.kvHeads, h.heads)
+	}
+	if !k.Has("attention.key_length") && k.Err() == nil && h.heads > 0 && h.dim%h.heads != 0 {
+		k.Fail("attention.head_count", "is %d, which does not divide embedding_length, %d", h.heads, h.dim)
+	}
+	h.headDim = k.Int("attention.key_length", h.dim/max(h.heads, 1), 1, model.MaxWidth)
+	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
+	h.windowed = k.Bools("attention.sliding_window_pattern", h.layers)
+	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
+		h.eps = float32(k.Float("attention.layer_norm_epsilon", math.NaN(), 0, 1))
+	} else {
+		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
+	}
+	h.rope = k.RoPE(style, h.headDim, h.context)
+	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
+	h.expertsUsed = k.Int("expert_used_count", 0, 0, max(h.experts, 1))
+	h.expertFFN = k.Int("expert_feed_forward_length", h.ffn, 0, model.MaxWidth)
+	embed := k.Shape(model.EmbedName)
+	if k.Err() == nil && len(embed) != 2 {
+		k.Fail("embedding_length", "is %d, but there is no matrix %q", h.dim, model.EmbedName)
+		return h
+	}
+	if k.Err() == nil {
+		h.vocab = k.Int("vocab_size", embed[0], 1, model.MaxVocab)
+	}
+	return h
+}
+
+// dense refuses experts in an architecture that has none.
+func (h *hyper) dense(k *model.Keys) *hyper {
+	if h.experts > 0 {
+		k.Fail("expert_count", "is %d: mixtures of experts are not supported in %s models", h.experts, h.arch)
+	}
+	return h
+}
+
+// first is the first element: layers may differ in a number of which one is wanted where they do not.
+func first(list []int) int { return list[0] }
+
+// windowOf is the attention window of layer i.
+func (h *hyper) windowOf(i int) int {
+	if h.windowed != nil && !h.windowed[i] {
+		return 0
+	}
+	return h.window
+}
+
+// spec describes a model whose layers are made by layer, with a final norm and a head.
+func (h *hyper) spec(layer func(b *model.Loader, i int)) *model.Spec {
+	return &model.Spec{Arch: h.arch, Layers: h.layers, Dim: h.dim, Vocab: h.vocab, Context: h.context, ExpertsUsed: h.expertsUsed,
+		Layer: layer,
+		Outer: func(b *model.Loader) model.Ends { return model.Ends{Norm: h.norm(b, "output_norm")} },
+	}
+}
+
+// norm is the norm that the architecture has over the residual stream.
+func (h *hyper) norm(b *model.Loader, name string) *model.Norm {
+	if h.layerNorm {
+		return b.LayerNorm(name, h.dim, h.eps)
+	}
+	return b.Norm(name, h.dim, h.eps)
+}
+
+// attention is grouped-query attention with split q, k and v. qkv and out say whether they have biases.
+func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Attention {
+	heads, kvHeads := h.heads, h.kvHeads
+	if heads < 1 || kvHeads < 1 {
+		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
+		heads, kvHeads = 1, 1
+	}
+	q, kv := heads*h.headDim, kvHeads*h.headDim
+	return &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
+		Q:     b.Linear("attn_q", q, h.dim, qkv),
+		K:     b.Linear("attn_k", kv, h.dim, qkv),
+		V:     b.Linear("attn_v", kv, h.dim, qkv),
+		O:     b.Linear("attn_output", h.dim, q, out),
+		RoPE:  h.rope,
+		Scale: kernels.AttentionScale(h.headDim), Window: h.windowOf(b.Layer()),
+	}
+}
+
+// headNorms gives attention norms of each head of q and k.
+func (h *hyper) headNorms(b *model.Loader, a *model.Attention) {
+	a.QNorm, a.KNorm = b.Norm("attn_q_norm", h.headDim, h.eps), b.Norm("attn_k_norm", h.headDim, h.eps)
+}
+
+// mlp is a gated MLP.
+func (h *hyper) mlp(b *model.Loader, act model.Activation, bias model.Presence) *model.MLP {
+	return h.mlpOf(b, "", h.ffn, act, bias)
+}
+
+// mlpOf is mlp with another width, whose tensors end in suffix ("_shexp").
+func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activation, bias model.Presence) *model.MLP {
+	return &model.MLP{Act: act,
+		Gate: b.Linear("ffn_gate"+suffix, ffn, h.dim, bias),
+		Up:   b.Linear("ffn_up"+suffix, ffn, h.dim, bias),
+		Down: b.Linear("ffn_down"+suffix, h.dim, ffn, bias),
+	}
+}
+
+// moe is a mixture of gated experts under the common names, the router's gating aside.
+func (h *hyper) moe(b *model.Loader) *model.MoE {
+	n := h.experts
+	if n < 1 || h.expertsUsed < 1 {
+		b.Fail("%d of %d experts are used", h.expertsUsed, n)
+		n = 1
+	}
+	return &model.MoE{
+		Router: b.Kept("ffn_gate_inp", n, h.dim, model.Absent), Top: h.expertsUsed,
+		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, model.Absent),
+		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, model.Absent),
+		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, model.Absent),
+	}
+}

@@ -1,0 +1,62 @@
+package arch
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+)
+
+// Qwen3-MoE (arXiv:2505.09388): Qwen3's attention, and experts chosen by a softmax over all of them.
+func init() {
+	register(&Family{
+		Name:    "qwen3moe",
+		Classes: []string{"Qwen3MoeForCausalLM"},
+		Convert: convertQwen3MoE,
+		Spec: func(k *model.Keys) *model.Spec {
+			h := readHyper(k, kernels.RoPEHalves)
+			return h.spec(func(b *model.Loader, i int) {
+				b.Residual(h.qwen3Attention(b))
+				norm := h.norm(b, "ffn_norm")
+				moe := h.moe(b)
+				moe.Normalize = true
+				b.Residual(model.Residual{Pre: norm, Branch: moe.Branch()})
+			})
+		},
+	})
+}
+
+func convertQwen3MoE(c *Conversion) {
+	r := c.Read(Defaults{Context: 32768, KVHeads: 4, HeadDim: 0})
+	r.FFN = c.readFFN()
+	c.WantAct(r, "silu")
+	o := c.Config
+	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
+	bias := o.Bool("attention_bias", false)
+	experts := o.Int(c.alias("num_experts", "num_local_experts"), 128, 1, maxWidth)
+	ffn := o.Int("moe_intermediate_size", 768, 1, maxWidth)
+	if !o.Bool("norm_topk_prob", false) {
+		c.Refuse("norm_topk_prob", "GGUF readers divide the weights of a token's experts by their sum")
+	}
+	if step := o.Int("decoder_sparse_step", 1, 1, maxLayers); step != 1 || len(o.Ints("mlp_only_layers", 0, maxLayers)) > 0 {
+		c.Refuse("decoder_sparse_step", "GGUF readers take experts in all layers")
+	}
+	if window, windowed := c.qwenWindow(r); o.Err() == nil {
+		c.SetBase(r, rope)
+		c.SetExperts(experts, o.Int("num_experts_per_tok", 8, 1, experts), ffn)
+		c.setHeadDim(r)
+		c.setWindow(window, windowed)
+	}
+	if o.Err() != nil {
+		return
+	}
+	c.Embeddings(r)
+	for i := range r.Layers {
+		l := c.Layer(i)
+		l.qwenAttention(r, bias, true)
+		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
+		l.Linear("ffn_gate_inp", "mlp.gate", experts, r.Dim, false)
+		l.Experts("ffn_gate_exps", "mlp.experts.%d.gate_proj", experts, ffn, r.Dim)
+		l.Experts("ffn_up_exps", "mlp.experts.%d.up_proj", experts, ffn, r.Dim)
+		l.Experts("ffn_down_exps", "mlp.experts.%d.down_proj", experts, r.Dim, ffn)
+	}
+	c.Head(r)
+}

@@ -1,0 +1,269 @@
+package model
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/llmq/llmq/kernels"
+)
+
+// Role is what a tensor is for, which decides what may become of it.
+type Role int
+
+const (
+	RoleVector    Role = iota // a norm, a bias, a scale: small, and float32 in files
+	RoleKept                  // a matrix that readers demand in float32: a router, a convolution
+	RoleLinear                // a linear of a layer, or the experts' linears in one tensor
+	RoleEmbedding             // token_embd.weight, and other tables of which tokens choose rows
+	RoleHead                  // output.weight
+	RoleUnused                // nothing that llmq computes: carried over as it is
+)
+
+// Presence says whether a tensor has to be there.
+type Presence int
+
+const (
+	Absent Presence = iota
+	Optional
+	Required
+)
+
+// want is a tensor that a model has, or may have.
+type want struct {
+	shape    []int
+	role     Role
+	optional bool
+}
+
+// Loader gives the stages of a layer, or what is outside the layers, its tensors by name and shape. It does so twice:
+// when a model is opened, to check what the source has, with linears and vectors that have no values, and when a layer
+// is loaded. What it is asked for must not depend on which of the two it is.
+type Loader struct {
+	m      *Model
+	prefix string // "blk.0.", "" outside the layers
+	layer  *Layer
+	load   bool
+	err    error
+}
+
+// Layer is the layer's number.
+func (b *Loader) Layer() int { return b.layer.Index }
+
+// Has says whether the source has a tensor of the layer.
+func (b *Loader) Has(name string) bool { return b.m.tensors[b.prefix+name] != nil }
+
+// Shape is a tensor's shape in the source, nil if it is not there.
+func (b *Loader) Shape(name string) []int {
+	if t := b.m.tensors[b.prefix+name]; t != nil {
+		return t.Shape
+	}
+	return nil
+}
+
+// want notes a tensor, and says whether it is to be fetched.
+func (b *Loader) want(name string, role Role, p Presence, shape ...int) bool {
+	if p == Absent {
+		return false
+	}
+	name = b.prefix + name
+	if !b.load {
+		b.m.wants[name] = want{shape, role, p == Optional}
+	}
+	return b.load && b.err == nil && b.m.tensors[name] != nil
+}
+
+// Vector returns the n values of a norm, a bias or the like; nil if it is not there, which Open allows only where it is
+// Optional.
+func (b *Loader) Vector(name string, n int, p Presence) []float32 {
+	return b.Values(name, RoleVector, p, n)
+}
+
+// Values returns the values of a tensor of any shape in float32.
+func (b *Loader) Values(name string, role Role, p Presence, shape ...int) []float32 {
+	if !b.want(name, role, p, shape...) {
+		return nil
+	}
+	v, err := b.m.vector(b.prefix + name)
+	if err != nil {
+		b.err = err
+	}
+	b.layer.vectors[b.prefix+name] = v
+	return v
+}
+
+// Norm returns an RMSNorm over n features, the weights of which are name+".weight".
+func (b *Loader) Norm(name string, n int, eps float32) *Norm {
+	name += ".weight"
+	return &Norm{Name: b.prefix + name, W: b.Vector(name, n, Required), Eps: eps}
+}
+
+// OptionalNorm is Norm, or nil if the source has none.
+func (b *Loader) OptionalNorm(name string, n int, eps float32) *Norm {
+	if !b.Has(name + ".weight") {
+		b.want(name+".weight", RoleVector, Optional, n)
+		return nil
+	}
+	return b.Norm(name, n, eps)
+}
+
+// LayerNorm returns a LayerNorm over n features with an optional bias.
+func (b *Loader) LayerNorm(name string, n int, eps float32) *Norm {
+	norm := b.Norm(name, n, eps)
+	norm.Layer, norm.B = true, b.Vector(name+".bias", n, Optional)
+	return norm
+}
+
+// Linear returns the linear of stem+".weight", out×in, with the bias of stem+".bias" if there is one.
+func (b *Loader) Linear(stem string, out, in int, bias Presence) *Linear {
+	return b.linear(stem, RoleLinear, out, in, bias)
+}
+
+// Kept is Linear for a matrix that is never quantized.
+func (b *Loader) Kept(stem string, out, in int, bias Presence) *Linear {
+	return b.linear(stem, RoleKept, out, in, bias)
+}
+
+func (b *Loader) linear(stem string, role Role, out, in int, bias Presence) *Linear {
+	l := &Linear{Name: b.prefix + stem + ".weight", Out: out, In: in, Expert: -1, Role: role}
+	fetch := b.want(stem+".weight", role, Required, out, in)
+	l.Bias = b.Vector(stem+".bias", out, bias)
+	if fetch && b.err == nil {
+		b.fetch(l)
+	}
+	b.layer.linears = append(b.layer.linears, l)
+	return l
+}
+
+// fetch gives a linear its weights: those of the whole tensor.
+func (b *Loader) fetch(l *Linear) {
+	t, err := b.m.tensor(l.Name)
+	if err != nil {
+		b.err = err
+		return
+	}
+	l.tensor = t
+	l.W = kernels.Weights{Rows: t.Rows(), Cols: t.Cols(), Format: &t.Type.Format, Data: t.Data}
+}
+
+// Experts returns n linears, out×in each, that stem+".weight" has one after the other. Their biases, if there are any,
+// are in stem+".bias", n×out.
+func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
+	whole := &Linear{Name: b.prefix + stem + ".weight", Out: n * out, In: in, Expert: -1, Role: RoleLinear}
+	fetch := b.want(stem+".weight", RoleLinear, Required, n, out, in)
+	whole.Bias = b.Values(stem+".bias", RoleVector, bias, n, out)
+	experts := make([]*Linear, n)
+	if fetch && b.err == nil {
+		b.fetch(whole)
+	}
+	for e := range experts {
+		if whole.tensor == nil {
+			experts[e] = &Linear{Name: whole.Name, Out: out, In: in, first: e * out, Role: RoleLinear}
+		} else {
+			experts[e] = whole.Part(e*out, (e+1)*out)
+		}
+		experts[e].Expert = e
+	}
+	if whole.tensor != nil {
+		experts[0].tensor = whole.tensor // released with it
+	}
+	b.layer.linears = append(b.layer.linears, experts...)
+	return experts
+}
+
+// Unused notes a tensor that a file has and that nothing here computes with.
+func (b *Loader) Unused(name string) {
+	if s := b.Shape(name); s != nil {
+		b.want(name, RoleUnused, Optional, s...)
+	}
+}
+
+// Fail notes why a layer cannot be.
+func (b *Loader) Fail(format string, args ...any) {
+	if b.err == nil {
+		b.err = fmt.Errorf("model: %s: layer %d: %s", b.m.Source.Name(), b.layer.Index, fmt.Sprintf(format, args...))
+	}
+}
+
+// LoadLayer fetches layer i.
+func (m *Model) LoadLayer(i int) (*Layer, error) {
+	l := &Layer{Index: i, m: m, vectors: map[string][]float32{}}
+	b := &Loader{m: m, prefix: layerPrefix(i), layer: l, load: true}
+	m.spec.Layer(b, i)
+	if b.err != nil {
+		l.Release()
+		return nil, b.err
+	}
+	for _, s := range l.Sites() {
+		s.Layer = i
+	}
+	return l, nil
+}
+
+func layerPrefix(i int) string { return fmt.Sprintf("blk.%d.", i) }
+
+// declare has the spec name all tensors, and keeps for each layer what its linears are.
+func (m *Model) declare() error {
+	outer := &Loader{m: m, layer: &Layer{Index: -1, m: m, vectors: map[string][]float32{}}}
+	m.declareOuter(outer)
+	if outer.err != nil {
+		return outer.err
+	}
+	for i := range m.Blocks {
+		l := &Layer{Index: i, m: m, vectors: map[string][]float32{}}
+		b := &Loader{m: m, prefix: layerPrefix(i), layer: l}
+		m.spec.Layer(b, i)
+		if b.err != nil {
+			return b.err
+		}
+		m.shapes = append(m.shapes, l.shape())
+	}
+	return m.check()
+}
+
+// check reports the first tensor that is missing, has another shape than the hyperparameters say, or does not belong to
+// the architecture: such a tensor would change the result, were it understood.
+func (m *Model) check() error {
+	for _, t := range m.Source.Tensors() {
+		w, ok := m.wants[t.Name]
+		if !ok {
+			return fmt.Errorf("model: %s: tensor %q does not belong to a %s model of %d layers",
+				m.Source.Name(), t.Name, m.Arch, m.Blocks)
+		}
+		if !slices.Equal(t.Shape, w.shape) {
+			return fmt.Errorf("model: %s: tensor %q is %v, the metadata say %v", m.Source.Name(), t.Name, t.Shape, w.shape)
+		}
+		if t.Type == nil || t.Type.Unpack == nil {
+			return fmt.Errorf("model: %s: tensor %q: its type cannot be decoded", m.Source.Name(), t.Name)
+		}
+		if t.Cols()%t.Type.BlockLen != 0 {
+			return fmt.Errorf("model: %s: tensor %q: %d columns are not a multiple of %s's block of %d",
+				m.Source.Name(), t.Name, t.Cols(), t.Type.Name, t.Type.BlockLen)
+		}
+	}
+	for name, w := range m.wants {
+		if m.tensors[name] == nil && !w.optional {
+			return fmt.Errorf("model: %s: tensor %q is missing", m.Source.Name(), m.firstMissing())
+		}
+	}
+	return nil
+}
+
+// firstMissing is the first by name, so that the same file gives the same message.
+func (m *Model) firstMissing() string {
+	first := ""
+	for name, w := range m.wants {
+		if m.tensors[name] == nil && !w.optional && (first == "" || name < first) {
+			first = name
+		}
+	}
+	return first
+}
+
+// Role says what a tensor is for.
+func (m *Model) Role(name string) Role { return m.wants[name].role }
+
+// LoadsBias says whether readers of the architecture load a bias beside a weight, given by its name.
+func (m *Model) LoadsBias(weight string) bool {
+	_, ok := m.wants[biasName(weight)]
+	return ok
+}

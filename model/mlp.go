@@ -1,0 +1,103 @@
+package model
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Activation is the function between an MLP's linears.
+type Activation int
+
+const (
+	SiLU    Activation = iota // x·σ(x)
+	GELU                      // the tanh form
+	ReLU2                     // max(x,0)²
+	SwiGLUO                   // gpt-oss: min(g,7)·σ(1.702·min(g,7))·(clamp(u,±7)+1)
+)
+
+// gated sets dst to act(gate)·up, element by element. dst may be either.
+func (f Activation) gated(dst, gate, up *tensor.Matrix) {
+	byRows(dst.Rows, func(lo, hi int) {
+		d, g, u := dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols), up.View(lo, hi, 0, up.Cols)
+		switch f {
+		case SiLU:
+			kernels.SiLUMul(d, g, u)
+		case GELU:
+			kernels.GELUMul(d, g, u)
+		case SwiGLUO:
+			kernels.SwiGLUOMul(d, g, u)
+		default:
+			panic("model: no gated form of this activation")
+		}
+	})
+}
+
+// plain sets dst to act(x), element by element. dst may be x.
+func (f Activation) plain(dst, x *tensor.Matrix) {
+	byRows(dst.Rows, func(lo, hi int) {
+		d, s := dst.View(lo, hi, 0, dst.Cols), x.View(lo, hi, 0, x.Cols)
+		switch f {
+		case SiLU:
+			kernels.SiLU(d, s)
+		case GELU:
+			kernels.GELU(d, s)
+		case ReLU2:
+			kernels.ReLU2(d, s)
+		default:
+			panic("model: no plain form of this activation")
+		}
+	})
+}
+
+// MLP is down(act(gate(x))·up(x)), or down(act(up(x))) without a gate. Up with twice as many rows as Down has columns,
+// and no Gate, is gate and up in one: the gate's rows come first.
+type MLP struct {
+	Gate, Up, Down *Linear
+	Act            Activation
+}
+
+// Branch is the MLP.
+func (f *MLP) Branch() Branch {
+	linears := []*Linear{f.Gate, f.Up}
+	if f.Gate == nil {
+		linears = linears[1:]
+	}
+	out := &Site{Name: "mlp_out", Expert: -1, Linears: []*Linear{f.Down}}
+	if f.Gate != nil { // the function is linear in up's result
+		out.Prev = &Prev{Name: f.Up.Name, Linear: f.Up, Row: identity(f.Down.In)}
+	}
+	return Branch{
+		Stages: []Stage{{
+			Sites: []*Site{{Name: "mlp_in", Expert: -1, Linears: linears, Shares: "mlp_in"}},
+			Apply: func(st *State) { st.In = f.inner(st, "", st.In) },
+		}},
+		Out: out,
+	}
+}
+
+// inner returns the input of Down for the normalised input h, in scratch memory named after name.
+func (f *MLP) inner(st *State, name string, h *tensor.Matrix) *tensor.Matrix {
+	switch n := f.Down.In; {
+	case f.Gate != nil:
+		r := st.apply(h, []string{name + "gate", name + "up"}, f.Gate, f.Up)
+		f.Act.gated(r[1], r[0], r[1])
+		return r[1]
+	case f.Up.Out == 2*n:
+		both := st.apply(h, []string{name + "up"}, f.Up)[0]
+		dst := st.Scratch(name+"gated", both.Rows, n)
+		f.Act.gated(dst, both.View(0, both.Rows, 0, n), both.View(0, both.Rows, n, 2*n))
+		return dst
+	default:
+		up := st.apply(h, []string{name + "up"}, f.Up)[0]
+		f.Act.plain(up, up)
+		return up
+	}
+}
+
+func identity(n int) []int {
+	rows := make([]int, n)
+	for i := range rows {
+		rows[i] = i
+	}
+	return rows
+}

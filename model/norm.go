@@ -1,0 +1,44 @@
+package model
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Norm normalises each token's features: RMSNorm (Zhang and Sennrich, arXiv:1910.07467), x·W/√(mean(x²)+Eps), or
+// LayerNorm (Ba et al., arXiv:1607.06450), (x−mean(x))·W/√(var(x)+Eps)+B. A nil Norm is the identity.
+type Norm struct {
+	Name  string    // of the weights' tensor, "" if there is none
+	W, B  []float32 // B nil: none
+	Eps   float32
+	Layer bool // LayerNorm
+}
+
+// apply sets dst to the normalised rows of x. dst may be x.
+func (n *Norm) apply(dst, x *tensor.Matrix) {
+	byRows(x.Rows, func(lo, hi int) { n.rows(dst.View(lo, hi, 0, dst.Cols), x.View(lo, hi, 0, x.Cols)) })
+}
+
+// rows is apply on one goroutine.
+func (n *Norm) rows(dst, x *tensor.Matrix) {
+	if n.Layer {
+		kernels.LayerNorm(dst, x, n.W, n.B, n.Eps)
+		return
+	}
+	kernels.RMSNorm(dst, x, n.W, n.Eps)
+}
+
+// heads normalises every head of x, rows×(heads·headDim) without padding, in place.
+func (n *Norm) heads(x *tensor.Matrix, headDim int) {
+	heads := tensor.FromSlice(x.Rows*x.Cols/headDim, headDim, x.Data)
+	n.rows(heads, heads)
+}
+
+// Unweighted returns an RMSNorm over n features whose weights are all 1.
+func Unweighted(n int, eps float32) *Norm {
+	w := make([]float32, n)
+	for i := range w {
+		w[i] = 1
+	}
+	return &Norm{W: w, Eps: eps}
+}

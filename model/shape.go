@@ -1,0 +1,83 @@
+package model
+
+// SiteShape is a site without its weights: what runs need to know of all layers before the first is loaded.
+type SiteShape struct {
+	Name    string
+	Expert  int
+	In      int
+	Out     []int // of each linear
+	Names   []string
+	Carries bool // of its stage
+	Adds    bool
+}
+
+// shape describes the layer's sites.
+func (l *Layer) shape() []SiteShape {
+	var shapes []SiteShape
+	for i := range l.Stages {
+		for _, s := range l.Stages[i].Sites {
+			shape := SiteShape{Name: s.Name, Expert: s.Expert, In: s.In(), Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds}
+			for _, lin := range s.Linears {
+				shape.Out = append(shape.Out, lin.Out)
+				shape.Names = append(shape.Names, lin.Name)
+			}
+			shapes = append(shapes, shape)
+		}
+	}
+	return shapes
+}
+
+// Shape lists the sites of layer i in the order of the forward pass.
+func (m *Model) Shape(i int) []SiteShape { return m.shapes[i] }
+
+// LayerWeights is the number of weights in layer i's linears.
+func (m *Model) LayerWeights(i int) int64 {
+	var n int64
+	for _, s := range m.shapes[i] {
+		for _, out := range s.Out {
+			n += int64(out) * int64(s.In)
+		}
+	}
+	return n
+}
+
+// Carried is the largest input of a site that is worth keeping beside the hidden states, in features; 0: none is.
+func (m *Model) Carried() int {
+	most := 0
+	for _, shapes := range m.shapes {
+		for _, s := range shapes {
+			if s.Carries {
+				most = max(most, s.In)
+			}
+		}
+	}
+	return most
+}
+
+// Widest is the largest input of a site, in features.
+func (m *Model) Widest() int {
+	most := m.Dim
+	for _, shapes := range m.shapes {
+		for _, s := range shapes {
+			most = max(most, s.In)
+		}
+	}
+	return most
+}
+
+// ExpertsUsed is how many experts a token reaches in a layer; 0: there are none.
+func (m *Model) ExpertsUsed() int { return m.spec.ExpertsUsed }
+
+// LayerOf returns the layer that a linear, given by its weight's name, is in; −1 if there is none.
+func (m *Model) LayerOf(name string) int {
+	for i, shapes := range m.shapes {
+		for _, s := range shapes {
+			for _, n := range s.Names {
+				if n == name {
+					return i
+				}
+			}
+		}
+	}
+	return -1
+}

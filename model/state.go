@@ -1,0 +1,89 @@
+package model
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
+)
+
+// State is what a batch of tokens carries through a layer, and scratch memory for one goroutine. It is made once and
+// entered for each batch.
+type State struct {
+	// X is the residual stream, tokens×Dim: sequences of SeqLen tokens, one after the other.
+	X *tensor.Matrix
+	// Aux are the features that hidden states have beside it, tokens×(Width−Dim); nil if there are none.
+	Aux    *tensor.Matrix
+	SeqLen int
+	// In is the input of the next site.
+	In *tensor.Matrix
+
+	precision kernels.Precision
+	last      int // of each sequence, so many tokens are wanted: see Layer.ForwardLast
+	routes    *routes
+	only      [2]int                    // the experts that are computed, from the first to before the last; both 0: all
+	kept      map[string]*tensor.Matrix // what stages leave for later ones of the same layer, beside In
+	scratch   map[string][]float32
+}
+
+// NewState returns a state for m's layers. Its matrix products round as m.Precision says now.
+func (m *Model) NewState() *State {
+	return &State{precision: m.Precision, scratch: map[string][]float32{}, kept: map[string]*tensor.Matrix{}}
+}
+
+// Enter begins with hidden states x, tokens×Width, which Layer.Run changes. They are sequences of seqLen tokens.
+func (st *State) Enter(m *Model, x *tensor.Matrix, seqLen int) {
+	st.precision = m.Precision
+	st.X, st.Aux = x, nil
+	if x.Cols > m.Dim {
+		st.X, st.Aux = x.View(0, x.Rows, 0, m.Dim), x.View(0, x.Rows, m.Dim, x.Cols)
+	}
+	st.SeqLen, st.last, st.In, st.routes = seqLen, seqLen, nil, nil
+}
+
+// OnlyExperts has stages compute experts [lo,hi) alone, which suffices where only their sites are looked at; 0, 0: all.
+func (st *State) OnlyExperts(lo, hi int) { st.only = [2]int{lo, hi} }
+
+// computes says whether expert e is computed.
+func (st *State) computes(e int) bool { return st.only[1] == 0 || e >= st.only[0] && e < st.only[1] }
+
+// Scratch returns a matrix of unspecified content without padding, valid until the name is used again.
+func (st *State) Scratch(name string, rows, cols int) *tensor.Matrix {
+	if cap(st.scratch[name]) < rows*cols {
+		st.scratch[name] = make([]float32, rows*cols)
+	}
+	return tensor.FromSlice(rows, cols, st.scratch[name][:rows*cols])
+}
+
+// sequences is the number of sequences in the batch.
+func (st *State) sequences() int { return st.X.Rows / st.SeqLen }
+
+// apply applies linears that share the input x, and returns a scratch matrix for each, named after it.
+func (st *State) apply(x *tensor.Matrix, names []string, lins ...*Linear) []*tensor.Matrix {
+	dsts := make([]*tensor.Matrix, len(lins))
+	for i, l := range lins {
+		dsts[i] = st.Scratch(names[i], x.Rows, l.Out)
+	}
+	applyAll(x, st.precision, lins, dsts...)
+	return dsts
+}
+
+// add adds lin's result for in to x.
+func (st *State) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
+	st.AddProduct(x, lin, in)
+	lin.addBias(x)
+}
+
+// AddProduct adds lin's result for in, without its bias, to x: what a difference of inputs makes of the output.
+func (st *State) AddProduct(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
+	switch {
+	case !lin.stored():
+		delta := st.Scratch("delta", x.Rows, x.Cols)
+		lin.product(delta, in, st.precision)
+		byRows(x.Rows, func(lo, hi int) {
+			kernels.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
+		})
+	case lin.Q8:
+		kernels.MatMulAddQ8(x, in, &lin.W)
+	default:
+		kernels.MatMulAdd(x, in, &lin.W, st.precision)
+	}
+}

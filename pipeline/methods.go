@@ -1,0 +1,100 @@
+package pipeline
+
+import (
+	"github.com/llmq/llmq/awq"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/smoothquant"
+)
+
+// The methods, with their default options.
+var (
+	// RTN rounds to nearest, with scales searched by the importance of the inputs if there is calibration text.
+	RTN quant.Method = quant.Nearest{}
+	// GPTQ compensates each column's error in the columns after it; see package gptq.
+	GPTQ quant.Method = gptq.Method{}
+	// AWQ scales the channels of each site, clips, and rounds to nearest; see package awq.
+	AWQ quant.Method = awq.Method{}
+	// AWQGPTQ takes AWQ's scales, as far as GPTQ loses less with them, and GPTQ for the rest.
+	AWQGPTQ quant.Method = scaledGPTQ{}
+	// Int8 is RTN to Q8_0 for weights, with the scales of the linears' inputs measured and stored in the metadata, so that
+	// products can be taken in eight bits on both sides (W8A8).
+	Int8 quant.Method = quant.Nearest{Int8Inputs: true}
+	// Auto measures for each site which of GPTQ, SmoothQuant and GPTQ, AWQ and GPTQ, and AWQ has the least error.
+	Auto quant.Method = auto{}
+)
+
+// Methods lists the methods.
+var Methods = []quant.Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8, Auto}
+
+// MethodNames lists their names.
+func MethodNames() []string {
+	names := make([]string, len(Methods))
+	for i, m := range Methods {
+		names[i] = m.Name()
+	}
+	return names
+}
+
+// MethodByName returns the method of that name, nil if there is none.
+func MethodByName(name string) quant.Method {
+	for _, m := range Methods {
+		if m.Name() == name {
+			return m
+		}
+	}
+	return nil
+}
+
+// WithGPTQ returns m with GPTQ's options where GPTQ has a part in it.
+func WithGPTQ(m quant.Method, opt gptq.Options) quant.Method {
+	g := gptq.Method{Options: opt}
+	switch m.(type) {
+	case gptq.Method:
+		return g
+	case scaledGPTQ:
+		return scaledGPTQ{g}
+	case auto:
+		return auto{g}
+	}
+	return m
+}
+
+// scaledGPTQ is GPTQ after AWQ's scales.
+type scaledGPTQ struct{ gptq.Method }
+
+func (scaledGPTQ) Name() string { return "awq+gptq" }
+
+func (m scaledGPTQ) Needs() quant.Needs {
+	n := m.Method.Needs()
+	n.Transforms, n.Trials = awq.Method{}.Needs().Transforms, true
+	return n
+}
+
+// auto is GPTQ for the head, and for each site one of its ways.
+type auto struct{ gptq.Method }
+
+func (auto) Name() string { return "auto" }
+
+func (m auto) Needs() quant.Needs {
+	n := m.Method.Needs()
+	n.Trials, n.Decides = true, true
+	return n
+}
+
+// way is a transform, then a method.
+type way struct {
+	name      string
+	transform quant.Transform // nil: none
+	method    quant.Method
+}
+
+// ways are what is tried for each site. The first of equals wins. Those with one transform follow each other.
+func (m auto) ways() []way {
+	return []way{
+		{m.Method.Name(), nil, m.Method},
+		{"smoothquant+gptq", smoothquant.Smoothing{Auto: true}, m.Method},
+		{AWQGPTQ.Name(), awq.Scaling{}, m.Method},
+		{AWQ.Name(), awq.Scaling{}, AWQ},
+	}
+}

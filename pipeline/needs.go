@@ -1,0 +1,110 @@
+package pipeline
+
+import (
+	"github.com/llmq/llmq/model"
+)
+
+// Needs estimates what a run takes, in bytes.
+type Needs struct {
+	Memory int64 // at its peak, mapped pages of the checkpoint aside
+	Disk   int64 // the output, and the hidden states that the memory budget does not hold
+}
+
+// Needs estimates a run. With a model it is calibrated on so many tokens, and holds the hidden states, as far as the
+// budget (0: no limit) keeps them in memory, what a stage of the forward pass computes from a batch of them, and what
+// the largest site, or as many experts as are taken together, needs. With nil it is not calibrated and holds a piece of a
+// tensor.
+func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
+	var piece int64 // in weights
+	for i := range p.Tensors {
+		piece = max(piece, min(int64(p.Tensors[i].Elements()), batchWeights))
+	}
+	needs := Needs{Memory: piece * pieceBytes, Disk: p.File.Size()}
+	if m == nil {
+		return needs
+	}
+	streams := int64(1)
+	if p.Recipe.original() {
+		streams = 2 // the quantized model's and the original's
+	}
+	var sites, stage int64
+	for i := range m.Layers() {
+		sites = max(sites, p.layerNeeds(m.Shape(i), streams))
+		stage = max(stage, stageWidth(m, m.Shape(i), streams))
+	}
+	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
+		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
+		sites = max(sites, 4*streams*int64(m.Dim)*int64(m.Dim)+p.Recipe.Method.Memory(rows, m.Dim))
+	}
+	var states int64
+	left := newStateBudget(budget)
+	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers
+		bytes := stateBytes(tokens, dim)
+		if !left.fits(bytes) {
+			needs.Disk += bytes
+			bytes = stateBytes(min(tokens, batchTokens), dim)
+		}
+		states += bytes
+	}
+	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(min(tokens, batchTokens)))
+	if p.Assignment != nil {
+		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
+	}
+	return needs
+}
+
+// layerNeeds is the memory for the sums over the inputs of a layer's sites and for the method's work.
+func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
+	method := p.Recipe.Method
+	var most, hessians, largest, weights int64
+	experts := map[string]int64{} // sums of a stage's experts
+	for _, s := range shapes {
+		n, out := int64(s.In), 0
+		for _, o := range s.Out {
+			out += o
+		}
+		lacks := n * n // quant.Stats.Drift
+		if s.Adds {
+			lacks = n * int64(out) // or Shortfall
+		}
+		sums := 4 * (n*n + (streams-1)*lacks)
+		if s.Expert >= 0 {
+			// As many as fit together, the sums of all experts, and one expert's work.
+			experts[s.Name] += sums
+			sums = min(experts[s.Name], statsBytes) + 4*n*n
+		} else {
+			hessians += 4 * n * n
+			largest = max(largest, 4*n*n)
+			weights += 4 * n * int64(out)
+		}
+		most = max(most, sums+method.Memory(out, s.In))
+	}
+	const trial = 3 // a scaled Hessian and its factor, and the next Hessian
+	switch {
+	case method.Needs().Trials:
+		return max(most, hessians+trial*largest) + weights
+	case len(p.Recipe.transforms()) > 0: // the layer is decoded as a whole
+		return most + weights
+	}
+	return most
+}
+
+// stageWidth is the number of features of all that is computed for a token on the way through a layer, experts counting
+// as often as a token reaches some at most.
+func stageWidth(m *model.Model, shapes []model.SiteShape, streams int64) int64 {
+	var outputs, experts int64
+	for _, s := range shapes {
+		var out int64
+		for _, o := range s.Out {
+			out += int64(o)
+		}
+		if s.Expert >= 0 {
+			experts = max(experts, 2*(out+int64(s.In)))
+			continue
+		}
+		outputs += out
+	}
+	return streams*int64(m.Dim+m.Widest()) + outputs + experts*int64(max(1, m.ExpertsUsed()))
+}
+
+const pieceBytes = 4 * (1 + pendingWrites) // a weight stored in four bytes, once being made and then on its way to the disk

@@ -32,6 +32,15 @@ func (o *calibOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.HeldOut, "held-out", "", "text `FILE` that the model will be evaluated on: warn if the calibration text has parts of it")
 }
 
+// reads lists the text files.
+func (o *calibOptions) reads() []reading {
+	var list []reading
+	for _, path := range o.Calib {
+		list = append(list, reading{path, "calibration text"})
+	}
+	return append(list, reading{o.HeldOut, "the held-out text"})
+}
+
 // check checks what needs no file.
 func (o *calibOptions) check() error {
 	switch {

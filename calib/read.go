@@ -85,26 +85,20 @@ func (r *reader) parser(content []byte) func(content []byte, base int64) error {
 
 // pieces reads evenly spread pieces of a file of size bytes.
 func (r *reader) pieces(file io.ReaderAt, size int64) error {
-	var parse func([]byte, int64) error
+	head := make([]byte, pieceBytes)
+	if _, err := file.ReadAt(head, 0); err != nil {
+		return fmt.Errorf("calibration: %s: %w", r.path, err)
+	}
+	parse := r.parser(head)
 	n := maxFileBytes / pieceBytes
 	for i := range n {
-		at := i * (size - pieceBytes) / (n - 1)
-		piece, base, err := r.readPiece(file, at)
+		piece, base, err := r.readPiece(file, i*(size-pieceBytes)/(n-1))
 		if err != nil {
 			return fmt.Errorf("calibration: %s: %w", r.path, err)
 		}
-		if i == 0 {
-			parse = r.parser(piece)
-			if r.structured && !text.ByLines(piece) {
-				return fmt.Errorf("calibration: %s: %d bytes of JSON whose first line is not a whole record; "+
-					"of more than %d bytes pieces are read, by lines: write a record in each, as jq -c '.[]' does of a list",
-					r.path, size, maxFileBytes)
-			}
-			if r.structured { // records may be longer than a piece of text
-				if piece, base, err = r.readPiece(file, at); err != nil {
-					return fmt.Errorf("calibration: %s: %w", r.path, err)
-				}
-			}
+		if i == 0 && r.structured && !text.ByLines(piece) {
+			return fmt.Errorf("calibration: %s: %d bytes of JSON whose first line is not a whole record; of more than %d bytes "+
+				"pieces are read, by lines: write a record in each, as jq -c '.[]' does of a list", r.path, size, maxFileBytes)
 		}
 		if err := parse(piece, base); err != nil {
 			return err

@@ -25,7 +25,7 @@ type calibOptions struct {
 func (o *calibOptions) AddFlags(cmd *cobra.Command) {
 	o.cmd = cmd
 	f := cmd.Flags()
-	f.StringArrayVar(&o.Calib, "calib", nil, "calibration `FILE`: UTF-8 text, or .jsonl with \"text\" or \"messages\", and perhaps a \"domain\", in each line (repeatable)")
+	f.StringArrayVar(&o.Calib, "calib", nil, "calibration `FILE`: UTF-8 text, or JSON records (.jsonl, .ndjson, .json) with \"text\", \"messages\", ShareGPT's \"conversations\", Alpaca's \"instruction\" and \"output\", or \"prompt\" and \"completion\", and perhaps a \"domain\" (repeatable)")
 	f.IntVar(&o.CalibTokens, "calib-tokens", 0, fmt.Sprintf("tokens to calibrate on (default %d, or all there are if not fewer than %d)", calib.DefaultTokens, calib.MinTokens))
 	f.IntVar(&o.SeqLen, "seq-len", calib.DefaultSeqLen, "tokens in a calibration sequence")
 	f.Uint64Var(&o.Seed, "seed", 0, "which places of the text are taken")

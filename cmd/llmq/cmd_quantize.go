@@ -13,7 +13,6 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
-	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
@@ -122,11 +121,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range opts.Calib {
-		if atomicfile.Same(text, opts.Output) {
-			return fmt.Errorf("%s: the output is calibration text", opts.Output)
-		}
-	}
+	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {
 		return err

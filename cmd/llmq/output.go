@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +30,8 @@ type outputOptions struct {
 	DryRun        bool
 	Force         bool
 	JSON          bool
+
+	besides []reading // the checkpoint
 }
 
 func (o *outputOptions) AddFlags(cmd *cobra.Command) {
@@ -56,7 +59,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 		return nil, nil, err
 	}
 	if !o.DryRun && o.PartBytes == 0 { // the names of parts are known when their number is
-		if err := checkOutput(o.Checkpoint, o.Output, o.Force); err != nil {
+		if err := a.checkOutput(o.Output, o.Force, o.inputs()...); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -68,7 +71,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	plan, err := pipeline.NewPlan(src, r)
 	if err == nil && !o.DryRun {
-		err = o.checkParts(src, plan)
+		err = o.checkParts(a, src, plan)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close())
@@ -76,21 +79,78 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	return src, plan, nil
 }
 
-// checkOutput refuses an output that would replace the input, whatever the options, or another file without force.
-func checkOutput(input, output string, force bool) error {
-	if atomicfile.Same(input, output) {
-		return fmt.Errorf("%s: the output is the input", output)
-	}
-	files, _ := os.ReadDir(input) // of a folder; what is wrong with an input is said when it is opened
-	for _, f := range files {
-		if filepath.Ext(f.Name()) != ".gguf" && atomicfile.Same(filepath.Join(input, f.Name()), output) {
-			return fmt.Errorf("%s: the output is part of the input", output)
+// inputs lists what the command reads.
+func (o *outputOptions) inputs() []reading {
+	return append(slices.Clip(o.besides), reading{o.Checkpoint, "the input"})
+}
+
+// reading is a file or folder that a command reads. what completes "the output is".
+type reading struct{ path, what string }
+
+// checkOutput refuses, before anything is read, an output that cannot become a file, that would replace what the command
+// reads, or, without force, any other file. It removes what killed runs have left in the output's folder, and says so.
+func (a *app) checkOutput(output string, force bool, reads ...reading) error {
+	for _, r := range reads {
+		if atomicfile.Same(r.path, output) {
+			return fmt.Errorf("%s: the output is %s", output, r.what)
 		}
 	}
-	if _, err := os.Lstat(output); err == nil && !force {
-		return fmt.Errorf("%s exists; --force replaces it", output)
+	target, err := atomicfile.Resolve(output)
+	if err != nil {
+		return err
+	}
+	if out, ok := a.stdout.(*os.File); ok && sameFile(out, target) {
+		return fmt.Errorf("%s: standard output goes to the output file: what is printed would be lost", output)
+	}
+	if _, err := os.Lstat(target); err == nil {
+		for _, r := range reads {
+			if isPart(r.path, target) {
+				return fmt.Errorf("%s: the output is part of %s", output, r.what)
+			}
+		}
+		if !force {
+			return fmt.Errorf("%s exists; --force replaces it", output)
+		}
+	}
+	for _, l := range atomicfile.Sweep(filepath.Dir(target)) {
+		fmt.Fprintf(a.stderr, "llmq: warning: removed %s, %s that a killed run has left\n", l.Path, formatBytes(l.Bytes))
 	}
 	return nil
+}
+
+// sameFile says whether f is the file at path.
+func sameFile(f *os.File, path string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, named)
+}
+
+// isPart says whether file, which exists and is free of links, lies in folder or is what a link in it leads to. GGUF files
+// are part of no checkpoint. Of a folder that cannot be read the command that opens it will speak.
+func isPart(folder, file string) bool {
+	if strings.EqualFold(filepath.Ext(file), ".gguf") {
+		return false
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return false // no folder
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".gguf" && atomicfile.Same(filepath.Join(folder, e.Name()), file) {
+			return true
+		}
+	}
+	real, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		return false
+	}
+	real, err1 := filepath.Abs(real)
+	file, err2 := filepath.Abs(file)
+	rel, err3 := filepath.Rel(real, file)
+	return errors.Join(err1, err2, err3) == nil && filepath.IsLocal(rel)
 }
 
 // runtimeBytes is what the process holds besides a run's data: the program, its stacks, the tokenizer.

@@ -49,7 +49,7 @@ var partName = regexp.MustCompile(`-\d{5}-of-\d{5}\.gguf$`)
 
 // checkParts is checkOutput for the files of a plan. How many parts there are may change once more, so parts that are named
 // as those of the input are refused whatever their number.
-func (o *outputOptions) checkParts(src pipeline.Source, plan *pipeline.Plan) error {
+func (o *outputOptions) checkParts(a *app, src pipeline.Source, plan *pipeline.Plan) error {
 	stem := strings.TrimSuffix(filepath.Base(o.Output), ".gguf")
 	if f, ok := src.(*gguf.File); ok {
 		for _, in := range f.Paths() {
@@ -66,7 +66,7 @@ func (o *outputOptions) checkParts(src pipeline.Source, plan *pipeline.Plan) err
 		return nil
 	}
 	for _, path := range plan.File.Paths(o.Output) {
-		if err := checkOutput(o.Checkpoint, path, o.Force); err != nil {
+		if err := a.checkOutput(path, o.Force, o.inputs()...); err != nil {
 			return err
 		}
 	}

@@ -10,3 +10,15 @@ func SetFileLimits(file, piece int64) (restore func()) {
 
 // Render exposes render.
 func (c *ChatTemplate) Render(messages string) (string, error) { return c.render([]byte(messages)) }
+
+// Documents returns the texts of a file.
+func Documents(path string, chat *ChatTemplate) ([]string, error) {
+	strata, err := readStrata(path, chat)
+	var texts []string
+	for _, s := range strata {
+		for _, d := range s.docs {
+			texts = append(texts, d.text)
+		}
+	}
+	return texts, err
+}

@@ -68,9 +68,9 @@ func (s *Source) Name() string {
 // Tokens is the number of tokens in the set.
 func (s *Set) Tokens() int { return len(s.Sequences) * s.SeqLen }
 
-// Sample takes sequences from text files. A .jsonl file has one record per line: {"text": ...}, or a conversation,
-// {"messages": [{"role": ..., "content": ...}, ...]}, either with a "domain" if all records of the file have one. Any
-// other file is one plain text. Each file, or each domain in one, is a stratum: it gives sequences in proportion to its
+// Sample takes sequences from text files. A file of records (text.HoldsRecords) has texts, {"text": ...}, or conversations,
+// {"messages": [{"role": ..., "content": ...}, ...]}, or another of the layouts that document names; each with a "domain" if
+// all records of the file have one. Any other file is one plain text. Each file, or each domain in one, is a stratum: it gives sequences in proportion to its
 // length, each part of it alike, at positions that depend on the seed alone. Documents and sequences that repeat
 // another exactly are left out.
 func Sample(paths []string, tok Tokenizer, opt Options) (*Set, error) {

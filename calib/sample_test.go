@@ -294,7 +294,7 @@ func TestSampleErrors(t *testing.T) {
 		{write(t, "latin.txt", "caf\xe9 au lait"), calib.Options{}, "latin.txt: not UTF-8: byte 0xe9 at offset 3"},
 		{lines(t, record{Text: "x"}, "{\"text\":\"\xff\"}"), calib.Options{}, "set.jsonl:2: not UTF-8: byte 0xff at offset 9 of the line"},
 		{lines(t, record{Text: "x"}, "", `{"content":"y"}`), calib.Options{}, `set.jsonl:3: no "text" field, nor "messages"`},
-		{lines(t, `{"text":1}`), calib.Options{}, "set.jsonl:1: json: "},
+		{lines(t, `{"text":1}`), calib.Options{}, `set.jsonl:1: "text" is a number; want a string`},
 		{lines(t, `{"text":"x"`), calib.Options{}, "set.jsonl:1: unexpected end"},
 		{lines(t, `{"text":"x","messages":[{"role":"user"}]}`), calib.Options{}, `set.jsonl:1: both "text" and "messages"`},
 		{lines(t, `{"messages":[{"role":"user"}]}`), calib.Options{}, `set.jsonl:1: "messages" need a chat template`},

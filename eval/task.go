@@ -1,12 +1,9 @@
 package eval
 
 import (
-	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,17 +41,19 @@ type Example struct {
 	Answer  int // index of the right one
 }
 
-// LoadTask reads a task. In a .jsonl file each line is either {"question": ..., "choices": [...], "answer": ...}, the
-// answer being an index from 0, a letter from A, or a choice's text; or {"text": ...}, whose last word is asked for. Any
-// other file has llama.cpp's HellaSwag layout, six lines for each example: the context, the index of the right ending
-// from 0, and four endings. Anything else is an error that names the line.
+// LoadTask reads a task. A file of records (text.HoldsRecords: .jsonl, .ndjson or .json, or content like theirs) has
+// {"question": ..., "choices": [...], "answer": ...}, the answer being an index from 0, a letter from A, or a choice's text;
+// or {"text": ...}, whose last word is asked for. Any other file has llama.cpp's HellaSwag layout, six lines for each
+// example: the context, the index of the right ending from 0, and four endings. Anything else is an error that names the
+// line.
 func LoadTask(path string) (*Task, error) {
 	content, err := text.ReadUTF8(path)
 	if err != nil {
 		return nil, err
 	}
+	content = string(text.TrimBOM([]byte(content)))
 	t := &Task{Path: path, Kind: HellaSwag}
-	if strings.EqualFold(filepath.Ext(path), ".jsonl") {
+	if text.HoldsRecords(path, []byte(content)) {
 		err = t.readRecords(content)
 	} else {
 		err = t.readHellaSwag(content)
@@ -69,64 +68,65 @@ func LoadTask(path string) (*Task, error) {
 }
 
 // fail is an error in a line.
-func (t *Task) fail(line int, err error) error { return fmt.Errorf("%s:%d: %w", t.Path, line, err) }
+func (t *Task) fail(line int, err error) error { return fmt.Errorf("%s: %w", t.where(line), err) }
+
+func (t *Task) where(line int) string { return fmt.Sprintf("%s:%d", t.Path, line) }
 
 func (t *Task) readRecords(content string) error {
 	t.Kind = ""
-	lines := bufio.NewReader(strings.NewReader(content))
-	for line := 1; ; line++ {
-		b, err := lines.ReadBytes('\n') // io.EOF with the last line; a string has no other errors
-		if len(bytes.TrimSpace(b)) > 0 {
-			e, kind, err := parseRecord(b)
-			if err != nil {
-				return t.fail(line, err)
-			}
-			if t.Kind == "" {
-				t.Kind = kind
-			}
-			if kind != t.Kind {
-				return t.fail(line, fmt.Errorf("a %s example among %s examples", kind, t.Kind))
-			}
-			e.Line = line
-			t.Examples = append(t.Examples, *e)
-		}
+	return text.EachRecord([]byte(content), t.where, func(line int, r text.Record) error {
+		e, kind, err := parseRecord(r)
 		if err != nil {
-			return nil
+			return err
 		}
-	}
+		if t.Kind == "" {
+			t.Kind = kind
+		}
+		if kind != t.Kind {
+			return fmt.Errorf("a %s example among %s examples", kind, t.Kind)
+		}
+		e.Line = line
+		t.Examples = append(t.Examples, *e)
+		return nil
+	})
 }
 
-// parseRecord reads one line.
-func parseRecord(line []byte) (*Example, TaskKind, error) {
-	var r struct {
-		Text     *string         `json:"text"`
-		Question *string         `json:"question"`
-		Choices  []string        `json:"choices"`
-		Answer   json.RawMessage `json:"answer"`
+// parseRecord reads one example.
+func parseRecord(r text.Record) (*Example, TaskKind, error) {
+	switch {
+	case r.Has("text") && r.Has("question"):
+		return nil, "", errors.New(`both "text" and "question"`)
+	case r.Has("text"):
+		s, err := r.String("text")
+		if err != nil {
+			return nil, "", err
+		}
+		e, err := lastWord(s)
+		return e, LastWord, err
+	case !r.Has("question"):
+		return nil, "", fmt.Errorf(`no "question", nor "text"; %s`, r.Fields())
+	case !r.Has("choices"):
+		return nil, "", fmt.Errorf(`no "choices" beside "question"; %s`, r.Fields())
 	}
-	if err := json.Unmarshal(line, &r); err != nil {
+	question, err := r.String("question")
+	if err != nil {
 		return nil, "", err
 	}
-	switch {
-	case r.Text != nil && r.Question != nil:
-		return nil, "", errors.New(`both "text" and "question"`)
-	case r.Text != nil:
-		e, err := lastWord(*r.Text)
-		return e, LastWord, err
-	case r.Question == nil:
-		return nil, "", errors.New(`no "question", nor "text"`)
-	case len(r.Choices) < 2:
-		return nil, "", fmt.Errorf(`"choices": %d; need 2 or more`, len(r.Choices))
+	choices, err := r.Strings("choices")
+	if err != nil {
+		return nil, "", err
 	}
-	e := &Example{Context: *r.Question}
-	for i, c := range r.Choices {
+	if len(choices) < 2 {
+		return nil, "", fmt.Errorf(`"choices": %d; need 2 or more`, len(choices))
+	}
+	e := &Example{Context: question}
+	for i, c := range choices {
 		if strings.TrimSpace(c) == "" {
 			return nil, "", fmt.Errorf(`"choices"[%d] is empty`, i)
 		}
 		e.Choices = append(e.Choices, continuation(e.Context, c))
 	}
-	var err error
-	e.Answer, err = parseAnswer(r.Answer, r.Choices)
+	e.Answer, err = parseAnswer(r["answer"], choices)
 	return e, MultipleChoice, err
 }
 
@@ -140,7 +140,7 @@ func continuation(context, choice string) string {
 
 // parseAnswer reads an index, a letter or a choice's text.
 func parseAnswer(raw json.RawMessage, choices []string) (int, error) {
-	if len(raw) == 0 || string(raw) == "null" {
+	if raw == nil {
 		return 0, errors.New(`no "answer"`)
 	}
 	var s string

@@ -56,7 +56,17 @@ func TestLoadTask(t *testing.T) {
 	if words.Kind != eval.LastWord || !reflect.DeepEqual(words.Examples, want) {
 		t.Errorf("%s %+v", words.Kind, words.Examples)
 	}
-	swag := load(t, file(t, "a.txt", "Cooking: He\r\n2\r\nruns\r\nsits\r\ncooks.\r\nflies\r\nctx\n0\na\nb\nc\nd\n\n"))
+	const first, second = `{"text":"a b","question":null}`, `{"text":"c d"}`
+	for name, content := range map[string]string{
+		"a.jsonl": "\ufeff" + first + "\r\n" + second, "a.ndjson": first + "\n" + second, "a.json": "[\n" + first + ",\n" + second + "]",
+		"a.txt": first + "\n" + second + "\n",
+	} {
+		task := load(t, file(t, name, content))
+		if e := task.Examples; task.Kind != eval.LastWord || len(e) != 2 || e[0].Context != "a" || e[1].Context != "c" || e[1].Line-e[0].Line != 1 {
+			t.Errorf("%s: %s %+v", name, task.Kind, e)
+		}
+	}
+	swag := load(t, file(t, "a.txt", "\ufeffCooking: He\r\n2\r\nruns\r\nsits\r\ncooks.\r\nflies\r\nctx\n0\na\nb\nc\nd\n\n"))
 	want = []eval.Example{
 		{Line: 1, Context: "Cooking: He", Choices: []string{" runs", " sits", " cooks.", " flies"}, Answer: 2},
 		{Line: 7, Context: "ctx", Choices: []string{" a", " b", " c", " d"}},
@@ -72,11 +82,19 @@ func TestLoadTaskErrors(t *testing.T) {
 		{"a.jsonl", "", "the text is empty"},
 		{"a.jsonl", "\n\n", "no examples"},
 		{"a.jsonl", ok + "{", "a.jsonl:2: unexpected end"},
-		{"a.jsonl", ok + "\n[]", "a.jsonl:3: json:"},
+		{"a.jsonl", ok + "\n[1]", "a.jsonl:3: record 1: a number where a record is wanted"},
+		{"a.jsonl", `{"question":{"stem":"q"},"choices":["a","b"],"answer":0}`, `a.jsonl:1: "question" is an object; want a string`},
+		{"a.jsonl", `{"question":"q","choices":{"text":["a","b"]},"answer":0}`, `"choices" is an object; want a list`},
+		{"a.jsonl", `{"question":"q","choices":["a",{"text":"b"}],"answer":0}`, `"choices"[1] is an object; want a string`},
+		{"a.jsonl", `{"question":"q","choices":["a",null],"answer":0}`, `"choices"[1] is null; want a string`},
+		{"a.jsonl", `{"Question":"q","opts":["a","b"]}`, `the fields are "Question", "opts"`},
+		{"a.jsonl", `{"question":"q","choices":["a","b"],"answer":null}`, `no "answer"`},
+		{"a.json", "[\n" + strings.TrimSpace(ok) + ",\n{}]", "a.json:3: record 2: no \"question\", nor \"text\"; there are no fields"},
 		{"a.jsonl", `{"choices":["a","b"],"answer":0}`, `a.jsonl:1: no "question", nor "text"`},
 		{"a.jsonl", `{"text":"x y","question":"q"}`, `both "text" and "question"`},
 		{"a.jsonl", `{"question":"q","choices":["a"],"answer":0}`, `"choices": 1; need 2 or more`},
-		{"a.jsonl", `{"question":"q","answer":0}`, `"choices": 0`},
+		{"a.jsonl", `{"question":"q","answer":0}`, `no "choices" beside "question"`},
+		{"a.jsonl", `{"question":"q","choices":[],"answer":0}`, `"choices": 0; need 2 or more`},
 		{"a.jsonl", `{"question":"q","choices":["a"," "],"answer":0}`, `"choices"[1] is empty`},
 		{"a.jsonl", `{"question":"q","choices":["a","b"]}`, `a.jsonl:1: no "answer"`},
 		{"a.jsonl", `{"question":"q","choices":["a","b"],"answer":2}`, `"answer" 2: want an index below 2`},

@@ -226,6 +226,11 @@ func (a *assigner) room(b Budget) (int64, error) {
 		}
 		smallest += least
 	}
+	if n := a.plan.Recipe.PartBytes; n > 0 && b.MaxBytes > 0 {
+		// Other types fill other parts. Two that follow each other hold more than n bytes.
+		parts := min(2*(b.MaxBytes/n)+1, int64(len(a.plan.Tensors)))
+		file += max(0, parts+1-int64(len(a.plan.File.Parts()))) * a.plan.File.PartOverhead()
+	}
 	room := int64(math.MaxInt64)
 	if b.MaxBytes > 0 {
 		room = b.MaxBytes - file

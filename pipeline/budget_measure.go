@@ -26,8 +26,11 @@ const (
 	sensitivityPasses = 2
 )
 
-// probeType is small enough to be felt and large enough for its effect to be quadratic; most columns divide.
-var probeType = ggml.Q4_0
+// probeTypes are small enough to be felt and large enough for their effect to be quadratic; most columns divide. The second
+// is for weights that the first holds as they are, to minProbe: those of a checkpoint that was quantized to it.
+var probeTypes = []*ggml.Type{ggml.Q4_0, ggml.Q3_K}
+
+const minProbe = 1e-6
 
 // use is a tensor at work: the layers' linears and the head multiply, the embedding is read.
 type use struct {
@@ -35,6 +38,7 @@ type use struct {
 	tensor     *Tensor
 	types      []*ggml.Type
 	importance []float32 // of the input's features; nil for the embedding
+	probeType  *ggml.Type
 	probe      float64   // relative output error of the probe
 	errors     []float64 // of each type
 	kl         float64   // effect of the probe
@@ -50,14 +54,18 @@ func (u *use) sensitivity() float64 {
 
 // rounded returns w rounded to nearest as the probe.
 func (u *use) rounded(w *tensor.Matrix) *tensor.Matrix {
-	_, q := encode(ggml.Substitute(probeType, w.Cols), w, u.importance)
+	_, q := encode(ggml.Substitute(u.probeType, w.Cols), w, u.importance)
 	return q
 }
 
 // measure notes the relative errors of the probe and of each type, which quantize rounds to and relative compares with w.
 func (u *use) measure(w *tensor.Matrix, quantize func(t *Tensor) (*tensor.Matrix, error),
 	relative func(w, q *tensor.Matrix) float64) error {
-	u.probe = relative(w, u.rounded(w))
+	for _, u.probeType = range probeTypes {
+		if u.probe = relative(w, u.rounded(w)); u.probe > minProbe {
+			break
+		}
+	}
 	if math.IsNaN(u.probe) || math.IsInf(u.probe, 0) {
 		return fmt.Errorf("tensor %q: its weights or its inputs overflow", u.site)
 	}

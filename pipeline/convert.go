@@ -74,6 +74,9 @@ func (r *run) convert(t *Tensor) error {
 	r.src.Release(in)
 	r.report(t, sum.relative(), 0)
 	rep := r.reports[t.Name]
+	if t.Type == in.Type {
+		rep.RequantizedFrom = ""
+	}
 	rep.WeightError, rep.ExpectedError = sum.relative(), errorSum{sum.noise, sum.den}.relative()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"github.com/llmq/llmq/arch"
 	"slices"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
@@ -54,7 +55,7 @@ func (t *Tensor) linears() []string {
 
 // NewPlan applies a recipe to a checkpoint.
 func NewPlan(src Source, r Recipe) (*Plan, error) {
-	p := &Plan{Recipe: r, Metadata: append(gguf.Metadata(nil), src.Metadata()...)}
+	p := &Plan{Recipe: r, Metadata: inherited(src.Metadata())}
 	if r.Method == nil {
 		return nil, errors.New("the recipe has no method")
 	}
@@ -74,9 +75,9 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	infos := src.Tensors()
 	for i := range infos {
 		in := &infos[i]
-		if in.Type.Grid != nil {
-			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original",
-				src.Name(), in.Name, in.Type.Name)
+		if in.Type.Grid != nil && !r.Requantize {
+			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original, or allow with "+
+				"--allow-requantize that its errors stay", src.Name(), in.Name, in.Type.Name)
 		}
 		t, wanted, rule, err := r.typeOf(in, m.Role(in.Name))
 		if err != nil {
@@ -112,8 +113,16 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	if r.Method.Needs().Int8Inputs {
 		p.addScales()
 	}
-	p.File, err = gguf.NewPlan(p.Metadata, p.infos())
+	p.File, err = gguf.NewSplitPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err
+}
+
+// inherited is the metadata of a checkpoint without what a file tells of how its tensors were rounded, which is not true of
+// another: ours, and what llama-quantize says of its importance matrix.
+func inherited(md gguf.Metadata) gguf.Metadata {
+	return slices.DeleteFunc(slices.Clone(md), func(kv gguf.KV) bool {
+		return strings.HasPrefix(kv.Key, "llmq.") || strings.HasPrefix(kv.Key, "quantize.imatrix.")
+	})
 }
 
 // quantizes says whether any tensor becomes a quantized one.
@@ -127,7 +136,7 @@ func (p *Plan) SetMetadata(entries gguf.Metadata) error {
 	for _, kv := range entries {
 		md.Set(kv.Key, kv.Value)
 	}
-	file, err := gguf.NewPlan(md, p.infos())
+	file, err := gguf.NewSplitPlan(md, p.infos(), p.Recipe.PartBytes)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,10 @@ type Recipe struct {
 	// BiasCorrection adds to each quantized linear's bias what its output has lost in the mean, and gives biases to
 	// linears without one where the architecture's readers load them.
 	BiasCorrection bool
+	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
+	Requantize bool
+	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewSplitPlan. 0: it does not.
+	PartBytes int64
 }
 
 // Calibrated says whether carrying out the recipe takes calibration text, and what for.

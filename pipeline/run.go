@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"github.com/llmq/llmq/arch"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -60,7 +59,8 @@ func (silent) Done()               {}
 
 // Report is what a run has done. The JSON names are part of the command line's interface.
 type Report struct {
-	Output        string         `json:"output"`
+	Output        string         `json:"output"` // the first part, of a split file
+	Parts         []string       `json:"parts"`  // of a split file; empty if there is one
 	Bytes         int64          `json:"bytes"`
 	BitsPerWeight float64        `json:"bits_per_weight"`
 	Seconds       float64        `json:"seconds"`
@@ -97,6 +97,9 @@ type TensorReport struct {
 	Damping float64 `json:"damping"`
 	// Fallback names the type that was asked for where its block does not divide the columns.
 	Fallback string `json:"fallback"`
+	// RequantizedFrom is the quantized type that the checkpoint has, whose errors the others do not count; "" for an original,
+	// and for what was copied as it is.
+	RequantizedFrom string `json:"requantized_from"`
 	// ExpertTokens are how many calibration tokens reached each of the experts that the tensor holds.
 	ExpertTokens []int `json:"expert_tokens,omitempty"`
 
@@ -131,7 +134,8 @@ type run struct {
 	tempDir  string
 }
 
-// Run writes the file that p plans to path; linears that fall back to Q8_0 change p. Nothing is left there, and an existing file is untouched, if it fails.
+// Run writes the file that p plans to path, or its parts beside it (gguf.Plan.Paths); linears that fall back to Q8_0 change p.
+// Nothing is left there, and an existing file is untouched, if it fails.
 func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
 	if why, ok := p.Recipe.Calibrated(); ok && opt.Calib == nil {
 		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE", why)
@@ -181,7 +185,8 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 	if p.Recipe.Method.Needs().Int8Inputs || r.mayFallBack() {
 		r.inputs = map[string]*inputs{}
 	}
-	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite}); err != nil {
+	if r.out, err = gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: opt.Overwrite,
+		PartBytes: p.Recipe.PartBytes}); err != nil {
 		return nil, nil, err
 	}
 	defer r.out.Abort() // no effect after Close
@@ -229,13 +234,7 @@ func attempt(ctx context.Context, src Source, p *Plan, path string, opt Options,
 		return nil, nil, err
 	}
 	opt.Progress.Done()
-	rep := r.result(path)
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	rep.Bytes = info.Size()
-	return rep, fallbacks, nil
+	return r.result(r.out.Paths()), fallbacks, nil
 }
 
 // setErrors stores the relative errors of the tensors in the metadata, so that a file tells where it is weak.
@@ -247,13 +246,19 @@ func (r *run) setErrors() error {
 	return r.out.SetMeta(model.ErrorsKey, errors)
 }
 
-// result reports a run whose tensors are all written.
-func (r *run) result(path string) *Report {
+// result reports a run whose tensors are all written, to files of these names; none if they were given up.
+func (r *run) result(paths []string) *Report {
 	rep := &Report{
-		Output: path, Bytes: r.plan.File.Size(), BitsPerWeight: r.plan.BitsPerWeight(),
+		Parts: []string{}, Bytes: r.plan.File.Size(), BitsPerWeight: r.plan.BitsPerWeight(),
 		Foldings: append([]quant.Folding{}, r.foldings...), Ranges: append([]GroupRanges{}, r.ranges...),
 		NoBias: append([]string{}, r.plan.NoBias...), Assignment: r.plan.Assignment,
 		Decisions: append([]Decision{}, r.found.decisions...), Validation: r.found.validation,
+	}
+	if len(paths) > 0 {
+		rep.Output = paths[0]
+	}
+	if len(paths) > 1 {
+		rep.Parts = paths
 	}
 	for i := range r.plan.Tensors {
 		rep.Tensors = append(rep.Tensors, *r.reports[r.plan.Tensors[i].Name])
@@ -369,6 +374,9 @@ func (r *run) report(t *Tensor, relative, damping float64) {
 	}
 	if t.Wanted != t.Type {
 		rep.Fallback = t.Wanted.Name
+	}
+	if t.From.Grid != nil {
+		rep.RequantizedFrom = t.From.Name
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

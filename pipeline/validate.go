@@ -11,7 +11,6 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -70,7 +69,7 @@ type LimitError struct {
 }
 
 func (r *run) limitError() *LimitError {
-	e := &LimitError{Report: r.result(""), Tried: r.plan.Recipe.Method.Needs().Decides}
+	e := &LimitError{Report: r.result(nil), Tried: r.plan.Recipe.Method.Needs().Decides}
 	for i := range r.plan.Tensors {
 		if coarse(&r.plan.Tensors[i]) {
 			e.Left++
@@ -113,11 +112,7 @@ func (o *Validate) check(set *calib.Set) error {
 // validate compares the file that has just been completed to the original.
 func (r *run) validate() error {
 	o := &r.opt.Validate
-	path, err := r.out.Complete()
-	if err != nil {
-		return err
-	}
-	f, err := gguf.Open(path)
+	f, err := r.out.Open()
 	if err != nil {
 		return err
 	}

@@ -93,7 +93,7 @@ func Read(path string) (*Input, error) {
 	}
 	var magic [4]byte
 	if _, err := io.ReadFull(f, magic[:]); err == nil && string(magic[:]) == "GGUF" {
-		return readModel(path, info.Size())
+		return readModel(path)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -107,13 +107,13 @@ func Read(path string) (*Input, error) {
 	return in, nil
 }
 
-func readModel(path string, size int64) (*Input, error) {
+func readModel(path string) (*Input, error) {
 	f, err := gguf.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	m := &Model{Bytes: size, Tensors: f.Tensors()}
+	m := &Model{Bytes: f.Size(), Tensors: f.Tensors()}
 	for _, kv := range f.Metadata() {
 		if strings.HasPrefix(kv.Key, MetadataPrefix) {
 			m.Metadata = append(m.Metadata, kv)

@@ -25,11 +25,20 @@ type calibOptions struct {
 func (o *calibOptions) AddFlags(cmd *cobra.Command) {
 	o.cmd = cmd
 	f := cmd.Flags()
-	f.StringArrayVar(&o.Calib, "calib", nil, "calibration `FILE`: UTF-8 text, or .jsonl with \"text\" or \"messages\", and perhaps a \"domain\", in each line (repeatable)")
+	f.StringArrayVar(&o.Calib, "calib", nil, "calibration `FILE`: UTF-8 text, or JSON records (.jsonl, .ndjson, .json) with \"text\", \"messages\", ShareGPT's \"conversations\", Alpaca's \"instruction\" and \"output\", or \"prompt\" and \"completion\", and perhaps a \"domain\" (repeatable)")
 	f.IntVar(&o.CalibTokens, "calib-tokens", 0, fmt.Sprintf("tokens to calibrate on (default %d, or all there are if not fewer than %d)", calib.DefaultTokens, calib.MinTokens))
 	f.IntVar(&o.SeqLen, "seq-len", calib.DefaultSeqLen, "tokens in a calibration sequence")
 	f.Uint64Var(&o.Seed, "seed", 0, "which places of the text are taken")
 	f.StringVar(&o.HeldOut, "held-out", "", "text `FILE` that the model will be evaluated on: warn if the calibration text has parts of it")
+}
+
+// reads lists the text files.
+func (o *calibOptions) reads() []reading {
+	var list []reading
+	for _, path := range o.Calib {
+		list = append(list, reading{path, "calibration text"})
+	}
+	return append(list, reading{o.HeldOut, "the held-out text"})
 }
 
 // check checks what needs no file.

@@ -25,8 +25,9 @@ func (a *app) convertCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "convert CHECKPOINT -o FILE",
 		Short: "Write a checkpoint as GGUF",
-		Long: `Writes CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF file, as a GGUF
-file. Norms and biases are F32, as GGUF readers require.`,
+		Long: `Writes CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF file (the first part,
+if it is split; with --allow-requantize a quantized one), as a GGUF file. Norms and biases are F32, as GGUF readers
+require.`,
 		Example: `  llmq convert Qwen3-8B -o qwen3-8b-bf16.gguf --type bf16
   llmq convert Qwen3-8B -o qwen3-8b-q8_0.gguf --type q8_0 --dry-run`,
 		Args: exactArgs("CHECKPOINT"),

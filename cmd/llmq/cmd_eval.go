@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"github.com/llmq/llmq/arch"
-	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
@@ -39,7 +39,7 @@ type evalOptions struct {
 func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.Text, "text", "", "UTF-8 text `FILE` to predict")
-	f.StringVar(&o.Task, "task", "", "instead of --text, task `FILE` to answer: .jsonl with \"question\", \"choices\" and \"answer\", or \"text\" whose last word is asked for, in each line; or llama.cpp's HellaSwag text")
+	f.StringVar(&o.Task, "task", "", "instead of --text, task `FILE` to answer: JSON records (.jsonl, .ndjson, .json) with \"question\", \"choices\" and \"answer\", or \"text\" whose last word is asked for; or llama.cpp's HellaSwag text")
 	f.IntVar(&o.Examples, "examples", 0, "answer only the first `N` examples of the task (0: all)")
 	f.IntVar(&o.Context, "context", 0, fmt.Sprintf("tokens in a chunk (default %d)", eval.DefaultContext))
 	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
@@ -217,8 +217,8 @@ func (o *evalOptions) subject(m *model.Model) report.Subject {
 		weights += int64(t.Elements())
 	}
 	s.BitsPerWeight = 8 * float64(s.Bytes) / float64(max(weights, 1))
-	if info, err := os.Stat(o.Model); err == nil && info.Mode().IsRegular() {
-		s.Bytes = info.Size()
+	if f, ok := m.Source.(*gguf.File); ok {
+		s.Bytes = f.Size()
 	}
 	return s
 }

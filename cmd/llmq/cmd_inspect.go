@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
@@ -10,9 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	"github.com/llmq/llmq/pipeline"
 )
 
 type inspectOptions struct {
@@ -29,8 +29,10 @@ func (a *app) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect FILE|FOLDER",
 		Short: "Show a model's metadata and tensors",
-		Long: `Shows the metadata and tensors of a GGUF file, or of a checkpoint folder as convert would write it: with GGUF's keys,
-names and order of rows, but the types that are stored. Shapes are out×in. No weights are read.`,
+		Long: `Shows the metadata and tensors of a GGUF file of any architecture and types, all parts of a split one together; or of a
+checkpoint folder as convert would write it: with GGUF's keys, names and order of rows, but the types that are stored.
+Shapes are out×in. No weights are read. A type whose number ggml does not know is "type N", and its tensors' bytes are
+those up to the next tensor.`,
 		Example: `  llmq inspect qwen3-8b-q4_k.gguf
   llmq inspect Qwen3-8B --json`,
 		Args: exactArgs("FILE|FOLDER"),
@@ -52,35 +54,36 @@ type typeTotal struct {
 }
 
 func (a *app) runInspect(opts inspectOptions) error {
-	src, err := a.openSource(opts.Path, "")
+	l, format, err := a.list(opts.Path)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
 	types := []typeTotal{}
 	var all typeTotal
-	index := map[*ggml.Type]int{}
-	tensors := src.Tensors()
-	for i := range tensors {
-		t := &tensors[i]
+	index := map[string]int{}
+	for _, t := range l.Tensors {
 		k, ok := index[t.Type]
 		if !ok {
 			k = len(types)
 			index[t.Type] = k
-			types = append(types, typeTotal{Type: t.Type.Name})
+			types = append(types, typeTotal{Type: t.Type})
+		}
+		weights := int64(1)
+		for _, n := range t.Shape {
+			weights *= int64(n)
 		}
 		for _, total := range []*typeTotal{&types[k], &all} {
 			total.Tensors++
-			total.Weights += int64(t.Elements())
-			total.Bytes += t.Bytes()
+			total.Weights += weights
+			total.Bytes += t.Bytes
 		}
 	}
 	bpw := 8 * float64(all.Bytes) / float64(max(all.Weights, 1))
 	if opts.JSON {
-		return a.inspectJSON(src, types, all, bpw)
+		return a.inspectJSON(opts.Path, format, l, types, all, bpw)
 	}
 	t := newTable(a.stdout)
-	for _, kv := range src.Metadata() {
+	for _, kv := range l.Metadata {
 		t.row(plain(kv.Key), "%s", abbreviate(kv.Value))
 	}
 	if err := t.flush(); err != nil {
@@ -88,8 +91,8 @@ func (a *app) runInspect(opts inspectOptions) error {
 	}
 	fmt.Fprintln(a.stdout)
 	t = newTable(a.stdout)
-	for i := range tensors {
-		t.row(plain(tensors[i].Name), "%s\t%s\t%d bytes", tensors[i].Type.Name, shapeString(tensors[i].Shape), tensors[i].Bytes())
+	for _, tensor := range l.Tensors {
+		t.row(plain(tensor.Name), "%s\t%s\t%d bytes", tensor.Type, shapeString(tensor.Shape), tensor.Bytes)
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -100,10 +103,31 @@ func (a *app) runInspect(opts inspectOptions) error {
 		t.row(total.Type, "%d tensors\t%d weights\t%s", total.Tensors, total.Weights, formatBytes(total.Bytes))
 	}
 	t.row("all", "%d tensors\t%d weights\t%s\t%.3f bits per weight", all.Tensors, all.Weights, formatBytes(all.Bytes), bpw)
+	if len(l.Paths) > 1 {
+		t.row("files", "%d parts, the last is %s", len(l.Paths), plain(filepath.Base(l.Paths[len(l.Paths)-1])))
+	}
 	return t.flush()
 }
 
-func (a *app) inspectJSON(src pipeline.Source, types []typeTotal, all typeTotal, bpw float64) error {
+// list lists what a GGUF file or a checkpoint folder holds.
+func (a *app) list(path string) (l *gguf.Listing, format string, err error) {
+	if info, err := os.Stat(path); err == nil && !info.IsDir() && !strings.HasSuffix(path, ".safetensors") {
+		l, err := gguf.List(path)
+		return l, "gguf", err
+	}
+	src, err := a.openSource(path, "")
+	if err != nil {
+		return nil, "", err
+	}
+	defer src.Close()
+	l = &gguf.Listing{Metadata: src.Metadata()}
+	for _, t := range src.Tensors() {
+		l.Tensors = append(l.Tensors, gguf.Listed{Name: t.Name, Type: t.Type.Name, Shape: t.Shape, Bytes: t.Bytes()})
+	}
+	return l, "checkpoint", nil
+}
+
+func (a *app) inspectJSON(path, format string, l *gguf.Listing, types []typeTotal, all typeTotal, bpw float64) error {
 	type tensorJSON struct {
 		Name  string `json:"name"`
 		Type  string `json:"type"`
@@ -111,27 +135,28 @@ func (a *app) inspectJSON(src pipeline.Source, types []typeTotal, all typeTotal,
 		Bytes int64  `json:"bytes"`
 	}
 	tensors := []tensorJSON{}
-	for _, t := range src.Tensors() {
-		tensors = append(tensors, tensorJSON{t.Name, t.Type.Name, t.Shape, t.Bytes()})
+	for _, t := range l.Tensors {
+		tensors = append(tensors, tensorJSON(t))
 	}
 	metadata := map[string]any{}
-	for _, kv := range src.Metadata() {
+	for _, kv := range l.Metadata {
 		metadata[kv.Key] = jsonValue(kv.Value)
 	}
-	format := "checkpoint"
-	if _, ok := src.(*gguf.File); ok {
-		format = "gguf"
+	parts := []string{}
+	if len(l.Paths) > 1 {
+		parts = l.Paths
 	}
 	return a.printJSON(struct {
 		Path          string         `json:"path"`
 		Format        string         `json:"format"`
+		Parts         []string       `json:"parts"` // of a split file
 		Weights       int64          `json:"weights"`
 		Bytes         int64          `json:"bytes"`
 		BitsPerWeight float64        `json:"bits_per_weight"`
 		Types         []typeTotal    `json:"types"`
 		Metadata      map[string]any `json:"metadata"`
 		Tensors       []tensorJSON   `json:"tensors"`
-	}{src.Name(), format, all.Weights, all.Bytes, bpw, types, metadata, tensors})
+	}{path, format, parts, all.Weights, all.Bytes, bpw, types, metadata, tensors})
 }
 
 // jsonValue makes a metadata value one that JSON can hold: floats that are not finite become strings.

@@ -94,7 +94,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
-	if err := checkOutput(opts.Checkpoint, opts.Output, opts.Force); err != nil {
+	if err := a.checkOutput(opts.Output, opts.Force, append(opts.reads(), reading{opts.Checkpoint, "the input"})...); err != nil {
 		return err
 	}
 	src, err := a.openSource(opts.Checkpoint, opts.Pre)

@@ -12,7 +12,6 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
-	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
@@ -69,7 +68,7 @@ func (a *app) quantizeCommand() *cobra.Command {
 		Use:   "quantize CHECKPOINT -o FILE --calib FILE",
 		Short: "Write a checkpoint as quantized GGUF",
 		Long: `Quantizes the linears of CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF
-file, one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
+file (the first part, if it is split; with --allow-requantize a quantized one), one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
 quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.
 
 With --max-size or --max-bpw every tensor of these, embeddings and head too, gets the type that pays there: what types
@@ -121,11 +120,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range opts.Calib {
-		if atomicfile.Same(text, opts.Output) {
-			return fmt.Errorf("%s: the output is calibration text", opts.Output)
-		}
-	}
+	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {
 		return err

@@ -2,11 +2,9 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
-	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/report"
 )
 
@@ -53,11 +51,15 @@ func (a *app) runReport(opts reportOptions) error {
 	case opts.Output == "":
 		return usagef("no output given: -o FILE")
 	}
+	var reads []reading
+	for _, path := range opts.Inputs {
+		reads = append(reads, reading{path, "an input"})
+	}
+	if err := a.checkOutput(opts.Output, opts.Force, reads...); err != nil {
+		return err
+	}
 	var inputs []*report.Input
 	for _, path := range opts.Inputs {
-		if atomicfile.Same(path, opts.Output) {
-			return fmt.Errorf("%s: the output is an input", opts.Output)
-		}
 		in, err := report.Read(path)
 		if err != nil {
 			return err

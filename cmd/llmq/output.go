@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,11 +23,15 @@ type outputOptions struct {
 	EmbeddingType typeValue
 	OutputType    typeValue
 	NoFallback    bool
+	Requantize    bool
+	PartBytes     partSize
 	Pre           string
 	Threads       int
 	DryRun        bool
 	Force         bool
 	JSON          bool
+
+	besides []reading // the checkpoint
 }
 
 func (o *outputOptions) AddFlags(cmd *cobra.Command) {
@@ -36,6 +41,8 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.EmbeddingType, "embedding-type", "type of token_embd.weight (default f16)")
 	f.Var(&o.OutputType, "output-type", "type of output.weight (default f16); a tied embedding stays one tensor")
 	f.BoolVar(&o.NoFallback, "no-fallback", false, "fail where a type's block does not divide a tensor's columns, instead of taking another type")
+	f.BoolVar(&o.Requantize, "allow-requantize", false, "accept a checkpoint that is quantized already; its rounding errors stay, and new ones come on top")
+	f.Var(&o.PartBytes, "split-max-size", "write parts NAME-00001-of-00003.gguf and so on with at most `SIZE` of tensors in each, such as 50G, as llama.cpp does; readers open the first")
 	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
@@ -51,36 +58,99 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	if err := setThreads(o.Threads); err != nil {
 		return nil, nil, err
 	}
-	if err := checkOutput(o.Checkpoint, o.Output, o.Force); err != nil && !o.DryRun {
-		return nil, nil, err
+	if !o.DryRun && o.PartBytes == 0 { // the names of parts are known when their number is
+		if err := a.checkOutput(o.Output, o.Force, o.inputs()...); err != nil {
+			return nil, nil, err
+		}
 	}
+	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	src, err := a.openSource(o.Checkpoint, o.Pre)
 	if err != nil {
 		return nil, nil, err
 	}
 	plan, err := pipeline.NewPlan(src, r)
+	if err == nil && !o.DryRun {
+		err = o.checkParts(a, src, plan)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close())
 	}
 	return src, plan, nil
 }
 
-// checkOutput refuses an output that would replace the input, whatever the options, or another file without force.
-func checkOutput(input, output string, force bool) error {
-	if atomicfile.Same(input, output) {
-		return fmt.Errorf("%s: the output is the input", output)
-	}
-	files, _ := os.ReadDir(input) // of a folder; what is wrong with an input is said when it is opened
-	for _, f := range files {
-		if filepath.Ext(f.Name()) != ".gguf" && atomicfile.Same(filepath.Join(input, f.Name()), output) {
-			return fmt.Errorf("%s: the output is part of the input", output)
+// inputs lists what the command reads.
+func (o *outputOptions) inputs() []reading {
+	return append(slices.Clip(o.besides), reading{o.Checkpoint, "the input"})
+}
+
+// reading is a file or folder that a command reads. what completes "the output is".
+type reading struct{ path, what string }
+
+// checkOutput refuses, before anything is read, an output that cannot become a file, that would replace what the command
+// reads, or, without force, any other file. It removes what killed runs have left in the output's folder, and says so.
+func (a *app) checkOutput(output string, force bool, reads ...reading) error {
+	for _, r := range reads {
+		if atomicfile.Same(r.path, output) {
+			return fmt.Errorf("%s: the output is %s", output, r.what)
 		}
 	}
-	if _, err := os.Lstat(output); err == nil && !force {
-		return fmt.Errorf("%s exists; --force replaces it", output)
+	target, err := atomicfile.Resolve(output)
+	if err != nil {
+		return err
+	}
+	if out, ok := a.stdout.(*os.File); ok && sameFile(out, target) {
+		return fmt.Errorf("%s: standard output goes to the output file: what is printed would be lost", output)
+	}
+	if _, err := os.Lstat(target); err == nil {
+		for _, r := range reads {
+			if isPart(r.path, target) {
+				return fmt.Errorf("%s: the output is part of %s", output, r.what)
+			}
+		}
+		if !force {
+			return fmt.Errorf("%s exists; --force replaces it", output)
+		}
+	}
+	for _, l := range atomicfile.Sweep(filepath.Dir(target)) {
+		fmt.Fprintf(a.stderr, "llmq: warning: removed %s, %s that a killed run has left\n", l.Path, formatBytes(l.Bytes))
 	}
 	return nil
+}
+
+// sameFile says whether f is the file at path.
+func sameFile(f *os.File, path string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, named)
+}
+
+// isPart says whether file, which exists and is free of links, lies in folder or is what a link in it leads to. GGUF files
+// are part of no checkpoint. Of a folder that cannot be read the command that opens it will speak.
+func isPart(folder, file string) bool {
+	if strings.EqualFold(filepath.Ext(file), ".gguf") {
+		return false
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return false // no folder
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".gguf" && atomicfile.Same(filepath.Join(folder, e.Name()), file) {
+			return true
+		}
+	}
+	real, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		return false
+	}
+	real, err1 := filepath.Abs(real)
+	file, err2 := filepath.Abs(file)
+	rel, err3 := filepath.Rel(real, file)
+	return errors.Join(err1, err2, err3) == nil && filepath.IsLocal(rel)
 }
 
 // runtimeBytes is what the process holds besides a run's data: the program, its stacks, the tokenizer.
@@ -105,8 +175,13 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 				tensors[i].Fallback = t.Wanted.Name
 			}
 		}
+		output, parts := plan.File.Paths(o.Output), []string{}
+		if len(output) > 1 {
+			parts = output
+		}
 		return a.printJSON(struct {
-			Output        string       `json:"output"`
+			Output        string       `json:"output"` // the first part, of a split file
+			Parts         []string     `json:"parts"`
 			Bytes         int64        `json:"bytes"`
 			BitsPerWeight float64      `json:"bits_per_weight"`
 			MemoryBytes   int64        `json:"memory_bytes"`
@@ -114,7 +189,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
-		}{o.Output, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors, plan.Assignment})
+		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors, plan.Assignment})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -126,6 +201,11 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 	}
 	t = newTable(a.stdout)
 	t.row("file", "%d bytes (%s), %.3f bits per weight", plan.File.Size(), formatBytes(plan.File.Size()), plan.BitsPerWeight())
+	if parts := plan.File.Parts(); len(parts) > 1 {
+		for i, path := range plan.File.Paths(o.Output) {
+			t.row(plain(filepath.Base(path)), "%d bytes (%s)", parts[i], formatBytes(parts[i]))
+		}
+	}
 	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(memory))
 	t.row("disk", "%s", formatBytes(needs.Disk))
 	if err := t.flush(); err != nil {
@@ -165,10 +245,16 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	} else {
 		t.row("output", "%s", rep.Output)
 	}
+	if n := len(rep.Parts); n > 1 {
+		t.row("", "and %d parts more, up to %s", n-1, filepath.Base(rep.Parts[n-1]))
+	}
 	t.row("size", "%d bytes (%s), %.3f bits per weight", rep.Bytes, formatBytes(rep.Bytes), rep.BitsPerWeight)
 	if worst != nil {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
 			worst.RelativeError, worst.Name)
+	}
+	if s := requantized(rep); s != "" {
+		t.row("requantized", "%s", s)
 	}
 	t.row("took", "%.1f s, peak memory %s", rep.Seconds, formatBytes(peakRSS()))
 	if err := t.flush(); err != nil {

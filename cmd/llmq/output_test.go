@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	reportKeys = "output bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment decisions validation"
-	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback"
+	reportKeys = "output parts bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment decisions validation"
+	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback requantized_from"
 )
 
 // calibrate are flags of a small calibration.
@@ -180,7 +180,7 @@ func TestDryRun(t *testing.T) {
 		path := filepath.Join(out, "out.gguf")
 		args := append([]string{"quantize", dir, "-o", path}, calibrate...)
 		dry := append(slices.Clone(args), "--dry-run")
-		v := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors assignment", dry...)
+		v := mustJSON(t, planKeys, dry...)
 		for _, tensor := range v["tensors"].([]any) {
 			checkKeys(t, tensor.(map[string]any), "name type shape bytes fallback")
 		}
@@ -206,7 +206,7 @@ func TestBudget(t *testing.T) {
 	out := t.TempDir()
 	args := append([]string{"quantize", folder(t, "llama"), "-o", filepath.Join(out, "out.gguf"), "--max-bpw", "5.5",
 		"--max-size", "1MiB", "--output-type", "q5_0"}, calibrate...)
-	dry := mustJSON(t, "output bytes bits_per_weight memory_bytes disk_bytes tensors assignment", append(slices.Clone(args), "--dry-run")...)
+	dry := mustJSON(t, planKeys, append(slices.Clone(args), "--dry-run")...)
 	if left := listing(t, out); len(left) != 1 {
 		t.Errorf("--dry-run wrote %v", left[1:])
 	}

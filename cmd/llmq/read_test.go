@@ -94,7 +94,7 @@ func TestTokenizeVocabulary(t *testing.T) {
 	if got, want := must(t, "tokenize", path, "--text", license).stdout, must(t, "tokenize", dir, "--text", license).stdout; got != want {
 		t.Error("the vocabulary splits a text differently from its checkpoint")
 	}
-	mustJSON(t, "path format weights bytes bits_per_weight types metadata tensors", "inspect", path)
+	mustJSON(t, inspectKeys, "inspect", path)
 	if r := llmq(t, "eval", path, "--text", license); r.code != exitFailure || !strings.Contains(r.stderr, "token_embd.weight") {
 		t.Errorf("eval of a vocabulary: exit %d, %q", r.code, r.stderr)
 	}
@@ -105,7 +105,7 @@ func TestInspect(t *testing.T) {
 	q4 := filepath.Join(t.TempDir(), "q4.gguf")
 	must(t, "quantize", dir, "-o", q4, "--method", "rtn", "--type", "q4_0")
 	for _, c := range []struct{ path, format, typ string }{{dir, "checkpoint", "BF16"}, {q4, "gguf", "Q4_0"}} {
-		v := mustJSON(t, "path format weights bytes bits_per_weight types metadata tensors", "inspect", c.path)
+		v := mustJSON(t, inspectKeys, "inspect", c.path)
 		md := v["metadata"].(map[string]any)
 		if v["format"] != c.format || md["general.architecture"] != "llama" || len(md["tokenizer.ggml.tokens"].([]any)) < 256 {
 			t.Errorf("%s: format %v, architecture %v", c.path, v["format"], md["general.architecture"])

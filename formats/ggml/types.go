@@ -3,18 +3,57 @@ package ggml
 import (
 	"fmt"
 	"strings"
+
+	"github.com/llmq/llmq/kernels"
 )
 
 // Types lists every supported type in the order of their ids.
 var Types = []*Type{F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16}
 
-// unsupported names the ids of enum ggml_type that llmq can neither read nor write (ggml.h, 2026-09). Readers name
-// them in errors.
-var unsupported = map[uint32]string{
-	4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
-	22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8",
-	33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4",
-	40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
+// unsupported are the types of enum ggml_type that llmq can neither decode nor write: their names, for errors, and their
+// blocks, from which a tensor's size follows (ggml.h and ggml.c, 2026-09). ggml has removed the types without a block.
+var unsupported = map[uint32]kernels.Format{
+	4:  {Name: "Q4_2"},
+	5:  {Name: "Q4_3"},
+	9:  {Name: "Q8_1", BlockLen: 32, BlockBytes: 36},
+	15: {Name: "Q8_K", BlockLen: 256, BlockBytes: 292},
+	16: {Name: "IQ2_XXS", BlockLen: 256, BlockBytes: 66},
+	17: {Name: "IQ2_XS", BlockLen: 256, BlockBytes: 74},
+	18: {Name: "IQ3_XXS", BlockLen: 256, BlockBytes: 98},
+	19: {Name: "IQ1_S", BlockLen: 256, BlockBytes: 50},
+	21: {Name: "IQ3_S", BlockLen: 256, BlockBytes: 110},
+	22: {Name: "IQ2_S", BlockLen: 256, BlockBytes: 82},
+	24: {Name: "I8", BlockLen: 1, BlockBytes: 1},
+	25: {Name: "I16", BlockLen: 1, BlockBytes: 2},
+	26: {Name: "I32", BlockLen: 1, BlockBytes: 4},
+	27: {Name: "I64", BlockLen: 1, BlockBytes: 8},
+	28: {Name: "F64", BlockLen: 1, BlockBytes: 8},
+	29: {Name: "IQ1_M", BlockLen: 256, BlockBytes: 56},
+	31: {Name: "Q4_0_4_4"},
+	32: {Name: "Q4_0_4_8"},
+	33: {Name: "Q4_0_8_8"},
+	34: {Name: "TQ1_0", BlockLen: 256, BlockBytes: 54},
+	35: {Name: "TQ2_0", BlockLen: 256, BlockBytes: 66},
+	36: {Name: "IQ4_NL_4_4"},
+	37: {Name: "IQ4_NL_4_8"},
+	38: {Name: "IQ4_NL_8_8"},
+	39: {Name: "MXFP4", BlockLen: 32, BlockBytes: 17},
+	40: {Name: "NVFP4", BlockLen: 64, BlockBytes: 36},
+	41: {Name: "Q1_0", BlockLen: 128, BlockBytes: 18},
+	42: {Name: "Q2_0", BlockLen: 64, BlockBytes: 18},
+}
+
+// Layout is the name and the block of the type that GGUF files number id, supported or not; there is no Unpack in it for
+// those that are not. BlockLen is 0 for a type that ggml has removed, and for an id that it does not know, whose name is "type
+// N".
+func Layout(id uint32) kernels.Format {
+	if t, err := ByID(id); err == nil {
+		return t.Format
+	}
+	if f, ok := unsupported[id]; ok {
+		return f
+	}
+	return kernels.Format{Name: fmt.Sprintf("type %d", id)}
 }
 
 // UnsupportedError reports a type that is not in Types.
@@ -50,8 +89,8 @@ func ByID(id uint32) (*Type, error) {
 			return t, nil
 		}
 	}
-	name, ok := unsupported[id]
-	return nil, &UnsupportedError{Name: name, ID: id, Known: ok}
+	f, ok := unsupported[id]
+	return nil, &UnsupportedError{Name: f.Name, ID: id, Known: ok}
 }
 
 // ByName returns the type of that name in any case ("q4_k"), or an *UnsupportedError.
@@ -61,9 +100,9 @@ func ByName(name string) (*Type, error) {
 			return t, nil
 		}
 	}
-	for id, n := range unsupported {
-		if strings.EqualFold(n, name) {
-			return nil, &UnsupportedError{Name: n, ID: id, Known: true}
+	for id, f := range unsupported {
+		if strings.EqualFold(f.Name, name) {
+			return nil, &UnsupportedError{Name: f.Name, ID: id, Known: true}
 		}
 	}
 	return nil, &UnsupportedError{Name: name}

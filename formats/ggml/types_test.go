@@ -60,10 +60,10 @@ func TestUnsupported(t *testing.T) {
 			t.Errorf("%v, want %q and the supported types", err, c.want)
 		}
 	}
-	for id, name := range unsupported {
+	for id, f := range unsupported {
 		for _, typ := range Types {
-			if typ.ID == id || typ.Name == name {
-				t.Errorf("%s (%d) is both supported and not", name, id)
+			if typ.ID == id || typ.Name == f.Name {
+				t.Errorf("%s (%d) is both supported and not", f.Name, id)
 			}
 		}
 	}
@@ -81,5 +81,25 @@ func TestSubstitute(t *testing.T) {
 		if got := Substitute(c.typ, c.cols); got != c.want {
 			t.Errorf("Fallback(%s, %d) = %s, want %s", c.typ, c.cols, got, c.want)
 		}
+	}
+}
+
+// TestLayout compares with what ggml_blck_size and ggml_type_size of llama.cpp's ggml 0.5.0 return for each id; of a type
+// that it has removed they return 0.
+func TestLayout(t *testing.T) {
+	layouts := [][2]int{
+		{1, 4}, {1, 2}, {32, 18}, {32, 20}, {}, {}, {32, 22}, {32, 24}, {32, 34}, {32, 36}, {256, 84}, {256, 110},
+		{256, 144}, {256, 176}, {256, 210}, {256, 292}, {256, 66}, {256, 74}, {256, 98}, {256, 50}, {32, 18}, {256, 110},
+		{256, 82}, {256, 136}, {1, 1}, {1, 2}, {1, 4}, {1, 8}, {1, 8}, {256, 56}, {1, 2}, {}, {}, {}, {256, 54}, {256, 66},
+		{}, {}, {}, {32, 17}, {64, 36}, {128, 18}, {64, 18},
+	}
+	for id, want := range layouts {
+		f := Layout(uint32(id))
+		if f.BlockLen != want[0] || f.BlockBytes != want[1] || strings.HasPrefix(f.Name, "type") {
+			t.Errorf("%d: %s has blocks of %d weights in %d bytes, want %d", id, f.Name, f.BlockLen, f.BlockBytes, want)
+		}
+	}
+	if f := Layout(137); f.Name != "type 137" || f.BlockLen != 0 {
+		t.Errorf("an unknown type: %+v", f)
 	}
 }

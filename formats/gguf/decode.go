@@ -1,13 +1,13 @@
 package gguf
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"math/bits"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 )
@@ -221,21 +221,22 @@ type extent struct {
 	tensor int
 }
 
-// tensors reads n descriptions and returns with each where its data lies, from the start of the data.
+// tensors reads n descriptions, of tensors of any type, and returns with each where its data lies, from the start of the
+// data. That of a type whose blocks are not known ends where it begins: checkExtents says where really.
 func (d *decoder) tensors(n int, alignment int64) ([]ggml.Info, []extent) {
 	var infos []ggml.Info
 	var extents []extent
 	seen := make(map[string]bool)
 	for i := 0; i < n && d.err == nil; i++ {
 		d.at = fmt.Sprintf("tensor %d of %d: ", i+1, n)
-		name := d.string("name", maxNameBytes)
+		name := d.string("name", maxAnyNameBytes)
 		if d.err == nil && name == "" {
 			d.fail("it has no name")
 		} else if seen[name] {
-			d.fail("name %q appears twice", name)
+			d.fail("name %.200q appears twice", name)
 		}
 		seen[name] = true
-		d.at = fmt.Sprintf("tensor %q: ", name)
+		d.at = fmt.Sprintf("tensor %.200q: ", name)
 		info, size := d.tensor(name)
 		off := d.uint64("offset")
 		switch {
@@ -275,8 +276,7 @@ func (d *decoder) tensor(name string) (info ggml.Info, size int64) {
 	}
 	typ, err := ggml.ByID(id)
 	if err != nil {
-		d.unsupported("%s", strings.TrimPrefix(err.Error(), "ggml: "))
-		return
+		typ = &ggml.Type{Format: ggml.Layout(id), ID: id}
 	}
 	info = ggml.Info{Name: name, Type: typ, Shape: shape}
 	size, err = dataBytes(&info)
@@ -286,19 +286,19 @@ func (d *decoder) tensor(name string) (info ggml.Info, size int64) {
 	return info, size
 }
 
-// dataBytes is the size of a tensor's data. It fails where Info.Bytes would be wrong: on a dimension that is not
+// dataBytes is the size of a tensor's data, 0 if the type's blocks are not known. It fails where Info.Bytes would be wrong: on a dimension that is not
 // positive, a row that is not a whole number of blocks, or a size beyond 63 bits.
 func dataBytes(t *ggml.Info) (int64, error) {
-	blocks := uint64(1)
+	blocks, blockLen := uint64(1), max(1, t.Type.BlockLen)
 	for i, n := range t.Shape {
 		if n <= 0 {
 			return 0, fmt.Errorf("dimension %d of %d is not positive", i, t.Shape)
 		}
 		if i == len(t.Shape)-1 {
-			if n%t.Type.BlockLen != 0 {
-				return 0, fmt.Errorf("%s: rows of %d are not whole blocks of %d", describe(t), n, t.Type.BlockLen)
+			if n%blockLen != 0 {
+				return 0, fmt.Errorf("%s: rows of %d are not whole blocks of %d", describe(t), n, blockLen)
 			}
-			n /= t.Type.BlockLen
+			n /= blockLen
 		}
 		var hi uint64
 		if hi, blocks = bits.Mul64(blocks, uint64(n)); hi != 0 || blocks > math.MaxInt64 {
@@ -306,29 +306,35 @@ func dataBytes(t *ggml.Info) (int64, error) {
 		}
 	}
 	hi, size := bits.Mul64(blocks, uint64(t.Type.BlockBytes))
-	if hi != 0 || size > math.MaxInt64 || blocks > math.MaxInt64/uint64(t.Type.BlockLen) {
+	if hi != 0 || size > math.MaxInt64 || blocks > math.MaxInt64/uint64(blockLen) {
 		return 0, fmt.Errorf("%s: more elements than fit 63 bits", describe(t))
 	}
 	return int64(size), nil
 }
 
 // checkExtents demands that the data, which begins at byte start of the file, lies inside the file and that no two
-// tensors share a byte.
+// tensors share a byte. Where the type's blocks are not known, a tensor is taken to reach up to the next one, or to the
+// end of the file.
 func (d *decoder) checkExtents(start int64, infos []ggml.Info, extents []extent) {
 	sorted := slices.SortedFunc(slices.Values(extents), func(a, b extent) int {
-		if a.lo != b.lo {
-			return int(min(max(a.lo-b.lo, -1), 1))
-		}
-		return a.tensor - b.tensor
+		return cmp.Or(cmp.Compare(a.lo, b.lo), cmp.Compare(a.tensor, b.tensor))
 	})
+	last := int64(len(d.data)) - start
 	for i, e := range sorted {
 		t := &infos[e.tensor]
-		if end := start + e.hi; end > int64(len(d.data)) {
-			d.fail("tensor %q: %s ends at byte %d, past the end of the file of %d bytes",
-				t.Name, describe(t), end, len(d.data))
+		if t.Type.BlockLen == 0 {
+			e.hi = max(e.lo, last)
+			if i+1 < len(sorted) {
+				e.hi = sorted[i+1].lo
+			}
+			sorted[i], extents[e.tensor] = e, e
+		}
+		if e.hi > last {
+			d.fail("tensor %.200q: %s ends at byte %d, past the end of the file of %d bytes",
+				t.Name, describe(t), start+e.hi, len(d.data))
 		}
 		if i > 0 && e.lo < sorted[i-1].hi {
-			d.fail("tensors %q and %q overlap: bytes %d to %d and %d to %d of the data",
+			d.fail("tensors %.200q and %.200q overlap: bytes %d to %d and %d to %d of the data",
 				infos[sorted[i-1].tensor].Name, t.Name, sorted[i-1].lo, sorted[i-1].hi, e.lo, e.hi)
 		}
 	}

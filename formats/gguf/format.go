@@ -24,6 +24,7 @@ const (
 	alignmentKey     = "general.alignment"
 	maxDims          = 4     // GGML_MAX_DIMS
 	maxNameBytes     = 63    // GGML_MAX_NAME less the terminating zero
+	maxAnyNameBytes  = 65535 // of programs built with another GGML_MAX_NAME, such as stable-diffusion.cpp
 	maxKeyBytes      = 65535 // docs/gguf.md
 	minEntryBytes    = 8 + 1 + 4 + 1
 	minTensorBytes   = 8 + 1 + 4 + 8 + 4 + 8

@@ -50,6 +50,14 @@ func (b raw) tensor(name string, id uint32, off uint64, dims ...uint64) raw {
 // data pads the directory to 32 bytes and adds n bytes of data.
 func (b raw) data(n int) raw { return b.zeros((32 - len(b)%32) % 32).zeros(n) }
 
+// splitHead is a part without tensors.
+func splitHead(no, count uint16, tensors uint32) raw {
+	le := binary.LittleEndian
+	b := le.AppendUint16(head(0, 3).str("split.no").u32(uint32(typeUint16)), no)
+	b = le.AppendUint16(raw(b).str("split.count").u32(uint32(typeUint16)), count)
+	return raw(b).str("split.tensors.count").u32(uint32(typeInt32)).u32(tensors)
+}
+
 var hostile = []struct {
 	name        string
 	file        raw
@@ -109,7 +117,9 @@ var hostile = []struct {
 
 	{name: "tensor without name", file: head(1, 0).tensor("", 0, 0, 1).data(4), want: "tensor 1 of 1: it has no name"},
 	{name: "tensor name", file: head(1, 0).tensor(strings.Repeat("n", 64), 0, 0, 1).data(4),
-		want: "tensor 1 of 1: name: string of 64 bytes, more than 63"},
+		want: "the name has 64 bytes, more than 63", unsupported: true},
+	{name: "tensor name over any limit", file: head(1, 0).tensor(strings.Repeat("n", 65536), 0, 0, 1).data(4),
+		want: "tensor 1 of 1: name: string of 65536 bytes, more than 65535"},
 	{name: "tensor twice", file: head(2, 0).tensor("x", 0, 0, 1).tensor("x", 0, 32, 1).data(64),
 		want: `tensor 2 of 2: name "x" appears twice`},
 	{name: "no dimensions", file: head(1, 0).tensor("x", 0, 0).data(99),
@@ -145,6 +155,28 @@ var hostile = []struct {
 		want: `tensors "a" and "b" overlap: bytes 0 to 36 and 32 to 68 of the data`},
 	{name: "same place", file: head(2, 0).tensor("a", 0, 0, 9).tensor("b", 0, 0, 1).data(99),
 		want: `overlap: bytes 0 to 36 and 0 to 4`},
+	{name: "unknown type at the end of the file", file: head(1, 0).tensor("x", 137, 0, 256).data(0),
+		want: `tensor "x": unknown type 137`, unsupported: true},
+	{name: "unknown type past the end", file: head(1, 0).tensor("x", 137, 64, 256).data(32),
+		want: `tensor "x": type 137 [256] ends at byte 128, past the end of the file of 96 bytes`},
+	{name: "unknown type in another's place", file: head(2, 0).tensor("a", 0, 0, 9).tensor("b", 137, 32, 9).data(99),
+		want: `overlap: bytes 0 to 36 and 32 to 99`},
+	{name: "unknown type with elements that wrap", file: head(1, 0).tensor("x", 137, 0, 1<<32, 1<<32).data(4),
+		want: `tensor "x": type 137 [4294967296 4294967296]: more elements than fit 63 bits`},
+
+	{name: "a part", file: splitHead(0, 3, 9), want: "is part 1 of 3", unsupported: true},
+	{name: "part of none", file: splitHead(0, 0, 9)},
+	{name: "part of one", file: splitHead(0, 1, 9)},
+	{name: "part beyond the last", file: splitHead(3, 3, 9), want: `split.no is "3", want 0 to 2`},
+	{name: "part whose count is a string", file: head(0, 1).str("split.count").u32(uint32(typeString)).str("3"),
+		want: `split.count is "3", want 0 to 65535`},
+	{name: "part whose count is negative", file: head(0, 1).str("split.count").u32(uint32(typeInt32)).u32(math.MaxUint32),
+		want: `split.count is "-1", want 0 to 65535`},
+	{name: "part whose count is huge", file: head(0, 1).str("split.count").u32(uint32(typeUint64)).u64(math.MaxUint64),
+		want: `split.count is "18446744073709551615", want 0 to 65535`},
+	{name: "part that does not say which", file: append(head(0, 1).str("split.count").u32(uint32(typeUint8)), 3),
+		want: "split.no is missing, but there is split.count"},
+
 	{name: "more tensors than there are", file: head(2, 0).tensor("x", 0, 0, 1).data(64),
 		want: `tensor 2 of 2: it has no name`},
 }
@@ -203,8 +235,8 @@ func small(t testing.TB) (file []byte, used int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file = append(bytes.Clone(p.header), make([]byte, p.Size()-int64(len(p.header)))...)
-	return file, int(p.offsets[1] + p.sizes[1])
+	file = append(bytes.Clone(p.parts[0].header), make([]byte, p.Size()-int64(len(p.parts[0].header)))...)
+	return file, int(p.slots[1].offset + p.slots[1].size)
 }
 
 func TestTruncated(t *testing.T) {
@@ -266,13 +298,13 @@ func checkParsed(t *testing.T, f *File, err error) {
 	if p.Size() > 1<<20 {
 		return
 	}
-	again, err := Parse("again", append(bytes.Clone(p.header), make([]byte, p.Size()-int64(len(p.header)))...))
+	again, err := Parse("again", append(bytes.Clone(p.parts[0].header), make([]byte, p.Size()-int64(len(p.parts[0].header)))...))
 	if err != nil {
 		t.Fatalf("cannot be read again: %v", err)
 	}
 	// Headers are compared, not values: NaN is not equal to itself.
 	q, err := NewPlan(again.Metadata(), again.Tensors())
-	if err != nil || !bytes.Equal(p.header, q.header) || !reflect.DeepEqual(f.Tensors(), again.Tensors()) {
+	if err != nil || !bytes.Equal(p.parts[0].header, q.parts[0].header) || !reflect.DeepEqual(f.Tensors(), again.Tensors()) {
 		t.Fatalf("reading what was written gives something else: %v", err)
 	}
 }
@@ -323,5 +355,112 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("allocated %d bytes for a file of %d", n, len(data))
 		}
 		checkParsed(t, file, err)
+	})
+}
+
+// inPlace is a part in its place, with a tensor of each name and one more entry.
+func inPlace(no, count uint16, tensors uint32, key, value string, names ...string) raw {
+	b := splitHead(no, count, tensors)
+	binary.LittleEndian.PutUint64(b[8:], uint64(len(names)))
+	binary.LittleEndian.PutUint64(b[16:], 4)
+	b = b.str(key).u32(uint32(typeString)).str(value)
+	for i, n := range names {
+		b = b.tensor(n, 0, 32*uint64(i), 1)
+	}
+	return b.data(32 * len(names))
+}
+
+func TestCheckParts(t *testing.T) {
+	first := inPlace(0, 2, 3, "general.architecture", "llama", "a", "b")
+	for _, test := range []struct {
+		name   string
+		second raw
+		want   string
+	}{
+		{"good", inPlace(1, 2, 3, "general.architecture", "llama", "c"), ""},
+		{"more metadata", inPlace(1, 2, 3, "other", "gemma3", "c"), ""},
+		{"other metadata", inPlace(1, 2, 3, "general.architecture", "gemma3", "c"),
+			`2: metadata "general.architecture" contradicts that of 1: they are not parts of one model`},
+		{"a tensor twice", inPlace(1, 2, 3, "other", "", "b"), `2: tensor "b" is in 1 too`},
+		{"too many tensors", inPlace(1, 2, 3, "other", "", "c", "d"), "1: the 2 parts hold 4 tensors, but split.tensors.count is 3"},
+		{"too few tensors", inPlace(1, 2, 3, "other", ""), "1: the 2 parts hold 2 tensors, but split.tensors.count is 3"},
+		{"the first again", first, "2: is part 1 of 2 of a model with 3 tensors; want part 2 of 2 of one with 3, as 1 says"},
+		{"of another count", inPlace(1, 3, 3, "other", "", "c"), "2: is part 2 of 3 of a model with 3 tensors; want part 2 of 2"},
+		{"not a part", head(0, 0), "2: is not a part of a model, want part 2 of 2"},
+	} {
+		a, err := parsePart("1", first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := parsePart("2", test.second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = checkParts([]*part{a, b})
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "gguf: "+test.want)) {
+			t.Errorf("%s: %v, want %s", test.name, err, test.want)
+		}
+	}
+}
+
+// TestListing: tensors of types that Open refuses, and of one that nobody knows.
+func TestListing(t *testing.T) {
+	long := strings.Repeat("n", 75)
+	file := head(5, 0).tensor("a", 39, 32, 64, 2).tensor("b", 137, 128, 1000).tensor("c", 0, 0, 3).tensor("d", 41, 192, 128).tensor(long, 0, 224, 1).data(228)
+	p, err := parsePart("x", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Listed{{"a", "MXFP4", []int{2, 64}, 68}, {"b", "type 137", []int{1000}, 64}, {"c", "F32", []int{3}, 12},
+		{"d", "Q1_0", []int{128}, 18}, {long, "F32", []int{1}, 4}}
+	if got := newListing([]*part{p}); !reflect.DeepEqual(got.Tensors, want) || got.Paths[0] != "x" {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// FuzzParts reads two parts, which may be of one model, as List and Open do.
+func FuzzParts(f *testing.F) {
+	md := Metadata{{"general.architecture", "llama"}, {"nan", float32(math.NaN())}}
+	p, err := NewSplitPlan(md, []ggml.Info{
+		{Name: "a", Type: ggml.Q8_0, Shape: []int{2, 32}}, {Name: "b", Type: ggml.F32, Shape: []int{1, 1, 1, 3}},
+	}, 1)
+	if err != nil || len(p.parts) != 2 {
+		f.Fatal(err)
+	}
+	var files [2][]byte
+	for i, part := range p.parts {
+		files[i] = append(bytes.Clone(part.header), make([]byte, part.size-int64(len(part.header)))...)
+	}
+	f.Add(files[0], files[1])
+	f.Add(files[1], files[0])
+	f.Add(files[0], files[0])
+	f.Add(files[0], []byte(splitHead(1, 2, 2)))
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		first, err := parsePart("a", a)
+		if err != nil || first.split.count == 0 {
+			return
+		}
+		second, err := parsePart("b", b)
+		if err != nil {
+			return
+		}
+		parts := []*part{first, second}
+		if checkParts(parts) != nil {
+			return
+		}
+		l := newListing(parts)
+		file, err := newFile(parts)
+		if err != nil {
+			return
+		}
+		if len(l.Tensors) != first.split.tensors || len(file.Tensors()) != len(l.Tensors) {
+			t.Fatalf("%d tensors listed, %d read, %d promised", len(l.Tensors), len(file.Tensors()), first.split.tensors)
+		}
+		for i, info := range file.Tensors() {
+			x, err := file.Tensor(info.Name)
+			if err != nil || int64(len(x.Data)) != info.Bytes() || l.Tensors[i].Bytes != info.Bytes() {
+				t.Fatalf("%s: %d bytes, %v", info.Name, len(x.Data), err)
+			}
+		}
 	})
 }

@@ -1,6 +1,8 @@
 // Package gguf reads and writes GGUF files (versions 2 and 3), the container of llama.cpp.
 package gguf
 
+import "slices"
+
 // KV is one metadata entry. Value is one of the Go types uint8, int8, uint16, int16, uint32, int32, uint64, int64,
 // float32, float64, bool and string, or a slice of one of them.
 type KV struct {
@@ -30,4 +32,9 @@ func (m *Metadata) Set(key string, value any) {
 		}
 	}
 	*m = append(*m, KV{key, value})
+}
+
+// without returns a copy that lacks some keys.
+func (m Metadata) without(keys ...string) Metadata {
+	return slices.DeleteFunc(slices.Clone(m), func(kv KV) bool { return slices.Contains(keys, kv.Key) })
 }

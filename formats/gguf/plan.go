@@ -6,33 +6,52 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 )
 
-// Plan is where everything in a file goes. It depends on the metadata and the tensors' shapes alone.
+// Plan is where everything in a file, or in the parts of a split one, goes. It depends on the metadata and the tensors'
+// shapes alone.
 type Plan struct {
-	md        Metadata
+	md        Metadata // of the first part
 	infos     []ggml.Info
 	index     map[string]int
-	header    []byte  // the directory, padded to the alignment
-	offsets   []int64 // of each tensor in the file
-	sizes     []int64
-	size      int64
+	parts     []planned
+	slots     []slot // of each tensor
+	size      int64  // of all parts
 	alignment int64
 }
 
+// planned is one file of a plan.
+type planned struct {
+	header []byte // the directory, without padding
+	size   int64
+}
+
+// slot is where a tensor goes: a part, the offset in its file, and the size.
+type slot struct {
+	part         int
+	offset, size int64
+}
+
 // NewPlan lays out a file of version 3 with its tensors in the given order. It refuses what llama.cpp would not load.
-func NewPlan(md Metadata, tensors []ggml.Info) (*Plan, error) {
+func NewPlan(md Metadata, tensors []ggml.Info) (*Plan, error) { return NewSplitPlan(md, tensors, 0) }
+
+// NewSplitPlan is NewPlan for a model that is split where it is larger than partBytes; 0 does not split. A part is full,
+// as llama-gguf-split has it, when the next tensor would make the data with its padding larger; a tensor that is larger by
+// itself gets a part of its own. Neither the directory of a part counts, nor the metadata, which the first part holds.
+func NewSplitPlan(md Metadata, tensors []ggml.Info, partBytes int64) (*Plan, error) {
 	alignment, err := alignmentOf(md)
 	if err != nil {
 		return nil, fmt.Errorf("gguf: %w", err)
 	}
 	p := &Plan{
-		md: slices.Clone(md), infos: slices.Clone(tensors), index: make(map[string]int, len(tensors)), alignment: alignment,
-		offsets: make([]int64, len(tensors)), sizes: make([]int64, len(tensors)),
+		infos: slices.Clone(tensors), index: make(map[string]int, len(tensors)), slots: make([]slot, len(tensors)),
+		alignment: alignment,
 	}
-	end := int64(0) // of the data so far
+	ends := []int64{0} // of each part's data so far
+	var total int64
 	for i := range tensors {
 		t := &tensors[i]
 		size, err := checkTensor(t)
@@ -42,35 +61,104 @@ func NewPlan(md Metadata, tensors []ggml.Info) (*Plan, error) {
 		if _, ok := p.index[t.Name]; ok {
 			return nil, fmt.Errorf("gguf: two tensors are named %q", t.Name)
 		}
-		if size > math.MaxInt64/2-end {
+		if size > math.MaxInt64/2-total {
 			return nil, fmt.Errorf("gguf: tensor %q: %s: the file grows past 62 bits", t.Name, describe(t))
 		}
+		end := ends[len(ends)-1]
+		if partBytes > 0 && end > 0 && alignUp(end+size, alignment) > partBytes {
+			end, ends = 0, append(ends, 0)
+		}
 		p.index[t.Name] = i
-		p.offsets[i], p.sizes[i] = end, size
-		end = alignUp(end+size, alignment)
+		p.slots[i] = slot{len(ends) - 1, end, size}
+		ends[len(ends)-1] = alignUp(end+size, alignment)
+		total += ends[len(ends)-1] - end
 	}
-	if p.header, err = encodeHeader(md, tensors, p.offsets); err != nil {
-		return nil, fmt.Errorf("gguf: %w", err)
+	if len(ends) > maxParts {
+		return nil, fmt.Errorf("gguf: parts of %d bytes are %d parts, %d are possible", partBytes, len(ends), maxParts)
 	}
-	start := alignUp(int64(len(p.header)), alignment)
-	for i := range p.offsets {
-		p.offsets[i] += start
+	lo := 0
+	for no, end := range ends {
+		hi := lo
+		for hi < len(tensors) && p.slots[hi].part == no {
+			hi++
+		}
+		own := partMetadata(md, no, len(ends), len(tensors))
+		header, err := encodeHeader(own, tensors[lo:hi], p.slots[lo:hi])
+		if err != nil {
+			return nil, fmt.Errorf("gguf: %w", err)
+		}
+		if no == 0 {
+			p.md = own
+		}
+		start := alignUp(int64(len(header)), alignment)
+		for i := lo; i < hi; i++ {
+			p.slots[i].offset += start
+		}
+		p.parts = append(p.parts, planned{header, start + end})
+		p.size += start + end
+		lo = hi
 	}
-	p.size = start + end
 	return p, nil
 }
 
-// Size is the file's size in bytes.
+// partDirectoryBytes is what partMetadata takes in a part after the first, and the header, at most: 139 bytes.
+const partDirectoryBytes = headerBytes + 4*(8+4) + len(splitNoKey) + 2 + len(splitCountKey) + 2 + len(splitTensorsKey) + 4 +
+	len(alignmentKey) + 4
+
+// partMetadata is the metadata of part no of so many: all of it in the first, and its place in every one, in the order in
+// which llama-gguf-split writes it.
+func partMetadata(md Metadata, no, count, tensors int) Metadata {
+	if count == 1 {
+		return slices.Clone(md)
+	}
+	var own Metadata
+	if no == 0 {
+		own = md.without(splitNoKey, splitCountKey, splitTensorsKey)
+	} else if a, ok := md.Get(alignmentKey); ok {
+		own = Metadata{{alignmentKey, a}}
+	}
+	return append(own, KV{splitNoKey, uint16(no)}, KV{splitTensorsKey, int32(tensors)}, KV{splitCountKey, uint16(count)})
+}
+
+// Size is the size in bytes of all files.
 func (p *Plan) Size() int64 { return p.size }
+
+// Parts are the sizes in bytes of the files: one, but for a split model.
+func (p *Plan) Parts() []int64 {
+	sizes := make([]int64, len(p.parts))
+	for i := range p.parts {
+		sizes[i] = p.parts[i].size
+	}
+	return sizes
+}
+
+// Paths are the names of the files where path is that of the model: NAME-00001-of-00003.gguf and so on instead of
+// NAME.gguf if it is split.
+func (p *Plan) Paths(path string) []string {
+	if len(p.parts) == 1 {
+		return []string{path}
+	}
+	stem := strings.TrimSuffix(path, ".gguf")
+	names := make([]string, len(p.parts))
+	for no := range names {
+		names[no] = partName(stem, no, len(names))
+	}
+	return names
+}
 
 // Padded is the room that a tensor of so many bytes takes: files align their tensors.
 func (p *Plan) Padded(size int64) int64 { return alignUp(size, p.alignment) }
 
+// PartOverhead is more than what one part more adds to the size: a directory, and padding.
+func (p *Plan) PartOverhead() int64 {
+	return alignUp(int64(partDirectoryBytes), p.alignment) + p.alignment
+}
+
 // Tensors lists the tensors in file order.
 func (p *Plan) Tensors() []ggml.Info { return p.infos }
 
-// Offset is where tensor i's data begins, from the start of the file.
-func (p *Plan) Offset(i int) int64 { return p.offsets[i] }
+// Offset is where tensor i's data begins, from the start of its file.
+func (p *Plan) Offset(i int) int64 { return p.slots[i].offset }
 
 func checkTensor(t *ggml.Info) (size int64, err error) {
 	switch {
@@ -85,7 +173,7 @@ func checkTensor(t *ggml.Info) (size int64, err error) {
 }
 
 // encodeHeader returns everything before the data, without padding. Offsets count from the start of the data.
-func encodeHeader(md Metadata, tensors []ggml.Info, offsets []int64) ([]byte, error) {
+func encodeHeader(md Metadata, tensors []ggml.Info, slots []slot) ([]byte, error) {
 	le := binary.LittleEndian
 	b := append(make([]byte, 0, headerBytes), magic...)
 	b = le.AppendUint32(b, lastVersion)
@@ -115,7 +203,7 @@ func encodeHeader(md Metadata, tensors []ggml.Info, offsets []int64) ([]byte, er
 			b = le.AppendUint64(b, uint64(t.Shape[j]))
 		}
 		b = le.AppendUint32(b, t.Type.ID)
-		b = le.AppendUint64(b, uint64(offsets[i]))
+		b = le.AppendUint64(b, uint64(slots[i].offset))
 	}
 	return b, nil
 }

@@ -2,79 +2,126 @@ package gguf
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/internal/mmap"
 )
 
-// File is an open GGUF file. Its methods but Close may be called from several goroutines.
+// File is an open GGUF file, or a model that is split into several. Its methods but Close may be called from several
+// goroutines.
 type File struct {
-	name      string
-	version   int
-	alignment int64
-	md        Metadata
-	infos     []ggml.Info
-	index     map[string]int // of infos and extents, by tensor name
-	extents   []extent
-	start     int64     // where the data begins
-	data      []byte    // the whole file; nil after Close
-	m         *mmap.Map // nil after Parse
+	parts  []*part
+	md     Metadata
+	infos  []ggml.Info
+	index  map[string]int // of infos and places, by tensor name
+	places []place
 }
 
-// Open maps the file at path and reads its directory, but no weights.
+// place is where a tensor's data lies: bytes lo to hi of a part.
+type place struct {
+	part   *part
+	lo, hi int64
+}
+
+// Open maps the file at path and reads its directory, but no weights. Of a model that is split into several files path is
+// the first, and the others lie beside it. Tensors whose type is not in ggml.Types are an UnsupportedError.
 func Open(path string) (*File, error) {
-	m, err := mmap.Open(path)
+	parts, err := openParts(path)
 	if err != nil {
-		return nil, fmt.Errorf("gguf: %w", err)
-	}
-	f, err := Parse(path, m.Data)
-	if err != nil {
-		m.Close()
 		return nil, err
 	}
-	f.m = m
-	return f, nil
+	f, err := newFile(parts)
+	if err != nil {
+		closeParts(parts)
+	}
+	return f, err
 }
 
-// Parse reads the directory of a file that is in memory already. Tensors are views of data; metadata is copied. The
-// name is for messages. Whatever the data claims, memory is taken only in proportion to its length.
+// openAll opens parts under names of their own, which tell nothing: those of a file that has not got its name yet.
+func openAll(paths []string) (f *File, err error) {
+	var parts []*part
+	defer func() {
+		if err != nil {
+			closeParts(parts)
+		}
+	}()
+	for _, path := range paths {
+		p, err := openPart(path)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, p)
+	}
+	if len(parts) > 1 {
+		if err := checkParts(parts); err != nil {
+			return nil, err
+		}
+	}
+	return newFile(parts)
+}
+
+// Parse reads the directory of a file that is in memory already, and is all of its model. Tensors are views of data;
+// metadata is copied. The name is for messages. Whatever the data claims, memory is taken only in proportion to its length.
 func Parse(name string, data []byte) (*File, error) {
-	d := &decoder{name: name, data: data}
-	version, tensors, entries := d.header()
-	md := d.metadata(entries)
-	if d.err != nil {
-		return nil, d.err
-	}
-	alignment, err := alignmentOf(md)
+	p, err := parsePart(name, data)
 	if err != nil {
-		return nil, FormatError(name + ": " + err.Error())
+		return nil, err
 	}
-	infos, extents := d.tensors(tensors, alignment)
-	start := alignUp(int64(d.off), alignment)
-	d.checkExtents(start, infos, extents)
-	if d.err != nil {
-		return nil, d.err
+	if s := p.split; s.count > 0 {
+		return nil, UnsupportedError(fmt.Sprintf("%s: is part %d of %d", name, s.no+1, s.count))
 	}
-	f := &File{
-		name: name, version: int(version), alignment: alignment, md: md, infos: infos, data: data, start: start,
-		extents: extents, index: make(map[string]int, len(infos)),
-	}
-	for i := range infos {
-		f.index[infos[i].Name] = i
+	return newFile([]*part{p})
+}
+
+// newFile puts parts together that belong together, and demands that their tensors can be decoded, under names that llama.cpp reads.
+func newFile(parts []*part) (*File, error) {
+	f := &File{parts: parts, md: modelMetadata(parts), index: map[string]int{}}
+	for _, p := range parts {
+		for i := range p.infos {
+			t := &p.infos[i]
+			if n := len(t.Name); n > maxNameBytes {
+				return nil, UnsupportedError(fmt.Sprintf("%s: tensor %.200q: the name has %d bytes, more than %d", p.name, t.Name, n, maxNameBytes))
+			}
+			if _, err := ggml.ByID(t.Type.ID); err != nil {
+				return nil, UnsupportedError(fmt.Sprintf("%s: tensor %q: %s", p.name, t.Name, strings.TrimPrefix(err.Error(), "ggml: ")))
+			}
+			f.index[t.Name] = len(f.places)
+			f.places = append(f.places, place{p, p.start + p.extents[i].lo, p.start + p.extents[i].hi})
+		}
+		f.infos = append(f.infos, p.infos...)
 	}
 	return f, nil
 }
 
 // Name is the path that was opened.
-func (f *File) Name() string { return f.name }
+func (f *File) Name() string { return f.parts[0].name }
+
+// Paths are the files that the model lies in, in order: one, but for a split model.
+func (f *File) Paths() []string { return paths(f.parts) }
+
+// Size is the size in bytes of all files.
+func (f *File) Size() (n int64) {
+	for _, p := range f.parts {
+		n += int64(len(p.data))
+	}
+	return n
+}
+
+func paths(parts []*part) (names []string) {
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
+}
 
 // Version is the format's version, 2 or 3.
-func (f *File) Version() int { return f.version }
+func (f *File) Version() int { return f.parts[0].version }
 
-// Alignment is what the offsets of the data and of every tensor are multiples of, in bytes.
-func (f *File) Alignment() int { return int(f.alignment) }
+// Alignment is what the offsets of the data and of every tensor are multiples of, in bytes; in the first part, should
+// there be several.
+func (f *File) Alignment() int { return int(f.parts[0].alignment) }
 
-// Metadata returns all entries in file order. They must not be changed.
+// Metadata returns all entries in file order, without those that tell the place of a part. They must not be changed.
 func (f *File) Metadata() Metadata { return f.md }
 
 // Meta returns key's value.
@@ -85,39 +132,58 @@ func (f *File) Tensors() []ggml.Info { return f.infos }
 
 // Tensor returns a tensor as a view of the file.
 func (f *File) Tensor(name string) (*ggml.Tensor, error) {
+	i, err := f.find(name)
+	if err != nil {
+		return nil, err
+	}
+	return &ggml.Tensor{Info: f.infos[i], Data: f.places[i].view()}, nil
+}
+
+// Rows returns rows lo ≤ row < hi of a tensor, taken for a matrix of Rows()×Cols(), as a view of the file.
+func (f *File) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
+	i, err := f.find(name)
+	if err != nil {
+		return nil, err
+	}
+	info := f.infos[i]
+	if lo < 0 || hi < lo || hi > info.Rows() {
+		return nil, fmt.Errorf("gguf: %s: tensor %q: rows %d to %d of %d", f.Name(), name, lo, hi, info.Rows())
+	}
+	n := info.Type.RowBytes(info.Cols())
+	info.Shape = []int{hi - lo, info.Cols()}
+	return &ggml.Tensor{Info: info, Data: f.places[i].view()[lo*n : hi*n : hi*n]}, nil
+}
+
+// find returns the index of a tensor of an open file.
+func (f *File) find(name string) (int, error) {
 	i, ok := f.index[name]
 	if !ok {
-		return nil, fmt.Errorf("gguf: %s: no tensor %q", f.name, name)
+		return 0, fmt.Errorf("gguf: %s: no tensor %q", f.Name(), name)
 	}
-	if f.data == nil {
-		return nil, fmt.Errorf("gguf: %s: closed", f.name)
+	if f.places[i].part.data == nil {
+		return 0, fmt.Errorf("gguf: %s: closed", f.Name())
 	}
-	lo, hi := f.start+f.extents[i].lo, f.start+f.extents[i].hi
-	return &ggml.Tensor{Info: f.infos[i], Data: f.data[lo:hi:hi]}, nil
+	return i, nil
 }
+
+func (p *place) view() []byte { return p.part.data[p.lo:p.hi:p.hi] }
 
 // Release lets the kernel drop the pages that hold only t's data. Reading it again brings them back.
 func (f *File) Release(t *ggml.Tensor) {
-	if f.m != nil {
-		f.m.Release(t.Data)
+	if i, ok := f.index[t.Name]; ok && f.places[i].part.m != nil {
+		f.places[i].part.m.Release(t.Data)
 	}
 }
 
 // ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
 func (f *File) ReadAhead(name string) {
-	if i, ok := f.index[name]; ok && f.m != nil && f.data != nil {
-		f.m.ReadAhead(f.data[f.start+f.extents[i].lo : f.start+f.extents[i].hi])
+	if i, err := f.find(name); err == nil && f.places[i].part.m != nil {
+		f.places[i].part.m.ReadAhead(f.places[i].view())
 	}
 }
 
 // Close gives up the file; tensors' data is invalid after it.
-func (f *File) Close() error {
-	f.data = nil
-	if f.m == nil {
-		return nil
-	}
-	return f.m.Close()
-}
+func (f *File) Close() error { return closeParts(f.parts) }
 
 // alignUp rounds n up to a multiple of alignment.
 func alignUp(n, alignment int64) int64 { return (n + alignment - 1) / alignment * alignment }

@@ -11,15 +11,23 @@ import (
 	"github.com/llmq/llmq/internal/atomicfile"
 )
 
-// Options are Create's. The zero value refuses to replace a file.
-type Options = atomicfile.Options
+// Options are Create's. The zero value refuses to replace a file, and writes one.
+type Options struct {
+	// Overwrite allows existing regular files to be replaced, at the very end.
+	Overwrite bool
+	// PartBytes splits a model with more bytes of tensors into several files: see NewSplitPlan and Plan.Paths. 0: it does
+	// not.
+	PartBytes int64
+}
 
-// Writer fills in a planned file. Tensors arrive in any order and from several goroutines; the bytes do not depend on
-// it. The file appears under its name when Close has found it complete and on the disk, and not before.
+// Writer fills in a planned file, or the parts of a split one. Tensors arrive in any order and from several goroutines;
+// the bytes do not depend on it. All files appear under their names when Close has found them complete and on the disk,
+// and none before.
 type Writer struct {
-	path string
-	plan *Plan
-	out  *atomicfile.File
+	path  string
+	paths []string
+	plan  *Plan
+	out   []*atomicfile.File // of each part
 
 	mu      sync.Mutex
 	err     error    // the first write that failed
@@ -32,28 +40,35 @@ type span struct{ lo, hi int }
 // Create plans the file and makes room for it; see NewPlan for what it refuses. A disk without the room for all of it,
 // a path that is no regular file, or one that exists (unless Overwrite is set) is an error.
 func Create(path string, md Metadata, tensors []ggml.Info, opt Options) (*Writer, error) {
-	plan, err := NewPlan(md, tensors)
+	plan, err := NewSplitPlan(md, tensors, opt.PartBytes)
 	if err != nil {
 		return nil, err
 	}
-	out, err := atomicfile.Create(path, plan.Size(), opt)
-	if err != nil {
-		return nil, fmt.Errorf("gguf: %w", err)
+	w := &Writer{path: path, paths: plan.Paths(path), plan: plan, written: make([][]span, len(tensors))}
+	for i, part := range plan.parts {
+		out, err := atomicfile.Create(w.paths[i], part.size, atomicfile.Options{Overwrite: opt.Overwrite})
+		if err == nil {
+			w.out = append(w.out, out)
+			_, err = out.WriteAt(part.header, 0)
+		}
+		if err != nil {
+			w.Abort()
+			return nil, fmt.Errorf("gguf: %w", err)
+		}
 	}
-	if _, err := out.WriteAt(plan.header, 0); err != nil {
-		out.Abort()
-		return nil, fmt.Errorf("gguf: %w", err)
-	}
-	return &Writer{path: path, plan: plan, out: out, written: make([][]span, len(tensors))}, nil
+	return w, nil
 }
+
+// Paths are the names of the files: one, but for a split model.
+func (w *Writer) Paths() []string { return w.paths }
 
 // Plan is the layout that is being filled in.
 func (w *Writer) Plan() *Plan { return w.plan }
 
 // WriteTensor stores all of a tensor.
 func (w *Writer) WriteTensor(name string, data []byte) error {
-	if i, ok := w.plan.index[name]; ok && int64(len(data)) != w.plan.sizes[i] {
-		return w.errorf(name, "%s needs %d bytes, got %d", describe(&w.plan.infos[i]), w.plan.sizes[i], len(data))
+	if i, ok := w.plan.index[name]; ok && int64(len(data)) != w.plan.slots[i].size {
+		return w.errorf(name, "%s needs %d bytes, got %d", describe(&w.plan.infos[i]), w.plan.slots[i].size, len(data))
 	}
 	return w.WriteRows(name, 0, data)
 }
@@ -80,7 +95,8 @@ func (w *Writer) WriteRows(name string, row int, data []byte) error {
 	if err := w.take(i, span{row, row + n}); err != nil {
 		return err
 	}
-	if _, err := w.out.WriteAt(data, w.plan.offsets[i]+int64(row)*int64(rowBytes)); err != nil {
+	at := w.plan.slots[i]
+	if _, err := w.out[at.part].WriteAt(data, at.offset+int64(row)*int64(rowBytes)); err != nil {
 		return w.failed(err)
 	}
 	return nil
@@ -122,7 +138,7 @@ func (w *Writer) SetMeta(key string, value any) error {
 	switch {
 	case i < 0:
 		return fail("not in the plan")
-	case key == alignmentKey:
+	case key == alignmentKey, len(w.out) > 1 && (key == splitNoKey || key == splitCountKey || key == splitTensorsKey):
 		return fail("the layout depends on it")
 	case reflect.TypeOf(value) != reflect.TypeOf(md[i].Value):
 		return fail("planned as %T, not %T", md[i].Value, value)
@@ -142,7 +158,7 @@ func (w *Writer) SetMeta(key string, value any) error {
 	if err != nil {
 		return fail("%v", err)
 	}
-	if _, err := w.out.WriteAt(b, int64(len(appendString(before, key)))); err != nil {
+	if _, err := w.out[0].WriteAt(b, int64(len(appendString(before, key)))); err != nil {
 		return w.failed(err)
 	}
 	return nil
@@ -159,18 +175,27 @@ func (w *Writer) failed(err error) error {
 	return err
 }
 
-// Complete checks that every tensor is complete and returns the name under which the file can be read before Close
-// puts it in its place. All writes must have returned.
-func (w *Writer) Complete() (path string, err error) { return w.out.Temp(), w.complete() }
+// Open checks that every tensor is complete and opens what was written, before Close puts it in its place. All writes
+// must have returned. The file must be closed before the writer is.
+func (w *Writer) Open() (*File, error) {
+	if err := w.complete(); err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, out := range w.out {
+		paths = append(paths, out.Temp())
+	}
+	return openAll(paths)
+}
 
-// Close checks that every tensor is complete and puts the file in its place. When it fails, nothing is left behind.
-// All writes must have returned.
+// Close checks that every tensor is complete and puts the file, or all parts, in place. When it fails, nothing is left
+// behind. All writes must have returned.
 func (w *Writer) Close() error {
 	if err := w.complete(); err != nil {
-		w.out.Abort()
+		w.Abort()
 		return err
 	}
-	if err := w.out.Commit(); err != nil {
+	if err := atomicfile.Commit(w.out...); err != nil {
 		return fmt.Errorf("gguf: %w", err)
 	}
 	return nil
@@ -200,7 +225,11 @@ func (w *Writer) complete() error {
 }
 
 // Abort gives the file up and leaves nothing behind. After Close it does nothing, so it can be deferred.
-func (w *Writer) Abort() { w.out.Abort() }
+func (w *Writer) Abort() {
+	for _, out := range w.out {
+		out.Abort()
+	}
+}
 
 func (w *Writer) errorf(tensor, format string, args ...any) error {
 	return fmt.Errorf("gguf: %s: tensor %q: %s", w.path, tensor, fmt.Sprintf(format, args...))

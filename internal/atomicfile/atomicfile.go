@@ -37,18 +37,30 @@ var (
 	abandoned  bool
 )
 
-// createTemp makes a temporary file that Abandon knows of.
+// Names of temporary files: tempPrefix, 26 random letters and digits, tempSuffix.
+const (
+	tempPrefix = ".llmq-"
+	tempSuffix = ".tmp"
+)
+
+// createTemp makes a temporary file that Abandon knows of, and claims it, so that Sweep in another process leaves it alone.
 func createTemp(dir string) (*os.File, error) {
 	mu.Lock()
 	defer mu.Unlock()
 	if abandoned {
 		return nil, errors.New("the process is about to end")
 	}
-	f, err := os.OpenFile(filepath.Join(dir, ".llmq-"+rand.Text()+".tmp"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err == nil {
-		unfinished[f.Name()] = true
+	for {
+		f, err := os.OpenFile(filepath.Join(dir, tempPrefix+rand.Text()+tempSuffix), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		if claim(f) {
+			unfinished[f.Name()] = true
+			return f, nil
+		}
+		f.Close() // another process's Sweep came between the two, and has removed it
 	}
-	return f, err
 }
 
 // forget says that a temporary file has gone.
@@ -69,27 +81,18 @@ func Abandon() {
 	}
 }
 
-// Create starts an output of size bytes. It refuses a path that cannot become a file, and a disk that has not got the
-// room, before anything is written. Bytes that are never written are zero.
+// Create starts an output of size bytes. It refuses what Resolve does, an existing file without Overwrite, and a disk that
+// has not got the room, before anything is written. Bytes that are never written are zero.
 func Create(path string, size int64, opt Options) (*File, error) {
-	if path == "" {
-		return nil, errors.New("no output path")
+	target, err := Resolve(path)
+	if err != nil {
+		return nil, err
 	}
-	// Write what a link points at, as a plain create would; renaming would replace the link.
-	if fi, err := os.Lstat(path); err == nil && fi.Mode()&fs.ModeSymlink != 0 {
-		if target, err := filepath.EvalSymlinks(path); err == nil {
-			path = target
-		}
-	}
+	path = target
 	if err := checkTarget(path, opt); err != nil {
 		return nil, err
 	}
 	dir := filepath.Dir(path)
-	if fi, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("%s: the folder to write to: %w", path, err)
-	} else if !fi.IsDir() {
-		return nil, fmt.Errorf("%s: %s is not a folder", path, dir)
-	}
 	if free, ok := freeBytes(dir); ok && uint64(size) > free {
 		return nil, fmt.Errorf("%s: needs %d bytes of disk, %d are free", path, size, free)
 	}
@@ -106,6 +109,7 @@ func Create(path string, size int64, opt Options) (*File, error) {
 	return w, nil
 }
 
+// checkTarget is for a path that Resolve returned. What is there may have changed since.
 func checkTarget(path string, opt Options) error {
 	fi, err := os.Lstat(path)
 	switch {
@@ -113,10 +117,8 @@ func checkTarget(path string, opt Options) error {
 		return nil
 	case err != nil:
 		return err
-	case fi.IsDir():
-		return fmt.Errorf("%s: is a folder", path)
-	case !fi.Mode().IsRegular() && fi.Mode()&fs.ModeSymlink == 0:
-		return fmt.Errorf("%s: not a regular file", path)
+	case !fi.Mode().IsRegular():
+		return notRegular(path, fi.Mode())
 	case !opt.Overwrite:
 		return fmt.Errorf("%s: %w", path, fs.ErrExist)
 	}
@@ -147,34 +149,6 @@ func cause(err error) error {
 		return pe.Err
 	}
 	return err
-}
-
-// Commit puts the file in its place once its bytes are on the disk. When it fails, nothing is left behind and what was
-// there before is untouched; the one exception is a failure to make the rename itself durable. No write may be under
-// way.
-func (w *File) Commit() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.done {
-		return fmt.Errorf("%s: already closed", w.path)
-	}
-	w.done = true
-	defer forget(w.tmp)
-	w.direct.close()
-	err := w.f.Sync()
-	if cerr := w.f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		err = fmt.Errorf("%s: %w", w.path, cause(err))
-	} else if err = checkTarget(w.path, w.opt); err == nil { // it may have appeared meanwhile
-		err = os.Rename(w.tmp, w.path)
-	}
-	if err != nil {
-		os.Remove(w.tmp)
-		return err
-	}
-	return syncDir(filepath.Dir(w.path))
 }
 
 // Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.

@@ -61,16 +61,3 @@ func TestTooLargeForTheFileSystem(t *testing.T) {
 	}
 	expect(t, dir)
 }
-
-// TestDevice must not put a file in a device's place, whatever the options.
-func TestDevice(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "pipe")
-	if err := syscall.Mkfifo(path, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Create(path, 1, Options{Overwrite: true}); err == nil ||
-		!strings.Contains(err.Error(), "not a regular file") {
-		t.Errorf("got %v", err)
-	}
-}

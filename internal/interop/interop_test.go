@@ -226,6 +226,30 @@ func TestBlockTypes(t *testing.T) {
 	})
 }
 
+// TestSplit: llama.cpp opens the parts that we write by their first, and finds the model in them that one file holds; and we
+// open what it opens. Requantizing a quantized file gives one that both read.
+func TestSplit(t *testing.T) {
+	text := goText(t)
+	r := pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q4_K, PartBytes: 1_000_000}
+	src := openFolder(t, gopher4m)
+	plan, err := pipeline.NewPlan(src, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := plan.File.Paths(writePlan(t, src, plan, pipeline.Options{}))[0]
+	f, err := gguf.Open(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if len(f.Paths()) < 3 {
+		t.Fatalf("%q are too few parts", f.Paths())
+	}
+	compare(t, first, text)
+	again := write(t, f, pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q5_0, Requantize: true}, pipeline.Options{})
+	compare(t, again, text)
+}
+
 // calibration returns some sequences of a text.
 func calibration(t *testing.T, src pipeline.Source, text string) *calib.Set {
 	t.Helper()

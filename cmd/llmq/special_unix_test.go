@@ -1,0 +1,152 @@
+//go:build linux || darwin
+
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// writers are the commands that write a file, with inputs that do not exist: an output is refused before they are read.
+var writers = []string{
+	"convert ABSENT", "quantize ABSENT --method rtn", "quantize ABSENT --calib ABSENT", "profile ABSENT --calib ABSENT", "report ABSENT",
+}
+
+// TestSpecialOutputs: no command replaces a special file, or a link to one.
+func TestSpecialOutputs(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := syscall.Mkfifo(at("pipe"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: at("socket"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	names := map[string]string{"pipe": "a pipe", "socket": "a socket"}
+	if err := syscall.Mknod(at("device"), syscall.S_IFCHR|0o600, 240<<8|77); err == nil {
+		names["device"] = "a device"
+	}
+	for name, what := range names {
+		if err := os.Symlink(name, at("link to "+name)); err != nil {
+			t.Fatal(err)
+		}
+		names["link to "+name] = what
+	}
+	if runtime.GOOS == "linux" {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		if err := os.Symlink(fmt.Sprintf("/proc/self/fd/%d", w.Fd()), at("stdout")); err != nil { // what /dev/stdout is
+			t.Fatal(err)
+		}
+		names["stdout"] = "a pipe"
+	}
+	before := listing(t, dir)
+	for name, what := range names {
+		for _, w := range writers {
+			args := append(strings.Fields(strings.ReplaceAll(w, "ABSENT", filepath.Join(dir, "absent"))), "--force", "-o", at(name))
+			r := llmq(t, args...)
+			if r.code != exitFailure || !strings.Contains(r.stderr, at(name)+": "+what+", not a regular file") || r.stdout != "" {
+				t.Errorf("%s to %s: exit %d, %q", w, name, r.code, r.stderr)
+			}
+			if after := listing(t, dir); !slices.Equal(before, after) {
+				t.Fatalf("%s to %s left %v, before %v", w, name, after, before)
+			}
+		}
+	}
+}
+
+// TestDanglingOutput: a link to nothing creates what it leads to.
+func TestDanglingOutput(t *testing.T) {
+	dir := t.TempDir()
+	link, target := filepath.Join(dir, "link.gguf"), filepath.Join(dir, "target.gguf")
+	if err := os.Symlink("target.gguf", link); err != nil {
+		t.Fatal(err)
+	}
+	ckpt := folder(t, "qwen3")
+	must(t, "convert", ckpt, "-o", link)
+	if fi, err := os.Lstat(target); err != nil || !fi.Mode().IsRegular() {
+		t.Errorf("the target: %v, %v", fi, err)
+	}
+	if fi, err := os.Lstat(link); err != nil || fi.Mode()&fs.ModeSymlink == 0 {
+		t.Errorf("the link: %v, %v", fi, err)
+	}
+	if r := llmq(t, "convert", ckpt, "-o", link); r.code != exitFailure || !strings.Contains(r.stderr, "exists; --force replaces it") {
+		t.Errorf("again: exit %d, %q", r.code, r.stderr)
+	}
+}
+
+// TestStdoutIsOutput: what a command prints must not go to the file that it replaces.
+func TestStdoutIsOutput(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out.gguf")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var stderr strings.Builder
+	code := (&app{strings.NewReader(""), f, &stderr}).run(t.Context(), []string{"convert", folder(t, "qwen3"), "-o", path, "--force", "--json"})
+	if fi, err := f.Stat(); code != exitFailure || !strings.Contains(stderr.String(), "standard output goes to the output file") || err != nil || fi.Size() != 0 {
+		t.Errorf("exit %d, %q", code, stderr.String())
+	}
+}
+
+// TestKilled: what a killed run has left is found by the next run in that folder, said, and removed; a run that lives keeps
+// its file.
+func TestKilled(t *testing.T) {
+	dir, out := folder(t, "llama"), t.TempDir()
+	start := func(name string) *exec.Cmd {
+		args := append([]string{"quantize", dir, "-o", filepath.Join(out, name), "--refine", "1000000"}, calibrate...)
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), argsVariable+"="+strings.Join(args, "\n"))
+		before := len(listing(t, out))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(30 * time.Second); len(listing(t, out)) == before; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("there is no output under way")
+			}
+		}
+		time.Sleep(50 * time.Millisecond) // from the file's creation to its size
+		return cmd
+	}
+	alive := start("alive.gguf")
+	defer func() {
+		alive.Process.Signal(os.Interrupt)
+		alive.Wait()
+	}()
+	killed := start("killed.gguf")
+	killed.Process.Kill()
+	killed.Wait()
+	if left := listing(t, out); len(left) != 3 { // the folder, and two files
+		t.Fatalf("%v", left)
+	}
+	// A dry run writes nothing, and removes nothing.
+	must(t, "convert", dir, "-o", filepath.Join(out, "next.gguf"), "--dry-run")
+	if left := listing(t, out); len(left) != 3 {
+		t.Errorf("after a dry run: %v", left)
+	}
+	r := must(t, "convert", dir, "-o", filepath.Join(out, "next.gguf"))
+	if n := strings.Count(r.stderr, "llmq: warning: removed "+filepath.Join(out, ".llmq-")); n != 1 || !strings.Contains(r.stderr, " that a killed run has left\n") {
+		t.Errorf("%q names %d files, want 1", r.stderr, n)
+	}
+	if left := listing(t, out); len(left) != 3 || !strings.Contains(left[1], ".llmq-") || !strings.Contains(left[2], "next.gguf") {
+		t.Errorf("left %v", left)
+	}
+}

@@ -1,0 +1,87 @@
+package atomicfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// Commit puts the file in its place once its bytes are on the disk. When it fails, nothing is left behind and what was
+// there before is untouched; the one exception is a failure to make the rename itself durable. No write may be under
+// way.
+func (w *File) Commit() error { return Commit(w) }
+
+// Commit is File.Commit for several files of which none is of use without the others, and the first is the one that readers
+// open: it takes its place last. When that fails half-way, or the process ends, the first file is absent: those that were
+// to be replaced may be gone by then, but old and new files are never taken for one set.
+func Commit(files ...*File) error {
+	for _, w := range files {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.done {
+			return fmt.Errorf("%s: already closed", w.path)
+		}
+	}
+	var err error
+	for _, w := range files {
+		defer forget(w.tmp)
+		err = errors.Join(err, w.finish())
+	}
+	if err == nil {
+		err = place(files)
+	}
+	if err != nil {
+		for _, w := range files {
+			os.Remove(w.tmp)
+		}
+		return err
+	}
+	var dirs []string
+	for _, w := range files {
+		if dir := filepath.Dir(w.path); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+			err = errors.Join(err, syncDir(dir))
+		}
+	}
+	return err
+}
+
+// finish has the bytes on the disk, and ends writing.
+func (w *File) finish() error {
+	w.done = true
+	w.direct.close()
+	err := w.f.Sync()
+	if cerr := w.f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", w.path, cause(err))
+	}
+	return nil
+}
+
+// place renames the files, or leaves none in its place.
+func place(files []*File) error {
+	for _, w := range files { // something may have appeared meanwhile
+		if err := checkTarget(w.path, w.opt); err != nil {
+			return err
+		}
+	}
+	if len(files) > 1 {
+		if err := os.Remove(files[0].path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for i, w := range slices.Backward(files) {
+		if err := os.Rename(w.tmp, w.path); err != nil {
+			for _, placed := range files[i+1:] {
+				os.Remove(placed.path)
+			}
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,42 @@
+package atomicfile
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Leftover is a temporary file that a killed process left behind.
+type Leftover struct {
+	Path  string
+	Bytes int64
+}
+
+// Sweep removes the temporary files in dir whose writers have gone, and returns them. A writer holds a lock on its file for
+// as long as it lives, so that files being written by this or any other process stay, as do those that cannot be removed
+// or asked about. Names that are not those of temporary files, and links, are not touched.
+func Sweep(dir string) []Leftover {
+	entries, _ := os.ReadDir(dir) // a folder that cannot be read shows no files
+	var gone []Leftover
+	for _, e := range entries {
+		name := e.Name()
+		if !e.Type().IsRegular() || !strings.HasPrefix(name, tempPrefix) || !strings.HasSuffix(name, tempSuffix) {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			continue
+		}
+		if path := filepath.Join(dir, name); !isUnfinished(path) && removeAbandoned(path) {
+			gone = append(gone, Leftover{path, info.Size()})
+		}
+	}
+	return gone
+}
+
+// isUnfinished says whether this process writes the temporary file.
+func isUnfinished(tmp string) bool {
+	mu.Lock()
+	defer mu.Unlock()
+	return unfinished[tmp]
+}

@@ -301,6 +301,23 @@ var runeBytes = func() map[rune]byte {
 	return bytes
 }()
 
+// byteRunes is the inverse of runeBytes.
+var byteRunes = func() (runes [256]rune) {
+	for r, b := range runeBytes {
+		runes[b] = r
+	}
+	return runes
+}()
+
+// SpellBytes spells bytes in GPT-2's alphabet, as the tokens of a byte-level vocabulary are.
+func SpellBytes(bytes string) string {
+	out := make([]rune, len(bytes))
+	for i := range out {
+		out[i] = byteRunes[bytes[i]]
+	}
+	return string(out)
+}
+
 // bytesOf returns the bytes that a byte-level token stands for.
 func bytesOf(token string) (string, bool) {
 	out := make([]byte, 0, len(token))

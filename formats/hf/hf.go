@@ -37,8 +37,6 @@ type Checkpoint struct {
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
 const (
 	configFile          = "config.json"
-	tokenizerFile       = "tokenizer.json"
-	sentencePieceFile   = "tokenizer.model"
 	tokenizerConfigFile = "tokenizer_config.json"
 	specialTokensFile   = "special_tokens_map.json"
 	addedTokensFile     = "added_tokens.json"
@@ -108,7 +106,8 @@ func (c *Checkpoint) load(cfg *config, opt Options) error {
 		return err
 	}
 	cfg.metadata(&c.md)
-	return c.loadTokenizer(cfg, opt)
+	_, err = c.loadTokenizer(tokenizerModel{class: cfg.class, vocab: cfg.vocab, config: cfg.object}, opt)
+	return err
 }
 
 // quantizationVersion is GGML_QNT_VERSION of ggml.h: the layout of the block types.

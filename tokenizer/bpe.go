@@ -13,7 +13,7 @@ type bpe struct {
 	split  splitter
 	byteID [256]int32 // −1 for a byte that has no token
 	merges map[[2]int32]bpeMerge
-	// words are the normal tokens by the bytes of a word that would be the token. They serve where a word need not be
+	// words are the tokens that are not control tokens by the bytes of a word that would be the token. They serve where a word need not be
 	// merged (IgnoreMerges, Gemma4), and as the characters that merging begins with.
 	words map[string]int32
 	unk   *int32
@@ -91,7 +91,7 @@ func (b *bpe) addCharacterTokens(t *Tokenizer, ids map[string]int32) {
 		if t.types[i] == Normal || t.types[i] == Unused {
 			t.pieces[i] = b.unescape(token)
 		}
-		if t.types[i] == Normal {
+		if t.types[i] == Normal || t.types[i] == UserDefined {
 			b.words[token] = int32(i)
 		}
 	}

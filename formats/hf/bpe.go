@@ -58,7 +58,7 @@ func preName(p *tokenizer.Pre, class string) string {
 }
 
 // vocabulary gathers the tokens.
-func (b *bpeModel) vocabulary(size int, added []addedToken, warn func(string, ...any)) (*vocabulary, error) {
+func (b *bpeModel) vocabulary(size int, added []addedToken, asWritten bool, warn func(string, ...any)) (*vocabulary, error) {
 	if size == 0 {
 		var err error
 		if size, err = b.size(); err != nil {
@@ -82,7 +82,7 @@ func (b *bpeModel) vocabulary(size int, added []addedToken, warn func(string, ..
 			return nil, err
 		}
 	}
-	v.add(added, warn)
+	v.add(added, asWritten, warn)
 	return v, v.checkNUL()
 }
 
@@ -111,7 +111,7 @@ func isByteToken(token string) bool {
 // loadBPE sets the metadata of a byte-level tokenizer.
 func (c *Checkpoint) loadBPE(f *tokenizerFiles, m tokenizerModel, opt Options) (*vocabulary, error) {
 	b := f.bpe
-	v, err := b.vocabulary(m.vocab, f.added, c.warn)
+	v, err := b.vocabulary(m.vocab, f.added, false, c.warn)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func (c *Checkpoint) loadCharacters(f *tokenizerFiles, m tokenizerModel) (*vocab
 		return nil, fmt.Errorf("normalizer: puts a space before the text, or leaves spaces as they are; GGUF readers do neither " +
 			"for BPE of characters")
 	}
-	v, err := b.vocabulary(m.vocab, f.added, c.warn)
+	v, err := b.vocabulary(m.vocab, f.added, true, c.warn)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +206,7 @@ func (c *Checkpoint) loadMergedSPM(f *tokenizerFiles, m tokenizerModel) (*vocabu
 	if len(b.steps) > 0 {
 		return nil, fmt.Errorf("pre_tokenizer: %s: GGUF readers do not do this for SentencePiece", strings.Join(b.steps, ", "))
 	}
-	v, err := b.vocabulary(m.vocab, f.added, c.warn)
+	v, err := b.vocabulary(m.vocab, f.added, false, c.warn)
 	if err != nil {
 		return nil, err
 	}
@@ -225,12 +225,19 @@ func (c *Checkpoint) loadMergedSPM(f *tokenizerFiles, m tokenizerModel) (*vocabu
 // scoreByRank gives the tokens that merges make the scores that make SentencePiece merge alike.
 func (b *bpeModel) scoreByRank(v *vocabulary) error {
 	ways := make(map[string]int) // ways to make a token
+	merges := func(token string) bool {
+		id, ok := b.vocab[token]
+		return ok && v.types[id] != int32(tokenizer.UserDefined) && v.types[id] != int32(tokenizer.Control)
+	}
 	last := ""
 	for rank, m := range b.merges {
 		token := m[0] + m[1]
 		id, ok := b.vocab[token]
 		if !ok {
 			return fmt.Errorf("model.merges[%d]: %.64q is not in the vocabulary", rank, token)
+		}
+		if !merges(m[0]) || !merges(m[1]) || !merges(token) {
+			continue // readers cut these out of the text before they merge
 		}
 		if token != last {
 			if ways[token] > 0 {
@@ -248,9 +255,7 @@ func (b *bpeModel) scoreByRank(v *vocabulary) error {
 		}
 		possible := 0
 		for i := range token {
-			_, left := b.vocab[token[:i]]
-			_, right := b.vocab[token[i:]]
-			if left && right {
+			if merges(token[:i]) && merges(token[i:]) {
 				possible++
 			}
 		}

@@ -203,7 +203,7 @@ func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, m tokenizerModel) (*vo
 			return nil, err
 		}
 	}
-	v.add(f.added, c.warn)
+	v.add(f.added, false, c.warn)
 	v.pad(padScore)
 	if err := v.checkNUL(); err != nil {
 		return nil, err

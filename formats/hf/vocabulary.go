@@ -115,7 +115,10 @@ const (
 
 // add puts added tokens, and warns of what cannot be kept: tokens without a row of the embeddings, a second id of a token,
 // whose first is what the tokenizers library uses, and spaces that the token would take.
-func (v *vocabulary) add(added []addedToken, warn func(format string, args ...any)) {
+//
+// A user-defined token's ▁ becomes a space, as readers look for it in the text before they escape spaces, unless the
+// tokenizer looks for ▁ itself (asWritten).
+func (v *vocabulary) add(added []addedToken, asWritten bool, warn func(format string, args ...any)) {
 	var beyond, strips []string
 	seen := make(map[string]bool) // files repeat each other's tokens
 	for _, a := range added {
@@ -130,7 +133,9 @@ func (v *vocabulary) add(added []addedToken, warn func(format string, args ...an
 		}
 		token, typ := a.content, tokenizer.Control
 		if !a.special && !a.looksSpecial() {
-			token, typ = plainSpaces(token), tokenizer.UserDefined
+			if typ = tokenizer.UserDefined; !asWritten {
+				token = plainSpaces(token)
+			}
 		}
 		switch {
 		case v.put(a.id, token, typ, addScore) != nil:

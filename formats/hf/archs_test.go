@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,6 +112,40 @@ func compareTokenizer(t *testing.T, got, want gguf.Metadata, preNamed bool) {
 	for _, kv := range got {
 		if _, ok := want.Get(kv.Key); !ok && strings.HasPrefix(kv.Key, "tokenizer.") {
 			t.Errorf("%s is %.80v, want none", kv.Key, kv.Value)
+		}
+	}
+}
+
+// The ids of texts are those of Hugging Face's tokenizers library, with which llama.cpp agrees on them.
+func TestArchIDs(t *testing.T) {
+	dir := shared.Path(t, "archs")
+	data, err := os.ReadFile(dir + "/tokenize.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want struct {
+		Texts []string
+		IDs   map[string][][]int32
+	}
+	if err := json.Unmarshal(data, &want); err != nil || len(want.IDs) < 30 {
+		t.Fatalf("%d tokenizers, %v", len(want.IDs), err)
+	}
+	for name, ids := range want.IDs {
+		c := &Checkpoint{dir: filepath.Join(dir, name)}
+		m, _ := archFolder(t, c.dir)
+		if _, err := c.loadTokenizer(m, Options{}); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		tok, err := tokenizer.New(c)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for i, text := range want.Texts {
+			if got := tok.Encode(text, tokenizer.EncodeOptions{NoBOS: true}); !slices.Equal(got, ids[i]) {
+				t.Errorf("%s: %q: got %d, want %d", name, text, got, ids[i])
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ type bpeModel struct {
 	byteLevel    bool           // GPT-2's byte alphabet; otherwise SentencePiece's characters with byte fallback
 	ignoreMerges bool
 	unknown      string // unk_token
+	ranks        bool   // merges come from ranks
 	// How text is split: pre names it where the file has no steps that say so.
 	pre   string
 	steps []string

@@ -96,7 +96,7 @@ func parseRank(line string) (token string, rank int, err error) {
 // model makes merges of ranks: each token's is what merging its bytes comes to before the token itself would be made. Ids
 // are ranks from first on.
 func (r ranks) model(first int) (*bpeModel, error) {
-	b := &bpeModel{vocab: make(map[string]int, len(r)), byteLevel: true, ignoreMerges: true}
+	b := &bpeModel{vocab: make(map[string]int, len(r)), byteLevel: true, ignoreMerges: true, ranks: true}
 	tokens := slices.SortedFunc(maps.Keys(r), func(x, y string) int { return r[x] - r[y] })
 	for _, token := range tokens {
 		b.vocab[tokenizer.SpellBytes(token)] = first + r[token]

@@ -254,7 +254,7 @@ func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, m tokenizerModel, opt Opt
 			return nil
 		}
 	}
-	if f.bpe.pre != "" { // of ranks, which look every word up first; the few that merging misses are rare words
+	if f.bpe.ranks { // whose words are few that merging misses
 		c.warn("%s: merging does not make token %d, %q, nor perhaps others, so that GGUF readers (%s) have other tokens for it",
 			f.path, id, tok.Token(id), pres[0].Names[0])
 		return nil

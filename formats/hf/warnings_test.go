@@ -227,7 +227,7 @@ func TestGemmaTokenizers(t *testing.T) {
 		changes settings
 		want    string
 	}{
-		{"Gemma4ForCausalLM", settings{"normalizer": nil}, "normalizer: puts a space before the text, or leaves spaces as they are"},
+		{"Gemma4ForCausalLM", settings{"normalizer": nil, "pre_tokenizer": nil}, "normalizer: puts a space before the text, or leaves spaces as they are"},
 		{"Gemma4ForCausalLM", settings{"normalizer": nil, "pre_tokenizer": settings{"type": "Metaspace"}}, "pre_tokenizer: Metaspace split"},
 		{"Gemma3ForCausalLM", settings{"pre_tokenizer": settings{"type": "Whitespace"}}, "pre_tokenizer: Whitespace: GGUF readers do not do this"},
 	} {

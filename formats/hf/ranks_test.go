@@ -141,6 +141,10 @@ func TestTekken(t *testing.T) {
 		t.Errorf("got %d", got)
 	}
 
+	var runs []settings // each is made by each two that are as long together: 170 kB make 21 MB of merges
+	for i := range 500 {
+		runs = append(runs, settings{"rank": i, "token_bytes": base64.StdEncoding.EncodeToString(make([]byte, i+1))})
+	}
 	named, err := parseTekken("tekken.json", tinyTekken(t, settings{"special_tokens": []settings{
 		{"rank": 0, "token_str": "</s>"}, {"rank": 4, "token_str": "<s>"}}}))
 	if err != nil {
@@ -159,9 +163,10 @@ func TestTekken(t *testing.T) {
 			"config.default_num_special_tokens: is 4, but default_vocab_size is 3"},
 		{settings{"vocab": 1}, "vocab: is 1, want a list of tokens"},
 		{settings{"vocab": []settings{{"token_bytes": "YQ=="}}}, "vocab[0]: rank is missing or negative"},
-		{settings{"vocab": []settings{{"rank": 0, "token_bytes": "?"}}}, `vocab[0]: token_bytes is "?", want 1 to 4096 bytes in base64`},
+		{settings{"vocab": []settings{{"rank": 0, "token_bytes": "?"}}}, `vocab[0]: token_bytes is "?", want 1 to 1024 bytes in base64`},
 		{settings{"vocab": []settings{{"rank": 0, "token_bytes": "YQ=="}, {"rank": 1, "token_bytes": "YQ=="}}},
 			`vocab[1]: "a" has two ranks, 0 and 1`},
+		{settings{"config": settings{"default_vocab_size": 1000, "default_num_special_tokens": 1}, "vocab": runs}, "tekken.json: vocab: the merges up to rank "},
 		{settings{"special_tokens": []settings{{"token_str": "x"}}}, "special_tokens[0].rank: is missing"},
 	} {
 		_, err := parseTekken("tekken.json", tinyTekken(t, c.changes))

@@ -53,12 +53,11 @@ func parseTekken(file string, data []byte) (*bpeModel, error) {
 		}
 		r[string(b)] = *t.Rank
 	}
-	m, err := r.model(numSpecial)
-	if err != nil {
-		return nil, err
+	m := r.model(numSpecial)
+	if m.merges, err = r.allMerges(len(data)); err != nil {
+		return nil, fmt.Errorf("%s: vocab: %w", file, err)
 	}
 	m.pre, m.scored = "tekken", true
-	m.merges = r.allMerges()
 	m.post = &template{first: "<s>", leading: 1}
 	if err := m.readTekkenSpecials(o, numSpecial); err != nil {
 		return nil, err

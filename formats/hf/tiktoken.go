@@ -15,8 +15,9 @@ import (
 	"github.com/llmq/llmq/tokenizer"
 )
 
-// maxTokenBytes bounds a token of a file of ranks: the time to find its merge grows with the square of its length.
-const maxTokenBytes = 1 << 12
+// maxTokenBytes bounds a token of a file of ranks: the time to find its merge grows with the square of its length. The
+// longest of OpenAI's have 128.
+const maxTokenBytes = 1 << 10
 
 // ranks are tokens in the order in which tiktoken (github.com/openai/tiktoken) merges: of all pairs of neighbours, the one
 // that makes the token of the least rank goes first. They are also the ids.
@@ -72,7 +73,9 @@ func parseRanks(file string, data []byte) (*bpeModel, error) {
 	if len(r) == 0 {
 		return nil, fmt.Errorf("%s: holds no ranks", file)
 	}
-	return r.model(0)
+	b := r.model(0)
+	b.merges = r.merges()
+	return b, nil
 }
 
 func parseRank(line string) (token string, rank int, err error) {
@@ -93,33 +96,49 @@ func parseRank(line string) (token string, rank int, err error) {
 	return string(b), rank, nil
 }
 
-// model makes merges of ranks: each token's is what merging its bytes comes to before the token itself would be made. Ids
-// are ranks from first on.
-func (r ranks) model(first int) (*bpeModel, error) {
+// model is a BPE model without merges, whose ids are the ranks from first on.
+func (r ranks) model(first int) *bpeModel {
 	b := &bpeModel{vocab: make(map[string]int, len(r)), byteLevel: true, ignoreMerges: true, ranks: true}
-	tokens := slices.SortedFunc(maps.Keys(r), func(x, y string) int { return r[x] - r[y] })
-	for _, token := range tokens {
-		b.vocab[tokenizer.SpellBytes(token)] = first + r[token]
-		if parts := r.split(token); len(parts) == 2 {
-			b.merges = append(b.merges, [2]string{tokenizer.SpellBytes(parts[0]), tokenizer.SpellBytes(parts[1])})
-		}
-		// Other tokens are made by no merge. As tiktoken takes a word that is a token whole, they occur only so.
+	for token, rank := range r {
+		b.vocab[tokenizer.SpellBytes(token)] = first + rank
 	}
-	return b, nil
+	return b
+}
+
+// sorted lists the tokens by rank.
+func (r ranks) sorted() []string {
+	return slices.SortedFunc(maps.Keys(r), func(x, y string) int { return r[x] - r[y] })
+}
+
+// merges lists for each token what merging its bytes comes to before the token itself would be made. Tokens for which that
+// is not two others are made by no merge. As tiktoken takes a word that is a token whole, they occur only so.
+func (r ranks) merges() [][2]string {
+	var merges [][2]string
+	for _, token := range r.sorted() {
+		if parts := r.split(token); len(parts) == 2 {
+			merges = append(merges, [2]string{tokenizer.SpellBytes(parts[0]), tokenizer.SpellBytes(parts[1])})
+		}
+	}
+	return merges
 }
 
 // allMerges lists all pairs of tokens that make a token, by its rank and then those of the pair, as Mistral's tokenizers are
-// converted.
-func (r ranks) allMerges() [][2]string {
+// converted. It fails if they take more than limit bytes, which only tokens made for that do.
+func (r ranks) allMerges(limit int) ([][2]string, error) {
 	var merges [][2]string
-	for _, token := range slices.SortedFunc(maps.Keys(r), func(x, y string) int { return r[x] - r[y] }) {
+	size := 0
+	for _, token := range r.sorted() {
 		from := len(merges)
 		for i := 1; i < len(token); i++ {
 			_, left := r[token[:i]]
 			_, right := r[token[i:]]
 			if left && right {
 				merges = append(merges, [2]string{token[:i], token[i:]})
+				size += len(token)
 			}
+		}
+		if size > limit {
+			return nil, fmt.Errorf("the merges up to rank %d take %d bytes", r[token], size)
 		}
 		slices.SortFunc(merges[from:], func(x, y [2]string) int {
 			return cmp.Or(r[x[0]]-r[y[0]], r[x[1]]-r[y[1]])
@@ -128,7 +147,7 @@ func (r ranks) allMerges() [][2]string {
 	for i, m := range merges {
 		merges[i] = [2]string{tokenizer.SpellBytes(m[0]), tokenizer.SpellBytes(m[1])}
 	}
-	return merges
+	return merges, nil
 }
 
 // split merges the bytes of token by the ranks below its own, and returns what is left.
@@ -137,20 +156,38 @@ func (r ranks) split(token string) []string {
 	for i := range parts {
 		parts[i] = token[i : i+1]
 	}
-	for len(parts) > 1 {
-		at, least := -1, r[token]
-		for i := range parts[1:] {
-			if rank, ok := r[parts[i]+parts[i+1]]; ok && rank < least {
-				at, least = i, rank
+	own := r[token]
+	pairs := make([]int, len(parts)) // ranks of each part with the next, own for none below it
+	rank := func(i int) {
+		if i < 0 || i >= len(pairs) {
+			return
+		}
+		pairs[i] = own
+		if i+1 < len(parts) {
+			if rank, ok := r[parts[i]+parts[i+1]]; ok {
+				pairs[i] = min(rank, own)
 			}
 		}
-		if at < 0 {
-			break
+	}
+	for i := range parts {
+		rank(i)
+	}
+	for {
+		at := 0
+		for i, rank := range pairs {
+			if rank < pairs[at] {
+				at = i
+			}
+		}
+		if pairs[at] == own {
+			return parts
 		}
 		parts[at] += parts[at+1]
 		parts = slices.Delete(parts, at+1, at+2)
+		pairs = slices.Delete(pairs, at+1, at+2)
+		rank(at - 1)
+		rank(at)
 	}
-	return parts
 }
 
 // specialsAfter numbers special tokens from the last rank on.

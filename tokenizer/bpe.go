@@ -34,6 +34,9 @@ func (t *Tokenizer) loadBPE(m Metadata, model string, ids map[string]int32) erro
 		if name, err = stringValue(m, keyPre); err != nil {
 			return err
 		}
+	} else {
+		t.warnings = append(t.warnings, fmt.Sprintf("there is no %s: text is split into words as few models want it; convert the "+
+			"model again", keyPre))
 	}
 	pre, ok := PreByName(name)
 	if !ok {

@@ -40,6 +40,7 @@ type Tokenizer struct {
 	alwaysBOS      bool    // add BOS whatever tokenizer.ggml.add_bos_token says
 	special        []int32 // control, unknown and user-defined tokens, the longest first
 	scheme         scheme
+	warnings       []string
 }
 
 // scheme tokenizes a stretch of text that has no special token in it.
@@ -130,9 +131,11 @@ func (t *Tokenizer) loadSpecial(m Metadata) error {
 		if id < 0 {
 			return fmt.Errorf("%s is %d", s.key, id)
 		}
-		if id < int64(len(t.tokens)) { // others are passed over, as by llama.cpp, whose converter writes them for Hunyuan
-			*s.id = int32(id)
+		if id >= int64(len(t.tokens)) { // as llama.cpp does, whose converter writes such an id for Hunyuan
+			t.warnings = append(t.warnings, fmt.Sprintf("%s is %d, but the vocabulary has %d tokens; ignored", s.key, id, len(t.tokens)))
+			continue
 		}
+		*s.id = int32(id)
 	}
 	for _, s := range []struct {
 		key, idKey string
@@ -258,6 +261,9 @@ func (t *Tokenizer) BOS() (id int32, add bool) { return t.bos, t.addBOS }
 
 // EOS returns the id that ends a text, −1 if there is none, and whether the model wants it there.
 func (t *Tokenizer) EOS() (id int32, add bool) { return t.eos, t.addEOS }
+
+// Warnings says what in the file makes tokens doubtful.
+func (t *Tokenizer) Warnings() []string { return t.warnings }
 
 // VocabSize is the number of tokens.
 func (t *Tokenizer) VocabSize() int { return len(t.tokens) }

@@ -263,6 +263,28 @@ func TestMergesReachAll(t *testing.T) {
 	}
 }
 
+func TestWarnings(t *testing.T) {
+	m := gopher(t)
+	for _, c := range []struct {
+		m    metadata
+		want string
+	}{
+		{m, ""},
+		{tinySPM(), ""},
+		{tinyGemma4(), ""},
+		{m.with(keyPre, nil), "there is no tokenizer.ggml.pre"},
+		{m.with(keyEOS, uint32(2048)), "tokenizer.ggml.eos_token_id is 2048, but the vocabulary has 2048 tokens; ignored"},
+	} {
+		tok := mustNew(t, c.m)
+		if got := strings.Join(tok.Warnings(), "\n"); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if id, _ := mustNew(t, m.with(keyEOS, uint32(2048))).EOS(); id != -1 {
+		t.Errorf("EOS beyond the vocabulary is %d", id)
+	}
+}
+
 func TestBadMetadata(t *testing.T) {
 	m := gopher(t)
 	tokens := func(i int, token string) []string {

@@ -84,6 +84,9 @@ func (b *bpeModel) vocabulary(size int, added []addedToken, asWritten bool, warn
 		}
 	}
 	v.add(added, asWritten, warn)
+	if b.scored {
+		clear(v.scores)
+	}
 	return v, v.checkNUL()
 }
 

@@ -129,6 +129,9 @@ func TestTekken(t *testing.T) {
 	if got := types.([]int32); got[29] != 3 || got[30] != 1 || got[293] != 5 {
 		t.Errorf("types %d", got)
 	}
+	if scores, _ := c.Meta("tokenizer.ggml.scores"); !slices.Equal(scores.([]float32), make([]float32, 300)) {
+		t.Errorf("scores %v", scores)
+	}
 	merges, _ := c.Meta("tokenizer.ggml.merges")
 	if want := []string{"h e", "Ġ t", "Ġ the", "Ġt he", "i n", "t h", "t he", "th e"}; !slices.Equal(merges.([]string), want) {
 		t.Errorf("merges %q, want %q", merges, want)

@@ -3,17 +3,20 @@ package tokenizer
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
-// bpe is byte-level BPE: the text is split into words by a pre-tokenizer, a word into bytes, and the bytes are merged
-// by the rank of their pair.
+// bpe is BPE: the text is split into words by a pre-tokenizer, a word into bytes (or, with pre.Characters, characters),
+// and these are merged by the rank of their pair.
 type bpe struct {
-	split        splitter
-	byteID       [256]int32 // −1 for a byte that has no token
-	merges       map[[2]int32]bpeMerge
-	ignoreMerges bool
-	words        map[string]int32 // what a normal token stands for → its id; used with ignoreMerges
-	unk          *int32
+	pre    *Pre
+	split  splitter
+	byteID [256]int32 // −1 for a byte that has no token
+	merges map[[2]int32]bpeMerge
+	// words are the tokens that are not control tokens by the bytes of a word that would be the token. They serve where a word need not be
+	// merged (IgnoreMerges, Gemma4), and as the characters that merging begins with.
+	words map[string]int32
+	unk   *int32
 }
 
 type bpeMerge struct {
@@ -21,21 +24,27 @@ type bpeMerge struct {
 	id   int32
 }
 
-func (t *Tokenizer) loadBPE(m Metadata, ids map[string]int32) error {
+// loadBPE reads the vocabulary of tokenizer.ggml.model gpt2, or that of gemma4, which is a pre-tokenizer by itself.
+func (t *Tokenizer) loadBPE(m Metadata, model string, ids map[string]int32) error {
 	name := "default"
-	if _, ok := m.Meta(keyPre); ok {
+	if model != "gpt2" {
+		name = model
+	} else if _, ok := m.Meta(keyPre); ok {
 		var err error
 		if name, err = stringValue(m, keyPre); err != nil {
 			return err
 		}
+	} else {
+		t.warnings = append(t.warnings, fmt.Sprintf("there is no %s: text is split into words as few models want it; convert the "+
+			"model again", keyPre))
 	}
 	pre, ok := PreByName(name)
 	if !ok {
 		return fmt.Errorf("%s %q is not known; known: %s", keyPre, name, strings.Join(PreNames(), ", "))
 	}
-	t.addBOS = pre.AddBOS
+	t.addBOS, t.alwaysBOS = pre.AddBOS, pre.Gemma4
 
-	b := &bpe{ignoreMerges: pre.IgnoreMerges, words: make(map[string]int32, len(t.tokens)), unk: &t.unk}
+	b := &bpe{pre: pre, words: make(map[string]int32, len(t.tokens)), unk: &t.unk}
 	var err error
 	if b.split, err = pre.splitter(); err != nil {
 		return err
@@ -44,6 +53,20 @@ func (t *Tokenizer) loadBPE(m Metadata, ids map[string]int32) error {
 		b.byteID[i] = -1
 	}
 	t.pieces = make([]string, len(t.tokens))
+	if pre.Characters {
+		b.addCharacterTokens(t, ids)
+	} else {
+		b.addByteTokens(t)
+	}
+	if b.merges, err = loadMerges(m, ids); err != nil {
+		return err
+	}
+	t.scheme = b
+	return nil
+}
+
+// addByteTokens reads tokens that are spelled in GPT-2's alphabet.
+func (b *bpe) addByteTokens(t *Tokenizer) {
 	for i, token := range t.tokens {
 		t.pieces[i] = token
 		if t.types[i] != Normal && t.types[i] != Unused {
@@ -62,30 +85,55 @@ func (t *Tokenizer) loadBPE(m Metadata, ids map[string]int32) error {
 			b.byteID[piece[0]] = int32(i)
 		}
 	}
+}
 
-	merges, err := slice[string](m, keyMerges, true)
-	if err != nil {
-		return err
+// addCharacterTokens reads tokens that are spelled as text, and <0x00> to <0xFF>.
+func (b *bpe) addCharacterTokens(t *Tokenizer, ids map[string]int32) {
+	for i, token := range t.tokens {
+		t.pieces[i] = token
+		if t.types[i] == Normal || t.types[i] == Unused {
+			t.pieces[i] = b.unescape(token)
+		}
+		if t.types[i] == Normal || t.types[i] == UserDefined {
+			b.words[token] = int32(i)
+		}
 	}
-	b.merges = make(map[[2]int32]bpeMerge, len(merges))
-	for rank, merge := range merges {
+	for i := range b.byteID {
+		if id, ok := ids[byteToken(byte(i))]; ok {
+			b.byteID[i] = id
+			t.pieces[id] = string([]byte{byte(i)})
+			delete(b.words, t.tokens[id])
+		}
+	}
+}
+
+// byteToken is how SentencePiece spells a byte.
+func byteToken(b byte) string { return fmt.Sprintf("<0x%02X>", b) }
+
+// loadMerges reads the merges; pairs are keyed by their ids.
+func loadMerges(m Metadata, ids map[string]int32) (map[[2]int32]bpeMerge, error) {
+	list, err := slice[string](m, keyMerges, true)
+	if err != nil {
+		return nil, err
+	}
+	merges := make(map[[2]int32]bpeMerge, len(list))
+	for rank, merge := range list {
 		left, right, ok := cutMerge(merge)
 		if !ok {
-			return fmt.Errorf("%s[%d]: %q is not two tokens with a space between them", keyMerges, rank, merge)
+			return nil, fmt.Errorf("%s[%d]: %q is not two tokens with a space between them", keyMerges, rank, merge)
 		}
 		var made [3]int32
 		for i, token := range []string{left, right, left + right} {
 			if made[i], ok = ids[token]; !ok {
-				return fmt.Errorf("%s[%d]: %q is not in the vocabulary", keyMerges, rank, token)
+				return nil, fmt.Errorf("%s[%d]: %q is not in the vocabulary", keyMerges, rank, token)
 			}
 		}
 		pair := [2]int32{made[0], made[1]}
-		if _, dup := b.merges[pair]; !dup {
-			b.merges[pair] = bpeMerge{rank, made[2]}
+		if _, dup := merges[pair]; !dup {
+			merges[pair] = bpeMerge{rank, made[2]}
 		}
 	}
-	t.scheme = b
-	return nil
+	return merges, nil
 }
 
 // cutMerge cuts "left right". A token may itself begin with a space, so the first character is never the separator.
@@ -102,8 +150,23 @@ func cutMerge(merge string) (left, right string, ok bool) {
 
 func (b *bpe) spacePrefix() bool { return false }
 
+func (b *bpe) escape(text string) string {
+	if b.pre.EscapeSpaces {
+		return strings.ReplaceAll(text, " ", spaceMark)
+	}
+	return text
+}
+
+func (b *bpe) unescape(token string) string {
+	if b.pre.EscapeSpaces {
+		return strings.ReplaceAll(token, spaceMark, " ")
+	}
+	return token
+}
+
 func (b *bpe) encode(dst []int32, text string, _ bool) []int32 {
 	m := b.merger()
+	text = b.escape(text)
 	// Where in dst a word's ids already stand. Most words of a text have occurred before.
 	seen := make(map[string][2]int)
 	b.split(text, func(word string) {
@@ -126,7 +189,7 @@ func (b *bpe) merger() *merger {
 }
 
 func (b *bpe) encodeWord(dst []int32, word string, m *merger) []int32 {
-	if b.ignoreMerges {
+	if b.pre.IgnoreMerges || b.pre.Gemma4 && strings.Trim(word, "\n") == "" {
 		if id, ok := b.words[word]; ok {
 			return append(dst, id)
 		}
@@ -136,6 +199,9 @@ func (b *bpe) encodeWord(dst []int32, word string, m *merger) []int32 {
 
 func (b *bpe) mergeWord(dst []int32, word string, m *merger) []int32 {
 	m.reset()
+	if b.pre.Characters {
+		return b.mergeCharacters(dst, word, m)
+	}
 	for i := range len(word) {
 		m.add(b.byteID[word[i]], 1)
 	}
@@ -154,6 +220,46 @@ func (b *bpe) mergeWord(dst []int32, word string, m *merger) []int32 {
 	return dst
 }
 
+func (b *bpe) mergeCharacters(dst []int32, word string, m *merger) []int32 {
+	for i := 0; i < len(word); {
+		_, size := utf8.DecodeRuneInString(word[i:])
+		id, ok := b.words[word[i:i+size]]
+		if !ok {
+			id = -1
+		}
+		m.add(id, size)
+		i += size
+	}
+	m.merge()
+	for i := range m.symbols {
+		switch s := &m.symbols[i]; {
+		case s.size == 0:
+		case s.id >= 0:
+			dst = append(dst, s.id)
+		default:
+			dst = spell(dst, word[s.start:s.start+s.size], &b.byteID, *b.unk)
+		}
+	}
+	return dst
+}
+
+// spell appends a character's bytes, or the unknown token (nothing if it is −1) where the vocabulary lacks one of them.
+func spell(dst []int32, char string, byteID *[256]int32, unk int32) []int32 {
+	from := len(dst)
+	for i := range len(char) {
+		id := byteID[char[i]]
+		if id < 0 {
+			dst = dst[:from]
+			if unk >= 0 {
+				dst = append(dst, unk)
+			}
+			return dst
+		}
+		dst = append(dst, id)
+	}
+	return dst
+}
+
 // MergesReachAll says whether every word that is a token also becomes that token by merging alone. Then it makes no
 // difference whether a reader looks words up first (Hugging Face's ignore_merges). Otherwise id is the first for which
 // it does.
@@ -165,8 +271,8 @@ func (t *Tokenizer) MergesReachAll() (id int32, ok bool) {
 	m := b.merger()
 	var got []int32
 	for id, typ := range t.types {
-		if piece := t.pieces[id]; typ == Normal && b.words[piece] == int32(id) && b.isWord(piece) {
-			got = b.mergeWord(got[:0], piece, m)
+		if word := b.escape(t.pieces[id]); typ == Normal && b.words[word] == int32(id) && b.isWord(word) {
+			got = b.mergeWord(got[:0], word, m)
 			if len(got) != 1 || got[0] != int32(id) {
 				return int32(id), false
 			}
@@ -197,6 +303,23 @@ var runeBytes = func() map[rune]byte {
 	}
 	return bytes
 }()
+
+// byteRunes is the inverse of runeBytes.
+var byteRunes = func() (runes [256]rune) {
+	for r, b := range runeBytes {
+		runes[b] = r
+	}
+	return runes
+}()
+
+// SpellBytes spells bytes in GPT-2's alphabet, as the tokens of a byte-level vocabulary are.
+func SpellBytes(bytes string) string {
+	out := make([]rune, len(bytes))
+	for i := range out {
+		out[i] = byteRunes[bytes[i]]
+	}
+	return string(out)
+}
 
 // bytesOf returns the bytes that a byte-level token stands for.
 func bytesOf(token string) (string, bool) {

@@ -1,6 +1,7 @@
 package tokenizer
 
-// Pre is a pre-tokenizer: how a byte-level BPE vocabulary's text is split into words before merging.
+// Pre is a pre-tokenizer: how a BPE vocabulary's text is split into words before merging, and into what symbols a word is
+// split.
 type Pre struct {
 	// Names are the values of tokenizer.ggml.pre that stand for it. A converter writes the first.
 	Names []string
@@ -13,6 +14,13 @@ type Pre struct {
 	IgnoreMerges bool
 	// AddBOS is what a file without tokenizer.ggml.add_bos_token means.
 	AddBOS bool
+	// Characters: merging begins with the characters of a word, not with its bytes in GPT-2's alphabet, and spells what is
+	// no token in bytes, <0x00> to <0xFF>.
+	Characters bool
+	// EscapeSpaces: tokens have ▁ for a space, as SentencePiece's.
+	EscapeSpaces bool
+	// Gemma4: a word of line breaks that is a token is that token, and BOS is added whatever the file says.
+	Gemma4 bool
 }
 
 // The steps in Pre.HF that are not patterns.
@@ -61,6 +69,34 @@ const (
 	deepseekV3Han  = `[一-龥぀-ゟ゠-ヿ]+`
 	deepseekV3Main = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+" +
 		`|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|` + blanks
+	spark25Main = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+" +
+		`|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+`
+
+	// Groups of three digits, counted from the end of their run.
+	threeDigits  = `\d{1,3}(?=(?:\d{3})*\b)`
+	threeNumbers = `\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))`
+
+	lines = `[^\n]+|[\n]+`
+
+	// Kimi's words are o200k's without Chinese characters, which stand by themselves; A-[B] is A without B.
+	kimiUpper   = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}-[\p{Han}]]`
+	kimiLower   = `[\p{Ll}\p{Lm}\p{Lo}\p{M}-[\p{Han}]]`
+	kimiPattern = `[\p{Han}]+|[^\r\n\p{L}\p{N}]?` + kimiUpper + `*` + kimiLower + `+` + contractions + `?|` +
+		`[^\r\n\p{L}\p{N}]?` + kimiUpper + `+` + kimiLower + `*` + contractions + `?|\p{N}{1,3}|` + other + `|` + blanks
+
+	exaoneMoEPattern = contractions + `|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|` +
+		` ?[^\s\p{L}\p{N}]+[\r\n/]?|` + tikBlanks
+	jais2Pattern = contractions + `|` + word + `|\p{N}{1,3}|` + other + `|\s*[\r\n]+|` +
+		`\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|` +
+		`\s{1,2}(?!\S)|\s{1}`
+	minicpm5Pattern = contractions + `|` + word + `|\p{N}+|` + other + `|` + blanks
+	ufakzekaPattern = word + `|\p{N}|` + other + `|` + blanks // Turkish suffixes are no contractions
+
+	youtuScripts = `[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+`
+	youtuPattern = smallWord + contractions + `?|` + capitalWord + contractions + `?|\p{N}|` + slashOther + `|` + blanks
+	afmoeScripts = "[\u4E00-\u9FFF\u3400-\u4DBF\uF900-\uFAFF\u3040-\u309F\u30A0-\u30FF\uFF65-\uFF9F\u2F00-\u2FDF" +
+		"\u0E40-\u0E7F\u0E80-\u0EFF\u1780-\u17FF\u1000-\u109F\uAA60-\uAA7F\uA9E0-\uA9FF\uAC00-\uD7AF\u1100-\u11FF]+"
+
 	bloomWords  = ` ?[^(\s|.,!?…。，、।۔،)]+`
 	bloomNested = ` ?[^(\s|[.,!?…。，、।۔،])]+` // the same, as Oniguruma reads it
 )
@@ -112,7 +148,8 @@ var pres = []Pre{
 	},
 	{
 		Names: []string{"gpt-2", "mpt", "olmo", "phi-2", "gigachat", "jais", "trillion", "exaone4", "granite-docling",
-			"a.x-4.0", "mellum", "modern-bert"},
+			"a.x-4.0", "mellum", "modern-bert", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "jina-v1-en", "jina-v2-code",
+			"roberta-bpe"},
 		HF:    [][]string{{GPT2Pattern}},
 		Split: []string{GPT2Pattern},
 	},
@@ -140,7 +177,7 @@ var pres = []Pre{
 		Split: []string{`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, cjk, `\p{N}`},
 	},
 	{
-		Names: []string{"deepseek-v3", "hunyuan-dense", "joyai-llm"},
+		Names: []string{"deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"},
 		HF:    [][]string{{`\p{N}{1,3}`, deepseekV3Han, deepseekV3Main}},
 		Split: []string{`\p{N}{1,3}`, deepseekV3Han, deepseekV3Main},
 	},
@@ -150,9 +187,84 @@ var pres = []Pre{
 		Split: []string{tekkenPattern}, IgnoreMerges: true, AddBOS: true,
 	},
 	{
-		Names: []string{"gpt-4o", "llama4", "kanana2", "minimax-m2"},
+		Names: []string{"gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"},
 		HF:    [][]string{{o200kPattern}},
 		Split: []string{o200kPattern},
+	},
+	{
+		Names: []string{"granite-embed-multi-97m"},
+		HF:    [][]string{{o200kPattern}},
+		Split: []string{o200kPattern}, IgnoreMerges: true,
+	},
+	{
+		Names: []string{"tiny_aya", "cohere2moe"},
+		HF:    [][]string{{threeDigits, o200kPattern}},
+		Split: []string{threeDigits, o200kPattern},
+	},
+	{
+		Names: []string{"kimi-k2"},
+		Split: []string{kimiPattern},
+	},
+	{
+		Names: []string{"youtu"},
+		HF:    [][]string{{youtuScripts, youtuPattern}},
+		Split: []string{youtuScripts, youtuPattern}, IgnoreMerges: true,
+	},
+	{
+		Names: []string{"afmoe"},
+		Split: []string{threeNumbers, afmoeScripts, deepseekV3Main},
+	},
+	{
+		Names: []string{"spark2_5"},
+		HF:    [][]string{{`\p{N}{1,3}`, deepseekV3Han, spark25Main, StepDigit}},
+		Split: []string{`\p{N}{1,3}`, deepseekV3Han, spark25Main, `\p{N}`},
+	},
+	{
+		Names: []string{"exaone-moe"},
+		HF:    [][]string{{exaoneMoEPattern}},
+		Split: []string{exaoneMoEPattern},
+	},
+	{
+		Names: []string{"laguna"},
+		HF:    [][]string{{lines, qwen2Pattern}},
+		Split: []string{lines, qwen2Pattern},
+	},
+	{
+		Names: []string{"minicpm5"},
+		HF:    [][]string{{`\p{N}{1,3}`, minicpm5Pattern}},
+		Split: []string{`\p{N}{1,3}`, minicpm5Pattern}, IgnoreMerges: true,
+	},
+	{
+		Names: []string{"jais-2"},
+		HF:    [][]string{{jais2Pattern}},
+		Split: []string{jais2Pattern},
+	},
+	{
+		Names: []string{"ufakzeka"},
+		HF:    [][]string{{ufakzekaPattern}},
+		Split: []string{ufakzekaPattern},
+	},
+	{
+		// The second pattern matches nothing, in the places where it splits.
+		Names: []string{"superbpe"},
+		Split: []string{`\p{N}+`, `(?=(\d{3})+(?!\d))`},
+	},
+	{
+		Names: []string{"chameleon"},
+		Split: []string{`<sentinel:[0-9]+>`, `(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z`, `([\t\n]|    |  )`, `\p{N}`,
+			"[\\p{P}!-/:-@\\[-`{-~]", GPT2Pattern}, AddBOS: true,
+	},
+	{
+		Names: []string{"whitespace"},
+		Split: []string{`\S+`}, Characters: true,
+	},
+	{
+		Names: []string{"gemma4", "granite-embed-multi-311m"},
+		Split: []string{lines}, Characters: true, EscapeSpaces: true, Gemma4: true,
+	},
+	{
+		Names: []string{"sarvam-moe"},
+		Split: []string{lines}, Characters: true, EscapeSpaces: true,
 	},
 	{
 		Names: []string{"bloom", "gpt3-finnish", "poro-chat"},

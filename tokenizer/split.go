@@ -82,6 +82,7 @@ var handWritten = map[string]func(text string) int{
 	qwen2Pattern:  words{digits: 1}.next,
 	qwen35Pattern: words{digits: 1, marks: true}.next,
 	`\p{N}`:       nextDigit,
+	lines:         nextLines,
 }
 
 // nextGPT2 splits by GPT2Pattern.
@@ -169,6 +170,17 @@ func nextDigit(text string) int {
 		return size
 	}
 	return span(text, func(r rune) bool { return !unicode.IsNumber(r) })
+}
+
+// nextLines splits what is line breaks from what is not.
+func nextLines(text string) int {
+	breaks := text[0] == '\n'
+	for i := range len(text) {
+		if (text[i] == '\n') != breaks {
+			return i
+		}
+	}
+	return len(text)
 }
 
 // spaces matches \s+(?!\S)|\s+ in a text that opens with a space: all of them if they end the text, else all but the

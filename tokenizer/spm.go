@@ -56,7 +56,7 @@ func (t *Tokenizer) loadSPM(m Metadata, ids map[string]int32) error {
 	}
 	for i := range s.byteID {
 		s.byteID[i] = -1
-		if id, ok := ids[fmt.Sprintf("<0x%02X>", i)]; ok {
+		if id, ok := ids[byteToken(byte(i))]; ok {
 			s.byteID[i] = id
 			t.pieces[id] = string([]byte{byte(i)})
 			delete(s.ids, t.tokens[id])
@@ -130,25 +130,8 @@ func (s *spm) encodeWord(dst []int32, text string, m *merger) []int32 {
 		case sym.id >= 0:
 			dst = append(dst, sym.id)
 		default:
-			dst = s.spell(dst, text[sym.start:sym.start+sym.size])
+			dst = spell(dst, text[sym.start:sym.start+sym.size], &s.byteID, *s.unk)
 		}
-	}
-	return dst
-}
-
-// spell appends a character's bytes, or the unknown token where the vocabulary lacks one of them.
-func (s *spm) spell(dst []int32, char string) []int32 {
-	from := len(dst)
-	for i := range len(char) {
-		id := s.byteID[char[i]]
-		if id < 0 {
-			dst = dst[:from]
-			if *s.unk >= 0 {
-				dst = append(dst, *s.unk)
-			}
-			return dst
-		}
-		dst = append(dst, id)
 	}
 	return dst
 }

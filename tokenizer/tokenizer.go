@@ -1,6 +1,7 @@
 // Package tokenizer turns text into token ids and back, as llama.cpp does, from the metadata of a GGUF file. It knows
-// two schemes: byte-level BPE (Sennrich et al., arXiv:1508.07909, with GPT-2's byte alphabet and a pre-tokenizer), and
-// SentencePiece BPE (Kudo and Richardson, arXiv:1808.06226), which merges by score and falls back to bytes.
+// two schemes: BPE (Sennrich et al., arXiv:1508.07909) with a pre-tokenizer, of bytes in GPT-2's alphabet or of
+// characters (Gemma 4), and SentencePiece BPE (Kudo and Richardson, arXiv:1808.06226), which merges by score and falls
+// back to bytes.
 //
 // Package formats/hf writes the same metadata from tokenizer.json and tokenizer.model, so there is one constructor.
 package tokenizer
@@ -36,8 +37,10 @@ type Tokenizer struct {
 
 	bos, eos, unk  int32 // −1 if the vocabulary has none
 	addBOS, addEOS bool
+	alwaysBOS      bool    // add BOS whatever tokenizer.ggml.add_bos_token says
 	special        []int32 // control, unknown and user-defined tokens, the longest first
 	scheme         scheme
+	warnings       []string
 }
 
 // scheme tokenizes a stretch of text that has no special token in it.
@@ -50,7 +53,7 @@ type scheme interface {
 }
 
 // New reads tokenizer.ggml.* from m. It refuses a vocabulary that contradicts itself: duplicate tokens, a merge or a
-// special id that is not in it, arrays of different lengths.
+// BOS token that is to be added but not in it, arrays of different lengths.
 func New(m Metadata) (*Tokenizer, error) {
 	t, err := load(m)
 	if err != nil {
@@ -92,12 +95,13 @@ func load(m Metadata) (*Tokenizer, error) {
 	}
 	t.bos, t.eos, t.unk = -1, -1, -1
 	switch model {
-	case "gpt2":
-		err = t.loadBPE(m, ids)
+	case "gpt2", "gemma4":
+		err = t.loadBPE(m, model, ids)
 	case "llama":
 		err = t.loadSPM(m, ids)
 	default:
-		err = fmt.Errorf("%s %q is not supported; supported: gpt2 (byte-level BPE), llama (SentencePiece)", keyModel, model)
+		err = fmt.Errorf("%s %q is not supported; supported: gpt2 (byte-level BPE), llama (SentencePiece), "+
+			"gemma4 (BPE of characters)", keyModel, model)
 	}
 	if err != nil {
 		return nil, err
@@ -124,8 +128,12 @@ func (t *Tokenizer) loadSpecial(m Metadata) error {
 		if !ok {
 			continue
 		}
-		if id < 0 || id >= int64(len(t.tokens)) {
-			return fmt.Errorf("%s is %d; the vocabulary has %d tokens", s.key, id, len(t.tokens))
+		if id < 0 {
+			return fmt.Errorf("%s is %d", s.key, id)
+		}
+		if id >= int64(len(t.tokens)) { // as llama.cpp does, whose converter writes such an id for Hunyuan
+			t.warnings = append(t.warnings, fmt.Sprintf("%s is %d, but the vocabulary has %d tokens; ignored", s.key, id, len(t.tokens)))
+			continue
 		}
 		*s.id = int32(id)
 	}
@@ -138,9 +146,10 @@ func (t *Tokenizer) loadSpecial(m Metadata) error {
 			return err
 		}
 		if *s.add && s.id < 0 {
-			return fmt.Errorf("%s is true, but there is no %s", s.key, s.idKey)
+			return fmt.Errorf("%s is true, but there is no %s in the vocabulary", s.key, s.idKey)
 		}
 	}
+	t.addBOS = t.addBOS || t.alwaysBOS && t.bos >= 0
 	for i, typ := range t.types {
 		if (typ == Control || typ == Unknown || typ == UserDefined) && t.tokens[i] != "" {
 			t.special = append(t.special, int32(i))
@@ -252,6 +261,9 @@ func (t *Tokenizer) BOS() (id int32, add bool) { return t.bos, t.addBOS }
 
 // EOS returns the id that ends a text, −1 if there is none, and whether the model wants it there.
 func (t *Tokenizer) EOS() (id int32, add bool) { return t.eos, t.addEOS }
+
+// Warnings says what in the file makes tokens doubtful.
+func (t *Tokenizer) Warnings() []string { return t.warnings }
 
 // VocabSize is the number of tokens.
 func (t *Tokenizer) VocabSize() int { return len(t.tokens) }

@@ -61,6 +61,11 @@ func gopher(t testing.TB) metadata {
 	}
 }
 
+// bytePres are the pre-tokenizers for vocabularies of bytes, as gopher's.
+func bytePres() []Pre {
+	return slices.DeleteFunc(slices.Clone(pres), func(p Pre) bool { return p.Characters })
+}
+
 func mustNew(t testing.TB, m Metadata) *Tokenizer {
 	t.Helper()
 	tok, err := New(m)
@@ -162,7 +167,7 @@ func randomText(rng *rand.Rand) string {
 func TestRoundTrip(t *testing.T) {
 	m := gopher(t)
 	rng := rand.New(rand.NewPCG(1, 2))
-	for _, pre := range pres {
+	for _, pre := range bytePres() {
 		tok := mustNew(t, m.with(keyPre, pre.Names[0]))
 		for range 200 {
 			text := randomText(rng)
@@ -258,6 +263,28 @@ func TestMergesReachAll(t *testing.T) {
 	}
 }
 
+func TestWarnings(t *testing.T) {
+	m := gopher(t)
+	for _, c := range []struct {
+		m    metadata
+		want string
+	}{
+		{m, ""},
+		{tinySPM(), ""},
+		{tinyGemma4(), ""},
+		{m.with(keyPre, nil), "there is no tokenizer.ggml.pre"},
+		{m.with(keyEOS, uint32(2048)), "tokenizer.ggml.eos_token_id is 2048, but the vocabulary has 2048 tokens; ignored"},
+	} {
+		tok := mustNew(t, c.m)
+		if got := strings.Join(tok.Warnings(), "\n"); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if id, _ := mustNew(t, m.with(keyEOS, uint32(2048))).EOS(); id != -1 {
+		t.Errorf("EOS beyond the vocabulary is %d", id)
+	}
+}
+
 func TestBadMetadata(t *testing.T) {
 	m := gopher(t)
 	tokens := func(i int, token string) []string {
@@ -283,7 +310,7 @@ func TestBadMetadata(t *testing.T) {
 		{m.with(keyMerges, nil), "tokenizer.ggml.merges is missing"},
 		{m.with(keyMerges, []string{"a b", "x"}), `tokenizer.ggml.merges[1]: "x" is not two tokens`},
 		{m.with(keyMerges, []string{"q q"}), `tokenizer.ggml.merges[0]: "qq" is not in the vocabulary`},
-		{m.with(keyBOS, uint32(2048)), "tokenizer.ggml.bos_token_id is 2048; the vocabulary has 2048 tokens"},
+		{m.with(keyBOS, uint32(2048)), "add_bos_token is true, but there is no tokenizer.ggml.bos_token_id in the vocabulary"},
 		{m.with(keyEOS, int32(-1)), "tokenizer.ggml.eos_token_id is -1"},
 		{m.with(keyEOS, "1"), "tokenizer.ggml.eos_token_id is string, want an integer"},
 		{m.with(keyAddBOS, uint8(1)), "tokenizer.ggml.add_bos_token is uint8, want bool"},

@@ -68,8 +68,9 @@ func BenchmarkEncode(b *testing.B) {
 			}
 		})
 	}
-	for _, pre := range pres {
+	for _, pre := range bytePres() {
 		bench(pre.Names[0], m.with(keyPre, pre.Names[0]))
 	}
 	bench("llama (SentencePiece)", tinySPM())
+	bench("gemma4", tinyGemma4())
 }

@@ -63,7 +63,7 @@ func (o *calibOptions) atMost() int {
 // sample reads the calibration text with src's tokenizer and chat template, with so many more tokens to be held out, and
 // prints the set's warnings.
 func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.Set, error) {
-	tok, err := tokenizer.New(src)
+	tok, err := a.newTokenizer(src.Name(), src)
 	if err != nil {
 		return nil, err
 	}

@@ -234,10 +234,10 @@ func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error)
 		src.Close()
 		return nil, nil, err
 	}
-	tok, err := tokenizer.New(src)
+	tok, err := a.newTokenizer(path, src)
 	if err != nil {
 		src.Close()
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+		return nil, nil, err
 	}
 	if tok.VocabSize() > m.Vocab {
 		src.Close()

@@ -53,9 +53,9 @@ func (a *app) runTokenize(opts tokenizeOptions) error {
 		return err
 	}
 	defer src.Close()
-	tok, err := tokenizer.New(src)
+	tok, err := a.newTokenizer(opts.Model, src)
 	if err != nil {
-		return fmt.Errorf("%s: %w", opts.Model, err)
+		return err
 	}
 	content, err := a.readText(opts.Text)
 	if err != nil {

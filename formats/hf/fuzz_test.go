@@ -56,6 +56,68 @@ func FuzzConfig(f *testing.F) {
 // fuzzVocab is the vocab_size that the fuzzed tokenizers come with.
 const fuzzVocab = 300
 
+var fuzzModel = tokenizerModel{class: "LlamaForCausalLM", vocab: fuzzVocab}
+
+// useBPE loads a BPE model in every way in which it can be.
+func useBPE(t *testing.T, b *bpeModel) {
+	files := &tokenizerFiles{bpe: b, added: b.added}
+	for _, m := range []tokenizerModel{fuzzModel, {class: "Gemma4ForCausalLM", vocab: fuzzVocab}, {class: "QWenLMHeadModel"}} {
+		c := &Checkpoint{}
+		load := c.loadMergedSPM
+		if b.byteLevel {
+			load = func(f *tokenizerFiles, m tokenizerModel) (*vocabulary, error) { return c.loadBPE(f, m, Options{}) }
+		} else if families[m.class].characters {
+			load = c.loadCharacters
+		}
+		v, err := load(files, m)
+		if err == nil {
+			err = c.loadSpecialTokens(files, v, m)
+		}
+		if err == nil && len(v.tokens) <= fuzzVocab {
+			useTokenizer(t, c)
+		}
+	}
+}
+
+// FuzzRanks: a file of ranks either is an error or gives a tokenizer that works.
+func FuzzRanks(f *testing.F) {
+	f.Add([]byte("YQ== 0\nYg== 1\nYWI= 2\n"))
+	f.Add([]byte("YQ== 0\r\n\r\nYWFhYQ== 7"))
+	f.Add([]byte("YQ== 99999999999999999999"))
+	f.Add([]byte("version https://git-lfs.github.com/spec/v1\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if b, err := parseRanks("x.tiktoken", data); err == nil {
+			b.added = b.specialsAfter(qwenSpecials)
+			useBPE(t, b)
+		}
+	})
+}
+
+// FuzzTekken: a tekken.json either is an error or gives a tokenizer that works.
+func FuzzTekken(f *testing.F) {
+	f.Add(tinyTekken(f, nil))
+	f.Add([]byte(`{"config":{"default_vocab_size":16777216,"default_num_special_tokens":16777216},"vocab":[]}`))
+	f.Add([]byte(`{"config":{"default_vocab_size":9,"default_num_special_tokens":2},"vocab":[{"rank":0,"token_bytes":"YQ=="},null]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if b, err := parseTekken("tekken.json", data); err == nil {
+			useBPE(t, b)
+		}
+	})
+}
+
+// FuzzVocabAndMerges: vocab.json and merges.txt either are an error or give a tokenizer that works.
+func FuzzVocabAndMerges(f *testing.F) {
+	f.Add([]byte(`{"a":0,"b":1,"ab":2}`), []byte("#version: 0.2\na b\n"))
+	f.Add([]byte(`{"a":0,"a":1`), []byte("a\n"))
+	f.Add([]byte(`{"":3,"Ġ":16777216}`), []byte("a b c\r\n"))
+	f.Fuzz(func(t *testing.T, vocab, merges []byte) {
+		if b, err := parseVocabAndMerges("vocab.json", vocab, "merges.txt", merges); err == nil {
+			b.pre = "gpt-2"
+			useBPE(t, b)
+		}
+	})
+}
+
 // FuzzTokenizerJSON: a tokenizer.json either is an error or gives a tokenizer that works.
 func FuzzTokenizerJSON(f *testing.F) {
 	f.Add(bytesTokenizer(f, nil))
@@ -69,16 +131,7 @@ func FuzzTokenizerJSON(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c := &Checkpoint{}
-		files := &tokenizerFiles{json: j, added: j.added}
-		if j.byteLevel {
-			_, err = c.loadBPE(files, fuzzVocab, Options{})
-		} else {
-			_, err = c.loadMergedSPM(files, fuzzVocab)
-		}
-		if err == nil {
-			useTokenizer(t, c)
-		}
+		useBPE(t, j)
 	})
 }
 
@@ -94,7 +147,7 @@ func FuzzSentencePiece(f *testing.F) {
 			return
 		}
 		c := &Checkpoint{}
-		if _, err := c.loadSentencePiece(&tokenizerFiles{model: model}, fuzzVocab); err == nil {
+		if _, err := c.loadSentencePiece(&tokenizerFiles{model: model}, fuzzModel); err == nil {
 			useTokenizer(t, c)
 		}
 	})

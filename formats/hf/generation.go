@@ -3,6 +3,7 @@ package hf
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,15 +13,24 @@ import (
 )
 
 // loadGeneration sets general.sampling.* from generation_config.json. A configuration that says do_sample: false
-// decodes greedily, whatever the other values.
+// decodes greedily, whatever the other values. A broken file is no reason to refuse the model.
 func (c *Checkpoint) loadGeneration() error {
-	o, err := c.readObject(generationFile)
-	if o == nil || err != nil {
+	data, path, err := c.readOptional(generationFile)
+	if data == nil || err != nil {
 		return err
 	}
+	o, err := parseObject(path, data)
+	if err != nil {
+		c.warn("%v; left out", err)
+		return nil
+	}
 	sampled := o.bool("do_sample", true)
-	if *o.err != nil || !sampled {
-		return *o.err
+	if *o.err != nil {
+		c.warn("%v; left out", *o.err)
+		return nil
+	}
+	if !sampled {
+		return nil
 	}
 	// A value that means nothing to GGUF readers, as −1 for no limit, is no reason to refuse the model.
 	set := func(key string, value any) {
@@ -86,9 +96,12 @@ func (c *Checkpoint) loadChatTemplates(tokenizerConfig *object) error {
 			return *o.err
 		}
 	}
-	data, _, err := c.readOptional(chatTemplateFile)
+	data, path, err := c.readOptional(chatTemplateFile)
 	if err != nil {
 		return err
+	}
+	if what := notTheFile(data); what != "" {
+		return fmt.Errorf("%s: %s", path, what)
 	}
 	if data != nil {
 		named["default"] = string(data)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -38,8 +39,6 @@ type Checkpoint struct {
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
 const (
 	configFile          = "config.json"
-	tokenizerFile       = "tokenizer.json"
-	sentencePieceFile   = "tokenizer.model"
 	tokenizerConfigFile = "tokenizer_config.json"
 	specialTokensFile   = "special_tokens_map.json"
 	addedTokensFile     = "added_tokens.json"
@@ -66,19 +65,26 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	flat, err := parseObject(path, data)
+	if err != nil {
+		return nil, err
+	}
+	if text := flat.object("text_config"); text != nil {
+		maps.Copy(flat.fields, text.fields)
+	}
 	st, err := safetensors.Open(dir)
 	if err != nil {
 		return nil, err
 	}
 	c := &Checkpoint{dir: dir, weights: plainWeights{st}, index: make(map[string]int)}
-	if err := c.load(config, opt); err != nil {
+	if err := c.load(config, flat, opt); err != nil {
 		st.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Checkpoint) load(cfg *jsonfile.Object, opt Options) error {
+func (c *Checkpoint) load(cfg *jsonfile.Object, tokenizerConfig *object, opt Options) error {
 	// The tensors come first: they bound the vocabulary's size.
 	conv, err := arch.Convert(cfg, shapes{c.weights})
 	if err != nil {
@@ -104,7 +110,8 @@ func (c *Checkpoint) load(cfg *jsonfile.Object, opt Options) error {
 		return err
 	}
 	c.md = append(c.md, conv.Metadata...)
-	return c.loadTokenizer(&config{vocab: conv.Vocab, object: conv.Config}, opt)
+	_, err = c.loadTokenizer(tokenizerModel{class: conv.Class, vocab: conv.Vocab, config: tokenizerConfig}, opt)
+	return err
 }
 
 // quantizationVersion is GGML_QNT_VERSION of ggml.h: the layout of the block types.
@@ -237,12 +244,6 @@ func (p plainWeights) Rows(name string, lo, hi int) ([]byte, error) {
 	info, _ := p.Lookup(name)
 	n := info.Type.RowBytes(info.Cols())
 	return data[lo*n : hi*n], nil
-}
-
-// config is what the tokenizer needs of config.json.
-type config struct {
-	vocab  int
-	object *jsonfile.Object
 }
 
 // maxVocab is the number of tokens beyond which a vocabulary is taken for a corrupt file.

@@ -219,7 +219,6 @@ func TestGopher(t *testing.T) {
 		"tokenizer.ggml.bos_token_id":            uint32(2046),
 		"tokenizer.ggml.eos_token_id":            uint32(2047),
 		"tokenizer.ggml.add_bos_token":           true,
-		"tokenizer.ggml.add_eos_token":           false,
 	})
 	if len(c.Warnings()) > 0 {
 		t.Errorf("warnings: %q", c.Warnings())

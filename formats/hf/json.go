@@ -19,13 +19,56 @@ type object struct {
 // parseObject parses a file that holds one JSON object.
 func parseObject(file string, data []byte) (*object, error) {
 	o := &object{file: file, err: new(error)}
-	if err := json.Unmarshal(data, &o.fields); err != nil {
+	err := json.Unmarshal(data, &o.fields)
+	if err != nil {
+		if what := notTheFile(data); what != "" {
+			return nil, fmt.Errorf("%s: %s", file, what)
+		}
+		if quoted := quoteNonNumbers(data); quoted != nil {
+			o.fields = nil
+			err = json.Unmarshal(quoted, &o.fields)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s: not a JSON object: %w", file, err)
 	}
 	if o.fields == nil {
 		return nil, fmt.Errorf("%s: not a JSON object: null", file)
 	}
 	return o, nil
+}
+
+// nonNumbers are what Python's json module writes for floats that JSON has no numbers for.
+var nonNumbers = [][]byte{[]byte("NaN"), []byte("Infinity"), []byte("-Infinity")}
+
+// quoteNonNumbers makes strings of non-numbers outside strings, so that a member that is not read does no harm, and one
+// that is read as a number is refused with its value. It returns nil if there are none.
+func quoteNonNumbers(data []byte) []byte {
+	var out []byte
+	from := 0 // what is not yet in out
+	inString := false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString || c != 'N' && c != 'I' && c != '-':
+		default:
+			for _, word := range nonNumbers {
+				if bytes.HasPrefix(data[i:], word) {
+					out = append(append(append(append(out, data[from:i]...), '"'), word...), '"')
+					from = i + len(word)
+					i = from - 1
+					break
+				}
+			}
+		}
+	}
+	if from == 0 {
+		return nil
+	}
+	return append(out, data[from:]...)
 }
 
 func (o *object) fail(key, format string, args ...any) {

@@ -3,6 +3,7 @@ package hf
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -34,12 +35,14 @@ const (
 	pieceType  = 3
 
 	trainerModelType = 3
+	trainerSuffix    = 24
 	modelTypeUnigram = 1 // the default
 	modelTypeBPE     = 2
 
 	normalizerCharsmap    = 2
 	normalizerDummyPrefix = 3
 	normalizerExtraSpaces = 4
+	normalizerEscape      = 5
 )
 
 // trainerIDs are the fields of TrainerSpec that number special pieces, with their defaults.
@@ -54,6 +57,7 @@ func parseSentencePiece(file string, data []byte) (*sentencePiece, error) {
 		s.special[t.kind] = t.id
 	}
 	modelType, extraSpaces, charsmap := uint64(modelTypeUnigram), uint64(1), 0
+	suffix, escape := uint64(0), uint64(1)
 	err := fields(data, func(f field) error {
 		switch f.number {
 		case modelPieces:
@@ -78,9 +82,12 @@ func parseSentencePiece(file string, data []byte) (*sentencePiece, error) {
 			s.pieces = append(s.pieces, p)
 		case modelTrainer:
 			return fields(f.bytes, func(f field) error {
-				if f.number == trainerModelType {
+				switch t, isID := trainerIDs[f.number]; {
+				case f.number == trainerModelType:
 					modelType = f.value
-				} else if t, ok := trainerIDs[f.number]; ok {
+				case f.number == trainerSuffix:
+					suffix = f.value
+				case isID:
 					s.special[t.kind] = int(int32(f.value))
 				}
 				return nil
@@ -94,12 +101,17 @@ func parseSentencePiece(file string, data []byte) (*sentencePiece, error) {
 					s.spacePrefix = f.value != 0
 				case normalizerExtraSpaces:
 					extraSpaces = f.value
+				case normalizerEscape:
+					escape = f.value
 				}
 				return nil
 			})
 		}
 		return nil
 	})
+	if what := notTheFile(data); err != nil && what != "" {
+		return nil, fmt.Errorf("%s: %s", file, what)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: not a SentencePiece model: %w", file, err)
 	}
@@ -109,11 +121,18 @@ func parseSentencePiece(file string, data []byte) (*sentencePiece, error) {
 	if modelType != modelTypeBPE {
 		return nil, fmt.Errorf("%s: model_type is %d; supported: %d (BPE)", file, modelType, modelTypeBPE)
 	}
-	if charsmap > 0 {
-		s.warnings = append(s.warnings, file+": the normalization of characters is left out: GGUF readers do not do it")
-	}
-	if extraSpaces != 0 {
-		s.warnings = append(s.warnings, file+": remove_extra_whitespaces is left out: GGUF readers do not do it")
+	for _, w := range []struct {
+		there bool
+		what  string
+	}{
+		{charsmap > 0, "the normalization of characters"},
+		{extraSpaces != 0, "remove_extra_whitespaces"},
+		{suffix != 0, "treat_whitespace_as_suffix, which puts spaces after words,"},
+		{escape == 0, "escape_whitespaces: false"},
+	} {
+		if w.there {
+			s.warnings = append(s.warnings, file+": "+w.what+" is left out: GGUF readers do not do it")
+		}
 	}
 	return s, nil
 }
@@ -160,22 +179,60 @@ func fields(message []byte, f func(field) error) error {
 }
 
 // loadSentencePiece sets the metadata of a SentencePiece tokenizer.
-func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, size int) (*vocabulary, error) {
+func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, m tokenizerModel) (*vocabulary, error) {
+	size := m.vocab
+	if size == 0 {
+		size = len(f.model.pieces)
+	}
 	v := newVocabulary(size)
+	v.scored = true
+	internlm := m.class == "InternLM2ForCausalLM"
 	for id, p := range f.model.pieces {
-		if p.typ == tokenizer.UserDefined {
+		switch {
+		case p.typ == tokenizer.UserDefined:
 			p.text = plainSpaces(p.text)
+		case internlm && p.text == "\x00":
+			p.text = "🐉" // as llama.cpp's converter has it, whose strings end at NUL
+		case internlm && strings.HasPrefix(p.text, "[UNUSED"):
+			p.typ = tokenizer.Unused
+		}
+		if first, dup := v.id(p.text); dup {
+			return nil, fmt.Errorf("%q has two ids, %d and %d", p.text, first, id)
 		}
 		if err := v.put(id, p.text, p.typ, p.score); err != nil {
 			return nil, err
 		}
 	}
-	if err := v.add(f.added); err != nil {
+	v.add(f.added, false, c.warn)
+	v.pad(padScore)
+	if err := v.checkNUL(); err != nil {
 		return nil, err
 	}
-	v.pad(padScore)
+	if err := v.checkBytes(); err != nil {
+		return nil, err
+	}
 	c.warnings = append(c.warnings, f.model.warnings...)
-	c.setVocabulary("llama", v)
-	c.md.Set("tokenizer.ggml.pre", "default")
-	return v, c.setSpacePrefix(f, f.model.spacePrefix)
+	c.setVocabulary("llama", "default", v)
+	return v, c.setSpacePrefix(f, m, f.model.spacePrefix)
+}
+
+// checkBytes refuses SentencePiece vocabularies that leave bytes out.
+func (v *vocabulary) checkBytes() error {
+	if n := v.missingBytes(); n > 0 {
+		return fmt.Errorf("%d of 256 bytes have no token (byte_fallback): llama.cpp aborts at a character that is not a token", n)
+	}
+	return nil
+}
+
+// setSpacePrefix says whether a space goes before the text; tokenizer_config.json may decide otherwise than the model.
+// GGUF readers do it unless they are told not to.
+func (c *Checkpoint) setSpacePrefix(f *tokenizerFiles, m tokenizerModel, byModel bool) error {
+	prefix := f.config.bool("add_prefix_space", byModel)
+	if f.config != nil && *f.config.err != nil {
+		return *f.config.err
+	}
+	if !prefix || f.config.has("add_prefix_space") || m.class == "InternLM2ForCausalLM" {
+		c.md.Set("tokenizer.ggml.add_space_prefix", prefix)
+	}
+	return nil
 }

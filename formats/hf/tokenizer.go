@@ -11,144 +11,178 @@ import (
 	"github.com/llmq/llmq/tokenizer"
 )
 
-// vocabulary is a tokenizer's tokens, one for each row of the embeddings.
-type vocabulary struct {
-	tokens []string
-	types  []int32
-	scores []float32
-	taken  []bool // an id has its token
+// tokenizerModel is what reading a tokenizer needs to know of the model.
+type tokenizerModel struct {
+	class  string  // the class that config.json names
+	vocab  int     // rows of the embeddings; 0: as many as the tokenizer has tokens
+	config *object // config.json, for the ids of special tokens
 }
 
-func newVocabulary(size int) *vocabulary {
-	return &vocabulary{make([]string, size), make([]int32, size), make([]float32, size), make([]bool, size)}
-}
-
-// put gives id its token. A second token of that id replaces the first.
-func (v *vocabulary) put(id int, token string, typ tokenizer.Type, score float32) error {
-	if id < 0 || id >= len(v.tokens) {
-		return fmt.Errorf("token %q has id %d, but config.json says vocab_size %d", token, id, len(v.tokens))
+// loadTokenizer sets tokenizer.* and returns the number of tokens, m.vocab where that is given.
+func (c *Checkpoint) loadTokenizer(m tokenizerModel, opt Options) (int, error) {
+	f, err := c.readTokenizerFiles(m)
+	if err != nil {
+		return 0, err
 	}
-	v.tokens[id], v.types[id], v.scores[id], v.taken[id] = token, int32(typ), score, true
-	return nil
-}
-
-// pad fills the ids that have no token, as llama.cpp's converter does.
-func (v *vocabulary) pad(score float32) {
-	for id, taken := range v.taken {
-		if !taken {
-			v.tokens[id], v.types[id], v.scores[id] = fmt.Sprintf("[PAD%d]", id), int32(tokenizer.Unused), score
-		}
+	var v *vocabulary
+	switch {
+	case f.bpe != nil && f.bpe.byteLevel:
+		v, err = c.loadBPE(f, m, opt)
+	case opt.Pre != "" && opt.Pre != "default": // which is what those below are given
+		return 0, fmt.Errorf("%s: the tokenizer is SentencePiece, which has no pre-tokenizer; leave out --pre", c.dir)
+	case f.bpe != nil && families[m.class].characters:
+		v, err = c.loadCharacters(f, m)
+	case f.model != nil:
+		v, err = c.loadSentencePiece(f, m)
+	default:
+		v, err = c.loadMergedSPM(f, m)
 	}
-}
-
-// id finds a token.
-func (v *vocabulary) id(token string) (int, bool) {
-	for id, t := range v.tokens {
-		if t == token && v.taken[id] {
-			return id, true
-		}
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", f.path, err)
 	}
-	return 0, false
-}
-
-// addedToken is a token beyond those of the model proper.
-type addedToken struct {
-	id      int
-	content string
-	special bool
-}
-
-// looksSpecial says that a token is one of control by its form, though some tokenizers do not call it special.
-func (a *addedToken) looksSpecial() bool {
-	between := func(open, close string) bool {
-		return strings.HasPrefix(a.content, open) && strings.HasSuffix(a.content, close)
+	if err := c.loadSpecialTokens(f, v, m); err != nil {
+		return 0, err
 	}
-	return a.content == "<pad>" || a.content == "<mask>" || between("<|", "|>") || between("<｜", "｜>") ||
-		between("<unused", ">")
+	if err := c.loadChatTemplates(f.config); err != nil {
+		return 0, err
+	}
+	return len(v.tokens), c.checkTokenizer(f, m, opt)
 }
 
-// plainSpaces is a user-defined token as readers look for it: in the text as it is, before spaces are escaped.
-func plainSpaces(token string) string { return strings.ReplaceAll(token, "▁", " ") }
+// tokenizerFiles are the parsed files that describe a tokenizer; nil where one is absent. One of bpe and model is there,
+// or both, where they describe the same tokenizer.
+type tokenizerFiles struct {
+	bpe     *bpeModel
+	model   *sentencePiece
+	path    string       // of the one that is used
+	config  *object      // tokenizer_config.json
+	special *object      // special_tokens_map.json
+	added   []addedToken // the later replace the earlier
+}
 
-// The scores of SentencePiece tokens that no merge makes, as llama.cpp's converter has them.
+// The files that hold a vocabulary, in the order in which they are looked for.
 const (
-	addScore = -1000
-	padScore = -10000
+	tokenizerFile     = "tokenizer.json"
+	sentencePieceFile = "tokenizer.model" // or ranks
+	tekkenFile        = "tekken.json"
+	ranksFile         = "tiktoken.model" // or any *.tiktoken
+	vocabFile         = "vocab.json"
+	mergesFile        = "merges.txt"
 )
 
-// add puts added tokens.
-func (v *vocabulary) add(added []addedToken) error {
-	for _, a := range added {
-		token, typ := a.content, tokenizer.Control
-		if a.id >= 0 && a.id < len(v.types) && v.types[a.id] == int32(tokenizer.Unknown) && v.tokens[a.id] == a.content {
-			continue // <unk> is special too, but readers must know it for what it is
-		}
-		if !a.special && !a.looksSpecial() {
-			token, typ = plainSpaces(token), tokenizer.UserDefined
-		}
-		if err := v.put(a.id, token, typ, addScore); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// tokenizerFiles are the parsed files that describe a tokenizer; nil where one is absent.
-type tokenizerFiles struct {
-	json     *tokenizerJSON
-	model    *sentencePiece
-	config   *object // tokenizer_config.json
-	special  *object // special_tokens_map.json
-	added    []addedToken
-	jsonPath string
-	spPath   string
-}
-
-func (c *Checkpoint) readTokenizerFiles() (*tokenizerFiles, error) {
+func (c *Checkpoint) readTokenizerFiles(m tokenizerModel) (*tokenizerFiles, error) {
 	f := &tokenizerFiles{}
-	data, path, err := c.readOptional(tokenizerFile)
-	if err != nil {
-		return nil, err
-	}
-	var jsonErr error
-	if f.jsonPath = path; data != nil {
-		f.json, jsonErr = parseTokenizerJSON(path, data)
-	}
-	if f.json == nil || !f.json.byteLevel {
-		data, path, err := c.readOptional(sentencePieceFile)
-		if err != nil {
-			return nil, err
-		}
-		if f.spPath = path; data != nil {
-			if f.model, err = parseSentencePiece(path, data); err != nil {
-				return nil, err
-			}
-		}
-	}
-	switch {
-	case jsonErr != nil && f.model != nil: // which says all that is needed
-		c.warn("%v; left out in favour of %s", jsonErr, sentencePieceFile)
-		f.json = nil
-	case jsonErr != nil:
-		return nil, jsonErr
-	}
+	var err error
 	if f.config, err = c.readObject(tokenizerConfigFile); err != nil {
 		return nil, err
 	}
 	if f.special, err = c.readObject(specialTokensFile); err != nil {
 		return nil, err
 	}
+	if err := c.readVocabularies(f); err != nil {
+		return nil, err
+	}
+	if f.bpe == nil && f.model == nil {
+		if err := c.readRarerVocabularies(f, m); err != nil {
+			return nil, err
+		}
+	}
 	added, err := c.readObject(addedTokensFile)
 	if err != nil {
 		return nil, err
 	}
-	if f.added, err = addedTokens(added, f.config); err != nil {
+	more, err := addedTokens(added, f.config)
+	if err != nil {
 		return nil, err
 	}
-	if f.json != nil {
-		f.added = append(f.added, f.json.added...)
+	f.added = append(f.added, more...)
+	if f.bpe != nil {
+		f.added = append(f.added, f.bpe.added...)
 	}
 	return f, nil
+}
+
+// readVocabularies reads tokenizer.json and tokenizer.model. The latter is a SentencePiece model, or ranks.
+func (c *Checkpoint) readVocabularies(f *tokenizerFiles) error {
+	data, path, err := c.readOptional(tokenizerFile)
+	if err != nil {
+		return err
+	}
+	var jsonErr error
+	if data != nil {
+		f.path = path
+		f.bpe, jsonErr = parseTokenizerJSON(path, data)
+	}
+	if f.bpe == nil || !f.bpe.byteLevel {
+		data, path, err := c.readOptional(sentencePieceFile)
+		switch {
+		case err != nil:
+			return err
+		case data == nil:
+		case isRanks(data) && f.bpe == nil:
+			f.path = path
+			f.bpe, err = parseRanks(path, data)
+		default:
+			f.path = path
+			f.model, err = parseSentencePiece(path, data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case jsonErr != nil && f.model != nil: // which says all that is needed
+		c.warn("%v; left out in favour of %s", jsonErr, sentencePieceFile)
+		f.bpe = nil
+	case jsonErr != nil:
+		return jsonErr
+	}
+	return nil
+}
+
+// readRarerVocabularies reads what folders without the usual files have: tekken.json, ranks, vocab.json and merges.txt.
+func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) error {
+	data, path, err := c.readOptional(tekkenFile)
+	if err != nil {
+		return err
+	}
+	if f.path = path; data != nil {
+		f.bpe, err = parseTekken(path, data)
+		return err
+	}
+	if data, path, err = c.readRanks(); err != nil {
+		return err
+	}
+	if f.path = path; data != nil {
+		if f.bpe, err = parseRanks(path, data); err == nil {
+			f.added = f.bpe.specialsAfter(families[m.class].specials)
+		}
+		return err
+	}
+	vocab, vocabPath, err := c.readOptional(vocabFile)
+	if err != nil {
+		return err
+	}
+	merges, mergesPath, err := c.readOptional(mergesFile)
+	if err != nil {
+		return err
+	}
+	if vocab == nil || merges == nil {
+		return fmt.Errorf("%s: holds none of %s, %s, %s, ranks (%s, *.tiktoken), %s with %s",
+			c.dir, tokenizerFile, sentencePieceFile, tekkenFile, ranksFile, vocabFile, mergesFile)
+	}
+	f.path = vocabPath
+	if f.bpe, err = parseVocabAndMerges(vocabPath, vocab, mergesPath, merges); err != nil {
+		return err
+	}
+	// The slow tokenizers' Python code has the pattern; these are the classes that are met.
+	switch class := f.config.string("tokenizer_class", ""); strings.TrimSuffix(class, "Fast") {
+	case "GPT2Tokenizer", "CodeGenTokenizer":
+		f.bpe.pre = "gpt-2"
+	case "Qwen2Tokenizer":
+		f.bpe.pre, f.bpe.nfc = "qwen2", true
+	}
+	return nil
 }
 
 // addedTokens reads added_tokens.json and the added_tokens_decoder of tokenizer_config.json.
@@ -169,7 +203,7 @@ func addedTokens(file, config *object) ([]addedToken, error) {
 				decoder.fail(key, "the key is not a token id")
 			}
 			if t := decoder.object(key); t != nil {
-				added = append(added, addedToken{id, t.string("content", ""), t.bool("special", false)})
+				added = append(added, readAddedToken(t, id))
 			}
 		}
 		return added, *config.err
@@ -177,144 +211,17 @@ func addedTokens(file, config *object) ([]addedToken, error) {
 	return added, nil
 }
 
-// loadTokenizer sets tokenizer.*.
-func (c *Checkpoint) loadTokenizer(cfg *config, opt Options) error {
-	f, err := c.readTokenizerFiles()
-	if err != nil {
-		return err
-	}
-	var v *vocabulary
-	switch {
-	case f.json != nil && f.json.byteLevel:
-		if v, err = c.loadBPE(f, cfg.vocab, opt); err != nil {
-			return fmt.Errorf("%s: %w", f.jsonPath, err)
-		}
-	case opt.Pre != "" && (f.model != nil || f.json != nil):
-		return fmt.Errorf("%s: the tokenizer is SentencePiece, which has no pre-tokenizer; leave out --pre", c.dir)
-	case f.model != nil:
-		if v, err = c.loadSentencePiece(f, cfg.vocab); err != nil {
-			return fmt.Errorf("%s: %w", f.spPath, err)
-		}
-	case f.json != nil:
-		if v, err = c.loadMergedSPM(f, cfg.vocab); err != nil {
-			return fmt.Errorf("%s: %w", f.jsonPath, err)
-		}
-	default:
-		return fmt.Errorf("%s: holds neither %s nor %s", c.dir, tokenizerFile, sentencePieceFile)
-	}
-	if err := c.loadSpecialTokens(f, v, cfg); err != nil {
-		return err
-	}
-	if err := c.loadChatTemplates(f.config); err != nil {
-		return err
-	}
-	return c.checkTokenizer(f, opt)
-}
-
 // setVocabulary sets the arrays that every tokenizer has.
-func (c *Checkpoint) setVocabulary(model string, v *vocabulary) {
+func (c *Checkpoint) setVocabulary(model, pre string, v *vocabulary) {
 	c.md.Set("tokenizer.ggml.model", model)
+	if pre != "" {
+		c.md.Set("tokenizer.ggml.pre", pre)
+	}
 	c.md.Set("tokenizer.ggml.tokens", v.tokens)
-	c.md.Set("tokenizer.ggml.token_type", v.types)
-	if model == "llama" {
+	if v.scored {
 		c.md.Set("tokenizer.ggml.scores", v.scores)
 	}
-}
-
-// specialKinds are the special tokens that GGUF has keys for.
-var specialKinds = []struct{ hf, gguf string }{
-	{"bos", "tokenizer.ggml.bos_token_id"},
-	{"eos", "tokenizer.ggml.eos_token_id"},
-	{"unk", "tokenizer.ggml.unknown_token_id"},
-	{"sep", "tokenizer.ggml.seperator_token_id"}, // sic
-	{"pad", "tokenizer.ggml.padding_token_id"},
-	{"mask", "tokenizer.ggml.mask_token_id"},
-}
-
-// loadSpecialTokens sets the ids of special tokens and whether BOS and EOS go around a text. The tokenizer's own files
-// go before config.json, which some models leave with ids of another vocabulary.
-func (c *Checkpoint) loadSpecialTokens(f *tokenizerFiles, v *vocabulary, cfg *config) error {
-	ids := map[string]int{}
-	for _, kind := range specialKinds {
-		id, ok, err := specialID(kind.hf, f, v, cfg)
-		if err != nil {
-			return err
-		}
-		if ok {
-			ids[kind.hf] = id
-			c.md.Set(kind.gguf, uint32(id))
-		}
-	}
-	bos, eos := f.json == nil || !f.json.byteLevel, false // the defaults of the transformers library's classes
-	if f.json != nil && f.json.post != nil {
-		first, isToken := v.id(f.json.post[0])
-		if _, named := ids["bos"]; isToken && !named {
-			ids["bos"] = first
-			c.md.Set(specialKinds[0].gguf, uint32(first))
-		}
-		last, endsWithToken := v.id(f.json.post[1])
-		bos, eos = isToken && first == ids["bos"], endsWithToken && last == ids["eos"]
-	}
-	bos, eos = f.config.bool("add_bos_token", bos), f.config.bool("add_eos_token", eos)
-	if f.config != nil && *f.config.err != nil {
-		return *f.config.err
-	}
-	for _, add := range []struct {
-		kind string
-		want bool
-	}{{"bos", bos}, {"eos", eos}} {
-		if _, ok := ids[add.kind]; add.want && !ok {
-			return fmt.Errorf("%s: a %s token is to be added to every text, but none is named", c.dir, strings.ToUpper(add.kind))
-		}
-		c.md.Set("tokenizer.ggml.add_"+add.kind+"_token", add.want)
-	}
-	return nil
-}
-
-// specialID finds the id of a kind of special token.
-func specialID(kind string, f *tokenizerFiles, v *vocabulary, cfg *config) (int, bool, error) {
-	for _, o := range []*object{f.config, f.special} {
-		raw, ok := o.get(kind + "_token")
-		if !ok {
-			continue
-		}
-		var content string
-		if json.Unmarshal(raw, &content) != nil {
-			if t := o.object(kind + "_token"); t != nil {
-				content = t.string("content", "")
-			}
-		}
-		if *o.err != nil {
-			return 0, false, *o.err
-		}
-		if id, ok := v.id(content); ok {
-			return id, true, nil
-		}
-		if content != "" && (kind == "bos" || kind == "eos") {
-			return 0, false, fmt.Errorf("%s: %s_token: %q is not in the vocabulary", o.file, kind, content)
-		}
-	}
-	if raw, ok := cfg.object.Get(kind + "_token_id"); ok {
-		var list []int // several tokens may end a text; the first is the main one
-		if json.Unmarshal(raw, &list) != nil {
-			list = []int{cfg.object.Int(kind+"_token_id", 0, -1, cfg.vocab-1)}
-		}
-		if cfg.object.Err() != nil {
-			return 0, false, cfg.object.Err()
-		}
-		if len(list) > 0 && list[0] >= cfg.vocab {
-			return 0, false, fmt.Errorf("%s: %s_token_id: is %d, but vocab_size is %d", cfg.object.File, kind, list[0], cfg.vocab)
-		}
-		if len(list) > 0 && list[0] >= 0 {
-			return list[0], true, nil
-		}
-	}
-	if f.model != nil {
-		if id, ok := f.model.special[kind]; ok && id >= 0 && id < cfg.vocab {
-			return id, true, nil
-		}
-	}
-	return 0, false, nil
+	c.md.Set("tokenizer.ggml.token_type", v.types)
 }
 
 // metadataView lets package tokenizer read metadata that no file holds yet.
@@ -324,17 +231,17 @@ type metadataView gguf.Metadata
 func (m metadataView) Meta(key string) (any, bool) { return gguf.Metadata(m).Get(key) }
 
 // checkTokenizer builds the tokenizer that readers will build, and settles which pre-tokenizer it needs.
-func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, opt Options) error {
+func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, m tokenizerModel, opt Options) error {
 	tok, err := tokenizer.New(metadataView(c.md))
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}
-	if f.json == nil || !f.json.byteLevel || opt.Pre != "" {
+	if f.bpe == nil || !f.bpe.byteLevel || opt.Pre != "" {
 		return nil
 	}
 	// Of the pre-tokenizers that split alike, the usual one serves unless its rule for words that are tokens matters.
-	pres := tokenizer.PresBySteps(f.json.steps)
-	if pres[0].IgnoreMerges == f.json.ignoreMerges {
+	pres := f.bpe.pres(m.class)
+	if pres[0].IgnoreMerges == f.bpe.ignoreMerges {
 		return nil
 	}
 	id, ok := tok.MergesReachAll()
@@ -342,12 +249,17 @@ func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, opt Options) error {
 		return nil
 	}
 	for _, p := range pres[1:] {
-		if p.IgnoreMerges == f.json.ignoreMerges {
+		if p.IgnoreMerges == f.bpe.ignoreMerges {
 			c.md.Set("tokenizer.ggml.pre", p.Names[0])
 			return nil
 		}
 	}
+	if f.bpe.ranks { // whose words are few that merging misses
+		c.warn("%s: merging does not make token %d, %q, nor perhaps others, so that GGUF readers (%s) have other tokens for it",
+			f.path, id, tok.Token(id), pres[0].Names[0])
+		return nil
+	}
 	return fmt.Errorf("%s: ignore_merges is %v, which GGUF readers do not do for this pre_tokenizer (%s), and it matters: "+
 		"merging does not make token %d, %q; --pre %s converts it nevertheless",
-		f.jsonPath, f.json.ignoreMerges, pres[0].Names[0], id, tok.Token(id), pres[0].Names[0])
+		f.path, f.bpe.ignoreMerges, pres[0].Names[0], id, tok.Token(id), pres[0].Names[0])
 }

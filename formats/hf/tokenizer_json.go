@@ -4,33 +4,22 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/llmq/llmq/tokenizer"
 )
 
-// tokenizerJSON is tokenizer.json of Hugging Face's tokenizers library with a BPE model.
-type tokenizerJSON struct {
-	vocab        map[string]int
-	merges       [][2]string
-	added        []addedToken
-	byteLevel    bool // GPT-2's byte alphabet; otherwise SentencePiece's characters with byte fallback
-	ignoreMerges bool
-	unknown      string // unk_token
-	steps        []string
-	spacePrefix  bool // SentencePiece only
-	// post is what the post-processor puts first and last around one text, "" where there is nothing; nil without one.
-	post *[2]string
-}
-
-// parseTokenizerJSON returns what it has understood beside an error, so that byteLevel can be asked for.
-func parseTokenizerJSON(file string, data []byte) (*tokenizerJSON, error) {
-	t := &tokenizerJSON{}
+// parseTokenizerJSON reads tokenizer.json of Hugging Face's tokenizers library with a BPE model. It returns what it has
+// understood beside an error, so that byteLevel can be asked for.
+func parseTokenizerJSON(file string, data []byte) (*bpeModel, error) {
+	t := &bpeModel{}
 	o, err := parseObject(file, data)
 	if err != nil {
 		return t, err
 	}
 	t.readPreTokenizer(o.object("pre_tokenizer"))
+	t.readNormalizer(o.object("normalizer"))
 	model := o.object("model")
 	if model == nil {
 		o.fail("model", "is missing")
@@ -47,55 +36,60 @@ func parseTokenizerJSON(file string, data []byte) (*tokenizerJSON, error) {
 	t.ignoreMerges = model.bool("ignore_merges", false)
 	t.unknown = model.string("unk_token", "")
 	byteFallback := model.bool("byte_fallback", false)
-	t.readVocab(model)
+	if raw, ok := model.get("vocab"); ok {
+		t.vocab = readVocab(model, "vocab", raw)
+	} else {
+		model.fail("vocab", "is missing")
+	}
 	t.readMerges(model)
 	for _, a := range o.list("added_tokens") {
-		t.added = append(t.added, addedToken{
-			a.int("id", -1, 0, maxVocab), a.string("content", ""), a.bool("special", false),
-		})
+		t.added = append(t.added, readAddedToken(a, a.int("id", -1, 0, maxVocab)))
 	}
-	t.readNormalizer(o.object("normalizer"))
 	t.readPostProcessor(o.object("post_processor"))
+	if t.spacesReplaced { // then nothing is left to split at, as Gemma's tokenizer does
+		t.steps = slices.DeleteFunc(t.steps, func(step string) bool { return strings.HasSuffix(step, " String  ") })
+	}
 	if *o.err == nil && !t.byteLevel && !byteFallback {
 		o.fail("pre_tokenizer", "is neither byte-level (%s) nor is there a byte_fallback", strings.Join(t.steps, ", "))
 	}
 	return t, *o.err
 }
 
-// readVocab reads model.vocab. It goes token by token, for encoding/json would let a second id of a token pass.
-func (t *tokenizerJSON) readVocab(model *object) {
-	raw, ok := model.get("vocab")
-	if !ok {
-		model.fail("vocab", "is missing")
-		return
-	}
+// readVocab reads an object of tokens and their ids, which is o's member key, or o itself. It goes token by token, for
+// encoding/json would let a second id of a token pass.
+func readVocab(o *object, key string, raw []byte) map[string]int {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if open, err := d.Token(); err != nil || open != json.Delim('{') {
-		model.fail("vocab", "is %s, want an object", excerpt(raw))
-		return
+		o.fail(key, "is %s, want an object", excerpt(raw))
+		return nil
 	}
-	t.vocab = make(map[string]int)
+	vocab := make(map[string]int)
 	for d.More() {
-		key, err := d.Token()
-		token, isString := key.(string)
+		name, err := d.Token()
+		token, isString := name.(string)
 		var id int
 		if err == nil && isString {
 			err = d.Decode(&id)
 		}
-		if err != nil || !isString || id < 0 {
-			model.fail("vocab", "the id of token %.64q is not a natural number (%v)", token, err)
-			return
+		if err != nil || !isString || id < 0 || id > maxVocab {
+			o.fail(key, "the id of token %.64q is not a natural number up to %d (%v)", token, maxVocab, err)
+			return nil
 		}
-		if other, dup := t.vocab[token]; dup {
-			model.fail("vocab", "token %.64q has two ids, %d and %d", token, other, id)
-			return
+		if other, dup := vocab[token]; dup {
+			o.fail(key, "token %.64q has two ids, %d and %d", token, other, id)
+			return nil
 		}
-		t.vocab[token] = id
+		vocab[token] = id
 	}
+	if _, err := d.Token(); err != nil {
+		o.fail(key, "is not closed (%v)", err)
+		return nil
+	}
+	return vocab
 }
 
 // readMerges reads model.merges: "a b", or, since tokenizers 0.20, ["a", "b"].
-func (t *tokenizerJSON) readMerges(model *object) {
+func (t *bpeModel) readMerges(model *object) {
 	raw, ok := model.get("merges")
 	if !ok {
 		model.fail("merges", "is missing")
@@ -130,7 +124,7 @@ func (t *tokenizerJSON) readMerges(model *object) {
 }
 
 // readPreTokenizer translates pre_tokenizer into the steps that tokenizer.PresBySteps compares.
-func (t *tokenizerJSON) readPreTokenizer(o *object) {
+func (t *bpeModel) readPreTokenizer(o *object) {
 	if o == nil {
 		return
 	}
@@ -172,7 +166,7 @@ func (t *tokenizerJSON) readPreTokenizer(o *object) {
 	}
 }
 
-func (t *tokenizerJSON) readSplit(o *object) {
+func (t *bpeModel) readSplit(o *object) {
 	pattern := o.object("pattern")
 	step := pattern.string("Regex", "")
 	if s := pattern.string("String", ""); s != "" {
@@ -188,7 +182,7 @@ func (t *tokenizerJSON) readSplit(o *object) {
 
 // readNormalizer accepts what GGUF readers do by themselves: for SentencePiece, ▁ in place of spaces and before the
 // text; for byte-level BPE nothing, and NFC, which they leave out.
-func (t *tokenizerJSON) readNormalizer(o *object) {
+func (t *bpeModel) readNormalizer(o *object) {
 	if o == nil {
 		return
 	}
@@ -198,16 +192,18 @@ func (t *tokenizerJSON) readNormalizer(o *object) {
 			t.readNormalizer(n)
 		}
 	case kind == "NFC" && t.byteLevel:
+		t.nfc = true
 	case kind == "Prepend" && !t.byteLevel && o.string("prepend", "") == "▁":
 		t.spacePrefix = true
 	case kind == "Replace" && !t.byteLevel && o.object("pattern").string("String", "") == " " &&
 		o.string("content", "") == "▁":
+		t.spacesReplaced = true
 	default:
 		o.fail("type", "%.64q with these members is not something GGUF readers do", kind)
 	}
 }
 
-func (t *tokenizerJSON) readPostProcessor(o *object) {
+func (t *bpeModel) readPostProcessor(o *object) {
 	if o == nil {
 		return
 	}
@@ -216,132 +212,45 @@ func (t *tokenizerJSON) readPostProcessor(o *object) {
 		for _, p := range o.list("processors") {
 			t.readPostProcessor(p)
 		}
+	case "RobertaProcessing", "BertProcessing":
+		token := func(key string) string {
+			var pair []json.RawMessage
+			var name string
+			if raw, ok := o.get(key); !ok || json.Unmarshal(raw, &pair) != nil || len(pair) == 0 ||
+				json.Unmarshal(pair[0], &name) != nil {
+				o.fail(key, "is %s, want a token and its id", excerpt(raw))
+			}
+			return name
+		}
+		first, last := token("cls"), token("sep")
+		t.post = &template{first: first, last: last, leading: 1, between: []string{last, last}}
 	case "TemplateProcessing":
-		single := o.list("single")
-		if len(single) == 0 {
-			return
-		}
-		special := func(i int) string { return single[i].object("SpecialToken").string("id", "") }
-		t.post = &[2]string{special(0), special(len(single) - 1)}
+		t.post = readTemplate(o)
 	}
 }
 
-// vocabulary gathers the tokens, padded to size.
-func (t *tokenizerJSON) vocabulary(size int, added []addedToken) (*vocabulary, error) {
-	v := newVocabulary(size)
-	for token, id := range t.vocab {
-		if id < size && v.taken[id] {
-			first, second := min(v.tokens[id], token), max(v.tokens[id], token)
-			return nil, fmt.Errorf("model.vocab: tokens %.64q and %.64q have the same id, %d", first, second, id)
-		}
-		typ := tokenizer.Normal
-		if !t.byteLevel && token == t.unknown {
-			typ = tokenizer.Unknown
-		} else if !t.byteLevel && isByteToken(token) {
-			typ = tokenizer.Byte
-		}
-		if err := v.put(id, token, typ, 0); err != nil {
-			return nil, err
-		}
+// readTemplate reads what goes around one text and between two.
+func readTemplate(o *object) *template {
+	special := func(item *object) string { return item.object("SpecialToken").string("id", "") }
+	t := &template{}
+	single, pair := o.list("single"), o.list("pair")
+	if len(single) > 1 {
+		t.first, t.last = special(single[0]), special(single[len(single)-1])
 	}
-	return v, v.add(added)
-}
-
-// isByteToken recognises SentencePiece's <0xFF>.
-func isByteToken(token string) bool {
-	var b byte
-	n, err := fmt.Sscanf(token, "<0x%02X>", &b)
-	return err == nil && n == 1 && len(token) == len("<0xFF>") && token[len(token)-1] == '>'
-}
-
-// loadBPE sets the metadata of a byte-level tokenizer.
-func (c *Checkpoint) loadBPE(f *tokenizerFiles, size int, opt Options) (*vocabulary, error) {
-	t := f.json
-	v, err := t.vocabulary(size, f.added)
-	if err != nil {
-		return nil, err
+	for t.leading < len(single) && special(single[t.leading]) != "" {
+		t.leading++
 	}
-	v.pad(0)
-	pre := opt.Pre
-	if pre == "" {
-		pres := tokenizer.PresBySteps(t.steps)
-		if len(pres) == 0 {
-			return nil, fmt.Errorf("pre_tokenizer: these steps are not those of a pre-tokenizer that GGUF readers know:\n\t%s\n"+
-				"name one that splits alike with --pre: %s", strings.Join(t.steps, "\n\t"), strings.Join(tokenizer.PreNames(), ", "))
-		}
-		pre = pres[0].Names[0]
-	} else if _, ok := tokenizer.PreByName(pre); !ok {
-		return nil, fmt.Errorf("--pre %q is not known; known: %s", pre, strings.Join(tokenizer.PreNames(), ", "))
+	if len(pair) > 0 && t.first != "" && special(pair[0]) == t.first {
+		pair = pair[1:]
 	}
-	merges := make([]string, len(t.merges))
-	for i, m := range t.merges {
-		// In the byte alphabet Ġ is a space.
-		merges[i] = strings.ReplaceAll(m[0], " ", "Ġ") + " " + strings.ReplaceAll(m[1], " ", "Ġ")
+	if len(pair) > 0 && t.last != "" && special(pair[len(pair)-1]) == t.last {
+		pair = pair[:len(pair)-1]
 	}
-	c.setVocabulary("gpt2", v)
-	c.md.Set("tokenizer.ggml.pre", pre)
-	c.md.Set("tokenizer.ggml.merges", merges)
-	return v, nil
-}
-
-// loadMergedSPM sets the metadata of a SentencePiece tokenizer of which only tokenizer.json is left. SentencePiece
-// merges by the score of the token that a pair makes; the rank of the first merge that makes it will do for a score, as
-// long as the merges are all the ways to make each token, in one run each. Then the two orders are the same.
-func (c *Checkpoint) loadMergedSPM(f *tokenizerFiles, size int) (*vocabulary, error) {
-	t := f.json
-	if len(t.steps) > 0 {
-		return nil, fmt.Errorf("pre_tokenizer: %s: GGUF readers do not do this for SentencePiece", strings.Join(t.steps, ", "))
-	}
-	v, err := t.vocabulary(size, f.added)
-	if err != nil {
-		return nil, err
-	}
-	ways := make(map[string]int) // ways to make a token
-	last := ""
-	for rank, m := range t.merges {
-		token := m[0] + m[1]
-		id, ok := t.vocab[token]
-		if !ok {
-			return nil, fmt.Errorf("model.merges[%d]: %.64q is not in the vocabulary", rank, token)
-		}
-		if token != last {
-			if ways[token] > 0 {
-				return nil, fmt.Errorf("model.merges[%d]: %.64q is merged at two ranks, which SentencePiece's scores "+
-					"cannot express; add %s to the folder", rank, token, sentencePieceFile)
-			}
-			v.scores[id] = -float32(rank)
-		}
-		ways[token]++
-		last = token
-	}
-	for token, id := range t.vocab {
-		if v.types[id] != int32(tokenizer.Normal) {
-			continue // merging never makes it
-		}
-		possible := 0
-		for i := range token {
-			_, left := t.vocab[token[:i]]
-			_, right := t.vocab[token[i:]]
-			if left && right {
-				possible++
-			}
-		}
-		if ways[token] != possible {
-			return nil, fmt.Errorf("model.merges: %.64q can be made in %d ways, of which %d are merges; SentencePiece's scores "+
-				"cannot express that; add %s to the folder", token, possible, ways[token], sentencePieceFile)
+	if len(pair) > 2 && pair[0].object("Sequence").string("id", "") == "A" &&
+		pair[len(pair)-1].object("Sequence").string("id", "") == "B" {
+		for _, item := range pair[1 : len(pair)-1] {
+			t.between = append(t.between, special(item))
 		}
 	}
-	v.pad(padScore)
-	c.setVocabulary("llama", v)
-	c.md.Set("tokenizer.ggml.pre", "default")
-	return v, c.setSpacePrefix(f, t.spacePrefix)
-}
-
-// setSpacePrefix says whether a space goes before the text; tokenizer_config.json may decide otherwise than the model.
-func (c *Checkpoint) setSpacePrefix(f *tokenizerFiles, byModel bool) error {
-	c.md.Set("tokenizer.ggml.add_space_prefix", f.config.bool("add_prefix_space", byModel))
-	if f.config == nil {
-		return nil
-	}
-	return *f.config.err
+	return t
 }

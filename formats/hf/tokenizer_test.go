@@ -176,8 +176,19 @@ func TestVocabulary(t *testing.T) {
 	wantMeta(t, c, map[string]any{
 		"tokenizer.ggml.eos_token_id": uint32(258), "tokenizer.ggml.bos_token_id": uint32(0),
 		"tokenizer.ggml.padding_token_id": nil, "tokenizer.ggml.unknown_token_id": nil,
-		"tokenizer.ggml.add_bos_token": false, "tokenizer.ggml.add_eos_token": false, "tokenizer.ggml.scores": nil,
+		"tokenizer.ggml.add_bos_token": nil, "tokenizer.ggml.add_eos_token": nil, "tokenizer.ggml.scores": nil,
 	})
+	wantWarning(t, c, `pad_token: "[none]" is not in the vocabulary`)
+}
+
+func wantWarning(t *testing.T, c *Checkpoint, want string) {
+	t.Helper()
+	for _, w := range c.Warnings() {
+		if strings.Contains(w, want) {
+			return
+		}
+	}
+	t.Errorf("warnings %q, want %s", c.Warnings(), want)
 }
 
 func TestBOS(t *testing.T) {
@@ -188,18 +199,19 @@ func TestBOS(t *testing.T) {
 	text := settings{"Sequence": settings{"id": "A", "type_id": 0}}
 	for _, c := range []struct {
 		post, config settings
-		bos, eos     bool
+		bos, eos     any // nil: the file does not say
 	}{
-		{nil, settings{"eos_token": "<|end|>"}, false, false},
-		{template("TemplateProcessing", special("<|end|>"), text), nil, true, false},
-		{template("TemplateProcessing", text, special("<|end|>")), nil, false, true},
-		{template("TemplateProcessing", text), nil, false, false},
+		{nil, settings{"eos_token": "<|end|>"}, nil, nil},
+		{template("TemplateProcessing", special("<|end|>"), text), nil, true, nil},
+		{template("TemplateProcessing", text, special("<|end|>")), nil, nil, true},
+		{template("TemplateProcessing", text), nil, nil, nil},
+		{settings{"type": "RobertaProcessing", "cls": []any{"<|end|>", 299}, "sep": []any{"<|end|>", 299}}, nil, true, true},
 		{settings{"type": "Sequence", "processors": []settings{{"type": "ByteLevel"}, template("TemplateProcessing",
 			special("<|end|>"), text)}},
-			nil, true, false},
+			nil, true, nil},
 		{template("TemplateProcessing", special("<|end|>"), text), settings{"add_bos_token": false,
 			"add_eos_token": true}, false, true},
-		{nil, settings{"add_bos_token": true}, true, false},
+		{nil, settings{"add_bos_token": true}, true, nil},
 	} {
 		files := map[string][]byte{tokenizerFile: bytesTokenizer(t, settings{"post_processor": c.post})}
 		if c.config != nil {
@@ -229,7 +241,8 @@ func TestBadTokenizer(t *testing.T) {
 		data []byte
 		want string
 	}{
-		{tokenizerFile, nil, "holds neither tokenizer.json nor tokenizer.model"},
+		{tokenizerFile, nil, "holds none of tokenizer.json, tokenizer.model, tekken.json, ranks (tiktoken.model, *.tiktoken), " +
+			"vocab.json with merges.txt"},
 		{tokenizerFile, []byte("[]"), "tokenizer.json: not a JSON object"},
 		{tokenizerFile, []byte("{}"), "tokenizer.json: model: is missing"},
 		{tokenizerFile, model(settings{"type": "Unigram"}), `model.type: is "Unigram"; supported: BPE`},
@@ -241,14 +254,10 @@ func TestBadTokenizer(t *testing.T) {
 		{tokenizerFile, vocab(`{"a":1,"a":2}`), `token "a" has two ids, 1 and 2`},
 		{tokenizerFile, vocab(`{"a":1,"b":1}`), `tokens "a" and "b" have the same id, 1`},
 		{tokenizerFile, vocab(`{"a":300}`), `token "a" has id 300, but config.json says vocab_size 300`},
-		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"id": 301, "content": "x"}}}),
-			`token "x" has id 301, but config.json says vocab_size 300`},
 		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"content": "x"}}}),
 			"added_tokens[0].id: is missing"},
 		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": settings{}}),
 			"added_tokens: is {}, want a list of objects"},
-		{tokenizerFile, bytesTokenizer(t, settings{"added_tokens": []settings{{"id": 299, "content": "a"}}}),
-			`"a" has two ids`},
 		{tokenizerFile, model(settings{"merges": nil}), "model.merges: is missing"},
 		{tokenizerFile, model(settings{"merges": 1}), "model.merges: is 1, want a list of pairs"},
 		{tokenizerFile, model(settings{"merges": []string{"ab"}}), `model.merges: [0] is "ab", want two tokens`},
@@ -258,7 +267,6 @@ func TestBadTokenizer(t *testing.T) {
 			`tokenizer.ggml.merges[0]: "ab" is not in the vocabulary`},
 		{tokenizerFile, bytesTokenizer(t, settings{"normalizer": settings{"type": "Lowercase"}}),
 			`normalizer.type: "Lowercase" with these members is not something GGUF readers do`},
-		{tokenizerConfigFile, settings{"eos_token": "<none>"}.json(t), `eos_token: "<none>" is not in the vocabulary`},
 		{tokenizerConfigFile, settings{"eos_token": 1}.json(t),
 			"tokenizer_config.json: eos_token: is 1, want an object"},
 		{tokenizerConfigFile, settings{"add_bos_token": 1}.json(t),
@@ -267,10 +275,15 @@ func TestBadTokenizer(t *testing.T) {
 		{tokenizerConfigFile, settings{"added_tokens_decoder": settings{"x": settings{}}}.json(t),
 			"added_tokens_decoder.x: the key is not a token id"},
 		{addedTokensFile, settings{"<x>": 1e9}.json(t), "added_tokens.json: <x>: is 1000000000, want 0 to"},
-		{configFile, small("Qwen2ForCausalLM").with(settings{"bos_token_id": 300}).json(t),
-			"bos_token_id: is 300, want -1 to 299"},
-		{configFile, small("Qwen2ForCausalLM").with(settings{"eos_token_id": []int{300}}).json(t),
-			"eos_token_id: is 300, but vocab_size is 300"},
+		{configFile, small("Qwen2ForCausalLM").with(settings{"bos_token_id": "x"}).json(t), `bos_token_id: is "x", want an integer`},
+		{tokenizerFile, vocab(`{"a":16777217}`), `the id of token "a" is not a natural number up to 16777216`},
+		{tokenizerFile, vocab(`{"a\u0000b":1}`), `token 1 is "a\x00b"; llama.cpp reads a token only up to NUL`},
+		{tokenizerFile, []byte("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"),
+			"tokenizer.json: is a Git LFS pointer, not the file itself; run git lfs pull"},
+		{tokenizerConfigFile, []byte("<!DOCTYPE html>\n<html>"), "tokenizer_config.json: is a web page, not the file"},
+		{chatTemplateFile, []byte("Entry not found"), "chat_template.jinja: is the hub's answer, not the file: Entry not found"},
+		{tokenizerConfigFile, []byte(`{"add_bos_token": NaN}`), `add_bos_token: is "NaN", want true or false`},
+		{tokenizerConfigFile, []byte(`{"model_max_length": Nan}`), "tokenizer_config.json: not a JSON object: invalid character"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{c.file: c.data}, Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), "hf: ") || !strings.Contains(err.Error(), c.want) {
@@ -387,13 +400,16 @@ func TestSentencePiece(t *testing.T) {
 		}
 		c := mustOpen(t, dir)
 		wantMeta(t, c, map[string]any{
-			"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": true,
-			"tokenizer.ggml.add_bos_token": true,
-			"tokenizer.ggml.add_eos_token": false, "tokenizer.ggml.bos_token_id": uint32(1),
+			"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": nil, "tokenizer.ggml.add_bos_token": nil,
+			"tokenizer.ggml.add_eos_token": nil, "tokenizer.ggml.bos_token_id": uint32(1),
 			"tokenizer.ggml.eos_token_id": uint32(2),
 		})
+		unknown := int32(tokenizer.Unknown)
+		if len(files[sentencePieceFile]) == 0 || len(files[tokenizerFile]) > 100 { // <unk> is an added token there, too
+			unknown = int32(tokenizer.Control)
+		}
 		types, _ := c.Meta("tokenizer.ggml.token_type")
-		if got := types.([]int32); !slices.Equal(got[:4], []int32{2, 3, 3, 6}) || got[259] != 1 || got[299] != 5 {
+		if got := types.([]int32); !slices.Equal(got[:4], []int32{unknown, 3, 3, 6}) || got[259] != 1 || got[299] != 5 {
 			t.Errorf("types %d", got)
 		}
 		tok, err := tokenizer.New(c)
@@ -431,15 +447,20 @@ func TestBadSentencePiece(t *testing.T) {
 		data []byte
 		want string
 	}{
-		{[]byte("# tiktoken ranks\nIQ== 0\n"), "tokenizer.model: not a SentencePiece model: "},
+		{[]byte("# ranks\nIQ== 0\n"), "tokenizer.model: not a SentencePiece model: "},
 		{[]byte{0x12, 0x00}, "not a SentencePiece model: no pieces"},
 		{good[:len(good)/2], "not a SentencePiece model: field 1: "},
 		{sentencePieceModel(pieces, modelTypeUnigram, true), "model_type is 1; supported: 2 (BPE)"},
 		{sentencePieceModel([]piece{{"a", 0, 9}}, modelTypeBPE, true), "piece 0: type 9"},
 		{sentencePieceModel(long, modelTypeBPE, true), `token "x300" has id 300, but config.json says vocab_size 300`},
 		{sentencePieceModel([]piece{{"a", 0, 1}, {"a", 0, 1}}, modelTypeBPE, true), `"a" has two ids, 0 and 1`},
-		{sentencePieceModel([]piece{{"a", float32(math.NaN()), 1}}, modelTypeBPE, true),
+		{sentencePieceModel(append([]piece{{"a", float32(math.NaN()), 1}}, pieces...), modelTypeBPE, true),
 			"tokenizer.ggml.scores[0] is NaN"},
+		{sentencePieceModel(append([]piece{{"a\x00", 0, 1}}, pieces...), modelTypeBPE, true),
+			`token 0 is "a\x00"; llama.cpp reads a token only up to NUL`},
+		{sentencePieceModel(append(slices.Clone(pieces[:4]), pieces[5:]...), modelTypeBPE, true),
+			"1 of 256 bytes have no token (byte_fallback): llama.cpp aborts"},
+		{[]byte("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.model: is a Git LFS pointer"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{tokenizerFile: nil, sentencePieceFile: c.data}, Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), "hf: ") || !strings.Contains(err.Error(), c.want) {
@@ -502,9 +523,9 @@ func TestLlama2Shared(t *testing.T) {
 	for _, way := range []string{"tokenizer.model", "tokenizer.json"} {
 		c := &Checkpoint{}
 		if way == "tokenizer.model" {
-			_, err = c.loadSentencePiece(&tokenizerFiles{model: model}, len(pieces))
+			_, err = c.loadSentencePiece(&tokenizerFiles{model: model}, tokenizerModel{})
 		} else {
-			_, err = c.loadMergedSPM(&tokenizerFiles{json: merged, added: merged.added}, len(pieces))
+			_, err = c.loadMergedSPM(&tokenizerFiles{bpe: merged, added: merged.added}, tokenizerModel{})
 		}
 		if err != nil {
 			t.Fatalf("%s: %v", way, err)

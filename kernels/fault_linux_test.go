@@ -7,9 +7,9 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
-	"github.com/llmq/llmq/kernels/integer"
 	"github.com/llmq/llmq/kernels/internal/blocktest"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
+	"github.com/llmq/llmq/kernels/q8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -48,7 +48,7 @@ func TestEndOfMapping(t *testing.T) {
 						func(dst *tensor.Matrix, w *kernels.Weights) { gemm.MatMul(dst, x, w, kernels.F32) },
 						func(dst *tensor.Matrix, w *kernels.Weights) {
 							if typ.Levels != nil {
-								integer.MatMulQ8(x, kernels.Product{Dst: dst, W: w})
+								q8.MatMul(x, kernels.Product{Dst: dst, W: w})
 							}
 						},
 					} {

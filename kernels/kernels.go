@@ -5,7 +5,8 @@
 //	elementwise  normalization, rotation, SiLU, exponentials
 //	gemm         matrix products over plain and quantized weights, symmetric rank-k updates
 //	attention    causal attention
-//	integer      products of rounded inputs, in integers
+//	q8           products with inputs that are rounded to eight bits, in integers
+//	i8           products of signed bytes
 //	unpack       decoders of block types
 //	encode       encoders of float16, bfloat16 and of blocks with given scales
 //	search       searches for the scales of blocks

@@ -4,7 +4,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 )
 
 // architecture is what sets one model family apart. Everything else is common: a pre-norm transformer with RMSNorm,
@@ -12,7 +12,7 @@ import (
 type architecture struct {
 	// rope is RoPEHalves where GGUF keeps Hugging Face's order of rows in q and k, RoPEPairs where converters
 	// interleave the two halves of each head.
-	rope kernels.RoPEStyle
+	rope elementwise.RoPEStyle
 	// headNorms: q and k are normalised per head before RoPE (attn_q_norm, attn_k_norm).
 	headNorms bool
 	// ropeFactors: a tensor rope_freqs.weight may divide the frequencies (Llama 3.1).
@@ -25,7 +25,7 @@ type architecture struct {
 var architectures = map[string]*architecture{
 	// LlamaForCausalLM, and MistralForCausalLM with its sliding window.
 	"llama": {
-		rope:        kernels.RoPEPairs,
+		rope:        elementwise.RoPEPairs,
 		ropeFactors: true,
 		biases: map[string]bool{
 			"attn_q": false, "attn_k": false, "attn_v": false, "attn_output": false,
@@ -33,11 +33,11 @@ var architectures = map[string]*architecture{
 		},
 	},
 	"qwen2": {
-		rope:   kernels.RoPEHalves,
+		rope:   elementwise.RoPEHalves,
 		biases: map[string]bool{"attn_q": true, "attn_k": true, "attn_v": true, "output": false},
 	},
 	"qwen3": {
-		rope:      kernels.RoPEHalves,
+		rope:      elementwise.RoPEHalves,
 		headNorms: true,
 		biases:    map[string]bool{"attn_q": false, "attn_k": false, "attn_v": false, "attn_output": false},
 	},

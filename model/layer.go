@@ -3,7 +3,10 @@ package model
 import (
 	"context"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/attention"
+	"github.com/llmq/llmq/kernels/elementwise"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/q8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -145,7 +148,7 @@ func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) {
 	seqs := k.Rows / seqLen
 	last := q.Rows / seqs
 	cos, sin := m.rope(seqLen)
-	scale := kernels.AttentionScale(m.HeadDim)
+	scale := attention.Scale(m.HeadDim)
 	rotate := func(x *tensor.Matrix, norm []float32, from int) { // x's first token is at position from
 		byRows(x.Rows, func(lo, hi int) {
 			l.rotate(x.View(lo, hi, 0, x.Cols), norm, cos.View(from+lo, from+hi, 0, cos.Cols), sin.View(from+lo, from+hi, 0, sin.Cols))
@@ -156,7 +159,7 @@ func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) {
 		ks, vs := k.View(i*seqLen, (i+1)*seqLen, 0, k.Cols), v.View(i*seqLen, (i+1)*seqLen, 0, v.Cols)
 		rotate(qs, l.QNorm, seqLen-last)
 		rotate(ks, l.KNorm, 0)
-		kernels.Attention(out, qs, ks, vs, m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale, m.Precision)
+		attention.Causal(out, qs, ks, vs, m.Heads, m.KVHeads, m.HeadDim, m.SlidingWindow, scale, m.Precision)
 	}
 }
 
@@ -164,9 +167,9 @@ func (l *Layer) Attend(dst, q, k, v *tensor.Matrix, seqLen int) {
 func (l *Layer) rotate(x *tensor.Matrix, norm []float32, cos, sin *tensor.Matrix) {
 	if norm != nil {
 		heads := tensor.FromSlice(x.Rows*x.Cols/len(norm), len(norm), x.Data)
-		kernels.RMSNorm(heads, heads, norm, l.m.Eps)
+		elementwise.RMSNorm(heads, heads, norm, l.m.Eps)
 	}
-	kernels.RoPE(x, l.m.HeadDim, cos, sin, l.m.RoPE.Style)
+	elementwise.RoPE(x, l.m.HeadDim, cos, sin, l.m.RoPE.Style)
 }
 
 // AttnOut adds attn_output's result for AttnCore's output in to x, tokens×Dim.
@@ -185,7 +188,7 @@ func (l *Layer) MLPCore(dst, in *tensor.Matrix) {
 // Gated sets dst to SiLU(gate)·up, element by element: MLPCore after its products. dst may be up.
 func (l *Layer) Gated(dst, gate, up *tensor.Matrix) {
 	byRows(dst.Rows, func(lo, hi int) {
-		kernels.SiLUMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols), up.View(lo, hi, 0, up.Cols))
+		elementwise.SiLUMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols), up.View(lo, hi, 0, up.Cols))
 	})
 }
 
@@ -205,12 +208,12 @@ func (l *Layer) AddProduct(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 		delta := l.m.buffer(scratchDelta, x.Rows, x.Cols)
 		lin.product(delta, in, l.m.Precision)
 		byRows(x.Rows, func(lo, hi int) {
-			kernels.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
+			elementwise.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
 		})
 	case lin.Q8:
-		kernels.MatMulAddQ8(x, in, &lin.W)
+		q8.MatMulAdd(x, in, &lin.W)
 	default:
-		kernels.MatMulAdd(x, in, &lin.W, l.m.Precision)
+		gemm.MatMulAdd(x, in, &lin.W, l.m.Precision)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
+	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -90,7 +92,7 @@ func (m *Model) Embed(dst *tensor.Matrix, tokens []int32) error {
 		if id < 0 || int(id) >= w.Rows {
 			return fmt.Errorf("model: %s: token %d is %d, the vocabulary has %d", m.Source.Name(), i, id, w.Rows)
 		}
-		kernels.Unpack(w.Format, dst.Row(i), w.Row(int(id)))
+		unpack.F32(w.Format, dst.Row(i), w.Row(int(id)))
 	}
 	return nil
 }
@@ -144,7 +146,7 @@ func (m *Model) buffer(slot, rows, cols int) *tensor.Matrix {
 // norm sets dst to RMSNorm(x)·w.
 func (m *Model) norm(dst, x *tensor.Matrix, w []float32) {
 	byRows(x.Rows, func(lo, hi int) {
-		kernels.RMSNorm(dst.View(lo, hi, 0, dst.Cols), x.View(lo, hi, 0, x.Cols), w, m.Eps)
+		elementwise.RMSNorm(dst.View(lo, hi, 0, dst.Cols), x.View(lo, hi, 0, x.Cols), w, m.Eps)
 	})
 }
 

@@ -3,7 +3,7 @@ package model
 import (
 	"math"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -18,7 +18,7 @@ type RoPE struct {
 	OrigContext        int     // rope.scaling.original_context_length
 	AttnFactor         float64 // rope.scaling.attn_factor: a further factor on the rotated elements
 	BetaFast, BetaSlow float64 // turns within OrigContext above which a pair is kept, and below which it is stretched
-	Style              kernels.RoPEStyle
+	Style              elementwise.RoPEStyle
 	// Factors divide the frequencies of the pairs (rope_freqs.weight, Llama 3.1); nil: all are 1.
 	Factors []float32
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/llmq/llmq/awq"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -159,7 +160,7 @@ func (r *run) group(linears []*model.Linear, in *quant.Stats) error {
 			if r.plan.corrects(t) {
 				bias := in.MeanShift(w, q.decoded)
 				if lin.Bias != nil {
-					kernels.Axpy(bias, 1, lin.Bias)
+					vector.Axpy(bias, 1, lin.Bias)
 				}
 				lin.Bias = bias
 			}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -224,7 +225,7 @@ func subtract(a, b *tensor.Matrix) {
 	const grain = 64 // rows
 	kernels.Parallel(a.Rows, grain, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			kernels.Axpy(a.Row(i), -1, b.Row(i))
+			vector.Axpy(a.Row(i), -1, b.Row(i))
 		}
 	})
 }

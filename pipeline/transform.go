@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/awq"
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -215,7 +215,7 @@ func block(l *model.Layer, mg model.Group, seqLen int) func(x *tensor.Matrix, we
 		}
 		h, y := tensor.New(x.Rows, last.In), tensor.New(x.Rows, last.Out)
 		core(h, x)
-		kernels.MatMulF32(y, h, last.F32)
+		gemm.MatMulF32(y, h, last.F32)
 		return y
 	}
 }

@@ -3,7 +3,7 @@ package quant
 import (
 	"math"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/search"
 )
 
 // RoundCodes sets b's codes to those nearest to w, one block.
@@ -12,7 +12,7 @@ func (b *Block) RoundCodes(g *Grid, w []float32) {
 		scale, minimum := b.Scale(k)
 		x, codes := w[k*g.Group:(k+1)*g.Group], b.Codes[k*g.Group:(k+1)*g.Group]
 		if g.Codebook == nil && scale != 0 {
-			kernels.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
+			search.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
 			continue
 		}
 		for j, v := range x {

@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -19,7 +20,7 @@ var Q4_0 = oneScale(&Type{
 	Grid:   newGrid(quant.Grid{Name: "Q4_0", Block: 32, Group: 32, CodeMin: -8, CodeMax: 7, ScaleMin: 1, ScaleMax: 1}),
 	Pack:   packQ4_0,
 	Parse:  parseQ4_0,
-}, kernels.RoundQ4_0)
+}, encode.Q4_0)
 
 func unpackQ4_0(dst []float32, src []byte) {
 	for ; len(dst) > 0; dst, src = dst[32:], src[18:] {

@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -18,7 +19,7 @@ var Q8_0 = oneScale(&Type{
 		ScaleMax: 1}),
 	Pack:  packQ8_0,
 	Parse: parseQ8_0,
-}, kernels.RoundQ8_0)
+}, encode.Q8_0)
 
 func unpackQ8_0(dst []float32, src []byte) {
 	for ; len(dst) > 0; dst, src = dst[32:], src[34:] {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -80,7 +81,7 @@ func linear(ctx context.Context, m *model.Model, lin *model.Linear, name string,
 		kernels.Parallel(lin.Out, 16, func(lo, hi int) {
 			row := make([]float32, lin.In)
 			for i := lo; i < hi; i++ {
-				kernels.Unpack(lin.W.Format, row, lin.W.Row(i))
+				unpack.F32(lin.W.Format, row, lin.W.Row(i))
 			}
 		})
 	})

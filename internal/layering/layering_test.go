@@ -15,41 +15,41 @@ const module = "github.com/llmq/llmq/"
 var allowed = map[string]string{
 	"tensor":  "",
 	"kernels": "tensor",
-	"linalg":  "tensor kernels",
-	"quant":   "tensor kernels",
-	"gptq":    "tensor kernels linalg quant",
+	"linalg":  "tensor kernels/...",
+	"quant":   "tensor kernels/...",
+	"gptq":    "tensor kernels/... linalg quant",
 
-	"awq":         "tensor kernels quant",
-	"smoothquant": "kernels quant",
-	"int8outlier": "tensor kernels quant",
+	"awq":         "tensor kernels/... quant",
+	"smoothquant": "kernels/... quant",
+	"int8outlier": "tensor kernels/... quant",
 
 	"formats/safetensors": "tensor internal/atomicfile internal/mmap",
-	"formats/ggml":        "tensor kernels quant",
+	"formats/ggml":        "tensor kernels/... quant",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
 	"formats/hf":          "formats/ggml formats/gguf formats/safetensors tokenizer",
 
 	"tokenizer": "",
-	"model":     "tensor kernels quant formats/ggml",
-	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
-	"eval":      "tokenizer internal/text tensor kernels quant int8outlier formats/ggml model internal/states",
-	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
-	"pipeline": "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib eval " +
+	"model":     "tensor kernels/... quant formats/ggml",
+	"calib":     "tensor kernels/... int8outlier tokenizer formats/gguf internal/text",
+	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
+	"profile":   "tensor kernels/... quant int8outlier formats/ggml model calib eval internal/states",
+	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib eval " +
 		"internal/states internal/knapsack",
 
 	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
 
 	"cmd/llmq": "gptq smoothquant formats/ggml formats/gguf formats/hf tokenizer model calib eval profile pipeline report " +
-		"kernels internal/atomicfile internal/text internal/bench internal/ui",
+		"kernels/... internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",
-	"internal/bench":      "tensor kernels gptq formats/ggml model",
+	"internal/bench":      "tensor kernels/... gptq formats/ggml model",
 	"internal/knapsack":   "",
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",
 	"internal/states":     "tensor",
-	"internal/synth":      "tensor kernels formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
+	"internal/synth":      "tensor kernels/... formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",
 	"internal/text":       "",
 	"internal/ui":         "",

@@ -7,7 +7,7 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// The layouts of packed operands, which integer/q8_product.go describes.
+// The layouts of packed operands, which q8/product.go describes.
 const (
 	q8Tokens  = 6  // in a panel of inputs
 	q8Outputs = 32 // in a strip of weights

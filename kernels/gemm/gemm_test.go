@@ -194,7 +194,7 @@ func TestMatMul(t *testing.T) {
 
 				// Several at a time, and added to what is there, are the same products.
 				many, again := tensor.New(s[0], s[1]), tensor.New(s[0], s[1])
-				MatMulMany(x, p, kernels.Product{many, w}, kernels.Product{again, w})
+				MatMulMany(x, p, kernels.Product{Dst: many, W: w}, kernels.Product{Dst: again, W: w})
 				was := kerneltest.Random(rng, s[0], s[1])
 				whole, sum := kerneltest.Guarded(s[0], s[1])
 				for i := range was.Rows {

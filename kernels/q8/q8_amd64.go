@@ -2,7 +2,7 @@
 
 //go:build !purego
 
-package integer
+package q8
 
 // q8Group32VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //

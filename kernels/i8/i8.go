@@ -1,4 +1,5 @@
-package integer
+// Package i8 multiplies matrices of signed bytes with scales, as LLM.int8() and SmoothQuant do.
+package i8
 
 import (
 	"fmt"
@@ -7,35 +8,35 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Int8 is a matrix of signed bytes in which Group consecutive columns of a row share a scale: element (i,j) is
-// Row(i)[j] · Scale[i·(Cols/Group) + j/Group]. Make one with NewInt8.
-type Int8 struct {
+// Matrix is a matrix of signed bytes in which Group consecutive columns of a row share a scale: element (i,j) is
+// Row(i)[j] · Scale[i·(Cols/Group) + j/Group]. Make one with New.
+type Matrix struct {
 	Rows, Cols, Group int
 	Scale             []float32
 
-	stride int // a multiple of int8Step: rows end in zeros
+	stride int // a multiple of step: rows end in zeros
 	data   []int8
 }
 
-// int8Step is the length of a group, and how many columns the kernels take at a time: a multiple of every vector's.
-const int8Step = 32
+// step is the length of a group, and how many columns the kernels take at a time: a multiple of every vector's.
+const step = 32
 
-// maxInt8Cols keeps sums of products, each at most 2¹⁴, within an int32.
-const maxInt8Cols = 1<<17 - 1
+// maxCols keeps sums of products, each at most 2¹⁴, within an int32.
+const maxCols = 1<<17 - 1
 
-// NewInt8 returns a zero matrix. group is cols, one scale for a row, or 32, where that divides cols.
-func NewInt8(rows, cols, group int) *Int8 {
-	if group != cols && (group != int8Step || cols%group != 0) || group > maxInt8Cols {
-		panic(fmt.Sprintf("integer: int8 rows of %d columns in groups of %d", cols, group))
+// New returns a zero matrix. group is cols, one scale for a row, or 32, where that divides cols.
+func New(rows, cols, group int) *Matrix {
+	if group != cols && (group != step || cols%group != 0) || group > maxCols {
+		panic(fmt.Sprintf("i8: rows of %d columns in groups of %d", cols, group))
 	}
-	m := &Int8{Rows: rows, Cols: cols, Group: group, stride: (cols + int8Step - 1) / int8Step * int8Step}
+	m := &Matrix{Rows: rows, Cols: cols, Group: group, stride: (cols + step - 1) / step * step}
 	m.data = make([]int8, rows*m.stride)
 	m.Scale = make([]float32, rows*m.groups())
 	return m
 }
 
 // groups is the number of scales of a row: one even where there are no columns.
-func (m *Int8) groups() int {
+func (m *Matrix) groups() int {
 	if m.Group == m.Cols {
 		return 1
 	}
@@ -43,20 +44,22 @@ func (m *Int8) groups() int {
 }
 
 // Row returns the codes of row i, sharing storage.
-func (m *Int8) Row(i int) []int8 { return m.data[i*m.stride : i*m.stride+m.Cols : i*m.stride+m.Cols] }
+func (m *Matrix) Row(i int) []int8 { return m.data[i*m.stride : i*m.stride+m.Cols : i*m.stride+m.Cols] }
 
 // Scales returns the scales of row i, sharing storage.
-func (m *Int8) Scales(i int) []float32 { return m.Scale[i*m.groups() : (i+1)*m.groups()] }
+func (m *Matrix) Scales(i int) []float32 { return m.Scale[i*m.groups() : (i+1)*m.groups()] }
 
-// MatMulInt8 sets dst = X·Wᵀ; X is tokens×in with one scale for each row, W out×in, dst tokens×out. Products are summed
+// MatMul sets dst = X·Wᵀ; X is tokens×in with one scale for each row, W out×in, dst tokens×out. Products are summed
 // in int32, exactly, within a group of W's columns; each group's sum times its scale is added in float32.
-func MatMulInt8(dst *tensor.Matrix, x, w *Int8) {
-	checkShapes(dst, x.Rows, x.Cols, w.Rows, w.Cols)
-	if x.Group != x.Cols {
-		panic("integer: int8 inputs need one scale for each row")
+func MatMul(dst *tensor.Matrix, x, w *Matrix) {
+	if dst.Rows != x.Rows || dst.Cols != w.Rows || x.Cols != w.Cols {
+		panic("i8: matmul shapes do not agree")
 	}
-	product := int8ProductGo
-	if k := int8Tier(); k != nil {
+	if x.Group != x.Cols {
+		panic("i8: inputs need one scale for each row")
+	}
+	product := productGo
+	if k := tier(); k != nil {
 		product = k.product
 	}
 	// A block of tokens stays in the cache while the weights' rows pass.
@@ -68,8 +71,8 @@ func MatMulInt8(dst *tensor.Matrix, x, w *Int8) {
 	})
 }
 
-// int8ProductGo computes columns [lo,hi) of rows [t0,t1) of dst.
-func int8ProductGo(dst *tensor.Matrix, x, w *Int8, t0, t1, lo, hi int) {
+// productGo computes columns [lo,hi) of rows [t0,t1) of dst.
+func productGo(dst *tensor.Matrix, x, w *Matrix, t0, t1, lo, hi int) {
 	for o := lo; o < hi; o++ {
 		row, scales := w.Row(o), w.Scales(o)
 		for t := t0; t < t1; t++ {
@@ -87,16 +90,16 @@ func int8ProductGo(dst *tensor.Matrix, x, w *Int8, t0, t1, lo, hi int) {
 	}
 }
 
-// int8Kernels compute dst[t] = Σ_j x_t·w for one or four rows of X, with one scale or with one for each group.
-type int8Kernels struct {
+// kernelSet compute dst[t] = Σ_j x_t·w for one or four rows of X, with one scale or with one for each group.
+type kernelSet struct {
 	row, row4       func(dst *int32, x *int8, stride int, w *int8, n int)
 	groups, groups4 func(dst *float32, x *int8, stride int, w *int8, scale *float32, groups int)
 }
 
 // product computes columns [lo,hi) of rows [t0,t1) of dst.
-func (k *int8Kernels) product(dst *tensor.Matrix, x, w *Int8, t0, t1, lo, hi int) {
+func (k *kernelSet) product(dst *tensor.Matrix, x, w *Matrix, t0, t1, lo, hi int) {
 	if x.Cols == 0 {
-		int8ProductGo(dst, x, w, t0, t1, lo, hi)
+		productGo(dst, x, w, t0, t1, lo, hi)
 		return
 	}
 	var dots [4]int32

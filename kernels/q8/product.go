@@ -1,4 +1,4 @@
-package integer
+package q8
 
 import (
 	"runtime"
@@ -29,8 +29,8 @@ const (
 // q8Tile multiplies groups of panels with those of a strip.
 type q8Tile func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
 
-// q8Kernels are what a tier has.
-type q8Kernels struct {
+// kernelSet are what a tier has.
+type kernelSet struct {
 	tile    [2][2]q8Tile // for groups of 32 or 16 weights, without and with minimums
 	largest func(dst *uint32, x *float32, groups int)
 	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
@@ -48,7 +48,7 @@ type q8Kernels struct {
 // which 128 has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
 // the codes times 2^e.
 type q8Inputs struct {
-	*q8Kernels
+	*kernelSet
 	rows, groups int
 	codes        []uint32
 	sums         [2][]uint32 // the second one empty if it is not needed
@@ -64,8 +64,8 @@ func (in *q8Inputs) at(p, g int) int { return g*in.panels() + p*min(q8Depth, in.
 // sumWords is the number of words of a panel's group.
 func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
 
-func (k *q8Kernels) round(x *tensor.Matrix, quarters bool) *q8Inputs {
-	in := &q8Inputs{q8Kernels: k, rows: x.Rows, groups: x.Cols / q8Group}
+func (k *kernelSet) round(x *tensor.Matrix, quarters bool) *q8Inputs {
+	in := &q8Inputs{kernelSet: k, rows: x.Rows, groups: x.Cols / q8Group}
 	n := in.panels() * in.groups
 	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens}
 	if quarters {
@@ -229,7 +229,7 @@ func (s *q8Staging) minimums(y int) *float32 {
 func (s *q8Staging) float(i int) *float32 { return (*float32)(unsafe.Pointer(&s.buf[i])) }
 
 // pack packs groups [g0,g1) of outputs [j0,j1); outputs beyond have levels and scales of zero.
-func (k *q8Kernels) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, g0, g1 int) {
+func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, g0, g1 int) {
 	f := w.Format
 	decode := unpack.DecoderLevels(f)
 	from, to := f.RowBytes(g0*q8Group), f.RowBytes(g1*q8Group)

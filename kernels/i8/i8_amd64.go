@@ -2,7 +2,7 @@
 
 //go:build !purego
 
-package integer
+package i8
 
 // int8RowAVX2x1 sets dst[i] = Σ x[i·stride+j]·w[j] for i < 1; n is a multiple of 32.
 //

@@ -1,6 +1,6 @@
 //go:build !purego
 
-package integer
+package q8
 
 import (
 	"unsafe"
@@ -11,11 +11,11 @@ import (
 )
 
 var (
-	q8VNNI = q8Kernels{
+	tierVNNI = kernelSet{
 		tile:    [2][2]q8Tile{{q8Group32VNNI, q8Group32MinVNNI}, {q8Group16VNNI, q8Group16MinVNNI}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 16, transpose: pack.TransposeAVX512,
 	}
-	q8AVX2 = q8Kernels{
+	tierAVX2 = kernelSet{
 		tile: [2][2]q8Tile{{quarters(q8Group32AVX2), quarters(q8Group32MinAVX2)},
 			{quarters(q8Group16AVX2), quarters(q8Group16MinAVX2)}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
@@ -35,32 +35,16 @@ func quarters(quarter q8Tile) q8Tile {
 	}
 }
 
-// q8Tier returns the kernels of the tier in use, nil in pure Go.
-func q8Tier() *q8Kernels {
+// tier returns the kernels of the tier in use, nil in pure Go.
+func tier() *kernelSet {
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512 && cpu.X86.HasAVX512VNNI:
-		return &q8VNNI
+		return &tierVNNI
 	case t >= kernels.AVX2:
-		return &q8AVX2
+		return &tierAVX2
 	}
 	return nil
 }
 
 // after returns the address n words after p.
 func after[T uint32 | float32](p *T, n int) *T { return (*T)(unsafe.Add(unsafe.Pointer(p), 4*n)) }
-
-var (
-	int8AVX2   = int8Kernels{int8RowAVX2x1, int8RowAVX2x4, int8GroupsAVX2x1, int8GroupsAVX2x4}
-	int8AVX512 = int8Kernels{int8RowAVX512x1, int8RowAVX512x4, int8GroupsAVX512x1, int8GroupsAVX512x4}
-)
-
-// int8Tier returns the kernels of the tier in use, nil in pure Go.
-func int8Tier() *int8Kernels {
-	switch t := kernels.CurrentTier(); {
-	case t >= kernels.AVX512:
-		return &int8AVX512
-	case t == kernels.AVX2:
-		return &int8AVX2
-	}
-	return nil
-}

@@ -1,6 +1,5 @@
-// Package integer multiplies matrices in integers: weights that are stored as whole numbers with inputs that are rounded to
-// eight bits (MatMulQ8), and matrices of signed bytes (MatMulInt8).
-package integer
+// Package q8 multiplies weights that are stored as whole numbers with inputs that it rounds to eight bits, in integers.
+package q8
 
 import (
 	"fmt"
@@ -11,7 +10,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// MatMulQ8 sets Dst = X̂·Wᵀ for each of the products, of x, tokens×in; formats must have Levels. X̂ is x rounded to eight
+// MatMul sets Dst = X̂·Wᵀ for each of the products, of x, tokens×in; formats must have Levels. X̂ is x rounded to eight
 // bits: 32 consecutive values of a token share a step, which is a power of two times a step of the token, and is large
 // enough for 127 of it to reach the largest magnitude; values become the nearest multiple. So a value changes by at most
 // 1/127 of the largest of its 32 at worst, and 1/254 for the largest of the token.
@@ -21,24 +20,26 @@ import (
 //
 // The power of two is what makes it fast: see _asm/q8.go. llama.cpp's Q8_0, which it rounds inputs to, has a step of its
 // own for each 32 values.
-func MatMulQ8(x *tensor.Matrix, products ...kernels.Product) { matMulQ8(x, false, products) }
+func MatMul(x *tensor.Matrix, products ...kernels.Product) { matMul(x, false, products) }
 
-// MatMulAddQ8 sets dst += X̂·Wᵀ: see MatMulQ8.
-func MatMulAddQ8(dst, x *tensor.Matrix, w *kernels.Weights) {
-	matMulQ8(x, true, []kernels.Product{{Dst: dst, W: w}})
+// MatMulAdd sets dst += X̂·Wᵀ: see MatMul.
+func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights) {
+	matMul(x, true, []kernels.Product{{Dst: dst, W: w}})
 }
 
-func matMulQ8(x *tensor.Matrix, add bool, products []kernels.Product) {
+func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 	var results []kernels.Product
 	quarters := false // some weights have groups of 16
-	k := q8Tier()
+	k := tier()
 	for _, p := range products {
-		checkShapes(p.Dst, x.Rows, x.Cols, p.W.Rows, p.W.Cols)
+		if p.Dst.Rows != x.Rows || p.Dst.Cols != p.W.Rows || x.Cols != p.W.Cols {
+			panic("q8: matmul shapes do not agree")
+		}
 		switch lv := p.W.Format.Levels; {
 		case lv == nil || lv.Group != q8Group && lv.Group != q8Group/2 || p.W.Cols%q8Group != 0:
-			panic(fmt.Sprintf("integer: integer products with %s weights of %d columns", p.W.Format.Name, p.W.Cols))
+			panic(fmt.Sprintf("q8: integer products with %s weights of %d columns", p.W.Format.Name, p.W.Cols))
 		case k == nil || unpack.DecoderLevels(p.W.Format) == nil || x.Cols == 0:
-			matMulQ8Go(p.Dst, x, p.W, add)
+			matMulGo(p.Dst, x, p.W, add)
 		case x.Rows > 0 && p.W.Rows > 0:
 			results = append(results, p)
 			quarters = quarters || lv.Group < q8Group
@@ -48,12 +49,6 @@ func matMulQ8(x *tensor.Matrix, add bool, products []kernels.Product) {
 		in := k.round(x, quarters)
 		in.product(add, results)
 		in.release()
-	}
-}
-
-func checkShapes(dst *tensor.Matrix, tokens, in, out, wIn int) {
-	if dst.Rows != tokens || dst.Cols != out || in != wIn {
-		panic("integer: matmul shapes do not agree")
 	}
 }
 
@@ -94,8 +89,8 @@ func q8Steps(e []int32, largest []uint32) (step, inverse float32) {
 // power2 returns 2^e.
 func power2(e int32) float32 { return math.Float32frombits(uint32(127+e) << 23) }
 
-// roundQ8Go rounds a token's values: x[j] ≈ step·2^e[j/32]·codes[j].
-func roundQ8Go(codes []int8, e []int32, x []float32) (step float32) {
+// roundGo rounds a token's values: x[j] ≈ step·2^e[j/32]·codes[j].
+func roundGo(codes []int8, e []int32, x []float32) (step float32) {
 	largest := make([]uint32, len(e))
 	for j, v := range x {
 		largest[j/q8Group] = max(largest[j/q8Group], math.Float32bits(v)&^(1<<31))
@@ -111,13 +106,13 @@ func roundQ8Go(codes []int8, e []int32, x []float32) (step float32) {
 	return step
 }
 
-// matMulQ8Go is the plain product.
-func matMulQ8Go(dst, x *tensor.Matrix, w *kernels.Weights, add bool) {
+// matMulGo is the plain product.
+func matMulGo(dst, x *tensor.Matrix, w *kernels.Weights, add bool) {
 	groups := x.Cols / q8Group
 	codes, exponents, steps := make([]int8, x.Rows*x.Cols), make([]int32, x.Rows*groups), make([]float32, x.Rows)
 	kernels.Parallel(x.Rows, 1, func(lo, hi int) {
 		for t := lo; t < hi; t++ {
-			steps[t] = roundQ8Go(codes[t*x.Cols:(t+1)*x.Cols], exponents[t*groups:(t+1)*groups], x.Row(t))
+			steps[t] = roundGo(codes[t*x.Cols:(t+1)*x.Cols], exponents[t*groups:(t+1)*groups], x.Row(t))
 		}
 	})
 	lv := w.Format.Levels

@@ -1,4 +1,4 @@
-package integer
+package i8
 
 import (
 	"math"
@@ -9,9 +9,9 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// randomInt8 takes the extreme codes more often than others.
-func randomInt8(rng *rand.Rand, rows, cols, group int) *Int8 {
-	m := NewInt8(rows, cols, group)
+// randomMatrix takes the extreme codes more often than others.
+func randomMatrix(rng *rand.Rand, rows, cols, group int) *Matrix {
+	m := New(rows, cols, group)
 	for i := range rows {
 		row := m.Row(i)
 		for j := range row {
@@ -29,15 +29,15 @@ func randomInt8(rng *rand.Rand, rows, cols, group int) *Int8 {
 	return m
 }
 
-// TestMatMulInt8 compares every tier with sums in int64 and float64, at all numbers of columns about the vectors' lengths.
-func TestMatMulInt8(t *testing.T) {
+// TestMatMul compares every tier with sums in int64 and float64, at all numbers of columns about the vectors' lengths.
+func TestMatMul(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		check := func(tokens, out, cols, group int) {
 			t.Helper()
-			x, w := randomInt8(rng, tokens, cols, cols), randomInt8(rng, out, cols, group)
+			x, w := randomMatrix(rng, tokens, cols, cols), randomMatrix(rng, out, cols, group)
 			whole, dst := kerneltest.Guarded(tokens, out)
-			MatMulInt8(dst, x, w)
+			MatMul(dst, x, w)
 			kerneltest.CheckGuards(t, whole, tokens, out)
 			for i := range tokens {
 				for o := range out {
@@ -73,19 +73,19 @@ func TestMatMulInt8(t *testing.T) {
 		check(0, 3, 64, 64)
 		check(3, 0, 64, 32)
 		// The largest sum that a row can have: 2¹⁴·(2¹⁷−1) is just within an int32.
-		x, w := NewInt8(1, maxInt8Cols, maxInt8Cols), NewInt8(1, maxInt8Cols, maxInt8Cols)
-		for j := range maxInt8Cols {
+		x, w := New(1, maxCols, maxCols), New(1, maxCols, maxCols)
+		for j := range maxCols {
 			x.Row(0)[j], w.Row(0)[j] = -128, -128
 		}
 		x.Scale[0], w.Scale[0] = 1, 1
 		dst := tensor.New(1, 1)
-		if MatMulInt8(dst, x, w); dst.Data[0] != 1<<14*maxInt8Cols {
-			t.Errorf("the largest sum is %v, want %v", dst.Data[0], 1<<14*maxInt8Cols)
+		if MatMul(dst, x, w); dst.Data[0] != 1<<14*maxCols {
+			t.Errorf("the largest sum is %v, want %v", dst.Data[0], 1<<14*maxCols)
 		}
 	})
 }
 
-func TestNewInt8Refuses(t *testing.T) {
+func TestNewRefuses(t *testing.T) {
 	for _, c := range [][2]int{{64, 16}, {64, 64 * 2}, {48, 32}, {64, 0}, {1 << 17, 1 << 17}} {
 		func() {
 			defer func() {
@@ -93,22 +93,22 @@ func TestNewInt8Refuses(t *testing.T) {
 					t.Errorf("%d columns in groups of %d are accepted", c[0], c[1])
 				}
 			}()
-			NewInt8(1, c[0], c[1])
+			New(1, c[0], c[1])
 		}()
 	}
 }
 
-func BenchmarkMatMulInt8(b *testing.B) {
+func BenchmarkMatMul(b *testing.B) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for _, c := range []struct {
 		name  string
 		group int
 	}{{"rows", 1024}, {"groups", 32}} {
 		b.Run(c.name, func(b *testing.B) {
-			x, w := randomInt8(rng, 512, 1024, 1024), randomInt8(rng, 1024, 1024, c.group)
+			x, w := randomMatrix(rng, 512, 1024, 1024), randomMatrix(rng, 1024, 1024, c.group)
 			dst := tensor.New(512, 1024)
 			for b.Loop() {
-				MatMulInt8(dst, x, w)
+				MatMul(dst, x, w)
 			}
 			b.ReportMetric(2*512*1024*1024*float64(b.N)/b.Elapsed().Seconds()/1e9, "Gop/s")
 		})

@@ -7,10 +7,10 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// signedBytes writes the products of one row of W with one or four rows of X, all of signed bytes. Bytes are widened to 16
+// i8 writes the products of one row of W with one or four rows of X, all of signed bytes. Bytes are widened to 16
 // bits, whose products VPMADDWD adds in pairs to 32 bits: nothing saturates, unlike VPMADDUBSW, and no offset makes one
 // side unsigned, unlike VPDPBUSD.
-func signedBytes(g *gen) {
+func i8(g *gen) {
 	for _, v := range []isa{avx2, avx512} {
 		for _, rows := range []int{1, 4} {
 			g.int8Row(v, rows)

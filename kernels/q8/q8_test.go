@@ -1,4 +1,4 @@
-package integer_test
+package q8_test
 
 import (
 	"fmt"
@@ -10,9 +10,9 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
-	"github.com/llmq/llmq/kernels/integer"
 	"github.com/llmq/llmq/kernels/internal/blocktest"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
+	"github.com/llmq/llmq/kernels/q8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -47,7 +47,7 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// q8Round is the rounding that MatMulQ8 documents: codes, and the step of each 32 values.
+// q8Round is the rounding that MatMul documents: codes, and the step of each 32 values.
 func q8Round(x []float32) (codes []float64, steps []float64) {
 	largest := func(x []float32) (m float64) {
 		for _, v := range x {
@@ -160,8 +160,8 @@ func guardedLike(m *tensor.Matrix) (view *tensor.Matrix, check func() bool) {
 	}
 }
 
-// TestMatMulQ8 takes every type in every tier through all remainders of tokens, outputs and groups.
-func TestMatMulQ8(t *testing.T) {
+// TestMatMul takes every type in every tier through all remainders of tokens, outputs and groups.
+func TestMatMul(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 4))
 		for _, typ := range levelTypes() {
@@ -175,13 +175,13 @@ func TestMatMulQ8(t *testing.T) {
 				w, x := blocktest.Weights(rng, typ, out, in), q8Inputs(rng, tokens, in)
 				was := tensor.New(tokens, out)
 				dst, intact := guardedLike(was)
-				integer.MatMulQ8(x, kernels.Product{Dst: dst, W: w})
+				q8.MatMul(x, kernels.Product{Dst: dst, W: w})
 				checkQ8(t, "store", dst, was, x, w)
 				for i := range was.Data {
 					was.Data[i] = float32(rng.NormFloat64())
 				}
 				sum, sumIntact := guardedLike(was)
-				integer.MatMulAddQ8(sum, x, w)
+				q8.MatMulAdd(sum, x, w)
 				checkQ8(t, "add", sum, was, x, w)
 				if !intact() || !sumIntact() {
 					t.Fatalf("%v: %d tokens, %d×%d: wrote outside dst", typ, tokens, out, in)
@@ -191,9 +191,9 @@ func TestMatMulQ8(t *testing.T) {
 	})
 }
 
-// TestMatMulQ8Together wants products that share an input to be those that each has alone, and the same for every number
+// TestMatMulTogether wants products that share an input to be those that each has alone, and the same for every number
 // of threads.
-func TestMatMulQ8Together(t *testing.T) {
+func TestMatMulTogether(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 		rng := rand.New(rand.NewPCG(5, 6))
@@ -209,11 +209,11 @@ func TestMatMulQ8Together(t *testing.T) {
 				continue
 			}
 			runtime.GOMAXPROCS(threads)
-			integer.MatMulQ8(x, products...)
+			q8.MatMul(x, products...)
 			for _, p := range products {
 				alone := tensor.New(tokens, p.W.Rows)
 				runtime.GOMAXPROCS(1)
-				integer.MatMulQ8(x, kernels.Product{Dst: alone, W: p.W})
+				q8.MatMul(x, kernels.Product{Dst: alone, W: p.W})
 				if !slices.Equal(alone.Data, p.Dst.Data) {
 					t.Fatalf("%s, %d threads: another result", p.W.Format.Name, threads)
 				}
@@ -222,8 +222,8 @@ func TestMatMulQ8Together(t *testing.T) {
 	})
 }
 
-// TestMatMulQ8NotFinite wants tokens with a NaN or an infinity, and only those, to have NaN results.
-func TestMatMulQ8NotFinite(t *testing.T) {
+// TestMatMulNotFinite wants tokens with a NaN or an infinity, and only those, to have NaN results.
+func TestMatMulNotFinite(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, 8))
 		for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
@@ -232,7 +232,7 @@ func TestMatMulQ8NotFinite(t *testing.T) {
 				x.Data[i] = float32(rng.NormFloat64())
 			}
 			x.Row(4)[77] = float32(bad)
-			integer.MatMulQ8(x, kernels.Product{Dst: dst, W: blocktest.Weights(rng, ggml.Q4_K, 5, 256)})
+			q8.MatMul(x, kernels.Product{Dst: dst, W: blocktest.Weights(rng, ggml.Q4_K, 5, 256)})
 			for i := range dst.Rows {
 				for _, v := range dst.Row(i) {
 					if (v != v) != (i == 4) {
@@ -244,18 +244,18 @@ func TestMatMulQ8NotFinite(t *testing.T) {
 	})
 }
 
-func TestMatMulQ8Refuses(t *testing.T) {
+func TestMatMulRefuses(t *testing.T) {
 	defer func() {
 		if recover() == nil {
 			t.Error("float16 weights are accepted")
 		}
 	}()
-	integer.MatMulQ8(tensor.New(1, 32), kernels.Product{Dst: tensor.New(1, 1),
+	q8.MatMul(tensor.New(1, 32), kernels.Product{Dst: tensor.New(1, 1),
 		W: &kernels.Weights{Rows: 1, Cols: 32, Format: &ggml.F16.Format, Data: make([]byte, 64)}})
 }
 
-// BenchmarkMatMulQ8 counts 2·tokens·out·in operations.
-func BenchmarkMatMulQ8(b *testing.B) {
+// BenchmarkMatMul counts 2·tokens·out·in operations.
+func BenchmarkMatMul(b *testing.B) {
 	const out, in = 5632, 2048
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, tokens := range []int{8, 64, 1024} {
@@ -266,7 +266,7 @@ func BenchmarkMatMulQ8(b *testing.B) {
 		for _, typ := range levelTypes() {
 			b.Run(fmt.Sprintf("%d/%v", tokens, typ), func(b *testing.B) {
 				w := blocktest.Weights(rng, typ, out, in)
-				kerneltest.Rate(b, 2*float64(tokens)*out*in, func() { integer.MatMulQ8(x, kernels.Product{Dst: dst, W: w}) })
+				kerneltest.Rate(b, 2*float64(tokens)*out*in, func() { q8.MatMul(x, kernels.Product{Dst: dst, W: w}) })
 			})
 		}
 	}

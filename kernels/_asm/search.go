@@ -29,7 +29,7 @@ func search(g *gen) {
 	}
 }
 
-// searchConstants are constants of scale_search.go, and 1.
+// searchConstants are constants of search.go, and 1.
 type searchConstants struct{ magic, one, oneLevel, scoreNoise operand.Mem }
 
 const lane = 64 // bytes of a Lane
@@ -479,7 +479,7 @@ func (g *gen) spans(v isa, magnitude, infinity operand.Mem) {
 	g.RET()
 }
 
-// nearestLevels is NearestLevels.
+// nearestLevels is search.NearestLevels.
 func (g *gen) nearestLevels(v isa) {
 	g.function("nearestLevels"+v.name, "func(codes *int8, x *float32, n int, scale, minimum, lo, hi float32)",
 		"rounds n > 0 weights, a multiple of 16.")

@@ -172,7 +172,7 @@ func TestSyrkLongRun(t *testing.T) {
 	})
 }
 
-// plainF32 is a format for tests that has no unpacker of its own.
+// plainF32 is a format for tests that has no decoder of its own.
 var plainF32 = &kernels.Format{Name: "test", BlockLen: 1, BlockBytes: 4, Unpack: tensor.DecodeF32}
 
 func TestMatMul(t *testing.T) {

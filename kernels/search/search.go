@@ -281,13 +281,13 @@ func (l *Lattice) Errors(err []kernels.Lane, steps []Range, lo, hi, most float32
 	}
 	for k := range steps {
 		for i := range kernels.Lanes {
-			_, _, err[k][i] = l.Nearest(i, steps[k].Scale[i], steps[k].Minimum[i], lo, hi, most)
+			_, _, err[k][i] = l.nearest(i, steps[k].Scale[i], steps[k].Minimum[i], lo, hi, most)
 		}
 	}
 }
 
-// Nearest returns group i's multiples, and how much larger its error is with them.
-func (l *Lattice) Nearest(i int, step, stepMinimum, lo, hi, most float32) (q, m, err float32) {
+// nearest returns group i's multiples, and how much larger its error is with them.
+func (l *Lattice) nearest(i int, step, stepMinimum, lo, hi, most float32) (q, m, err float32) {
 	inverse, inverseMin := 1/step, 1/stepMinimum
 	below := float32(math.Floor(float64(min(max(l.Scale[i]*inverse, lo), hi))))
 	try := func(q float32) (m, e float32) {

@@ -262,7 +262,7 @@ func TestLattice(t *testing.T) {
 					t.Fatalf("step %d of %d: %v, want %v", k, count, err[k], want[k])
 				}
 				for i := range kernels.Lanes {
-					q, m, e := l.Nearest(i, steps[k].Scale[i], steps[k].Minimum[i], -32, 31, 63)
+					q, m, e := l.nearest(i, steps[k].Scale[i], steps[k].Minimum[i], -32, 31, 63)
 					x, y := float64(q*steps[k].Scale[i]-l.Scale[i]), float64(m*steps[k].Minimum[i]-l.Minimum[i])
 					var sum float64
 					for _, level := range [3]float64{0, 3, 7} {

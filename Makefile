@@ -15,8 +15,11 @@ SEEN   := sort fmt strconv os net/http encoding/json go/types
 UNSEEN := bufio archive/zip log/slog net/url text/template
 calib   = out/calib-$(subst /,-,$(1)).txt
 
+# Packages with assembly for arm64, and those whose products it serves.
+NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
+
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels ./linalg ./pipeline ./quant
+CONCURRENT := ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
 
 .PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
 
@@ -65,7 +68,7 @@ cross: ## compile, tests included, for the systems that CI does not run on
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...
 
 neon: ## run the matrix products' tests under qemu-user
-	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Gemm|MatMul|Syrk|Dot|Attention|Tier' ./kernels
+	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Gemm|MatMul|Syrk|Dot|Attention|Tier' $(NEON)
 
 race: ## run the tests of the packages that start goroutines under the race detector
 	CGO_ENABLED=1 $(GO) test -race -short $(CONCURRENT)

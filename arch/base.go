@@ -41,9 +41,9 @@ func (c *Conversion) setScaling(e *rope) {
 		c.Set("rope.scaling.type", "yarn")
 		c.SetFloat("rope.scaling.factor", e.factor)
 		c.SetInt("rope.scaling.original_context_length", e.original)
-		for key, name := range map[string]string{"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"} {
-			if e.scaling.Has(key) {
-				c.SetFloat("rope.scaling."+name, e.scaling.Float(key, 0, 0, maxWidth))
+		for _, key := range [][2]string{{"attention_factor", "yarn_attn_factor"}, {"beta_fast", "yarn_beta_fast"}, {"beta_slow", "yarn_beta_slow"}} {
+			if e.scaling.Has(key[0]) {
+				c.SetFloat("rope.scaling."+key[1], e.scaling.Float(key[0], 0, 0, maxWidth))
 			}
 		}
 		if e.magnitude != 1 {

@@ -3,7 +3,8 @@ package arch
 import (
 	"math"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/attention"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
 
@@ -96,13 +97,13 @@ func (c *Conversion) wantScale(r *Config, want, absent float64) {
 }
 
 func specGemma3(k *model.Keys) *model.Spec {
-	h := readHyper(k, kernels.RoPEHalves)
+	h := readHyper(k, elementwise.RoPEHalves)
 	if h.windowed == nil && h.window > 0 {
 		h.windowed = periodic(h.layers, k.Int("attention.sliding_window_pattern", gemma3Period, 1, model.MaxLayers))
 	}
 	local := h.rope.Unscaled(k.Float("rope.freq_base_swa", 10000, 0, math.MaxFloat32))
 	softcap := float32(k.Float("final_logit_softcapping", 0, -1, model.MaxWidth))
-	scale := kernels.AttentionScale(gemma3ScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim))
+	scale := attention.Scale(gemma3ScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim))
 	spec := h.spec(func(b *model.Loader, i int) {
 		norm := h.norm(b, "attn_norm")
 		a := h.attention(b, model.Optional, model.Optional)

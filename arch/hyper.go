@@ -3,7 +3,8 @@ package arch
 import (
 	"math"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/attention"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
 
@@ -22,7 +23,7 @@ type hyper struct {
 
 // readHyper reads what an architecture with RoPE of some style has. What lists by layer are read by the families that
 // have them.
-func readHyper(k *model.Keys, style kernels.RoPEStyle) *hyper {
+func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
 	h := &hyper{arch: k.Arch}
 	h.layers = k.Int("block_count", -1, 1, model.MaxLayers)
 	h.context = k.Int("context_length", -1, 1, model.MaxContext)
@@ -109,7 +110,7 @@ func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Atten
 		V:     b.Linear("attn_v", kv, h.dim, qkv),
 		O:     b.Linear("attn_output", h.dim, q, out),
 		RoPE:  h.rope,
-		Scale: kernels.AttentionScale(h.headDim), Window: h.windowOf(b.Layer()),
+		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
 }
 

@@ -1,7 +1,7 @@
 package arch
 
 import (
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
 
@@ -12,7 +12,7 @@ func init() {
 		Classes: []string{"LlamaForCausalLM", "MistralForCausalLM"},
 		Convert: convertLlama,
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, kernels.RoPEPairs).dense(k)
+			h := readHyper(k, elementwise.RoPEPairs).dense(k)
 			spec := h.spec(func(b *model.Loader, i int) {
 				attn, mlp := h.norm(b, "attn_norm"), h.norm(b, "ffn_norm")
 				b.Residual(model.Residual{Pre: attn, Branch: h.attention(b, model.Optional, model.Optional).Branch()})

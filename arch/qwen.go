@@ -1,7 +1,7 @@
 package arch
 
 import (
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
 
@@ -10,7 +10,7 @@ func init() {
 	register(&Family{Name: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
 		Convert: func(c *Conversion) { convertQwen(c, Defaults{Context: 32768, KVHeads: 32}, false) },
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, kernels.RoPEHalves).dense(k)
+			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			spec := h.spec(func(b *model.Loader, i int) {
 				attn, mlp := h.norm(b, "attn_norm"), h.norm(b, "ffn_norm")
 				b.Residual(model.Residual{Pre: attn, Branch: h.attention(b, model.Required, model.Absent).Branch()})
@@ -25,7 +25,7 @@ func init() {
 	register(&Family{Name: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
 		Convert: func(c *Conversion) { convertQwen(c, Defaults{Context: 32768, KVHeads: 32, HeadDim: 128}, true) },
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, kernels.RoPEHalves).dense(k)
+			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			return h.spec(func(b *model.Loader, i int) {
 				b.Residual(h.qwen3Attention(b))
 				b.Residual(model.Residual{Pre: h.norm(b, "ffn_norm"), Branch: h.mlp(b, model.SiLU, model.Absent).Branch()})

@@ -1,7 +1,7 @@
 package arch
 
 import (
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
 
@@ -12,7 +12,7 @@ func init() {
 		Classes: []string{"Qwen3MoeForCausalLM"},
 		Convert: convertQwen3MoE,
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, kernels.RoPEHalves)
+			h := readHyper(k, elementwise.RoPEHalves)
 			return h.spec(func(b *model.Loader, i int) {
 				b.Residual(h.qwen3Attention(b))
 				norm := h.norm(b, "ffn_norm")

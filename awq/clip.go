@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -34,10 +36,10 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, on quant.G
 	lost := tensor.New(w.Rows, n) // Ŵ−W
 	q.DecodeTo(lost)
 	for r := range w.Rows {
-		kernels.Axpy(lost.Row(r), -1, w.Row(r))
+		vector.Axpy(lost.Row(r), -1, w.Row(r))
 	}
 	grad := tensor.New(w.Rows, n) // half the gradient of the error: (Ŵ−W)H
-	kernels.GemmNN(grad, 1, lost, in.H, kernels.F32)
+	gemm.NN(grad, 1, lost, in.H, kernels.F32)
 	step := max(clipColumns, g.Block) / g.Block * g.Block
 	deltas := tensor.New(w.Rows, min(step, n))
 	for range clipPasses {
@@ -66,7 +68,7 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, on quant.G
 					}
 				}
 			})
-			kernels.GemmNN(grad, 1, d, in.H.View(i0, i1, 0, n), kernels.F32)
+			gemm.NN(grad, 1, d, in.H.View(i0, i1, 0, n), kernels.F32)
 		}
 	}
 	return q, nil
@@ -119,7 +121,7 @@ func (c *clipper) group(b *quant.Block, k, c0 int) {
 		b.Codes[k*g.Group+j] = g.Nearest(v, scale, minimum)
 		d := c.best[j] - lost[j]
 		lost[j] = c.best[j]
-		kernels.Axpy(c.grad, d, c.h.Row(c0+j))
+		vector.Axpy(c.grad, d, c.h.Row(c0+j))
 	}
 }
 
@@ -133,7 +135,7 @@ func (c *clipper) change(lost, grad []float32, c0 int) float64 {
 	}
 	for j, v := range c.diff {
 		if v != 0 {
-			sum += float64(v) * float64(2*grad[j]+kernels.Dot(c.h.Row(c0 + j)[c0:c0+len(d)], c.diff))
+			sum += float64(v) * float64(2*grad[j]+vector.Dot(c.h.Row(c0 + j)[c0:c0+len(d)], c.diff))
 		}
 	}
 	return sum

@@ -8,6 +8,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/i8"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -29,7 +30,7 @@ const (
 	// in floating point, and those that the model's metadata records for a tensor.
 	LLMInt8 Activations = "llm.int8"
 	// Q8 rounds inputs to eight bits with a step for each 32 values of a token, and multiplies them with the weights as they
-	// are stored, in integers: kernels.MatMulQ8. It is the fastest. Floating-point weights are rounded to Q8_0 first;
+	// are stored, in integers: q8.MatMul. It is the fastest. Floating-point weights are rounded to Q8_0 first;
 	// linears whose columns no block divides stay as they are.
 	Q8 Activations = "q8"
 )
@@ -146,24 +147,24 @@ func (a *activations) matmul(lin *model.Linear) (func(dst, x *tensor.Matrix), er
 	if err != nil {
 		return nil, err
 	}
-	round := func(codes *kernels.Int8, x *tensor.Matrix) { quant.Int8Rows(codes, x, nil) }
+	round := func(codes *i8.Matrix, x *tensor.Matrix) { quant.Int8Rows(codes, x, nil) }
 	if a.mode == Int8Static {
 		scale, ok := a.scales[lin.ID()]
 		if !ok {
 			return nil, fmt.Errorf("tensor %q: the metadata has no scale for its input", lin.ID())
 		}
-		round = func(codes *kernels.Int8, x *tensor.Matrix) { quant.Int8Static(codes, x, scale) }
+		round = func(codes *i8.Matrix, x *tensor.Matrix) { quant.Int8Static(codes, x, scale) }
 	}
 	return func(dst, x *tensor.Matrix) {
-		codes := kernels.NewInt8(x.Rows, x.Cols, x.Cols)
+		codes := i8.New(x.Rows, x.Cols, x.Cols)
 		round(codes, x)
-		kernels.MatMulInt8(dst, codes, w)
+		i8.MatMul(dst, codes, w)
 	}, nil
 }
 
 // q8Weights returns a linear's weights in eight bits: those of Q8_0 as they are, others rounded to it or, where its
 // block does not divide the columns, with one scale for a row.
-func q8Weights(lin *model.Linear) (*kernels.Int8, error) {
+func q8Weights(lin *model.Linear) (*i8.Matrix, error) {
 	t := ggml.Q8_0
 	if lin.W.Format.Name != t.Name {
 		w, err := lin.Matrix()
@@ -171,7 +172,7 @@ func q8Weights(lin *model.Linear) (*kernels.Int8, error) {
 			return nil, err
 		}
 		if lin.In%t.BlockLen != 0 {
-			codes := kernels.NewInt8(lin.Out, lin.In, lin.In)
+			codes := i8.New(lin.Out, lin.In, lin.In)
 			quant.Int8Rows(codes, w, nil)
 			return codes, nil
 		}

@@ -107,7 +107,7 @@ type Divergence struct {
 }
 
 // Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches as
-// long as no product of a batch is of four tokens or fewer, whose inputs kernels.MatMul rounds in another way: contexts
+// long as no product of a batch is of four tokens or fewer, whose inputs gemm.MatMul rounds in another way: contexts
 // below 11 score so few.
 func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options) (*Result, error) {
 	start := time.Now()

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -40,7 +41,7 @@ type prediction struct {
 
 // add takes the logits from token first on.
 func (d *prediction) add(logits []float32, first, target int) {
-	d.lse = logAddExp(d.lse, kernels.LogSumExp(logits))
+	d.lse = logAddExp(d.lse, elementwise.LogSumExp(logits))
 	if i := target - first; 0 <= i && i < len(logits) {
 		d.target = float64(logits[i])
 	}
@@ -85,7 +86,7 @@ func (t *tally) add(i int, p *plan, logits []*tensor.Matrix, j, first, part int)
 	target, row := int(p.target(i)), logits[0].Row(j)[:part]
 	if len(logits) > 1 {
 		base, d := logits[1].Row(j)[:part], &t.predictions[1][i]
-		before, lse := d.lse, kernels.LogSumExp(base)
+		before, lse := d.lse, elementwise.LogSumExp(base)
 		d.add(base, first, target)
 		t.difference[i] = t.difference[i]*math.Exp(before-d.lse) + meanDifference(base, row, lse)*math.Exp(lse-d.lse)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -237,7 +238,7 @@ func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, er
 				head.Logits(want.View(0, n, 0, m.Vocab), x.View(row, row+n, 0, m.Width))
 				kernels.Parallel(n, 1, func(from, to int) {
 					for j := from; j < to; j++ {
-						lse[j] = kernels.LogSumExp(want.Row(j))
+						lse[j] = elementwise.LogSumExp(want.Row(j))
 					}
 				})
 				for k, r := range s.replaced {
@@ -254,7 +255,7 @@ func (s *sensitivity) score(ctx context.Context, rs []Replacement) ([]Effect, er
 					}
 					kernels.Parallel(n, 1, func(from, to int) {
 						for j := from; j < to; j++ {
-							kl[k][c*p.scored()+t+j] = divergence(want.Row(j), got.Row(j), lse[j], kernels.LogSumExp(got.Row(j)))
+							kl[k][c*p.scored()+t+j] = divergence(want.Row(j), got.Row(j), lse[j], elementwise.LogSumExp(got.Row(j)))
 						}
 					})
 				}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 	"github.com/llmq/llmq/tokenizer"
@@ -358,7 +359,7 @@ func (r *taskRun) scoreBatch(ctx context.Context, head *model.Head, b *bucket, l
 		kernels.Parallel(len(part), 1, func(from, to int) {
 			for i := from; i < to; i++ {
 				row := logits.Row(i)
-				part[i].logProb = float64(row[part[i].target]) - kernels.LogSumExp(row)
+				part[i].logProb = float64(row[part[i].target]) - elementwise.LogSumExp(row)
 				part[i].top = argmax(row) == int(part[i].target)
 			}
 		})

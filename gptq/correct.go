@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/linalg"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -27,7 +28,7 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 		d = in.Shortfall.Clone()
 	case in.Drift != nil:
 		d = tensor.New(w.Rows, w.Cols)
-		kernels.GemmNN(d, 1, w, in.Drift, kernels.F32)
+		gemm.NN(d, 1, w, in.Drift, kernels.F32)
 	default:
 		return w
 	}

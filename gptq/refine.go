@@ -6,6 +6,9 @@ import (
 	"sync/atomic"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/columns"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -57,7 +60,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 				}
 			}
 		})
-		kernels.MatMulF32(grad, diff, f.h) // H is symmetric
+		gemm.MatMulF32(grad, diff, f.h) // H is symmetric
 		addScaled(grad, diff, damping)
 		for pass := range passes {
 			var moved atomic.Int64
@@ -78,7 +81,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
 				}
 				if from < n {
-					kernels.GemmNN(grad.View(0, rows, from, n), 1, lost, f.h.View(at.i0, at.i1, from, n), kernels.Auto)
+					gemm.NN(grad.View(0, rows, from, n), 1, lost, f.h.View(at.i0, at.i1, from, n), kernels.Auto)
 				}
 			}
 			if moved.Load() == 0 {
@@ -202,13 +205,13 @@ func (t *descent) block(c0 int) int {
 // spread tells columns [from,to) what the columns from c on have lost.
 func (t *descent) spread(c int, lost []kernels.Lane, from, to int) {
 	if from < to {
-		kernels.UpdateLanes(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
 	}
 }
 
 func subtract(dst, x []kernels.Lane) {
 	for j := range dst {
-		kernels.Axpy(dst[j][:], -1, x[j][:])
+		vector.Axpy(dst[j][:], -1, x[j][:])
 	}
 }
 
@@ -252,7 +255,7 @@ func (t *descent) codes(k, c0 int) int {
 		for j := m0; j < m1; j++ {
 			row := t.h.Row(c0 + j)
 			t.round(&levels[j], &lost[j], j, k, &t.grad[c0+j], 1/row[c0+j])
-			kernels.UpdateLanes(t.grad[c0+j+1:c0+m1], row[c0+j+1:], 0, lost[j:j+1])
+			columns.Update(t.grad[c0+j+1:c0+m1], row[c0+j+1:], 0, lost[j:j+1])
 		}
 		t.spread(c0+m0, lost[m0:m1], c0+m1, c0+hi)
 	}
@@ -284,7 +287,7 @@ func (t *descent) code(level float32) int8 {
 func (t *descent) round(level, lost *kernels.Lane, j, k int, grad *kernels.Lane, inverse float32) {
 	g := t.g
 	if g.Codebook == nil {
-		kernels.RoundLanes(level, lost, &t.values[j], grad, inverse, &t.scale[k], &t.minimum[k], int8(g.CodeMin),
+		columns.Round(level, lost, &t.values[j], grad, inverse, &t.scale[k], &t.minimum[k], int8(g.CodeMin),
 			int8(g.CodeMax))
 		return
 	}
@@ -301,9 +304,9 @@ func (t *descent) scales(k, c0 int) int {
 	lo, hi := k*g.Group, (k+1)*g.Group
 	level, grad, hs, sums := t.level[lo:hi], t.grad[c0+lo:c0+hi], t.hs[lo:hi], t.sums.Row(k)[c0+lo:c0+hi]
 	clear(hs)
-	kernels.UpdateLanes(hs, t.h.Data[(c0+lo)*t.h.Stride+c0+lo:], t.h.Stride, level)
-	p, q := kernels.DotLanes(level, grad), kernels.DotLanes(t.unit, grad)
-	a, b := kernels.DotLanes(level, hs), kernels.DotLanes(t.unit, hs)
+	columns.Update(hs, t.h.Data[(c0+lo)*t.h.Stride+c0+lo:], t.h.Stride, level)
+	p, q := columns.Dot(level, grad), columns.Dot(t.unit, grad)
+	a, b := columns.Dot(level, hs), columns.Dot(t.unit, hs)
 	var c float64
 	for _, v := range sums {
 		c += float64(v)
@@ -350,16 +353,16 @@ func (t *descent) super(c0 int) int {
 		}
 	}
 	clear(t.hs)
-	kernels.UpdateLanes(t.hs, t.h.Data[c0*t.h.Stride+c0:], t.h.Stride, t.scaled)
-	p, a := kernels.DotLanes(t.scaled, grad), kernels.DotLanes(t.scaled, t.hs)
+	columns.Update(t.hs, t.h.Data[c0*t.h.Stride+c0:], t.h.Stride, t.scaled)
+	p, a := columns.Dot(t.scaled, grad), columns.Dot(t.scaled, t.hs)
 	var q, b, c kernels.Lane
 	if g.HasMinimum() {
 		clear(t.hm)
-		kernels.UpdateLanes(t.hm, t.sums.Data[c0:], t.sums.Stride, t.m)
-		b = kernels.DotLanes(t.scaled, t.hm)
+		columns.Update(t.hm, t.sums.Data[c0:], t.sums.Stride, t.m)
+		b = columns.Dot(t.scaled, t.hm)
 		for k := range t.m {
 			lo, hi := k*g.Group, (k+1)*g.Group
-			gs, hs := kernels.DotLanes(t.unit, grad[lo:hi]), kernels.DotLanes(t.unit, t.hm[lo:hi])
+			gs, hs := columns.Dot(t.unit, grad[lo:hi]), columns.Dot(t.unit, t.hm[lo:hi])
 			for i, m := range t.m[k] {
 				q[i] += m * gs[i]
 				c[i] += m * hs[i]

@@ -6,6 +6,8 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -25,7 +27,7 @@ func plainRefine(f *Factor, q *quant.Weight, w *tensor.Matrix, passes int) {
 		}
 	}
 	grad := tensor.New(w.Rows, n)
-	kernels.GemmNN(grad, 1, diff, full, kernels.F32)
+	gemm.NN(grad, 1, diff, full, kernels.F32)
 	step := g.Block
 	deltas := tensor.New(w.Rows, min(step, n))
 	moved := make([]int, w.Rows)
@@ -53,7 +55,7 @@ func plainRefine(f *Factor, q *quant.Weight, w *tensor.Matrix, passes int) {
 					}
 				}
 			})
-			kernels.GemmNN(grad, -1, d, full.View(i0, i1, 0, n), kernels.F32)
+			gemm.NN(grad, -1, d, full.View(i0, i1, 0, n), kernels.F32)
 		}
 		total := 0
 		for _, m := range moved {
@@ -113,7 +115,7 @@ func (t *plainDescent) block(b *quant.Block, c0 int) int {
 func (t *plainDescent) move(c int, v float32) {
 	d := v - t.values[c]
 	t.values[c] = v
-	kernels.Axpy(t.grad, -d, t.h.Row(c))
+	vector.Axpy(t.grad, -d, t.h.Row(c))
 }
 
 // codes moves the codes of group k.
@@ -139,7 +141,7 @@ func (t *plainDescent) codes(b *quant.Block, k, c0 int) int {
 // those before it.
 func (t *plainDescent) square(c0, j int, l []float32) float64 {
 	h := t.h.Row(c0 + j)[c0:]
-	return float64(l[j] * (2*kernels.Dot(h[:j], l) + h[j]*l[j]))
+	return float64(l[j] * (2*vector.Dot(h[:j], l) + h[j]*l[j]))
 }
 
 // scale moves the scale and the minimum of group k.

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/columns"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -89,7 +92,7 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, g *quant.Affine, w 
 			})
 			if i0 > 0 {
 				// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
-				kernels.GemmNN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i1, 0, i0), kernels.Auto)
+				gemm.NN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i1, 0, i0), kernels.Auto)
 			}
 		}
 		return nil
@@ -152,9 +155,9 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 			}
 			row, j := f.l.Row(i), i-s.i0
 			s.round(j, c%g.Block/g.Group, 1/row[i])
-			kernels.UpdateLanes(s.sums[m0-s.i0:j], row[m0:i], 0, s.errs[j:j+1])
+			columns.Update(s.sums[m0-s.i0:j], row[m0:i], 0, s.errs[j:j+1])
 		}
-		kernels.UpdateLanes(s.sums[:m0-s.i0], f.l.Data[m0*f.l.Stride+s.i0:], f.l.Stride, s.errs[m0-s.i0:m1-s.i0])
+		columns.Update(s.sums[:m0-s.i0], f.l.Data[m0*f.l.Stride+s.i0:], f.l.Stride, s.errs[m0-s.i0:m1-s.i0])
 	}
 	rounded := tensor.FromSlice(r1-r0, n, s.row[:(r1-r0)*n])
 	fromLanes(rounded, s.codes[:n])
@@ -193,7 +196,7 @@ func (s *sweeper) load(w *tensor.Matrix) {
 // toLanes brings m's rows, at most 16, into the lanes of dst, one for each column.
 func toLanes(dst []kernels.Lane, m *tensor.Matrix) {
 	if m.Rows == kernels.Lanes && m.Cols%kernels.Lanes == 0 {
-		kernels.TransposeLanes(dst, m.Data, m.Stride)
+		columns.FromRows(dst, m.Data, m.Stride)
 		return
 	}
 	clear(dst)
@@ -207,7 +210,7 @@ func toLanes(dst []kernels.Lane, m *tensor.Matrix) {
 // fromLanes is toLanes' inverse.
 func fromLanes(m *tensor.Matrix, src []kernels.Lane) {
 	if m.Rows == kernels.Lanes && m.Cols%kernels.Lanes == 0 {
-		kernels.RowsFromLanes(m.Data, m.Stride, src)
+		columns.ToRows(m.Data, m.Stride, src)
 		return
 	}
 	for r := range m.Rows {
@@ -227,7 +230,7 @@ func (s *sweeper) gather(w, sums *tensor.Matrix, r0, r1, i int) {
 		inverse := 1 / s.f.l.Row(i + k)[i+k]
 		if j := i + k - s.i0; j >= 0 {
 			*to = s.weights[j]
-			kernels.Axpy(to[:], inverse, s.sums[j][:])
+			vector.Axpy(to[:], inverse, s.sums[j][:])
 			continue
 		}
 		// The block is longer than lazyColumns, and the first to be quantized in the lanes.
@@ -254,7 +257,7 @@ func (s *sweeper) round(j, k int, inverse float32) {
 	w, sum, scale, minimum := &s.weights[j], &s.sums[j], &s.scale[k], &s.minimum[k]
 	codes, errs := &s.codes[j], &s.errs[j]
 	if g.Codebook == nil {
-		kernels.RoundLanes(codes, errs, w, sum, inverse, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
+		columns.Round(codes, errs, w, sum, inverse, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
 		return
 	}
 	for i, v := range w {

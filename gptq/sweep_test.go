@@ -7,6 +7,7 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -130,7 +131,7 @@ func BenchmarkLayer(b *testing.B) {
 	for i := range x.Data {
 		x.Data[i] = float32(rng.NormFloat64()) * size[i%n]
 	}
-	kernels.SyrkTo(h, x, kernels.F32)
+	gemm.Syrk(h, x, kernels.F32)
 	x = nil
 	for _, c := range []struct {
 		name string

@@ -11,13 +11,15 @@ package int8outlier
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/i8"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
 // Weights is an out×in matrix prepared for products.
 type Weights struct {
-	codes    *kernels.Int8  // outlier columns are zero
+	codes    *i8.Matrix     // outlier columns are zero
 	outliers []int          // columns
 	skip     []bool         // by column, whether it is an outlier; nil if none is
 	half     *tensor.Matrix // out×len(outliers), float16 values
@@ -26,7 +28,7 @@ type Weights struct {
 // New prepares w, out×in, whose columns outliers, distinct and within in, stay in float16. Without outliers products are
 // plain vector-wise INT8.
 func New(w *tensor.Matrix, outliers []int) *Weights {
-	p := &Weights{codes: kernels.NewInt8(w.Rows, w.Cols, w.Cols), outliers: outliers}
+	p := &Weights{codes: i8.New(w.Rows, w.Cols, w.Cols), outliers: outliers}
 	if len(outliers) > 0 {
 		p.skip = make([]bool, w.Cols)
 		for _, j := range outliers {
@@ -57,13 +59,13 @@ func (w *Weights) gather(dst, m *tensor.Matrix) {
 // MatMul sets dst = X·Wᵀ; X is tokens×in, dst tokens×out. Each row of X is by itself: the result does not depend on what
 // other rows there are. Products of eight bits are summed in int32, those of float16 values in float32.
 func (w *Weights) MatMul(dst, x *tensor.Matrix) {
-	codes := kernels.NewInt8(x.Rows, x.Cols, x.Cols)
+	codes := i8.New(x.Rows, x.Cols, x.Cols)
 	quant.Int8Rows(codes, x, w.skip)
-	kernels.MatMulInt8(dst, codes, w.codes)
+	i8.MatMul(dst, codes, w.codes)
 	if len(w.outliers) == 0 {
 		return
 	}
 	half := tensor.New(x.Rows, len(w.outliers))
 	w.gather(half, x)
-	kernels.GemmNT(dst, 1, half, w.half)
+	gemm.NT(dst, 1, half, w.half)
 }

@@ -6,6 +6,10 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/internal/blocktest"
+	"github.com/llmq/llmq/kernels/internal/kerneltest"
+	"github.com/llmq/llmq/kernels/q8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -22,16 +26,16 @@ func TestEndOfMapping(t *testing.T) {
 	if err := syscall.Mprotect(memory[end:], syscall.PROT_NONE); err != nil {
 		t.Fatal(err)
 	}
-	eachTier(t, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))
-		for _, typ := range types {
+		for _, typ := range blocktest.Types {
 			lengths := []int{typ.BlockLen, 256}
 			if typ.BlockLen == 1 {
 				lengths = []int{1, 31, 32, 64, 255}
 			}
 			for _, in := range lengths {
 				const out = 5
-				w := weights(rng, typ, out, in)
+				w := blocktest.Weights(rng, typ, out, in)
 				at := &kernels.Weights{Rows: out, Cols: in, Format: &typ.Format, Data: memory[end-len(w.Data) : end]}
 				copy(at.Data, w.Data)
 				for _, tokens := range []int{1, 2, 4, 9} {
@@ -40,11 +44,11 @@ func TestEndOfMapping(t *testing.T) {
 						x.Data[i] = float32(rng.NormFloat64())
 					}
 					for _, multiply := range []func(dst *tensor.Matrix, w *kernels.Weights){
-						func(dst *tensor.Matrix, w *kernels.Weights) { kernels.MatMul(dst, x, w, kernels.Auto) },
-						func(dst *tensor.Matrix, w *kernels.Weights) { kernels.MatMul(dst, x, w, kernels.F32) },
+						func(dst *tensor.Matrix, w *kernels.Weights) { gemm.MatMul(dst, x, w, kernels.Auto) },
+						func(dst *tensor.Matrix, w *kernels.Weights) { gemm.MatMul(dst, x, w, kernels.F32) },
 						func(dst *tensor.Matrix, w *kernels.Weights) {
 							if typ.Levels != nil {
-								kernels.MatMulQ8(x, kernels.Product{Dst: dst, W: w})
+								q8.MatMul(x, kernels.Product{Dst: dst, W: w})
 							}
 						},
 					} {

@@ -65,3 +65,15 @@ func Tiers() []Tier {
 func SetTier(t Tier) (previous Tier) {
 	return Tier(tier.Swap(int32(min(max(t, PureGo), BestTier()))))
 }
+
+// Lanes is the number of float32 values that t's vector loops take at a time; 0 in pure Go, and in NEON, which has no
+// more than products and package vector's two loops.
+func (t Tier) Lanes() int {
+	switch {
+	case t >= AVX512:
+		return 16
+	case t == AVX2:
+		return 8
+	}
+	return 0
+}

@@ -9,6 +9,7 @@ import (
 	"runtime"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -62,7 +63,7 @@ func cholesky(a *tensor.Matrix, inv inverses, s scratch) (pivot int) {
 		return p
 	}
 	solveRight(a21, a11, inv, s)
-	kernels.GemmNTLower(a22, -1, a21, a21)
+	gemm.NTLower(a22, -1, a21, a21)
 	if p := cholesky(a22, inv[h/diagonal:], s); p >= 0 {
 		return h + p
 	}
@@ -89,13 +90,13 @@ func byRows(b, l *tensor.Matrix, s scratch, solve func(b *tensor.Matrix, s scrat
 func solveRightRows(b, l *tensor.Matrix, inv inverses, s scratch) {
 	n := l.Rows
 	if n <= diagonal {
-		kernels.MatMulF32(b, s.copy(b), inv[0])
+		gemm.MatMulF32(b, s.copy(b), inv[0])
 		return
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
 	solveRightRows(b1, l.View(0, h, 0, h), inv, s)
-	kernels.GemmNT(b2, -1, b1, l.View(h, n, 0, h))
+	gemm.NT(b2, -1, b1, l.View(h, n, 0, h))
 	solveRightRows(b2, l.View(h, n, h, n), inv[h/diagonal:], s)
 }
 
@@ -119,14 +120,14 @@ func solveRightLower(b, l *tensor.Matrix, inv inverses, s scratch) {
 		if n > 0 {
 			x := s.copy(b)
 			b.Zero()
-			kernels.GemmNN(b, 1, x, inv[0], kernels.F32)
+			gemm.NN(b, 1, x, inv[0], kernels.F32)
 		}
 		return
 	}
 	h := half(n)
 	b1, b2 := b.View(0, b.Rows, 0, h), b.View(0, b.Rows, h, n)
 	solveRightLower(b2, l.View(h, n, h, n), inv[h/diagonal:], s)
-	kernels.GemmNN(b1, -1, b2, l.View(h, n, 0, h), kernels.F32)
+	gemm.NN(b1, -1, b2, l.View(h, n, 0, h), kernels.F32)
 	solveRightLower(b1, l.View(0, h, 0, h), inv, s)
 }
 

@@ -1,7 +1,8 @@
 package model
 
 import (
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/attention"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -73,7 +74,7 @@ func (a *Attention) attend(st *State, h *tensor.Matrix) *tensor.Matrix {
 	a.Attend(st, dst, q, k, v)
 	if gate != nil {
 		byRows(dst.Rows, func(lo, hi int) {
-			kernels.SigmoidMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols))
+			elementwise.SigmoidMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols))
 		})
 	}
 	st.narrow()
@@ -143,7 +144,7 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 	if a.RoPE != nil {
 		a.RoPE.Table(st.SeqLen) // made before it is used from several goroutines
 	}
-	shape := kernels.AttentionShape{Heads: a.Heads, KVHeads: a.KVHeads, KeyDim: a.HeadDim, ValueDim: a.HeadDim,
+	shape := attention.Shape{Heads: a.Heads, KVHeads: a.KVHeads, KeyDim: a.HeadDim, ValueDim: a.HeadDim,
 		Window: a.Window, Scale: a.Scale, Softcap: a.Softcap, Sinks: a.Sinks}
 	for i := range seqs {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
@@ -153,7 +154,7 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 		if a.VNorm != nil {
 			a.normalise(vs, a.VNorm)
 		}
-		kernels.AttentionOf(&shape, out, qs, ks, vs, st.precision)
+		attention.Of(&shape, out, qs, ks, vs, st.precision)
 	}
 }
 

@@ -3,7 +3,7 @@ package model
 import (
 	"fmt"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -41,7 +41,7 @@ func (r *Residual) finish(st *State, y *tensor.Matrix) {
 	}
 	byRows(y.Rows, func(lo, hi int) {
 		for t := lo; t < hi; t++ {
-			kernels.Axpy(st.X.Row(t), scale, y.Row(t))
+			vector.Axpy(st.X.Row(t), scale, y.Row(t))
 		}
 	})
 }

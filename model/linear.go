@@ -7,6 +7,10 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/q8"
+	"github.com/llmq/llmq/kernels/unpack"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -23,7 +27,7 @@ type Linear struct {
 	Bias []float32 // Out values, or nil
 	// MatMul, where not nil, replaces both: it sets dst = x·Wᵀ, in integers for one.
 	MatMul func(dst, x *tensor.Matrix)
-	// Q8 says that products with W round their inputs, and are in integers: see kernels.MatMulQ8.
+	// Q8 says that products with W round their inputs, and are in integers: see q8.MatMul.
 	Q8 bool
 
 	tensor *ggml.Tensor
@@ -44,9 +48,9 @@ func (l *Linear) ID() string {
 // exact sets dst = x·Wᵀ + b without rounding x, as a router's choice demands.
 func (l *Linear) exact(dst, x *tensor.Matrix) {
 	if l.F32 != nil {
-		kernels.MatMulF32(dst, x, l.F32)
+		gemm.MatMulF32(dst, x, l.F32)
 	} else {
-		kernels.MatMul(dst, x, &l.W, kernels.F32)
+		gemm.MatMul(dst, x, &l.W, kernels.F32)
 	}
 	l.addBias(dst)
 }
@@ -63,11 +67,11 @@ func (l *Linear) product(dst, x *tensor.Matrix, p kernels.Precision) {
 	case l.MatMul != nil:
 		l.MatMul(dst, x)
 	case l.F32 != nil:
-		kernels.MatMulF32(dst, x, l.F32)
+		gemm.MatMulF32(dst, x, l.F32)
 	case l.Q8:
-		kernels.MatMulQ8(x, kernels.Product{Dst: dst, W: &l.W})
+		q8.MatMul(x, kernels.Product{Dst: dst, W: &l.W})
 	default:
-		kernels.MatMul(dst, x, &l.W, p)
+		gemm.MatMul(dst, x, &l.W, p)
 	}
 }
 
@@ -88,8 +92,8 @@ func applyAll(x *tensor.Matrix, p kernels.Precision, lins []*Linear, dsts ...*te
 			products = append(products, pr)
 		}
 	}
-	kernels.MatMulMany(x, p, products...)
-	kernels.MatMulQ8(x, rounded...)
+	gemm.MatMulMany(x, p, products...)
+	q8.MatMul(x, rounded...)
 	for i, l := range lins {
 		if l.stored() {
 			l.addBias(dsts[i])
@@ -103,7 +107,7 @@ func (l *Linear) addBias(dst *tensor.Matrix) {
 	}
 	byRows(dst.Rows, func(lo, hi int) {
 		for t := lo; t < hi; t++ {
-			kernels.Axpy(dst.Row(t), 1, l.Bias)
+			vector.Axpy(dst.Row(t), 1, l.Bias)
 		}
 	})
 }
@@ -116,7 +120,7 @@ func (l *Linear) Matrix() (*tensor.Matrix, error) {
 	m := tensor.New(l.Out, l.In)
 	kernels.Parallel(l.Out, 16, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
-			kernels.Unpack(l.W.Format, m.Row(r), l.W.Row(r))
+			unpack.F32(l.W.Format, m.Row(r), l.W.Row(r))
 		}
 	})
 	return m, checkFinite(l.Name, m.Data, l.In, l.first)
@@ -174,7 +178,7 @@ func (m *Model) CheckWeights(ctx context.Context) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			kernels.Unpack(&t.Type.Format, row, t.Data[r*t.Type.RowBytes(t.Cols()):][:t.Type.RowBytes(t.Cols())])
+			unpack.F32(&t.Type.Format, row, t.Data[r*t.Type.RowBytes(t.Cols()):][:t.Type.RowBytes(t.Cols())])
 			for j, v := range row {
 				if v-v != 0 {
 					return fmt.Errorf("model: %s: %w", m.Source.Name(), notFinite(t.Name, len(t.Shape) == 1, r, j, v))
@@ -207,7 +211,7 @@ func (m *Model) vector(name string) ([]float32, error) {
 	}
 	defer m.Source.Release(t)
 	v := make([]float32, t.Elements())
-	kernels.Unpack(&t.Type.Format, v, t.Data)
+	unpack.F32(&t.Type.Format, v, t.Data)
 	if err := checkFinite(name, v, 0, 0); err != nil {
 		return nil, fmt.Errorf("model: %s: %w", m.Source.Name(), err)
 	}

@@ -1,7 +1,7 @@
 package model
 
 import (
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -21,11 +21,11 @@ func (f Activation) gated(dst, gate, up *tensor.Matrix) {
 		d, g, u := dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols), up.View(lo, hi, 0, up.Cols)
 		switch f {
 		case SiLU:
-			kernels.SiLUMul(d, g, u)
+			elementwise.SiLUMul(d, g, u)
 		case GELU:
-			kernels.GELUMul(d, g, u)
+			elementwise.GELUMul(d, g, u)
 		case SwiGLUO:
-			kernels.SwiGLUOMul(d, g, u)
+			elementwise.SwiGLUOMul(d, g, u)
 		default:
 			panic("model: no gated form of this activation")
 		}
@@ -38,11 +38,11 @@ func (f Activation) plain(dst, x *tensor.Matrix) {
 		d, s := dst.View(lo, hi, 0, dst.Cols), x.View(lo, hi, 0, x.Cols)
 		switch f {
 		case SiLU:
-			kernels.SiLU(d, s)
+			elementwise.SiLU(d, s)
 		case GELU:
-			kernels.GELU(d, s)
+			elementwise.GELU(d, s)
 		case ReLU2:
-			kernels.ReLU2(d, s)
+			elementwise.ReLU2(d, s)
 		default:
 			panic("model: no plain form of this activation")
 		}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/unpack"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -171,7 +173,7 @@ func (m *Model) Embed(dst *tensor.Matrix, tokens []int32, seqLen int, replace fu
 				m.Source.Name(), seqLen, e.Positions.Rows)
 		}
 		for t := range x.Rows {
-			kernels.Axpy(x.Row(t), 1, e.Positions.Row(t%seqLen))
+			vector.Axpy(x.Row(t), 1, e.Positions.Row(t%seqLen))
 		}
 	}
 	if e.EmbedNorm != nil {
@@ -205,7 +207,7 @@ func (m *Model) rows(dst *tensor.Matrix, name string, tokens []int32) error {
 		if id < 0 || int(id) >= w.Rows {
 			return fmt.Errorf("model: %s: token %d is %d, the vocabulary has %d", m.Source.Name(), i, id, w.Rows)
 		}
-		kernels.Unpack(w.Format, dst.Row(i), w.Row(int(id)))
+		unpack.F32(w.Format, dst.Row(i), w.Row(int(id)))
 	}
 	return nil
 }

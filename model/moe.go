@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -353,7 +354,7 @@ func (f *MoE) applyOut(st *State) {
 				if f.ExpertScale != nil {
 					w *= f.ExpertScale[e]
 				}
-				kernels.Axpy(sum.Row(r.tokens[e][i]), w, y.Row(i))
+				vector.Axpy(sum.Row(r.tokens[e][i]), w, y.Row(i))
 			}
 		})
 	}

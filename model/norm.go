@@ -1,7 +1,7 @@
 package model
 
 import (
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -22,10 +22,10 @@ func (n *Norm) apply(dst, x *tensor.Matrix) {
 // rows is apply on one goroutine.
 func (n *Norm) rows(dst, x *tensor.Matrix) {
 	if n.Layer {
-		kernels.LayerNorm(dst, x, n.W, n.B, n.Eps)
+		elementwise.LayerNorm(dst, x, n.W, n.B, n.Eps)
 		return
 	}
-	kernels.RMSNorm(dst, x, n.W, n.Eps)
+	elementwise.RMSNorm(dst, x, n.W, n.Eps)
 }
 
 // heads normalises every head of x, rows×(heads·headDim) without padding, in place.

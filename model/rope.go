@@ -5,7 +5,7 @@ import (
 	"math"
 	"sync"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -20,7 +20,7 @@ type RoPE struct {
 	OrigContext        int     // rope.scaling.original_context_length
 	AttnFactor         float64 // rope.scaling.attn_factor: a further factor on the rotated elements
 	BetaFast, BetaSlow float64 // turns within OrigContext above which a pair is kept, and below which it is stretched
-	Style              kernels.RoPEStyle
+	Style              elementwise.RoPEStyle
 	// Factors divide the frequencies of the pairs (rope_freqs.weight, Llama 3.1); nil: all are 1.
 	Factors []float32
 
@@ -36,7 +36,7 @@ const (
 )
 
 // RoPE reads the rotary embedding of heads of headDim features, for a model that was trained on context tokens.
-func (k *Keys) RoPE(style kernels.RoPEStyle, headDim, context int) *RoPE {
+func (k *Keys) RoPE(style elementwise.RoPEStyle, headDim, context int) *RoPE {
 	r := &RoPE{Style: style}
 	r.Dims = k.Int("rope.dimension_count", headDim, 2, MaxWidth)
 	if k.err == nil && (r.Dims%2 != 0 || r.Dims > headDim) {
@@ -138,5 +138,5 @@ func (r *RoPE) Table(n int) (cos, sin *tensor.Matrix) {
 // rotate turns the heads of x, tokens×(heads·headDim), in place; the first token is at position at.
 func (r *RoPE) rotate(x *tensor.Matrix, headDim, at int) {
 	cos, sin := r.Table(at + x.Rows)
-	kernels.RoPE(x, headDim, cos.View(at, at+x.Rows, 0, cos.Cols), sin.View(at, at+x.Rows, 0, sin.Cols), r.Style)
+	elementwise.RoPE(x, headDim, cos.View(at, at+x.Rows, 0, cos.Cols), sin.View(at, at+x.Rows, 0, sin.Cols), r.Style)
 }

@@ -2,6 +2,9 @@ package model
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/q8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -79,11 +82,11 @@ func (st *State) AddProduct(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 		delta := st.Scratch("delta", x.Rows, x.Cols)
 		lin.product(delta, in, st.precision)
 		byRows(x.Rows, func(lo, hi int) {
-			kernels.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
+			elementwise.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
 		})
 	case lin.Q8:
-		kernels.MatMulAddQ8(x, in, &lin.W)
+		q8.MatMulAdd(x, in, &lin.W)
 	default:
-		kernels.MatMulAdd(x, in, &lin.W, st.precision)
+		gemm.MatMulAdd(x, in, &lin.W, st.precision)
 	}
 }

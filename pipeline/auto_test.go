@@ -16,7 +16,7 @@ import (
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/smoothquant"
@@ -62,7 +62,7 @@ func speak(t *testing.T, m *model.Model, seqs, seqLen int) []int32 {
 
 // draw returns a token by the probabilities that logits stand for.
 func draw(logits []float32, rng *rand.Rand) int32 {
-	at := math.Log(rng.Float64()) + kernels.LogSumExp(logits)
+	at := math.Log(rng.Float64()) + elementwise.LogSumExp(logits)
 	sum := math.Inf(-1)
 	for i, v := range logits {
 		if sum = math.Log(math.Exp(sum) + math.Exp(float64(v))); sum > at {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 )
 
 // Tensors outside the layers, and without calibration all of them, are converted row by row: each row is read, checked,
@@ -177,7 +178,7 @@ func (c *converter) row(dst []byte, row int) (sum rowSum) {
 	}
 	sum.noise = t.Encode(dst, c.w, nil)
 	t.Decode(c.decoded, dst)
-	kernels.Axpy(c.decoded, -1, c.w)
+	vector.Axpy(c.decoded, -1, c.w)
 	sum.num = sumSquares(c.decoded)
 	return sum
 }
@@ -188,7 +189,7 @@ func sumSquares(x []float32) float64 {
 	var sum float64
 	for ; len(x) > 0; x = x[min(block, len(x)):] {
 		part := x[:min(block, len(x))]
-		s := kernels.Dot(part, part)
+		s := vector.Dot(part, part)
 		if s > 1e-30 && s < math.MaxFloat32 {
 			sum += float64(s)
 			continue

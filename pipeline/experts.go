@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
@@ -67,7 +68,7 @@ func shrink(in, all *quant.Stats) {
 	share := float32(n) / float32(all.Tokens)
 	kernels.Parallel(in.H.Rows, 16, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			kernels.Axpy(in.H.Row(i), share, all.H.Row(i))
+			vector.Axpy(in.H.Row(i), share, all.H.Row(i))
 		}
 	})
 	for j, v := range all.Sum {

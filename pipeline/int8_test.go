@@ -10,6 +10,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -58,7 +59,7 @@ func TestInt8(t *testing.T) {
 				if got := 127 * float64(byName[lin.Name]); math.Abs(got/absmax-1) > 0.02 {
 					t.Errorf("%s: the scale reaches %v, the inputs %v", lin.Name, got, absmax)
 				}
-				kernels.MatMul(dst, x, &lin.W, kernels.F32)
+				gemm.MatMul(dst, x, &lin.W, kernels.F32)
 			}
 		}
 		if err := l.Forward(t.Context(), x, set.SeqLen); err != nil {

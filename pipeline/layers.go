@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -176,7 +177,7 @@ func (r *run) quantizeSite(l *model.Layer, site *model.Site, in *quant.Stats) er
 			if r.plan.corrects(t) {
 				bias := in.MeanShift(w, q.decoded)
 				if lin.Bias != nil {
-					kernels.Axpy(bias, 1, lin.Bias)
+					vector.Axpy(bias, 1, lin.Bias)
 				}
 				r.mu.Lock()
 				l.SetBias(lin, bias)

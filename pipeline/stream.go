@@ -6,6 +6,7 @@ import (
 
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -296,7 +297,7 @@ func (s *stream) observeDrift(in *quant.Stats, stage *model.Stage, q *stream, qS
 		if o < len(ownTokens) && ownTokens[o] == token {
 			row := drift.Row(t)
 			copy(row, own.Row(o))
-			kernels.Axpy(row, -1, h.Row(t))
+			vector.Axpy(row, -1, h.Row(t))
 		}
 	}
 	if h.Rows > 0 {
@@ -309,7 +310,7 @@ func subtract(a, b *tensor.Matrix) {
 	const grain = 64 // rows
 	kernels.Parallel(a.Rows, grain, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			kernels.Axpy(a.Row(i), -1, b.Row(i))
+			vector.Axpy(a.Row(i), -1, b.Row(i))
 		}
 	})
 }

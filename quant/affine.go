@@ -4,7 +4,7 @@ import (
 	"math"
 	"math/bits"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -107,7 +107,7 @@ func (g *Affine) Round(b *Block, w []float32) {
 		scale, minimum := b.Scale(k)
 		x, codes := w[k*g.Group:(k+1)*g.Group], b.Codes[k*g.Group:(k+1)*g.Group]
 		if g.Codebook == nil && scale != 0 {
-			kernels.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
+			search.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
 			continue
 		}
 		for j, v := range x {

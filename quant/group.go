@@ -5,6 +5,8 @@ import (
 	"math"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/i8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -206,7 +208,7 @@ func (g *Group) inputs(scale []float32) *tensor.Matrix {
 	if scale != nil {
 		scaleColumns(x, x, scale, true)
 	}
-	codes := kernels.NewInt8(x.Rows, x.Cols, x.Cols)
+	codes := i8.New(x.Rows, x.Cols, x.Cols)
 	Int8Rows(codes, x, nil)
 	for t := range x.Rows {
 		row := x.Row(t)
@@ -228,7 +230,7 @@ func (g *Group) outputs(x *tensor.Matrix, weights []*tensor.Matrix) []*tensor.Ma
 	ys := make([]*tensor.Matrix, len(weights))
 	for i, w := range weights {
 		ys[i] = tensor.New(x.Rows, w.Rows)
-		kernels.MatMulF32(ys[i], x, w)
+		gemm.MatMulF32(ys[i], x, w)
 	}
 	return ys
 }

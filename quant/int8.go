@@ -2,6 +2,7 @@ package quant
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/i8"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -11,7 +12,7 @@ func Int8Scale(absmax float32) float32 { return absmax / 127 }
 
 // Int8Rows sets dst, of x's shape with one scale for each row, to x rounded to −127..127 where a row's largest magnitude
 // has the code 127. Columns for which skip, if not nil, is true count for nothing and get the code 0.
-func Int8Rows(dst *kernels.Int8, x *tensor.Matrix, skip []bool) {
+func Int8Rows(dst *i8.Matrix, x *tensor.Matrix, skip []bool) {
 	checkInt8(dst, x)
 	kernels.Parallel(x.Rows, 16, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
@@ -36,7 +37,7 @@ func Int8Rows(dst *kernels.Int8, x *tensor.Matrix, skip []bool) {
 
 // Int8Static sets dst, of x's shape with one scale for each row, to x rounded with the same scale everywhere. What is
 // beyond 127 times the scale is clipped.
-func Int8Static(dst *kernels.Int8, x *tensor.Matrix, scale float32) {
+func Int8Static(dst *i8.Matrix, x *tensor.Matrix, scale float32) {
 	checkInt8(dst, x)
 	kernels.Parallel(x.Rows, 16, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
@@ -46,7 +47,7 @@ func Int8Static(dst *kernels.Int8, x *tensor.Matrix, scale float32) {
 	})
 }
 
-func checkInt8(dst *kernels.Int8, x *tensor.Matrix) {
+func checkInt8(dst *i8.Matrix, x *tensor.Matrix) {
 	if dst.Rows != x.Rows || dst.Cols != x.Cols || dst.Group != dst.Cols {
 		panic("quant: int8 rows do not have the shape of their values")
 	}
@@ -72,12 +73,12 @@ func int8Codes(codes []int8, x []float32, scale float32) {
 
 // Int8 returns a weight as signed bytes with a scale for each block. Its grid must have blocks of 32 with one scale and
 // no minimum, and codes that are their own levels: Q8_0's.
-func (w *Weight) Int8() *kernels.Int8 {
+func (w *Weight) Int8() *i8.Matrix {
 	g, ok := w.Grid.(*Affine)
 	if !ok || !g.OneScale() {
 		panic("quant: " + w.Grid.String() + " is not a scale for each block of signed bytes")
 	}
-	m := kernels.NewInt8(w.Rows, w.Cols, g.Block)
+	m := i8.New(w.Rows, w.Cols, g.Block)
 	for r := range w.Rows {
 		copy(m.Row(r), w.Codes[r*w.Cols:(r+1)*w.Cols])
 	}

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/i8"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -30,7 +30,7 @@ func TestInt8(t *testing.T) {
 	skip := make([]bool, x.Cols)
 	skip[0], skip[20] = true, true
 	for _, s := range [][]bool{nil, skip} {
-		got := kernels.NewInt8(x.Rows, x.Cols, x.Cols)
+		got := i8.New(x.Rows, x.Cols, x.Cols)
 		quant.Int8Rows(got, x, s)
 		for r := range x.Rows {
 			var absmax float32
@@ -55,7 +55,7 @@ func TestInt8(t *testing.T) {
 		}
 	}
 	for _, scale := range []float32{0, 0.01, 1} {
-		got := kernels.NewInt8(x.Rows, x.Cols, x.Cols)
+		got := i8.New(x.Rows, x.Cols, x.Cols)
 		quant.Int8Static(got, x, scale)
 		for r := range x.Rows {
 			for j, v := range x.Row(r) {

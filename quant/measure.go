@@ -2,6 +2,8 @@ package quant
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -24,7 +26,7 @@ func OutputEnergies(w, q, h *tensor.Matrix) (lost, whole float64) {
 		kernels.Parallel(n, 16, func(lo, hi int) {
 			for i := lo; i < hi; i++ {
 				copy(both.Row(i), w.Row(r0+i))
-				kernels.Axpy(both.Row(i), -1, q.Row(r0+i))
+				vector.Axpy(both.Row(i), -1, q.Row(r0+i))
 				copy(both.Row(n+i), w.Row(r0+i))
 			}
 		})
@@ -75,7 +77,7 @@ func energies(sums []float64, a, h, scratch *tensor.Matrix) {
 			if from == to {
 				return
 			}
-			kernels.MatMulF32(y, a.View(0, a.Rows, from, to), h.View(j0, j1, from, to))
+			gemm.MatMulF32(y, a.View(0, a.Rows, from, to), h.View(j0, j1, from, to))
 			kernels.Parallel(a.Rows, 16, func(lo, hi int) {
 				for r := lo; r < hi; r++ {
 					var sum float64

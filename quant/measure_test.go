@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -26,7 +27,7 @@ func TestOutputError(t *testing.T) {
 		for i, v := range w.Data {
 			q.Data[i] = v - lost.Data[i]
 		}
-		kernels.SyrkTo(h, x, kernels.F32)
+		gemm.Syrk(h, x, kernels.F32)
 		var num, den float64
 		for i := range x.Rows {
 			for r := range rows {

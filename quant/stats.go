@@ -2,6 +2,7 @@ package quant
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -25,7 +26,7 @@ func NewStats(in int) *Stats { return &Stats{H: tensor.New(in, in), Sum: make([]
 
 // Observe adds a batch of inputs, tokens×in.
 func (s *Stats) Observe(x *tensor.Matrix) {
-	kernels.SyrkTo(s.H, x, kernels.Auto)
+	gemm.Syrk(s.H, x, kernels.Auto)
 	addRows(s.Sum, x)
 	s.Tokens += x.Rows
 }
@@ -43,7 +44,7 @@ func observe(product **tensor.Matrix, sum *[]float64, d, x *tensor.Matrix) {
 	if *product == nil {
 		*product, *sum = tensor.New(d.Cols, x.Cols), make([]float64, d.Cols)
 	}
-	kernels.GemmTN(*product, 1, d, x, kernels.Auto)
+	gemm.TN(*product, 1, d, x, kernels.Auto)
 	addRows(*sum, d)
 }
 

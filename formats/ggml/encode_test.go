@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -455,7 +456,7 @@ func TestEncodeFloat(t *testing.T) {
 	}{
 		{F32, w},
 		{F16, []float32{1, -0.0999755859375, 65504, 65504, -65504, 65504, -65504, 0, 0}},
-		{BF16, []float32{1, -0.10009765625, 65536, 65536, -999424, kernels.MaxBF16, -kernels.MaxBF16, 1.0011718e-08, 0}},
+		{BF16, []float32{1, -0.10009765625, 65536, 65536, -999424, encode.MaxBF16, -encode.MaxBF16, 1.0011718e-08, 0}},
 	} {
 		_, got := encodeRows(c.typ, w, nil, len(w))
 		for i, v := range got {

@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -16,12 +17,12 @@ var F32 = &Type{
 var F16 = &Type{
 	Format: kernels.Format{Name: "F16", BlockLen: 1, BlockBytes: 2, Unpack: tensor.DecodeF16},
 	ID:     1,
-	encode: kernels.EncodeF16,
+	encode: encode.F16,
 }
 
 // BF16 is the upper half of binary32: 16 bits per weight. Encoding saturates at the largest finite bfloat16.
 var BF16 = &Type{
 	Format: kernels.Format{Name: "BF16", BlockLen: 1, BlockBytes: 2, Unpack: tensor.DecodeBF16},
 	ID:     30,
-	encode: kernels.EncodeBF16,
+	encode: encode.BF16,
 }

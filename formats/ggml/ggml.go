@@ -10,6 +10,7 @@ import (
 	"fmt"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -45,5 +46,5 @@ func (t *Type) Decode(dst []float32, src []byte) {
 	if len(dst)%t.BlockLen != 0 || len(src) != t.RowBytes(len(dst)) {
 		panic(fmt.Sprintf("ggml: %s: %d bytes for %d weights", t.Name, len(src), len(dst)))
 	}
-	kernels.Unpack(&t.Format, dst, src)
+	unpack.F32(&t.Format, dst, src)
 }

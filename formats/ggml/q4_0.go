@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/quant/fit"
 )
@@ -20,7 +21,7 @@ var Q4_0 = &Type{
 	Grid:   fit.New(quant.Affine{Name: "Q4_0", Block: 32, Group: 32, CodeMin: -8, CodeMax: 7}),
 	Pack:   packQ4_0,
 	Parse:  parseQ4_0,
-	round:  kernels.RoundQ4_0,
+	round:  encode.Q4_0,
 }
 
 func unpackQ4_0(dst []float32, src []byte) {

@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/quant/fit"
 )
@@ -18,7 +19,7 @@ var Q8_0 = &Type{
 	Grid:   fit.New(quant.Affine{Name: "Q8_0", Block: 32, Group: 32, CodeMin: -128, CodeMax: 127}),
 	Pack:   packQ8_0,
 	Parse:  parseQ8_0,
-	round:  kernels.RoundQ8_0,
+	round:  encode.Q8_0,
 }
 
 func unpackQ8_0(dst []float32, src []byte) {

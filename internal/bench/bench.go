@@ -13,6 +13,10 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/peak"
+	"github.com/llmq/llmq/kernels/q8"
+	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -45,17 +49,17 @@ type Result struct {
 
 // Machine is the machine's limits, with one thread and with all.
 type Machine struct {
-	Tier    string         `json:"tier"`
-	Threads int            `json:"threads"`
-	Peaks   []kernels.Peak `json:"peaks"`
+	Tier    string      `json:"tier"`
+	Threads int         `json:"threads"`
+	Peaks   []peak.Peak `json:"peaks"`
 }
 
 // Measure finds the machine's limits.
 func Measure() *Machine {
 	n := runtime.GOMAXPROCS(0)
-	m := &Machine{Tier: kernels.CurrentTier().String(), Threads: n, Peaks: kernels.Peaks(1)}
+	m := &Machine{Tier: kernels.CurrentTier().String(), Threads: n, Peaks: peak.Peaks(1)}
 	if n > 1 {
-		m.Peaks = append(m.Peaks, kernels.Peaks(n)...)
+		m.Peaks = append(m.Peaks, peak.Peaks(n)...)
 	}
 	return m
 }
@@ -150,7 +154,7 @@ func weights(t *ggml.Type, s Shape) *kernels.Weights {
 func (m *Machine) MatMul(ctx context.Context, t *ggml.Type, s Shape, tokens int, p kernels.Precision) Result {
 	x, w, dst := random(tokens, s.In), weights(t, s), tensor.New(tokens, s.Out)
 	r := Result{Kernel: "matmul", Type: t.Name, Shape: s, Tokens: tokens}
-	r.Seconds = timeIt(ctx, func() { kernels.MatMul(dst, x, w, p) })
+	r.Seconds = timeIt(ctx, func() { gemm.MatMul(dst, x, w, p) })
 	return m.bounded(r, 2*float64(tokens)*float64(s.In)*float64(s.Out), float64(len(w.Data)), p)
 }
 
@@ -158,7 +162,7 @@ func (m *Machine) MatMul(ctx context.Context, t *ggml.Type, s Shape, tokens int,
 func (m *Machine) MatMulQ8(ctx context.Context, t *ggml.Type, s Shape, tokens int) Result {
 	x, w, dst := random(tokens, s.In), weights(t, s), tensor.New(tokens, s.Out)
 	r := Result{Kernel: "matmul q8", Type: t.Name, Shape: s, Tokens: tokens}
-	r.Seconds = timeIt(ctx, func() { kernels.MatMulQ8(x, kernels.Product{Dst: dst, W: w}) })
+	r.Seconds = timeIt(ctx, func() { q8.MatMul(x, kernels.Product{Dst: dst, W: w}) })
 	var compute float64
 	var name string
 	if kernels.CurrentTier() >= kernels.AVX512 {
@@ -175,7 +179,7 @@ func (m *Machine) Unpack(ctx context.Context, t *ggml.Type, s Shape) Result {
 		kernels.Parallel(s.Out, 16, func(lo, hi int) {
 			row := make([]float32, s.In)
 			for i := lo; i < hi; i++ {
-				kernels.Unpack(w.Format, row, w.Row(i))
+				unpack.F32(w.Format, row, w.Row(i))
 			}
 		})
 	})
@@ -210,7 +214,7 @@ func (m *Machine) Syrk(ctx context.Context, in, tokens int, p kernels.Precision)
 	if p.Rounds() {
 		r.Type = "BF16"
 	}
-	r.Seconds = timeIt(ctx, func() { kernels.SyrkTo(h, x, p) })
+	r.Seconds = timeIt(ctx, func() { gemm.Syrk(h, x, p) })
 	return m.bounded(r, float64(tokens)*float64(in)*float64(in), 0, p)
 }
 
@@ -218,7 +222,7 @@ func (m *Machine) Syrk(ctx context.Context, in, tokens int, p kernels.Precision)
 // counted are those of factoring and of the updates of GPTQ itself: in³/3 and out×in².
 func (m *Machine) GPTQ(ctx context.Context, t *ggml.Type, s Shape, refine int) (Result, error) {
 	h := tensor.New(s.In, s.In)
-	kernels.SyrkTo(h, random(2*s.In, s.In), kernels.F32)
+	gemm.Syrk(h, random(2*s.In, s.In), kernels.F32)
 	w := random(s.Out, s.In)
 	opt := gptq.Options{Refine: refine, NoRefine: refine == 0}
 	r := Result{Kernel: fmt.Sprintf("gptq, refine %d", refine), Type: t.Name, Shape: s}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -142,7 +143,7 @@ func (p product) time(ctx context.Context, layer int, run func()) Operation {
 			kernels.Parallel(lin.Out, 16, func(lo, hi int) {
 				row := make([]float32, lin.In)
 				for i := lo; i < hi; i++ {
-					kernels.Unpack(lin.W.Format, row, lin.W.Row(i))
+					unpack.F32(lin.W.Format, row, lin.W.Row(i))
 				}
 			})
 		}

@@ -5,94 +5,70 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// levels writes the measurement of scales: a lane is a candidate, weights pass by one after the other. No multiplication
-// is fused with an addition and sums go as in the plain version, so that all tiers choose the same scales.
+// levelsOutput is where unpackers store levels and scales.
+type levelsOutput struct {
+	scale, minimum reg.Register
+	offset, signs  operand.Mem
+}
+
+// levels writes decoders to levels and scales, in AVX2 alone: what they write is in bytes.
 func levels(g *gen) {
-	magic := g.StaticGlobal("roundMagic")
-	g.DataAttributes(rodata)
-	g.AddDatum(0, operand.U32(0x4b400000)) // 1.5·2²³
-	one := g.StaticGlobal("one")
-	g.DataAttributes(rodata)
-	g.AddDatum(0, operand.U32(0x3f800000))
-	for _, v := range []isa{avx2, avx512} {
-		g.measure(v, magic, one, false)
-		g.measure(v, magic, one, true)
+	c := g.constants()
+	offset := g.bytes32("offset128", func(int) byte { return 128 })
+	signs := g.bytes32("signs", func(i int) byte { return []byte{0, 0, 0, 128}[i%4] })
+	for _, t := range blockTypes {
+		if t.bytes == 2*t.weights {
+			continue // floating-point
+		}
+		g.function("levels"+t.name, "func(level *byte, scale, minimum *float32, src *byte, n int)",
+			"decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its",
+			"minimum, if the type has one: a weight is scale·level − minimum.")
+		u := &unpacker{gen: g, constants: c, isa: avx2, dst: g.gp("level"), src: g.gp("src"),
+			levels: &levelsOutput{g.gp("scale"), g.gp("minimum"), offset, signs}}
+		n := g.gp("n")
+		if t.weights == 256 {
+			u.scales = g.AllocLocal(128)
+		}
+		g.Label("block")
+		t.block(u)
+		g.ADDQ(operand.I32(int32(t.bytes)), u.src)
+		g.ADDQ(operand.I32(int32(t.weights)), u.dst)
+		group := 32
+		switch t.name {
+		case "Q2_K", "Q3_K", "Q6_K":
+			group = 16
+		}
+		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.scale)
+		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.minimum)
+		g.DECQ(n)
+		g.JNZ(operand.LabelRef("block"))
+		g.VZEROUPPER()
+		g.RET()
 	}
 }
 
-// measure measures candidates on one group, or, if each, lane by lane on groups of their own.
-func (g *gen) measure(v isa, magic, one operand.Mem, each bool) {
-	name, what, pitch := "measure", "measures a vector of candidates on n > 0 weights, an even number.", 4
-	if each {
-		name, pitch = "measureEach", 64
-		what = "measures each lane's candidate on the n > 0 weights of its lane, an even number; lanes are 16 wide."
-	}
-	g.function(name+v.name, "func(sums, candidates, x, wt *float32, n int, lo, hi int32)", what,
-		"At candidates are 16 scales and 16 minima; at sums go 16 errors and 16 sums of each kind.")
-	sums, candidates := g.gp("sums"), g.gp("candidates")
-	x, wt, n := g.gp("x"), g.gp("wt"), g.gp("n")
-	clamp := g.AllocLocal(128) // lo and hi in every lane
-	t, q := v.reg(9), v.reg(14)
-	for i, name := range []string{"lo", "hi"} {
-		r := g.Load(g.Param(name), g.GP32())
-		g.VMOVD(r, t.AsX())
-		g.VPBROADCASTD(t.AsX(), t)
-		g.VMOVUPS(t, clamp.Offset(64*i))
-	}
-	scale, minimum, inv, rounding := v.reg(8), at(candidates, 64), v.reg(10), v.reg(11)
-	g.VMOVUPS(at(candidates, 0), scale)
-	g.VBROADCASTSS(one, inv)
-	g.Comment("1/scale, 0 for 0")
-	g.zero(v, t)
-	if v.bytes == 64 {
-		g.VCMPPS(operand.U8(4), t, scale, reg.K1)
-		g.VDIVPS_Z(scale, inv, reg.K1, inv)
-	} else {
-		g.VCMPPS(operand.U8(4), t, scale, t)
-		g.VDIVPS(scale, inv, inv)
-		g.VANDPS(t, inv, inv)
-	}
-	g.VBROADCASTSS(magic, rounding)
-	for i := range 8 {
-		g.zero(v, v.reg(i))
-	}
-	xj, wj, d := v.reg(12), v.reg(13), v.reg(15)
-	g.Label("weights")
-	for i := range 2 {
-		sum := func(k int) reg.Register { return v.reg(2*k + i) }
-		if each {
-			g.VMOVUPS(at(x, pitch*i), xj)
-			g.VMOVUPS(at(wt, pitch*i), wj)
-		} else {
-			g.VBROADCASTSS(at(x, pitch*i), xj)
-			g.VBROADCASTSS(at(wt, pitch*i), wj)
+// putLevels is emit for levels.
+func (u *unpacker) putLevels(position, lo, hi int, slo, shi scaled) {
+	minimums := slo.minus >= 0 || slo.plus >= 0
+	for h, codes := range []int{lo, hi} {
+		if !minimums {
+			u.VPXOR(u.levels.offset, u.x(codes), u.x(codes))
 		}
-		g.VADDPS(minimum, xj, q)
-		g.VMULPS(inv, q, q)
-		g.VADDPS(rounding, q, q)
-		g.VPMAXSD(clamp, q, q)
-		g.VPMINSD(clamp.Offset(64), q, q)
-		g.VSUBPS(rounding, q, q)
-		g.VMULPS(scale, q, d)
-		g.VSUBPS(minimum, d, d)
-		g.VSUBPS(d, xj, d)
-		g.VMULPS(d, wj, t)
-		g.VMULPS(d, t, t)
-		g.VADDPS(t, sum(0), sum(0))
-		g.VMULPS(q, wj, wj)
-		g.VADDPS(wj, sum(1), sum(1))
-		g.VMULPS(q, wj, t)
-		g.VADDPS(t, sum(2), sum(2))
-		g.VMULPS(xj, wj, t)
-		g.VADDPS(t, sum(3), sum(3))
+		u.VMOVDQU(u.x(codes), at(u.dst, position+16*h))
 	}
-	g.advance(2*pitch, x, wt)
-	g.SUBQ(operand.I32(2), n)
-	g.JG(operand.LabelRef("weights"))
-	for k := range 4 {
-		g.VADDPS(v.reg(2*k+1), v.reg(2*k), v.reg(2*k))
-		g.VMOVUPS(v.reg(2*k), at(sums, 64*k))
+	groups, size := []scaled{slo}, 32
+	if shi != slo {
+		groups, size = []scaled{slo, shi}, 16
 	}
-	g.VZEROUPPER()
-	g.RET()
+	for h, s := range groups {
+		i := 4 * (position/size + h)
+		u.VMOVSS(u.x(s.scale), at(u.levels.scale, i))
+		switch {
+		case s.minus >= 0:
+			u.VMOVSS(u.x(s.minus), at(u.levels.minimum, i))
+		case s.plus >= 0:
+			u.VXORPS(u.levels.signs, u.x(s.plus), u.x(0))
+			u.VMOVSS(u.x(0), at(u.levels.minimum, i))
+		}
+	}
 }

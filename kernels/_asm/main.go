@@ -1,4 +1,4 @@
-// Command _asm writes the assembly of package kernels: one .s file and one file of Go declarations for each topic.
+// Command _asm writes the assembly of the packages below kernels: one .s file and one file of Go declarations for each topic.
 // It is a module of its own so that the generator's dependencies are not the project's.
 //
 //	go run . -dir ..
@@ -16,28 +16,28 @@ import (
 	"github.com/mmcloughlin/avo/printer"
 )
 
-// topics are the files to write: NAME_amd64.s and NAME_amd64.go.
+// topics are the files to write, NAME_amd64.s and NAME_amd64.go, each in its room; NAME.go here is what writes them.
 var topics = []struct {
-	name     string
-	generate func(*gen)
+	room, name string
+	generate   func(*gen)
 }{
-	{"gemm", gemm},
-	{"pack", pack},
-	{"vector", vector},
-	{"unpack", unpack},
-	{"few", few},
-	{"few_bf16", fewBF16},
-	{"half", half},
-	{"levels", levels},
-	{"search", scaleSearch},
-	{"blocks", blocks},
-	{"lanes", columns},
-	{"elementwise", elementwise},
-	{"rope", rope},
-	{"int8", signedBytes},
-	{"q8", q8},
-	{"q8_levels", q8Levels},
-	{"peak", peak},
+	{"internal/pack", "pack", pack},
+	{"internal/tile", "tile", tile},
+	{"vector", "vector", vector},
+	{"unpack", "unpack", unpack},
+	{"unpack", "levels", levels},
+	{"gemm", "few", few},
+	{"gemm", "few_bf16", fewBF16},
+	{"encode", "half", half},
+	{"encode", "blocks", blocks},
+	{"elementwise", "elementwise", elementwise},
+	{"elementwise", "rope", rope},
+	{"i8", "i8", i8},
+	{"q8", "q8", q8},
+	{"columns", "columns", columns},
+	{"search", "search", search},
+	{"search", "measure", measure},
+	{"peak", "peak", peak},
 }
 
 // gen is an avo context with this project's shorthands.
@@ -45,10 +45,10 @@ type gen struct{ *build.Context }
 
 func main() {
 	log.SetFlags(0)
-	dir := flag.String("dir", "..", "folder of the kernels package")
+	dir := flag.String("dir", "..", "folder of package kernels")
 	flag.Parse()
 	for _, t := range topics {
-		if err := write(*dir, t.name, t.generate); err != nil {
+		if err := write(filepath.Join(*dir, t.room), t.name, t.generate); err != nil {
 			log.Fatalf("%s: %v", t.name, err)
 		}
 	}
@@ -65,7 +65,7 @@ func write(dir, name string, generate func(*gen)) error {
 	if err := pass.Compile.Execute(file); err != nil {
 		return err
 	}
-	cfg := printer.Config{Name: "kernels/_asm", Pkg: "kernels"}
+	cfg := printer.Config{Name: "kernels/_asm", Pkg: filepath.Base(dir)}
 	if err := render(filepath.Join(dir, name+"_amd64.s"), file, printer.NewGoAsm(cfg)); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func pack(g *gen) {
 
 // transpose16 transposes by four rounds of exchanges: of neighbouring words, pairs, quadruples and octets.
 func (g *gen) transpose16() {
-	g.function("transposeAVX512", "func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)",
+	g.function("TransposeAVX512", "func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)",
 		"sets dst[j][i] = src[i][j] for i < 16 and j < 16·n; rows are rowDst and rowSrc bytes apart.")
 	dst, rowDst, src, rowSrc, n := g.gp("dst"), g.gp("rowDst"), g.gp("src"), g.gp("rowSrc"), g.gp("n")
 	z := avx512.reg
@@ -66,7 +66,7 @@ func (g *gen) transpose16() {
 }
 
 func (g *gen) transpose8() {
-	g.function("transposeAVX2", "func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)",
+	g.function("TransposeAVX2", "func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)",
 		"sets dst[j][i] = src[i][j] for i < 8 and j < 8·n; rows are rowDst and rowSrc bytes apart.")
 	dst, rowDst, src, rowSrc, n := g.gp("dst"), g.gp("rowDst"), g.gp("src"), g.gp("rowSrc"), g.gp("n")
 	y := avx2.reg
@@ -104,7 +104,7 @@ func (g *gen) transpose8() {
 }
 
 func (g *gen) copyStrip(v isa) {
-	g.function("copyStrip"+v.name, "func(dst *uint32, src *uint32, rowSrc, n int)",
+	g.function("CopyStrip"+v.name, "func(dst *uint32, src *uint32, rowSrc, n int)",
 		"copies the first two vectors of n rows, rowSrc bytes apart in src, contiguous in dst.")
 	dst, src, rowSrc, n := g.gp("dst"), g.gp("src"), g.gp("rowSrc"), g.gp("n")
 	g.countdown("row", n, 1, func() {
@@ -121,7 +121,7 @@ func (g *gen) copyStrip(v isa) {
 
 // pairStrip rounds as roundBF16 does. The first row's value is the lower half of each word.
 func (g *gen) pairStrip() {
-	g.function("pairStrip", "func(dst *uint32, src *uint32, rowSrc, n int)",
+	g.function("PairStrip", "func(dst *uint32, src *uint32, rowSrc, n int)",
 		"makes bfloat16 pairs of the first 32 columns of n times two rows, rowSrc bytes apart in src, contiguous in dst.")
 	dst, src, rowSrc, n := g.gp("dst"), g.gp("src"), g.gp("rowSrc"), g.gp("n")
 	z := avx512.reg
@@ -147,7 +147,7 @@ func (g *gen) pairStrip() {
 }
 
 func (g *gen) roundBF16() {
-	g.function("roundBF16", "func(dst *uint16, src *float32, n int)",
+	g.function("RoundBF16", "func(dst *uint16, src *float32, n int)",
 		"sets dst[i] to src[i] rounded to the nearest bfloat16, ties to even; n is a multiple of 32.",
 		"As AVX512_BF16 has it, subnormal values become zero.")
 	dst, src, n := g.gp("dst"), g.gp("src"), g.gp("n")
@@ -167,7 +167,7 @@ func (g *gen) roundBF16() {
 }
 
 func (g *gen) prefetch() {
-	g.function("prefetch", "func(p *byte, n int)", "asks for the lines of n > 0 bytes; p may point anywhere.",
+	g.function("Prefetch", "func(p *byte, n int)", "asks for the lines of n > 0 bytes; p may point anywhere.",
 		"They come into the L2 cache, which waits for more lines at a time than L1.")
 	p, n := g.gp("p"), g.gp("n")
 	g.Label("line")

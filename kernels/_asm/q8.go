@@ -7,7 +7,7 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// The layouts of packed operands, which kernels/q8.go describes.
+// The layouts of packed operands, which q8/product.go describes.
 const (
 	q8Tokens  = 6  // in a panel of inputs
 	q8Outputs = 32 // in a strip of weights
@@ -385,72 +385,4 @@ func (g *gen) bytes32(name string, f func(i int) byte) operand.Mem {
 // dwords8 is a constant of 8 words.
 func (g *gen) dwords8(name string, v [8]uint32) operand.Mem {
 	return g.bytes32(name, func(i int) byte { return byte(v[i/4] >> (i % 4 * 8)) })
-}
-
-// levelsOutput is where unpackers store levels and scales.
-type levelsOutput struct {
-	scale, minimum reg.Register
-	offset, signs  operand.Mem
-}
-
-// q8Levels writes decoders to levels and scales, in AVX2 alone: what they write is in bytes.
-func q8Levels(g *gen) {
-	c := g.constants()
-	offset := g.bytes32("offset128", func(int) byte { return 128 })
-	signs := g.bytes32("signs", func(i int) byte { return []byte{0, 0, 0, 128}[i%4] })
-	for _, t := range blockTypes {
-		if t.bytes == 2*t.weights {
-			continue // floating-point
-		}
-		g.function("levels"+t.name, "func(level *byte, scale, minimum *float32, src *byte, n int)",
-			"decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its",
-			"minimum, if the type has one: a weight is scale·level − minimum.")
-		u := &unpacker{gen: g, constants: c, isa: avx2, dst: g.gp("level"), src: g.gp("src"),
-			levels: &levelsOutput{g.gp("scale"), g.gp("minimum"), offset, signs}}
-		n := g.gp("n")
-		if t.weights == 256 {
-			u.scales = g.AllocLocal(128)
-		}
-		g.Label("block")
-		t.block(u)
-		g.ADDQ(operand.I32(int32(t.bytes)), u.src)
-		g.ADDQ(operand.I32(int32(t.weights)), u.dst)
-		group := 32
-		switch t.name {
-		case "Q2_K", "Q3_K", "Q6_K":
-			group = 16
-		}
-		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.scale)
-		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.minimum)
-		g.DECQ(n)
-		g.JNZ(operand.LabelRef("block"))
-		g.VZEROUPPER()
-		g.RET()
-	}
-}
-
-// putLevels is emit for levels.
-func (u *unpacker) putLevels(position, lo, hi int, slo, shi scaled) {
-	minimums := slo.minus >= 0 || slo.plus >= 0
-	for h, codes := range []int{lo, hi} {
-		if !minimums {
-			u.VPXOR(u.levels.offset, u.x(codes), u.x(codes))
-		}
-		u.VMOVDQU(u.x(codes), at(u.dst, position+16*h))
-	}
-	groups, size := []scaled{slo}, 32
-	if shi != slo {
-		groups, size = []scaled{slo, shi}, 16
-	}
-	for h, s := range groups {
-		i := 4 * (position/size + h)
-		u.VMOVSS(u.x(s.scale), at(u.levels.scale, i))
-		switch {
-		case s.minus >= 0:
-			u.VMOVSS(u.x(s.minus), at(u.levels.minimum, i))
-		case s.plus >= 0:
-			u.VXORPS(u.levels.signs, u.x(s.plus), u.x(0))
-			u.VMOVSS(u.x(0), at(u.levels.minimum, i))
-		}
-	}
 }

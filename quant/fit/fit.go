@@ -8,7 +8,7 @@
 //
 // All but Q4_1, Q5_1 and the codebooks search 16 groups at a time, in the lanes of vectors (lanes.go): the candidates are
 // measured by kernels, in one order of operations on every machine. A super-block's float16 number is chosen without
-// measuring, by what the least-squares problem of each group says that rounding its scale costs (kernels.Lattice).
+// measuring, by what the least-squares problem of each group says that rounding its scale costs (search.Lattice).
 // How many candidates a search tries was chosen on the matrices of ggml's TestEncodeAgainstGgml: about 10 to 40 for a weight.
 package fit
 
@@ -16,6 +16,8 @@ import (
 	"math"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -91,7 +93,7 @@ type levels struct {
 	// scan are those levels, negated: a scale's sign is that of top over level. coarse are some of them, for weights without
 	// importances, where the largest weight matters most: it is best at the end that has one level more.
 	scan, coarse []float32
-	// ends are ranges for groups with a minimum, for kernels.SpreadRanges: a step being what the levels divide the group's
+	// ends are ranges for groups with a minimum, for search.SpreadRanges: a step being what the levels divide the group's
 	// range into, either end goes to a level somewhat beside its own.
 	ends [16][2]float32
 }
@@ -142,14 +144,14 @@ const roundMagic = 3 << 22
 
 // fit describes a group's weights x on the grid: Err is Σ wt·(x−ŵ)², and L, LL and LX are the sums Σ wt·l, Σ wt·l² and
 // Σ wt·l·x over the levels l that the weights were rounded to.
-type fit kernels.LevelSums
+type fit search.LevelSums
 
 // measure rounds a group to scale·level − minimum. Codebooks have no minimum.
 func (lv *levels) measure(gr *group, scale, minimum float32) fit {
 	if lv.table != nil {
 		return measureTable(gr.x, gr.wt, scale, lv.table, lv.loBits, lv.hiBits)
 	}
-	return fit(kernels.MeasureLevels(gr.x, gr.wt, scale, minimum, int32(lv.lo), int32(lv.hi)))
+	return fit(search.MeasureLevels(gr.x, gr.wt, scale, minimum, int32(lv.lo), int32(lv.hi)))
 }
 
 // maxGroup is the longest group that is searched in lanes.
@@ -178,7 +180,7 @@ func (t *tries) measure(lv *levels, gr *group) {
 		}
 		return
 	}
-	var c kernels.Candidates
+	var c search.Candidates
 	for i := 0; i < t.n; i += len(c.Scale) {
 		n := copy(c.Scale[:], t.scale[i:t.n])
 		copy(c.Minimum[:], t.minimum[i:t.n])
@@ -296,8 +298,8 @@ const (
 // roundScale returns v rounded to float16, saturating.
 func roundScale(v float32) float32 {
 	switch a := abs(v); {
-	case a >= kernels.MaxF16:
-		return float32(math.Copysign(kernels.MaxF16, float64(v)))
+	case a >= encode.MaxF16:
+		return float32(math.Copysign(encode.MaxF16, float64(v)))
 	case a < minNormalF16:
 		const magic = roundMagic * quantumF16 // rounds to multiples of the quantum
 		return float32(v+magic) - magic

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -65,7 +65,7 @@ func TestMeasure(t *testing.T) {
 
 func TestRoundScale(t *testing.T) {
 	check := func(v float32) {
-		if got, want := roundScale(v), min(max(tensor.RoundF16(v), -kernels.MaxF16), kernels.MaxF16); got != want {
+		if got, want := roundScale(v), min(max(tensor.RoundF16(v), -encode.MaxF16), encode.MaxF16); got != want {
 			t.Fatalf("%v (%#x) rounds to %v, want %v", v, math.Float32bits(v), got, want)
 		}
 	}

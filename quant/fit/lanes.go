@@ -5,13 +5,15 @@ import (
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/columns"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 )
 
 // lanes are up to 16 groups of one or more blocks side by side: lane i holds group i.
 type lanes struct {
 	n, size int // groups, and weights of each
-	kernels.Span
+	search.Span
 	weighted    bool
 	groups      [maxGroup]kernels.Lane
 	importances [maxGroup]kernels.Lane
@@ -57,7 +59,7 @@ func (s *lanes) load(w, importance []float32, size, block int) {
 		transpose(s.wt(), importance)
 		s.normalize(block / size)
 	}
-	s.Span = kernels.Spans(s.x(), s.wt())
+	s.Span = search.Spans(s.x(), s.wt())
 	s.bound()
 }
 
@@ -68,7 +70,7 @@ func transpose(dst []kernels.Lane, src []float32) {
 		copy(padded[:], src)
 		src = padded[:]
 	}
-	kernels.TransposeLanes(dst, src, len(dst))
+	columns.FromRows(dst, src, len(dst))
 }
 
 // normalize brings the importances of each block, so many lanes, to 0..1, the largest being 1.
@@ -137,7 +139,7 @@ func (s *lanes) bound() {
 		}
 	}
 	if far {
-		s.Span = kernels.Spans(s.x(), s.wt())
+		s.Span = search.Spans(s.x(), s.wt())
 	}
 }
 
@@ -193,19 +195,19 @@ func (s *lanes) revive() {
 		}
 	}
 	if dead {
-		s.Span = kernels.Spans(s.x(), s.wt())
+		s.Span = search.Spans(s.x(), s.wt())
 	}
 }
 
 // clips sets ranges to those with one or both ends nearer to the weighted mean, in case unimportant outliers had better be
 // clipped.
-func (s *lanes) clips(m *kernels.Moments, ranges *[12]kernels.Range, lv *levels) {
-	var variance kernels.BestRange
-	var mean kernels.Range
+func (s *lanes) clips(m *search.Moments, ranges *[12]search.Range, lv *levels) {
+	var variance search.BestRange
+	var mean search.Range
 	for i := range variance.Err {
 		variance.Err[i], mean.Minimum[i] = float32(math.Inf(1)), -m.Mean[i]
 	}
-	variance.Choose(0, s.x(), s.wt(), []kernels.Range{mean}, int32(lv.lo), int32(lv.hi))
+	variance.Choose(0, s.x(), s.wt(), []search.Range{mean}, int32(lv.lo), int32(lv.hi))
 	for i, v := range variance.Err {
 		deviation := float32(math.Sqrt(float64(v * m.InverseW[i])))
 		for k, c := range [...]float32{1, 1.5, 2, 2.5} {

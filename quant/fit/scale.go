@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -84,7 +85,7 @@ func (s *lanes) fitScales(g *quant.Affine, lv *levels, w, importance []float32) 
 	x, wt := s.x(), s.weights()
 	lo, hi := int32(lv.lo), int32(lv.hi)
 	top := s.top()
-	var best kernels.BestScale
+	var best search.BestScale
 	inverse := invert(&top)
 	scan, rounds := lv.coarse, coarseRounds
 	if s.weighted {
@@ -108,9 +109,9 @@ func (s *lanes) fitScales(g *quant.Affine, lv *levels, w, importance []float32) 
 		exact[i] = s.mayBeExact(lv, i, top[i])
 		measure = measure || exact[i]
 	}
-	var chosen kernels.BestRange
+	var chosen search.BestRange
 	if steps || measure {
-		var ranges [3]kernels.Range
+		var ranges [3]search.Range
 		n := 1
 		ranges[0].Scale = d
 		for i := range s.n {

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -17,13 +18,13 @@ type superLanes struct {
 	s      lanes
 	n      int // groups of a super-block
 	blocks int
-	own    kernels.Lattice // each group's own best scale
+	own    search.Lattice // each group's own best scale
 
 	d    [kernels.Lanes]float32 // by super-block
 	sc   kernels.Lane           // the multiple of d that is chosen for each group
 	fits [kernels.Lanes]fit
 
-	steps [2 * len(superLaneSteps)]kernels.Range // work space
+	steps [2 * len(superLaneSteps)]search.Range // work space
 	errs  [2 * len(superLaneSteps)]kernels.Lane
 }
 
@@ -91,7 +92,7 @@ func (p *superLanes) constant(b int) (v float32, ok bool) {
 func (p *superLanes) free() {
 	s := &p.s
 	lo, hi := int32(p.lv.lo), int32(p.lv.hi)
-	var best kernels.BestScale
+	var best search.BestScale
 	top := s.top()
 	inverse := invert(&top)
 	best.Search(s.x(), s.weights(), &inverse, p.lv.scan, scaleRounds, lo, hi)
@@ -100,7 +101,7 @@ func (p *superLanes) free() {
 		inverse := invert(&important)
 		best.Search(s.x(), s.weights(), &inverse, p.lv.scan, scaleRounds, lo, hi)
 	}
-	p.own = kernels.Lattice{Scale: best.Scale, LL: best.LL}
+	p.own = search.Lattice{Scale: best.Scale, LL: best.LL}
 }
 
 // start chooses d by what rounding each group's own scale costs.
@@ -154,9 +155,9 @@ var sweepUp, sweepDown = func() (up, down [2 * superLaneWindow][2]float32) {
 // sweep tries for each group the scales around its own best, and, which is of use where there are importances only, their
 // negatives.
 func (p *superLanes) sweep() {
-	var w kernels.Window
+	var w search.Window
 	lo, hi := float32(p.grid.Scales.Min), float32(p.grid.Scales.Max)
-	best := kernels.BestMultiple{Q: p.sc}
+	best := search.BestMultiple{Q: p.sc}
 	for i := range p.blocks * p.n {
 		best.Err[i] = p.fits[i].Err
 		if d := p.d[i/p.n]; d != 0 {
@@ -209,7 +210,7 @@ func (p *superLanes) solve() {
 
 // measure measures the groups with d.
 func (p *superLanes) measure(fits *[kernels.Lanes]fit, d *[kernels.Lanes]float32) {
-	var c kernels.Candidates
+	var c search.Candidates
 	for i := range p.blocks * p.n {
 		c.Scale[i] = d[i/p.n] * p.sc[i]
 	}

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 )
 
@@ -20,14 +21,14 @@ type superMin struct {
 	effort effort
 	// Each group's own best scale and minimum, and with the weights negated, which amounts to levels that count down from a
 	// maximum.
-	own, mirrored kernels.Lattice
+	own, mirrored search.Lattice
 
 	d, dmin kernels.Lane // the same for all groups of a super-block
 	// What is chosen for each group: multiples of d and dmin, and their error.
 	sc, m kernels.Lane
 	fits  [kernels.Lanes]fit
 
-	ranges [maxSuperSteps]kernels.Range // work space
+	ranges [maxSuperSteps]search.Range // work space
 	errs   [maxSuperSteps]kernels.Lane
 }
 
@@ -121,27 +122,27 @@ func fitSuperMin(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []
 func (p *superMin) free() {
 	s := &p.s
 	lo, hi := int32(p.lv.lo), int32(p.lv.hi)
-	var m kernels.Moments
+	var m search.Moments
 	for i := range kernels.Lanes {
 		m.InverseW[i] = 1 / s.W[i]
 		m.WX[i], m.Mean[i] = s.WX[i], s.WX[i]*m.InverseW[i]
 	}
-	var best kernels.BestMinimum
+	var best search.BestMinimum
 	var step kernels.Lane
 	for i := range step {
 		step[i] = (s.Hi[i] - s.Lo[i]) * p.lv.inverseHi
 		best.Minimum[i] = -m.Mean[i]
 	}
 	ranges := p.ranges[:len(p.lv.ends)]
-	kernels.SpreadRanges(ranges, &step, &step, &s.Lo, p.lv.ends[:])
+	search.SpreadRanges(ranges, &step, &step, &s.Lo, p.lv.ends[:])
 	rounds := [...]int{quick: minRounds, medium: coarseRounds, fine: 0}[p.effort]
 	best.Search(s.x(), s.weights(), &m, ranges, rounds, lo, hi)
 	if p.effort == fine {
-		var clips [12]kernels.Range
+		var clips [12]search.Range
 		s.clips(&m, &clips, p.lv)
 		best.Search(s.x(), s.wt(), &m, clips[:], minRounds, lo, hi)
 	}
-	p.own = kernels.Lattice{Scale: best.Scale, Minimum: best.Minimum, L: best.L, LL: best.LL, W: s.W, InverseW: m.InverseW}
+	p.own = search.Lattice{Scale: best.Scale, Minimum: best.Minimum, L: best.L, LL: best.LL, W: s.W, InverseW: m.InverseW}
 	p.mirrored = p.own
 	top := p.lv.hi
 	below, above := false, false
@@ -161,9 +162,9 @@ func (p *superMin) free() {
 }
 
 // fromZero finds the scale, of the given sign, that suits groups with a minimum below 0 best if it is 0.
-func (p *superMin) fromZero(l *kernels.Lattice, top kernels.Lane, sign float32) {
+func (p *superMin) fromZero(l *search.Lattice, top kernels.Lane, sign float32) {
 	inverse := invert(&top)
-	var best kernels.BestScale
+	var best search.BestScale
 	hi := p.lv.hi
 	best.Search(p.s.x(), p.s.weights(), &inverse, []float32{hi, hi - 0.6, hi + 0.6, hi + 1.2}, scaleRounds, int32(p.lv.lo),
 		int32(hi))
@@ -186,7 +187,7 @@ func (p *superMin) start() {
 	for i := range p.blocks {
 		least[i] = float32(math.Inf(1))
 	}
-	for _, l := range [...]*kernels.Lattice{&p.own, &p.mirrored} {
+	for _, l := range [...]*search.Lattice{&p.own, &p.mirrored} {
 		var d, dmin kernels.Lane // for the largest of each super-block to fit
 		for b := 0; b < kernels.Lanes; b += p.n {
 			var top, topMin float32
@@ -198,7 +199,7 @@ func (p *superMin) start() {
 				d[i], dmin[i] = top, topMin
 			}
 		}
-		kernels.SpreadRanges(steps, &d, &dmin, &kernels.Lane{}, tried)
+		search.SpreadRanges(steps, &d, &dmin, &kernels.Lane{}, tried)
 		l.Errors(errs, steps, 0, float32(p.grid.Scales.Max), float32(p.grid.Minimums.Max))
 		p.keepLeast(&least, errs, steps, l == &p.mirrored)
 	}
@@ -217,7 +218,7 @@ func (p *superMin) start() {
 }
 
 // keepLeast sets each super-block's d and dmin to those of the steps whose errors add up to less than least so far.
-func (p *superMin) keepLeast(least *[kernels.Lanes]float32, errs []kernels.Lane, steps []kernels.Range, mirrored bool) {
+func (p *superMin) keepLeast(least *[kernels.Lanes]float32, errs []kernels.Lane, steps []search.Range, mirrored bool) {
 	for b := range p.blocks {
 		i := b * p.n
 		for k := range errs {
@@ -270,7 +271,7 @@ var windowSteps = func() (steps [2 * superMinWindow][2]float32) {
 
 // sweep tries for each group the scales around its own best, with the minima that suit them if the levels stay.
 func (p *superMin) sweep(window int) {
-	w := kernels.Window{Scale: p.d, Minimum: p.dmin}
+	w := search.Window{Scale: p.d, Minimum: p.dmin}
 	scaleMax := float32(p.grid.Scales.Max)
 	for i := range p.blocks * p.n {
 		l, d, dmin := &p.own, p.d[i], p.dmin[i]
@@ -291,8 +292,8 @@ func (p *superMin) sweep(window int) {
 }
 
 // tryWindow keeps the multiples of w that are better than what there is.
-func (p *superMin) tryWindow(w *kernels.Window, steps [][2]float32) {
-	best := kernels.BestMultiple{Q: p.sc, M: p.m}
+func (p *superMin) tryWindow(w *search.Window, steps [][2]float32) {
+	best := search.BestMultiple{Q: p.sc, M: p.m}
 	for i := range best.Err {
 		best.Err[i] = p.fits[i].Err
 	}
@@ -320,7 +321,7 @@ var neighbourSteps = [...][2]float32{{0, 1}, {0, 1}, {1, -2}, {0, 2}, {1, -2}, {
 
 // choose tries for each group the scales and minima next to its present ones.
 func (p *superMin) choose() {
-	w := kernels.Window{Scale: p.d, Minimum: p.dmin}
+	w := search.Window{Scale: p.d, Minimum: p.dmin}
 	for i := range w.Q {
 		w.Q[i], w.M[i] = p.sc[i]-1, p.m[i]-1
 	}
@@ -354,7 +355,7 @@ func (p *superMin) solve() {
 
 // measure measures the groups with d and dmin.
 func (p *superMin) measure(fits *[kernels.Lanes]fit, d, dmin *kernels.Lane) {
-	var c kernels.Candidates
+	var c search.Candidates
 	for i := range d {
 		c.Scale[i], c.Minimum[i] = d[i]*p.sc[i], dmin[i]*p.m[i]
 	}

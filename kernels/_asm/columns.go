@@ -1,0 +1,168 @@
+package main
+
+import (
+	"github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// columns writes the column-wise work of GPTQ on lanes of rows.
+func columns(g *gen) {
+	for _, v := range []isa{avx2, avx512} {
+		g.roundLanes(v)
+		g.addLanes(v)
+		g.updateLanes(v)
+		g.dotLanes(v)
+	}
+}
+
+// roundLanes is columns.Round.
+func (g *gen) roundLanes(v isa) {
+	g.function("roundLanes"+v.name, "func(q, err, w, sum *float32, inverse float32, scale, minimum *float32, lo, hi float32)",
+		"rounds a vector of weights.")
+	level, zero, w, scale, minimum, t := v.reg(0), v.reg(1), v.reg(2), v.reg(3), v.reg(4), v.reg(5)
+	g.zero(v, zero)
+	load := func(name string, to reg.Register) { g.VMOVUPS(at(g.gp(name), 0), to) }
+	load("w", w)
+	load("scale", scale)
+	load("minimum", minimum)
+	// Not fused, as in Go.
+	g.VBROADCASTSS(g.param("inverse"), level)
+	g.VMULPS(at(g.gp("sum"), 0), level, level)
+	g.VADDPS(w, level, level)
+	g.VADDPS(minimum, level, level)
+	if v.bytes == 64 {
+		g.VCMPPS(operand.U8(4), zero, scale, reg.K1)
+		g.VDIVPS_Z(scale, level, reg.K1, level)
+	} else {
+		g.VCMPPS(operand.U8(4), zero, scale, t)
+		g.VDIVPS(scale, level, level)
+		g.VANDPS(t, level, level)
+	}
+	// The second source, the first operand here, is what NaN leaves.
+	g.VBROADCASTSS(g.param("lo"), t)
+	g.VMAXPS(t, level, level)
+	g.VBROADCASTSS(g.param("hi"), t)
+	g.VMINPS(t, level, level)
+	if v.bytes == 64 {
+		g.VRNDSCALEPS(operand.U8(8), level, level)
+	} else {
+		g.VROUNDPS(operand.U8(8), level, level)
+	}
+	g.VMOVUPS(level, at(g.gp("q"), 0))
+	g.VMULPS(level, scale, t)
+	g.VSUBPS(minimum, t, t)
+	g.VSUBPS(t, w, t)
+	g.VMOVUPS(t, at(g.gp("err"), 0))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// addLanes is UpdateLanes for one vector.
+func (g *gen) addLanes(v isa) {
+	g.function("addLanes"+v.name, "func(dst, u, x *float32, n int)", "sets dst[j] += u[j]·x for j < n.")
+	dst, u, n := g.gp("dst"), g.gp("u"), g.gp("n")
+	x := v.reg(8)
+	g.VMOVUPS(at(g.gp("x"), 0), x)
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			for i := range count {
+				g.VMOVUPS(at(dst, lane*i), v.reg(i))
+				g.multiplyAdd(v, at(u, 4*i), x, v.reg(i), v.reg(4+i))
+				g.VMOVUPS(v.reg(i), at(dst, lane*i))
+			}
+			g.advance(lane*count, dst)
+			g.advance(4*count, u)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// multiplyAdd emits sum += element·x; t is spare.
+func (g *gen) multiplyAdd(v isa, element operand.Mem, x, sum, t reg.Register) {
+	if v.bytes == 64 {
+		g.VFMADD231PS_BCST(element, x, sum)
+		return
+	}
+	g.VBROADCASTSS(element, t)
+	g.VFMADD231PS(t, x, sum)
+}
+
+// updateLanes is UpdateLanes for eight vectors, which stay in registers. Four sums at a time hide the latency of the
+// multiply-add.
+func (g *gen) updateLanes(v isa) {
+	g.function("updateLanes"+v.name, "func(dst, u *float32, pitch int, x *float32, n int)",
+		"sets dst[j] += Σ u[k][j]·x[k] over k < 8 for j < n; rows of u are pitch bytes apart.")
+	const depth = 8
+	dst, u, pitch, n := g.gp("dst"), g.gp("u"), g.gp("pitch"), g.gp("n")
+	p := g.gp("x")
+	x := func(k int) reg.VecPhysical { return v.reg(k) }
+	for k := range depth {
+		g.VMOVUPS(at(p, lane*k), x(k))
+	}
+	// Rows 0 to 3 are seen from u, 4 to 7 from u4.
+	u4, pitch3 := g.GP64(), g.GP64()
+	g.LEAQ(operand.Mem{Base: pitch, Index: pitch, Scale: 2}, pitch3)
+	g.LEAQ(operand.Mem{Base: u, Index: pitch, Scale: 4}, u4)
+	element := func(k, i int) operand.Mem {
+		base := [...]reg.Register{u, u4}[k/4]
+		switch k % 4 {
+		case 0:
+			return at(base, 4*i)
+		case 3:
+			return operand.Mem{Base: base, Index: pitch3, Scale: 1, Disp: 4 * i}
+		default:
+			return operand.Mem{Base: base, Index: pitch, Scale: uint8(k % 4), Disp: 4 * i}
+		}
+	}
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			sum := func(i int) reg.VecPhysical { return v.reg(depth + i) }
+			for i := range count {
+				g.VMOVUPS(at(dst, lane*i), sum(i))
+			}
+			for k := range depth {
+				for i := range count {
+					g.multiplyAdd(v, element(k, i), x(k), sum(i), v.reg(depth+4+i%2))
+				}
+			}
+			for i := range count {
+				g.VMOVUPS(sum(i), at(dst, lane*i))
+			}
+			g.advance(lane*count, dst)
+			g.advance(4*count, u, u4)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// dotLanes is DotLanes.
+func (g *gen) dotLanes(v isa) {
+	g.function("dotLanes"+v.name, "func(sum, x, y *float32, n int)", "sets sum to Σ x[j]·y[j] over j < n.")
+	x, y, n := g.gp("x"), g.gp("y"), g.gp("n")
+	for i := range 4 {
+		g.zero(v, v.reg(i))
+	}
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			for i := range count {
+				g.VMOVUPS(at(x, lane*i), v.reg(4+i))
+				g.VFMADD231PS(at(y, lane*i), v.reg(4+i), v.reg(i))
+			}
+			g.advance(lane*count, x, y)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VADDPS(v.reg(1), v.reg(0), v.reg(0))
+	g.VADDPS(v.reg(3), v.reg(2), v.reg(2))
+	g.VADDPS(v.reg(2), v.reg(0), v.reg(0))
+	g.VMOVUPS(v.reg(0), at(g.gp("sum"), 0))
+	g.VZEROUPPER()
+	g.RET()
+}

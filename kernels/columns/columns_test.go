@@ -1,0 +1,158 @@
+package columns
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/kerneltest"
+)
+
+func TestRound(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for range 200 {
+			const inverse = 0.3
+			var q, err, w, sum, scale, minimum kernels.Lane
+			for i := range w {
+				w[i], sum[i] = float32(rng.NormFloat64()), float32(rng.NormFloat64())
+				scale[i], minimum[i] = float32(rng.NormFloat64()), rng.Float32()
+			}
+			scale[1], sum[2], w[3], scale[4], scale[5], minimum[5] = 0, float32(math.NaN()), 1e30, 0.25, 1, 0
+			w[5], sum[5] = float32(rng.IntN(9))-4.5, 0 // a tie
+			Round(&q, &err, &w, &sum, inverse, &scale, &minimum, -4, 3)
+			for i := range w {
+				x := w[i] + float32(sum[i]*inverse)
+				v := float64((x + minimum[i]) / scale[i])
+				if scale[i] == 0 {
+					v = 0
+				}
+				want := math.RoundToEven(math.Min(math.Max(v, -4), 3))
+				if x != x {
+					want = -4
+				}
+				wantErr := w[i] - (float32(scale[i]*float32(want)) - minimum[i])
+				if float64(q[i]) != want || math.Float32bits(err[i]) != math.Float32bits(wantErr) {
+					t.Fatalf("%v with scale %v, minimum %v: level %v, error %v, want %v, %v", x, scale[i], minimum[i], q[i],
+						err[i], want, wantErr)
+				}
+			}
+		}
+	})
+}
+
+func TestUpdate(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		lanes := func(n int) []kernels.Lane {
+			l := make([]kernels.Lane, n)
+			for j := range l {
+				for i := range l[j] {
+					l[j][i] = float32(rng.NormFloat64())
+				}
+			}
+			return l
+		}
+		for n := range 11 {
+			for depth := range 19 {
+				guarded, x := lanes(n+2), lanes(depth)
+				pitch := n + depth%3
+				u := make([]float32, max(0, depth-1)*pitch+n)
+				for i := range u {
+					u[i] = float32(rng.NormFloat64())
+				}
+				before := append([]kernels.Lane(nil), guarded...)
+				Update(guarded[1:1+n], u, pitch, x)
+				for j := range guarded {
+					for i, v := range guarded[j] {
+						want := float64(before[j][i])
+						if j > 0 && j <= n {
+							for k := range x {
+								want += float64(u[k*pitch+j-1]) * float64(x[k][i])
+							}
+						}
+						if math.Abs(float64(v)-want) > 1e-5 {
+							t.Fatalf("%d columns, %d deep: column %d of row %d is %v, want %v", n, depth, j-1, i, v, want)
+						}
+					}
+				}
+				if guarded[0] != before[0] || guarded[n+1] != before[n+1] {
+					t.Fatalf("%d columns, %d deep: written outside", n, depth)
+				}
+			}
+		}
+	})
+}
+
+func TestDot(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 19 {
+			x, y := make([]kernels.Lane, n), make([]kernels.Lane, n)
+			var want [kernels.Lanes]float64
+			for j := range x {
+				for i := range want {
+					x[j][i], y[j][i] = float32(rng.NormFloat64()), float32(rng.NormFloat64())
+					want[i] += float64(x[j][i]) * float64(y[j][i])
+				}
+			}
+			for i, v := range Dot(x, y) {
+				if math.Abs(float64(v)-want[i]) > 1e-5 {
+					t.Fatalf("%d columns: row %d is %v, want %v", n, i, v, want[i])
+				}
+			}
+		}
+	})
+}
+
+func TestToRows(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		for _, n := range []int{16, 32, 128} {
+			for _, pitch := range []int{n, n + 7} {
+				src := make([]kernels.Lane, n)
+				for j := range src {
+					for i := range src[j] {
+						src[j][i] = float32(1 + i*n + j)
+					}
+				}
+				dst := make([]float32, 16*pitch)
+				ToRows(dst, pitch, src)
+				for i, v := range dst {
+					var want float32
+					if i%pitch < n {
+						want = float32(1 + i/pitch*n + i%pitch)
+					}
+					if v != want {
+						t.Fatalf("%d columns, rows %d apart: element %d is %v, want %v", n, pitch, i, v, want)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestFromRows(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		for _, length := range []int{16, 32, 256} {
+			for _, pitch := range []int{length, length + 5} {
+				src := make([]float32, 15*pitch+length)
+				for i := range src {
+					src[i] = float32(i)
+				}
+				guarded := make([]kernels.Lane, length+2)
+				FromRows(guarded[1:1+length], src, pitch)
+				for i := range kernels.Lanes {
+					for j := range length {
+						if got := guarded[1+j][i]; got != float32(i*pitch+j) {
+							t.Fatalf("%d weights %d apart: weight %d of group %d is %v", length, pitch, j, i, got)
+						}
+					}
+				}
+				if guarded[0] != (kernels.Lane{}) || guarded[length+1] != (kernels.Lane{}) {
+					t.Fatalf("%d weights: written outside", length)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,71 @@
+//go:build !purego
+
+package columns
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/pack"
+	"github.com/llmq/llmq/kernels/internal/words"
+)
+
+func round(lanes int, q, err, w, sum *kernels.Lane, inverse float32, scale, minimum *kernels.Lane, lo, hi float32) {
+	if lanes == kernels.Lanes {
+		roundLanesAVX512(&q[0], &err[0], &w[0], &sum[0], inverse, &scale[0], &minimum[0], lo, hi)
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		roundLanesAVX2(&q[i], &err[i], &w[i], &sum[i], inverse, &scale[i], &minimum[i], lo, hi)
+	}
+}
+
+func add(lanes int, dst []kernels.Lane, u []float32, x *kernels.Lane) {
+	if lanes == kernels.Lanes {
+		addLanesAVX512(&dst[0][0], &u[0], &x[0], len(dst))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		addLanesAVX2(&dst[0][i], &u[0], &x[i], len(dst))
+	}
+}
+
+func update(lanes int, dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane) {
+	if lanes == kernels.Lanes {
+		updateLanesAVX512(&dst[0][0], &u[0], 4*pitch, &x[0][0], len(dst))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		updateLanesAVX2(&dst[0][i], &u[0], 4*pitch, &x[0][i], len(dst))
+	}
+}
+
+func dot(lanes int, sum *kernels.Lane, x, y []kernels.Lane) {
+	if lanes == kernels.Lanes {
+		dotLanesAVX512(&sum[0], &x[0][0], &y[0][0], len(x))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		dotLanesAVX2(&sum[i], &x[0][i], &y[0][i], len(x))
+	}
+}
+
+func toRows(lanes int, dst []float32, pitch int, src []kernels.Lane) {
+	for j := 0; j < len(src); j += lanes {
+		if lanes == kernels.Lanes {
+			pack.TransposeAVX512(words.Of(&dst[j]), 4*pitch, words.Of(&src[j][0]), 4*kernels.Lanes, 1)
+			continue
+		}
+		for i := 0; i < kernels.Lanes; i += lanes {
+			pack.TransposeAVX2(words.Of(&dst[i*pitch+j]), 4*pitch, words.Of(&src[j][i]), 4*kernels.Lanes, 1)
+		}
+	}
+}
+
+func fromRows(lanes int, dst []kernels.Lane, src []float32, pitch int) {
+	if lanes == kernels.Lanes {
+		pack.TransposeAVX512(words.Of(&dst[0][0]), 4*kernels.Lanes, words.Of(&src[0]), 4*pitch, len(dst)/lanes)
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		pack.TransposeAVX2(words.Of(&dst[0][i]), 4*kernels.Lanes, words.Of(&src[i*pitch]), 4*pitch, len(dst)/lanes)
+	}
+}

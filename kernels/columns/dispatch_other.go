@@ -1,0 +1,19 @@
+//go:build !amd64 || purego
+
+package columns
+
+import "github.com/llmq/llmq/kernels"
+
+func round(int, *kernels.Lane, *kernels.Lane, *kernels.Lane, *kernels.Lane, float32, *kernels.Lane, *kernels.Lane, float32, float32) {
+	panic("columns: no vectors")
+}
+
+func add(int, []kernels.Lane, []float32, *kernels.Lane) { panic("columns: no vectors") }
+
+func update(int, []kernels.Lane, []float32, int, []kernels.Lane) { panic("columns: no vectors") }
+
+func dot(int, *kernels.Lane, []kernels.Lane, []kernels.Lane) { panic("columns: no vectors") }
+
+func toRows(int, []float32, int, []kernels.Lane) { panic("columns: no vectors") }
+
+func fromRows(int, []kernels.Lane, []float32, int) { panic("columns: no vectors") }

@@ -1,0 +1,155 @@
+//go:build !purego
+
+package elementwise
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/kernels"
+)
+
+// The vector loops take whole vectors; what is left at the end goes through one more, padded.
+
+// tail is a vector's worth of padding.
+type tail [16]float32
+
+// load copies what is past n of x and fills up with pad.
+func (t *tail) load(x []float32, n int, pad float32) *float32 {
+	for i := copy(t[:], x[n:]); i < len(t); i++ {
+		t[i] = pad
+	}
+	return &t[0]
+}
+
+// ExpSum sets dst[i] = exp(src[i]−shift) and returns the sum.
+func ExpSum(dst, src []float32, shift float32) float32 {
+	l := kernels.CurrentTier().Lanes()
+	if l == 0 {
+		return expSumGo(dst, src, shift)
+	}
+	n := len(src) &^ (l - 1)
+	var sum float32
+	if n > 0 {
+		sum = expSumWhole(l, &dst[0], &src[0], n, shift)
+	}
+	if n < len(src) {
+		var t tail
+		p := t.load(src, n, float32(math.Inf(-1)))
+		sum += expSumWhole(l, p, p, l, shift)
+		copy(dst[n:len(src)], t[:])
+	}
+	return sum
+}
+
+func expSumWhole(lanes int, dst, src *float32, n int, shift float32) float32 {
+	if lanes == 16 {
+		return expSumAVX512(dst, src, n, shift)
+	}
+	return expSumAVX2(dst, src, n, shift)
+}
+
+// siluMul sets dst[i] = gate[i]·sigmoid(gate[i])·up[i].
+func siluMul(dst, gate, up []float32) {
+	l := kernels.CurrentTier().Lanes()
+	if l == 0 {
+		siluMulGo(dst, gate, up)
+		return
+	}
+	n := len(gate) &^ (l - 1)
+	if n > 0 {
+		siluMulWhole(l, &dst[0], &gate[0], &up[0], n)
+	}
+	if n < len(gate) {
+		var a, b tail
+		p := a.load(gate, n, 0)
+		siluMulWhole(l, p, p, b.load(up, n, 0), l)
+		copy(dst[n:len(gate)], a[:])
+	}
+}
+
+func siluMulWhole(lanes int, dst, gate, up *float32, n int) {
+	if lanes == 16 {
+		siluMulAVX512(dst, gate, up, n)
+	} else {
+		siluMulAVX2(dst, gate, up, n)
+	}
+}
+
+// Max returns the largest element, −Inf for none. NaN may be overlooked.
+func Max(x []float32) float32 {
+	l := kernels.CurrentTier().Lanes()
+	if l == 0 {
+		return maxGo(x)
+	}
+	m := float32(math.Inf(-1))
+	n := len(x) &^ (l - 1)
+	if n > 0 {
+		if l == 16 {
+			m = maximumAVX512(&x[0], n)
+		} else {
+			m = maximumAVX2(&x[0], n)
+		}
+	}
+	for _, v := range x[n:] {
+		m = max(m, v)
+	}
+	return m
+}
+
+// rope rotates the first planes of every head of a token, whole vectors of them, and returns how many.
+func rope(x []float32, headDim int, cos, sin []float32, style RoPEStyle) int {
+	l, half := kernels.CurrentTier().Lanes(), len(cos)
+	if l == 0 || len(x) == 0 {
+		return 0
+	}
+	if style == RoPEPairs {
+		n := half &^ (l/2 - 1)
+		if l == 16 {
+			ropePairsAVX512(&x[0], len(x)/headDim, headDim, &cos[0], &sin[0], n)
+		} else {
+			ropePairsAVX2(&x[0], len(x)/headDim, headDim, &cos[0], &sin[0], n)
+		}
+		return n
+	}
+	n := half &^ (l - 1)
+	if l == 16 {
+		ropeHalvesAVX512(&x[0], len(x)/headDim, headDim, half, &cos[0], &sin[0], n)
+	} else {
+		ropeHalvesAVX2(&x[0], len(x)/headDim, headDim, half, &cos[0], &sin[0], n)
+	}
+	return n
+}
+
+// scaleMul sets dst[i] = x[i]·scale·w[i].
+func scaleMul(dst, x, w []float32, scale float32) {
+	l := kernels.CurrentTier().Lanes()
+	n := 0
+	if l > 0 {
+		n = len(x) &^ (l - 1)
+	}
+	if n > 0 {
+		if l == 16 {
+			scaleMulAVX512(&dst[0], &x[0], &w[0], n, scale)
+		} else {
+			scaleMulAVX2(&dst[0], &x[0], &w[0], n, scale)
+		}
+	}
+	scaleMulGo(dst[n:], x[n:], w[n:], scale)
+}
+
+// Scale sets x[i] = x[i]·s.
+func Scale(x []float32, s float32) {
+	l := kernels.CurrentTier().Lanes()
+	n := 0
+	if l > 0 {
+		n = len(x) &^ (l - 1)
+	}
+	if n > 0 {
+		if l == 16 {
+			scaleAVX512(&x[0], n, s)
+		} else {
+			scaleAVX2(&x[0], n, s)
+		}
+	}
+	scaleGo(x[n:], s)
+}

@@ -1,0 +1,18 @@
+//go:build !amd64 || purego
+
+package elementwise
+
+// ExpSum sets dst[i] = exp(src[i]−shift) and returns the sum.
+func ExpSum(dst, src []float32, shift float32) float32 { return expSumGo(dst, src, shift) }
+
+// Max returns the largest element, −Inf for none. NaN may be overlooked.
+func Max(x []float32) float32 { return maxGo(x) }
+
+// Scale sets x[i] = x[i]·s.
+func Scale(x []float32, s float32) { scaleGo(x, s) }
+
+func siluMul(dst, gate, up []float32) { siluMulGo(dst, gate, up) }
+
+func rope([]float32, int, []float32, []float32, RoPEStyle) int { return 0 }
+
+func scaleMul(dst, x, w []float32, scale float32) { scaleMulGo(dst, x, w, scale) }

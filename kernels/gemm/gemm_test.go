@@ -1,0 +1,258 @@
+package gemm
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/kerneltest"
+	"github.com/llmq/llmq/tensor"
+)
+
+// checkProduct compares got with was + alpha·Σ_k a(i,k)·b(j,k) in float64, where both factors are first rounded if bf16
+// says so. Summing k terms one after the other errs by at most k·ε·Σ|a·b|.
+func checkProduct(t *testing.T, got, was *tensor.Matrix, alpha float64, k int, a, b func(i, k int) float32,
+	lower, bf16 bool) {
+	t.Helper()
+	relative := float64(k+4) * kerneltest.Epsilon
+	rounded := func(f func(i, k int) float32) func(i, k int) float32 {
+		return func(i, k int) float32 { return tensor.BF16(tensor.ToBF16(f(i, k))) }
+	}
+	if bf16 {
+		a, b = rounded(a), rounded(b)
+	}
+	for i := range got.Rows {
+		for j, v := range got.Row(i) {
+			if lower && j > i {
+				break
+			}
+			var sum, size float64
+			for p := range k {
+				x := float64(a(i, p)) * float64(b(j, p))
+				sum += x
+				size += math.Abs(x)
+			}
+			want := alpha * sum
+			size *= math.Abs(alpha)
+			if was != nil {
+				want += float64(was.Row(i)[j])
+				size += math.Abs(float64(was.Row(i)[j]))
+			}
+			if d := math.Abs(float64(v) - want); !(d <= relative*size) {
+				t.Fatalf("(%d,%d): %v, want %v, error %.3g, bound %.3g", i, j, v, want, d, relative*size)
+			}
+		}
+	}
+}
+
+// shapes cross the edges of tiles, strips and blocks of every tier: m×n summed over k.
+var shapes = [][3]int{
+	{1, 1, 1}, {1, 1, 300}, {2, 3, 5}, {3, 16, 8}, {4, 31, 15}, {5, 32, 16}, {6, 33, 17}, {7, 15, 31}, {8, 64, 32},
+	{11, 17, 33}, {12, 32, 256}, {13, 65, 257}, {24, 48, 255}, {25, 7, 513}, {37, 257, 64}, {100, 300, 100},
+	{0, 3, 4}, {3, 0, 4}, {3, 4, 0}, {61, 63, 1025}, {33, 65, 1031}, {300, 290, 3},
+	{254, 260, 9},
+}
+
+func TestGemm(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for _, s := range shapes {
+			m, n, k := s[0], s[1], s[2]
+			for _, alpha := range []float32{1, -0.3} {
+				a, b, at, bt := kerneltest.Random(rng, m, k), kerneltest.Random(rng, n, k), kerneltest.Random(rng, k, m), kerneltest.Random(rng, k, n)
+				was := kerneltest.Random(rng, m, n)
+				rows := func(m *tensor.Matrix) func(i, k int) float32 {
+					return func(i, k int) float32 { return m.Data[i*m.Stride+k] }
+				}
+				cols := func(m *tensor.Matrix) func(i, k int) float32 {
+					return func(i, k int) float32 { return m.Data[k*m.Stride+i] }
+				}
+				for _, c := range []struct {
+					name  string
+					run   func(dst *tensor.Matrix)
+					a, b  func(i, k int) float32
+					lower bool
+				}{
+					{"NN", func(dst *tensor.Matrix) { NN(dst, alpha, a, bt, kernels.F32) }, rows(a), cols(bt), false},
+					{"NN Auto", func(dst *tensor.Matrix) { NN(dst, alpha, a, bt, kernels.Auto) }, rows(a), cols(bt), false},
+					{"NT", func(dst *tensor.Matrix) { NT(dst, alpha, a, b) }, rows(a), rows(b), false},
+					{"TN", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.F32) }, cols(at), cols(bt), false},
+					{"TN Auto", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.Auto) }, cols(at), cols(bt), false},
+					{"NTLower", func(dst *tensor.Matrix) { NTLower(dst, alpha, a, b) }, rows(a), rows(b), true},
+				} {
+					whole, dst := kerneltest.Guarded(m, n)
+					for i := range m {
+						copy(dst.Row(i), was.Row(i))
+					}
+					c.run(dst)
+					kerneltest.CheckGuards(t, whole, m, n)
+					checkProduct(t, dst, was, float64(alpha), k, c.a, c.b, c.lower,
+						strings.HasSuffix(c.name, "Auto") && kernels.Auto.Rounds())
+				}
+			}
+		}
+	})
+}
+
+func TestMatMulF32(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(3, 4))
+		for _, s := range shapes {
+			x, w := kerneltest.Random(rng, s[0], s[2]), kerneltest.Random(rng, s[1], s[2])
+			whole, dst := kerneltest.Guarded(s[0], s[1])
+			MatMulF32(dst, x, w)
+			kerneltest.CheckGuards(t, whole, s[0], s[1])
+			checkProduct(t, dst, nil, 1, s[2],
+				func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return w.Row(j)[k] }, false, false)
+		}
+	})
+}
+
+func TestSyrk(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		for _, s := range shapes {
+			n, k := s[1], s[2]
+			x := kerneltest.Random(rng, k, n)
+			was := kerneltest.Random(rng, n, n)
+			mirror(was)
+			for _, p := range []kernels.Precision{kernels.Auto, kernels.F32} {
+				whole, dst := kerneltest.Guarded(n, n)
+				for i := range n {
+					copy(dst.Row(i), was.Row(i))
+				}
+				Syrk(dst, x, p)
+				kerneltest.CheckGuards(t, whole, n, n)
+				at := func(i, k int) float32 { return x.Data[k*x.Stride+i] }
+				checkProduct(t, dst, was, 1, k, at, at, true, p.Rounds())
+				for i := range n {
+					for j := range i {
+						if dst.Row(i)[j] != dst.Row(j)[i] {
+							t.Fatalf("not symmetric at (%d,%d)", i, j)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// A long calibration run in many batches keeps its digits: the error stays that of one block and the number of blocks.
+func TestSyrkLongRun(t *testing.T) {
+	const n, batch, batches = 20, 1000, 40
+	rng := rand.New(rand.NewPCG(7, 8))
+	x := kerneltest.Random(rng, batch*batches, n)
+	sum, size := make([]float64, n*n), make([]float64, n*n)
+	for s := range x.Rows {
+		row := x.Row(s)
+		for i, u := range row {
+			for j, v := range row {
+				sum[i*n+j] += float64(u) * float64(v)
+				size[i*n+j] += math.Abs(float64(u) * float64(v))
+			}
+		}
+	}
+	kerneltest.EachTier(t, func(t *testing.T) {
+		if kernels.CurrentTier() == kernels.PureGo {
+			t.Skip("the plain loop adds token by token")
+		}
+		h := tensor.New(n, n)
+		for s := 0; s < x.Rows; s += batch {
+			Syrk(h, x.View(s, s+batch, 0, n), kernels.F32)
+		}
+		for i, want := range sum {
+			if d := math.Abs(float64(h.Data[i]) - want); !(d <= 20*kerneltest.Epsilon*size[i]) {
+				t.Fatalf("element %d: error %.3g of %.3g", i, d, size[i])
+			}
+		}
+	})
+}
+
+// plainF32 is a format for tests that has no decoder of its own.
+var plainF32 = &kernels.Format{Name: "test", BlockLen: 1, BlockBytes: 4, Unpack: tensor.DecodeF32}
+
+func TestMatMul(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(9, 10))
+		for _, s := range shapes {
+			x, m := kerneltest.Random(rng, s[0], s[2]), kerneltest.Random(rng, s[1], s[2])
+			w := &kernels.Weights{Rows: s[1], Cols: s[2], Format: plainF32, Data: make([]byte, 4*s[1]*s[2])}
+			for i := range m.Rows {
+				tensor.EncodeF32(w.Row(i), m.Row(i))
+			}
+			for _, p := range []kernels.Precision{kernels.Auto, kernels.F32} {
+				whole, dst := kerneltest.Guarded(s[0], s[1])
+				MatMul(dst, x, w, p)
+				kerneltest.CheckGuards(t, whole, s[0], s[1])
+				checkProduct(t, dst, nil, 1, s[2],
+					func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return m.Row(j)[k] },
+					false, p.Rounds() && s[0] > fewTokens)
+
+				// Several at a time, and added to what is there, are the same products.
+				many, again := tensor.New(s[0], s[1]), tensor.New(s[0], s[1])
+				MatMulMany(x, p, kernels.Product{Dst: many, W: w}, kernels.Product{Dst: again, W: w})
+				was := kerneltest.Random(rng, s[0], s[1])
+				whole, sum := kerneltest.Guarded(s[0], s[1])
+				for i := range was.Rows {
+					copy(sum.Row(i), was.Row(i))
+				}
+				MatMulAdd(sum, x, w, p)
+				kerneltest.CheckGuards(t, whole, s[0], s[1])
+				checkProduct(t, sum, was, 1, s[2],
+					func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return m.Row(j)[k] },
+					false, p.Rounds() && s[0] > fewTokens)
+				for i := range dst.Rows {
+					if !slices.Equal(many.Row(i), dst.Row(i)) || !slices.Equal(again.Row(i), dst.Row(i)) {
+						t.Fatalf("%v, precision %v: row %d of several products differs", s, p, i)
+					}
+				}
+			}
+		}
+	})
+}
+
+// An output depends neither on the thread count nor on the other rows of the batch.
+func TestMatMulFixedOrder(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(11, 12))
+		x, w := kerneltest.Random(rng, 70, 600), kerneltest.Random(rng, 300, 600)
+		all := tensor.New(70, 300)
+		MatMulF32(all, x, w)
+		for _, threads := range []int{1, 3} {
+			kerneltest.SetThreads(t, threads)
+			for _, rows := range []int{20, 33, 70} {
+				part := tensor.New(rows, 300)
+				MatMulF32(part, x.View(0, rows, 0, 600), w)
+				for i := range rows {
+					for j, v := range part.Row(i) {
+						if v != all.Row(i)[j] {
+							t.Fatalf("%d threads, %d rows: (%d,%d) is %v, was %v", threads, rows, i, j, v, all.Row(i)[j])
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkMatMulF32(b *testing.B) {
+	for tier := kernels.AVX2; tier <= min(kernels.AVX512, kernels.BestTier()); tier++ {
+		for _, s := range [][3]int{{2048, 4096, 4096}, {512, 4096, 4096}, {512, 2048, 2048}, {64, 4096, 4096}} {
+			b.Run(fmt.Sprintf("%v/%dx%dx%d", tier, s[0], s[1], s[2]), func(b *testing.B) {
+				defer kernels.SetTier(kernels.SetTier(tier))
+				rng := rand.New(rand.NewPCG(1, 1))
+				x, w, dst := tensor.New(s[0], s[2]), tensor.New(s[1], s[2]), tensor.New(s[0], s[1])
+				for _, m := range []*tensor.Matrix{x, w} {
+					for i := range m.Data {
+						m.Data[i] = rng.Float32()
+					}
+				}
+				kerneltest.Rate(b, 2*float64(s[0])*float64(s[1])*float64(s[2]), func() { MatMulF32(dst, x, w) })
+			})
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package gemm
+
+import (
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/tile"
+	"github.com/llmq/llmq/kernels/internal/words"
+	"github.com/llmq/llmq/tensor"
+)
+
+const (
+	// pairedRows is how many rows are made pairs at a time: a block of steps.
+	pairedRows = 2 * 512
+	// pairedStrip is the strip of every tier that has pairs.
+	pairedStrip = 32
+)
+
+// productOfRows sets dst += alpha·Aᵀ·B, or with addLower its lower triangle; A is k×m, B k×n.
+//
+// In bfloat16 two rows become one of words, which hold both values of a column, and which are then packed as float32
+// values are: a product over rows needs no transposition.
+func productOfRows(t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
+	if !t.Pairs {
+		left := tile.ColsOf(a)
+		product(t, alpha, &left, a.Rows, mode, result{dst, tile.ColsOf(b)})
+		return
+	}
+	paired := *t
+	paired.Pairs, paired.CopyStrip = false, t.CopyWords
+	n, cols := (min(pairedRows, a.Rows)+1)/2, a.Cols
+	if b != a {
+		cols += b.Cols
+	}
+	buf := words.Get(n * cols)
+	defer words.Put(buf)
+	for r0 := 0; r0 < a.Rows; r0 += pairedRows {
+		r1 := min(r0+pairedRows, a.Rows)
+		pa := pairRows(t, buf[:n*a.Cols], a.View(r0, r1, 0, a.Cols))
+		pb := pa
+		if b != a {
+			pb = pairRows(t, buf[n*a.Cols:], b.View(r0, r1, 0, b.Cols))
+		}
+		left := tile.ColsOf(pa)
+		product(&paired, alpha, &left, pa.Rows, mode, result{dst, tile.ColsOf(pb)})
+	}
+}
+
+// pairRows returns rows 2i and 2i+1 of m, rounded to bfloat16, as row i of words in buf; a last row that is alone has
+// zeros beside it. They are not float32 values: they may only be copied.
+func pairRows(t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
+	n := (m.Rows + 1) / 2
+	p := tensor.FromSlice(n, m.Cols, words.Floats(buf))
+	whole := m.Cols / pairedStrip * pairedStrip
+	kernels.Parallel(n, 8, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			from := 0
+			if 2*i+1 < m.Rows {
+				for ; from < whole; from += pairedStrip {
+					t.CopyStrip(words.Of(&p.Data[i*p.Stride+from]), words.Of(&m.Data[2*i*m.Stride+from]), 4*m.Stride, 1)
+				}
+			}
+			for ; from < m.Cols; from += pairedStrip {
+				var strip [pairedStrip]uint32
+				to := min(from+pairedStrip, m.Cols)
+				t.PackPairs(m.View(2*i, min(2*i+2, m.Rows), from, to), strip[:])
+				copy(p.Row(i)[from:to], words.Floats(strip[:]))
+			}
+		}
+	})
+	return p
+}

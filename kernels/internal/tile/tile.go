@@ -1,0 +1,192 @@
+// Package tile holds what blocked products are made of: micro-kernels, which compute a tile of the result in registers, and
+// the packing of operands for them. Packed operands are 32-bit words: a float32, or two bfloat16 values that are neighbours
+// in the summed dimension.
+package tile
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/pack"
+	"github.com/llmq/llmq/kernels/internal/words"
+	"github.com/llmq/llmq/kernels/unpack"
+	"github.com/llmq/llmq/tensor"
+)
+
+// MicroKernel computes a tile of rows×(2 vectors): see _asm/tile.go.
+type MicroKernel struct {
+	Rows int
+	Run  func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+		next *uint32, stepNext int)
+}
+
+// Tiling is what a blocked product needs to know of a tier. Packed operands are 32-bit words: a float32, or with
+// pairs two bfloat16 values that are neighbours in the summed dimension, so that a step is one word deep.
+type Tiling struct {
+	Lanes   int           // words of a vector; a strip of B is two vectors wide, a tile of C as wide as a strip
+	KC      int           // steps that are summed in registers before they are added to C
+	NC      int           // columns of B that are packed at a time, a multiple of a strip
+	Pairs   bool          // words are bfloat16 pairs
+	Kernels []MicroKernel // ascending rows; the last is the height of a panel of A
+
+	// Transpose sets dst[j][i] = src[i][j] for i < Lanes, j < Lanes·n.
+	Transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)
+	// CopyStrip copies two vectors of n steps: of a row each, or of two rows rounded to pairs.
+	CopyStrip func(dst *uint32, src *uint32, rowSrc, n int)
+	// CopyWords is CopyStrip, with pairs, of rows that are pairs already.
+	CopyWords func(dst *uint32, src *uint32, rowSrc, n int)
+}
+
+// Panel is the height of a panel of A, Strip the width of a strip of B.
+func (t *Tiling) Panel() int { return t.Kernels[len(t.Kernels)-1].Rows }
+func (t *Tiling) Strip() int { return 2 * t.Lanes }
+
+// Depth is how many elements of the summed dimension a word holds.
+func (t *Tiling) Depth() int {
+	if t.Pairs {
+		return 2
+	}
+	return 1
+}
+
+// Weights is the number of elements of the summed dimension in a block.
+func (t *Tiling) Weights() int { return t.KC * t.Depth() }
+
+// Takes says whether blocks of w's format divide the blocks of a product; t may be nil, which takes nothing.
+func (t *Tiling) Takes(w *kernels.Weights) bool {
+	return t != nil && t.Weights()%w.Format.BlockLen == 0
+}
+
+// Kernel returns the smallest micro-kernel of at least rows rows.
+func (t *Tiling) Kernel(rows int) MicroKernel {
+	for _, k := range t.Kernels {
+		if k.Rows >= rows {
+			return k
+		}
+	}
+	panic("tile: more rows than a panel has")
+}
+
+// Operand is a factor of a product: one of a matrix whose rows run along the summed dimension, a matrix whose columns
+// do, or quantized weights, whose rows do.
+type Operand struct {
+	Rows    *tensor.Matrix
+	Cols    *tensor.Matrix
+	Weights *kernels.Weights
+	bf16    unpack.Decoder // of Weights, nil if there is none
+}
+
+// RowsOf is m as an operand whose rows run along the summed dimension, ColsOf one whose columns do.
+func RowsOf(m *tensor.Matrix) Operand { return Operand{Rows: m} }
+func ColsOf(m *tensor.Matrix) Operand { return Operand{Cols: m} }
+
+// WeightsOf is w as an operand.
+func WeightsOf(w *kernels.Weights) Operand {
+	return Operand{Weights: w, bf16: unpack.DecoderBF16(w.Format)}
+}
+
+// ToWords sets dst to src, as it is or in bfloat16 pairs.
+func (t *Tiling) ToWords(dst []uint32, src []float32) {
+	if t.Pairs {
+		pack.BF16(dst, src)
+	} else {
+		copy(words.Floats(dst), src)
+	}
+}
+
+// PackB packs a strip, columns [j0,j1) of b, which has k elements in the summed dimension: steps [s0,s1) one after the
+// other, zero where the strip is cut off.
+func (t *Tiling) PackB(b *Operand, k int, dst, staging []uint32, j0, j1, s0, s1 int) {
+	n := s1 - s0
+	if m := b.Cols; m != nil {
+		k0, k1 := s0*t.Depth(), min(s1*t.Depth(), k)
+		whole := (k1 - k0) / t.Depth() // steps that are there in full
+		if j1-j0 < t.Strip() {
+			whole = 0
+		}
+		if whole > 0 {
+			t.CopyStrip(&dst[0], words.Of(&m.Data[k0*m.Stride+j0]), 4*m.Stride, whole)
+			dst, k0 = dst[whole*t.Strip():], k0+whole*t.Depth()
+		}
+		if t.Pairs {
+			t.PackPairs(m.View(k0, k1, j0, j1), dst)
+			return
+		}
+		for ; k0 < k1; k0++ {
+			row := dst[:t.Strip()]
+			dst = dst[t.Strip():]
+			copy(words.Floats(row), m.Row(k0)[j0:j1])
+			clear(row[j1-j0:])
+		}
+		return
+	}
+	// Rows of B become columns of the strip, a vector's width of them at a time.
+	for half := range 2 {
+		j := j0 + half*t.Lanes
+		rows := max(0, min(t.Lanes, j1-j))
+		to := dst[half*t.Lanes:]
+		if m := b.Rows; m != nil && rows == t.Lanes && !t.Pairs {
+			whole := n / t.Lanes
+			if whole > 0 {
+				t.Transpose(&to[0], 4*t.Strip(), words.Of(&m.Data[j*m.Stride+s0]), 4*m.Stride, whole)
+			}
+			for s := whole * t.Lanes; s < n; s++ {
+				for y := range rows {
+					to[s*t.Strip()+y] = math.Float32bits(m.Data[(j+y)*m.Stride+s0+s])
+				}
+			}
+			continue
+		}
+		pitch := pack.Pitch(t.KC)
+		for y := range t.Lanes {
+			row := staging[y*pitch:][:n]
+			if y >= rows {
+				clear(row)
+				continue
+			}
+			if w := b.Weights; w != nil {
+				unpack.ReadAhead(w, j+y, w.Format.RowBytes(s0*t.Depth()), w.Format.RowBytes(min(s1*t.Depth(), k)))
+			}
+			t.rowB(b, row, staging[t.Lanes*pitch:], j+y, s0*t.Depth(), min(s1*t.Depth(), k))
+		}
+		t.Transpose(&to[0], 4*t.Strip(), &staging[0], 4*pitch, (n+t.Lanes-1)/t.Lanes)
+	}
+}
+
+// PackPairs packs a strip whose columns are m's: a step holds two rows, the last with zeros if there is one alone.
+func (t *Tiling) PackPairs(m *tensor.Matrix, dst []uint32) {
+	var even, odd [16]uint32 // a strip's width of bfloat16 values
+	for y := 0; y < m.Rows; y += 2 {
+		row := dst[:t.Strip()]
+		dst = dst[t.Strip():]
+		clear(row[m.Cols:])
+		clear(odd[:])
+		pack.BF16(even[:], m.Row(y))
+		if y+1 < m.Rows {
+			pack.BF16(odd[:], m.Row(y+1))
+		}
+		for x := range (m.Cols + 1) / 2 {
+			row[2*x] = even[x]&0xffff | odd[x]<<16
+			row[2*x+1] = even[x]>>16 | odd[x]&0xffff0000
+		}
+	}
+}
+
+// StagingWords is the size of the buffer in which rows of B await transposition: a vector's width of rows, and one
+// row unpacked.
+func (t *Tiling) StagingWords() int { return t.Lanes*pack.Pitch(t.KC) + t.Weights() }
+
+// rowB sets dst to elements [k0,k1) of row j of B.
+func (t *Tiling) rowB(b *Operand, dst, row []uint32, j, k0, k1 int) {
+	if m := b.Rows; m != nil {
+		t.ToWords(dst, m.Row(j)[k0:k1])
+		return
+	}
+	f := b.Weights.Format
+	src := b.Weights.Row(j)[f.RowBytes(k0):f.RowBytes(k1)]
+	if t.Pairs {
+		unpack.BF16(f, b.bf16, dst, src, k1-k0, words.Floats(row))
+	} else {
+		unpack.F32(f, words.Floats(dst[:k1-k0]), src)
+	}
+}

@@ -1,0 +1,40 @@
+package kernels
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// Parallel calls f for consecutive ranges that cover [0,n), at least grain long but for the last, on
+// runtime.GOMAXPROCS(0) goroutines, and returns when all are done. Ranges are handed out as workers come free: f's
+// result for an index must not depend on the range that it came in.
+func Parallel(n, grain int, f func(lo, hi int)) {
+	grain = max(grain, 1)
+	// A few ranges per worker even out their speeds.
+	step := max(grain, (n+4*runtime.GOMAXPROCS(0)-1)/(4*runtime.GOMAXPROCS(0)))
+	Spread((n+step-1)/step, runtime.GOMAXPROCS(0), func(i int) { f(i*step, min((i+1)*step, n)) })
+}
+
+// Spread calls f for each i < n, in order, on up to the given number of goroutines, as they come free; it returns when
+// all are done.
+func Spread(n, workers int, f func(i int)) {
+	if workers = min(workers, n); workers <= 1 {
+		for i := range n {
+			f(i)
+		}
+		return
+	}
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+			f(i)
+		}
+	}
+	var wg sync.WaitGroup
+	for range workers - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+}

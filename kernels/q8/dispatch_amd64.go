@@ -1,0 +1,50 @@
+//go:build !purego
+
+package q8
+
+import (
+	"unsafe"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/pack"
+	"golang.org/x/sys/cpu"
+)
+
+var (
+	tierVNNI = kernelSet{
+		tile:    [2][2]q8Tile{{q8Group32VNNI, q8Group32MinVNNI}, {q8Group16VNNI, q8Group16MinVNNI}},
+		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 16, transpose: pack.TransposeAVX512,
+	}
+	tierAVX2 = kernelSet{
+		tile: [2][2]q8Tile{{quarters(q8Group32AVX2), quarters(q8Group32MinAVX2)},
+			{quarters(q8Group16AVX2), quarters(q8Group16MinAVX2)}},
+		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
+	}
+)
+
+// quarters makes a tile of four calls for half a panel by half a strip each.
+func quarters(quarter q8Tile) q8Tile {
+	const tokens, outputs = q8Tokens / 2, q8Outputs / 2
+	return func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool) {
+		for t := 0; t < q8Tokens; t += tokens {
+			for o := 0; o < q8Outputs; o += outputs {
+				quarter(panels, groups, after(x, t*q8Group/4), after(sums, t), after(w, o), after(scale, o),
+					after(after(c, o), t*rowC/4), rowC, after(step, t), add)
+			}
+		}
+	}
+}
+
+// tier returns the kernels of the tier in use, nil in pure Go.
+func tier() *kernelSet {
+	switch t := kernels.CurrentTier(); {
+	case t >= kernels.AVX512 && cpu.X86.HasAVX512VNNI:
+		return &tierVNNI
+	case t >= kernels.AVX2:
+		return &tierAVX2
+	}
+	return nil
+}
+
+// after returns the address n words after p.
+func after[T uint32 | float32](p *T, n int) *T { return (*T)(unsafe.Add(unsafe.Pointer(p), 4*n)) }

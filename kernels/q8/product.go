@@ -1,0 +1,261 @@
+package q8
+
+import (
+	"runtime"
+	"unsafe"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/internal/pack"
+	"github.com/llmq/llmq/kernels/internal/words"
+	"github.com/llmq/llmq/kernels/unpack"
+	"github.com/llmq/llmq/tensor"
+)
+
+// Shapes of the packed operands, which _asm/q8.go knows too.
+const (
+	q8Tokens  = 6  // in a panel of inputs
+	q8Outputs = 32 // in a strip of weights
+)
+
+// q8Depth is the number of groups that are summed in registers before they are added to the result: a strip of so many,
+// 18 to 24 KiB, and the panel that meets it fit the L1 cache. It is a multiple of every block.
+const q8Depth = 16
+
+const (
+	q8CodeWords  = q8Tokens * q8Group / 4  // of a panel's group
+	q8LevelWords = q8Outputs * q8Group / 4 // of a strip's group
+)
+
+// q8Tile multiplies groups of panels with those of a strip.
+type q8Tile func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
+
+// kernelSet are what a tier has.
+type kernelSet struct {
+	tile    [2][2]q8Tile // for groups of 32 or 16 weights, without and with minimums
+	largest func(dst *uint32, x *float32, groups int)
+	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
+
+	lanes     int
+	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tile.Tiling
+}
+
+// q8Inputs are rounded inputs, by blocks of q8Depth groups of 32 columns, then panels, then groups. For each group there are
+//
+//	codes  [q8Tokens][32]int8
+//	sums   [1 + 2·parts][q8Tokens]uint32
+//
+// in two versions of sums, whose parts of a group are 1 and 2: first, for each part, where sums of products with levels to
+// which 128 has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
+// the codes times 2^e.
+type q8Inputs struct {
+	*kernelSet
+	rows, groups int
+	codes        []uint32
+	sums         [2][]uint32 // the second one empty if it is not needed
+	steps        []float32   // of each token, filled up with zeros to whole panels
+	buf          []uint32
+}
+
+func (in *q8Inputs) panels() int { return (in.rows + q8Tokens - 1) / q8Tokens }
+
+// at is how many groups of panels lie before panel p's in the block that starts at group g.
+func (in *q8Inputs) at(p, g int) int { return g*in.panels() + p*min(q8Depth, in.groups-g) }
+
+// sumWords is the number of words of a panel's group.
+func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
+
+func (k *kernelSet) round(x *tensor.Matrix, quarters bool) *q8Inputs {
+	in := &q8Inputs{kernelSet: k, rows: x.Rows, groups: x.Cols / q8Group}
+	n := in.panels() * in.groups
+	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens}
+	if quarters {
+		sizes[2] = n * sumWords(1)
+	}
+	in.buf = words.Get(sizes[0] + sizes[1] + sizes[2] + sizes[3])
+	rest := in.buf
+	take := func(n int) []uint32 {
+		part := rest[:n:n]
+		rest = rest[n:]
+		return part
+	}
+	in.codes, in.sums[0], in.sums[1], in.steps = take(sizes[0]), take(sizes[1]), take(sizes[2]), words.Floats(take(sizes[3]))
+	kernels.Parallel(in.panels(), 2, func(lo, hi int) {
+		largest, e := make([]uint32, in.groups), make([]int32, in.groups)
+		for i := lo * q8Tokens; i < hi*q8Tokens; i++ {
+			p, t := i/q8Tokens, i%q8Tokens
+			row := min(i, x.Rows-1) // those beyond have any codes, and steps of zero
+			k.largest(&largest[0], &x.Data[row*x.Stride], in.groups)
+			step, inverse := q8Steps(e, largest)
+			if i >= x.Rows {
+				step = 0
+			}
+			in.steps[i] = step
+			for g := 0; g < in.groups; g += q8Depth {
+				at := in.at(p, g)
+				var halves *uint32
+				if quarters {
+					halves = &in.sums[1][at*sumWords(1)+t]
+				}
+				k.codes(&in.codes[at*q8CodeWords+t*q8Group/4], &in.sums[0][at*sumWords(0)+t], halves,
+					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g))
+			}
+		}
+	})
+	return in
+}
+
+func (in *q8Inputs) release() { words.Put(in.buf) }
+
+// product computes all results. Each task takes some columns of one: it packs their weights, which stay in its L2 cache,
+// and runs the panels over them, some panels at a time, whose results stay in L2 until they are complete, and whose inputs
+// stay there while one strip after the other is in L1.
+func (in *q8Inputs) product(add bool, results []kernels.Product) {
+	const width = 2 * q8Outputs
+	type task struct{ result, column int }
+	var tasks []task
+	for i, r := range results {
+		for j := 0; j < r.W.Rows; j += width {
+			tasks = append(tasks, task{i, j})
+		}
+	}
+	workers := runtime.GOMAXPROCS(0)
+	if in.rows*in.groups*q8Group*len(tasks)*width < 1<<19 { // some ten microseconds: not worth waking others
+		workers = 1
+	}
+	// Split the panels too if there are few columns; every part then packs weights for itself, which 16 panels repay.
+	parts := 1
+	if workers > 1 {
+		parts = max(1, min(in.panels()/16, (6*workers+len(tasks)-1)/len(tasks)))
+	}
+	kernels.Spread(len(tasks)*parts, workers, func(i int) {
+		t, part := tasks[i/parts], i%parts
+		r, n := &results[t.result], in.panels()
+		in.columns(add, r, t.column, min(t.column+width, r.W.Rows), n*part/parts, n*(part+1)/parts)
+	})
+}
+
+// q8Strip is a strip's packed weights: for each group of 32 columns, four columns at a time, four bytes for each output;
+// and for each group that shares a scale the scales of all outputs, and then their minimums, if there are any.
+type q8Strip struct {
+	levels []uint32
+	scales []float32
+}
+
+// columns computes columns [j0,j1) of panels [p0,p1) of a result.
+func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
+	lv := r.W.Format.Levels
+	parts, kinds := q8Group/lv.Group, 1
+	if lv.Minimums {
+		kinds = 2
+	}
+	tile := in.tile[parts-1][kinds-1]
+	levelWords, scaleWords := q8Depth*q8LevelWords, q8Depth*parts*kinds*q8Outputs
+	n, blocks := (j1-j0+q8Outputs-1)/q8Outputs, (in.groups+q8Depth-1)/q8Depth
+	staging := newQ8Staging(parts)
+	buf := words.Get(blocks*n*(levelWords+scaleWords) + staging.words() + q8Tokens*q8Outputs)
+	defer words.Put(buf)
+	scratch := words.Floats(buf[:q8Tokens*q8Outputs])
+	staging.buf = buf[len(scratch):][:staging.words()]
+	packed := buf[len(scratch)+len(staging.buf):]
+	strip := func(g0, i int) q8Strip {
+		s := packed[(g0/q8Depth*n+i)*(levelWords+scaleWords):][:levelWords+scaleWords]
+		return q8Strip{s[:levelWords], words.Floats(s[levelWords:])}
+	}
+	for g0 := 0; g0 < in.groups; g0 += q8Depth {
+		for i := range n {
+			j := j0 + i*q8Outputs
+			in.pack(strip(g0, i), r.W, &staging, j, min(j+q8Outputs, j1), g0, min(g0+q8Depth, in.groups))
+		}
+	}
+	const chunk = 16 // panels
+	for c0 := p0; c0 < p1; c0 += chunk {
+		for g0 := 0; g0 < in.groups; g0 += q8Depth {
+			for i := range n {
+				j, s := j0+i*q8Outputs, strip(g0, i)
+				in.multiply(tile, parts-1, r.Dst, &s, c0, min(c0+chunk, p1), j, min(j+q8Outputs, j1), g0, add || g0 > 0,
+					scratch)
+			}
+		}
+	}
+}
+
+// multiply computes the tiles of c at panels [p,p1) and column j from the block of groups at g0; scratch serves tiles that c
+// cuts off.
+func (in *q8Inputs) multiply(tile q8Tile, version int, c *tensor.Matrix, s *q8Strip, p, p1, j, j1, g0 int, add bool,
+	scratch []float32) {
+	groups, cols := min(q8Depth, in.groups-g0), j1-j
+	run := func(panels int, dst *float32, stride int, add bool) {
+		at := in.at(p, g0)
+		tile(panels, groups, &in.codes[at*q8CodeWords], &in.sums[version][at*sumWords(version)], &s.levels[0], &s.scales[0],
+			dst, 4*stride, &in.steps[p*q8Tokens], add)
+		p += panels
+	}
+	if whole := min(p1, c.Rows/q8Tokens) - p; whole > 0 && cols == q8Outputs {
+		run(whole, &c.Data[p*q8Tokens*c.Stride+j], c.Stride, add)
+	}
+	for p < p1 {
+		i := p * q8Tokens
+		run(1, &scratch[0], q8Outputs, false)
+		for y := i; y < min(i+q8Tokens, c.Rows); y++ {
+			row, part := c.Row(y)[j:j1], scratch[(y-i)*q8Outputs:]
+			if !add {
+				copy(row, part)
+				continue
+			}
+			for x := range row {
+				row[x] += part[x]
+			}
+		}
+	}
+}
+
+// q8Staging is where rows of weights await transposition: the levels of each, its scales and its minimums.
+type q8Staging struct {
+	rowLevels, rowScales int // words between rows
+	buf                  []uint32
+}
+
+func newQ8Staging(parts int) q8Staging {
+	return q8Staging{rowLevels: pack.Pitch(q8Depth * q8Group / 4), rowScales: pack.Pitch(q8Depth * parts)}
+}
+
+func (s *q8Staging) words() int { return q8Outputs * (s.rowLevels + 2*s.rowScales) }
+
+func (s *q8Staging) levels(y int) *uint32  { return &s.buf[y*s.rowLevels] }
+func (s *q8Staging) scales(y int) *float32 { return s.float(q8Outputs*s.rowLevels + y*s.rowScales) }
+func (s *q8Staging) minimums(y int) *float32 {
+	return s.float(q8Outputs*(s.rowLevels+s.rowScales) + y*s.rowScales)
+}
+func (s *q8Staging) float(i int) *float32 { return (*float32)(unsafe.Pointer(&s.buf[i])) }
+
+// pack packs groups [g0,g1) of outputs [j0,j1); outputs beyond have levels and scales of zero.
+func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, g0, g1 int) {
+	f := w.Format
+	decode := unpack.DecoderLevels(f)
+	from, to := f.RowBytes(g0*q8Group), f.RowBytes(g1*q8Group)
+	for y := range q8Outputs {
+		if j0+y >= j1 {
+			clear(s.buf[y*s.rowLevels:][:s.rowLevels])
+			clear(s.buf[q8Outputs*s.rowLevels+y*s.rowScales:][:s.rowScales])
+			clear(s.buf[q8Outputs*(s.rowLevels+s.rowScales)+y*s.rowScales:][:s.rowScales])
+			continue
+		}
+		unpack.ReadAhead(w, j0+y, from, to)
+		decode((*byte)(unsafe.Pointer(s.levels(y))), s.scales(y), s.minimums(y), &w.Row(j0 + y)[from],
+			(g1-g0)*q8Group/f.BlockLen)
+	}
+	kinds := 1
+	if f.Levels.Minimums {
+		kinds = 2
+	}
+	// Transposition may read, and write, up to a vector's length of words past the last group.
+	blocks := func(n int) int { return (n + k.lanes - 1) / k.lanes }
+	for y := 0; y < q8Outputs; y += k.lanes {
+		k.transpose(&dst.levels[y], 4*q8Outputs, s.levels(y), 4*s.rowLevels, blocks((g1-g0)*q8Group/4))
+		n := blocks((g1 - g0) * q8Group / f.Levels.Group)
+		k.transpose(words.Of(&dst.scales[y]), 4*q8Outputs*kinds, words.Of(s.scales(y)), 4*s.rowScales, n)
+		if kinds == 2 {
+			k.transpose(words.Of(&dst.scales[q8Outputs+y]), 4*q8Outputs*kinds, words.Of(s.minimums(y)), 4*s.rowScales, n)
+		}
+	}
+}

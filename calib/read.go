@@ -193,7 +193,7 @@ func (r *reader) record(where string, line []byte) error {
 		return errors.New(`both "text" and "messages"`)
 	case d.chat:
 		var err error
-		if d.text, err = r.chat.render(record.Messages); err != nil {
+		if d.text, err = r.chat.render(line); err != nil {
 			return err
 		}
 	case record.Text == nil:

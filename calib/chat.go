@@ -1,6 +1,7 @@
 package calib
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -66,21 +67,33 @@ const (
 	maxOwnWork   = 64 << 20
 )
 
-// render renders the conversation of a record: its "messages", with its "tools" and "documents" if it has any. The
-// members of "chat_template_kwargs" are variables of the template too.
-func (c *ChatTemplate) render(record []byte) (string, error) {
+// render renders the messages of a record. Of the record's other members, which may be nil, "tools" and "documents" reach
+// the template, and those of "chat_template_kwargs" are variables of it.
+func (c *ChatTemplate) render(messages []byte, record map[string]json.RawMessage) (string, error) {
 	if c == nil {
 		return "", errors.New(`"messages" need a chat template, and none is given`)
 	}
 	if c.err != nil {
 		return "", c.err
 	}
-	v, err := jinja.Decode(record)
-	if err != nil {
-		return "", err
+	size := len(messages)
+	member := func(name string) (any, error) {
+		raw, ok := record[name]
+		if !ok {
+			return nil, nil
+		}
+		size += len(raw)
+		v, err := jinja.Decode(raw)
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", name, err)
+		}
+		return v, nil
 	}
-	messages := jinja.Member(v, "messages")
-	list, ok := jinja.List(messages)
+	turns, err := jinja.Decode(messages)
+	if err != nil {
+		return "", fmt.Errorf(`"messages": %w`, err)
+	}
+	list, ok := jinja.List(turns)
 	if !ok {
 		return "", errors.New(`"messages" is not an array`)
 	}
@@ -95,16 +108,20 @@ func (c *ChatTemplate) render(record []byte) (string, error) {
 			return "", fmt.Errorf(`"messages"[%d] has no "role"`, i)
 		}
 	}
-	vars := map[string]any{"messages": messages, "add_generation_prompt": false}
+	vars := map[string]any{"messages": turns, "add_generation_prompt": false}
 	for name, v := range c.special {
 		vars[name] = v
 	}
 	for _, name := range []string{"tools", "documents"} {
-		vars[name] = jinja.Member(v, name)
-		if vars[name] == nil {
+		v, err := member(name)
+		if err != nil {
+			return "", err
+		}
+		vars[name] = v
+		if v == nil {
 			continue
 		}
-		items, ok := jinja.List(vars[name])
+		items, ok := jinja.List(v)
 		for _, item := range items {
 			_, _, isObject := jinja.Members(item)
 			ok = ok && isObject
@@ -113,7 +130,11 @@ func (c *ChatTemplate) render(record []byte) (string, error) {
 			return "", fmt.Errorf("%q is not an array of objects", name)
 		}
 	}
-	if kwargs := jinja.Member(v, "chat_template_kwargs"); kwargs != nil {
+	kwargs, err := member("chat_template_kwargs")
+	if err != nil {
+		return "", err
+	}
+	if kwargs != nil {
 		names, values, ok := jinja.Members(kwargs)
 		if !ok {
 			return "", errors.New(`"chat_template_kwargs" is not an object`)
@@ -127,7 +148,7 @@ func (c *ChatTemplate) render(record []byte) (string, error) {
 	}
 	out, err := c.template.Render(vars, jinja.Options{
 		Now:    chatDate,
-		Limits: jinja.Limits{Output: maxGrowth*len(record) + maxOwnOutput, Work: maxWork*len(record) + maxOwnWork},
+		Limits: jinja.Limits{Output: maxGrowth*size + maxOwnOutput, Work: maxWork*size + maxOwnWork},
 	})
 	if err != nil {
 		return "", fmt.Errorf("the chat template: %w", shorten(err))

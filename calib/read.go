@@ -192,8 +192,12 @@ func (r *reader) record(where string, line []byte) error {
 	case d.chat && record.Text != nil:
 		return errors.New(`both "text" and "messages"`)
 	case d.chat:
-		var err error
-		if d.text, err = r.chat.render(line); err != nil {
+		var members map[string]json.RawMessage
+		err := json.Unmarshal(line, &members)
+		if err != nil {
+			return err
+		}
+		if d.text, err = r.chat.render(record.Messages, members); err != nil {
 			return err
 		}
 	case record.Text == nil:

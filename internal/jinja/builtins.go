@@ -222,7 +222,7 @@ func (r *run) attribute(v any, name string) (any, bool, error) {
 		return nil, false, u.fail()
 	}
 	if strings.HasPrefix(name, "__") && strings.HasSuffix(name, "__") {
-		return nil, false, fmt.Errorf("access to attribute '%s' of '%s' object is unsafe", name, typeName(v))
+		return &undefined{fmt.Sprintf("access to attribute '%s' of '%s' object is unsafe", name, typeName(v))}, true, nil
 	}
 	if slices.Contains(mutators[typeName(v)], name) {
 		return &function{name, func(*run, *arguments) (any, error) {
@@ -459,9 +459,12 @@ func (r *run) filter(name string, v any, a *arguments) (any, error) {
 // mapOrSelect is the filters that take another filter, or a test.
 func (r *run) mapOrSelect(name string, v any, a *arguments) (any, error) {
 	g := &generator{name: "generator"}
-	items, err := r.items(v)
-	if err != nil {
-		return nil, err
+	var items []any
+	var err error
+	if truth(v) { // None has no items here, and is no error
+		if items, err = r.items(v); err != nil {
+			return nil, err
+		}
 	}
 	if name == "map" && len(a.args) == 0 {
 		m, err := a.bind("attribute", "default?")
@@ -903,6 +906,9 @@ func init() {
 			}
 			if s, ok := text(v); ok {
 				s = strings.TrimFunc(s, isSpace)
+				if prefix := map[int64]string{16: "0x", 8: "0o", 2: "0b"}[base]; prefix != "" {
+					s = strings.TrimPrefix(strings.ToLower(s), prefix)
+				}
 				if base == 0 || base >= 2 && base <= 36 {
 					if n, err := strconv.ParseInt(s, int(base), 64); err == nil {
 						return n, nil

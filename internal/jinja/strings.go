@@ -22,7 +22,7 @@ func capitalize(s string) string {
 }
 
 // titleRune is the title case of one character.
-func titleRune(s string) string { return strings.Map(unicode.ToTitle, s) }
+func titleRune(s string) string { return cases.Title(language.Und).String(s) }
 
 func title(s string) string {
 	var b strings.Builder
@@ -32,7 +32,7 @@ func title(s string) string {
 		case inWord:
 			b.WriteRune(unicode.ToLower(c))
 		default:
-			b.WriteRune(unicode.ToTitle(c))
+			b.WriteString(titleRune(string(c)))
 		}
 		inWord = unicode.IsUpper(c) || unicode.IsLower(c) || unicode.IsTitle(c)
 	}
@@ -736,7 +736,7 @@ func takeNumber(s *string) (int64, error) {
 // format is str.format.
 func (r *run) format(format string, a *arguments) (string, error) {
 	var b strings.Builder
-	auto := 0
+	auto, numbered := 0, false
 	for format != "" {
 		i := strings.IndexAny(format, "{}")
 		if i < 0 {
@@ -773,9 +773,12 @@ func (r *run) format(format string, a *arguments) (string, error) {
 		index := auto
 		n, err := strconv.Atoi(name)
 		if err == nil {
-			index = n
+			index, numbered = n, true
 		} else if name == "" {
 			auto++
+		}
+		if numbered && auto > 0 {
+			return "", errors.New("format: fields with and without numbers")
 		}
 		if err == nil || name == "" {
 			if index < 0 || index >= len(a.args) {

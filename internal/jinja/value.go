@@ -441,14 +441,15 @@ func (r *run) compare(a, b any, depth int) (order int, unordered bool, err error
 		return 0, false, nil
 	}
 	var x, y []any
+	sequences := false
 	switch a := a.(type) {
 	case *list:
 		if b, ok := b.(*list); ok {
-			x, y, ok1 = a.items, b.items, true
+			x, y, sequences = a.items, b.items, true
 		}
 	case *tuple:
 		if b, ok := b.(*tuple); ok {
-			x, y, ok1 = a.items, b.items, true
+			x, y, sequences = a.items, b.items, true
 		}
 	case *undefined:
 		return 0, false, a.fail()
@@ -456,7 +457,7 @@ func (r *run) compare(a, b any, depth int) (order int, unordered bool, err error
 	if u, ok := b.(*undefined); ok {
 		return 0, false, u.fail()
 	}
-	if !ok1 || depth > maxNesting {
+	if !sequences || depth > maxNesting {
 		return 0, false, fmt.Errorf("'<' not supported between instances of '%s' and '%s'", typeName(a), typeName(b))
 	}
 	for i := range min(len(x), len(y)) {

@@ -30,7 +30,7 @@ var allowed = map[string]string{
 
 	"tokenizer": "",
 	"model":     "tensor kernels quant formats/ggml",
-	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/text",
+	"calib":     "tensor kernels int8outlier tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels quant int8outlier formats/ggml model calib eval internal/states",
 	"pipeline": "tensor kernels quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model calib eval " +
@@ -44,6 +44,7 @@ var allowed = map[string]string{
 	"internal/atomicfile": "",
 	"internal/interop":    "",
 	"internal/bench":      "tensor kernels gptq formats/ggml model",
+	"internal/jinja":      "",
 	"internal/knapsack":   "",
 	"internal/layering":   "",
 	"internal/mmap":       "",

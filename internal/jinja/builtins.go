@@ -1226,6 +1226,9 @@ func (w *jsonWriter) value(v any, depth int) error {
 	if depth > maxNesting {
 		return errors.New("tojson: nested too deeply")
 	}
+	if err := w.r.spend(stepCost); err != nil {
+		return err
+	}
 	switch v := v.(type) {
 	case nil:
 		return w.put("null")

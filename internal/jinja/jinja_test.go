@@ -239,7 +239,7 @@ func TestHostile(t *testing.T) {
 		"range":        `{% for i in range(1000000000000) %}{% endfor %}`,
 		"loops":        `{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}`,
 		"recursion":    `{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}`,
-		"calls":        `{% macro f(n) %}{% for i in range(9) %}{{ f(n) if n > 240 else f(n + 1) }}{% endfor %}{% endmacro %}{{ f(0) }}`,
+		"calls":        `{% macro f(n) %}{% for i in range(9) %}{{ f(n + 1) if n < 100 }}{% endfor %}{% endmacro %}{{ f(0) }}`,
 		"repeat":       `{{ 'x' * 1000000000000 }}`,
 		"repeat list":  `{{ ([1] * 1000000000000) | length }}`,
 		"power":        `{{ 10 ** 10 ** 10 }}`,
@@ -254,10 +254,10 @@ func TestHostile(t *testing.T) {
 		"printf":       `{{ '%999999999d' % 1 }}`,
 		"format":       `{{ '{:999999999}'.format(1) }}`,
 		"indent":       `{{ [1] | tojson(indent=1000000000000) }}`,
-		"parentheses":  `{{ ` + strings.Repeat("(", 1<<20) + ` }}`,
-		"subscripts":   `{{ ` + strings.Repeat("a[", 1<<20) + ` }}`,
-		"nots":         `{{ ` + strings.Repeat("not ", 1<<20) + ` }}`,
-		"minuses":      `{{ ` + strings.Repeat("- ", 1<<20) + ` }}`,
+		"parentheses":  `{{ ` + strings.Repeat("(", 1<<16) + "1" + strings.Repeat(")", 1<<16) + ` }}`,
+		"subscripts":   `{{ ` + strings.Repeat("a[", 1<<16) + "1" + strings.Repeat("]", 1<<16) + ` }}`,
+		"nots":         `{{ ` + strings.Repeat("not ", 1<<16) + ` }}`,
+		"minuses":      `{{ ` + strings.Repeat("- ", 1<<16) + ` }}`,
 		"blocks":       strings.Repeat("{% if 1 %}", 1<<16),
 		"sum":          `{{ 1` + strings.Repeat("+1", 1<<18) + ` }}`,
 		"attributes":   `{{ messages` + strings.Repeat(".a", 1<<18) + ` }}`,
@@ -270,7 +270,6 @@ func TestHostile(t *testing.T) {
 		} else if len(err.Error()) > 500 {
 			t.Errorf("%s: an error of %d bytes", name, len(err.Error()))
 		}
-		t.Logf("%s: %v: %v", name, time.Since(start), err)
 		if d := time.Since(start); d > 30*time.Second {
 			t.Errorf("%s took %v", name, d)
 		}

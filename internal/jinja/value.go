@@ -490,6 +490,9 @@ func (r *run) repr(b *strings.Builder, v any, depth int) error {
 	if depth > maxNesting {
 		return errors.New("values nested too deeply to write")
 	}
+	if err := r.spend(stepCost); err != nil {
+		return err
+	}
 	sequence := func(open, end string, items []any) error {
 		if err := r.write(b, open); err != nil {
 			return err

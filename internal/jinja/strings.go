@@ -355,7 +355,7 @@ func (r *run) replace(s, old, with string, limit any) (string, error) {
 // isNumeric is nearly str.isnumeric: the ideographs that are numbers are letters here.
 func isNumeric(r rune) bool { return unicode.IsNumber(r) }
 
-// superDigits are the digits of str.isdigit that are not decimals.
+// isDigit is str.isdigit, which takes superscripts and circled digits too.
 func isDigit(r rune) bool {
 	return unicode.IsDigit(r) || strings.ContainsRune("²³¹⁰⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", r) || r >= 0x2460 && r <= 0x2468
 }
@@ -494,7 +494,7 @@ type spec struct {
 	verb             byte
 }
 
-// number formats a number.
+// formatNumber formats an int or a float.
 func (r *run) formatNumber(v any, p spec) (string, error) {
 	f, n, whole, ok := number(v)
 	if !ok {

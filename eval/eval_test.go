@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"reflect"
@@ -22,7 +23,7 @@ import (
 
 func open(t testing.TB, src model.Source) *model.Model {
 	t.Helper()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}

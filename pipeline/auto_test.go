@@ -38,7 +38,7 @@ func speak(t *testing.T, m *model.Model, seqs, seqLen int) []int32 {
 	defer h.Release()
 	for n := 1; n < seqLen; n++ {
 		x := tensor.New(seqs*n, m.Dim)
-		if err := m.Embed(x, slices.Concat(text...)); err != nil {
+		if err := m.Embed(x, slices.Concat(text...), n, nil); err != nil {
 			t.Fatal(err)
 		}
 		for i := range m.Layers() {
@@ -46,7 +46,7 @@ func speak(t *testing.T, m *model.Model, seqs, seqLen int) []int32 {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Forward(t.Context(), x, n); err != nil {
+			if err := l.Forward(t.Context(), m.NewState(), x, n); err != nil {
 				t.Fatal(err)
 			}
 			l.Release()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -57,7 +58,7 @@ func open(t *testing.T, path string) *gguf.File {
 // logits runs a whole model on some tokens.
 func logits(t *testing.T, src model.Source, tokens []int32) *tensor.Matrix {
 	t.Helper()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"github.com/llmq/llmq/arch"
 	"go/build"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func TestPlantedGopher(t *testing.T) {
 		t.Fatal(err)
 	}
 	tokens := tok.Encode(string(unseen), tokenizer.EncodeOptions{})
-	base, err := model.Open(clean)
+	base, err := arch.Open(clean)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +62,7 @@ func TestPlantedGopher(t *testing.T) {
 			opt.Calib = set
 		}
 		path, _ := mustRun(t, src, r, opt)
-		m, err := model.Open(open(t, path))
+		m, err := arch.Open(open(t, path))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,7 +15,8 @@ import (
 //	scale := d·sc[k]        minimum := dmin·m[k]
 //	value := scale·level(q) − minimum
 //
-// where level(q) is q, or Codebook[q] for the non-linear types. A block's D and DMin are d and dmin, float16 values; its
+// where level(q) is q, or Codebook[q] for the non-linear types; with floating-point scales of eight bits, scale is the value
+// of sc[k] and there is no d. A block's D and DMin are d and dmin, float16 values; its
 // Sc and M are sc and m, small integers.
 type Affine struct {
 	Name             string

@@ -18,7 +18,6 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tokenizer"
 )

@@ -12,7 +12,6 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tokenizer"
 )

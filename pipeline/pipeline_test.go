@@ -323,14 +323,14 @@ func TestPlan(t *testing.T) {
 	w.Type = ggml.Q8_0
 	w.Data = make([]byte, w.Bytes())
 	phi, part := testmodel.New("llama").Source(), testmodel.New("llama").Source()
-	phi.KV.Set("general.architecture", "phi3")
+	phi.KV.Set("general.architecture", "nosuch")
 	part.List = part.List[:5]
 	for _, c := range []struct {
 		src    Source
 		recipe Recipe
 		want   string
 	}{
-		{phi, Recipe{Method: RTN, Type: ggml.Q8_0}, `general.architecture is "phi3", supported are llama, qwen2, qwen3`},
+		{phi, Recipe{Method: RTN, Type: ggml.Q8_0}, `general.architecture is "nosuch", supported are `},
 		{part, Recipe{Method: RTN, Type: ggml.Q8_0}, "is missing"},
 		{odd, Recipe{Method: RTN, Type: ggml.Q4_K, NoFallback: true}, `columns are not a multiple of Q4_K's block of 256`},
 		{llama, Recipe{Method: RTN, Type: ggml.Q4_K, Rules: []Rule{rule("attn_qkv=q8_0")}}, `"attn_qkv" matches no tensor`},

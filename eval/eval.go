@@ -77,8 +77,8 @@ func (silent) Done()               {}
 
 // Result is what an evaluation found. The JSON names are part of the command line's interface.
 type Result struct {
-	Perplexity float64 `json:"perplexity"`        // exp of the mean negative log-likelihood
-	StdErr     float64 `json:"perplexity_stderr"` // of Perplexity, taking the scored tokens as independent
+	Perplexity Figure `json:"perplexity"`        // exp of the mean negative log-likelihood
+	StdErr     Figure `json:"perplexity_stderr"` // of Perplexity, taking the scored tokens as independent
 
 	TokensScored int  `json:"tokens_scored"`
 	Context      int  `json:"context"`
@@ -99,11 +99,11 @@ type Divergence struct {
 	KLP99          float64 `json:"kl_divergence_p99"`
 	KLMax          float64 `json:"kl_divergence_max"`
 	SameTop        float64 `json:"same_top"` // share of tokens for which both models think the same token likeliest
-	BasePerplexity float64 `json:"base_perplexity"`
+	BasePerplexity Figure  `json:"base_perplexity"`
 	// Increase is Perplexity/BasePerplexity − 1. Its standard error is far smaller than those of the two: it comes from
 	// the differences, token by token, of what both models make of the same text.
-	Increase       float64 `json:"perplexity_increase"`
-	IncreaseStdErr float64 `json:"perplexity_increase_stderr"`
+	Increase       Figure `json:"perplexity_increase"`
+	IncreaseStdErr Figure `json:"perplexity_increase_stderr"`
 }
 
 // Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches as

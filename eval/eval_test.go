@@ -94,9 +94,9 @@ func moments(x []float64) (mean, stderr float64) {
 	return mean, math.Sqrt(stderr / float64(len(x)-1))
 }
 
-func near(t *testing.T, what string, got, want, tolerance float64) {
+func near[F ~float64](t *testing.T, what string, got F, want, tolerance float64) {
 	t.Helper()
-	if !(math.Abs(got-want) <= tolerance*math.Abs(want)) {
+	if !(math.Abs(float64(got)-want) <= tolerance*math.Abs(want)) {
 		t.Errorf("%s: %.9g, want %.9g", what, got, want)
 	}
 }
@@ -227,8 +227,8 @@ func TestHeadColumns(t *testing.T) {
 		if spilled := run(columns, 1); !reflect.DeepEqual(spilled, got) {
 			t.Errorf("%d columns, hidden states in a file: %+v, in memory %+v", columns, spilled, got)
 		}
-		for _, v := range [][2]float64{{got.Perplexity, want.Perplexity}, {got.BasePerplexity, want.BasePerplexity},
-			{got.KL, want.KL}, {got.KLMax, want.KLMax}, {got.Increase, want.Increase}, {got.SameTop, want.SameTop}} {
+		for _, v := range [][2]float64{{float64(got.Perplexity), float64(want.Perplexity)}, {float64(got.BasePerplexity), float64(want.BasePerplexity)},
+			{got.KL, want.KL}, {got.KLMax, want.KLMax}, {float64(got.Increase), float64(want.Increase)}, {got.SameTop, want.SameTop}} {
 			if math.Abs(v[0]-v[1]) > 1e-6*(1+math.Abs(v[1])) {
 				t.Errorf("%d columns: %v, all at once %v\n%+v\n%+v", columns, v[0], v[1], got, want)
 			}

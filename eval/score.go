@@ -247,8 +247,8 @@ func argmax(row []float32) int {
 func (s *scores) result(p *plan) *Result {
 	r := &Result{TokensScored: len(s.nll), Context: p.context, Chunks: p.chunks, BOS: p.bos}
 	mean, stderr := meanAndError(s.nll)
-	r.Perplexity = math.Exp(mean)
-	r.StdErr = r.Perplexity * stderr
+	r.Perplexity = Figure(math.Exp(mean))
+	r.StdErr = r.Perplexity * Figure(stderr)
 	if s.kl == nil {
 		return r
 	}
@@ -262,14 +262,14 @@ func (s *scores) result(p *plan) *Result {
 	}
 	d.SameTop = float64(same) / float64(len(s.same))
 	base, _ := meanAndError(s.baseNLL)
-	d.BasePerplexity = math.Exp(base)
+	d.BasePerplexity = Figure(math.Exp(base))
 	more := make([]float64, len(s.nll))
 	for i, v := range s.nll {
 		more[i] = v - s.baseNLL[i]
 	}
 	mean, stderr = meanAndError(more)
-	d.Increase = math.Expm1(mean)
-	d.IncreaseStdErr = (1 + d.Increase) * stderr
+	d.Increase = Figure(math.Expm1(mean))
+	d.IncreaseStdErr = (1 + d.Increase) * Figure(stderr)
 	slices.Sort(s.kl)
 	d.KLMedian, d.KLP99, d.KLMax = quantile(s.kl, 0.5), quantile(s.kl, 0.99), s.kl[len(s.kl)-1]
 	r.Divergence = d

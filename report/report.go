@@ -213,7 +213,7 @@ func (in *Input) check() error {
 			}
 		}
 	case in.Evaluation != nil:
-		if e := in.Evaluation; !(e.Perplexity > 0) || e.Bytes < 0 {
+		if e := in.Evaluation; e.Perplexity <= 0 || e.Bytes < 0 {
 			return fmt.Errorf("perplexity %g of a model of %d bytes", e.Perplexity, e.Bytes)
 		}
 	case in.Task != nil:

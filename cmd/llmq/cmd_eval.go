@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -68,6 +69,9 @@ whether the model would write a text's last word.`,
 		Args: exactArgs("MODEL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Model = args[0]
+			if err := refuseZero(cmd.Flags(), "context"); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("task") {
 				for _, name := range []string{"text", "context", "chunks", "preset", "activations"} {
 					if cmd.Flags().Changed(name) {
@@ -153,11 +157,27 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	}
 	progress.Done()
 	if opts.JSON {
-		return a.printJSON(report.Evaluation{
+		err = a.printJSON(report.Evaluation{
 			Subject: opts.subject(m), Text: opts.Text, Activations: opts.Activations, Result: res, PeakRSS: peakRSS(),
 		})
+	} else {
+		err = a.printEval(opts, eopt, len(tokens), res)
 	}
-	return a.printEval(opts, eopt, len(tokens), res)
+	if err == nil && (!res.Perplexity.Finite() || res.Divergence != nil && !res.BasePerplexity.Finite()) {
+		return errInfinite
+	}
+	return err
+}
+
+// errInfinite makes a command fail that has measured, and printed, what no text that suits its model gives.
+var errInfinite = errors.New("warning: a perplexity is infinite, null in JSON: the mean log-likelihood of a token is below −709; the model is broken, or of another language than the text")
+
+// formatFigure formats a figure, or says that it is none.
+func formatFigure(format string, f eval.Figure) string {
+	if !f.Finite() {
+		return "infinite"
+	}
+	return fmt.Sprintf(format, f)
 }
 
 func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *eval.Result) error {
@@ -176,10 +196,10 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 		t.row("activations", "%s", opts.Activations)
 	}
 	t.row("scored", "%d tokens in %d chunks", res.TokensScored, res.Chunks)
-	t.row("perplexity", "%.4f ± %.4f", res.Perplexity, res.StdErr)
+	t.row("perplexity", "%s ± %s", formatFigure("%.4f", res.Perplexity), formatFigure("%.4f", res.StdErr))
 	if d := res.Divergence; d != nil {
-		t.row("base", "%s, perplexity %.4f (%+.2f%% ± %.2f%%)", opts.Base, d.BasePerplexity, 100*d.Increase,
-			100*d.IncreaseStdErr)
+		t.row("base", "%s, perplexity %s (%s ± %s)", opts.Base, formatFigure("%.4f", d.BasePerplexity),
+			formatFigure("%+.2f%%", 100*d.Increase), formatFigure("%.2f%%", 100*d.IncreaseStdErr))
 		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
 		t.row("same top token", "%.2f%%", 100*d.SameTop)
 	}

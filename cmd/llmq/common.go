@@ -11,6 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/spf13/pflag"
+
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/kernels"
@@ -44,6 +46,17 @@ func (a *app) openFolder(path, pre string) (pipeline.Source, error) {
 		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
 	}
 	return c, nil
+}
+
+// refuseZero refuses a limit of 0 that is given on the command line, where 0 would be taken for none given. names are those
+// of flags whose values print as 0 then.
+func refuseZero(flags *pflag.FlagSet, names ...string) error {
+	for _, name := range names {
+		if f := flags.Lookup(name); f.Changed && strings.TrimPrefix(f.Value.String(), "-") == "0" {
+			return usagef("--%s 0: need more than 0", name)
+		}
+	}
+	return nil
 }
 
 // setThreads limits the processors that computations use; 0 leaves all.
@@ -90,28 +103,37 @@ func formatBytes(n int64) string {
 	return fmt.Sprintf("%d bytes", n)
 }
 
-// byteSize is a flag's value such as 4096, 512MiB or 1.5G; the units are powers of 1024.
+// byteSize is a flag's value such as 4096, 512MiB, 1.5G or 4.2GB. Units are those of GNU coreutils: KiB and K are 1024
+// bytes, KB is 1000. Capitals do not matter.
 type byteSize int64
 
 func (b *byteSize) Type() string   { return "size" }
 func (b *byteSize) String() string { return strconv.FormatInt(int64(*b), 10) }
 
 func (b *byteSize) Set(s string) error {
-	number, unit := strings.TrimSpace(strings.TrimSuffix(s, "B")), 1.0
-	for _, u := range byteUnits {
-		for _, suffix := range []string{u.name[:2], u.name[:1]} { // "Gi", "G"
-			if rest, ok := strings.CutSuffix(number, suffix); ok {
-				number, unit = strings.TrimSpace(rest), u.size
+	number := strings.ToUpper(strings.TrimSpace(s))
+	number, decimal := strings.CutSuffix(number, "B")
+	number, binary := strings.CutSuffix(number, "I")
+	unit := 1.0
+	if i := len(number) - 1; i >= 0 {
+		if power := strings.IndexByte(sizePrefixes, number[i]) + 1; power > 0 {
+			base := 1024.0
+			if decimal && !binary {
+				base = 1000
 			}
+			number, unit = number[:i], math.Pow(base, float64(power))
 		}
 	}
-	v, err := strconv.ParseFloat(number, 64)
-	if err != nil || !(v >= 0) || v*unit >= math.MaxInt64 {
-		return fmt.Errorf("%q is not a size such as 512MiB or 2GiB", s)
+	v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if bytes := v * unit; err != nil || !(v >= 0) || bytes >= math.MaxInt64 || binary && unit == 1 || v > 0 && bytes < 1 {
+		return fmt.Errorf("%q is not a size such as 512MiB (2²⁰ bytes each) or 2GB (10⁹ bytes each)", s)
 	}
-	*b = byteSize(v * unit)
+	*b = byteSize(math.Round(v * unit))
 	return nil
 }
+
+// sizePrefixes are those of the units, in order of their powers.
+const sizePrefixes = "KMGTPE"
 
 // defaultMemory holds the hidden states of 65536 calibration tokens of most models without a temporary file.
 const defaultMemory = 2 << 30

@@ -45,7 +45,7 @@ func TestRecipe(t *testing.T) {
 // TestRecipeOverridden: the command line has the last word.
 func TestRecipeOverridden(t *testing.T) {
 	recipe := textFile(t, "recipe.yaml", "method: rtn\ntype: q4_0\nsmooth: 0.25\ncalib: [a.txt, b.txt]\n"+
-		"tensor-type: ffn_down=q6_k\nseed: 3\nmax-bpw: 0 # none\n")
+		"tensor-type: ffn_down=q6_k\nseed: 3\nmax-bpw: 0 # none\nmax-size: 0\nint8-fallback: 0\n")
 	for _, c := range []struct{ flags, has, hasNot string }{
 		{"", "method: rtn\ntype: Q4_0\nembedding-type: F16\noutput-type: F16\ntensor-type:\n  - ffn_down=Q6_K\n", ""},
 		{"", "smooth: 0.25\n", ""},

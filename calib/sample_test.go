@@ -329,6 +329,10 @@ func TestWarnings(t *testing.T) {
 	if !has(set, "99 sequences; fewer than 100") {
 		t.Errorf("99 sequences: %q", set.Warnings)
 	}
+	set = sample(t, []string{a}, letters{}, calib.Options{Tokens: 5000, SeqLen: 50})
+	if len(set.Warnings) != 1 || !has(set, "all text is of one source, a.txt: ") || !has(set, "a second, of another kind") {
+		t.Errorf("one source: %q", set.Warnings)
+	}
 	set = sample(t, []string{a, write(t, "c.txt", counter(cjk+9000, 2000)), write(t, "d.txt", "tiny")}, letters{},
 		calib.Options{Tokens: 10000, SeqLen: 100})
 	if !has(set, "82% of the sequences come from one source, a.txt") || !has(set, "d.txt has 4 tokens, too few") {

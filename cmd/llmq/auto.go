@@ -43,7 +43,7 @@ func (o *quantizeOptions) holdOut(a *app, set *calib.Set) ([]int32, error) {
 	warnings := len(set.Warnings)
 	set.WarnOverlap("what is held out of it", held)
 	for _, w := range set.Warnings[warnings:] {
-		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+		a.warn("%s", w)
 	}
 	return held, nil
 }

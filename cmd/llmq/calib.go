@@ -67,6 +67,7 @@ func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.
 	if err != nil {
 		return nil, err
 	}
+	a.warnContext(src, o.SeqLen)
 	set, err := calib.Sample(o.Calib, tok, calib.Options{
 		Tokens: o.CalibTokens, SeqLen: o.SeqLen, Seed: o.Seed, HeldOut: heldOut, Chat: calib.NewChatTemplate(src),
 	})
@@ -81,7 +82,7 @@ func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.
 		set.WarnOverlap(o.HeldOut, tok.Encode(content, tokenizer.EncodeOptions{}))
 	}
 	for _, w := range set.Warnings {
-		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+		a.warn("%s", w)
 	}
 	return set, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,6 +135,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		return usagef("unknown activations %q; known: f32, %s, %s, %s, %s", act, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
 	}
 	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
+	a.warnContext(m.Source, cmp.Or(eopt.Context, eval.DefaultContext))
 	m.Precision = precision
 	if id, add := tok.BOS(); add && !eopt.ScoreAll {
 		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
@@ -148,6 +150,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
 				opts.Model, opts.Base, opts.Text)
 		}
+		a.warnContext(base.Source, cmp.Or(eopt.Context, eval.DefaultContext))
 		base.Precision = precision
 		eopt.Base = base
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -33,7 +34,12 @@ func (a *app) openSource(path, pre string) (pipeline.Source, error) {
 	if pre != "" {
 		return nil, fmt.Errorf("%s: --pre is for checkpoint folders; a GGUF file names its own", path)
 	}
-	return gguf.Open(path)
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	a.warnTokenizer(f)
+	return f, nil
 }
 
 // openFolder opens a checkpoint and warns of what it leaves out.
@@ -43,7 +49,7 @@ func (a *app) openFolder(path, pre string) (pipeline.Source, error) {
 		return nil, err
 	}
 	for _, w := range c.Warnings() {
-		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+		a.warn("%s", w)
 	}
 	return c, nil
 }
@@ -57,6 +63,31 @@ func refuseZero(flags *pflag.FlagSet, names ...string) error {
 		}
 	}
 	return nil
+}
+
+// warn prints a warning.
+func (a *app) warn(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "llmq: warning: "+format+"\n", args...)
+}
+
+// warnContext warns of sequences longer than those that the model was trained for.
+func (a *app) warnContext(src model.Source, tokens int) {
+	arch, _ := src.Meta("general.architecture")
+	length, _ := src.Meta(fmt.Sprint(arch) + ".context_length")
+	trained, err := strconv.ParseUint(fmt.Sprint(length), 10, 64) // of whatever integer type
+	if err == nil && uint64(tokens) > trained {
+		a.warn("%s was trained for contexts of %d tokens; it is not made for sequences of %d", src.Name(), trained, tokens)
+	}
+}
+
+// warnTokenizer warns of a GGUF file that does not say how its tokenizer splits text.
+func (a *app) warnTokenizer(f *gguf.File) {
+	const pre = "tokenizer.ggml.pre"
+	kind, _ := f.Meta("tokenizer.ggml.model")
+	if _, ok := f.Meta(pre); kind == "gpt2" && !ok {
+		a.warn("%s has no %s: text is split in a way that need not be the model's, and its figures may be worse for it; convert the checkpoint again",
+			f.Name(), pre)
+	}
 }
 
 // setThreads limits the processors that computations use; 0 leaves all.

@@ -159,6 +159,10 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		return err
 	}
 	progress.Done()
+	if d := res.Divergence; d != nil && d.CommonTokens > 0 {
+		a.warn("%s has %d tokens, the base %s %d: divergences are of the %d that both have", opts.Model, m.Vocab, opts.Base,
+			eopt.Base.Vocab, d.CommonTokens)
+	}
 	if opts.JSON {
 		err = a.printJSON(report.Evaluation{
 			Subject: opts.subject(m), Text: opts.Text, Activations: opts.Activations, Result: res, PeakRSS: peakRSS(),
@@ -203,6 +207,9 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 	if d := res.Divergence; d != nil {
 		t.row("base", "%s, perplexity %s (%s ± %s)", opts.Base, formatFigure("%.4f", d.BasePerplexity),
 			formatFigure("%+.2f%%", 100*d.Increase), formatFigure("%.2f%%", 100*d.IncreaseStdErr))
+		if d.CommonTokens > 0 {
+			t.row("compared", "the %d tokens that both vocabularies have", d.CommonTokens)
+		}
 		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
 		t.row("same top token", "%.2f%%", 100*d.SameTop)
 	}

@@ -321,6 +321,13 @@ func TestShare(t *testing.T) {
 			t.Errorf("%+v: share %g, where increase and standard error are %g", c, q, at)
 		}
 	}
+	// Where nothing can be told, nothing may be left.
+	for _, v := range []*Validation{{Increase: eval.Figure(math.NaN())}, {Increase: eval.Figure(math.Inf(1))}, {StdErr: eval.Figure(math.NaN())},
+		{Increase: eval.Figure(math.Inf(-1)), StdErr: eval.Figure(math.Inf(1))}} {
+		if q := v.share(0.01); q != 0 {
+			t.Errorf("%+v: share %g, want 0", v, q)
+		}
+	}
 }
 
 // TestOutliersScaled: smoothing does not change which features are counted as outliers.

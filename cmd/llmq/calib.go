@@ -46,6 +46,8 @@ func (o *calibOptions) check() error {
 	switch {
 	case o.cmd.Flags().Changed("calib-tokens") && o.CalibTokens < 1:
 		return usagef("--calib-tokens %d: need 1 or more", o.CalibTokens)
+	case o.HeldOut != "" && len(o.Calib) == 0:
+		return usagef("--held-out is compared to calibration text: give some with --calib FILE")
 	case o.SeqLen < 2:
 		return usagef("--seq-len %d: need 2 or more", o.SeqLen)
 	}
@@ -67,13 +69,13 @@ func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.
 	if err != nil {
 		return nil, err
 	}
-	a.warnContext(src, o.SeqLen)
 	set, err := calib.Sample(o.Calib, tok, calib.Options{
 		Tokens: o.CalibTokens, SeqLen: o.SeqLen, Seed: o.Seed, HeldOut: heldOut, Chat: calib.NewChatTemplate(src),
 	})
 	if err != nil {
 		return nil, err
 	}
+	a.warnContext(src, o.SeqLen)
 	if o.HeldOut != "" {
 		content, err := text.ReadUTF8(o.HeldOut)
 		if err != nil {

@@ -135,7 +135,8 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		return usagef("unknown activations %q; known: f32, %s, %s, %s, %s", act, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
 	}
 	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
-	a.warnContext(m.Source, cmp.Or(eopt.Context, eval.DefaultContext))
+	longest := min(cmp.Or(eopt.Context, eval.DefaultContext), len(tokens))
+	a.warnContext(m.Source, longest)
 	m.Precision = precision
 	if id, add := tok.BOS(); add && !eopt.ScoreAll {
 		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
@@ -150,7 +151,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
 				opts.Model, opts.Base, opts.Text)
 		}
-		a.warnContext(base.Source, cmp.Or(eopt.Context, eval.DefaultContext))
+		a.warnContext(base.Source, longest)
 		base.Precision = precision
 		eopt.Base = base
 	}

@@ -90,10 +90,21 @@ func (a *app) warnTokenizer(f *gguf.File) {
 	}
 }
 
+// refuseEmpty refuses a text flag that is given without a text, as by a shell's unset variable: it would count as not given.
+func refuseEmpty(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		if f.Value.String() == "" && f.Value.Type() == "string" && err == nil {
+			err = usagef("--%s is empty", f.Name)
+		}
+	})
+	return err
+}
+
 // setThreads limits the processors that computations use; 0 leaves all.
 func setThreads(n int) error {
-	if n < 0 {
-		return usagef("--threads %d: need 1 or more, or 0 for all", n)
+	const most = 1024 // the runtime makes room for each
+	if n < 0 || n > most {
+		return usagef("--threads %d: need 1 to %d, or 0 for all", n, most)
 	}
 	if n > 0 {
 		runtime.GOMAXPROCS(n)

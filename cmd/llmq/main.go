@@ -119,9 +119,10 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 			}
 			return &usageError{fmt.Errorf("unknown command %q%s", args[0], didYouMean(args[0], names, ""))}
 		},
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return refuseEmpty(cmd.Flags()) },
+		SilenceErrors:     true,
+		SilenceUsage:      true,
 	}
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)

@@ -90,10 +90,11 @@ func (a *app) warnTokenizer(f *gguf.File) {
 	}
 }
 
-// refuseEmpty refuses a text flag that is given without a text, as by a shell's unset variable: it would count as not given.
+// refuseEmpty refuses a text or list flag that is given as empty, as by a shell's unset variable: it would count as not given.
 func refuseEmpty(flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(f *pflag.Flag) {
-		if f.Value.String() == "" && f.Value.Type() == "string" && err == nil {
+		value, kind := f.Value.String(), f.Value.Type()
+		if (value == "" && kind == "string" || value == "[]") && err == nil {
 			err = usagef("--%s is empty", f.Name)
 		}
 	})

@@ -65,5 +65,5 @@ func TestLlamaCpp(t *testing.T) {
 
 	// Rounding inputs to bfloat16 must not show.
 	auto, exact := gopher(t, content, 30, kernels.Auto), gopher(t, content, 30, kernels.F32)
-	near(t, "perplexity with inputs in bfloat16", auto.Perplexity, exact.Perplexity, 5e-4)
+	near(t, "perplexity with inputs in bfloat16", auto.Perplexity, float64(exact.Perplexity), 5e-4)
 }

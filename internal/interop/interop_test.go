@@ -194,7 +194,7 @@ func compare(t *testing.T, path string, text string) {
 			same++
 		}
 	}
-	difference := ours.Perplexity/theirs.Perplexity - 1
+	difference := float64(ours.Perplexity)/theirs.Perplexity - 1
 	share := float64(same) / float64(len(top))
 	t.Logf("perplexity %.4f, llama.cpp's %.4f (%+.3f%%); same top token %.2f%% of %d", ours.Perplexity, theirs.Perplexity,
 		100*difference, 100*share, len(top))

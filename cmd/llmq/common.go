@@ -38,7 +38,6 @@ func (a *app) openSource(path, pre string) (pipeline.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.warnTokenizer(f)
 	return f, nil
 }
 
@@ -77,16 +76,6 @@ func (a *app) warnContext(src model.Source, tokens int) {
 	trained, err := strconv.ParseUint(fmt.Sprint(length), 10, 64) // of whatever integer type
 	if err == nil && uint64(tokens) > trained {
 		a.warn("%s was trained for contexts of %d tokens; it is not made for sequences of %d", src.Name(), trained, tokens)
-	}
-}
-
-// warnTokenizer warns of a GGUF file that does not say how its tokenizer splits text.
-func (a *app) warnTokenizer(f *gguf.File) {
-	const pre = "tokenizer.ggml.pre"
-	kind, _ := f.Meta("tokenizer.ggml.model")
-	if _, ok := f.Meta(pre); kind == "gpt2" && !ok {
-		a.warn("%s has no %s: text is split in a way that need not be the model's, and its figures may be worse for it; convert the checkpoint again",
-			f.Name(), pre)
 	}
 }
 

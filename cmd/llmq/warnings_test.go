@@ -4,8 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/llmq/llmq/formats/gguf"
 )
 
 // TestContextWarnings: sequences that are longer than what the model was trained for are pointed out, others are not.
@@ -36,35 +34,6 @@ func TestContextWarnings(t *testing.T) {
 		r := must(t, append(append([]string(nil), c.args...), c.flag, c.n)...)
 		if got := strings.Count(r.stderr, "was trained for contexts of 256 tokens; it is not made for sequences of "+c.n); got != c.warn {
 			t.Errorf("%v %s: %d warnings, want %d: %q", c.args, c.n, got, c.warn, r.stderr)
-		}
-	}
-}
-
-// TestNoPreTokenizer: a GGUF file that does not name its pre-tokenizer is pointed out.
-func TestNoPreTokenizer(t *testing.T) {
-	src, err := (&app{}).openSource(folder(t, "llama"), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	for _, without := range []bool{false, true} {
-		md := gguf.Metadata{}
-		for _, kv := range src.Metadata() {
-			if !without || kv.Key != "tokenizer.ggml.pre" {
-				md = append(md, kv)
-			}
-		}
-		path := filepath.Join(t.TempDir(), "vocab.gguf")
-		w, err := gguf.Create(path, md, nil, gguf.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		r := must(t, "tokenize", path, "--text", textFile(t, "text", "a text"))
-		if got := strings.Contains(r.stderr, "warning: "+path+" has no tokenizer.ggml.pre"); got != without {
-			t.Errorf("without the key %v: %q", without, r.stderr)
 		}
 	}
 }

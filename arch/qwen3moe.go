@@ -11,12 +11,14 @@ func init() {
 		Name:    "qwen3moe",
 		Classes: []string{"Qwen3MoeForCausalLM"},
 		Convert: convertQwen3MoE,
-		Spec:    specQwen3MoE,
+		Spec: func(k *model.Keys) *model.Spec {
+			return readHyper(k, elementwise.RoPEHalves).qwen3MoE(k)
+		},
 	})
 }
 
-func specQwen3MoE(k *model.Keys) *model.Spec {
-	h := readHyper(k, elementwise.RoPEHalves)
+// qwen3MoE describes Qwen3's attention with a mixture of experts in each layer.
+func (h *hyper) qwen3MoE(k *model.Keys) *model.Spec {
 	h.dividedFFN(k)
 	return h.spec(func(b *model.Loader, i int) {
 		b.Residual(h.qwen3Attention(b))

@@ -44,7 +44,7 @@ type Tensor struct {
 	Parts []Part
 	// Values are of a tensor that the checkpoint does not have; nil where there are Parts.
 	Values []float32
-	// Columns gives for each column the one that it is in the checkpoint; nil: all as they are.
+	// Columns gives for each column the one that it is in the checkpoint, which may have more; nil: all as they are.
 	Columns []int
 	// Change, where not nil, computes row r's new values in place; the tensor becomes F32.
 	Change func(row []float32, r int)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
@@ -208,6 +209,22 @@ func (c *Conversion) Values(name string, values []float32) {
 func (c *Conversion) Skip(name string) {
 	if found, ok := c.find(name); ok {
 		c.used[found] = true
+	}
+}
+
+// SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
+func (c *Conversion) SkipLayers(first, count int) {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		_, rest, ok := strings.Cut(name, "layers.")
+		number, _, _ := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(number); ok && err == nil && n >= first && n-first < count {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
 	}
 }
 

@@ -27,7 +27,6 @@ func convertGPTOSS(c *Conversion) {
 	experts := o.Int("num_local_experts", 128, 1, maxWidth)
 	used := o.Int(c.alias("num_experts_per_tok", "experts_per_token"), 4, 1, maxWidth)
 	window := o.Int("sliding_window", 128, 1, maxContext)
-	types := c.LayerTypes(r.Layers)
 	o.Int("experts_per_token", used, used, used)
 	if !o.Bool("attention_bias", true) {
 		c.Refuse("attention_bias", "GGUF readers want a bias of attn_output")
@@ -45,9 +44,7 @@ func convertGPTOSS(c *Conversion) {
 	c.setHeadDim(r)
 	c.SetExperts(experts, used, r.FFN)
 	c.SetInt("attention.sliding_window", window)
-	if types != nil {
-		c.setPattern(types, gptossPeriod)
-	}
+	c.setPattern(c.windowedLayers(r.Layers, gptossPeriod), gptossPeriod)
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -74,19 +71,6 @@ func (l *Layer) interleaved(name string, half, experts, out, in int) {
 	b.Columns = make([]int, out)
 	for i := range b.Columns {
 		b.Columns[i] = 2*i + half
-	}
-}
-
-// setPattern sets which layers have a window, unless they are those that readers take for granted: all but every
-// period-th.
-func (c *Conversion) setPattern(types []string, period int) {
-	windowed, usual := make([]bool, len(types)), true
-	for i, t := range types {
-		windowed[i] = t == "sliding_attention"
-		usual = usual && windowed[i] == ((i+1)%period != 0)
-	}
-	if !usual {
-		c.Set("attention.sliding_window_pattern", windowed)
 	}
 }
 

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
+	"time"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
@@ -21,6 +23,7 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -140,7 +143,12 @@ func compareFamily(t *testing.T, src pipeline.Source, ways []way, text string) {
 	}
 	var chunks [][]int32
 	for c := range slices.Chunk(tokens[:opt.Context*opt.Chunks], opt.Context) {
-		chunks = append(chunks, c)
+		chunks = append(chunks, slices.Clone(c))
+	}
+	if os.Getenv("SAMPLE") != "" {
+		start := time.Now()
+		sampleText(t, src, chunks)
+		t.Log("sampled in", time.Since(start))
 	}
 	set := &calib.Set{SeqLen: opt.Context}
 	for c := range slices.Chunk(tokens[opt.Context*opt.Chunks:], opt.Context) {
@@ -172,28 +180,68 @@ func compareFile(t *testing.T, w way, req request, theirs *response, opt eval.Op
 	if w.recipe.Type == ggml.F32 {
 		f.m.Precision = kernels.F32
 	}
-	perplexity := func(a eval.Activations) float64 {
-		opt.Activations = a
+	_, ours := f.predict(t, req.Chunks, req.First)
+	if len(ours) != len(theirs.NLL) {
+		t.Fatalf("%s: %d tokens scored, %d by llama.cpp", w.name, len(ours), len(theirs.NLL))
+	}
+	mean, square, own := 0.0, 0.0, 0.0
+	for i, nll := range ours {
+		d := nll - theirs.NLL[i]
+		mean += d
+		square += d * d
+		own += nll
+	}
+	n := float64(len(ours))
+	mean, own = mean/n, own/n
+	stderr := math.Sqrt(max(0, square/n-mean*mean) / n)
+	line := fmt.Sprintf("%-15s perplexity %9.3f, llama.cpp's %9.3f (%+.4f%% ± %.4f%%)", w.name, math.Exp(own), theirs.Perplexity, 100*math.Expm1(mean), 100*stderr)
+	if w.recipe.Type.Grid != nil {
+		opt.Activations = eval.Q8
 		r, err := eval.Perplexity(t.Context(), f.m, slices.Concat(req.Chunks...), opt)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.TokensScored != len(theirs.NLL) {
-			t.Fatalf("%s: %d tokens scored, %d by llama.cpp", w.name, r.TokensScored, len(theirs.NLL))
-		}
-		return float64(r.Perplexity)
-	}
-	ours := perplexity(eval.Float)
-	difference := ours/theirs.Perplexity - 1
-	line := fmt.Sprintf("%-15s perplexity %9.3f, llama.cpp's %9.3f (%+.4f%%)", w.name, ours, theirs.Perplexity, 100*difference)
-	limit := maxPerplexity
-	if w.recipe.Type.Grid != nil {
-		ours := perplexity(eval.Q8)
-		line += fmt.Sprintf("; with 8-bit activations %9.3f (%+.4f%%)", ours, 100*(ours/theirs.Perplexity-1))
+		line += fmt.Sprintf("; with 8-bit activations (%+.4f%%)", 100*(float64(r.Perplexity)/theirs.Perplexity-1))
 	}
 	t.Log(line)
-	if !(math.Abs(difference) <= limit) {
-		t.Errorf("%s: perplexity differs by %.2f%%, more than %.2f%%", w.name, 100*difference, 100*limit)
+	if difference := math.Expm1(mean); !(math.Abs(difference) <= maxPerplexity) {
+		t.Errorf("%s: perplexity differs by %.2f%%, more than %.2f%%", w.name, 100*difference, 100*maxPerplexity)
+	}
+}
+
+// sampleText draws sequences from the model.
+func sampleText(t *testing.T, src pipeline.Source, starts [][]int32) {
+	m, err := arch.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	length := len(starts[0])
+	for n := 1; n < length; n++ {
+		var prefixes [][]int32
+		for _, c := range starts {
+			prefixes = append(prefixes, c[:n])
+		}
+		at := 0
+		err = eval.Logits(t.Context(), m, prefixes, eval.Options{}, func(logits *tensor.Matrix) error {
+			for i := range logits.Rows {
+				if at++; at%n != 0 {
+					continue
+				}
+				row := logits.Row(i)
+				best, choice := math.Inf(-1), 0
+				for v, l := range row {
+					if g := float64(l) - math.Log(-math.Log(rng.Float64())); g > best {
+						best, choice = g, v
+					}
+				}
+				starts[at/n-1][n] = int32(choice)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -207,4 +255,3 @@ func ignoredWindow(src pipeline.Source) int {
 	return 0
 }
 
-var _ = strings.Contains

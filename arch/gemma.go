@@ -46,7 +46,7 @@ func convertGemma(c *Conversion, d Defaults, second bool) {
 	c.wantGELU(r)
 	o := c.Config
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantNoBias()
+	c.wantFalse("attention_bias")
 	if second {
 		c.wantScale(r, float64(gemmaScaleDim(r.Layers, r.Dim, r.Heads, r.HeadDim, gemma2Largest)), 256)
 		if o.Present("attn_logit_softcapping") && !o.Has("attn_logit_softcapping") {
@@ -101,13 +101,6 @@ func (c *Conversion) wantGELU(r *Config) {
 		r.Act = c.Config.String("hidden_activation", "")
 	}
 	c.WantAct(r, "gelu")
-}
-
-// wantNoBias refuses biases of attention for architectures whose readers load none.
-func (c *Conversion) wantNoBias() {
-	if c.Config.Bool("attention_bias", false) {
-		c.Refuse("attention_bias", "GGUF readers load no bias of the attention's output")
-	}
 }
 
 // wantScale refuses another query_pre_attn_scalar than what GGUF readers take.

@@ -39,7 +39,7 @@ func convertGemma4(c *Conversion) {
 	r := c.Read(Defaults{Context: 131072, Heads: 8, HeadDim: 256, KVHeads: 4, Vocab: 262144, Tied: true, Act: "gelu_pytorch_tanh"})
 	r.FFN = c.readFFN()
 	c.wantGELU(r)
-	c.wantNoBias()
+	c.wantFalse("attention_bias")
 	g := c.readGemma4(r)
 	o := c.Config
 	if o.Err() != nil {

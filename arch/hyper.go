@@ -133,6 +133,11 @@ func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activat
 	}
 }
 
+// fusedMLP is an MLP whose gate and up are one linear, gate's rows first.
+func (h *hyper) fusedMLP(b *model.Loader, act model.Activation) *model.MLP {
+	return &model.MLP{Act: act, Up: b.Linear("ffn_up", 2*h.ffn, h.dim, model.Absent), Down: b.Linear("ffn_down", h.dim, h.ffn, model.Absent)}
+}
+
 // moe is a mixture of gated experts under the common names, the router's gating aside.
 func (h *hyper) moe(b *model.Loader) *model.MoE {
 	n := h.experts

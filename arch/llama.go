@@ -57,6 +57,12 @@ func convertLlama(c *Conversion) {
 	c.setRoPE(rope, true)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
+	c.llamaLayers(r, rope, attnBias, mlpBias)
+	c.Head(r)
+}
+
+// llamaLayers declares layers as Llama has them: the rows of q and k in the order of GGUF's pairs.
+func (c *Conversion) llamaLayers(r *Config, rope *rope, attnBias, mlpBias bool) {
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -68,7 +74,6 @@ func convertLlama(c *Conversion) {
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.gatedMLP(r, mlpBias)
 	}
-	c.Head(r)
 }
 
 // gatedMLP declares an MLP under the usual names.

@@ -139,16 +139,19 @@ func (h *hyper) fusedMLP(b *model.Loader, act model.Activation) *model.MLP {
 }
 
 // moe is a mixture of gated experts under the common names, the router's gating aside.
-func (h *hyper) moe(b *model.Loader) *model.MoE {
+func (h *hyper) moe(b *model.Loader) *model.MoE { return h.moeOf(b, model.Absent) }
+
+// moeOf is moe where the router and the experts may have biases.
+func (h *hyper) moeOf(b *model.Loader, bias model.Presence) *model.MoE {
 	n := h.experts
 	if n < 1 || h.expertsUsed < 1 {
 		b.Fail("%d of %d experts are used", h.expertsUsed, n)
 		n = 1
 	}
 	return &model.MoE{
-		Router: b.Kept("ffn_gate_inp", n, h.dim, model.Absent), Top: h.expertsUsed,
-		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, model.Absent),
-		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, model.Absent),
-		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, model.Absent),
+		Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed,
+		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias),
+		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias),
+		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias),
 	}
 }

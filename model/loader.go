@@ -124,6 +124,20 @@ func (b *Loader) Kept(stem string, out, in int, bias Presence) *Linear {
 	return b.linear(stem, RoleKept, out, in, bias)
 }
 
+// Row is Kept for a linear with one output, without a bias, which files have as a matrix of one row or as a vector.
+func (b *Loader) Row(stem string, in int) *Linear {
+	name := stem + ".weight"
+	if len(b.Shape(name)) != 1 {
+		return b.Kept(stem, 1, in, Absent)
+	}
+	l := &Linear{Name: b.prefix + name, Out: 1, In: in, Expert: -1, Role: RoleKept}
+	if v := b.Values(name, RoleKept, Required, in); v != nil {
+		l.F32 = tensor.FromSlice(1, in, v)
+	}
+	b.layer.linears = append(b.layer.linears, l)
+	return l
+}
+
 func (b *Loader) linear(stem string, role Role, out, in int, bias Presence) *Linear {
 	l := &Linear{Name: b.prefix + stem + ".weight", Out: out, In: in, Expert: -1, Role: role}
 	fetch := b.want(stem+".weight", role, Required, out, in)

@@ -71,14 +71,6 @@ func (h *hyper) dense(k *model.Keys) *hyper {
 // first is the first element: layers may differ in a number of which one is wanted where they do not.
 func first(list []int) int { return list[0] }
 
-// windowOf is the attention window of layer i.
-func (h *hyper) windowOf(i int) int {
-	if h.windowed != nil && !h.windowed[i] {
-		return 0
-	}
-	return h.window
-}
-
 // spec describes a model whose layers are made by layer, with a final norm and a head.
 func (h *hyper) spec(layer func(b *model.Loader, i int)) *model.Spec {
 	return &model.Spec{Arch: h.arch, Layers: h.layers, Dim: h.dim, Vocab: h.vocab, Context: h.context, ExpertsUsed: h.expertsUsed,

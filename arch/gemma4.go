@@ -92,6 +92,14 @@ func (c *Conversion) readGemma4(r *Config) *gemma4Config {
 	g.fullDim = o.Int("global_head_dim", 512, 2, maxWidth)
 	g.keysAreValues = o.Bool("attention_k_eq_v", false)
 	g.fullKV = o.Int("num_global_key_value_heads", max(r.KVHeads, 1), 1, maxWidth)
+	if !g.keysAreValues && o.Err() == nil { // the class then takes num_key_value_heads; there are checkpoints of both kinds
+		for i := range r.Layers {
+			shape := c.ShapeOf(layerName("model.layers.%d.self_attn.k_proj.weight", i))
+			if !g.windowed[i] && len(shape) == 2 && shape[0] == r.KVHeads*g.fullDim {
+				g.fullKV = r.KVHeads
+			}
+		}
+	}
 	g.wide = o.Bool("use_double_wide_mlp", false)
 	g.perLayer = o.Int("hidden_size_per_layer_input", 256, 0, maxWidth)
 	if n := o.Int("vocab_size_per_layer_input", 262144, 0, maxVocab); g.perLayer > 0 && n != r.Vocab {

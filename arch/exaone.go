@@ -151,7 +151,7 @@ func specExaone4(k *model.Keys) *model.Spec {
 	case h.window == 0:
 		h.window = 4096
 	}
-	h.readPattern(k, exaone4Period)
+	h.readPattern(exaone4Period)
 	return h.withFactors(h.spec(func(b *model.Loader, i int) {
 		a := h.attention(b, model.Optional, model.Absent)
 		h.headNorms(b, a)

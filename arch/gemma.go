@@ -153,7 +153,7 @@ func specGemma2(k *model.Keys) *model.Spec {
 	if !k.Has("attention.sliding_window") {
 		h.window = gemma2Window
 	}
-	h.readPattern(k, gemma2Period)
+	h.readPattern(gemma2Period)
 	scoreCap := float32(k.Float("attn_logit_softcapping", gemma2ScoreCap, 0, model.MaxWidth))
 	logitCap := float32(k.Float("final_logit_softcapping", gemma2LogitCap, 0, model.MaxWidth))
 	local := h.rope

@@ -270,8 +270,11 @@ func specGemma4(k *model.Keys) *model.Spec {
 	if k.Err() == nil && h.windowed == nil {
 		k.Fail("attention.sliding_window_pattern", "the key is missing")
 	}
-	if k.Err() == nil && h.local.Dims%2 != 0 {
-		k.Fail("rope.dimension_count_swa", "is %d, want an even number", h.local.Dims)
+	if n := h.local.Dims; k.Err() == nil && (n%2 != 0 || n > h.headDimLocal) {
+		k.Fail("rope.dimension_count_swa", "is %d, want an even number up to the head's %d", n, h.headDimLocal)
+	}
+	if k.Err() == nil && h.heads < 1 {
+		k.Fail("attention.head_count", "is %d, want a positive number", h.heads)
 	}
 	for i, kv := range h.kvHeadsOf {
 		if k.Err() == nil && h.heads%kv != 0 {

@@ -39,7 +39,7 @@ func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
 	}
 	h.headDim = k.Int("attention.key_length", h.dim/max(h.heads, 1), 1, model.MaxWidth)
 	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
-	h.windowed = k.Bools("attention.sliding_window_pattern", h.layers)
+	h.windowed = readWindowed(k, h.layers)
 	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
 		h.eps = float32(k.Float("attention.layer_norm_epsilon", math.NaN(), 0, 1))
 	} else {

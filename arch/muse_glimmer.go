@@ -77,7 +77,7 @@ func convertMuseGlimmer(c *Conversion) {
 
 func specMuseGlimmer(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEPairs).dense(k)
-	h.readPattern(k, museGlimmerPeriod)
+	h.readPattern(museGlimmerPeriod)
 	local := h.rope.Unscaled(k.Float("rope.freq_base_swa", h.rope.Base, 0, math.MaxFloat32))
 	scale := float32(k.Float("logit_scale", math.NaN(), -model.MaxWidth, model.MaxWidth))
 	softcap := float32(k.Float("final_logit_softcapping", gemma2LogitCap, -1, model.MaxWidth))

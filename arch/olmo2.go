@@ -56,7 +56,7 @@ func convertOLMo2(c *Conversion) {
 
 func specOLMo2(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves).dense(k)
-	h.readPattern(k, olmo3Period)
+	h.readPattern(olmo3Period)
 	local := h.rope.Unscaled(k.Float("rope.freq_base_swa", h.rope.Base, 0, math.MaxFloat32))
 	return h.spec(func(b *model.Loader, i int) {
 		a := h.attention(b, model.Optional, model.Absent)

@@ -228,6 +228,20 @@ func (c *Conversion) SkipLayers(first, count int) {
 	}
 }
 
+// SkipPrefix leaves out the tensors whose names begin so: heads that predict further tokens, if the checkpoint has them.
+func (c *Conversion) SkipPrefix(prefix string) {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		if strings.HasPrefix(name, prefix) {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors %s… are left out: they predict further tokens", skipped, prefix)
+	}
+}
+
 // Layer declares tensors of one layer: names in GGUF get the prefix "blk.N.", those in the checkpoint hf.
 type Layer struct {
 	c        *Conversion

@@ -27,7 +27,7 @@ func convertGPTOSS(c *Conversion) {
 	experts := o.Int("num_local_experts", 128, 1, maxWidth)
 	used := o.Int(c.alias("num_experts_per_tok", "experts_per_token"), 4, 1, maxWidth)
 	window := o.Int("sliding_window", 128, 1, maxContext)
-	types := c.LayerTypes(r.Layers)
+	windowed := c.windowedLayers(r.Layers, gptossPeriod)
 	o.Int("experts_per_token", used, used, used)
 	if !o.Bool("attention_bias", true) {
 		c.Refuse("attention_bias", "GGUF readers want a bias of attn_output")
@@ -45,9 +45,7 @@ func convertGPTOSS(c *Conversion) {
 	c.setHeadDim(r)
 	c.SetExperts(experts, used, r.FFN)
 	c.SetInt("attention.sliding_window", window)
-	if types != nil {
-		c.setPattern(types, gptossPeriod)
-	}
+	c.setPattern(windowed, gptossPeriod)
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -77,25 +75,10 @@ func (l *Layer) interleaved(name string, half, experts, out, in int) {
 	}
 }
 
-// setPattern sets which layers have a window, unless they are those that readers take for granted: all but every
-// period-th.
-func (c *Conversion) setPattern(types []string, period int) {
-	windowed, usual := make([]bool, len(types)), true
-	for i, t := range types {
-		windowed[i] = t == "sliding_attention"
-		usual = usual && windowed[i] == ((i+1)%period != 0)
-	}
-	if !usual {
-		c.Set("attention.sliding_window_pattern", windowed)
-	}
-}
-
 func specGPTOSS(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves)
 	k.Int("attention.sliding_window", -1, 1, model.MaxContext)
-	if h.windowed == nil {
-		h.windowed = periodic(h.layers, gptossPeriod)
-	}
+	h.readPattern(k, gptossPeriod)
 	if k.Float("rope.freq_base_swa", h.rope.Base, 0, math.MaxFloat32) != h.rope.Base {
 		k.Fail("rope.freq_base_swa", "is another than rope.freq_base, which no gpt-oss model has")
 	}

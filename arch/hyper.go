@@ -24,6 +24,13 @@ type hyper struct {
 // readHyper reads what an architecture with RoPE of some style has. What lists by layer are read by the families that
 // have them.
 func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
+	h := readUnturned(k)
+	h.rope = k.RoPE(style, h.headDim, h.context)
+	return h
+}
+
+// readUnturned is readHyper for an architecture without RoPE, whatever the metadata say of one.
+func readUnturned(k *model.Keys) *hyper {
 	h := &hyper{arch: k.Arch}
 	h.layers = k.Int("block_count", -1, 1, model.MaxLayers)
 	h.context = k.Int("context_length", -1, 1, model.MaxContext)
@@ -45,9 +52,12 @@ func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
 	} else {
 		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
 	}
-	h.rope = k.RoPE(style, h.headDim, h.context)
 	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
-	h.expertsUsed = k.Int("expert_used_count", 0, 0, max(h.experts, 1))
+	if h.expertsUsed = k.Int("expert_used_count", 0, 0, model.MaxWidth); h.experts == 0 {
+		h.expertsUsed = 0 // some writers leave it there
+	} else if h.expertsUsed > h.experts {
+		k.Fail("expert_used_count", "is %d, want 0 to %d", h.expertsUsed, h.experts)
+	}
 	h.expertFFN = k.Int("expert_feed_forward_length", h.ffn, 0, model.MaxWidth)
 	embed := k.Shape(model.EmbedName)
 	if k.Err() == nil && len(embed) != 2 {

@@ -55,7 +55,11 @@ func TestQuantize(t *testing.T) {
 		}
 		got, nearest := errorOf(q), errorOf(quant.RTN(w, in.Importance(), typ.Grid))
 		t.Logf("%-7s error %.3g, rounded to nearest %.3g", typ.Name, got, nearest)
-		if !(got < 0.97*nearest) {
+		most := 0.97
+		if typ == ggml.MXFP4 {
+			most = 0.98 // of powers of two there are few to choose from
+		}
+		if !(got < most*nearest) {
 			t.Errorf("%s: error %.3g, rounded to nearest %.3g", typ.Name, got, nearest)
 		}
 	}

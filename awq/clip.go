@@ -102,7 +102,7 @@ func (c *clipper) group(b *quant.Block, k, c0 int) {
 		t := fitted
 		t.Sc[k], t.M[k] = sc, m // b's too
 		g.Shrink(&t, k, clipLargest-clipStep*float64(i))
-		scale, minimum := t.Scale(k)
+		scale, minimum := g.Scale(&t, k)
 		for j, v := range w {
 			c.trial[j] = float32(scale*g.Level(g.Nearest(v, scale, minimum))) - minimum - v
 		}
@@ -116,7 +116,7 @@ func (c *clipper) group(b *quant.Block, k, c0 int) {
 	if least == 0 {
 		return
 	}
-	scale, minimum := b.Scale(k)
+	scale, minimum := g.Scale(b, k)
 	for j, v := range w {
 		b.Codes[k*g.Group+j] = g.Nearest(v, scale, minimum)
 		d := c.best[j] - lost[j]

@@ -62,13 +62,14 @@ func TestChatErrors(t *testing.T) {
 		{calib.NewChatTemplate(meta{}), ok, "the model has no tokenizer.chat_template"},
 		{template(7), ok, "tokenizer.chat_template is int, want string"},
 		{template("{% for m in %}"), ok, "tokenizer.chat_template: "},
-		{template("{% include '/etc/passwd' %}"), ok, "cannot include files"},
+		{template("{% include '/etc/passwd' %}"), ok, "line 1: {% include %} is not supported"},
 		{template("{{ raise_exception('roles must alternate') }}"), ok, "roles must alternate"},
-		{template("{{ nothing() }}"), ok, "the chat template: "},
+		{template("\n{{ nothing() }}"), ok, "the chat template: line 2: 'nothing' is undefined"},
+		{template("{{ messages[0].content + 1 }}"), ok, "line 1: unsupported operand type(s) for +: 'str' and 'int'"},
 		{template("{% for i in range(100000) %}{{ messages }}{% endfor %}"), ok, "out of all proportion"},
-		{template("{% for i in range(1000000000) %}{% endfor %}"), ok, "range: more than 1048576 numbers"},
+		{template("{% for i in range(1000000000) %}{% endfor %}"), ok, "range: more than 100000 numbers"},
 		{template("{% for i in range(0, 9, 0) %}{% endfor %}"), ok, "a step of 0"},
-		{template(""), `{}`, `"messages": json: `},
+		{template(""), `{}`, `"messages" is not an array`},
 		{template(""), `[]`, `"messages" is empty`},
 		{template(""), `[1]`, `"messages"[0] is not an object`},
 		{template(""), `[{"role":"user"},{"content":"x"}]`, `"messages"[1] has no "role"`},
@@ -93,6 +94,32 @@ func TestConversations(t *testing.T) {
 	for i, id := range want {
 		if set.Sequences[0][i] != id {
 			t.Fatalf("%v, want %v", set.Sequences[0], want)
+		}
+	}
+}
+
+// TestChatRecord gives a record's other members to the template.
+func TestChatRecord(t *testing.T) {
+	chat := template(`{{ tools is none }}{% if tools %}{{ tools | tojson }}{% endif %}{{ documents | length if documents else 0 }}{{ thinking is defined and thinking }}{{ unk_token is defined }}|`)
+	const turns = `"messages":[{"role":"user","content":"hello"}]`
+	for _, c := range []struct{ record, want, fault string }{
+		{`{` + turns + `}`, "True0FalseFalse|", ""},
+		{`{` + turns + `,"tools":null,"documents":[{"text":"x"}]}`, "True1FalseFalse|", ""},
+		{`{` + turns + `,"tools":[{"z":1,"a":2}],"chat_template_kwargs":{"thinking":true}}`, `False[{"z": 1, "a": 2}]0TrueFalse|`, ""},
+		{`{` + turns + `,"tools":"[]"}`, "", `"tools" is not an array of objects`},
+		{`{` + turns + `,"tools":["f"]}`, "", `"tools" is not an array of objects`},
+		{`{` + turns + `,"chat_template_kwargs":3}`, "", `"chat_template_kwargs" is not an object`},
+		{`{` + turns + `,"chat_template_kwargs":{"messages":[]}}`, "", `"chat_template_kwargs" has "messages"`},
+	} {
+		set, err := calib.Sample([]string{lines(t, c.record)}, letters{}, calib.Options{Tokens: 2, SeqLen: 2, Chat: chat})
+		if c.fault != "" {
+			if err == nil || !strings.Contains(err.Error(), ":1: "+c.fault) {
+				t.Errorf("%s: %v, want %q", c.record, err, c.fault)
+			}
+			continue
+		}
+		if err != nil || set.Sources[0].Tokens != len(c.want) {
+			t.Errorf("%s: %+v, %v; want %d tokens", c.record, set, err, len(c.want))
 		}
 	}
 }

@@ -8,8 +8,8 @@ func SetFileLimits(file, piece int64) (restore func()) {
 	return func() { maxFileBytes, pieceBytes = oldFile, oldPiece }
 }
 
-// Render exposes render.
-func (c *ChatTemplate) Render(messages string) (string, error) { return c.render([]byte(messages)) }
+// Render exposes render, of messages alone.
+func (c *ChatTemplate) Render(messages string) (string, error) { return c.render([]byte(messages), nil) }
 
 // Documents returns the texts of a file.
 func Documents(path string, chat *ChatTemplate) ([]string, error) {

@@ -42,18 +42,18 @@ type reader struct {
 
 // readStrata returns a file's documents, domains in the order of their first record.
 func readStrata(path string, chat *ChatTemplate) ([]stratum, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("calibration: %w", err)
+	}
+	if !info.Mode().IsRegular() { // opening a pipe could wait for ever
+		return nil, fmt.Errorf("calibration: %s: not a regular file", path)
+	}
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("calibration: %w", err)
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("calibration: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("calibration: %s: not a regular file", path)
-	}
 	r := &reader{path: path, chat: chat, index: map[string]int{}}
 	if info.Size() <= maxFileBytes {
 		content, err := io.ReadAll(io.LimitReader(file, maxFileBytes+1))

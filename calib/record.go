@@ -35,7 +35,7 @@ func (r *reader) document(rec text.Record) (document, error) {
 		s, err := rec.String("text")
 		return document{text: s}, err
 	case rec.Has("messages"):
-		return r.conversation(rec["messages"])
+		return r.conversation(rec["messages"], rec)
 	case rec.Has("conversations"):
 		turns, err := shareGPT(rec)
 		return r.turns(turns, err)
@@ -55,9 +55,9 @@ type turn struct {
 	Content string `json:"content"`
 }
 
-// conversation renders messages by the model's template.
-func (r *reader) conversation(messages json.RawMessage) (document, error) {
-	s, err := r.chat.render(messages)
+// conversation renders messages, and what else the record they are in has for it, by the model's template.
+func (r *reader) conversation(messages json.RawMessage, rec text.Record) (document, error) {
+	s, err := r.chat.render(messages, rec)
 	return document{text: s, chat: true}, err
 }
 
@@ -70,7 +70,7 @@ func (r *reader) turns(turns []turn, err error) (document, error) {
 	if err != nil {
 		return document{}, err
 	}
-	return r.conversation(messages)
+	return r.conversation(messages, nil)
 }
 
 // shareGPTRoles are the speakers of ShareGPT's turns that mean the same everywhere.
@@ -168,5 +168,5 @@ func (r *reader) completion(rec text.Record) (document, error) {
 	if err != nil {
 		return document{}, err
 	}
-	return r.conversation(all)
+	return r.conversation(all, nil)
 }

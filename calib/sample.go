@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -104,7 +105,7 @@ func Sample(paths []string, tok Tokenizer, opt Options) (*Set, error) {
 			sequences += len(stream) / seqLen
 		}
 	}
-	n := (want + opt.HeldOut) / seqLen
+	n := (want + min(opt.HeldOut, math.MaxInt-want)) / seqLen
 	if n > sequences {
 		if opt.Tokens != 0 && want/seqLen > sequences || opt.Tokens == 0 && sequences*seqLen < MinTokens {
 			return nil, fmt.Errorf("calibration: %s: %d tokens, enough for %d sequences of %d; %d tokens are wanted and %d are the least that is of use: give more text, a smaller --calib-tokens or a smaller --seq-len",

@@ -3,6 +3,7 @@ package calib_test
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -302,6 +303,7 @@ func TestSampleErrors(t *testing.T) {
 		{lines(t, record{"x", ""}, record{"y", "a"}), calib.Options{}, `set.jsonl:2: a "domain", which `},
 		{text, calib.Options{Tokens: 6000}, "5000 tokens, enough for 9 sequences of 512; 6000 tokens are wanted"},
 		{write(t, "short.txt", counter(cjk, 4000)), calib.Options{}, "4096 are the least that is of use"},
+		{text, calib.Options{Tokens: math.MaxInt, HeldOut: math.MaxInt / 4}, "5000 tokens, enough for 9 sequences of 512"},
 		{text, calib.Options{SeqLen: 1}, "65536 tokens in sequences of 1"},
 		{text, calib.Options{SeqLen: -5}, "in sequences of -5"},
 		{text, calib.Options{Tokens: 10}, "10 tokens in sequences of 512"},
@@ -328,6 +330,10 @@ func TestWarnings(t *testing.T) {
 	set = sample(t, []string{a, b}, letters{}, calib.Options{Tokens: 9900, SeqLen: 100})
 	if !has(set, "99 sequences; fewer than 100") {
 		t.Errorf("99 sequences: %q", set.Warnings)
+	}
+	set = sample(t, []string{a}, letters{}, calib.Options{Tokens: 5000, SeqLen: 50})
+	if len(set.Warnings) != 1 || !has(set, "all text is of one source, a.txt: ") || !has(set, "a second, of another kind") {
+		t.Errorf("one source: %q", set.Warnings)
 	}
 	set = sample(t, []string{a, write(t, "c.txt", counter(cjk+9000, 2000)), write(t, "d.txt", "tiny")}, letters{},
 		calib.Options{Tokens: 10000, SeqLen: 100})

@@ -98,9 +98,13 @@ func (s *Set) warn(want int) {
 	if n := len(s.Sequences); n < MinSequences {
 		add("%d sequences; fewer than %d leave ranges and Hessians uncertain", n, MinSequences)
 	}
+	if len(s.Sources) == 1 {
+		add("all text is of one source, %s: the model keeps best what its kind of text needs; a second, of another kind or "+
+			"language that the model is used for, would have that looked after too", s.Sources[0].Name())
+	}
 	for i := range s.Sources {
 		src := &s.Sources[i]
-		if share := float64(src.Sequences) / float64(len(s.Sequences)); share > MaxSourceShare {
+		if share := float64(src.Sequences) / float64(len(s.Sequences)); len(s.Sources) > 1 && share > MaxSourceShare {
 			add("%.0f%% of the sequences come from one source, %s; more than %.0f%% favour its kind of text", 100*share,
 				src.Name(), 100*MaxSourceShare)
 		}

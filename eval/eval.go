@@ -77,8 +77,8 @@ func (silent) Done()               {}
 
 // Result is what an evaluation found. The JSON names are part of the command line's interface.
 type Result struct {
-	Perplexity float64 `json:"perplexity"`        // exp of the mean negative log-likelihood
-	StdErr     float64 `json:"perplexity_stderr"` // of Perplexity, taking the scored tokens as independent
+	Perplexity Figure `json:"perplexity"`        // exp of the mean negative log-likelihood
+	StdErr     Figure `json:"perplexity_stderr"` // of Perplexity, taking the scored tokens as independent
 
 	TokensScored int  `json:"tokens_scored"`
 	Context      int  `json:"context"`
@@ -99,11 +99,14 @@ type Divergence struct {
 	KLP99          float64 `json:"kl_divergence_p99"`
 	KLMax          float64 `json:"kl_divergence_max"`
 	SameTop        float64 `json:"same_top"` // share of tokens for which both models think the same token likeliest
-	BasePerplexity float64 `json:"base_perplexity"`
+	BasePerplexity Figure  `json:"base_perplexity"`
+	// CommonTokens is the vocabulary that KL and SameTop compare, where one model's is larger than the other's, each model's
+	// probabilities taken relative to their sum over it; 0 where both have as many tokens. Perplexities are over all tokens.
+	CommonTokens int `json:"common_tokens,omitempty"`
 	// Increase is Perplexity/BasePerplexity − 1. Its standard error is far smaller than those of the two: it comes from
 	// the differences, token by token, of what both models make of the same text.
-	Increase       float64 `json:"perplexity_increase"`
-	IncreaseStdErr float64 `json:"perplexity_increase_stderr"`
+	Increase       Figure `json:"perplexity_increase"`
+	IncreaseStdErr Figure `json:"perplexity_increase_stderr"`
 }
 
 // Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches as
@@ -171,6 +174,7 @@ type plan struct {
 	bos             bool
 	tokens          []int32 // chunks×context, first tokens replaced
 	batch           int     // chunks
+	common, largest int     // tokens that all models have, and that the largest vocabulary has
 	memory          int64   // per model
 	tempDir         string
 	progress        Progress
@@ -199,6 +203,7 @@ func newPlan(m *model.Model, tokens []int32, opt Options) (*plan, error) {
 	if p.progress == nil {
 		p.progress = silent{}
 	}
+	p.common, p.largest = m.Vocab, m.Vocab
 	p.chunks = len(tokens) / p.context
 	if p.chunks == 0 {
 		return nil, fmt.Errorf("eval: the text has %d tokens, a context of %d needs at least as many", len(tokens), p.context)
@@ -210,6 +215,7 @@ func newPlan(m *model.Model, tokens []int32, opt Options) (*plan, error) {
 		if err := sameVocabulary(m, b); err != nil {
 			return nil, err
 		}
+		p.common, p.largest = min(m.Vocab, b.Vocab), max(m.Vocab, b.Vocab)
 		p.memory /= 2
 		if opt.Memory > 0 {
 			p.memory = max(p.memory, 1)
@@ -230,21 +236,22 @@ func newPlan(m *model.Model, tokens []int32, opt Options) (*plan, error) {
 	return p, nil
 }
 
-// sameVocabulary refuses two models whose token ids do not mean the same.
+// sameVocabulary refuses two models whose token ids do not mean the same. One may have more tokens than the other, such as
+// those that pad a vocabulary to a round number.
 func sameVocabulary(m, base *model.Model) error {
-	if m.Vocab != base.Vocab {
-		return fmt.Errorf("eval: %s has a vocabulary of %d tokens, the base %s one of %d: their predictions cannot be compared",
-			m.Source.Name(), m.Vocab, base.Source.Name(), base.Vocab)
-	}
 	const key = "tokenizer.ggml.tokens"
 	a, _ := m.Source.Meta(key)
 	b, _ := base.Source.Meta(key)
 	at, aok := a.([]string)
 	bt, bok := b.([]string)
 	if !aok || !bok {
+		if m.Vocab != base.Vocab {
+			return fmt.Errorf("eval: %s has a vocabulary of %d tokens, the base %s one of %d, and not both list them: "+
+				"their predictions cannot be compared", m.Source.Name(), m.Vocab, base.Source.Name(), base.Vocab)
+		}
 		return nil
 	}
-	for i := range min(len(at), len(bt)) {
+	for i := range min(len(at), len(bt), m.Vocab, base.Vocab) {
 		if at[i] != bt[i] {
 			return fmt.Errorf("eval: token %d is %.40q in %s and %.40q in the base %s: their predictions cannot be compared",
 				i, at[i], m.Source.Name(), bt[i], base.Source.Name())

@@ -1,6 +1,7 @@
 package eval_test
 
 import (
+	"github.com/llmq/llmq/arch"
 	"go/build"
 	"os"
 	"path/filepath"
@@ -11,7 +12,6 @@ import (
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/kernels"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -23,7 +23,7 @@ func gopher(t *testing.T, content string, chunks int, precision kernels.Precisio
 		t.Fatal(err)
 	}
 	defer src.Close()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,5 +65,5 @@ func TestLlamaCpp(t *testing.T) {
 
 	// Rounding inputs to bfloat16 must not show.
 	auto, exact := gopher(t, content, 30, kernels.Auto), gopher(t, content, 30, kernels.F32)
-	near(t, "perplexity with inputs in bfloat16", auto.Perplexity, exact.Perplexity, 5e-4)
+	near(t, "perplexity with inputs in bfloat16", auto.Perplexity, float64(exact.Perplexity), 5e-4)
 }

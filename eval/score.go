@@ -34,17 +34,22 @@ var headValues = 8 << 20
 // prediction is what a model's logits for one position say, as far as they have been seen.
 type prediction struct {
 	lse    float64 // log Σ exp(logit)
+	common float64 // the same over the tokens that all models have
 	target float64 // the next token's logit
-	top    int     // the likeliest token
+	top    int     // the likeliest of the common tokens
 	best   float32 // its logit
 }
 
-// add takes the logits from token first on.
-func (d *prediction) add(logits []float32, first, target int) {
+// add takes the logits from token first on. Either all of these tokens are common, or none.
+func (d *prediction) add(logits []float32, first, target int, common bool) {
 	d.lse = logAddExp(d.lse, elementwise.LogSumExp(logits))
 	if i := target - first; 0 <= i && i < len(logits) {
 		d.target = float64(logits[i])
 	}
+	if !common {
+		return
+	}
+	d.common = d.lse
 	if i := argmax(logits); first == 0 || logits[i] > d.best {
 		d.top, d.best = first+i, logits[i]
 	}
@@ -64,7 +69,7 @@ func logAddExp(a, b float64) float64 {
 // tally is what has been seen of all scored predictions.
 type tally struct {
 	predictions [][]prediction // the model's, then the base's, if there is one
-	difference  []float64      // with a base: the mean of its logits minus the model's, weighted by its probabilities
+	difference  []float64      // with a base: the mean over the common tokens of its logits minus the model's, weighted by its probabilities
 }
 
 func newTally(models, n int) *tally {
@@ -81,16 +86,21 @@ func newTally(models, n int) *tally {
 	return t
 }
 
-// add takes row j of the models' logits for prediction i: part of them, from token first on.
-func (t *tally) add(i int, p *plan, logits []*tensor.Matrix, j, first, part int) {
-	target, row := int(p.target(i)), logits[0].Row(j)[:part]
-	if len(logits) > 1 {
-		base, d := logits[1].Row(j)[:part], &t.predictions[1][i]
+// add takes row j of the models' logits for prediction i: parts of them, from token first on. Beyond the common tokens a
+// model that has fewer has an empty part.
+func (t *tally) add(i int, p *plan, logits []*tensor.Matrix, j, first int, parts []int) {
+	target, common := int(p.target(i)), first < p.common
+	if len(logits) > 1 && common {
+		base, row, d := logits[1].Row(j)[:parts[1]], logits[0].Row(j)[:parts[0]], &t.predictions[1][i]
 		before, lse := d.lse, elementwise.LogSumExp(base)
-		d.add(base, first, target)
+		d.add(base, first, target, true)
 		t.difference[i] = t.difference[i]*math.Exp(before-d.lse) + meanDifference(base, row, lse)*math.Exp(lse-d.lse)
+	} else if len(logits) > 1 && parts[1] > 0 {
+		t.predictions[1][i].add(logits[1].Row(j)[:parts[1]], first, target, false)
 	}
-	t.predictions[0][i].add(row, first, target)
+	if parts[0] > 0 {
+		t.predictions[0][i].add(logits[0].Row(j)[:parts[0]], first, target, common)
+	}
 }
 
 // scores sums up what the models predict.
@@ -110,7 +120,7 @@ func (t *tally) scores() *scores {
 	s.kl, s.same = make([]float64, len(s.nll)), make([]bool, len(s.nll))
 	for i := range s.kl {
 		d, base := &t.predictions[0][i], &t.predictions[1][i]
-		s.kl[i] = max(0, t.difference[i]-base.lse+d.lse) // below zero by rounding only
+		s.kl[i] = max(0, t.difference[i]-base.common+d.common) // below zero by rounding only
 		s.same[i] = d.top == base.top
 	}
 	return s
@@ -122,7 +132,7 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 	seen := newTally(len(runs), p.chunks*p.scored())
 	heads := make([]*model.Head, len(runs))
 	logits := make([]*tensor.Matrix, len(runs))
-	columns := min(headColumns, runs[0].m.Vocab)
+	columns := min(headColumns, p.largest)
 	step := min(min(p.batch, p.chunks)*p.scored(), headTokens)
 	for i, r := range runs {
 		var err error
@@ -135,7 +145,7 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 			return nil, err
 		}
 	}
-	vocab, batches := runs[0].m.Vocab, runs[0].hidden.Batches()
+	batches := runs[0].hidden.Batches()
 	// Hidden states in memory pass again for each part of the head, so that its weights are read once. Those in a file are
 	// read once themselves, and the head for each batch of them.
 	together := batches
@@ -153,8 +163,15 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 				}
 			}
 		}
-		for first := 0; first < vocab; first += columns {
-			part := min(columns, vocab-first)
+		parts := make([]int, len(runs)) // tokens that each model has of those from first to last
+		for first, last := 0, 0; first < p.largest; first = last {
+			last = min(first+columns, p.largest)
+			if first < p.common { // tokens that all models have do not mix with others
+				last = min(last, p.common)
+			}
+			for i, r := range runs {
+				parts[i] = max(0, min(last, r.m.Vocab)-first)
+			}
 			for b := range in {
 				if err := ctx.Err(); err != nil {
 					return nil, err
@@ -166,16 +183,18 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 				for piece := range pieces {
 					from, to := piece*count/pieces, (piece+1)*count/pieces
 					for i, r := range runs {
-						heads[i].Part(logits[i].View(0, to-from, 0, part), in[b][i].View(from, to, 0, r.m.Dim), first, first+part)
+						if parts[i] > 0 {
+							heads[i].Part(logits[i].View(0, to-from, 0, parts[i]), in[b][i].View(from, to, 0, r.m.Dim), first, first+parts[i])
+						}
 					}
 					kernels.Parallel(to-from, 1, func(lo, hi int) {
 						for j := lo; j < hi; j++ {
-							seen.add(start+from+j, p, logits, j, first, part)
+							seen.add(start+from+j, p, logits, j, first, parts)
 						}
 					})
 				}
-				for _, r := range runs {
-					p.progress.Add(int64(count) * int64(part) * int64(r.m.Dim))
+				for i, r := range runs {
+					p.progress.Add(int64(count) * int64(parts[i]) * int64(r.m.Dim))
 				}
 			}
 		}
@@ -247,12 +266,15 @@ func argmax(row []float32) int {
 func (s *scores) result(p *plan) *Result {
 	r := &Result{TokensScored: len(s.nll), Context: p.context, Chunks: p.chunks, BOS: p.bos}
 	mean, stderr := meanAndError(s.nll)
-	r.Perplexity = math.Exp(mean)
-	r.StdErr = r.Perplexity * stderr
+	r.Perplexity = Figure(math.Exp(mean))
+	r.StdErr = r.Perplexity * Figure(stderr)
 	if s.kl == nil {
 		return r
 	}
 	d := &Divergence{}
+	if p.common < p.largest {
+		d.CommonTokens = p.common
+	}
 	d.KL, d.KLStdErr = meanAndError(s.kl)
 	same := 0
 	for _, ok := range s.same {
@@ -262,14 +284,14 @@ func (s *scores) result(p *plan) *Result {
 	}
 	d.SameTop = float64(same) / float64(len(s.same))
 	base, _ := meanAndError(s.baseNLL)
-	d.BasePerplexity = math.Exp(base)
+	d.BasePerplexity = Figure(math.Exp(base))
 	more := make([]float64, len(s.nll))
 	for i, v := range s.nll {
 		more[i] = v - s.baseNLL[i]
 	}
 	mean, stderr = meanAndError(more)
-	d.Increase = math.Expm1(mean)
-	d.IncreaseStdErr = (1 + d.Increase) * stderr
+	d.Increase = Figure(math.Expm1(mean))
+	d.IncreaseStdErr = (1 + d.Increase) * Figure(stderr)
 	slices.Sort(s.kl)
 	d.KLMedian, d.KLP99, d.KLMax = quantile(s.kl, 0.5), quantile(s.kl, 0.99), s.kl[len(s.kl)-1]
 	r.Divergence = d

@@ -51,13 +51,13 @@ type TaskResult struct {
 
 // Measure is a mean over the examples, or for a perplexity its exponential, with its standard error.
 type Measure struct {
-	Value  float64 `json:"value"`
-	StdErr float64 `json:"stderr"`
+	Value  Figure `json:"value"`
+	StdErr Figure `json:"stderr"`
 	// Base is the other model's, after Compare, and Difference how much larger this one's is; its error is that of paired
 	// examples.
-	Base             *float64 `json:"base,omitempty"`
-	Difference       *float64 `json:"difference,omitempty"`
-	DifferenceStdErr *float64 `json:"difference_stderr,omitempty"`
+	Base             *Figure `json:"base,omitempty"`
+	Difference       *Figure `json:"difference,omitempty"`
+	DifferenceStdErr *Figure `json:"difference_stderr,omitempty"`
 
 	each []float64 // by example
 	exp  bool      // Value is exp of the mean
@@ -65,11 +65,12 @@ type Measure struct {
 
 func newMeasure(each []float64, exp bool) *Measure {
 	m := &Measure{each: each, exp: exp}
-	m.Value, m.StdErr = meanAndError(each)
+	mean, stderr := meanAndError(each)
 	if exp {
-		m.Value = min(math.Exp(m.Value), math.MaxFloat64) // JSON has no infinity
-		m.StdErr = min(m.StdErr*m.Value, math.MaxFloat64)
+		mean = math.Exp(mean)
+		stderr *= mean
 	}
+	m.Value, m.StdErr = Figure(mean), Figure(stderr)
 	return m
 }
 
@@ -85,15 +86,15 @@ func (r *TaskResult) Compare(base *TaskResult) {
 		// To first order an example moves exp of the mean by exp of the mean times its share.
 		slope, baseSlope := 1.0, 1.0
 		if m.exp {
-			slope, baseSlope = m.Value, b.Value
+			slope, baseSlope = float64(m.Value), float64(b.Value)
 		}
 		d := make([]float64, len(m.each))
 		for i := range d {
 			d[i] = slope*m.each[i] - baseSlope*b.each[i]
 		}
 		_, stderr := meanAndError(d)
-		difference := m.Value - b.Value
-		m.Base, m.Difference, m.DifferenceStdErr = &b.Value, &difference, &stderr
+		difference, differenceStdErr := m.Value-b.Value, Figure(stderr)
+		m.Base, m.Difference, m.DifferenceStdErr = &b.Value, &difference, &differenceStdErr
 	}
 }
 

@@ -249,7 +249,7 @@ func TestTask(t *testing.T) {
 					mean = math.Exp(mean)
 					stderr *= mean
 				}
-				if math.Abs(m.Value-mean) > 1e-4*mean || math.Abs(m.StdErr-stderr) > 1e-3*stderr {
+				if math.Abs(float64(m.Value)-mean) > 1e-4*mean || math.Abs(float64(m.StdErr)-stderr) > 1e-3*stderr {
 					t.Errorf("%s %s: %s %g ± %g, want %g ± %g", name, kind, what, m.Value, m.StdErr, mean, stderr)
 				}
 			}

@@ -98,7 +98,7 @@ func reference(f *Factor, row []float32, q *quant.Weight, r int) []int8 {
 	for _, c := range slices.Backward(f.order) {
 		g := q.Grid.(*quant.Affine)
 		b := q.Block(r, c/g.Block)
-		scale, minimum := b.Scale(c % g.Block / g.Group)
+		scale, minimum := g.Scale(&b, c%g.Block/g.Group)
 		codes[c] = g.Nearest(float32(w[c]), scale, minimum)
 		v := float64(float32(scale*g.Level(codes[c])) - minimum)
 		d := (w[c] - v) / hinv.At(c, c)
@@ -253,7 +253,7 @@ func TestDead(t *testing.T) {
 	for r := range w.Rows {
 		b := q.Block(r, 0)
 		for _, c := range []int{0, 100, 255} {
-			scale, minimum := b.Scale(c / 32)
+			scale, minimum := q.Grid.(*quant.Affine).Scale(&b, c/32)
 			if want := q.Grid.(*quant.Affine).Nearest(w.Row(r)[c], scale, minimum); b.Codes[c] != want {
 				t.Errorf("row %d, dead column %d: code %d, nearest is %d", r, c, b.Codes[c], want)
 			}
@@ -268,7 +268,7 @@ func TestDead(t *testing.T) {
 	for r := range w.Rows {
 		b := q.Block(r, 0)
 		for c, v := range w.Row(r) {
-			scale, minimum := b.Scale(c / 32)
+			scale, minimum := q.Grid.(*quant.Affine).Scale(&b, c/32)
 			if want := q.Grid.(*quant.Affine).Nearest(v, scale, minimum); b.Codes[c] != want {
 				t.Errorf("row %d, column %d, all dead: code %d, nearest is %d", r, c, b.Codes[c], want)
 			}

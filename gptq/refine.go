@@ -185,12 +185,15 @@ func (t *descent) block(c0 int) int {
 	t.load()
 	lost := t.lost[c0:end]
 	copy(lost, t.values)
-	moved := t.super(c0)
+	moved := 0
+	if g.Scales.Floats == nil {
+		moved = t.super(c0)
+	}
 	for k := range g.Groups() {
 		lo, hi := k*g.Group, (k+1)*g.Group
 		before := t.before[lo:hi]
 		copy(before, t.values[lo:hi])
-		if g.Scales.Super {
+		if g.Scales.OfGroups() {
 			moved += t.scales(k, c0)
 		}
 		moved += t.codes(k, c0)
@@ -224,7 +227,7 @@ func (t *descent) load() {
 			t.level[j][i] = g.Level(code)
 		}
 		for k := range t.scale {
-			t.scale[k][i], t.minimum[k][i] = b.Scale(k)
+			t.scale[k][i], t.minimum[k][i] = g.Scale(b, k)
 			t.sc[k][i], t.m[k][i] = float32(b.Sc[k]), float32(b.M[k])
 		}
 	}
@@ -320,7 +323,7 @@ func (t *descent) scales(k, c0 int) int {
 			continue
 		}
 		moved++
-		scale, minimum := blk.Scale(k)
+		scale, minimum := g.Scale(blk, k)
 		x[i], y[i] = t.scale[k][i]-scale, t.minimum[k][i]-minimum
 		t.scale[k][i], t.minimum[k][i] = scale, minimum
 		t.sc[k][i], t.m[k][i] = float32(blk.Sc[k]), float32(blk.M[k])
@@ -381,7 +384,7 @@ func (t *descent) super(c0 int) int {
 		moved++
 		x[i], y[i] = d-blk.D, dmin-blk.DMin
 		for k := range t.scale {
-			t.scale[k][i], t.minimum[k][i] = blk.Scale(k)
+			t.scale[k][i], t.minimum[k][i] = g.Scale(blk, k)
 		}
 	}
 	if moved == 0 {

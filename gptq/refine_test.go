@@ -121,7 +121,7 @@ func (t *plainDescent) move(c int, v float32) {
 // codes moves the codes of group k.
 func (t *plainDescent) codes(b *quant.Block, k, c0 int) int {
 	g := t.g
-	scale, minimum := b.Scale(k)
+	scale, minimum := t.g.Scale(b, k)
 	codes := b.Codes[k*g.Group : (k+1)*g.Group]
 	moved := 0
 	for j, old := range codes {
@@ -194,7 +194,7 @@ func (t *plainDescent) scale(b *quant.Block, k, c0 int) bool {
 
 // apply recomputes the values of group k.
 func (t *plainDescent) apply(b *quant.Block, k, c0 int) {
-	scale, minimum := b.Scale(k)
+	scale, minimum := t.g.Scale(b, k)
 	n := t.g.Group
 	for j, code := range b.Codes[k*n : (k+1)*n] {
 		if v := float32(scale*t.g.Level(code)) - minimum; v != t.values[c0+j] {

@@ -246,7 +246,7 @@ func (s *sweeper) scales(block, r0, r1 int) {
 	for r := r0; r < r1; r++ {
 		b := s.q.Block(r, block)
 		for k := range s.scale {
-			s.scale[k][r-r0], s.minimum[k][r-r0] = b.Scale(k)
+			s.scale[k][r-r0], s.minimum[k][r-r0] = s.g.Scale(&b, k)
 		}
 	}
 }

@@ -38,7 +38,7 @@ func plainSweep(f *Factor, q *quant.Weight, w *tensor.Matrix) {
 				t.fit(q, r, r+1, start)
 			}
 			b := q.Block(r, c/g.Block)
-			scale, minimum := b.Scale(c % g.Block / g.Group)
+			scale, minimum := g.Scale(&b, c%g.Block/g.Group)
 			code := g.Nearest(target(i), scale, minimum)
 			q.Codes[r*q.Cols+c] = code
 			errs[i] = w.Row(r)[c] - (float32(scale*g.Level(code)) - minimum)

@@ -185,6 +185,19 @@ func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
 	return experts
 }
 
+// LayerScale returns the factor of name+".weight".
+func (b *Loader) LayerScale(name string) *LayerScale {
+	return &LayerScale{b.Vector(name+".weight", 1, Optional)}
+}
+
+// Table names a table of which tokens choose rows, and returns what decodes those of some tokens into dst,
+// len(tokens)×cols.
+func (b *Loader) Table(name string, rows, cols int) func(dst *tensor.Matrix, tokens []int32) error {
+	b.want(name, RoleEmbedding, Required, rows, cols)
+	name = b.prefix + name
+	return func(dst *tensor.Matrix, tokens []int32) error { return b.m.rows(dst, name, tokens) }
+}
+
 // Unused notes a tensor that a file has and that nothing here computes with.
 func (b *Loader) Unused(name string) {
 	if s := b.Shape(name); s != nil {

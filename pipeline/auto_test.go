@@ -38,7 +38,7 @@ func speak(t *testing.T, m *model.Model, seqs, seqLen int) []int32 {
 	defer h.Release()
 	for n := 1; n < seqLen; n++ {
 		x := tensor.New(seqs*n, m.Dim)
-		if err := m.Embed(x, slices.Concat(text...)); err != nil {
+		if err := m.Embed(x, slices.Concat(text...), n, nil); err != nil {
 			t.Fatal(err)
 		}
 		for i := range m.Layers() {
@@ -46,7 +46,7 @@ func speak(t *testing.T, m *model.Model, seqs, seqLen int) []int32 {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Forward(t.Context(), x, n); err != nil {
+			if err := l.Forward(t.Context(), m.NewState(), x, n); err != nil {
 				t.Fatal(err)
 			}
 			l.Release()
@@ -175,11 +175,11 @@ func TestLimit(t *testing.T) {
 	if v := free.Validation; !(v.Increase > 0) || v.Limit != 0 || !v.Met || len(free.Int8Fallbacks) > 0 {
 		t.Fatalf("without a limit: %+v, %d linears fell back", v, len(free.Int8Fallbacks))
 	}
-	limit := free.Validation.Increase / 2
+	limit := float64(free.Validation.Increase) / 2
 	path, rep := mustRun(t, src, recipe, Options{Calib: set, Validate: Validate{Tokens: held, MaxIncrease: limit}})
 	v := rep.Validation
 	last := v.Runs[len(v.Runs)-1]
-	if !v.Met || v.Increase+v.StdErr > limit || len(v.Runs) < 2 || len(v.Runs) > maxRuns || last.Increase != v.Increase || last.Bytes != rep.Bytes {
+	if !v.Met || float64(v.Increase+v.StdErr) > limit || len(v.Runs) < 2 || len(v.Runs) > maxRuns || last.Increase != v.Increase || last.Bytes != rep.Bytes {
 		t.Errorf("limit %g: %+v", limit, v)
 	}
 	if v.Runs[0].Increase != free.Validation.Increase || v.Runs[0].Int8 != 0 {
@@ -316,10 +316,17 @@ func TestShare(t *testing.T) {
 		{0.001, 0.001, 0.01, 1},
 		{1e-2, 1e-4, 1e-6, 3.8197e-05},
 	} {
-		v := &Validation{Increase: c.increase, StdErr: c.stderr}
+		v := &Validation{Increase: eval.Figure(c.increase), StdErr: eval.Figure(c.stderr)}
 		q := v.share(c.limit)
 		if at := c.increase*q + c.stderr*math.Sqrt(q); math.Abs(q/c.want-1) > 1e-3 || q < 1 && math.Abs(at/c.limit-1) > 1e-9 {
 			t.Errorf("%+v: share %g, where increase and standard error are %g", c, q, at)
+		}
+	}
+	// Where nothing can be told, nothing may be left.
+	for _, v := range []*Validation{{Increase: eval.Figure(math.NaN())}, {Increase: eval.Figure(math.Inf(1))}, {StdErr: eval.Figure(math.NaN())},
+		{Increase: eval.Figure(math.Inf(-1)), StdErr: eval.Figure(math.Inf(1))}} {
+		if q := v.share(0.01); q != 0 {
+			t.Errorf("%+v: share %g, want 0", v, q)
 		}
 	}
 }

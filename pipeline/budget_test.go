@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -17,7 +18,6 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -140,7 +140,7 @@ func TestAssignPinned(t *testing.T) {
 		}
 		for i := range p.Tensors {
 			pt := &p.Tensors[i]
-			_, _, rule, err := r.typeOf(&pt.Info)
+			_, _, rule, err := r.typeOf(&pt.Info, pt.Role)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -271,7 +271,7 @@ func TestAssignGopher(t *testing.T) {
 	}
 	_, text := ownText(t, "eval")
 	tokens := tok.Encode(text, tokenizer.EncodeOptions{})
-	base, err := model.Open(src)
+	base, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func TestAssignGopher(t *testing.T) {
 		if _, err := Run(t.Context(), src, p, path, Options{Calib: set}); err != nil {
 			t.Fatal(err)
 		}
-		m, err := model.Open(open(t, path))
+		m, err := arch.Open(open(t, path))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"strings"
 	"testing"
@@ -22,7 +23,7 @@ func TestInt8(t *testing.T) {
 	set.Sequences = set.Sequences[:8]
 	path, rep := mustRun(t, tm.Source(), Recipe{Method: Int8, Type: ggml.Q8_0}, Options{Calib: set})
 	f := open(t, path)
-	m, err := model.Open(f)
+	m, err := arch.Open(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +40,7 @@ func TestInt8(t *testing.T) {
 	}
 	x := tensor.New(len(set.Sequences)*set.SeqLen, m.Dim)
 	for i, s := range set.Sequences {
-		if err := m.Embed(x.View(i*set.SeqLen, (i+1)*set.SeqLen, 0, m.Dim), s); err != nil {
+		if err := m.Embed(x.View(i*set.SeqLen, (i+1)*set.SeqLen, 0, m.Dim), s, set.SeqLen, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -62,7 +63,7 @@ func TestInt8(t *testing.T) {
 				gemm.MatMul(dst, x, &lin.W, kernels.F32)
 			}
 		}
-		if err := l.Forward(t.Context(), x, set.SeqLen); err != nil {
+		if err := l.Forward(t.Context(), m.NewState(), x, set.SeqLen); err != nil {
 			t.Fatal(err)
 		}
 		l.Release()
@@ -79,7 +80,7 @@ func TestInt8(t *testing.T) {
 			t.Errorf("%s, %s: weight error %v, expected %v", r.Name, r.Type, r.WeightError, r.ExpectedError)
 		}
 	}
-	base, err := model.Open(tm.Source())
+	base, err := arch.Open(tm.Source())
 	if err != nil {
 		t.Fatal(err)
 	}

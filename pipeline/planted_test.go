@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"github.com/llmq/llmq/arch"
 	"go/build"
 	"os"
 	"path/filepath"
@@ -11,7 +12,6 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/smoothquant"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -50,7 +50,7 @@ func TestPlantedGopher(t *testing.T) {
 		t.Fatal(err)
 	}
 	tokens := tok.Encode(string(unseen), tokenizer.EncodeOptions{})
-	base, err := model.Open(clean)
+	base, err := arch.Open(clean)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestPlantedGopher(t *testing.T) {
 			opt.Calib = set
 		}
 		path, _ := mustRun(t, src, r, opt)
-		m, err := model.Open(open(t, path))
+		m, err := arch.Open(open(t, path))
 		if err != nil {
 			t.Fatal(err)
 		}

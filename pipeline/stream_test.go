@@ -7,6 +7,7 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -20,8 +21,8 @@ func TestCompare(t *testing.T) {
 	set := sequences(tm, batchTokens/seqLen+12, seqLen) // two batches, one of them short
 	for _, memory := range []int64{0, 1} {
 		m := openModel(t, tm.Source())
-		streamOf := func(keep bool) *stream {
-			s, err := newStream(m, set.Sequences, seqLen, keep, newStateBudget(memory), t.TempDir())
+		streamOf := func(keep bool, replace func(rows *tensor.Matrix) error) *stream {
+			s, err := newStream(m, set.Sequences, seqLen, keep, newStateBudget(memory), t.TempDir(), replace)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -32,12 +33,16 @@ func TestCompare(t *testing.T) {
 			})
 			return s
 		}
-		s, original := streamOf(true), streamOf(false)
+		rounded := func(rows *tensor.Matrix) error {
+			_, q := encode(ggml.Q4_0, rows.Clone(), nil)
+			for i := range rows.Rows {
+				copy(rows.Row(i), q.Row(i))
+			}
+			return nil
+		}
+		s, original := streamOf(true, rounded), streamOf(false, nil)
 		if original.x.Spilled() != (memory > 0) || original.x.Batches() != 2 {
 			t.Fatalf("budget %d: %d batches, in files %v", memory, original.x.Batches(), original.x.Spilled())
-		}
-		if err := s.roundTo(ggml.Q4_0); err != nil {
-			t.Fatal(err)
 		}
 		for index := range m.Layers() {
 			l, err := m.LoadLayer(index)
@@ -48,9 +53,9 @@ func TestCompare(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var weights [4]*tensor.Matrix
-			for k, g := range ol.Groups() {
-				for j, lin := range g.Linears {
+			weights := make([]*tensor.Matrix, len(ol.Stages))
+			for k := range ol.Stages {
+				for j, lin := range ol.Stages[k].Sites[0].Linears {
 					w, err := lin.Matrix()
 					if err != nil {
 						t.Fatal(err)
@@ -58,44 +63,42 @@ func TestCompare(t *testing.T) {
 					if weights[k] = w; memory > 0 {
 						lin.F32 = w
 					}
-					_, l.Groups()[k].Linears[j].F32 = encode(ggml.Q4_0, w, nil)
+					_, l.Stages[k].Sites[0].Linears[j].F32 = encode(ggml.Q4_0, w, nil)
 				}
 			}
 
-			// The original's inputs of the groups, the hidden states that their outputs are added to, and the layer's result.
-			var inputs, residuals [4][]*tensor.Matrix
+			// The original's inputs of the sites, the hidden states that their outputs are added to, and the layer's result.
+			inputs, residuals := make([][]*tensor.Matrix, len(ol.Stages)), make([][]*tensor.Matrix, len(ol.Stages))
 			var after []*tensor.Matrix
+			st := m.NewState()
 			err = original.each(func(_ int, x *tensor.Matrix) error {
-				x = x.Clone()
-				y := x.Clone()
-				h, a := tensor.New(x.Rows, m.Dim), tensor.New(x.Rows, m.Heads*m.HeadDim)
-				n, f := tensor.New(x.Rows, m.Dim), tensor.New(x.Rows, m.FFN)
-				ol.AttnIn(h, x)
-				ol.AttnCore(a, h, seqLen)
-				ol.AttnOut(y, a)
-				ol.MLPIn(n, y)
-				ol.MLPCore(f, n)
-				for k, in := range []*tensor.Matrix{h, a, n, f} {
-					inputs[k] = append(inputs[k], in)
-					residuals[k] = append(residuals[k], []*tensor.Matrix{nil, x, nil, y}[k])
+				st.Enter(m, x.Clone(), seqLen)
+				k := 0
+				err := ol.Run(t.Context(), st, 0, len(ol.Stages), func(_ *model.Site, in *tensor.Matrix, _ []int) error {
+					inputs[k] = append(inputs[k], in.Clone())
+					residuals[k] = append(residuals[k], st.X.Clone())
+					k++
+					return nil
+				})
+				if err != nil {
+					return err
 				}
 				z := x.Clone()
 				after = append(after, z)
-				return ol.Forward(t.Context(), z, seqLen)
+				return ol.Forward(t.Context(), m.NewState(), z, seqLen)
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 
-			for k, g := range l.Groups() {
+			for k := range l.Stages {
 				const rows = 7 // of the sums
-				in := quant.NewStats(g.Linears[0].In)
+				stage := &l.Stages[k]
+				site := stage.Sites[0]
+				in := quant.NewStats(site.In())
 				products, sum := make([]float64, rows*in.H.Cols), make([]float64, rows)
-				err := s.each(func(i int, x *tensor.Matrix) error {
-					h, err := s.input(l, g.Name, i, x)
-					if err != nil {
-						return err
-					}
+				err := s.visit(t.Context(), l, k, func(i int) error {
+					h, x := s.st.In, s.st.X
 					in.Observe(h)
 					for token := range h.Rows {
 						drift := make([]float64, h.Cols)
@@ -104,7 +107,7 @@ func TestCompare(t *testing.T) {
 						}
 						for r := range rows {
 							lacks := drift[r]
-							if g.Residual {
+							if stage.Adds {
 								lacks = float64(residuals[k][i].Row(token)[r]) - float64(x.Row(token)[r])
 								for j, v := range weights[k].Row(r) {
 									lacks += float64(v) * drift[j]
@@ -116,31 +119,31 @@ func TestCompare(t *testing.T) {
 							}
 						}
 					}
-					return original.compare(ol, &ol.Groups()[k], i, x, h, in)
+					return original.alongside(t.Context(), ol, k, i, s, l, 0, []*quant.Stats{in})
 				})
 				if err != nil {
 					t.Fatal(err)
 				}
+				original.passed(ol, k)
 				got, gotSum := in.Drift, in.DriftSum
-				if g.Residual {
+				if stage.Adds {
 					got, gotSum = in.Shortfall, in.ShortfallSum
 				}
-				if (in.Drift == nil) != g.Residual || (in.Shortfall == nil) == g.Residual {
-					t.Fatalf("layer %d, %s: drift %v, shortfall %v", index, g.Name, in.Drift != nil, in.Shortfall != nil)
+				if (in.Drift == nil) != stage.Adds || (in.Shortfall == nil) == stage.Adds {
+					t.Fatalf("layer %d, %s: drift %v, shortfall %v", index, site.Name, in.Drift != nil, in.Shortfall != nil)
 				}
 				var values []float64
 				for _, v := range got.Data[:rows*got.Cols] {
 					values = append(values, float64(v))
 				}
 				if e := apart(values, products); !(e < 0.005) { // inputs may be of bfloat16
-					t.Errorf("budget %d, layer %d, %s: products are off by %.2g", memory, index, g.Name, e)
+					t.Errorf("budget %d, layer %d, %s: products are off by %.2g", memory, index, site.Name, e)
 				}
 				if e := apart(gotSum[:rows], sum); !(e < 1e-4) {
-					t.Errorf("budget %d, layer %d, %s: sums are off by %.2g", memory, index, g.Name, e)
+					t.Errorf("budget %d, layer %d, %s: sums are off by %.2g", memory, index, site.Name, e)
 				}
 			}
-			err = s.each(func(i int, x *tensor.Matrix) error { return s.next(l, i, x) })
-			if err != nil {
+			if err := s.next(t.Context(), l); err != nil {
 				t.Fatal(err)
 			}
 			err = original.each(func(i int, x *tensor.Matrix) error {
@@ -176,7 +179,7 @@ func TestStateBudget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, a := stateBytes(seqs*seqLen, m.Dim), stateBytes(seqs*seqLen, m.Heads*m.HeadDim)
+	x, a := stateBytes(seqs*seqLen, m.Dim), stateBytes(seqs*seqLen, m.Carried())
 	for _, c := range []struct {
 		budget  int64
 		inFile  [3]bool // the stream's two stores, and the original's
@@ -189,17 +192,17 @@ func TestStateBudget(t *testing.T) {
 		{x + a + x, [3]bool{}, 0},
 	} {
 		budget := newStateBudget(c.budget)
-		s, err := newStream(m, set.Sequences, seqLen, true, budget, t.TempDir())
+		s, err := newStream(m, set.Sequences, seqLen, true, budget, t.TempDir(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.close()
-		original, err := newStream(m, set.Sequences, seqLen, false, budget, t.TempDir())
+		original, err := newStream(m, set.Sequences, seqLen, false, budget, t.TempDir(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer original.close()
-		got := [3]bool{s.x.Spilled(), s.a.Spilled(), original.x.Spilled()}
+		got := [3]bool{s.x.Spilled(), s.carry.Spilled(), original.x.Spilled()}
 		if got != c.inFile {
 			t.Errorf("budget %d: in files %v, want %v", c.budget, got, c.inFile)
 		}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -35,7 +37,7 @@ func sequences(tm *testmodel.Model, seqs, seqLen int) *calib.Set {
 
 func openModel(t *testing.T, src model.Source) *model.Model {
 	t.Helper()
-	m, err := model.Open(src)
+	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +49,7 @@ func openModel(t *testing.T, src model.Source) *model.Model {
 func forward(t *testing.T, m *model.Model, tokens []int32, change func(l *model.Layer, x *tensor.Matrix)) *tensor.Matrix {
 	t.Helper()
 	x := tensor.New(len(tokens), m.Dim)
-	if err := m.Embed(x, tokens); err != nil {
+	if err := m.Embed(x, tokens, len(tokens), nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := range m.Layers() {
@@ -58,7 +60,7 @@ func forward(t *testing.T, m *model.Model, tokens []int32, change func(l *model.
 		if change != nil {
 			change(l, x)
 		}
-		if err := l.Forward(context.Background(), x, len(tokens)); err != nil {
+		if err := l.Forward(context.Background(), m.NewState(), x, len(tokens)); err != nil {
 			t.Fatal(err)
 		}
 		l.Release()
@@ -112,7 +114,7 @@ func TestFolding(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := &run{ctx: t.Context(), m: m, plan: plan, opt: Options{Calib: sequences(tm, 3, 12)}}
-			s, err := newStream(m, r.opt.Calib.Sequences, 12, true, newStateBudget(0), "")
+			s, err := newStream(m, r.opt.Calib.Sequences, 12, true, newStateBudget(0), "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -122,11 +124,12 @@ func TestFolding(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				before := slices.Clone(l.MLPNorm)
+				norm := fmt.Sprintf("blk.%d.ffn_norm.weight", l.Index)
+				before := slices.Clone(l.Vectors()[norm])
 				if err := r.transformWith(ts, s, l, ol); err != nil {
 					t.Fatal(err)
 				}
-				changed = changed || !slices.Equal(before, l.MLPNorm)
+				changed = changed || !slices.Equal(before, l.Vectors()[norm])
 				for i, lin := range ol.Linears() {
 					a, err := lin.Matrix()
 					if err != nil {
@@ -319,21 +322,20 @@ func meanOutputs(t *testing.T, m *model.Model, set *calib.Set) [][]float64 {
 		}
 		forward(t, m, tokens, func(l *model.Layer, x *tensor.Matrix) {
 			mean(x)
-			h, a := tensor.New(x.Rows, m.Dim), tensor.New(x.Rows, m.Heads*m.HeadDim)
-			apply := func(linears ...*model.Linear) {
-				for _, lin := range linears {
+			st := m.NewState()
+			st.Enter(m, x.Clone(), x.Rows)
+			err := l.Run(t.Context(), st, 0, len(l.Stages), func(s *model.Site, h *tensor.Matrix, _ []int) error {
+				count := map[string]int{"attn_in": 2, "mlp_in": 1}[s.Name] // q and k, gate
+				for _, lin := range s.Linears[:count] {
 					y := tensor.New(x.Rows, lin.Out)
 					lin.Apply(y, h, m.Precision)
 					mean(y)
 				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
-			l.AttnIn(h, x)
-			apply(l.Q, l.K)
-			l.AttnCore(a, h, x.Rows)
-			x = x.Clone()
-			l.AttnOut(x, a)
-			l.MLPIn(h, x)
-			apply(l.Gate)
 		})
 	}
 	return means

@@ -38,25 +38,25 @@ const (
 
 // Validation is how the file compares to the original. The JSON names are part of the command line's interface.
 type Validation struct {
-	Tokens    int     `json:"tokens"` // predicted: all but the first of each sequence
-	Original  float64 `json:"ppl_original"`
-	Quantized float64 `json:"ppl_quantized"`
-	Increase  float64 `json:"increase"` // Quantized/Original − 1
+	Tokens    int         `json:"tokens"` // predicted: all but the first of each sequence
+	Original  eval.Figure `json:"ppl_original"`
+	Quantized eval.Figure `json:"ppl_quantized"`
+	Increase  eval.Figure `json:"increase"` // Quantized/Original − 1
 	// StdErr is the standard error of Increase, from the differences of the models' log-probabilities token by token.
-	StdErr float64 `json:"increase_stderr"`
-	KL     float64 `json:"kl_divergence"` // mean of KL(original‖quantized), in nats
-	Limit  float64 `json:"limit"`         // 0: none
-	Met    bool    `json:"met"`           // Increase + StdErr are within Limit, or there is none
+	StdErr eval.Figure `json:"increase_stderr"`
+	KL     float64     `json:"kl_divergence"` // mean of KL(original‖quantized), in nats
+	Limit  float64     `json:"limit"`         // 0: none
+	Met    bool        `json:"met"`           // Increase + StdErr are within Limit, or there is none
 	// Runs are the validations of all runs, the last of which is above.
 	Runs []ValidatedRun `json:"runs"`
 }
 
 // ValidatedRun is one of the runs that it took to meet the limit.
 type ValidatedRun struct {
-	Int8     int     `json:"int8_linears"` // that have fallen back to Q8_0
-	Bytes    int64   `json:"bytes"`
-	Increase float64 `json:"increase"`
-	StdErr   float64 `json:"increase_stderr"`
+	Int8     int         `json:"int8_linears"` // that have fallen back to Q8_0
+	Bytes    int64       `json:"bytes"`
+	Increase eval.Figure `json:"increase"`
+	StdErr   eval.Figure `json:"increase_stderr"`
 }
 
 // LimitError says that the perplexity rises by more than Validate.MaxIncrease. Nothing was written.
@@ -87,7 +87,7 @@ func (e *LimitError) Error() string {
 		return s + "the method auto would give Q8_0 to the linears that cost most"
 	case e.Left > 0:
 		return s + fmt.Sprintf("rules, or the size or the bits per weight allowed, keep %d linears from getting Q8_0", e.Left)
-	case v.StdErr > v.Limit:
+	case float64(v.StdErr) > v.Limit:
 		return s + "even with Q8_0 throughout the standard error is larger: allow more, or give more text to hold out"
 	}
 	return s + "even Q8_0 throughout is too coarse: allow more"
@@ -129,7 +129,7 @@ func (r *run) validate() error {
 	r.found.validation = &Validation{
 		Tokens: res.TokensScored, Original: res.BasePerplexity, Quantized: res.Perplexity, Increase: res.Increase,
 		StdErr: res.IncreaseStdErr, KL: res.KL, Limit: o.MaxIncrease,
-		Met: o.MaxIncrease == 0 || res.Increase+res.IncreaseStdErr <= o.MaxIncrease,
+		Met: o.MaxIncrease == 0 || float64(res.Increase+res.IncreaseStdErr) <= o.MaxIncrease,
 	}
 	r.found.runs = append(r.found.runs, ValidatedRun{
 		Int8: r.found.int8, Bytes: r.plan.File.Size(), Increase: res.Increase, StdErr: res.IncreaseStdErr,
@@ -142,7 +142,11 @@ func (r *run) validate() error {
 // the one is taken to be in proportion to them, the other, as the differences of log-probabilities are, to their root.
 func (v *Validation) share(limit float64) float64 {
 	// Increase·q² + StdErr·q = limit, for q² the share.
-	q := 2 * limit / (v.StdErr + math.Sqrt(max(0, v.StdErr*v.StdErr+4*v.Increase*limit)))
+	increase, stderr := float64(v.Increase), float64(v.StdErr)
+	q := 2 * limit / (stderr + math.Sqrt(max(0, stderr*stderr+4*increase*limit)))
+	if math.IsNaN(q) { // without an increase that is a number, no share is small enough
+		return 0
+	}
 	return min(q*q, 1)
 }
 

@@ -3,6 +3,7 @@ package quant
 import (
 	"math"
 	"math/bits"
+	"slices"
 
 	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/tensor"
@@ -14,7 +15,8 @@ import (
 //	scale := d·sc[k]        minimum := dmin·m[k]
 //	value := scale·level(q) − minimum
 //
-// where level(q) is q, or Codebook[q] for the non-linear types. A block's D and DMin are d and dmin, float16 values; its
+// where level(q) is q, or Codebook[q] for the non-linear types; with floating-point scales of eight bits, scale is the value
+// of sc[k] and there is no d. A block's D and DMin are d and dmin, float16 values; its
 // Sc and M are sc and m, small integers.
 type Affine struct {
 	Name             string
@@ -31,18 +33,48 @@ type Fitter interface {
 	Fit(b []Block, w, importance []float32, e Effort)
 }
 
-// Scales says which multiples of d a group's scale can be. The zero value is the block's one scale, d itself: Sc is 1.
+// Scales says what a group's scale can be. The zero value is the block's one scale, d itself: Sc is 1.
 type Scales struct {
-	Super    bool // a super-block: each group has a sc in [Min, Max]
+	Super bool // a super-block: each group has a sc in [Min, Max], which d multiplies
+	// Floats, where not nil, are the values of floating-point scales of eight bits, by byte. Each group has one, of which Sc
+	// is the FloatCode, and there is no d: what Floats say is the scale. Those from Min to Max ascend, and are chosen from.
+	Floats   *[256]float32
 	Min, Max int
 }
 
-// Bounds returns the smallest and the largest sc.
+// Bounds returns the smallest and the largest Sc.
 func (s Scales) Bounds() (lo, hi int) {
-	if !s.Super {
-		return 1, 1
+	switch {
+	case s.Floats != nil:
+		return math.MinInt8, math.MaxInt8
+	case s.Super:
+		return s.Min, s.Max
 	}
-	return s.Min, s.Max
+	return 1, 1
+}
+
+// OfGroups says whether each group has a scale of its own.
+func (s Scales) OfGroups() bool { return s.Super || s.Floats != nil }
+
+// FloatCode is a byte of eight bits' floating-point number as a Block's Sc holds it; FloatByte is the inverse.
+func FloatCode(b byte) int8 { return int8(int(b) - 128) }
+
+// FloatByte returns the byte behind a FloatCode.
+func FloatByte(sc int8) byte { return byte(int(sc) + 128) }
+
+// nearest returns the Sc of the one of Floats from Min to Max that is nearest to v.
+func (s Scales) nearest(v float32) int8 {
+	i := s.above(v)
+	if i > s.Min && v-s.Floats[i-1] < s.Floats[i]-v {
+		i--
+	}
+	return FloatCode(byte(i))
+}
+
+// above returns the first of Floats from Min to Max that is not below v, Max if all are.
+func (s Scales) above(v float32) int {
+	i, _ := slices.BinarySearch(s.Floats[s.Min:s.Max], v)
+	return s.Min + i
 }
 
 // Minimums says what is subtracted. The zero value is nothing.
@@ -75,10 +107,13 @@ func (g *Affine) Groups() int { return g.Block / g.Group }
 func (g *Affine) HasMinimum() bool { return g.Minimums.Kind != NoMinimum }
 
 // OneScale says whether a block has one scale and all else is codes that are their own levels: signed integers.
-func (g *Affine) OneScale() bool { return !g.Scales.Super && !g.HasMinimum() && g.Codebook == nil }
+func (g *Affine) OneScale() bool { return !g.Scales.OfGroups() && !g.HasMinimum() && g.Codebook == nil }
 
-// Scale returns group k's scale and minimum as the decoder computes them.
-func (b *Block) Scale(k int) (scale, minimum float32) {
+// Scale returns the scale and the minimum of b's group k as the decoder computes them.
+func (g *Affine) Scale(b *Block, k int) (scale, minimum float32) {
+	if f := g.Scales.Floats; f != nil {
+		return f[FloatByte(b.Sc[k])], 0
+	}
 	return b.D * float32(b.Sc[k]), b.DMin * float32(b.M[k])
 }
 
@@ -93,7 +128,7 @@ func (g *Affine) Level(q int8) float32 {
 // Decode sets dst, one block long, to b's values.
 func (g *Affine) Decode(dst []float32, b *Block) {
 	for k := range g.Groups() {
-		scale, minimum := b.Scale(k)
+		scale, minimum := g.Scale(b, k)
 		for j := k * g.Group; j < (k+1)*g.Group; j++ {
 			// The conversion forbids a fused multiply-add, which other decoders do not use.
 			dst[j] = float32(scale*g.Level(b.Codes[j])) - minimum
@@ -104,7 +139,7 @@ func (g *Affine) Decode(dst []float32, b *Block) {
 // Round sets b's codes to those nearest to w, one block.
 func (g *Affine) Round(b *Block, w []float32) {
 	for k := range g.Groups() {
-		scale, minimum := b.Scale(k)
+		scale, minimum := g.Scale(b, k)
 		x, codes := w[k*g.Group:(k+1)*g.Group], b.Codes[k*g.Group:(k+1)*g.Group]
 		if g.Codebook == nil && scale != 0 {
 			search.NearestLevels(codes, x, scale, minimum, int8(g.CodeMin), int8(g.CodeMax))
@@ -155,7 +190,7 @@ func (g *Affine) zeroCode() int8 {
 func (g *Affine) Noise(b *Block) float64 {
 	var sum float64
 	for k := range g.Groups() {
-		scale, _ := b.Scale(k)
+		scale, _ := g.Scale(b, k)
 		cells := float64(g.Group)
 		if g.Codebook != nil {
 			cells = 0
@@ -184,9 +219,12 @@ func (e *Quadratic) At(x, y float64) float64 {
 	return -2*(e.P*x+e.Q*y) + e.A*x*x + 2*e.B*x*y + e.C*y*y
 }
 
-// MoveGroup moves the scale and the minimum of b's group k, of a super-block, to those of the neighbouring integers with
+// MoveGroup moves the scale and the minimum of b's group k, which has its own, to those of the neighbouring values with
 // which e is least, and says whether they moved.
 func (g *Affine) MoveGroup(b *Block, k int, e *Quadratic) bool {
+	if g.Scales.Floats != nil {
+		return g.moveFloat(b, k, e)
+	}
 	d, dmin := float64(b.D), float64(b.DMin)
 	sc, m := float64(b.Sc[k]), float64(b.M[k])
 	if d == 0 {
@@ -232,8 +270,28 @@ func (g *Affine) MoveGroup(b *Block, k int, e *Quadratic) bool {
 	return true
 }
 
+// moveFloat is MoveGroup for floating-point scales.
+func (g *Affine) moveFloat(b *Block, k int, e *Quadratic) bool {
+	now, _ := g.Scale(b, k)
+	wanted := float64(now) + e.P/e.A
+	if wanted != wanted {
+		return false
+	}
+	best, old := -1e-9*math.Abs(e.A)*float64(now)*float64(now), b.Sc[k]
+	above := g.Scales.above(float32(wanted))
+	for i := max(above-1, g.Scales.Min); i <= above; i++ {
+		if v := e.At(float64(g.Scales.Floats[i])-float64(now), 0); v < best {
+			best, b.Sc[k] = v, FloatCode(byte(i))
+		}
+	}
+	return b.Sc[k] != old
+}
+
 // MoveBlock moves b's D and DMin to the float16 values with which e, of these two, is least, and says whether they moved.
 func (g *Affine) MoveBlock(b *Block, e *Quadratic) bool {
+	if g.Scales.Floats != nil {
+		return false // there is neither
+	}
 	x, y := e.P/e.A, 0.0
 	if e.C > 0 {
 		if det := e.A*e.C - e.B*e.B; det > 1e-9*e.A*e.C {
@@ -252,6 +310,11 @@ func (g *Affine) MoveBlock(b *Block, e *Quadratic) bool {
 // Shrink multiplies what group k's scale and minimum are by share, rounded to what b can store: its own integers where
 // b is a super-block, else D and DMin, which are the group's alone.
 func (g *Affine) Shrink(b *Block, k int, share float64) {
+	if g.Scales.Floats != nil {
+		scale, _ := g.Scale(b, k)
+		b.Sc[k] = g.Scales.nearest(scale * float32(share))
+		return
+	}
 	if !g.Scales.Super {
 		b.D, b.DMin = tensor.RoundF16(b.D*float32(share)), tensor.RoundF16(b.DMin*float32(share))
 		return

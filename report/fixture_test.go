@@ -69,13 +69,13 @@ func evaluation(path string, bytes int64, perplexity, kl float64) *Input {
 	return &Input{Path: "runs/eval.json", Evaluation: &Evaluation{
 		Subject: Subject{Model: path, Bytes: bytes, BitsPerWeight: 4.85, Base: "models/A-model-with-a-rather-long-name-8B"},
 		Text:    "text/wiki.test.txt",
-		Result: &eval.Result{Perplexity: perplexity, StdErr: 0.05, TokensScored: 100 * 255, Context: 512, Chunks: 100, BOS: true,
+		Result: &eval.Result{Perplexity: eval.Figure(perplexity), StdErr: 0.05, TokensScored: 100 * 255, Context: 512, Chunks: 100, BOS: true,
 			Divergence: &eval.Divergence{KL: kl, KLStdErr: kl / 50, SameTop: 0.95}},
 	}}
 }
 
 func taskEvaluation() *Input {
-	base, difference := 0.71, -0.01
+	base, difference := eval.Figure(0.71), eval.Figure(-0.01)
 	return &Input{Path: "runs/task.json", Task: &TaskEvaluation{
 		Subject: Subject{Model: "out/a.gguf", Base: "models/A"}, Task: "tasks/arc.jsonl",
 		TaskResult: &eval.TaskResult{Kind: "choices", Examples: 500,

@@ -144,7 +144,7 @@ func (p *page) addEvaluation(e *Evaluation) {
 	}
 	pt := point{
 		Name: filepath.Base(e.Model), Activations: e.Activations, Bytes: e.Bytes, BitsPerWeight: e.BitsPerWeight,
-		Perplexity: e.Perplexity, StdErr: e.StdErr,
+		Perplexity: float64(e.Perplexity), StdErr: float64(e.StdErr),
 	}
 	if e.Divergence != nil {
 		pt.Base, pt.KL, pt.KLStdErr, pt.SameTop = filepath.Base(e.Base), e.KL, e.KLStdErr, 100*e.SameTop
@@ -170,10 +170,10 @@ func taskRows(t *TaskEvaluation) []taskRow {
 			return
 		}
 		row := taskRow{Model: filepath.Base(t.Model), Task: filepath.Base(t.Task), Measure: name, Examples: t.Examples,
-			Value: fmt.Sprintf("%.2f%s ± %.2f", m.scale*m.Value, m.unit, m.scale*m.StdErr)}
+			Value: fmt.Sprintf("%.2f%s ± %.2f", m.scale*float64(m.Value), m.unit, m.scale*float64(m.StdErr))}
 		if m.Base != nil && m.Difference != nil && m.DifferenceStdErr != nil {
-			row.Base = fmt.Sprintf("%s: %.2f%s, difference %+.2f ± %.2f", filepath.Base(t.Base), m.scale**m.Base, m.unit,
-				m.scale**m.Difference, m.scale**m.DifferenceStdErr)
+			row.Base = fmt.Sprintf("%s: %.2f%s, difference %+.2f ± %.2f", filepath.Base(t.Base), m.scale*float64(*m.Base), m.unit,
+				m.scale*float64(*m.Difference), m.scale*float64(*m.DifferenceStdErr))
 		}
 		rows = append(rows, row)
 	}

@@ -79,18 +79,22 @@ const MetadataPrefix = "llmq."
 // Read reads a JSON file that quantize, convert, eval or profile wrote, or a GGUF file with llmq's metadata. Of a GGUF
 // file only the header is read.
 func Read(path string) (*Input, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	const want = "want a GGUF file, or what quantize --json, eval --json or profile wrote"
+	if info.IsDir() {
+		return nil, fmt.Errorf("%s: is a folder; %s", path, want)
+	}
+	if !info.Mode().IsRegular() { // a device may have no end, and opening a pipe could wait for ever
+		return nil, fmt.Errorf("%s: not a regular file; %s", path, want)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return nil, fmt.Errorf("%s: is a folder; want a GGUF file, or what quantize --json, eval --json or profile wrote", path)
-	}
 	var magic [4]byte
 	if _, err := io.ReadFull(f, magic[:]); err == nil && string(magic[:]) == "GGUF" {
 		return readModel(path)
@@ -213,7 +217,7 @@ func (in *Input) check() error {
 			}
 		}
 	case in.Evaluation != nil:
-		if e := in.Evaluation; !(e.Perplexity > 0) || e.Bytes < 0 {
+		if e := in.Evaluation; e.Perplexity <= 0 || e.Bytes < 0 {
 			return fmt.Errorf("perplexity %g of a model of %d bytes", e.Perplexity, e.Bytes)
 		}
 	case in.Task != nil:

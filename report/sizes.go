@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"github.com/llmq/llmq/eval"
 )
 
 // sizes is what models of different sizes make of one text.
@@ -32,6 +34,9 @@ type point struct {
 	SameTop       float64 // percent
 }
 
+// Finite says whether the perplexity is a number, and not what JSON calls null.
+func (p *point) Finite() bool { return eval.Figure(p.Perplexity).Finite() }
+
 // draw numbers the points by size and puts them in pictures.
 func (s *sizes) draw() {
 	slices.SortStableFunc(s.Points, func(a, b point) int {
@@ -50,7 +55,9 @@ func (s *sizes) draw() {
 		p.Number = i + 1
 		m := mark{Number: p.Number, x: float64(p.Bytes), y: p.Perplexity,
 			Title: fmt.Sprintf("%d: %s, %s, perplexity %.4f", p.Number, p.Name, formatBytes(p.Bytes), p.Perplexity)}
-		ppl = append(ppl, m)
+		if p.Finite() {
+			ppl = append(ppl, m)
+		}
 		if p.Base != "" && p.KL > 0 { // the base itself is at 0
 			m.y = p.KL
 			m.Title = fmt.Sprintf("%d: %s, %s, KL divergence %s", p.Number, p.Name, formatBytes(p.Bytes), num(p.KL))

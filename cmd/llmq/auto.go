@@ -43,7 +43,7 @@ func (o *quantizeOptions) holdOut(a *app, set *calib.Set) ([]int32, error) {
 	warnings := len(set.Warnings)
 	set.WarnOverlap("what is held out of it", held)
 	for _, w := range set.Warnings[warnings:] {
-		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+		a.warn("%s", w)
 	}
 	return held, nil
 }
@@ -113,12 +113,12 @@ func (a *app) printValidation(v *pipeline.Validation) error {
 			limit = fmt.Sprintf("limit %.4g%%: NOT met", 100*v.Limit)
 		}
 	}
-	t.row("perplexity", "%.4f, original %.4f: %+.3g%% ± %.2g%% on %d held-out tokens; %s", v.Quantized, v.Original, 100*v.Increase,
-		100*v.StdErr, v.Tokens, limit)
+	t.row("perplexity", "%s, original %s: %s ± %s on %d held-out tokens; %s", formatFigure("%.4f", v.Quantized),
+		formatFigure("%.4f", v.Original), formatFigure("%+.3g%%", 100*v.Increase), formatFigure("%.2g%%", 100*v.StdErr), v.Tokens, limit)
 	for i, run := range v.Runs {
 		if len(v.Runs) > 1 {
-			t.row(fmt.Sprintf("run %d", i+1), "%d linears in INT8, %s: %+.3g%% ± %.2g%%", run.Int8, formatBytes(run.Bytes),
-				100*run.Increase, 100*run.StdErr)
+			t.row(fmt.Sprintf("run %d", i+1), "%d linears in INT8, %s: %s ± %s", run.Int8, formatBytes(run.Bytes),
+				formatFigure("%+.3g%%", 100*run.Increase), formatFigure("%.2g%%", 100*run.StdErr))
 		}
 	}
 	return t.flush()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
 
 	"github.com/llmq/llmq/pipeline"
@@ -16,8 +17,8 @@ func (o *quantizeOptions) assigns() bool {
 // checkBudget checks what the budget has to do with other options.
 func (o *quantizeOptions) checkBudget() error {
 	switch {
-	case !(o.MaxBPW >= 0):
-		return usagef("--max-bpw %g: need more than 0", o.MaxBPW)
+	case !(o.MaxBPW >= 0) || math.IsInf(o.MaxBPW, 0):
+		return usagef("--max-bpw %g: need more than 0, and finite", o.MaxBPW)
 	case !o.assigns():
 		return nil
 	case len(o.Calib) == 0 && !o.PrintRecipe:

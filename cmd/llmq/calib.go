@@ -46,6 +46,8 @@ func (o *calibOptions) check() error {
 	switch {
 	case o.cmd.Flags().Changed("calib-tokens") && o.CalibTokens < 1:
 		return usagef("--calib-tokens %d: need 1 or more", o.CalibTokens)
+	case o.HeldOut != "" && len(o.Calib) == 0:
+		return usagef("--held-out is compared to calibration text: give some with --calib FILE")
 	case o.SeqLen < 2:
 		return usagef("--seq-len %d: need 2 or more", o.SeqLen)
 	}
@@ -73,6 +75,7 @@ func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.
 	if err != nil {
 		return nil, err
 	}
+	a.warnContext(src, o.SeqLen)
 	if o.HeldOut != "" {
 		content, err := text.ReadUTF8(o.HeldOut)
 		if err != nil {
@@ -81,7 +84,7 @@ func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.
 		set.WarnOverlap(o.HeldOut, tok.Encode(content, tokenizer.EncodeOptions{}))
 	}
 	for _, w := range set.Warnings {
-		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+		a.warn("%s", w)
 	}
 	return set, nil
 }

@@ -120,6 +120,14 @@ func (a *app) runBench(ctx context.Context, opts benchOptions) error {
 	if err != nil {
 		return err
 	}
+	const most = 1 << 30 // of a matrix, 4 GiB
+	for _, s := range shapes {
+		for _, n := range tokens {
+			if max(s.In*s.Out, n*s.In, n*s.Out) > most {
+				return usagef("--shape %dx%d with --tokens %d: more than %d values in a matrix", s.In, s.Out, n, most)
+			}
+		}
+	}
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func TestBenchModel(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := must(t, "bench", dir, "--tokens", "16")
-	for _, want := range []string{"blk.1.ffn_down.weight", "blk.0 rope and attention", "head", "tokens/s"} {
+	for _, want := range []string{"blk.1.ffn_down.weight", "blk.0 after attn_in", "head", "tokens/s"} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("no %q in:\n%s", want, r.stdout)
 		}

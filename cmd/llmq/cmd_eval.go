@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"github.com/llmq/llmq/arch"
 	"slices"
@@ -75,6 +77,9 @@ whether the model would write a text's last word.`,
 		Args: exactArgs("MODEL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Model = args[0]
+			if err := refuseZero(cmd.Flags(), "context"); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("tokens") || cmd.Flags().Changed("logits") {
 				for _, name := range []string{"text", "task", "examples", "context", "chunks", "preset", "base", "activations"} {
 					if cmd.Flags().Changed(name) {
@@ -151,6 +156,8 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		return usagef("unknown activations %q; known: f32, %s, %s, %s, %s", act, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
 	}
 	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
+	longest := min(cmp.Or(eopt.Context, eval.DefaultContext), len(tokens))
+	a.warnContext(m.Source, longest)
 	m.Precision = precision
 	if id, add := tok.BOS(); add && !eopt.ScoreAll {
 		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
@@ -165,6 +172,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
 				opts.Model, opts.Base, opts.Text)
 		}
+		a.warnContext(base.Source, longest)
 		base.Precision = precision
 		eopt.Base = base
 	}
@@ -173,12 +181,32 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		return err
 	}
 	progress.Done()
+	if d := res.Divergence; d != nil && d.CommonTokens > 0 {
+		a.warn("%s has %d tokens, the base %s %d: divergences are of the %d that both have", opts.Model, m.Vocab, opts.Base,
+			eopt.Base.Vocab, d.CommonTokens)
+	}
 	if opts.JSON {
-		return a.printJSON(report.Evaluation{
+		err = a.printJSON(report.Evaluation{
 			Subject: opts.subject(m), Text: opts.Text, Activations: opts.Activations, Result: res, PeakRSS: peakRSS(),
 		})
+	} else {
+		err = a.printEval(opts, eopt, len(tokens), res)
 	}
-	return a.printEval(opts, eopt, len(tokens), res)
+	if err == nil && (!res.Perplexity.Finite() || res.Divergence != nil && !res.BasePerplexity.Finite()) {
+		return errInfinite
+	}
+	return err
+}
+
+// errInfinite makes a command fail that has measured, and printed, what no text that suits its model gives.
+var errInfinite = errors.New("warning: a perplexity is infinite, null in JSON: the mean log-likelihood of a token is below −709; the model is broken, or of another language than the text")
+
+// formatFigure formats a figure, or says that it is none.
+func formatFigure(format string, f eval.Figure) string {
+	if !f.Finite() {
+		return "infinite"
+	}
+	return fmt.Sprintf(format, f)
 }
 
 func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *eval.Result) error {
@@ -197,10 +225,13 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 		t.row("activations", "%s", opts.Activations)
 	}
 	t.row("scored", "%d tokens in %d chunks", res.TokensScored, res.Chunks)
-	t.row("perplexity", "%.4f ± %.4f", res.Perplexity, res.StdErr)
+	t.row("perplexity", "%s ± %s", formatFigure("%.4f", res.Perplexity), formatFigure("%.4f", res.StdErr))
 	if d := res.Divergence; d != nil {
-		t.row("base", "%s, perplexity %.4f (%+.2f%% ± %.2f%%)", opts.Base, d.BasePerplexity, 100*d.Increase,
-			100*d.IncreaseStdErr)
+		t.row("base", "%s, perplexity %s (%s ± %s)", opts.Base, formatFigure("%.4f", d.BasePerplexity),
+			formatFigure("%+.2f%%", 100*d.Increase), formatFigure("%.2f%%", 100*d.IncreaseStdErr))
+		if d.CommonTokens > 0 {
+			t.row("compared", "the %d tokens that both vocabularies have", d.CommonTokens)
+		}
 		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
 		t.row("same top token", "%.2f%%", 100*d.SameTop)
 	}

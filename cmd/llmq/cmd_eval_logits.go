@@ -22,6 +22,9 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
+	if err := a.checkOutput(opts.Logits, opts.Force, reading{opts.Tokens, "the tokens"}, reading{opts.Model, "the input"}); err != nil {
+		return err
+	}
 	sequences, err := readTokens(opts.Tokens)
 	if err != nil {
 		return err

@@ -33,9 +33,14 @@ func (a *app) runTask(ctx context.Context, opts evalOptions) error {
 		res.Seconds += base.Seconds
 	}
 	if opts.JSON {
-		return a.printJSON(report.TaskEvaluation{Subject: subject, Task: opts.Task, TaskResult: res, PeakRSS: peakRSS()})
+		err = a.printJSON(report.TaskEvaluation{Subject: subject, Task: opts.Task, TaskResult: res, PeakRSS: peakRSS()})
+	} else {
+		err = a.printTask(opts, res)
 	}
-	return a.printTask(opts, res)
+	if m := res.Perplexity; err == nil && m != nil && (!m.Value.Finite() || m.Base != nil && !m.Base.Finite()) {
+		return errInfinite
+	}
+	return err
 }
 
 // answer runs the task on one model, and describes that as the subject of the evaluation.
@@ -62,21 +67,21 @@ func (a *app) printTask(opts evalOptions, res *eval.TaskResult) error {
 	for _, m := range []struct {
 		name  string
 		m     *eval.Measure
-		scale float64 // percent
+		scale eval.Figure // percent
 		unit  string
 	}{
-		{"accuracy", res.Accuracy, 100, "%"},
-		{"accuracy per character", res.AccuracyNorm, 100, "%"},
-		{"accuracy per token", res.AccuracyPerToken, 100, "%"},
+		{"accuracy", res.Accuracy, 100, "%%"},
+		{"accuracy per character", res.AccuracyNorm, 100, "%%"},
+		{"accuracy per token", res.AccuracyPerToken, 100, "%%"},
 		{"perplexity of the word", res.Perplexity, 1, ""},
 	} {
 		if m.m == nil {
 			continue
 		}
-		line := fmt.Sprintf("%.2f%s ± %.2f", m.scale*m.m.Value, m.unit, m.scale*m.m.StdErr)
+		line := formatFigure("%.2f"+m.unit, m.scale*m.m.Value) + " ± " + formatFigure("%.2f", m.scale*m.m.StdErr)
 		if m.m.Base != nil {
-			line += fmt.Sprintf("; base %.2f%s, difference %+.2f ± %.2f", m.scale**m.m.Base, m.unit, m.scale**m.m.Difference,
-				m.scale**m.m.DifferenceStdErr)
+			line += fmt.Sprintf("; base %s, difference %s ± %s", formatFigure("%.2f"+m.unit, m.scale**m.m.Base),
+				formatFigure("%+.2f", m.scale**m.m.Difference), formatFigure("%.2f", m.scale**m.m.DifferenceStdErr))
 		}
 		t.row(m.name, "%s", line)
 	}

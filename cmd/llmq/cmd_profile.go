@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 
@@ -68,6 +69,9 @@ smoothing would save. Writes everything as JSON and prints a checklist with the 
 		Args: exactArgs("CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Checkpoint = args[0]
+			if err := refuseZero(cmd.Flags(), "fallback-error"); err != nil {
+				return err
+			}
 			return a.runProfile(cmd.Context(), opts)
 		},
 	}
@@ -88,8 +92,8 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 		return usagef("--kl %d: need 0 or more, or -1 for all", opts.KL)
 	case opts.KLTokens < 2*minKLContext:
 		return usagef("--kl-tokens %d: need %d or more", opts.KLTokens, 2*minKLContext)
-	case !(opts.FallbackError >= 0):
-		return usagef("--fallback-error %g: need 0 or more", opts.FallbackError)
+	case !(opts.FallbackError >= 0) || math.IsInf(opts.FallbackError, 0):
+		return usagef("--fallback-error %g: need more than 0, and finite", opts.FallbackError)
 	}
 	if err := setThreads(opts.Threads); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"github.com/llmq/llmq/arch"
+	"math"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -88,6 +89,10 @@ do to each, and each to the predictions, is measured first, and the best choice 
 			return exactArgs("CHECKPOINT")(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// Before the recipe: there 0 stands for none, as --print-recipe used to write it.
+			if err := refuseZero(cmd.Flags(), "bits", "max-size", "max-bpw", "int8-fallback"); err != nil {
+				return err
+			}
 			switch opts.Recipe {
 			case "":
 			case autoRecipe:
@@ -176,6 +181,9 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		return err
 	}
 	progress.Done()
+	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
+		err = errInfinite
+	}
 	return errors.Join(a.printReport(&opts.outputOptions, plan, rep), err)
 }
 
@@ -202,8 +210,8 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	switch {
 	case !(o.Damping > 0 && o.Damping <= 1):
 		return r, usagef("--damping %g: need more than 0 and at most 1", o.Damping)
-	case !(o.Fallback >= 0):
-		return r, usagef("--int8-fallback %g: need more than 0", o.Fallback)
+	case !(o.Fallback >= 0) || math.IsInf(o.Fallback, 0):
+		return r, usagef("--int8-fallback %g: need more than 0, and finite", o.Fallback)
 	case o.Fallback > 0 && o.lacksText():
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
 	case o.Refine < 0:

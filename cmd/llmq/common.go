@@ -11,9 +11,12 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/spf13/pflag"
+
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -31,7 +34,11 @@ func (a *app) openSource(path, pre string) (pipeline.Source, error) {
 	if pre != "" {
 		return nil, fmt.Errorf("%s: --pre is for checkpoint folders; a GGUF file names its own", path)
 	}
-	return gguf.Open(path)
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // openFolder opens a checkpoint and warns of what it leaves out.
@@ -41,15 +48,53 @@ func (a *app) openFolder(path, pre string) (pipeline.Source, error) {
 		return nil, err
 	}
 	for _, w := range c.Warnings() {
-		fmt.Fprintf(a.stderr, "llmq: warning: %s\n", w)
+		a.warn("%s", w)
 	}
 	return c, nil
 }
 
+// refuseZero refuses a limit of 0 that is given on the command line, where 0 would be taken for none given. names are those
+// of flags whose values print as 0 then.
+func refuseZero(flags *pflag.FlagSet, names ...string) error {
+	for _, name := range names {
+		if f := flags.Lookup(name); f.Changed && strings.TrimPrefix(f.Value.String(), "-") == "0" {
+			return usagef("--%s 0: need more than 0", name)
+		}
+	}
+	return nil
+}
+
+// warn prints a warning.
+func (a *app) warn(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "llmq: warning: "+format+"\n", args...)
+}
+
+// warnContext warns of sequences longer than those that the model was trained for.
+func (a *app) warnContext(src model.Source, tokens int) {
+	arch, _ := src.Meta("general.architecture")
+	length, _ := src.Meta(fmt.Sprint(arch) + ".context_length")
+	trained, err := strconv.ParseUint(fmt.Sprint(length), 10, 64) // of whatever integer type
+	if err == nil && uint64(tokens) > trained {
+		a.warn("%s was trained for contexts of %d tokens; it is not made for sequences of %d", src.Name(), trained, tokens)
+	}
+}
+
+// refuseEmpty refuses a text or list flag that is given as empty, as by a shell's unset variable: it would count as not given.
+func refuseEmpty(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		value, kind := f.Value.String(), f.Value.Type()
+		if (value == "" && kind == "string" || value == "[]") && err == nil {
+			err = usagef("--%s is empty", f.Name)
+		}
+	})
+	return err
+}
+
 // setThreads limits the processors that computations use; 0 leaves all.
 func setThreads(n int) error {
-	if n < 0 {
-		return usagef("--threads %d: need 1 or more, or 0 for all", n)
+	const most = 1024 // the runtime makes room for each
+	if n < 0 || n > most {
+		return usagef("--threads %d: need 1 to %d, or 0 for all", n, most)
 	}
 	if n > 0 {
 		runtime.GOMAXPROCS(n)
@@ -90,28 +135,37 @@ func formatBytes(n int64) string {
 	return fmt.Sprintf("%d bytes", n)
 }
 
-// byteSize is a flag's value such as 4096, 512MiB or 1.5G; the units are powers of 1024.
+// byteSize is a flag's value such as 4096, 512MiB, 1.5G or 4.2GB. Units are those of GNU coreutils: KiB and K are 1024
+// bytes, KB is 1000. Capitals do not matter.
 type byteSize int64
 
 func (b *byteSize) Type() string   { return "size" }
 func (b *byteSize) String() string { return strconv.FormatInt(int64(*b), 10) }
 
 func (b *byteSize) Set(s string) error {
-	number, unit := strings.TrimSpace(strings.TrimSuffix(s, "B")), 1.0
-	for _, u := range byteUnits {
-		for _, suffix := range []string{u.name[:2], u.name[:1]} { // "Gi", "G"
-			if rest, ok := strings.CutSuffix(number, suffix); ok {
-				number, unit = strings.TrimSpace(rest), u.size
+	number := strings.ToUpper(strings.TrimSpace(s))
+	number, decimal := strings.CutSuffix(number, "B")
+	number, binary := strings.CutSuffix(number, "I")
+	unit := 1.0
+	if i := len(number) - 1; i >= 0 {
+		if power := strings.IndexByte(sizePrefixes, number[i]) + 1; power > 0 {
+			base := 1024.0
+			if decimal && !binary {
+				base = 1000
 			}
+			number, unit = number[:i], math.Pow(base, float64(power))
 		}
 	}
-	v, err := strconv.ParseFloat(number, 64)
-	if err != nil || !(v >= 0) || v*unit >= math.MaxInt64 {
-		return fmt.Errorf("%q is not a size such as 512MiB or 2GiB", s)
+	v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if bytes := v * unit; err != nil || !(v >= 0) || bytes >= math.MaxInt64 || binary && unit == 1 || v > 0 && bytes < 1 {
+		return fmt.Errorf("%q is not a size such as 512MiB (2²⁰ bytes each) or 2GB (10⁹ bytes each)", s)
 	}
-	*b = byteSize(v * unit)
+	*b = byteSize(math.Round(v * unit))
 	return nil
 }
+
+// sizePrefixes are those of the units, in order of their powers.
+const sizePrefixes = "KMGTPE"
 
 // defaultMemory holds the hidden states of 65536 calibration tokens of most models without a temporary file.
 const defaultMemory = 2 << 30

@@ -29,6 +29,7 @@ const (
 	exitUsage       = 2
 	exitLimit       = 3
 	exitInterrupted = 130 // 128 + SIGINT, as shells count
+	exitPipe        = 141 // 128 + SIGPIPE
 )
 
 // app is what commands touch outside of their options.
@@ -54,6 +55,8 @@ func main() {
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	go interrupt(signals, cancel)
+	// Whoever reads the progress may go without the work being lost: a write to a broken pipe fails, and ends nothing.
+	signal.Ignore(syscall.SIGPIPE)
 	os.Exit((&app{os.Stdin, os.Stdout, os.Stderr}).run(ctx, os.Args[1:]))
 }
 
@@ -90,6 +93,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		fmt.Fprintln(a.stderr, "llmq: interrupted")
 		return exitInterrupted
+	case errors.Is(err, syscall.EPIPE): // nobody reads what is printed
+		return exitPipe
 	case errors.As(err, &limit):
 		fmt.Fprintf(a.stderr, "llmq: %v\n", err)
 		return exitLimit
@@ -119,9 +124,10 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 			}
 			return &usageError{fmt.Errorf("unknown command %q%s", args[0], didYouMean(args[0], names, ""))}
 		},
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return refuseEmpty(cmd.Flags()) },
+		SilenceErrors:     true,
+		SilenceUsage:      true,
 	}
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)

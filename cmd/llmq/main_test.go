@@ -145,6 +145,27 @@ func TestUsage(t *testing.T) {
 		{"quantize MODEL -o x.gguf --max-ppl-increase -1% --calib x", "want a share above 0, such as 1% or 0.01"},
 		{"quantize MODEL -o x.gguf --max-ppl-increase NaN --calib x", "want a share above 0, such as 1% or 0.01"},
 		{"quantize MODEL -o x.gguf --max-ppl-increase lots --calib x", "want a share above 0, such as 1% or 0.01"},
+		{"quantize MODEL -o x.gguf --method rtn --bits 0", "--bits 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --method rtn --type q4_0 --bits 0", "--bits 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --method rtn --bits 1", "--bits 1: want 2, 3"},
+		{"quantize MODEL -o x.gguf --calib x --max-size 0", "--max-size 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --calib x --max-size 0GB", "--max-size 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --calib x --max-size 0.5", "is not a size"},
+		{"quantize MODEL -o x.gguf --calib x --max-bpw 0", "--max-bpw 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --calib x --max-bpw -0", "--max-bpw 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --calib x --max-bpw Inf", "--max-bpw +Inf: need more than 0, and finite"},
+		{"quantize MODEL -o x.gguf --calib x --int8-fallback 0", "--int8-fallback 0: need more than 0"},
+		{"quantize MODEL -o x.gguf --calib x --int8-fallback Inf", "--int8-fallback +Inf: need more than 0, and finite"},
+		{"eval MODEL --text x --base=", "--base is empty"},
+		{"eval MODEL --text=", "--text is empty"},
+		{"bench --type=", "--type is empty"},
+		{"bench --shape 131072x131072 --tokens 1", "--shape 131072x131072 with --tokens 1: more than 1073741824 values"},
+		{"bench --shape 131072x256 --tokens 1,65536", "--shape 131072x256 with --tokens 65536: more than 1073741824 values"},
+		{"quantize MODEL -o x.gguf --calib x --held-out=", "--held-out is empty"},
+		{"quantize MODEL -o x.gguf --method rtn --held-out x", "--held-out is compared to calibration text"},
+		{"eval MODEL --text x --threads 1025", "--threads 1025: need 1 to 1024, or 0 for all"},
+		{"eval MODEL --text x --context 0", "--context 0: need more than 0"},
+		{"profile MODEL --calib x -o x.json --fallback-error 0", "--fallback-error 0: need more than 0"},
 		{"quantize MODEL -o x.gguf --method rtn --bits 7", "--bits 7: want 2, 3, 4, 5, 6 or 8"},
 		{"quantize MODEL -o x.gguf --method rtn --bits 3 --type q4_k", "--bits 3 contradicts --type Q4_K, which has 4"},
 		{"quantize MODEL -o x.gguf --method rtn --damping 0", "--damping 0"},
@@ -194,13 +215,15 @@ func TestByteSizes(t *testing.T) {
 	for _, c := range []struct {
 		in   string
 		want byteSize
-	}{{"0", 0}, {"4096", 4096}, {"1K", 1 << 10}, {"1.5MiB", 3 << 19}, {"2 GB", 2 << 30}, {"1Ti", 1 << 40}, {"7B", 7}} {
+	}{{"0", 0}, {"4096", 4096}, {"1K", 1 << 10}, {"1.5MiB", 3 << 19}, {"2 GB", 2e9}, {"1Ti", 1 << 40}, {"7B", 7},
+		{"4.2GB", 4200000000}, {"4.2GiB", 4509715661}, {"4.2G", 4509715661}, {"4.2gb", 4200000000}, {"800k", 800 << 10}, {"800K", 800 << 10},
+		{"800kb", 800000}, {"800 KB", 800000}, {"800KiB", 800 << 10}, {"1e3", 1000}, {"1E", 1 << 60}, {" 5 ", 5}} {
 		var b byteSize
 		if err := b.Set(c.in); err != nil || b != c.want {
 			t.Errorf("%q: %d, %v; want %d", c.in, b, err, c.want)
 		}
 	}
-	for _, in := range []string{"", "B", "GiB", "-1", "1e30", "NaN", "Inf", "1GiBs", "1KK"} {
+	for _, in := range []string{"", "B", "GiB", "-1", "1e30", "NaN", "Inf", "1GiBs", "1KK", "4096i", "7iB", "0.4", "9E", "1 000", "0x10", "K"} {
 		var b byteSize
 		if err := b.Set(in); err == nil {
 			t.Errorf("%q: %d, want an error", in, b)

@@ -113,7 +113,7 @@ func (a *app) checkOutput(output string, force bool, reads ...reading) error {
 		}
 	}
 	for _, l := range atomicfile.Sweep(filepath.Dir(target)) {
-		fmt.Fprintf(a.stderr, "llmq: warning: removed %s, %s that a killed run has left\n", l.Path, formatBytes(l.Bytes))
+		a.warn("removed %s, %s that a killed run has left", l.Path, formatBytes(l.Bytes))
 	}
 	return nil
 }

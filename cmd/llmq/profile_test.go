@@ -32,7 +32,7 @@ func TestProfile(t *testing.T) {
 	v := read()
 	checkKeys(t, v, "model layers type calibration inputs linears fallback checklist seconds")
 	input := v["inputs"].([]any)[3].(map[string]any)
-	checkKeys(t, input, "name layer min max mean_abs kurtosis histogram histogram_range feature_range outlier_features largest_features clip stability smoothing")
+	checkKeys(t, input, "name layer min max mean_abs kurtosis histogram histogram_range feature_range outlier_features largest_features clip stability smoothing tokens")
 	linear := v["linears"].([]any)[3].(map[string]any)
 	checkKeys(t, linear, "name input type out in weights weight_error output_error kl_divergence")
 	measured := 0

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/internal/testmodel"
 )
 
 const evalKeys = "model bytes bits_per_weight base text activations " +
@@ -166,5 +169,52 @@ func TestMetadataValues(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s in %s", want, got)
 		}
+	}
+}
+
+// TestInfinitePerplexity: a model that thinks the text impossible has no perplexity that JSON could hold. What was measured
+// is printed, null where it is infinite, and the command fails.
+func TestInfinitePerplexity(t *testing.T) {
+	tm := testmodel.New("llama")
+	for _, tensor := range tm.Tensors {
+		if tensor.Name != "lm_head.weight" {
+			continue
+		}
+		for i := range tensor.Data {
+			tensor.Data[i] *= 1 << 14
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "broken")
+	if err := errors.Join(os.Mkdir(dir, 0o755), tm.WriteFolder(dir)); err != nil {
+		t.Fatal(err)
+	}
+	good := folder(t, "llama")
+	words := textFile(t, "words.jsonl", `{"text":"return the string"}`+"\n"+`{"text":"in the range of things"}`+"\n")
+	text := []string{"--text", license, "--context", "64", "--chunks", "2"}
+	for _, c := range []struct {
+		args []string
+		null []string
+		row  string
+	}{
+		{append([]string{dir}, text...), []string{"perplexity", "perplexity_stderr"}, "infinite ± infinite"},
+		{append([]string{good, "--base", dir}, text...), []string{"base_perplexity"}, "perplexity infinite ("},
+		{[]string{dir, "--task", words}, nil, "infinite ± infinite"},
+	} {
+		r := llmq(t, append([]string{"eval"}, c.args...)...)
+		if r.code != exitFailure || !strings.Contains(r.stderr, "warning: a perplexity is infinite") || !strings.Contains(r.stdout, c.row) {
+			t.Errorf("%v: exit %d, %q, %q", c.args, r.code, r.stdout, r.stderr)
+		}
+		r = llmq(t, append([]string{"eval", "--json"}, c.args...)...)
+		var v map[string]any
+		if err := json.Unmarshal([]byte(r.stdout), &v); err != nil || r.code != exitFailure || !strings.Contains(r.stderr, "warning: a perplexity is infinite") {
+			t.Errorf("%v: exit %d, %v, %q", c.args, r.code, err, r.stderr)
+		}
+		for _, key := range c.null {
+			if got, ok := v[key]; !ok || got != nil {
+				t.Errorf("%v: %s is %v", c.args, key, got)
+			}
+		}
+		// A report takes it.
+		must(t, "report", textFile(t, "eval.json", r.stdout), "-o", filepath.Join(t.TempDir(), "page.html"))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -99,11 +100,19 @@ func setFlag(f *pflag.Flag, value *yaml.Node, overridden bool) error {
 			target = (&app{}).quantizeCommand().Flags().Lookup(f.Name) // as good a place to parse it
 		}
 		if err := target.Value.Set(v.Value); err != nil {
+			if _, ok := errors.AsType[*strconv.NumError](err); ok {
+				err = fmt.Errorf("%.40q is not %s", v.Value, valueKinds[f.Value.Type()])
+			}
 			return fmt.Errorf("%d: %s: %w", v.Line, f.Name, err)
 		}
 		target.Changed = true
 	}
 	return nil
+}
+
+// valueKinds says what flags of pflag's number types want.
+var valueKinds = map[string]string{
+	"bool": "true or false", "float64": "a number", "int": "a whole number that fits", "uint64": "a whole number from 0 that fits",
 }
 
 // printRecipe prints the options in force as a recipe, resolved: what they leave to a default is spelt out, but for what a

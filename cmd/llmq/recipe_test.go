@@ -45,7 +45,7 @@ func TestRecipe(t *testing.T) {
 // TestRecipeOverridden: the command line has the last word.
 func TestRecipeOverridden(t *testing.T) {
 	recipe := textFile(t, "recipe.yaml", "method: rtn\ntype: q4_0\nsmooth: 0.25\ncalib: [a.txt, b.txt]\n"+
-		"tensor-type: ffn_down=q6_k\nseed: 3\nmax-bpw: 0 # none\n")
+		"tensor-type: ffn_down=q6_k\nseed: 3\nmax-bpw: 0 # none\nmax-size: 0\nint8-fallback: 0\n")
 	for _, c := range []struct{ flags, has, hasNot string }{
 		{"", "method: rtn\ntype: Q4_0\nembedding-type: F16\noutput-type: F16\ntensor-type:\n  - ffn_down=Q6_K\n", ""},
 		{"", "smooth: 0.25\n", ""},
@@ -82,7 +82,11 @@ func TestRecipeRefused(t *testing.T) {
 		{"smooth: 1.5\n", "r.yaml:1: smooth: alpha is \"1.5\"; want a number from 0 to 1"},
 		{"smooth: -0.1\n", "alpha is \"-0.1\""},
 		{"smooth: .nan\n", "alpha is \".nan\""},
-		{"damping: much\n", `r.yaml:1: damping: strconv.ParseFloat: parsing "much"`},
+		{"damping: much\n", `r.yaml:1: damping: "much" is not a number`},
+		{"act-order: no\n", `r.yaml:1: act-order: "no" is not true or false`},
+		{"refine: 1.5\n", `r.yaml:1: refine: "1.5" is not a whole number`},
+		{"seed: -1\n", `r.yaml:1: seed: "-1" is not a whole number from 0`},
+		{"seq-len: 99999999999999999999\n", `r.yaml:1: seq-len: "99999999999999999999" is not a whole number that fits`},
 		{"method: rtn\nmethod: gptq\n", "r.yaml:2: method is in line 1 already"},
 		{"method: [rtn]\n", "r.yaml:1: method: want one value"},
 		{"method:\n", "r.yaml:1: method: want one value"},

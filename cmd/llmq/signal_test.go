@@ -73,3 +73,40 @@ func TestSignals(t *testing.T) {
 		}
 	}
 }
+
+// TestBrokenPipes: a run whose progress nobody reads any more goes on and writes its file; one whose result nobody reads ends
+// as others do in a shell's pipe, without a word. Neither leaves anything behind.
+func TestBrokenPipes(t *testing.T) {
+	dir, out := folder(t, "llama"), t.TempDir()
+	start := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), argsVariable+"="+strings.Join(args, "\n"))
+		return cmd
+	}
+	cmd := start("convert", dir, "-o", filepath.Join(out, "out.gguf"))
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = w
+	r.Close()
+	if err := cmd.Run(); err != nil {
+		t.Errorf("no one reads the progress: %v", err)
+	}
+	w.Close()
+	if left := listing(t, out); len(left) != 2 || !strings.Contains(left[1], "out.gguf") {
+		t.Errorf("left %v", left)
+	}
+	cmd = start("inspect", dir)
+	if r, w, err = os.Pipe(); err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	r.Close()
+	cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code != exitPipe || stderr.String() != "" {
+		t.Errorf("no one reads the result: %v, %q", cmd.ProcessState, stderr.String())
+	}
+}

@@ -150,3 +150,29 @@ func TestKilled(t *testing.T) {
 		t.Errorf("left %v", left)
 	}
 }
+
+// TestSpecialInputs: no command waits for a pipe that nobody writes to where it takes files only, nor reads a device.
+func TestSpecialInputs(t *testing.T) {
+	dir := folder(t, "llama")
+	pipe, device := filepath.Join(t.TempDir(), "pipe"), filepath.Join(t.TempDir(), "device")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{"quantize CKPT -o OUT --calib PIPE", "profile CKPT -o OUT --calib PIPE", "report PIPE -o OUT", "inspect PIPE",
+		"eval PIPE --text " + license}
+	if err := syscall.Mknod(device, syscall.S_IFCHR|0o600, 240<<8|77); err == nil {
+		lines = append(lines, "eval CKPT --text DEVICE", "eval CKPT --task DEVICE", "tokenize CKPT --text DEVICE", "quantize --print-recipe --recipe DEVICE",
+			"quantize CKPT -o OUT --calib DEVICE", "quantize CKPT -o OUT --calib "+license+" --calib-tokens 1024 --seq-len 64 --held-out DEVICE",
+			"report DEVICE -o OUT", "inspect DEVICE")
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	for _, line := range lines {
+		args := strings.Fields(strings.NewReplacer("CKPT", dir, "OUT", out, "PIPE", pipe, "DEVICE", device).Replace(line))
+		if r := llmq(t, args...); r.code != exitFailure || !strings.Contains(r.stderr, "regular file") {
+			t.Errorf("%s: exit %d, %q", line, r.code, r.stderr)
+		}
+	}
+	if left := listing(t, filepath.Dir(out)); len(left) != 1 {
+		t.Errorf("left %v", left)
+	}
+}

@@ -46,10 +46,7 @@ func TestEncodeAgainstGgml(t *testing.T) {
 	if r == nil {
 		t.Skip("llama-quantize's results are in ../shared; TestEncodeGaussian needs none")
 	}
-	for _, typ := range Types {
-		if typ == F32 {
-			continue
-		}
+	for _, typ := range goldenTypes() {
 		line := fmt.Sprintf("%-7s error/ggml's", typ)
 		for _, kind := range []string{"", "imatrix."} {
 			var sum float64
@@ -115,6 +112,8 @@ func TestEncodeGaussian(t *testing.T) {
 		{Q6_K, 0.0002724, 0.0001692},
 		{IQ4_NL, 0.005345, 0.003464},
 		{IQ4_XS, 0.00541, 0.003529},
+		{MXFP4, 0.01228, 0.01246},
+		{NVFP4, 0.008092, 0.005871},
 	} {
 		for _, imp := range [][]float32{nil, importance} {
 			want := c.plain

@@ -23,7 +23,7 @@ func (t *Type) unpackLevels(level []int8, scale, minimum []float32, src []byte) 
 		b.Codes = level[:g.Block]
 		t.Parse(&b, src[:t.BlockBytes])
 		for k := range n {
-			scale[k], minimum[k] = b.Scale(k)
+			scale[k], minimum[k] = g.Scale(&b, k)
 		}
 		scale, minimum = scale[n:], minimum[n:]
 		for j, q := range b.Codes {

@@ -8,7 +8,8 @@ import (
 )
 
 // Types lists every supported type in the order of their ids.
-var Types = []*Type{F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16}
+var Types = []*Type{F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16,
+	MXFP4, NVFP4}
 
 // unsupported are the types of enum ggml_type that llmq can neither decode nor write: their names, for errors, and their
 // blocks, from which a tensor's size follows (ggml.h and ggml.c, 2026-09). ggml has removed the types without a block.
@@ -37,8 +38,6 @@ var unsupported = map[uint32]kernels.Format{
 	36: {Name: "IQ4_NL_4_4"},
 	37: {Name: "IQ4_NL_4_8"},
 	38: {Name: "IQ4_NL_8_8"},
-	39: {Name: "MXFP4", BlockLen: 32, BlockBytes: 17},
-	40: {Name: "NVFP4", BlockLen: 64, BlockBytes: 36},
 	41: {Name: "Q1_0", BlockLen: 128, BlockBytes: 18},
 	42: {Name: "Q2_0", BlockLen: 64, BlockBytes: 18},
 }

@@ -2,6 +2,7 @@ package hf
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/tokenizer"
@@ -23,6 +24,7 @@ type bpeModel struct {
 	// What happens to a text before.
 	spacePrefix    bool // SentencePiece only
 	spacesReplaced bool // by ▁
+	splitAtSpaces  bool // which comes to nothing if they are replaced, as in Gemma's files
 	nfc            bool
 	scored         bool      // llama.cpp's converter writes scores, all of them 0
 	post           *template // nil without one
@@ -62,7 +64,7 @@ func preName(p *tokenizer.Pre, class string) string {
 func (b *bpeModel) vocabulary(size int, added []addedToken, asWritten bool, warn func(string, ...any)) (*vocabulary, error) {
 	if size == 0 {
 		var err error
-		if size, err = b.size(); err != nil {
+		if size, err = b.size(added); err != nil {
 			return nil, err
 		}
 	}
@@ -71,7 +73,7 @@ func (b *bpeModel) vocabulary(size int, added []addedToken, asWritten bool, warn
 	for token, id := range b.vocab {
 		if id < size && v.taken[id] {
 			first, second := min(v.tokens[id], token), max(v.tokens[id], token)
-			return nil, fmt.Errorf("model.vocab: tokens %.64q and %.64q have the same id, %d", first, second, id)
+			return nil, fmt.Errorf("tokens %.64q and %.64q have the same id, %d", first, second, id)
 		}
 		typ := tokenizer.Normal
 		if !b.byteLevel && token == b.unknown {
@@ -91,12 +93,12 @@ func (b *bpeModel) vocabulary(size int, added []addedToken, asWritten bool, warn
 }
 
 // size is the number of tokens, which the ids say.
-func (b *bpeModel) size() (int, error) {
-	size, tokens := 0, len(b.vocab)+len(b.added)
+func (b *bpeModel) size(added []addedToken) (int, error) {
+	size, tokens := 0, len(b.vocab)+len(added)
 	for _, id := range b.vocab {
 		size = max(size, id+1)
 	}
-	for _, a := range b.added {
+	for _, a := range added {
 		size = max(size, a.id+1)
 	}
 	if size > 2*tokens+1024 {
@@ -107,9 +109,11 @@ func (b *bpeModel) size() (int, error) {
 
 // isByteToken recognises SentencePiece's <0xFF>.
 func isByteToken(token string) bool {
-	var b byte
-	n, err := fmt.Sscanf(token, "<0x%02X>", &b)
-	return err == nil && n == 1 && len(token) == len("<0xFF>") && token[len(token)-1] == '>'
+	if len(token) != len("<0xFF>") || token[:3] != "<0x" || token[5] != '>' {
+		return false
+	}
+	_, err := strconv.ParseUint(token[3:5], 16, 8)
+	return err == nil
 }
 
 // loadBPE sets the metadata of a byte-level tokenizer.

@@ -25,7 +25,7 @@ var (
 	glm4Tokens = []familyToken{
 		{"bos", "<|endoftext|>"}, {"eos", "<|endoftext|>"}, {"unk", "<|endoftext|>"}, {"eot", "<|user|>"},
 	}
-	glm4MoETokens = []familyToken{
+	glm4MoeTokens = []familyToken{
 		{"bos", "[gMASK]"}, {"unk", "<|endoftext|>"}, {"eot", "<|user|>"}, {"eom", "<|observation|>"},
 	}
 	hunyuanSpecials = append([]string{"<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"}, extraTokens()...)
@@ -54,8 +54,8 @@ var families = map[string]tokenizerFamily{
 	"Gemma4ForConditionalGeneration": {characters: true},
 
 	"Glm4ForCausalLM":        {pre: "glm4", tokens: glm4Tokens},
-	"Glm4MoeForCausalLM":     {pre: "glm4", tokens: glm4MoETokens},
-	"Glm4MoeLiteForCausalLM": {pre: "glm4", tokens: glm4MoETokens},
+	"Glm4MoeForCausalLM":     {pre: "glm4", tokens: glm4MoeTokens},
+	"Glm4MoeLiteForCausalLM": {pre: "glm4", tokens: glm4MoeTokens},
 
 	"BailingMoeV2ForCausalLM":             {pre: "bailingmoe2"},
 	"Cohere2ForCausalLM":                  {pre: "command-r"},

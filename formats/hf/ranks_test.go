@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -248,4 +249,32 @@ func TestHunyuanRanksShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	compareTokenizer(t, c.md, want.Metadata(), true)
+}
+
+// No file makes its parser allocate much more than it has bytes, whatever it claims.
+func TestHostileAllocations(t *testing.T) {
+	deep := settings{"config": settings{"default_vocab_size": maxVocab, "default_num_special_tokens": maxVocab}, "vocab": []settings{}}
+	long := []byte(strings.Repeat("YWFh", 300) + " 16777216\n")
+	for name, parse := range map[string]func() (int, error){
+		"tekken": func() (int, error) { d := deep.json(t); _, err := parseTekken("tekken.json", d); return len(d), err },
+		"ranks":  func() (int, error) { _, err := parseRanks("x.tiktoken", long); return len(long), err },
+		"no line": func() (int, error) {
+			d := make([]byte, 1<<20)
+			_, err := parseRanks("x.tiktoken", d)
+			return len(d), err
+		},
+		"ids": func() (int, error) {
+			b := &bpeModel{vocab: map[string]int{"a": maxVocab}}
+			_, err := b.vocabulary(0, nil, false, nil)
+			return 1, err
+		},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		n, err := parse()
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; got > uint64(64*n+1<<19) {
+			t.Errorf("%s: %d bytes allocated for %d (%v)", name, got, n, err)
+		}
+	}
 }

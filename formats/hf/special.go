@@ -91,9 +91,9 @@ func (c *Checkpoint) readerAddsBOS() bool {
 
 // template is what tokenizer.json's post-processor puts around texts.
 type template struct {
-	first, last string // around one text, "" where there is nothing
-	leading     int    // tokens before it
-	between     []string
+	first, last string   // around one text, "" where there is nothing
+	leading     int      // tokens before it
+	between     []string // tokens between two texts, beside those around each
 }
 
 // apply says which tokens are added. A last token that is not EOS takes its place, and EOS becomes EOT.

@@ -251,6 +251,9 @@ func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, m tokenizerModel, opt Opt
 	for _, p := range pres[1:] {
 		if p.IgnoreMerges == f.bpe.ignoreMerges {
 			c.md.Set("tokenizer.ggml.pre", p.Names[0])
+			if _, said := c.md.Get("tokenizer.ggml.add_bos_token"); !said && p.AddBOS != pres[0].AddBOS {
+				c.md.Set("tokenizer.ggml.add_bos_token", pres[0].AddBOS)
+			}
 			return nil
 		}
 	}

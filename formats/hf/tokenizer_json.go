@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/llmq/llmq/tokenizer"
@@ -46,8 +45,8 @@ func parseTokenizerJSON(file string, data []byte) (*bpeModel, error) {
 		t.added = append(t.added, readAddedToken(a, a.int("id", -1, 0, maxVocab)))
 	}
 	t.readPostProcessor(o.object("post_processor"))
-	if t.spacesReplaced { // then nothing is left to split at, as Gemma's tokenizer does
-		t.steps = slices.DeleteFunc(t.steps, func(step string) bool { return strings.HasSuffix(step, " String  ") })
+	if t.splitAtSpaces && !t.spacesReplaced {
+		t.steps = append(t.steps, "Split at spaces")
 	}
 	if *o.err == nil && !t.byteLevel && !byteFallback {
 		o.fail("pre_tokenizer", "is neither byte-level (%s) nor is there a byte_fallback", strings.Join(t.steps, ", "))
@@ -55,8 +54,8 @@ func parseTokenizerJSON(file string, data []byte) (*bpeModel, error) {
 	return t, *o.err
 }
 
-// readVocab reads an object of tokens and their ids, which is o's member key, or o itself. It goes token by token, for
-// encoding/json would let a second id of a token pass.
+// readVocab reads an object of tokens and their ids, o's member key. It goes token by token, for encoding/json would let a
+// second id of a token pass.
 func readVocab(o *object, key string, raw []byte) map[string]int {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if open, err := d.Token(); err != nil || open != json.Delim('{') {
@@ -158,6 +157,7 @@ func (t *bpeModel) readPreTokenizer(o *object) {
 	case "Metaspace":
 		scheme := o.string("prepend_scheme", "always")
 		t.spacePrefix = o.bool("add_prefix_space", true) && scheme != "never"
+		t.spacesReplaced = true
 		if o.bool("split", true) {
 			t.steps = append(t.steps, "Metaspace split")
 		}
@@ -169,7 +169,12 @@ func (t *bpeModel) readPreTokenizer(o *object) {
 func (t *bpeModel) readSplit(o *object) {
 	pattern := o.object("pattern")
 	step := pattern.string("Regex", "")
-	if s := pattern.string("String", ""); s != "" {
+	switch s := pattern.string("String", ""); s {
+	case "":
+	case " ":
+		t.splitAtSpaces = true
+		return
+	default:
 		step = "String " + s
 	}
 	// What the patterns of tiktoken leave between matches is nothing, so removing it is as good as isolating matches.

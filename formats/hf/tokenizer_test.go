@@ -143,6 +143,11 @@ func TestIgnoreMerges(t *testing.T) {
 		if got, _ := ck.Meta("tokenizer.ggml.pre"); got != c.want {
 			t.Errorf("%+v: got %s", c, got)
 		}
+		if tok, err := tokenizer.New(ck); err != nil {
+			t.Error(err)
+		} else if _, add := tok.BOS(); add {
+			t.Errorf("%+v: BOS is added, of which the files say nothing", c)
+		}
 	}
 }
 

@@ -194,7 +194,7 @@ func compare(t *testing.T, path string, text string) {
 			same++
 		}
 	}
-	difference := ours.Perplexity/theirs.Perplexity - 1
+	difference := float64(ours.Perplexity)/theirs.Perplexity - 1
 	share := float64(same) / float64(len(top))
 	t.Logf("perplexity %.4f, llama.cpp's %.4f (%+.3f%%); same top token %.2f%% of %d", ours.Perplexity, theirs.Perplexity,
 		100*difference, 100*share, len(top))
@@ -431,6 +431,41 @@ func TestTokens(t *testing.T) {
 		for _, path := range files {
 			compareTokens(t, path, texts)
 		}
+	}
+	if dir, ok := shared.Lookup("archs"); ok { // SentencePiece without a space before the text, and BPE of characters
+		for _, name := range []string{"gemma", "gemma3", "gemma4", "ernie4_5", "phi3", "internlm2"} {
+			compareTokens(t, filepath.Join(dir, name, "expected.gguf"), texts)
+		}
+	}
+}
+
+// TestPreTokenizers: llama.cpp splits texts as we do, whatever pre-tokenizer is named. Where the original splits otherwise
+// than llama.cpp, we do as the original: kimi-k2, tiny_aya, gpt-4o and tekken at combining marks and cased words, afmoe at
+// spaces before digits, superbpe and others at digits that are not ASCII.
+func TestPreTokenizers(t *testing.T) {
+	texts := []string{
+		"Hello, world!  It's they'LL\n\n\tx = 1234567.89e-10;\r\n", "日本語 한국어 ไทย العربية", "a  b   c    d\n \n  \n", "//--==>>",
+	}
+	src := openFolder(t, gopher4m)
+	for _, p := range tokenizer.PreNames() {
+		pre, _ := tokenizer.PreByName(p)
+		if pre.Characters || p != pre.Names[0] {
+			continue // gopher's vocabulary is of bytes; other names stand for the same
+		}
+		var md gguf.Metadata
+		for _, kv := range src.Metadata() {
+			md.Set(kv.Key, kv.Value)
+		}
+		md.Set("tokenizer.ggml.pre", p)
+		path := filepath.Join(t.TempDir(), p+".gguf")
+		w, err := gguf.Create(path, md, nil, gguf.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		compareTokens(t, path, texts)
 	}
 }
 

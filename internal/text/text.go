@@ -3,16 +3,40 @@ package text
 
 import (
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"unicode/utf8"
 )
 
-// ReadUTF8 returns a file's content. Content that is empty or not UTF-8 is an error, which gives the offset of the
-// first byte that is wrong.
+// maxPipeBytes bounds what is read of a pipe, which has no size. Tests make it smaller.
+var maxPipeBytes int64 = 1 << 30
+
+// ReadUTF8 returns the content of a file or a pipe. Content that is empty or not UTF-8 is an error, which gives the offset
+// of the first byte that is wrong. Devices, which may have no end, are refused.
 func ReadUTF8(path string) (string, error) {
-	b, err := os.ReadFile(path)
+	info, err := os.Stat(path)
 	if err != nil {
 		return "", err
+	}
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		return "", fmt.Errorf("%s: is a folder, not a text", path)
+	case !mode.IsRegular() && mode&fs.ModeNamedPipe == 0:
+		return "", fmt.Errorf("%s: neither a regular file nor a pipe", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	most := max(info.Size(), maxPipeBytes)
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return "", err
+	}
+	if int64(len(b)) > most {
+		return "", fmt.Errorf("%s: more than %d bytes", path, most)
 	}
 	if len(b) == 0 {
 		return "", fmt.Errorf("%s: the text is empty", path)

@@ -37,6 +37,8 @@ func New(g quant.Affine) *quant.Affine {
 	s := &Search{grid: grid, lv: newLevels(grid), together: 1}
 	minimums := g.HasMinimum()
 	switch {
+	case g.Scales.Floats != nil:
+		s.full = fitFloats
 	case g.Scales.Super && minimums:
 		s.together, s.full, s.coarse = kernels.Lanes/g.Groups(), fitSuperMins, fitSuperMinsCoarse
 	case g.Scales.Super && g.Codebook != nil:

@@ -1,0 +1,47 @@
+//go:build linux || darwin
+
+package text
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestSpecialFiles: a pipe is read to its end, if that is not too far; a device is not opened.
+func TestSpecialFiles(t *testing.T) {
+	defer func(n int64) { maxPipeBytes = n }(maxPipeBytes)
+	maxPipeBytes = 1000
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := func(content string) (string, error) {
+		go func() {
+			if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+				io.WriteString(f, content) // fails when the reader has had enough
+				f.Close()
+			}
+		}()
+		return ReadUTF8(path)
+	}
+	if got, err := read("a text"); err != nil || got != "a text" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := read(strings.Repeat("x", 1001)); err == nil || !strings.Contains(err.Error(), "pipe: more than 1000 bytes") {
+		t.Errorf("%v", err)
+	}
+	if _, err := ReadUTF8(t.TempDir()); err == nil || !strings.Contains(err.Error(), "is a folder, not a text") {
+		t.Errorf("%v", err)
+	}
+	device := filepath.Join(t.TempDir(), "device")
+	if err := syscall.Mknod(device, syscall.S_IFCHR|0o600, 240<<8|77); err != nil {
+		t.Skipf("no device node: %v", err)
+	}
+	if _, err := ReadUTF8(device); err == nil || !strings.Contains(err.Error(), "device: neither a regular file nor a pipe") {
+		t.Errorf("%v", err)
+	}
+}

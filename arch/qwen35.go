@@ -1,8 +1,6 @@
 package arch
 
 import (
-	"math"
-
 	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/deltanet"
 	"github.com/llmq/llmq/kernels/elementwise"
@@ -93,7 +91,7 @@ func (h *hyper) deltaNet(b *model.Loader, d model.DeltaNet, next bool) model.Bra
 
 // gatedAttention is attention with norms of heads, where attn_q has a gate for each head after its queries.
 func (h *hyper) gatedAttention(b *model.Loader) model.Branch {
-	a := h.attentionOf(b, 2)
+	a := h.attentionOf(b, 2*h.heads, model.Absent, model.Absent)
 	a.Gated = true
 	h.headNorms(b, a)
 	return a.Branch()
@@ -237,7 +235,7 @@ func convertQwen35(c *Conversion) {
 	}
 	Tensors{c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)}.Plus(1)
 	c.Output(r, headName)
-	c.dropMTP("mtp.", "model.mtp.")
+	c.SkipMTP()
 }
 
 // gatedAttention declares attention whose q has a gate for each head after its queries.
@@ -302,6 +300,6 @@ func (l *Layer) conv(d *linearHeads) Tensors {
 func (l *Layer) decay(d *linearHeads) Tensors {
 	dt := l.Tensor("ssm_dt.bias", "linear_attn.dt_bias", d.Heads)
 	a := Tensors{l.Tensor("ssm_a", "linear_attn.A_log", d.Heads)}
-	a.Each(func(x float32) float32 { return -float32(math.Exp(float64(x))) })
+	a.Each(func(x float32) float32 { return -exp32(x) })
 	return append(a, dt)
 }

@@ -228,17 +228,17 @@ func (c *Conversion) SkipLayers(first, count int) {
 	}
 }
 
-// SkipPrefix leaves out the tensors whose names begin so: heads that predict further tokens, if the checkpoint has them.
-func (c *Conversion) SkipPrefix(prefix string) {
+// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
+func (c *Conversion) SkipMTP() {
 	skipped := 0
 	for _, name := range c.weights.Names() {
-		if strings.HasPrefix(name, prefix) {
+		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
 			c.used[name] = true
 			skipped++
 		}
 	}
 	if skipped > 0 {
-		c.Warn("%d tensors %s… are left out: they predict further tokens", skipped, prefix)
+		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
 	}
 }
 
@@ -362,6 +362,17 @@ func (ts Tensors) Rows(row func(r int) int) Tensors {
 				return before(row(r))
 			}
 			return first + row(r)
+		}
+	}
+	return ts
+}
+
+// Columns reorders columns: column c of the tensor is column(c) of the checkpoint's. A vector's elements are columns.
+func (ts Tensors) Columns(column func(c int) int) Tensors {
+	for _, t := range ts {
+		t.Columns = make([]int, t.Shape[len(t.Shape)-1])
+		for c := range t.Columns {
+			t.Columns[c] = column(c)
 		}
 	}
 	return ts

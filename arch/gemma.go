@@ -138,42 +138,6 @@ func (c *Conversion) tiedOutput(r *Config) {
 	}
 }
 
-// windowedLayers says which of n layers have a window: by layer_types or, without it, all but each period-th.
-func (c *Conversion) windowedLayers(n, period int) []bool {
-	types := c.LayerTypes(n)
-	windowed := periodic(n, period)
-	for i := range types[:min(n, len(types))] {
-		windowed[i] = types[i] == "sliding_attention"
-	}
-	return windowed
-}
-
-// setPattern says which layers have a window, unless readers take that for granted: all but each period-th.
-func (c *Conversion) setPattern(windowed []bool, period int) {
-	for i := range windowed {
-		if windowed[i] != ((i+1)%period != 0) {
-			c.Set("attention.sliding_window_pattern", windowed)
-			return
-		}
-	}
-}
-
-// periodic is which of n layers have a window where every period-th has none.
-func periodic(n, period int) []bool {
-	windowed := make([]bool, n)
-	for i := range windowed {
-		windowed[i] = (i+1)%period != 0
-	}
-	return windowed
-}
-
-// readPattern completes which layers have a window: all but each period-th, where the metadata do not list them.
-func (h *hyper) readPattern(k *model.Keys, period int) {
-	if h.windowed == nil && h.window > 0 {
-		h.windowed = periodic(h.layers, k.Int("attention.sliding_window_pattern", period, 1, model.MaxLayers))
-	}
-}
-
 // embedScaled gives a model embeddings times √D, and caps its logits.
 func (h *hyper) embedScaled(spec *model.Spec, softcap float32) *model.Spec {
 	spec.Outer = func(b *model.Loader) model.Ends {

@@ -27,7 +27,6 @@ func convertGPTOSS(c *Conversion) {
 	experts := o.Int("num_local_experts", 128, 1, maxWidth)
 	used := o.Int(c.alias("num_experts_per_tok", "experts_per_token"), 4, 1, maxWidth)
 	window := o.Int("sliding_window", 128, 1, maxContext)
-	windowed := c.windowedLayers(r.Layers, gptossPeriod)
 	o.Int("experts_per_token", used, used, used)
 	if !o.Bool("attention_bias", true) {
 		c.Refuse("attention_bias", "GGUF readers want a bias of attn_output")
@@ -45,7 +44,7 @@ func convertGPTOSS(c *Conversion) {
 	c.setHeadDim(r)
 	c.SetExperts(experts, used, r.FFN)
 	c.SetInt("attention.sliding_window", window)
-	c.setPattern(windowed, gptossPeriod)
+	c.setPattern(c.windowedLayers(r.Layers, gptossPeriod), gptossPeriod)
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)

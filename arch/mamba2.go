@@ -1,10 +1,6 @@
 package arch
 
-import (
-	"math"
-
-	"github.com/llmq/llmq/model"
-)
+import "github.com/llmq/llmq/model"
 
 // stateSpace are the hyperparameters of Mamba-2 layers.
 type stateSpace struct{ inner, heads, groups, state, width int }
@@ -48,7 +44,7 @@ func (l *Layer) mamba2(prefix string, r *Config, s *stateSpace, convBias, norm b
 		l.c.Values(l.gguf+"ssm_conv1d.bias", make([]float32, s.channels()))
 	}
 	l.Tensor("ssm_dt.bias", prefix+"dt_bias", s.heads)
-	Tensors{l.Cut("ssm_a", prefix+"A_log", s.heads, 1)}.Each(func(x float32) float32 { return -float32(math.Exp(float64(x))) })
+	Tensors{l.Cut("ssm_a", prefix+"A_log", s.heads, 1)}.Each(func(x float32) float32 { return -exp32(x) })
 	l.Cut("ssm_d", prefix+"D", s.heads, 1)
 	if norm {
 		l.Cut("ssm_norm.weight", prefix+"norm.weight", s.groups, s.inner/s.groups)

@@ -134,7 +134,7 @@ func convertNemotronH(c *Conversion) {
 			l.Linear("ffn_down_shexp", "mixer.shared_experts.down_proj", r.Dim, sharedFFN, false)
 		}
 	}
-	c.SkipPrefix("mtp.")
+	c.SkipMTP()
 	c.Tensor("output_norm.weight", "backbone.norm_f.weight", r.Dim)
 	c.Output(r, headName)
 }

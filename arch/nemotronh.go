@@ -1,9 +1,9 @@
 package arch
 
 import (
+	"fmt"
 	"math"
 	"slices"
-	"strconv"
 
 	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/model"
@@ -46,7 +46,7 @@ func nemotronMixers(o *object.Object) []string {
 func convertNemotronH(c *Conversion) {
 	o := c.Config
 	mixers := nemotronMixers(o)
-	r := c.Read(Defaults{Context: 4096, Eps: 1e-5, HeadDim: 128, KVHeads: 8})
+	r := c.Read(Defaults{Layers: len(mixers), Context: 4096, Eps: 1e-5, HeadDim: 128, KVHeads: 8})
 	r.LayerNorm = true // by name: its key in GGUF is LayerNorm's
 	r.HeadDim = o.Int(c.alias("head_dim", "attention_head_dim"), 128, 1, maxWidth)
 	o.String("hidden_act", "")
@@ -109,10 +109,14 @@ func convertNemotronH(c *Conversion) {
 		c.SetInt("expert_group_count", o.Int("n_group", 1, 1, maxWidth))
 		c.SetInt("expert_group_used_count", o.Int("topk_group", 1, 1, maxWidth))
 	}
-	c.EmbeddingsFrom("backbone.embeddings.weight", r)
+	root := "backbone." // which transformers 5 calls model
+	if !c.Has(root + "norm_f.weight") {
+		root = "model."
+	}
+	c.EmbeddingsFrom(root+"embeddings.weight", r)
 	q, k := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	for i, m := range mixers {
-		l := c.LayerAt(i, c.nemotronLayer(i))
+		l := c.LayerAt(i, fmt.Sprintf("%slayers.%d.", root, i))
 		l.Norm("attn_norm", "norm", r.Dim)
 		switch m {
 		case "mamba":
@@ -135,18 +139,8 @@ func convertNemotronH(c *Conversion) {
 		}
 	}
 	c.SkipMTP()
-	c.Tensor("output_norm.weight", "backbone.norm_f.weight", r.Dim)
+	c.Tensor("output_norm.weight", root+"norm_f.weight", r.Dim)
 	c.Output(r, headName)
-}
-
-// nemotronLayer is the prefix that layer i has in the checkpoint: transformers 5 writes model for backbone.
-func (c *Conversion) nemotronLayer(i int) string {
-	for _, root := range []string{"backbone.", "model."} {
-		if prefix := root + "layers." + strconv.Itoa(i) + "."; c.Has(prefix + "norm.weight") {
-			return prefix
-		}
-	}
-	return "backbone.layers." + strconv.Itoa(i) + "."
 }
 
 // wantNemotronParts refuses what readers take for granted otherwise.
@@ -157,9 +151,9 @@ func (c *Conversion) wantNemotronParts() {
 			c.Refuse(key, "GGUF readers know no biases of the state space's linears")
 		}
 	}
-	for key, want := range map[string]string{"mlp_hidden_act": "relu2", "mamba_hidden_act": "silu"} {
-		if o.String(key, want) != want {
-			c.Refuse(key, "GGUF readers take "+want)
+	for _, act := range [][2]string{{"mlp_hidden_act", "relu2"}, {"mamba_hidden_act", "silu"}} {
+		if o.String(act[0], act[1]) != act[1] {
+			c.Refuse(act[0], "GGUF readers take "+act[1])
 		}
 	}
 }

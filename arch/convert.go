@@ -237,6 +237,20 @@ func (c *Conversion) SkipLayers(first, count int) {
 	}
 }
 
+// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
+func (c *Conversion) SkipMTP() {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
+	}
+}
+
 // Layer declares tensors of one layer: names in GGUF get the prefix "blk.N.", those in the checkpoint hf.
 type Layer struct {
 	c        *Conversion
@@ -357,6 +371,17 @@ func (ts Tensors) Rows(row func(r int) int) Tensors {
 				return before(row(r))
 			}
 			return first + row(r)
+		}
+	}
+	return ts
+}
+
+// Columns reorders columns: column c of the tensor is column(c) of the checkpoint's. A vector's elements are columns.
+func (ts Tensors) Columns(column func(c int) int) Tensors {
+	for _, t := range ts {
+		t.Columns = make([]int, t.Shape[len(t.Shape)-1])
+		for c := range t.Columns {
+			t.Columns[c] = column(c)
 		}
 	}
 	return ts

@@ -23,7 +23,8 @@ var allowed = map[string]string{
 	"smoothquant": "kernels quant",
 	"int8outlier": "tensor kernels quant",
 
-	"formats/safetensors": "tensor internal/atomicfile internal/mmap",
+	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
+	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
 	"formats/ggml":        "tensor kernels quant",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
 	"formats/hf":          "formats/ggml formats/gguf formats/safetensors tokenizer",
@@ -48,6 +49,7 @@ var allowed = map[string]string{
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",
+	"internal/sniff":      "",
 	"internal/states":     "tensor",
 	"internal/synth":      "tensor kernels formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",

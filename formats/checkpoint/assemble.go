@@ -68,7 +68,7 @@ func (a *assembly) plain(p *part) (*logical, error) {
 	switch {
 	case p.claimed:
 		return nil, nil
-	case a.quant.method != "" && isActivationScale(p):
+	case (a.quant.method != "" || a.packed > 0) && isActivationScale(p):
 		a.leftOut = append(a.leftOut, p.name)
 		return nil, nil
 	case info.Type != nil:

@@ -16,9 +16,9 @@ type quantization struct {
 	bits      []int
 	groupSize int
 	dynamic   bool // GPTQModel: other settings for some linears
-	gptqV2    bool // zero points are stored as they are, not minus one
-	version   string
-	zeroPoint *bool
+	// checkpointFormat is "gptq_v2" where zero points are stored as they are, not minus one.
+	checkpointFormat string
+	version          string // of AWQ's layout
 	// blocks are the rows and columns that share a scale; nil if a block is a group, a row or the tensor.
 	blocks [][2]int
 }
@@ -61,7 +61,6 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 		Dynamic    json.RawMessage `json:"dynamic"`
 		Checkpoint string          `json:"checkpoint_format"`
 		Version    string          `json:"version"`
-		ZeroPoint  *bool           `json:"zero_point"`
 		BlockSize  []int           `json:"weight_block_size"`
 		Load4      bool            `json:"load_in_4bit"`
 		Load8      bool            `json:"load_in_8bit"`
@@ -75,12 +74,11 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return q, formatErrorf("quantization_config: %v", err)
 	}
-	q.method, q.version, q.zeroPoint = c.Method, c.Version, c.ZeroPoint
+	q.method, q.version, q.checkpointFormat = c.Method, c.Version, c.Checkpoint
 	if q.method == "" && (c.Load4 || c.Load8) {
 		q.method = "bitsandbytes"
 	}
 	q.groupSize = max(c.GroupSize, 0)
-	q.gptqV2 = c.Checkpoint == "gptq_v2"
 	q.dynamic = len(c.Dynamic) > 0 && string(c.Dynamic) != "null" && string(c.Dynamic) != "{}"
 	for _, b := range []*int{c.Bits, c.WBit} {
 		if b != nil {

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-
 	"github.com/llmq/llmq/formats/safetensors"
 )
 

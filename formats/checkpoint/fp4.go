@@ -1,15 +1,17 @@
 package checkpoint
 
 import (
+	"fmt"
+
 	"github.com/llmq/llmq/formats/safetensors"
 )
 
 // Weights of FP4 (E2M1), two a byte, the even column in the low bits, with a scale a block of columns:
 //
 //	MXFP4: W = code · 2^(scale−127), blocks of 32
-//	NVFP4: W = code · (scale · global), scale in E4M3, blocks of 16
+//	NVFP4: W = (code · scale) · global, scale in E4M3, blocks of 16
 //
-// ModelOpt stores NVFP4's global factor as X.weight_scale_2, compressed-tensors its reciprocal as X.weight_global_scale.
+// ModelOpt stores NVFP4's global factor as X.weight_scale_2; compressed-tensors its reciprocal as X.weight_global_scale.
 const (
 	mxfp4Block = 32
 	nvfp4Block = 16
@@ -82,7 +84,7 @@ func (a *assembly) fp4(p *part, name string, global *part, reciprocal bool) (*lo
 		v := g.get(i)
 		if reciprocal {
 			if v == 0 {
-				return 0, global.errorf("number %d is zero: its reciprocal is the scale", i)
+				return 0, fmt.Errorf("number %d of %q is zero: its reciprocal is the scale", i, global.name)
 			}
 			v = 1 / v
 		}
@@ -125,10 +127,13 @@ func fp4Rows(p *part, name, format string, shape []int, block int, scale *part, 
 		}
 		row := codes[r*cols/2:][:cols/2]
 		for b := range cols / block {
-			s := f.get(r*(cols/block)+b) * factor
+			s := f.get(r*(cols/block) + b)
+			w := dst[b*block:][:block]
 			for j, c := range row[b*block/2:][:block/2] {
-				dst[b*block+2*j] = fp4[c&15] * s
-				dst[b*block+2*j+1] = fp4[c>>4] * s
+				w[2*j], w[2*j+1] = fp4[c&15]*s, fp4[c>>4]*s
+			}
+			for j := range w {
+				w[j] *= factor
 			}
 		}
 		return nil

@@ -1,5 +1,0 @@
-package checkpoint
-
-const adapterConfig = "adapter_config.json"
-
-func (c *Checkpoint) merge(string) error { return unsupportedf("LoRA") }

@@ -154,6 +154,9 @@ func (c *Checkpoint) Rows(name string, lo, hi int) ([]byte, error) {
 	if n, _ := matrix(t.Shape); lo < 0 || lo > hi || hi > n {
 		return nil, fmt.Errorf("checkpoint: %s: tensor %q: rows %d to %d of %d", t.File, name, lo, hi, n)
 	}
+	if lo == hi {
+		return nil, nil
+	}
 	b, err := t.rows(lo, hi)
 	if err != nil {
 		return nil, formatErrorf("%s: tensor %q: %v", t.File, name, err)
@@ -229,7 +232,7 @@ func checkShape(shape []int) error {
 			return fmt.Errorf("its shape %d has a negative dimension", shape)
 		}
 		var hi uint64
-		if hi, n = bits.Mul64(n, uint64(d)); hi != 0 || n > math.MaxInt {
+		if hi, n = bits.Mul64(n, uint64(max(d, 1))); hi != 0 || n > math.MaxInt {
 			return fmt.Errorf("its shape %d has more elements than fit", shape)
 		}
 	}

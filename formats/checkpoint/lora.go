@@ -180,19 +180,24 @@ func (s sum) rows(lo, hi int) ([]byte, error) {
 	row, acc := make([]float32, cols), make([]float64, cols)
 	out := make([]byte, 4*(hi-lo)*cols)
 	bytes := s.base.Type.RowBytes(cols)
+	along, across := s.a, s.b // read for each row as a whole; at the row's number
+	n, alongStep, alongRank, acrossRow, acrossRank := s.in, 1, s.in, s.rank, 1
+	if s.transposed {
+		along, across = s.b, s.a
+		n, alongStep, alongRank, acrossRow, acrossRank = cols, s.rank, 1, 1, s.in
+	}
+	matrix := make([]float64, s.rank*n)
+	for k := range s.rank {
+		for j := range n {
+			matrix[k*n+j] = float64(along.get(j*alongStep + k*alongRank))
+		}
+	}
 	for r := lo; r < hi; r++ {
 		clear(acc)
 		for k := range s.rank {
-			if s.transposed {
-				f := float64(s.a.get(k*s.in + r))
-				for j := range acc {
-					acc[j] += float64(f * float64(s.b.get(j*s.rank+k)))
-				}
-				continue
-			}
-			f := float64(s.b.get(r*s.rank + k))
-			for j := range acc {
-				acc[j] += float64(f * float64(s.a.get(k*s.in+j)))
+			f := float64(across.get(r*acrossRow + k*acrossRank))
+			for j, v := range matrix[k*n:][:n] {
+				acc[j] += float64(f * v) // the conversion keeps them from being fused
 			}
 		}
 		s.base.Type.Unpack(row, src[(r-lo)*bytes:][:bytes])

@@ -3,9 +3,11 @@ package checkpoint
 import (
 	"encoding/binary"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/safetensors"
@@ -56,13 +58,15 @@ func openFolder(dir string) (parts []*part, closers []func() error, err error) {
 		return nil, nil, formatErrorf("%s: %s", dir, what)
 	}
 	return nil, nil, fmt.Errorf("checkpoint: %s: holds no weights: neither %s nor shards of it, nor %s: %w", dir,
-		safetensors.SingleFile, torchFile, os.ErrNotExist)
+		safetensors.SingleFile, torchFile, fs.ErrNotExist)
 }
 
 // holdsNone tells that a folder has no safetensors files of a model.
 func holdsNone(dir string) bool {
-	list, err := filepath.Glob(filepath.Join(dir, "model*.safetensors*"))
-	return err == nil && len(list) == 0
+	list, err := os.ReadDir(dir)
+	return err == nil && !slices.ContainsFunc(list, func(f fs.DirEntry) bool {
+		return strings.HasPrefix(f.Name(), "model") && strings.Contains(f.Name(), ".safetensors")
+	})
 }
 
 // safetensorsParts lists what a checkpoint of safetensors files stores.

@@ -67,6 +67,7 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 		Groups     map[string]struct {
 			Weights *struct {
 				Bits  int   `json:"num_bits"`
+				Group *int  `json:"group_size"`
 				Block []int `json:"block_structure"`
 			} `json:"weights"`
 		} `json:"config_groups"`
@@ -102,6 +103,9 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 		if w := c.Groups[name].Weights; w != nil {
 			if !slices.Contains(q.bits, w.Bits) {
 				q.bits = append(q.bits, w.Bits)
+			}
+			if w.Group != nil && q.groupSize == 0 {
+				q.groupSize = max(*w.Group, 0)
 			}
 			if err := addBlock(w.Block); err != nil {
 				return q, err

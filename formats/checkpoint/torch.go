@@ -25,7 +25,7 @@ const (
 	torchFile  = "pytorch_model.bin"
 	torchIndex = "pytorch_model.bin.index.json"
 	// maxPickleBytes is far beyond the pickle of any state dict, which has some 200 bytes a tensor.
-	maxPickleBytes = 256 << 20
+	maxPickleBytes = 64 << 20
 )
 
 // torchFiles lists the files of a torch checkpoint; ok tells whether there is one.

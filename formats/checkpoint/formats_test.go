@@ -361,6 +361,41 @@ func TestWhatItIs(t *testing.T) {
 	}
 }
 
+// TestConfigRefuses names what quantization_config has that would change what the weights mean.
+func TestConfigRefuses(t *testing.T) {
+	gptq, _ := gptqFolder(4, 32, 64, 16, false, false)
+	awq, _ := awqFolder(16, 64, 32)
+	outOfRange := slices.Clone(gptq)
+	outOfRange = append(outOfRange, stored{"m.g_idx", safetensors.I32, []int{64}, ints32(append([]int32{4}, make([]int32, 63)...)...)})
+	for _, test := range []struct {
+		config string
+		parts  []stored
+		want   string
+	}{
+		{`{"quant_method":"gptq","bits":3}`, gptq, `tensor "m.qweight": its zero points have 4 bits, quantization_config has [3]`},
+		{`{"quant_method":"gptq","checkpoint_format":"marlin"}`, gptq, `checkpoint_format "marlin"`},
+		{`{"quant_method":"awq","version":"gemv"}`, awq, `AWQ's layout "gemv"`},
+		{`{"quant_method":"auto-round","packing_format":"auto_round"}`, gptq, `packing_format "auto_round"`},
+		{`{"quant_method":"compressed-tensors","transform_config":{"a":1}}`, gptq, "transform_config"},
+		{`{"weight_block_size":[0,1]}`, gptq, "blocks of [0 1]"},
+		{`[]`, gptq, "quantization_config: json"},
+		{`{"quant_method":"gptq"}`, gptq[:2], `has no "m.scales" beside it`},
+		{`{"quant_method":"gptq"}`, outOfRange, "g_idx: column 0 belongs to group 4 of 4"},
+		{`{"quant_method":"fp8"}`, []stored{{"m.weight", safetensors.F8E4M3, []int{1, 1}, []byte{1}}}, `"m.weight_scale_inv"`},
+		{`{}`, []stored{{"m.weight", safetensors.F8E4M3, []int{1, 2}, []byte{1, 2}}, {"m.weight_scale", safetensors.F32, []int{3}, floats32(1, 2, 3)}},
+			`tensor "m.weight_scale": its shape [3] fits "m.weight" [1 2] in no way`},
+	} {
+		c, err := Open(folder(t, test.parts), Config{Quantization: json.RawMessage(test.config)})
+		if err == nil {
+			_, err = c.Rows("m.weight", 0, 1)
+			c.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %s", test.config, err, test.want)
+		}
+	}
+}
+
 // FuzzPickle demands an error or a value of any bytes, in memory that they are in proportion to.
 func FuzzPickle(f *testing.F) {
 	f.Add(statePickle(8, 0, [2]byte{2, 4}, [2]byte{4, 1}))

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/llmq/llmq/internal/sniff"
 )
@@ -64,6 +65,8 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 		BlockSize  []int           `json:"weight_block_size"`
 		Load4      bool            `json:"load_in_4bit"`
 		Load8      bool            `json:"load_in_8bit"`
+		Packing    string          `json:"packing_format"`
+		Transform  json.RawMessage `json:"transform_config"`
 		Groups     map[string]struct {
 			Weights *struct {
 				Bits  int   `json:"num_bits"`
@@ -78,6 +81,12 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 	q.method, q.version, q.checkpointFormat = c.Method, c.Version, c.Checkpoint
 	if q.method == "" && (c.Load4 || c.Load8) {
 		q.method = "bitsandbytes"
+	}
+	switch {
+	case len(c.Transform) > 0 && string(c.Transform) != "null" && string(c.Transform) != "{}":
+		return q, unsupportedf("quantization_config: transform_config is not supported: weights are rotated, and activations must be")
+	case strings.HasSuffix(c.Method, "auto-round") && !strings.Contains(c.Packing, "gptq") && !strings.Contains(c.Packing, "awq"):
+		return q, unsupportedf("quantization_config: AutoRound's packing_format %q is not supported; those of GPTQ and AWQ are", c.Packing)
 	}
 	q.groupSize = max(c.GroupSize, 0)
 	q.dynamic = len(c.Dynamic) > 0 && string(c.Dynamic) != "null" && string(c.Dynamic) != "{}"

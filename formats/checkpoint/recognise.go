@@ -82,6 +82,7 @@ func (p *part) expectShape(shape ...int) error {
 
 // rowDecoder decodes a row at a time.
 type rowDecoder struct {
+	shape []int // of the weight
 	cols  int
 	row   func(dst []float32, r int) error
 	codes *part
@@ -105,8 +106,8 @@ func (d rowDecoder) spans(lo, hi int) []span {
 	if d.rowBytes > 0 {
 		return d.codes.rowSpan(lo, hi, d.rowBytes)
 	}
-	// Transposed codes: a row's lie all over the part, which is released when the last rows are.
-	if rows := len(d.codes.shape); rows == 2 && d.codes.strides == nil && d.codes.m != nil {
+	// Transposed codes: a row's lie all over the part, which is done with when the last row is.
+	if n, _ := matrix(d.shape); hi == n && d.codes.strides == nil && d.codes.m != nil {
 		return []span{{d.codes.m, d.codes.data}}
 	}
 	return nil
@@ -118,6 +119,6 @@ func decoded(name, format string, codes *part, shape []int, rowBytes int, row fu
 	codes.claimed = true
 	return &logical{
 		Info{Name: name, Type: ggml.F32, Shape: shape, File: codes.file, Format: format},
-		rowDecoder{cols: cols, row: row, codes: codes, rowBytes: rowBytes},
+		rowDecoder{shape: shape, cols: cols, row: row, codes: codes, rowBytes: rowBytes},
 	}
 }

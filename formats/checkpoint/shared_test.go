@@ -103,6 +103,41 @@ func TestReferences(t *testing.T) {
 	}
 }
 
+// TestEveryFolder reads all rows of every reference checkpoint: each must hold weights, and no integers may be left.
+func TestEveryFolder(t *testing.T) {
+	root := shared.Path(t, "archs")
+	list, err := filepath.Glob(filepath.Join(root, "*", "config.json"))
+	if err != nil || len(list) < 80 {
+		t.Fatalf("%d folders, %v", len(list), err)
+	}
+	for _, path := range list {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var model struct {
+			Quant json.RawMessage `json:"quantization_config"`
+		}
+		if err := json.Unmarshal(b, &model); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Open(filepath.Dir(path), Config{Quantization: model.Quant})
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, name := range c.Names() {
+			for i, w := range floatsOfTensor(t, c, name) {
+				if w-w != 0 {
+					t.Errorf("%s: %s: weight %d is %g", path, name, i, w)
+					break
+				}
+			}
+		}
+		c.Close()
+	}
+}
+
 func decodeAll(w *ggml.Tensor) []float32 {
 	dst := make([]float32, w.Elements())
 	w.Type.Unpack(dst, w.Data)

@@ -101,14 +101,16 @@ func (a *assembly) gptq(q qlinear) (*logical, error) {
 	}
 	codes := words(q.p.packed())
 	return decoded(q.name, "gptq", q.p, []int{q.out, in}, 0, func(dst []float32, o int) error {
-		for i := range dst {
-			g, err := group.get(i)
+		for i := 0; i < in; {
+			g, end, err := group.run(i, in)
 			if err != nil {
 				return err
 			}
-			c := int(codes.bit(o, q.out, i*width, width))
 			z := int(q.zeros.bit(g*q.zeroWords, 1, o*width, width)) + offset
-			dst[i] = q.scales.get(g*q.out+o) * float32(c-z)
+			s := q.scales.get(g*q.out + o)
+			for ; i < end; i++ {
+				dst[i] = s * float32(int(codes.bit(o, q.out, i*width, width))-z)
+			}
 		}
 		return nil
 	}), nil
@@ -135,14 +137,16 @@ func (a *assembly) awq(q qlinear) (*logical, error) {
 	codes := words(q.p.packed())
 	return decoded(q.name, "awq", q.p, []int{q.out, in}, 0, func(dst []float32, o int) error {
 		word, shift := o/8, 4*awqPlace[o%8]
-		for i := range dst {
-			g, err := group.get(i)
+		for i := 0; i < in; {
+			g, end, err := group.run(i, in)
 			if err != nil {
 				return err
 			}
-			c := int(codes.word(i*q.zeroWords+word) >> shift & 15)
 			z := int(q.zeros.word(g*q.zeroWords+word) >> shift & 15)
-			dst[i] = float32(c-z) * q.scales.get(g*q.out+o)
+			s := q.scales.get(g*q.out + o)
+			for ; i < end; i++ {
+				dst[i] = s * float32(int(codes.word(i*q.zeroWords+word)>>shift&15)-z)
+			}
 		}
 		return nil
 	}), nil

@@ -67,13 +67,16 @@ func (a *assembly) packedInts(p *part, stem string) (*logical, error) {
 	codes := words(p.packed())
 	rowWords := p.shape[1]
 	return decoded(stem+".weight", "int", p, []int{out, in}, 4*rowWords, func(dst []float32, o int) error {
-		for i := range dst {
-			g, err := group.get(i)
+		for i := 0; i < in; {
+			g, end, err := group.run(i, in)
 			if err != nil {
 				return err
 			}
-			q := int(codes.word(o*rowWords+i/perWord) >> (i % perWord * width) & (1<<width - 1))
-			dst[i] = float32(q-zero(o, g)) * f.get(o*scaleRow+g)
+			z, s := zero(o, g), f.get(o*scaleRow+g)
+			for ; i < end; i++ {
+				q := int(codes.word(o*rowWords+i/perWord) >> (i % perWord * width) & (1<<width - 1))
+				dst[i] = float32(q-z) * s
+			}
 		}
 		return nil
 	}), nil

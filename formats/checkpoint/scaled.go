@@ -64,9 +64,11 @@ func (a *assembly) scaled(p *part, stem string) (*logical, error) {
 	perExpert := max(rows/max(elements(p.shape[:len(p.shape)-2]), 1), 1)
 	return decoded(p.name, format, p, p.shape, cols, func(dst []float32, r int) error {
 		at := r/perExpert*g.perExpert + r%perExpert/g.blockRows*g.perRow
-		for j := range dst {
-			i := at + j/g.blockCols
-			dst[j] = (value.get(r*cols+j) - zero(i)) * f.get(i)
+		for j, i := 0, at; j < cols; i++ {
+			z, s := zero(i), f.get(i)
+			for end := min(j+g.blockCols, cols); j < end; j++ {
+				dst[j] = (value.get(r*cols+j) - z) * s
+			}
 		}
 		return nil
 	}), nil

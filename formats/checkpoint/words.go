@@ -27,15 +27,17 @@ type groupOf struct {
 	groups int
 }
 
-func (g groupOf) get(i int) (int, error) {
+// run returns the group of column i, and where the columns of it that follow end, of n.
+func (g groupOf) run(i, n int) (group, end int, err error) {
 	if g.index == nil {
-		return i / g.size, nil
+		group = i / g.size
+		return group, min((group+1)*g.size, n), nil
 	}
 	v := int32(g.index.word(i))
 	if v < 0 || int(v) >= g.groups {
-		return 0, fmt.Errorf("g_idx: column %d belongs to group %d of %d", i, v, g.groups)
+		return 0, 0, fmt.Errorf("g_idx: column %d belongs to group %d of %d", i, v, g.groups)
 	}
-	return int(v), nil
+	return int(v), i + 1, nil
 }
 
 // groupSize finds how many of n columns share one of so many groups: a size that is named, else equal shares.

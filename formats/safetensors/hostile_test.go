@@ -405,3 +405,39 @@ func FuzzIndex(f *testing.F) {
 		}
 	})
 }
+
+// TestNumberedShards opens shards without an index, all of which must be there, and hold different tensors.
+func TestNumberedShards(t *testing.T) {
+	const first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+	for _, test := range []struct {
+		files map[string][]byte
+		want  string // of the error; "" where x and y are there
+	}{
+		{map[string][]byte{first: shardX, second: shardY}, ""},
+		{map[string][]byte{"model-00001-of-00001.safetensors": file(`{"x":`+octet+`,"y":{"dtype":"U8","shape":[0],"data_offsets":[1,1]}}`, 1)}, ""},
+		{map[string][]byte{second: shardY}, "shard 1 of 2 is missing, and there is no model.safetensors.index.json"},
+		{map[string][]byte{first: shardX, second: shardX}, second + `: tensor "x" is in ` + first + " too"},
+		{map[string][]byte{first: []byte("version https://git-lfs.github.com/spec/v1\nsize 7\n"), second: shardY}, "a Git LFS pointer"},
+	} {
+		dir := t.TempDir()
+		for name, content := range test.files {
+			if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := Open(dir)
+		switch {
+		case test.want != "":
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %s", err, test.want)
+			}
+		case err != nil:
+			t.Error(err)
+		default:
+			if names := c.Names(); len(names) != 2 {
+				t.Errorf("%q", names)
+			}
+			c.Close()
+		}
+	}
+}

@@ -11,7 +11,8 @@ import (
 
 // The pickles of state dicts, as torch.save writes them: protocol 2, some programs' up to 5. The machine below knows the
 // opcodes that occur in them, and of Python's objects those that a state dict is made of; nothing is ever called that a
-// pickle names. Memory is bounded by the pickle's length, as each opcode makes one object of what is on the stack.
+// pickle names. Memory is bounded by the pickle's length, as each opcode makes one object of what is on the stack. (github.com/nlpodyssey/gopickle reads storages into memory and panics at some old files; tensors here
+// are views of the file.)
 
 // Values of a pickle: nil, bool, int64, float64, string, pickleTuple, *pickleList, *pickleDict, global, *storage, *rebuilt.
 type (

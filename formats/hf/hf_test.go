@@ -518,7 +518,7 @@ func TestTensorErrors(t *testing.T) {
 			return infos
 		}), `tensor "model.layers.0.mlp.up_proj.weight" is [32 48], config.json calls for [48 32]`},
 		{edit(func(infos []safetensors.Info) []safetensors.Info {
-			infos[find(infos, "model.norm.weight")].DType = 0
+			infos[find(infos, "model.norm.weight")].DType = safetensors.Bool
 			return infos
 		}), `tensor "model.norm.weight" is BOOL; supported: F32, F16, BF16`},
 		{edit(extra("model.layers.2.input_layernorm.weight")),

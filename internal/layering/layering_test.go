@@ -43,11 +43,12 @@ var allowed = map[string]string{
 	"smoothquant": "kernels/... quant",
 	"int8outlier": "tensor kernels/... quant",
 
-	"formats/safetensors": "internal/atomicfile internal/mmap",
+	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
+	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
 	"formats/hf/object":   "",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/safetensors tokenizer arch",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",
@@ -71,6 +72,7 @@ var allowed = map[string]string{
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",
+	"internal/sniff":      "",
 	"internal/states":     "tensor",
 	"internal/synth":      "tensor kernels/... formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",

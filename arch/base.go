@@ -52,7 +52,11 @@ func (c *Conversion) setScaling(e *rope) {
 	case "longrope":
 		c.Set("rope.scaling.type", "longrope")
 	}
-	if sections := e.params.Ints("mrope_section", 0, maxWidth); sections != nil {
+	sections := e.params.Ints("mrope_section", 0, maxWidth)
+	if sections == nil {
+		sections = e.scaling.Ints("mrope_section", 0, maxWidth)
+	}
+	if sections != nil {
 		four := make([]int32, 4)
 		for i := range min(4, len(sections)) {
 			four[i] = int32(sections[i])

@@ -6,6 +6,8 @@ import (
 
 // Defaults are what the transformers library takes for members that config.json does not have.
 type Defaults struct {
+	Heads   int     // num_attention_heads; 0: it is required
+	Vocab   int     // vocab_size; 0: it is required
 	Context int     // max_position_embeddings; 0: 2048
 	Eps     float64 // rms_norm_eps; 0: 1e-6
 	HeadDim int     // head_dim; 0: hidden_size over num_attention_heads
@@ -40,8 +42,8 @@ func (c *Conversion) Read(d Defaults) *Config {
 	r := &Config{}
 	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), -1, 1, maxLayers)
 	r.Dim = o.Int(c.alias("hidden_size", "n_embd"), -1, 1, maxWidth)
-	r.Heads = o.Int(c.alias("num_attention_heads", "n_head", "n_heads"), -1, 1, maxWidth)
-	r.Vocab = o.Int("vocab_size", -1, 1, maxVocab)
+	r.Heads = o.Int(c.alias("num_attention_heads", "n_head", "n_heads"), orRequired(d.Heads), 1, maxWidth)
+	r.Vocab = o.Int("vocab_size", orRequired(d.Vocab), 1, maxVocab)
 	context := d.Context
 	if context == 0 {
 		context = 2048
@@ -84,6 +86,14 @@ func (c *Conversion) Read(d Defaults) *Config {
 	r.Theta = theta
 	c.Vocab = r.Vocab
 	return r
+}
+
+// orRequired is a default for Object.Int, for which 0 stands for none.
+func orRequired(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
 }
 
 // readFFN reads intermediate_size.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
@@ -44,7 +45,7 @@ type Tensor struct {
 	Parts []Part
 	// Values are of a tensor that the checkpoint does not have; nil where there are Parts.
 	Values []float32
-	// Columns gives for each column the one that it is in the checkpoint; nil: all as they are.
+	// Columns gives for each column the one that it is in the checkpoint, which may have more; nil: all as they are.
 	Columns []int
 	// Change, where not nil, computes row r's new values in place; the tensor becomes F32.
 	Change func(row []float32, r int)
@@ -208,6 +209,22 @@ func (c *Conversion) Values(name string, values []float32) {
 func (c *Conversion) Skip(name string) {
 	if found, ok := c.find(name); ok {
 		c.used[found] = true
+	}
+}
+
+// SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
+func (c *Conversion) SkipLayers(first, count int) {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		_, rest, ok := strings.Cut(name, "layers.")
+		number, _, _ := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(number); ok && err == nil && n >= first && n-first < count {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
 	}
 }
 

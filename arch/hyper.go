@@ -71,14 +71,6 @@ func (h *hyper) dense(k *model.Keys) *hyper {
 // first is the first element: layers may differ in a number of which one is wanted where they do not.
 func first(list []int) int { return list[0] }
 
-// windowOf is the attention window of layer i.
-func (h *hyper) windowOf(i int) int {
-	if h.windowed != nil && !h.windowed[i] {
-		return 0
-	}
-	return h.window
-}
-
 // spec describes a model whose layers are made by layer, with a final norm and a head.
 func (h *hyper) spec(layer func(b *model.Loader, i int)) *model.Spec {
 	return &model.Spec{Arch: h.arch, Layers: h.layers, Dim: h.dim, Vocab: h.vocab, Context: h.context, ExpertsUsed: h.expertsUsed,
@@ -134,16 +126,19 @@ func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activat
 }
 
 // moe is a mixture of gated experts under the common names, the router's gating aside.
-func (h *hyper) moe(b *model.Loader) *model.MoE {
+func (h *hyper) moe(b *model.Loader) *model.MoE { return h.moeOf(b, model.Absent) }
+
+// moeOf is moe where the router and the experts may have biases.
+func (h *hyper) moeOf(b *model.Loader, bias model.Presence) *model.MoE {
 	n := h.experts
 	if n < 1 || h.expertsUsed < 1 {
 		b.Fail("%d of %d experts are used", h.expertsUsed, n)
 		n = 1
 	}
 	return &model.MoE{
-		Router: b.Kept("ffn_gate_inp", n, h.dim, model.Absent), Top: h.expertsUsed,
-		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, model.Absent),
-		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, model.Absent),
-		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, model.Absent),
+		Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed,
+		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias),
+		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias),
+		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias),
 	}
 }

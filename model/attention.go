@@ -26,7 +26,16 @@ type Attention struct {
 	// σ(gate). Gate is a linear of its own that does the same.
 	Gated bool
 	Gate  *Linear
+	// Keeps has keys and values stay in State.Aux for the layers that Take them instead of having their own: K and V are
+	// nil there. nil: neither.
+	Keeps, Takes *KV
 }
+
+// KV is where in State.Aux keys and values lie, as they meet the queries: from column At on, the keys first.
+type KV struct{ At int }
+
+// kvWidth is the number of features of a token's keys, and of its values.
+func (a *Attention) kvWidth() int { return a.KVHeads * a.HeadDim }
 
 // Branch is the attention with its output.
 func (a *Attention) Branch() Branch {
@@ -34,6 +43,8 @@ func (a *Attention) Branch() Branch {
 	switch {
 	case a.QKV != nil:
 		linears = []*Linear{a.QKV}
+	case a.Takes != nil:
+		linears = linears[:1]
 	case a.V == nil:
 		linears = linears[:2]
 	}
@@ -41,7 +52,7 @@ func (a *Attention) Branch() Branch {
 		linears = append(linears, a.Gate)
 	}
 	for _, l := range []*Linear{a.Q, a.K} {
-		if l != nil && a.V != nil {
+		if l != nil && (a.V != nil || a.Takes != nil) {
 			l.Product = true
 		}
 	}
@@ -52,7 +63,7 @@ func (a *Attention) Branch() Branch {
 	return Branch{
 		Stages: []Stage{{
 			Sites: []*Site{{Name: "attn_in", Expert: -1, Linears: linears, Shares: "attn_in"}},
-			Apply: func(st *State) { st.In = a.attend(st, st.In) },
+			Apply: func(st *State) { st.In = a.attend(st, st.In) }, ReadsAux: a.Takes != nil,
 		}},
 		Out: out, Costly: true, Narrows: true,
 	}
@@ -72,6 +83,10 @@ func (a *Attention) attend(st *State, h *tensor.Matrix) *tensor.Matrix {
 	q, k, v, gate := a.project(st, h)
 	dst := st.Scratch("attention", q.Rows, a.Heads*a.HeadDim)
 	a.Attend(st, dst, q, k, v)
+	if a.Keeps != nil {
+		copyTo(st.Aux, a.Keeps.At, k)
+		copyTo(st.Aux, a.Keeps.At+a.kvWidth(), v)
+	}
 	if gate != nil {
 		byRows(dst.Rows, func(lo, hi int) {
 			elementwise.SigmoidMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols))
@@ -95,6 +110,10 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 		if st.last < st.SeqLen {
 			q = st.lastOf("lastq", q)
 		}
+	case a.Takes != nil:
+		q = st.apply(queries, []string{"q"}, a.Q)[0]
+		n := a.kvWidth()
+		k, v = st.columns("k", st.Aux, a.Takes.At, a.Takes.At+n), st.columns("v", st.Aux, a.Takes.At+n, a.Takes.At+2*n)
 	case st.last == st.SeqLen && a.V != nil && a.Gate == nil:
 		r := st.apply(h, []string{"q", "k", "v"}, a.Q, a.K, a.V)
 		q, k, v = r[0], r[1], r[2]
@@ -124,6 +143,13 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 	return q, k, v, gate
 }
 
+// copyTo sets columns of dst from at on to those of x.
+func copyTo(dst *tensor.Matrix, at int, x *tensor.Matrix) {
+	for t := range x.Rows {
+		copy(dst.Row(t)[at:], x.Row(t))
+	}
+}
+
 // columns returns a copy of some columns without padding.
 func (st *State) columns(name string, x *tensor.Matrix, lo, hi int) *tensor.Matrix {
 	y := st.Scratch(name, x.Rows, hi-lo)
@@ -150,8 +176,8 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
 		ks, vs := k.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, k.Cols), v.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, v.Cols)
 		rotate(qs, a.QNorm, st.SeqLen-last)
-		rotate(ks, a.KNorm, 0)
-		if a.VNorm != nil {
+		if a.Takes == nil {
+			rotate(ks, a.KNorm, 0)
 			a.normalise(vs, a.VNorm)
 		}
 		attention.Of(&shape, out, qs, ks, vs, st.precision)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
 )
 
 // Role is what a tensor is for, which decides what may become of it.
@@ -123,6 +124,20 @@ func (b *Loader) Kept(stem string, out, in int, bias Presence) *Linear {
 	return b.linear(stem, RoleKept, out, in, bias)
 }
 
+// Row is Kept for a linear with one output, without a bias, which files have as a matrix of one row or as a vector.
+func (b *Loader) Row(stem string, in int) *Linear {
+	name := stem + ".weight"
+	if len(b.Shape(name)) != 1 {
+		return b.Kept(stem, 1, in, Absent)
+	}
+	l := &Linear{Name: b.prefix + name, Out: 1, In: in, Expert: -1, Role: RoleKept}
+	if v := b.Values(name, RoleKept, Required, in); v != nil {
+		l.F32 = tensor.FromSlice(1, in, v)
+	}
+	b.layer.linears = append(b.layer.linears, l)
+	return l
+}
+
 func (b *Loader) linear(stem string, role Role, out, in int, bias Presence) *Linear {
 	l := &Linear{Name: b.prefix + stem + ".weight", Out: out, In: in, Expert: -1, Role: role}
 	fetch := b.want(stem+".weight", role, Required, out, in)
@@ -168,6 +183,19 @@ func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
 	}
 	b.layer.linears = append(b.layer.linears, experts...)
 	return experts
+}
+
+// LayerScale returns the factor of name+".weight".
+func (b *Loader) LayerScale(name string) *LayerScale {
+	return &LayerScale{b.Vector(name+".weight", 1, Optional)}
+}
+
+// Table names a table of which tokens choose rows, and returns what decodes those of some tokens into dst,
+// len(tokens)×cols.
+func (b *Loader) Table(name string, rows, cols int) func(dst *tensor.Matrix, tokens []int32) error {
+	b.want(name, RoleEmbedding, Required, rows, cols)
+	name = b.prefix + name
+	return func(dst *tensor.Matrix, tokens []int32) error { return b.m.rows(dst, name, tokens) }
 }
 
 // Unused notes a tensor that a file has and that nothing here computes with.

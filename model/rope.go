@@ -73,6 +73,12 @@ func (r *RoPE) Unscaled(base float64) *RoPE {
 		BetaFast: r.BetaFast, BetaSlow: r.BetaSlow, Style: r.Style}
 }
 
+// WithBase returns the rotary embedding with another base.
+func (r *RoPE) WithBase(base float64) *RoPE {
+	return &RoPE{Dims: r.Dims, Base: base, Scaling: r.Scaling, Factor: r.Factor, OrigContext: r.OrigContext, AttnFactor: r.AttnFactor,
+		BetaFast: r.BetaFast, BetaSlow: r.BetaSlow, Style: r.Style}
+}
+
 // SetFactors has the frequencies divided by factors, a tensor's values; nil: they are not.
 func (b *Loader) SetFactors(r *RoPE, name string, p Presence) {
 	factors := b.Vector(name, r.Dims/2, p)

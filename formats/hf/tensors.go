@@ -111,7 +111,7 @@ func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
 		first += p.Count
 	}
 	if s.Columns != nil {
-		s.reorder(data, hi-lo)
+		data = s.chosen(data, hi-lo)
 	}
 	if s.Change != nil {
 		values := make([]float32, s.info.Cols())
@@ -138,17 +138,17 @@ func (s *source) decoded(w checkpointWeights, p *arch.Part, data []byte) ([]byte
 	return out, nil
 }
 
-// reorder puts the columns of rows in their places.
-func (s *source) reorder(data []byte, rows int) {
+// chosen returns rows with the columns that the tensor has of the checkpoint's.
+func (s *source) chosen(data []byte, rows int) []byte {
 	size, cols := s.info.Type.BlockBytes, s.info.Cols() // of floating-point types: a value
-	old := make([]byte, size*cols)
+	chosen := make([]byte, 0, rows*cols*size)
 	for r := range rows {
-		row := data[r*size*cols : (r+1)*size*cols]
-		copy(old, row)
-		for c, from := range s.Columns {
-			copy(row[c*size:(c+1)*size], old[from*size:])
+		row := data[r*len(data)/rows : (r+1)*len(data)/rows]
+		for _, from := range s.Columns {
+			chosen = append(chosen, row[from*size:(from+1)*size]...)
 		}
 	}
+	return chosen
 }
 
 // partRows returns rows [lo,hi) of a part in the checkpoint's type.

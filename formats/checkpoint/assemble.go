@@ -17,6 +17,7 @@ type assembly struct {
 	tensors  []*logical
 	warnings []string
 	leftOut  []string // scales of activations
+	buffers  []string // what is no weight
 	packed   int      // logical tensors that are not plain
 }
 
@@ -76,7 +77,8 @@ func (a *assembly) plain(p *part) (*logical, error) {
 	case p.dtype == safetensors.F64:
 		info.Type = ggml.F32
 		return &logical{info, double{newPlain(p)}}, nil
-	case !strings.HasSuffix(p.name, ".weight") && !strings.HasPrefix(string(p.dtype), "F") || p.dtype == safetensors.Bool:
+	case !strings.HasSuffix(p.name, ".weight") && !strings.HasPrefix(string(p.dtype), "F"):
+		a.buffers = append(a.buffers, p.name)
 		return nil, nil // position_ids, masks, num_batches_tracked
 	}
 	return nil, unsupportedf("%s: tensor %q: %s %d is stored in no format that is known: quantization_config's method is %q",
@@ -108,5 +110,8 @@ func (a *assembly) note() {
 	}
 	if n := len(a.leftOut); n > 0 {
 		a.warnings = append(a.warnings, plural(n, "scale")+" of activations and caches left out, such as "+a.leftOut[0])
+	}
+	if n := len(a.buffers); n > 0 {
+		a.warnings = append(a.warnings, plural(n, "tensor")+" of integers or truth values left out, such as "+a.buffers[0])
 	}
 }

@@ -25,16 +25,19 @@ import (
 // Info describes a logical tensor.
 type Info struct {
 	Name string
-	// Type is that of Rows' bytes: F32, F16 or BF16.
+	// Type is that of Rows' bytes: F32, F16, BF16 or MXFP4.
 	Type *ggml.Type
 	// Shape is row-major, the longest stride first; empty for a scalar.
 	Shape []int
 	// File is the name of the file that holds the tensor, or its codes, for messages.
 	File string
 	// Format says how the tensor is stored, such as "gptq", 4 bits: "" for floats as they are, also in float64.
-	// Experts of gpt-oss in "mxfp4" are experts×out×in, where that model's plain ones are experts×in×out.
 	Format string
 }
+
+// MXFP4 is the Format of weights that keep their blocks of four bits. Experts of gpt-oss in it are experts×out×in, where that
+// model's plain ones are experts×in×out.
+const MXFP4 = "mxfp4"
 
 // Config is what the reader must know besides the folder's weights. The zero value does for plain ones.
 type Config struct {

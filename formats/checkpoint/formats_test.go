@@ -351,8 +351,8 @@ func TestWhatItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if w := c.Warnings(); len(c.Names()) != 1 || len(w) != 2 || !strings.Contains(w[0], "(bitsandbytes), but all weights are plain") ||
-		!strings.Contains(w[1], "m.k_scale") {
+	if w := c.Warnings(); len(c.Names()) != 1 || len(w) != 3 || !strings.Contains(w[0], "(bitsandbytes), but all weights are plain") ||
+		!strings.Contains(w[1], "m.k_scale") || !strings.Contains(w[2], "position_ids") {
 		t.Errorf("%q, %q", c.Names(), w)
 	}
 	_, err = Open(folder(t, []stored{{"m.weight", safetensors.U8, []int{1}, []byte{0}}}), Config{})

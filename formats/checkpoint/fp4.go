@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"fmt"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/safetensors"
 )
 
@@ -45,9 +46,9 @@ func (a *assembly) fp4(p *part, name string, global *part, reciprocal bool) (*lo
 	if p.shape[n] > 1<<40 {
 		return nil, p.errorf("its shape %d is impossible", p.shape)
 	}
-	format, block := "mxfp4", mxfp4Block
+	block := mxfp4Block
 	if global != nil {
-		format, block = "nvfp4", nvfp4Block
+		block = nvfp4Block
 	}
 	in := 2 * p.shape[n]
 	shape := append(append([]int{}, p.shape[:n]...), in)
@@ -61,7 +62,7 @@ func (a *assembly) fp4(p *part, name string, global *part, reciprocal bool) (*lo
 		if scale.dtype != safetensors.U8 && scale.dtype != safetensors.F8E8M0 {
 			return nil, scale.errorf("its type is %s; MXFP4's is U8 or F8_E8M0, and NVFP4 has a global scale", scale.dtype)
 		}
-		return fp4Rows(p, name, format, shape, block, scale, func(int) (float32, error) { return 1, nil })
+		return mxfp4Rows(p, name, shape, scale), nil
 	}
 	if scale.dtype != safetensors.F8E4M3 {
 		return nil, scale.errorf("its type is %s, not %s", scale.dtype, safetensors.F8E4M3)
@@ -76,7 +77,7 @@ func (a *assembly) fp4(p *part, name string, global *part, reciprocal bool) (*lo
 		return nil, err
 	}
 	perExpert := max(p.shape[n-1], 1)
-	return fp4Rows(p, name, format, shape, block, scale, func(r int) (float32, error) {
+	return nvfp4Rows(p, name, shape, scale, func(r int) (float32, error) {
 		i := 0
 		if count > 1 {
 			i = r / perExpert
@@ -109,18 +110,60 @@ func (a *assembly) mxfp4Blocks(p *part, name string) (*logical, error) {
 		return nil, p.errorf("its shape %d is impossible", p.shape)
 	}
 	shape := append(append([]int{}, p.shape[:n-1]...), p.shape[n-1]*mxfp4Block)
-	return fp4Rows(p, name, "mxfp4", shape, mxfp4Block, scale, func(int) (float32, error) { return 1, nil })
+	return mxfp4Rows(p, name, shape, scale), nil
 }
 
-// fp4Rows decodes rows of codes; global is the factor of a row.
-func fp4Rows(p *part, name, format string, shape []int, block int, scale *part, global func(r int) (float32, error)) (*logical, error) {
-	f, err := floatsOf(scale, true)
+// mxfp4Rows keeps the codes and the scales: only their places in a block differ from ggml's.
+func mxfp4Rows(p *part, name string, shape []int, scale *part) *logical {
+	_, cols := matrix(shape)
+	p.claimed = true
+	return &logical{
+		Info{Name: name, Type: ggml.MXFP4, Shape: shape, File: p.file, Format: MXFP4},
+		mxfp4Decoder{codes: p, packed: p.packed(), scales: scale.packed(), blocks: cols / mxfp4Block},
+	}
+}
+
+// mxfp4Decoder makes ggml's blocks: the scale, then byte j has column j in the low half and column j+16 in the high half.
+type mxfp4Decoder struct {
+	codes          *part
+	packed, scales []byte
+	blocks         int // in a row
+}
+
+func (d mxfp4Decoder) rows(lo, hi int) ([]byte, error) {
+	const half = mxfp4Block / 2
+	out := make([]byte, 0, (hi-lo)*d.blocks*(1+half))
+	for b := lo * d.blocks; b < hi*d.blocks; b++ {
+		if d.scales[b] == 255 {
+			return nil, fmt.Errorf("row %d: the scale of block %d is not a number", b/d.blocks, b%d.blocks)
+		}
+		out = append(out, d.scales[b])
+		src := d.packed[b*half:][:half]
+		for j := range half {
+			low, high := src[j/2], src[(j+half)/2]
+			if j%2 == 1 {
+				low, high = low>>4, high>>4
+			}
+			out = append(out, low&15|high<<4)
+		}
+	}
+	return out, nil
+}
+
+func (d mxfp4Decoder) spans(lo, hi int) []span {
+	return d.codes.rowSpan(lo, hi, d.blocks*mxfp4Block/2)
+}
+
+// nvfp4Rows decodes rows of codes; global is the factor of a row.
+func nvfp4Rows(p *part, name string, shape []int, scale *part, global func(r int) (float32, error)) (*logical, error) {
+	const block = nvfp4Block
+	f, err := floatsOf(scale, false)
 	if err != nil {
 		return nil, err
 	}
 	_, cols := matrix(shape)
 	codes := p.packed()
-	return decoded(name, format, p, shape, cols/2, func(dst []float32, r int) error {
+	return decoded(name, "nvfp4", p, shape, cols/2, func(dst []float32, r int) error {
 		factor, err := global(r)
 		if err != nil {
 			return err

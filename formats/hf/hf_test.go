@@ -481,6 +481,8 @@ func (l listed) Shape(name string) ([]int, bool) {
 	return l[i].Shape, true
 }
 
+func (l listed) Blocks(string) bool { return false }
+
 func (l listed) Equal(a, b string) bool { return a == b }
 
 // convert converts a configuration with the weights of another.
@@ -520,7 +522,7 @@ func TestTensorErrors(t *testing.T) {
 		{edit(func(infos []safetensors.Info) []safetensors.Info {
 			infos[find(infos, "model.norm.weight")].DType = safetensors.Bool
 			return infos
-		}), `tensor "model.norm.weight" is BOOL; supported: F32, F16, BF16`},
+		}), `tensor "model.norm.weight": BOOL [32] is stored in no format that is known`},
 		{edit(extra("model.layers.2.input_layernorm.weight")),
 			`tensor "model.layers.2.input_layernorm.weight" [4] is not one that config.json (Qwen2ForCausalLM) calls for`},
 		{edit(extra("model.layers.0.self_attn.o_proj.bias")), `o_proj.bias" [4] is not one`},

@@ -48,11 +48,11 @@ var allowed = map[string]string{
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
 	"formats/hf/object":   "",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",
-	"arch":      "kernels/... formats/gguf formats/hf/object model",
+	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... int8outlier tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 
@@ -15,7 +14,7 @@ import (
 	"github.com/llmq/llmq/formats/checkpoint"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	jsonfile "github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/formats/hf/object"
 )
 
 // Options are the options of Open.
@@ -63,16 +62,9 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := jsonfile.Parse(path, data)
+	config, err := object.Parse(path, data)
 	if err != nil {
 		return nil, err
-	}
-	flat, err := parseObject(path, data)
-	if err != nil {
-		return nil, err
-	}
-	if text := flat.object("text_config"); text != nil {
-		maps.Copy(flat.fields, text.fields)
 	}
 	quantization, _ := config.Get("quantization_config")
 	if text := config.Object("text_config"); text != nil && quantization == nil {
@@ -83,16 +75,16 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 		return nil, err
 	}
 	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings()}
-	if err := c.load(config, flat, opt); err != nil {
+	if err := c.load(config, opt); err != nil {
 		w.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Checkpoint) load(cfg *jsonfile.Object, tokenizerConfig *object, opt Options) error {
+func (c *Checkpoint) load(config *object.Object, opt Options) error {
 	// The tensors come first: they bound the vocabulary's size.
-	conv, err := arch.Convert(cfg, c.weights)
+	conv, err := arch.Convert(config, c.weights)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}
@@ -116,7 +108,7 @@ func (c *Checkpoint) load(cfg *jsonfile.Object, tokenizerConfig *object, opt Opt
 		return err
 	}
 	c.md = append(c.md, conv.Metadata...)
-	_, err = c.loadTokenizer(tokenizerModel{class: conv.Class, vocab: conv.Vocab, config: tokenizerConfig}, opt)
+	_, err = c.loadTokenizer(tokenizerModel{class: conv.Class, vocab: conv.Vocab, config: conv.Config}, opt)
 	return err
 }
 
@@ -146,12 +138,12 @@ func (c *Checkpoint) readOptional(name string) ([]byte, string, error) {
 }
 
 // readObject returns nil for a file that is not there.
-func (c *Checkpoint) readObject(name string) (*object, error) {
+func (c *Checkpoint) readObject(name string) (*object.Object, error) {
 	data, path, err := c.readOptional(name)
 	if data == nil || err != nil {
 		return nil, err
 	}
-	return parseObject(path, data)
+	return object.Parse(path, data)
 }
 
 // Name is the folder.

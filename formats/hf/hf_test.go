@@ -15,7 +15,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/arch"
-	jsonfile "github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/model"
@@ -488,7 +488,7 @@ func (l listed) Equal(a, b string) bool { return a == b }
 // convert converts a configuration with the weights of another.
 func convert(t testing.TB, file string, s, of settings) (*arch.Conversion, error) {
 	t.Helper()
-	o, err := jsonfile.Parse(file, s.json(t))
+	o, err := object.Parse(file, s.json(t))
 	if err != nil {
 		t.Fatal(err)
 	}

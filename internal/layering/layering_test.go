@@ -47,8 +47,8 @@ var allowed = map[string]string{
 	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
-	"formats/hf/object":   "",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint tokenizer arch",
+	"formats/hf/object":   "internal/sniff",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",

@@ -141,7 +141,7 @@ func (c *Conversion) SetInt(key string, n int) { c.Set(key, uint32(n)) }
 func (c *Conversion) SetFloat(key string, f float64) { c.Set(key, float32(f)) }
 
 // roots are where checkpoints keep the language model: what stands in place of "model." in a name.
-var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", ""}
+var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", "ernie.", ""}
 
 // find returns a tensor's name in the checkpoint: the name itself, or under another root.
 func (c *Conversion) find(name string) (string, bool) {
@@ -209,6 +209,15 @@ func (c *Conversion) Values(name string, values []float32) {
 func (c *Conversion) Skip(name string) {
 	if found, ok := c.find(name); ok {
 		c.used[found] = true
+	}
+}
+
+// SkipAll notes that the tensors whose names match are known and left out.
+func (c *Conversion) SkipAll(names *regexp.Regexp) {
+	for _, name := range c.weights.Names() {
+		if names.MatchString(name) {
+			c.used[name] = true
+		}
 	}
 }
 
@@ -467,3 +476,6 @@ const (
 	maxVocab   = model.MaxVocab
 	maxContext = model.MaxContext
 )
+
+// layerName puts a layer's number into a prefix of the checkpoint.
+func layerName(format string, i int) string { return fmt.Sprintf(format, i) }

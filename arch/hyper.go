@@ -26,6 +26,13 @@ type hyper struct {
 // readHyper reads what an architecture with RoPE of some style has. What lists by layer are read by the families that
 // have them.
 func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
+	h := readUnturned(k)
+	h.rope = k.RoPE(style, h.headDim, h.context)
+	return h
+}
+
+// readUnturned is readHyper for an architecture without RoPE, whatever the metadata say of one.
+func readUnturned(k *model.Keys) *hyper {
 	h := &hyper{arch: k.Arch}
 	h.layers = k.Int("block_count", -1, 1, model.MaxLayers)
 	h.context = k.Int("context_length", -1, 1, model.MaxContext)
@@ -44,15 +51,18 @@ func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
 		k.Fail("attention.key_length", "is %d for %d heads, %d features in all", h.headDim, h.heads, h.heads*h.headDim)
 	}
 	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
-	h.windowed = k.Bools("attention.sliding_window_pattern", h.layers)
+	h.windowed = readWindowed(k, h.layers)
 	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
 		h.eps = float32(k.Float("attention.layer_norm_epsilon", math.NaN(), 0, 1))
 	} else {
 		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
 	}
-	h.rope = k.RoPE(style, h.headDim, h.context)
 	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
-	h.expertsUsed = k.Int("expert_used_count", 0, 0, max(h.experts, 1))
+	if h.expertsUsed = k.Int("expert_used_count", 0, 0, model.MaxWidth); h.experts == 0 {
+		h.expertsUsed = 0 // some writers leave it there
+	} else if h.expertsUsed > h.experts {
+		k.Fail("expert_used_count", "is %d, want 0 to %d", h.expertsUsed, h.experts)
+	}
 	h.expertFFN = k.Int("expert_feed_forward_length", h.ffn, 0, model.MaxWidth)
 	embed := k.Shape(model.EmbedName)
 	if k.Err() == nil && len(embed) != 2 {
@@ -153,6 +163,11 @@ func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activat
 		Up:   b.Linear("ffn_up"+suffix, ffn, h.dim, bias),
 		Down: b.Linear("ffn_down"+suffix, h.dim, ffn, bias),
 	}
+}
+
+// fusedMLP is an MLP whose gate and up are one linear, gate's rows first.
+func (h *hyper) fusedMLP(b *model.Loader, act model.Activation) *model.MLP {
+	return &model.MLP{Act: act, Up: b.Linear("ffn_up", 2*h.ffn, h.dim, model.Absent), Down: b.Linear("ffn_down", h.dim, h.ffn, model.Absent)}
 }
 
 // moe is a mixture of gated experts under the common names, the router's gating aside.

@@ -19,6 +19,8 @@ type Weights interface {
 	Shape(name string) (shape []int, ok bool)
 	// Equal says whether two tensors have the same type, shape and bytes.
 	Equal(a, b string) bool
+	// Blocks says that a tensor of experts is in blocks along the columns of out×in, though the class has plain ones in×out.
+	Blocks(name string) bool
 }
 
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
@@ -335,9 +337,12 @@ func (l *Layer) Experts(name, from string, n, out, in int) *Tensor {
 }
 
 // FusedExperts declares rows first to first+out−1 of each of n experts, all×in each, that the checkpoint has in one
-// tensor. transposed: it has them in×all each.
+// tensor. transposed: it has them in×all each, unless in blocks.
 func (l *Layer) FusedExperts(name, from string, n, out, in, first, all int, transposed bool) *Tensor {
 	shape := []int{n, all, in}
+	if found, ok := l.c.find(l.hf + from); ok && l.c.weights.Blocks(found) {
+		transposed = false
+	}
 	if transposed {
 		shape = []int{n, in, all}
 	}

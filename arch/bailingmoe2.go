@@ -1,7 +1,6 @@
 package arch
 
 import (
-	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
@@ -22,14 +21,6 @@ func init() {
 				b.Residual(s.residual(h, b, "ffn_norm", model.Optional))
 			})
 		}})
-}
-
-// fusedAttention is attention with q, k and v in one.
-func (h *hyper) fusedAttention(b *model.Loader) *model.Attention {
-	heads, kvHeads := h.someHeads(b)
-	return &model.Attention{Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim, RoPE: h.rope, Scale: attention.Scale(h.headDim),
-		QKV: b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, model.Absent),
-		O:   b.Linear("attn_output", h.dim, heads*h.headDim, model.Absent)}
 }
 
 func convertBailing2(c *Conversion) {

@@ -21,7 +21,7 @@ func init() {
 	register(&Family{Name: "cohere2", Classes: []string{"Cohere2ForCausalLM"}, Convert: convertCohere2,
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEPairs).dense(k)
-			if h.readPattern(k, cohere2Period); h.window == 0 {
+			if h.readPattern(cohere2Period); h.window == 0 {
 				k.Fail("attention.sliding_window", "the key is missing")
 			}
 			return h.cohere(k.Float("logit_scale", math.NaN(), 0, model.MaxWidth), true)
@@ -90,7 +90,7 @@ func (c *Conversion) readCohere() (*Config, *rope) {
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{})
 	c.wantWholeHeads(r)
-	c.wantNoBias()
+	c.wantFalse("attention_bias")
 	return r, rope
 }
 

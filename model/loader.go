@@ -53,6 +53,9 @@ func (b *Loader) Layer() int { return b.layer.Index }
 // Has says whether the source has a tensor of the layer.
 func (b *Loader) Has(name string) bool { return b.m.tensors[b.prefix+name] != nil }
 
+// Full is the full name of a tensor of the layer.
+func (b *Loader) Full(name string) string { return b.prefix + name }
+
 // Shape is a tensor's shape in the source, nil if it is not there.
 func (b *Loader) Shape(name string) []int {
 	if t := b.m.tensors[b.prefix+name]; t != nil {

@@ -39,7 +39,7 @@ const (
 // cohere describes a model whose logits are multiplied by scale. local: only layers with a window have RoPE.
 func (h *hyper) cohere(scale float64, local bool) *model.Spec {
 	spec := h.spec(func(b *model.Loader, i int) {
-		norm, a := h.norm(b, "attn_norm"), h.jointAttention(b, model.Optional, model.Absent)
+		norm, a := h.norm(b, "attn_norm"), h.fusedAttention(b, model.Optional, model.Absent)
 		h.headLayerNorms(b, a)
 		if local && h.windowOf(i) == 0 {
 			a.RoPE = nil
@@ -71,7 +71,8 @@ func convertCohere2(c *Conversion) {
 	r, rope := c.readCohere()
 	o := c.Config
 	window := o.Int("sliding_window", 4096, 1, maxContext)
-	windowed := c.windowedLayers(r.Layers, o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers))
+	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers)
+	windowed := c.windowedLayers(r.Layers, max(1, period))
 	if o.Err() != nil {
 		return
 	}
@@ -89,7 +90,7 @@ func (c *Conversion) readCohere() (*Config, *rope) {
 	r.FFN = c.Config.Int("intermediate_size", 22528, 1, maxWidth)
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	c.wantFalse("attention_bias")
 	return r, rope
 }

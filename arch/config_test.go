@@ -23,6 +23,8 @@ func (s stored) Shape(name string) ([]int, bool) {
 	return info.Shape, ok
 }
 
+func (s stored) Blocks(string) bool { return false }
+
 func (s stored) Equal(a, b string) bool { return a == b }
 
 // TestOddConfig puts odd values in the place of each member of each reference's config.json: there is an error, or a

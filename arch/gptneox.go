@@ -18,7 +18,7 @@ func init() {
 			}
 			side := k.Bool("use_parallel_residual", true)
 			return h.spec(func(b *model.Loader, i int) {
-				a, mlp := h.jointAttention(b, model.Required, model.Required), h.plainMLP(b, model.Required)
+				a, mlp := h.fusedAttention(b, model.Required, model.Required), h.plainMLP(b, model.Required)
 				if !side {
 					h.sequential(b, a, mlp)
 					return
@@ -38,7 +38,7 @@ func convertGPTNeoX(c *Conversion) {
 	c.wantPlainGELU(r)
 	rope := c.readRoPE(r, ropeOptions{ThetaKey: c.alias("rotary_emb_base", "rope_theta"), Partial: true,
 		PartialDefault: o.Float("rotary_pct", 0.25, 0, 1)})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	bias, side := o.Bool("attention_bias", true), o.Bool("use_parallel_residual", true)
 	if o.Err() != nil {
 		return
@@ -65,5 +65,5 @@ func convertGPTNeoX(c *Conversion) {
 		l.Linear("ffn_down", "mlp.dense_4h_to_h", r.Dim, r.FFN, true)
 	}
 	c.finalNorm("gpt_neox.final_layer_norm", r.Dim)
-	c.ownOutput(r, "embed_out.weight")
+	c.untiedOutput(r, "embed_out.weight")
 }

@@ -138,6 +138,24 @@ func (h *hyper) attentionOf(b *model.Loader, rowHeads int, qkv, out model.Presen
 	}
 }
 
+// fusedAttention is attention with q, k and v in one linear, or split if the file has them so.
+func (h *hyper) fusedAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
+	if !b.Has("attn_qkv.weight") {
+		return h.attention(b, qkv, out)
+	}
+	heads, kvHeads := h.heads, h.kvHeads
+	if heads < 1 || kvHeads < 1 {
+		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
+		heads, kvHeads = 1, 1
+	}
+	return &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
+		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),
+		O:    b.Linear("attn_output", h.dim, heads*h.headDim, out),
+		RoPE: h.rope, Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
+	}
+}
+
 // headNorms gives attention norms of each head of q and k.
 func (h *hyper) headNorms(b *model.Loader, a *model.Attention) {
 	a.QNorm, a.KNorm = b.Norm("attn_q_norm", h.headDim, h.eps), b.Norm("attn_k_norm", h.headDim, h.eps)

@@ -23,8 +23,6 @@ func (s stored) Shape(name string) ([]int, bool) {
 	return info.Shape, ok
 }
 
-func (s stored) Blocks(string) bool { return false }
-
 func (s stored) Equal(a, b string) bool { return a == b }
 
 func (s stored) Blocks(string) bool { return false }

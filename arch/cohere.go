@@ -39,7 +39,7 @@ const (
 // cohere describes a model whose logits are multiplied by scale. local: only layers with a window have RoPE.
 func (h *hyper) cohere(scale float64, local bool) *model.Spec {
 	spec := h.spec(func(b *model.Loader, i int) {
-		norm, a := h.norm(b, "attn_norm"), h.fusedAttention(b, model.Optional, model.Absent)
+		norm, a := h.norm(b, "attn_norm"), h.jointAttention(b, model.Optional, model.Absent)
 		h.headLayerNorms(b, a)
 		if local && h.windowOf(i) == 0 {
 			a.RoPE = nil
@@ -72,7 +72,10 @@ func convertCohere2(c *Conversion) {
 	o := c.Config
 	window := o.Int("sliding_window", 4096, 1, maxContext)
 	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers)
-	windowed := c.windowedLayers(r.Layers, max(1, period))
+	if o.Err() != nil {
+		return
+	}
+	windowed := c.windowedLayers(r.Layers, period)
 	if o.Err() != nil {
 		return
 	}

@@ -19,7 +19,7 @@ func init() {
 				if b.Has("attn_norm_2.weight") {
 					attnNorm = h.norm(b, "attn_norm_2")
 				}
-				parallel(b, attnNorm, h.fusedAttention(b, model.Optional, model.Absent), mlpNorm, h.plainMLP(b, model.Absent))
+				parallel(b, attnNorm, h.jointAttention(b, model.Optional, model.Absent), mlpNorm, h.plainMLP(b, model.Absent))
 			})
 		},
 	})

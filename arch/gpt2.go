@@ -16,7 +16,7 @@ func init() {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			h.rope = nil
 			spec := h.spec(func(b *model.Loader, i int) {
-				h.sequential(b, h.fusedAttention(b, model.Required, model.Required), h.plainMLP(b, model.Required))
+				h.sequential(b, h.jointAttention(b, model.Required, model.Required), h.plainMLP(b, model.Required))
 			})
 			spec.Outer = func(b *model.Loader) model.Ends {
 				ends := model.Ends{Norm: h.norm(b, "output_norm")}

@@ -18,7 +18,7 @@ func init() {
 			}
 			side := k.Bool("use_parallel_residual", true)
 			return h.spec(func(b *model.Loader, i int) {
-				a, mlp := h.fusedAttention(b, model.Required, model.Required), h.plainMLP(b, model.Required)
+				a, mlp := h.jointAttention(b, model.Required, model.Required), h.plainMLP(b, model.Required)
 				if !side {
 					h.sequential(b, a, mlp)
 					return

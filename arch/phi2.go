@@ -13,7 +13,7 @@ func init() {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			spec := h.spec(func(b *model.Loader, i int) {
 				norm := h.norm(b, "attn_norm")
-				parallel(b, norm, h.fusedAttention(b, model.Optional, model.Required), norm, h.plainMLP(b, model.Required))
+				parallel(b, norm, h.jointAttention(b, model.Optional, model.Required), norm, h.plainMLP(b, model.Required))
 			})
 			spec.Outer = func(b *model.Loader) model.Ends {
 				return model.Ends{Norm: h.norm(b, "output_norm"), HeadBias: b.Vector("output.bias", h.vocab, model.Required)}

@@ -14,7 +14,7 @@ func init() {
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			return h.spec(func(b *model.Loader, i int) {
-				a, mlp := h.fusedAttention(b, model.Optional, model.Absent), h.mlp(b, model.SiLU, model.Absent)
+				a, mlp := h.jointAttention(b, model.Optional, model.Absent), h.mlp(b, model.SiLU, model.Absent)
 				h.headLayerNorms(b, a)
 				if b.Has("ffn_norm.weight") { // as readers tell
 					h.sequential(b, a, mlp)

@@ -12,7 +12,7 @@ func init() {
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			return h.spec(func(b *model.Loader, i int) {
-				h.sequential(b, h.fusedAttention(b, model.Optional, model.Required), h.plainMLP(b, model.Required))
+				h.sequential(b, h.jointAttention(b, model.Optional, model.Required), h.plainMLP(b, model.Required))
 			})
 		},
 	})

@@ -151,11 +151,7 @@ func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.
 	if !b.Has("attn_qkv.weight") {
 		return h.attention(b, qkv, out)
 	}
-	heads, kvHeads := h.heads, h.kvHeads
-	if heads < 1 || kvHeads < 1 {
-		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
-		heads, kvHeads = 1, 1
-	}
+	heads, kvHeads := h.someHeads(b)
 	return &model.Attention{
 		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
 		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),

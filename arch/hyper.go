@@ -146,6 +146,20 @@ func (h *hyper) someHeads(b *model.Loader) (heads, kvHeads int) {
 	return h.heads, h.kvHeads
 }
 
+// jointAttention is attention with q, k and v in one linear if the file has them so, or split.
+func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
+	if !b.Has("attn_qkv.weight") {
+		return h.attention(b, qkv, out)
+	}
+	heads, kvHeads := h.someHeads(b)
+	return &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
+		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),
+		O:    b.Linear("attn_output", h.dim, heads*h.headDim, out),
+		RoPE: h.rope, Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
+	}
+}
+
 // headNorms gives attention norms of each head of q and k.
 func (h *hyper) headNorms(b *model.Loader, a *model.Attention) {
 	a.QNorm, a.KNorm = b.Norm("attn_q_norm", h.headDim, h.eps), b.Norm("attn_k_norm", h.headDim, h.eps)

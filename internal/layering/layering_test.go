@@ -51,7 +51,7 @@ var allowed = map[string]string{
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",
-	"arch":      "kernels/... formats/gguf formats/hf/object model",
+	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... int8outlier tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",

@@ -6,6 +6,7 @@ import (
 
 // Defaults are what the transformers library takes for members that config.json does not have.
 type Defaults struct {
+	Layers  int     // num_hidden_layers; 0: it is required
 	Heads   int     // num_attention_heads; 0: it is required
 	Vocab   int     // vocab_size; 0: it is required
 	Context int     // max_position_embeddings; 0: 2048
@@ -40,7 +41,7 @@ func (c *Conversion) alias(names ...string) string {
 func (c *Conversion) Read(d Defaults) *Config {
 	o := c.Config
 	r := &Config{}
-	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), -1, 1, maxLayers)
+	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), orRequired(d.Layers), 1, maxLayers)
 	r.Dim = o.Int(c.alias("hidden_size", "n_embd"), -1, 1, maxWidth)
 	r.Heads = o.Int(c.alias("num_attention_heads", "n_head", "n_heads"), orRequired(d.Heads), 1, maxWidth)
 	r.Vocab = o.Int("vocab_size", orRequired(d.Vocab), 1, maxVocab)

@@ -19,6 +19,8 @@ type Weights interface {
 	Shape(name string) (shape []int, ok bool)
 	// Equal says whether two tensors have the same type, shape and bytes.
 	Equal(a, b string) bool
+	// Blocks says that a tensor of experts is in blocks along the columns of out×in, though the class has plain ones in×out.
+	Blocks(name string) bool
 }
 
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
@@ -237,6 +239,20 @@ func (c *Conversion) SkipLayers(first, count int) {
 	}
 }
 
+// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
+func (c *Conversion) SkipMTP() {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
+	}
+}
+
 // Layer declares tensors of one layer: names in GGUF get the prefix "blk.N.", those in the checkpoint hf.
 type Layer struct {
 	c        *Conversion
@@ -321,9 +337,12 @@ func (l *Layer) Experts(name, from string, n, out, in int) *Tensor {
 }
 
 // FusedExperts declares rows first to first+out−1 of each of n experts, all×in each, that the checkpoint has in one
-// tensor. transposed: it has them in×all each.
+// tensor. transposed: it has them in×all each, unless in blocks.
 func (l *Layer) FusedExperts(name, from string, n, out, in, first, all int, transposed bool) *Tensor {
 	shape := []int{n, all, in}
+	if found, ok := l.c.find(l.hf + from); ok && l.c.weights.Blocks(found) {
+		transposed = false
+	}
 	if transposed {
 		shape = []int{n, in, all}
 	}
@@ -357,6 +376,17 @@ func (ts Tensors) Rows(row func(r int) int) Tensors {
 				return before(row(r))
 			}
 			return first + row(r)
+		}
+	}
+	return ts
+}
+
+// Columns reorders columns: column c of the tensor is column(c) of the checkpoint's. A vector's elements are columns.
+func (ts Tensors) Columns(column func(c int) int) Tensors {
+	for _, t := range ts {
+		t.Columns = make([]int, t.Shape[len(t.Shape)-1])
+		for c := range t.Columns {
+			t.Columns[c] = column(c)
 		}
 	}
 	return ts

@@ -105,8 +105,8 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 		e.original = c.original(e, -1)
 		e.lowFreq = scaling.Float("low_freq_factor", math.NaN(), 0, maxWidth)
 		e.highFreq = scaling.Float("high_freq_factor", math.NaN(), 0, maxWidth)
-		if o.Err() == nil && e.highFreq <= e.lowFreq {
-			scaling.Fail("high_freq_factor", "is %g, want more than low_freq_factor, %g", e.highFreq, e.lowFreq)
+		if o.Err() == nil && e.highFreq < e.lowFreq { // they are the same in Llama 4
+			scaling.Fail("high_freq_factor", "is %g, want at least low_freq_factor, %g", e.highFreq, e.lowFreq)
 		}
 	case "longrope", "su":
 		if e.kind = "longrope"; opt.Long {
@@ -194,7 +194,7 @@ func (c *Conversion) ropeFactors(e *rope) {
 		switch {
 		case wavelength < float32(float64(e.original)/e.highFreq):
 			factors[i] = 1
-		case wavelength > float32(float64(e.original)/e.lowFreq):
+		case wavelength > float32(float64(e.original)/e.lowFreq) || high == low:
 			factors[i] = factor
 		default:
 			smooth := (1/wavelength*float32(e.original) - low) / (high - low)

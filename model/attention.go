@@ -13,8 +13,8 @@ type Attention struct {
 	Q, K, V, O              *Linear
 	// QKV, where not nil, is Q, K and V in one: their rows follow each other.
 	QKV *Linear
-	// QNorm, KNorm and VNorm normalise each head, or all of them at once where they have as many weights; nil: none. They
-	// come before RoPE, or after it where NormAfter is set.
+	// QNorm, KNorm and VNorm normalise each head, or all of them at once where they have as many weights and are not
+	// PerHead; nil: none. They come before RoPE, or after it where NormAfter is set.
 	QNorm, KNorm, VNorm *Norm
 	NormAfter           bool
 	RoPE                *RoPE // nil: none
@@ -203,7 +203,7 @@ func (a *Attention) rotate(x *tensor.Matrix, rope *RoPE, norm *Norm, at int) {
 func (a *Attention) normalise(x *tensor.Matrix, norm *Norm) {
 	switch {
 	case norm == nil:
-	case len(norm.W) == x.Cols:
+	case len(norm.W) == x.Cols && !norm.PerHead:
 		norm.rows(x, x)
 	default:
 		norm.heads(x, a.HeadDim)

@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"math"
+	"strings"
 )
 
 // Bounds beyond which a hyperparameter is taken for a corrupt file. The largest published models stay below a
@@ -56,6 +57,17 @@ func (k *Keys) Tensor(name string) bool {
 		}
 	}
 	return false
+}
+
+// Under lists the source's tensors whose names begin with a prefix.
+func (k *Keys) Under(prefix string) []string {
+	var names []string
+	for _, t := range k.src.Tensors() {
+		if strings.HasPrefix(t.Name, prefix) {
+			names = append(names, t.Name)
+		}
+	}
+	return names
 }
 
 // Shape returns a tensor's shape, nil if the source does not have it.

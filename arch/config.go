@@ -201,6 +201,33 @@ func (c *Conversion) Output(r *Config, name string) {
 	c.Tensor("output.weight", name, r.Vocab, r.Dim)
 }
 
+// UntiedHead is Head for architectures whose readers want output weights: they are the embeddings where the checkpoint has
+// no others.
+func (c *Conversion) UntiedHead(r *Config, head string) {
+	c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)
+	if embed := c.embedding(); r.Tied && !c.Has(head) && embed != "" {
+		head = embed
+	}
+	c.Tensor("output.weight", head, r.Vocab, r.Dim)
+}
+
+// wantHeadDim refuses heads of another size than the width over their number, for architectures whose readers know no
+// other.
+func (c *Conversion) wantHeadDim(r *Config) {
+	if c.Config.Err() == nil && r.HeadDim*r.Heads != r.Dim {
+		c.Config.Fail("head_dim", "is %d; GGUF readers want hidden_size over num_attention_heads, %d, for %s", r.HeadDim, r.Dim/r.Heads, c.Class)
+	}
+}
+
+// wantFalse refuses members that are true, for architectures whose readers have no such biases and the like.
+func (c *Conversion) wantFalse(keys ...string) {
+	for _, key := range keys {
+		if c.Config.Bool(key, false) {
+			c.Refuse(key, "GGUF readers know nothing of the kind for "+c.Class)
+		}
+	}
+}
+
 // embedding is the name of the embeddings in the checkpoint.
 func (c *Conversion) embedding() string {
 	for _, t := range c.Tensors {

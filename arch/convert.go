@@ -19,6 +19,8 @@ type Weights interface {
 	Shape(name string) (shape []int, ok bool)
 	// Equal says whether two tensors have the same type, shape and bytes.
 	Equal(a, b string) bool
+	// Blocks says that a tensor of experts is in blocks along the columns of out×in, though the class has plain ones in×out.
+	Blocks(name string) bool
 }
 
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
@@ -141,7 +143,7 @@ func (c *Conversion) SetInt(key string, n int) { c.Set(key, uint32(n)) }
 func (c *Conversion) SetFloat(key string, f float64) { c.Set(key, float32(f)) }
 
 // roots are where checkpoints keep the language model: what stands in place of "model." in a name.
-var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", ""}
+var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", "ernie.", ""}
 
 // find returns a tensor's name in the checkpoint: the name itself, or under another root.
 func (c *Conversion) find(name string) (string, bool) {
@@ -209,6 +211,15 @@ func (c *Conversion) Values(name string, values []float32) {
 func (c *Conversion) Skip(name string) {
 	if found, ok := c.find(name); ok {
 		c.used[found] = true
+	}
+}
+
+// SkipAll notes that the tensors whose names match are known and left out.
+func (c *Conversion) SkipAll(names *regexp.Regexp) {
+	for _, name := range c.weights.Names() {
+		if names.MatchString(name) {
+			c.used[name] = true
+		}
 	}
 }
 
@@ -326,9 +337,12 @@ func (l *Layer) Experts(name, from string, n, out, in int) *Tensor {
 }
 
 // FusedExperts declares rows first to first+out−1 of each of n experts, all×in each, that the checkpoint has in one
-// tensor. transposed: it has them in×all each.
+// tensor. transposed: it has them in×all each, unless in blocks.
 func (l *Layer) FusedExperts(name, from string, n, out, in, first, all int, transposed bool) *Tensor {
 	shape := []int{n, all, in}
+	if found, ok := l.c.find(l.hf + from); ok && l.c.weights.Blocks(found) {
+		transposed = false
+	}
 	if transposed {
 		shape = []int{n, in, all}
 	}
@@ -467,3 +481,6 @@ const (
 	maxVocab   = model.MaxVocab
 	maxContext = model.MaxContext
 )
+
+// layerName puts a layer's number into a prefix of the checkpoint.
+func layerName(format string, i int) string { return fmt.Sprintf(format, i) }

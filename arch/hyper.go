@@ -48,7 +48,7 @@ func readUnturned(k *model.Keys) *hyper {
 	}
 	h.headDim = k.Int("attention.key_length", h.dim/max(h.heads, 1), 1, model.MaxWidth)
 	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
-	h.windowed = k.Bools("attention.sliding_window_pattern", h.layers)
+	h.windowed = readWindowed(k, h.layers)
 	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
 		h.eps = float32(k.Float("attention.layer_norm_epsilon", math.NaN(), 0, 1))
 	} else {
@@ -155,6 +155,11 @@ func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activat
 		Up:   b.Linear("ffn_up"+suffix, ffn, h.dim, bias),
 		Down: b.Linear("ffn_down"+suffix, h.dim, ffn, bias),
 	}
+}
+
+// fusedMLP is an MLP whose gate and up are one linear, gate's rows first.
+func (h *hyper) fusedMLP(b *model.Loader, act model.Activation) *model.MLP {
+	return &model.MLP{Act: act, Up: b.Linear("ffn_up", 2*h.ffn, h.dim, model.Absent), Down: b.Linear("ffn_down", h.dim, h.ffn, model.Absent)}
 }
 
 // moe is a mixture of gated experts under the common names, the router's gating aside.

@@ -117,6 +117,12 @@ func (b *Loader) LayerNorm(name string, n int, eps float32) *Norm {
 	return norm
 }
 
+// HeadNorm returns a LayerNorm without a bias of each of several heads, whose weights are name+".weight", heads×headDim.
+func (b *Loader) HeadNorm(name string, heads, headDim int, eps float32) *Norm {
+	name += ".weight"
+	return &Norm{Name: b.prefix + name, W: b.Values(name, RoleVector, Required, heads, headDim), Eps: eps, Layer: true, PerHead: true}
+}
+
 // Linear returns the linear of stem+".weight", out×in, with the bias of stem+".bias" if there is one.
 func (b *Loader) Linear(stem string, out, in int, bias Presence) *Linear {
 	return b.linear(stem, RoleLinear, out, in, bias)

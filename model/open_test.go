@@ -37,7 +37,7 @@ func TestOpenErrors(t *testing.T) {
 		want  string
 	}{
 		{"no architecture", "llama", unset("general.architecture"), "general.architecture: the key is missing"},
-		{"another architecture", "llama", set("general.architecture", "gpt2"), `"gpt2", supported are ` + strings.Join(arch.Names(), ", ")},
+		{"another architecture", "llama", set("general.architecture", "nosuch"), `"nosuch", supported are ` + strings.Join(arch.Names(), ", ")},
 		{"architecture not a string", "llama", set("general.architecture", uint32(7)), `"7", supported`},
 		{"no layers", "llama", set("llama.block_count", uint32(0)), "llama.block_count: is 0, want 1 to"},
 		{"absurd layers", "llama", set("llama.block_count", uint32(math.MaxUint32)), "block_count: is 4294967295"},

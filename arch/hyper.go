@@ -57,7 +57,7 @@ func readUnturned(k *model.Keys) *hyper {
 	} else {
 		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
 	}
-	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
+	h.experts = k.Int("expert_count", 0, 0, model.MaxExperts)
 	if h.expertsUsed = k.Int("expert_used_count", 0, 0, model.MaxWidth); h.experts == 0 {
 		h.expertsUsed = 0 // some writers leave it there
 	} else if h.expertsUsed > h.experts {

@@ -60,7 +60,7 @@ func (d *DeltaNet) mix(st *State, h *tensor.Matrix) *tensor.Matrix {
 		qkv, alpha, beta = r[0], r[1], r[2]
 	}
 	conv := st.Scratch("deltanet conv", qkv.Rows, qkv.Cols)
-	causalConv(conv, qkv, d.Conv, d.Taps, st.SeqLen)
+	st.convolve(conv, qkv, d.Conv, nil, d.Taps)
 	byRows(conv.Rows, func(lo, hi int) {
 		part := conv.View(lo, hi, 0, conv.Cols)
 		elementwise.SiLU(part, part)
@@ -123,21 +123,4 @@ func (d *DeltaNet) unit() *Norm {
 		n.W[i] = float32(1 / math.Sqrt(float64(d.KeyDim)))
 	}
 	return n
-}
-
-// causalConv sets dst to each channel's convolution with its factors, taps of them: the last is of the token itself. x is
-// tokens×channels, sequences of seqLen tokens, each with zeros before it.
-func causalConv(dst, x *tensor.Matrix, factors []float32, taps, seqLen int) {
-	byRows(x.Rows, func(lo, hi int) {
-		for t := lo; t < hi; t++ {
-			out := dst.Row(t)
-			clear(out)
-			for j := max(0, taps-1-t%seqLen); j < taps; j++ {
-				row := x.Row(t - (taps - 1) + j)
-				for c := range out {
-					out[c] += factors[c*taps+j] * row[c]
-				}
-			}
-		}
-	})
 }

@@ -17,6 +17,8 @@ func init() {
 		Convert: convertDeepseek,
 		Spec:    specDeepseek,
 	})
+	tokenizes(glm4MoETokenizer, "Glm4MoeLiteForCausalLM")
+	tokenizes(&Tokenizer{Pre: "kimi-k2"}, "DeepseekV3ForCausalLM") // of ranks; DeepSeek's own models have tokenizer.json
 }
 
 // deepseekDefaults are what the classes take for members that config.json does not have.

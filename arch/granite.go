@@ -14,6 +14,7 @@ func init() {
 	register(&Family{Name: "granite", Classes: []string{"GraniteForCausalLM"}, Convert: convertGranite, Spec: specGranite})
 	register(&Family{Name: "granitemoe", Classes: []string{"GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"},
 		Convert: convertGranite, Spec: specGranite})
+	tokenizes(&Tokenizer{Pre: "smollm", PrefixSaid: true}, "GraniteForCausalLM", "GraniteMoeForCausalLM")
 }
 
 // graniteScales are the factors.

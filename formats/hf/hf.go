@@ -108,7 +108,7 @@ func (c *Checkpoint) load(config *object.Object, opt Options) error {
 		return err
 	}
 	c.md = append(c.md, conv.Metadata...)
-	_, err = c.loadTokenizer(tokenizerModel{class: conv.Class, vocab: conv.Vocab, config: conv.Config}, opt)
+	_, err = c.loadTokenizer(tokenizerModel{quirks: arch.TokenizerOf(conv.Class), vocab: conv.Vocab, config: conv.Config}, opt)
 	return err
 }
 

@@ -26,7 +26,7 @@ func (c *Conversion) SetBase(r *Config, e *rope) {
 		c.SetFloat("attention.layer_norm_epsilon", r.Eps)
 	}
 	c.setRouting()
-	if o.Has("head_dim") {
+	if o.Has("head_dim") || r.Heads*r.HeadDim != r.Dim {
 		c.setHeadDim(r)
 	}
 }

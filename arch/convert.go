@@ -143,7 +143,7 @@ func (c *Conversion) SetInt(key string, n int) { c.Set(key, uint32(n)) }
 func (c *Conversion) SetFloat(key string, f float64) { c.Set(key, float32(f)) }
 
 // roots are where checkpoints keep the language model: what stands in place of "model." in a name.
-var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", ""}
+var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", "ernie.", ""}
 
 // find returns a tensor's name in the checkpoint: the name itself, or under another root.
 func (c *Conversion) find(name string) (string, bool) {
@@ -214,6 +214,15 @@ func (c *Conversion) Skip(name string) {
 	}
 }
 
+// SkipAll notes that the tensors whose names match are known and left out.
+func (c *Conversion) SkipAll(names *regexp.Regexp) {
+	for _, name := range c.weights.Names() {
+		if names.MatchString(name) {
+			c.used[name] = true
+		}
+	}
+}
+
 // SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
 func (c *Conversion) SkipLayers(first, count int) {
 	skipped := 0
@@ -227,6 +236,20 @@ func (c *Conversion) SkipLayers(first, count int) {
 	}
 	if skipped > 0 {
 		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
+	}
+}
+
+// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
+func (c *Conversion) SkipMTP() {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
 	}
 }
 
@@ -358,6 +381,17 @@ func (ts Tensors) Rows(row func(r int) int) Tensors {
 	return ts
 }
 
+// Columns reorders columns: column c of the tensor is column(c) of the checkpoint's. A vector's elements are columns.
+func (ts Tensors) Columns(column func(c int) int) Tensors {
+	for _, t := range ts {
+		t.Columns = make([]int, t.Shape[len(t.Shape)-1])
+		for c := range t.Columns {
+			t.Columns[c] = column(c)
+		}
+	}
+	return ts
+}
+
 // Plus adds a constant to all values.
 func (ts Tensors) Plus(v float32) Tensors {
 	return ts.Each(func(x float32) float32 { return x + v })
@@ -447,3 +481,6 @@ const (
 	maxVocab   = model.MaxVocab
 	maxContext = model.MaxContext
 )
+
+// layerName puts a layer's number into a prefix of the checkpoint.
+func layerName(format string, i int) string { return fmt.Sprintf(format, i) }

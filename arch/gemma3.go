@@ -72,7 +72,7 @@ func convertGemma3(c *Conversion) {
 
 func specGemma3(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves)
-	h.readPattern(k, gemma3Period)
+	h.readPattern(gemma3Period)
 	local := h.rope.Unscaled(k.Float("rope.freq_base_swa", 10000, 0, math.MaxFloat32))
 	softcap := float32(k.Float("final_logit_softcapping", 0, -1, model.MaxWidth))
 	scale := attention.Scale(gemmaScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim, gemma3Largest))

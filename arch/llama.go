@@ -77,6 +77,13 @@ func convertLlama(c *Conversion) {
 	c.setRoPE(rope, true)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
+	c.llamaLayers(r, rope, attnBias, mlpBias, experts)
+	c.Head(r)
+}
+
+// llamaLayers declares layers as Llama has them, or Mixtral with so many experts: the rows of q and k in the order of
+// GGUF's pairs.
+func (c *Conversion) llamaLayers(r *Config, rope *rope, attnBias, mlpBias bool, experts int) {
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -92,7 +99,6 @@ func convertLlama(c *Conversion) {
 		}
 		l.gatedMLP(r, mlpBias)
 	}
-	c.Head(r)
 }
 
 // mixtralExperts declares a router and experts under Mixtral's names.

@@ -448,7 +448,7 @@ func TestBadConfig(t *testing.T) {
 		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
 			"high_freq_factor":                 4,
 			"original_max_position_embeddings": 64}},
-			"rope_scaling.high_freq_factor: is 4, want more than low_freq_factor, 4"},
+			"rope_scaling.high_freq_factor: is 3, want at least low_freq_factor, 4"},
 		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention"}},
 			"layer_types: has 1 elements, want 2, one for each layer"},
 		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention", "linear_attention"}},

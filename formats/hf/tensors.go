@@ -193,7 +193,7 @@ func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
 	// A vector's elements are the rows where the tensor is part of one.
 	cols, at := info.Cols(), func(r int) int { return r }
 	if len(info.Shape) == 1 && (p.Row != nil || p.First != 0 || p.Count > 1) {
-		return s.elements(w, p, &info)
+		return s.elements(w, p, &info, lo, hi)
 	}
 	if p.Row != nil {
 		at = p.Row
@@ -220,15 +220,15 @@ func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
 	return data, nil
 }
 
-// elements returns the elements of a vector that a part has, which is one row.
-func (s *source) elements(w stored, p *arch.Part, info *ggml.Info) ([]byte, error) {
+// elements returns rows of a part that is a vector in the checkpoint, cut into rows.
+func (s *source) elements(w stored, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
 	all, err := w.Rows(p.Name, 0, 1)
 	if err != nil {
 		return nil, err
 	}
-	size := info.Type.BlockBytes
-	data := make([]byte, 0, s.info.Cols()*size)
-	for i := range s.info.Cols() {
+	size, cols := info.Type.BlockBytes, s.info.Cols()
+	data := make([]byte, 0, (hi-lo)*cols*size)
+	for i := lo * cols; i < hi*cols; i++ {
 		from := p.First + i
 		if p.Row != nil {
 			from = p.Row(i)

@@ -179,10 +179,11 @@ func excerpt(v []byte) string {
 // Int returns a number in [lo,hi], or absent if there is none. absent < 0 makes the key required.
 func (o *Object) Int(key string, absent, lo, hi int) int {
 	v, ok := o.Get(key)
+	if !ok && absent < 0 {
+		o.Fail(key, "is missing")
+		return 0
+	}
 	if !ok {
-		if absent < 0 {
-			o.Fail(key, "is missing")
-		}
 		return absent
 	}
 	var n json.Number

@@ -446,7 +446,7 @@ func TestBadConfig(t *testing.T) {
 		{settings{"rope_scaling": settings{"type": "longrope", "long_factor": []int{1}}},
 			`rope_scaling.rope_type: is "longrope"; supported for LlamaForCausalLM: default, linear, yarn, llama3`},
 		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
-			"high_freq_factor":                 4,
+			"high_freq_factor":                 3,
 			"original_max_position_embeddings": 64}},
 			"rope_scaling.high_freq_factor: is 3, want at least low_freq_factor, 4"},
 		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention"}},

@@ -28,11 +28,13 @@ var allowed = map[string]string{
 		"kernels/internal/words kernels/internal/pack kernels/internal/tile",
 	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words " +
 		"kernels/internal/pack kernels/internal/tile",
-	"kernels/q8":      "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
-	"kernels/i8":      "tensor kernels",
-	"kernels/search":  "kernels",
-	"kernels/columns": "kernels kernels/internal/words kernels/internal/pack",
-	"kernels/peak":    "kernels",
+	"kernels/scan":     "tensor kernels kernels/elementwise kernels/gemm",
+	"kernels/deltanet": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",
+	"kernels/q8":       "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
+	"kernels/i8":       "tensor kernels",
+	"kernels/search":   "kernels",
+	"kernels/columns":  "kernels kernels/internal/words kernels/internal/pack",
+	"kernels/peak":     "kernels",
 
 	"linalg":    "tensor kernels/...",
 	"quant":     "tensor kernels/...",

@@ -72,7 +72,11 @@ func convertCohere2(c *Conversion) {
 	r, rope := c.readCohere()
 	o := c.Config
 	window := o.Int("sliding_window", 4096, 1, maxContext)
-	windowed := c.windowedLayers(r.Layers, o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers))
+	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers)
+	if o.Err() != nil {
+		return
+	}
+	windowed := c.windowedLayers(r.Layers, period)
 	if o.Err() != nil {
 		return
 	}

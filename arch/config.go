@@ -184,6 +184,15 @@ func (c *Conversion) Head(r *Config) {
 	c.Output(r, headName)
 }
 
+// OwnHead is Head for architectures whose GGUF readers demand output weights: the embeddings a second time where they are
+// tied.
+func (c *Conversion) OwnHead(r *Config) {
+	c.Head(r)
+	if last := c.Tensors[len(c.Tensors)-1]; last.Name != "output.weight" {
+		c.Tensor("output.weight", c.embedding(), r.Vocab, r.Dim)
+	}
+}
+
 // Output declares the output weights under a name of the checkpoint.
 func (c *Conversion) Output(r *Config, name string) {
 	head, stored := c.find(name)

@@ -47,6 +47,9 @@ func readUnturned(k *model.Keys) *hyper {
 		k.Fail("attention.head_count", "is %d, which does not divide embedding_length, %d", h.heads, h.dim)
 	}
 	h.headDim = k.Int("attention.key_length", h.dim/max(h.heads, 1), 1, model.MaxWidth)
+	if k.Err() == nil && h.heads*h.headDim > model.MaxWidth {
+		k.Fail("attention.key_length", "is %d for %d heads, %d features in all", h.headDim, h.heads, h.heads*h.headDim)
+	}
 	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
 	h.windowed = readWindowed(k, h.layers)
 	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
@@ -121,11 +124,7 @@ func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Atten
 
 // attentionOf is attention with more rows in attn_q than for its heads alone: those of rowHeads.
 func (h *hyper) attentionOf(b *model.Loader, rowHeads int, qkv, out model.Presence) *model.Attention {
-	heads, kvHeads := h.heads, h.kvHeads
-	if heads < 1 || kvHeads < 1 {
-		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
-		heads, kvHeads = 1, 1
-	}
+	heads, kvHeads := h.someHeads(b)
 	q, kv := heads*h.headDim, kvHeads*h.headDim
 	return &model.Attention{
 		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
@@ -136,6 +135,15 @@ func (h *hyper) attentionOf(b *model.Loader, rowHeads int, qkv, out model.Presen
 		RoPE:  h.rope,
 		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
+}
+
+// someHeads are the heads of queries and of keys; a layer cannot be without.
+func (h *hyper) someHeads(b *model.Loader) (heads, kvHeads int) {
+	if h.heads < 1 || h.kvHeads < 1 {
+		b.Fail("attention has %d heads, %d of them of keys", h.heads, h.kvHeads)
+		return 1, 1
+	}
+	return h.heads, h.kvHeads
 }
 
 // headNorms gives attention norms of each head of q and k.

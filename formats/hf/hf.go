@@ -59,6 +59,9 @@ func Open(dir string, opt Options) (*Checkpoint, error) {
 func open(dir string, opt Options) (*Checkpoint, error) {
 	path := filepath.Join(dir, configFile)
 	data, err := readFile(path)
+	if what := checkpoint.Instead(dir); what != "" && errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %s", dir, what)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,7 @@ func init() {
 			return h.cohere(k.Float("logit_scale", math.NaN(), 0, model.MaxWidth), true)
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "command-r"}, "Cohere2ForCausalLM", "CohereForCausalLM")
 }
 
 const (

@@ -444,7 +444,7 @@ var (
 		`attention\.bias|(k|v|q)_scale|(k|v)_zero_point|input_scale|activation_scale))$|(^|\.)v_head\.`)
 	// otherModel matches tensors of vision, audio and the like beside the language model.
 	otherModel = regexp.MustCompile(`^(model\.)?(visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|embed_vision|` +
-		`embed_audio|image_\w+|vision|mlp_AR|speech_\w+)\.`)
+		`embed_audio|image_\w+|vision|mlp_AR|speech_\w+|connector|projector|resampler)\.`)
 )
 
 // leftover refuses a tensor of the checkpoint that no one has asked for: it would change the function, were it
@@ -456,7 +456,7 @@ func (c *Conversion) leftover() error {
 		case c.used[name]:
 		case otherModel.MatchString(name):
 			others = append(others, name)
-		case noWeight.MatchString(name):
+		case noWeight.MatchString(name), slices.Contains(c.ShapeOf(name), 0):
 			if !strings.Contains(name, "rotary_emb") && !strings.HasSuffix(name, "masked_bias") {
 				noted = append(noted, name)
 			}
@@ -466,10 +466,10 @@ func (c *Conversion) leftover() error {
 		}
 	}
 	if len(others) > 0 {
-		c.Warn("%d tensors of vision, audio and the like are left out: %s and others", len(others), others[0])
+		c.Warn("%d of the checkpoint's tensors are of vision, audio and the like and left out, such as %s", len(others), others[0])
 	}
 	if len(noted) > 0 {
-		c.Warn("%d tensors that the class does not read are left out: %s", len(noted), strings.Join(noted[:min(3, len(noted))], ", "))
+		c.Warn("%d of the checkpoint's tensors are left out, as the class does not read them, such as %s", len(noted), noted[0])
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "olmo"}, "GPTNeoXForCausalLM")
 }
 
 func convertGPTNeoX(c *Conversion) {

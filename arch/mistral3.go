@@ -18,6 +18,7 @@ func init() {
 		Convert: convertMistral3,
 		Spec:    specMistral3,
 	})
+	tokenizes(&Tokenizer{PrefixSaid: true}, "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM")
 }
 
 func convertMistral3(c *Conversion) {

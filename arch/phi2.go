@@ -21,6 +21,7 @@ func init() {
 			return spec
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "phi-2"}, "PhiForCausalLM")
 }
 
 func convertPhi2(c *Conversion) {

@@ -25,6 +25,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "stablelm2"}, "StableLmForCausalLM")
 }
 
 func convertStableLM(c *Conversion) {

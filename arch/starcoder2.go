@@ -16,6 +16,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "starcoder"}, "Starcoder2ForCausalLM")
 }
 
 func convertStarcoder2(c *Conversion) {

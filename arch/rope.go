@@ -39,6 +39,8 @@ type ropeOptions struct {
 	// Partial: the class reads partial_rotary_factor; PartialDefault where config.json is silent, 0 meaning 1.
 	Partial        bool
 	PartialDefault float64
+	// Betas: readers take YaRN's beta_fast and beta_slow.
+	Betas bool
 	// Untruncated: the reader's own way with YaRN's bounds is taken for the original's, as no layer of the model is near.
 	Untruncated bool
 }
@@ -105,8 +107,8 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 		e.original = c.original(e, -1)
 		e.lowFreq = scaling.Float("low_freq_factor", math.NaN(), 0, maxWidth)
 		e.highFreq = scaling.Float("high_freq_factor", math.NaN(), 0, maxWidth)
-		if o.Err() == nil && e.highFreq <= e.lowFreq {
-			scaling.Fail("high_freq_factor", "is %g, want more than low_freq_factor, %g", e.highFreq, e.lowFreq)
+		if o.Err() == nil && e.highFreq < e.lowFreq { // they are the same in Llama 4
+			scaling.Fail("high_freq_factor", "is %g, want at least low_freq_factor, %g", e.highFreq, e.lowFreq)
 		}
 	case "longrope", "su":
 		if e.kind = "longrope"; opt.Long {
@@ -137,6 +139,9 @@ func (c *Conversion) readYaRN(e *rope, r *Config, opt ropeOptions) {
 	e.factor = s.Float("factor", float64(r.Context)/float64(max(e.original, 1)), 0, maxContext)
 	e.betaFast = s.Float("beta_fast", 32, 0, maxWidth)
 	e.betaSlow = s.Float("beta_slow", 1, 0, maxWidth)
+	if (e.betaFast != 32 || e.betaSlow != 1) && !opt.Betas && c.Config.Err() == nil {
+		c.Warn("%s: beta_fast and beta_slow are %g and %g: GGUF readers take 32 and 1 for %s", c.Config.File, e.betaFast, e.betaSlow, c.Class)
+	}
 	e.magnitude = yarnMagnitude(s, e.factor)
 }
 
@@ -172,7 +177,7 @@ func (c *Conversion) setRoPE(e *rope, dims bool) {
 		c.SetInt("rope.scaling.original_context_length", e.original)
 		c.SetFloat("rope.scaling.yarn_beta_fast", e.betaFast)
 		c.SetFloat("rope.scaling.yarn_beta_slow", e.betaSlow)
-		if e.magnitude != 1 {
+		if float32(e.magnitude) != 1 {
 			c.SetFloat("rope.scaling.attn_factor", e.magnitude)
 		}
 	}
@@ -185,18 +190,19 @@ func (c *Conversion) ropeFactors(e *rope) {
 		return
 	}
 	factors := make([]float32, e.dims/2)
-	// In float32, step by step, as the converter computes it.
+	// In float32, step by step, as the converter computes it: its library divides a number by a tensor by multiplying with
+	// the reciprocal.
 	low, high, factor := float32(e.lowFreq), float32(e.highFreq), float32(e.factor)
 	for i := range factors {
 		freq := 1 / float32(math.Pow(e.theta, float64(float32(2*i)/float32(e.dims))))
-		wavelength := float32(2*math.Pi) / freq
+		wavelength := 1 / freq * float32(2*math.Pi)
 		switch {
 		case wavelength < float32(float64(e.original)/e.highFreq):
 			factors[i] = 1
-		case wavelength > float32(float64(e.original)/e.lowFreq):
+		case wavelength > float32(float64(e.original)/e.lowFreq) || high == low:
 			factors[i] = factor
 		default:
-			smooth := (float32(e.original)/wavelength - low) / (high - low)
+			smooth := (1/wavelength*float32(e.original) - low) / (high - low)
 			factors[i] = 1 / ((1-smooth)/factor + smooth)
 		}
 	}

@@ -53,6 +53,9 @@ func (b *Loader) Layer() int { return b.layer.Index }
 // Has says whether the source has a tensor of the layer.
 func (b *Loader) Has(name string) bool { return b.m.tensors[b.prefix+name] != nil }
 
+// Full is the full name of a tensor of the layer.
+func (b *Loader) Full(name string) string { return b.prefix + name }
+
 // Shape is a tensor's shape in the source, nil if it is not there.
 func (b *Loader) Shape(name string) []int {
 	if t := b.m.tensors[b.prefix+name]; t != nil {
@@ -112,6 +115,12 @@ func (b *Loader) LayerNorm(name string, n int, eps float32) *Norm {
 	norm := b.Norm(name, n, eps)
 	norm.Layer, norm.B = true, b.Vector(name+".bias", n, Optional)
 	return norm
+}
+
+// HeadNorm returns a LayerNorm without a bias of each of several heads, whose weights are name+".weight", heads×headDim.
+func (b *Loader) HeadNorm(name string, heads, headDim int, eps float32) *Norm {
+	name += ".weight"
+	return &Norm{Name: b.prefix + name, W: b.Values(name, RoleVector, Required, heads, headDim), Eps: eps, Layer: true, PerHead: true}
 }
 
 // Linear returns the linear of stem+".weight", out×in, with the bias of stem+".bias" if there is one.

@@ -375,7 +375,7 @@ func (r *run) report(t *Tensor, relative, damping float64) {
 	if t.Wanted != t.Type {
 		rep.Fallback = t.Wanted.Name
 	}
-	if t.From.Grid != nil {
+	if t.From.Grid != nil && !isOriginal(r.src) {
 		rep.RequantizedFrom = t.From.Name
 	}
 	r.mu.Lock()

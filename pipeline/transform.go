@@ -318,7 +318,7 @@ func (r *run) writeVectors(l *model.Layer) error {
 	for i := range r.plan.Tensors {
 		t := &r.plan.Tensors[i]
 		v, ok := vectors[t.Name]
-		if !ok {
+		if !ok || t.Role != model.RoleVector { // what is kept is converted like what is outside the layers
 			continue
 		}
 		w := tensor.FromSlice(1, len(v), v)

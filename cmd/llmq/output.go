@@ -218,7 +218,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 }
 
 // printReport prints what a run has done.
-func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.Report) error {
+func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 	if o.JSON {
 		return a.printJSON(struct {
 			*pipeline.Report
@@ -230,7 +230,7 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	var n int
 	for i := range rep.Tensors {
 		t := &rep.Tensors[i]
-		if typ := plan.Tensors[i].Type; typ.Grid == nil {
+		if typ := rep.Plan.Tensors[i].Type; typ.Grid == nil {
 			continue
 		}
 		n++
@@ -275,7 +275,7 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if err := a.printInt8Fallbacks(rep); err != nil {
 		return err
 	}
-	return a.printFallbacks(plan)
+	return a.printFallbacks(rep.Plan)
 }
 
 // printFoldings says how many groups each transform scaled, and lists those that it did not, and the linears whose biases

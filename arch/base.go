@@ -26,7 +26,7 @@ func (c *Conversion) SetBase(r *Config, e *rope) {
 		c.SetFloat("attention.layer_norm_epsilon", r.Eps)
 	}
 	c.setRouting()
-	if o.Has("head_dim") {
+	if o.Has("head_dim") || r.Heads*r.HeadDim != r.Dim {
 		c.setHeadDim(r)
 	}
 }
@@ -52,7 +52,11 @@ func (c *Conversion) setScaling(e *rope) {
 	case "longrope":
 		c.Set("rope.scaling.type", "longrope")
 	}
-	if sections := e.params.Ints("mrope_section", 0, maxWidth); sections != nil {
+	sections := e.params.Ints("mrope_section", 0, maxWidth)
+	if sections == nil {
+		sections = e.scaling.Ints("mrope_section", 0, maxWidth)
+	}
+	if sections != nil {
 		four := make([]int32, 4)
 		for i := range min(4, len(sections)) {
 			four[i] = int32(sections[i])

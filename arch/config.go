@@ -6,6 +6,9 @@ import (
 
 // Defaults are what the transformers library takes for members that config.json does not have.
 type Defaults struct {
+	Layers  int     // num_hidden_layers; 0: it is required
+	Heads   int     // num_attention_heads; 0: it is required
+	Vocab   int     // vocab_size; 0: it is required
 	Context int     // max_position_embeddings; 0: 2048
 	Eps     float64 // rms_norm_eps; 0: 1e-6
 	HeadDim int     // head_dim; 0: hidden_size over num_attention_heads
@@ -38,10 +41,10 @@ func (c *Conversion) alias(names ...string) string {
 func (c *Conversion) Read(d Defaults) *Config {
 	o := c.Config
 	r := &Config{}
-	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), -1, 1, maxLayers)
+	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), orRequired(d.Layers), 1, maxLayers)
 	r.Dim = o.Int(c.alias("hidden_size", "n_embd"), -1, 1, maxWidth)
-	r.Heads = o.Int(c.alias("num_attention_heads", "n_head", "n_heads"), -1, 1, maxWidth)
-	r.Vocab = o.Int("vocab_size", -1, 1, maxVocab)
+	r.Heads = o.Int(c.alias("num_attention_heads", "n_head", "n_heads"), orRequired(d.Heads), 1, maxWidth)
+	r.Vocab = o.Int("vocab_size", orRequired(d.Vocab), 1, maxVocab)
 	context := d.Context
 	if context == 0 {
 		context = 2048
@@ -84,6 +87,14 @@ func (c *Conversion) Read(d Defaults) *Config {
 	r.Theta = theta
 	c.Vocab = r.Vocab
 	return r
+}
+
+// orRequired is a default for Object.Int, for which 0 stands for none.
+func orRequired(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
 }
 
 // readFFN reads intermediate_size.
@@ -188,6 +199,33 @@ func (c *Conversion) Output(r *Config, name string) {
 		c.Warn("%q is kept, though tie_word_embeddings is true: it is not the embeddings", head)
 	}
 	c.Tensor("output.weight", name, r.Vocab, r.Dim)
+}
+
+// UntiedHead is Head for architectures whose readers want output weights: they are the embeddings where the checkpoint has
+// no others.
+func (c *Conversion) UntiedHead(r *Config, head string) {
+	c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)
+	if embed := c.embedding(); r.Tied && !c.Has(head) && embed != "" {
+		head = embed
+	}
+	c.Tensor("output.weight", head, r.Vocab, r.Dim)
+}
+
+// wantHeadDim refuses heads of another size than the width over their number, for architectures whose readers know no
+// other.
+func (c *Conversion) wantHeadDim(r *Config) {
+	if c.Config.Err() == nil && r.HeadDim*r.Heads != r.Dim {
+		c.Config.Fail("head_dim", "is %d; GGUF readers want hidden_size over num_attention_heads, %d, for %s", r.HeadDim, r.Dim/r.Heads, c.Class)
+	}
+}
+
+// wantFalse refuses members that are true, for architectures whose readers have no such biases and the like.
+func (c *Conversion) wantFalse(keys ...string) {
+	for _, key := range keys {
+		if c.Config.Bool(key, false) {
+			c.Refuse(key, "GGUF readers know nothing of the kind for "+c.Class)
+		}
+	}
 }
 
 // embedding is the name of the embeddings in the checkpoint.

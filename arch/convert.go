@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
@@ -18,6 +19,8 @@ type Weights interface {
 	Shape(name string) (shape []int, ok bool)
 	// Equal says whether two tensors have the same type, shape and bytes.
 	Equal(a, b string) bool
+	// Blocks says that a tensor of experts is in blocks along the columns of out×in, though the class has plain ones in×out.
+	Blocks(name string) bool
 }
 
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
@@ -44,7 +47,7 @@ type Tensor struct {
 	Parts []Part
 	// Values are of a tensor that the checkpoint does not have; nil where there are Parts.
 	Values []float32
-	// Columns gives for each column the one that it is in the checkpoint; nil: all as they are.
+	// Columns gives for each column the one that it is in the checkpoint, which may have more; nil: all as they are.
 	Columns []int
 	// Change, where not nil, computes row r's new values in place; the tensor becomes F32.
 	Change func(row []float32, r int)
@@ -140,7 +143,7 @@ func (c *Conversion) SetInt(key string, n int) { c.Set(key, uint32(n)) }
 func (c *Conversion) SetFloat(key string, f float64) { c.Set(key, float32(f)) }
 
 // roots are where checkpoints keep the language model: what stands in place of "model." in a name.
-var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", ""}
+var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", "ernie.", ""}
 
 // find returns a tensor's name in the checkpoint: the name itself, or under another root.
 func (c *Conversion) find(name string) (string, bool) {
@@ -208,6 +211,45 @@ func (c *Conversion) Values(name string, values []float32) {
 func (c *Conversion) Skip(name string) {
 	if found, ok := c.find(name); ok {
 		c.used[found] = true
+	}
+}
+
+// SkipAll notes that the tensors whose names match are known and left out.
+func (c *Conversion) SkipAll(names *regexp.Regexp) {
+	for _, name := range c.weights.Names() {
+		if names.MatchString(name) {
+			c.used[name] = true
+		}
+	}
+}
+
+// SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
+func (c *Conversion) SkipLayers(first, count int) {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		_, rest, ok := strings.Cut(name, "layers.")
+		number, _, _ := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(number); ok && err == nil && n >= first && n-first < count {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
+	}
+}
+
+// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
+func (c *Conversion) SkipMTP() {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
 	}
 }
 
@@ -295,9 +337,12 @@ func (l *Layer) Experts(name, from string, n, out, in int) *Tensor {
 }
 
 // FusedExperts declares rows first to first+out−1 of each of n experts, all×in each, that the checkpoint has in one
-// tensor. transposed: it has them in×all each.
+// tensor. transposed: it has them in×all each, unless in blocks.
 func (l *Layer) FusedExperts(name, from string, n, out, in, first, all int, transposed bool) *Tensor {
 	shape := []int{n, all, in}
+	if found, ok := l.c.find(l.hf + from); ok && l.c.weights.Blocks(found) {
+		transposed = false
+	}
 	if transposed {
 		shape = []int{n, in, all}
 	}
@@ -331,6 +376,17 @@ func (ts Tensors) Rows(row func(r int) int) Tensors {
 				return before(row(r))
 			}
 			return first + row(r)
+		}
+	}
+	return ts
+}
+
+// Columns reorders columns: column c of the tensor is column(c) of the checkpoint's. A vector's elements are columns.
+func (ts Tensors) Columns(column func(c int) int) Tensors {
+	for _, t := range ts {
+		t.Columns = make([]int, t.Shape[len(t.Shape)-1])
+		for c := range t.Columns {
+			t.Columns[c] = column(c)
 		}
 	}
 	return ts
@@ -425,3 +481,6 @@ const (
 	maxVocab   = model.MaxVocab
 	maxContext = model.MaxContext
 )
+
+// layerName puts a layer's number into a prefix of the checkpoint.
+func layerName(format string, i int) string { return fmt.Sprintf(format, i) }

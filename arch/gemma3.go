@@ -23,9 +23,9 @@ func init() {
 const gemma3Period = 6
 
 func convertGemma3(c *Conversion) {
-	r := c.Read(Defaults{Context: 131072, HeadDim: 256, KVHeads: 4, Theta: 1e6, Tied: true, Act: "gelu_pytorch_tanh"})
+	r := c.Read(Defaults{Context: 131072, Heads: 8, HeadDim: 256, KVHeads: 4, Vocab: 262208, Theta: 1e6, Tied: true, Act: "gelu_pytorch_tanh"})
 	r.FFN = c.readFFN()
-	c.WantAct(r, "gelu")
+	c.wantGELU(r)
 	o := c.Config
 	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
 	if rope.local = c.localTheta(); rope.local == 0 {
@@ -35,7 +35,7 @@ func convertGemma3(c *Conversion) {
 	window := o.Int("sliding_window", 4096, 1, maxContext)
 	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), gemma3Period, 1, maxLayers)
 	types := c.LayerTypes(r.Layers)
-	c.wantScale(r, float64(gemma3ScaleDim(r.Layers, r.Dim, r.Heads, r.HeadDim)), 256)
+	c.wantScale(r, float64(gemmaScaleDim(r.Layers, r.Dim, r.Heads, r.HeadDim, gemma3Largest)), 256)
 	if o.Has("attn_logit_softcapping") {
 		c.Refuse("attn_logit_softcapping", "GGUF readers do not cap Gemma 3's attention")
 	}
@@ -54,17 +54,7 @@ func convertGemma3(c *Conversion) {
 	if period != 1 || types != nil {
 		c.SetInt("attention.sliding_window", window)
 	}
-	windowed := make([]bool, r.Layers)
-	usual := true
-	for i := range windowed {
-		if windowed[i] = (i+1)%period != 0; types != nil {
-			windowed[i] = types[i] == "sliding_attention"
-		}
-		usual = usual && windowed[i] == ((i+1)%gemma3Period != 0)
-	}
-	if !usual {
-		c.Set("attention.sliding_window_pattern", windowed)
-	}
+	c.setPattern(c.windowedLayers(r.Layers, period), gemma3Period)
 	c.CutEmbeddings("model.embed_tokens.weight", r)
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -80,31 +70,13 @@ func convertGemma3(c *Conversion) {
 	c.Output(r, headName)
 }
 
-// gemma3ScaleDim is the dimension d of the attention's scale 1/√d that GGUF readers take: a head's, but for the model of
-// 27 billion parameters, which they know by its layers.
-func gemma3ScaleDim(layers, dim, heads, headDim int) int {
-	if layers == 62 {
-		return dim / heads
-	}
-	return headDim
-}
-
-// wantScale refuses another query_pre_attn_scalar than what GGUF readers take.
-func (c *Conversion) wantScale(r *Config, want, absent float64) {
-	if got := c.Config.Float("query_pre_attn_scalar", absent, 0, maxWidth); got != want && c.Config.Err() == nil {
-		c.Config.Fail("query_pre_attn_scalar", "is %g; GGUF readers take %g for %s", got, want, c.Class)
-	}
-}
-
 func specGemma3(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves)
-	if h.windowed == nil && h.window > 0 {
-		h.windowed = periodic(h.layers, k.Int("attention.sliding_window_pattern", gemma3Period, 1, model.MaxLayers))
-	}
+	h.readPattern(gemma3Period)
 	local := h.rope.Unscaled(k.Float("rope.freq_base_swa", 10000, 0, math.MaxFloat32))
 	softcap := float32(k.Float("final_logit_softcapping", 0, -1, model.MaxWidth))
-	scale := attention.Scale(gemma3ScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim))
-	spec := h.spec(func(b *model.Loader, i int) {
+	scale := attention.Scale(gemmaScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim, gemma3Largest))
+	return h.embedScaled(h.spec(func(b *model.Loader, i int) {
 		norm := h.norm(b, "attn_norm")
 		a := h.attention(b, model.Optional, model.Optional)
 		a.Scale = scale
@@ -113,20 +85,6 @@ func specGemma3(k *model.Keys) *model.Spec {
 			a.RoPE = local
 		}
 		b.Residual(model.Residual{Pre: norm, Branch: a.Branch(), Post: h.norm(b, "post_attention_norm")})
-		b.Residual(model.Residual{Pre: h.norm(b, "ffn_norm"), Branch: h.mlp(b, model.GELU, model.Absent).Branch(),
-			Post: h.norm(b, "post_ffw_norm")})
-	})
-	spec.Outer = func(b *model.Loader) model.Ends {
-		return model.Ends{EmbedScale: float32(math.Sqrt(float64(h.dim))), Norm: h.norm(b, "output_norm"), Softcap: softcap}
-	}
-	return spec
-}
-
-// periodic is which of n layers have a window where every period-th has none.
-func periodic(n, period int) []bool {
-	windowed := make([]bool, n)
-	for i := range windowed {
-		windowed[i] = (i+1)%period != 0
-	}
-	return windowed
+		h.gemmaMLP(b)
+	}), softcap)
 }

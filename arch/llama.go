@@ -5,17 +5,25 @@ import (
 	"github.com/llmq/llmq/model"
 )
 
-// Llama (Touvron et al., arXiv:2302.13971; Dubey et al., arXiv:2407.21783) and Mistral (Jiang et al., arXiv:2310.06825).
+// Llama (Touvron et al., arXiv:2302.13971; Dubey et al., arXiv:2407.21783), Mistral (Jiang et al., arXiv:2310.06825) and
+// Mixtral (arXiv:2401.04088), which has experts in the place of the MLP.
 func init() {
 	register(&Family{
 		Name:    "llama",
-		Classes: []string{"LlamaForCausalLM", "MistralForCausalLM"},
+		Classes: []string{"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"},
 		Convert: convertLlama,
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, elementwise.RoPEPairs).dense(k)
+			h := readHyper(k, elementwise.RoPEPairs)
+			h.expertFFN = h.ffn // readers ask for no other
 			spec := h.spec(func(b *model.Loader, i int) {
 				attn, mlp := h.norm(b, "attn_norm"), h.norm(b, "ffn_norm")
 				b.Residual(model.Residual{Pre: attn, Branch: h.attention(b, model.Optional, model.Optional).Branch()})
+				if h.experts > 0 {
+					moe := h.moe(b)
+					moe.Normalize = true
+					b.Residual(model.Residual{Pre: mlp, Branch: moe.Branch()})
+					return
+				}
 				b.Residual(model.Residual{Pre: mlp, Branch: h.mlp(b, model.SiLU, model.Optional).Branch()})
 			})
 			spec.Outer = func(b *model.Loader) model.Ends {
@@ -32,17 +40,23 @@ func init() {
 const mistralWindow = 4096
 
 func convertLlama(c *Conversion) {
-	r := c.Read(Defaults{})
+	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6}}
+	r := c.Read(defaults[c.Class])
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{Factors: true})
 	var attnBias, mlpBias bool
-	window := 0
-	if c.Class == "MistralForCausalLM" {
+	window, experts, used := 0, 0, 0
+	switch c.Class {
+	case "MixtralForCausalLM":
+		experts = c.Config.Int("num_local_experts", 8, 1, maxWidth)
+		used = c.Config.Int("num_experts_per_tok", 2, 1, max(experts, 1))
+		window = c.Config.Int("sliding_window", 0, 1, maxContext)
+	case "MistralForCausalLM":
 		if window = c.Config.Int("sliding_window", 0, 1, maxContext); !c.Config.Present("sliding_window") {
 			window = mistralWindow
 		}
-	} else {
+	default:
 		attnBias, mlpBias = c.Config.Bool("attention_bias", false), c.Config.Bool("mlp_bias", false)
 	}
 	if c.Config.Err() != nil {
@@ -53,10 +67,20 @@ func convertLlama(c *Conversion) {
 	if window > 0 {
 		c.SetInt("attention.sliding_window", window)
 	}
+	if experts > 0 {
+		c.SetExperts(experts, used, 0)
+	}
 	c.SetInt("vocab_size", r.Vocab)
 	c.setRoPE(rope, true)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
+	c.llamaLayers(r, rope, attnBias, mlpBias, experts)
+	c.Head(r)
+}
+
+// llamaLayers declares layers as Llama has them, or Mixtral with so many experts: the rows of q and k in the order of
+// GGUF's pairs.
+func (c *Conversion) llamaLayers(r *Config, rope *rope, attnBias, mlpBias bool, experts int) {
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -66,9 +90,20 @@ func convertLlama(c *Conversion) {
 		l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, attnBias)
 		l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, attnBias)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
+		if experts > 0 {
+			l.mixtralExperts(r, experts)
+			continue
+		}
 		l.gatedMLP(r, mlpBias)
 	}
-	c.Head(r)
+}
+
+// mixtralExperts declares a router and experts under Mixtral's names.
+func (l *Layer) mixtralExperts(r *Config, n int) {
+	l.Linear("ffn_gate_inp", "block_sparse_moe.gate", n, r.Dim, false)
+	l.Experts("ffn_gate_exps", "block_sparse_moe.experts.%d.w1", n, r.FFN, r.Dim)
+	l.Experts("ffn_up_exps", "block_sparse_moe.experts.%d.w3", n, r.FFN, r.Dim)
+	l.Experts("ffn_down_exps", "block_sparse_moe.experts.%d.w2", n, r.Dim, r.FFN)
 }
 
 // gatedMLP declares an MLP under the usual names.

@@ -99,18 +99,3 @@ func (c *Conversion) qwenWindow(r *Config) (window int, windowed []bool) {
 	}
 	return window, windowed
 }
-
-// setWindow sets a sliding window and, unless all layers have it, which do.
-func (c *Conversion) setWindow(window int, windowed []bool) {
-	all, any := true, false
-	for _, w := range windowed {
-		all, any = all && w, any || w
-	}
-	if window == 0 || !any {
-		return
-	}
-	c.SetInt("attention.sliding_window", window)
-	if !all {
-		c.Set("attention.sliding_window_pattern", windowed)
-	}
-}

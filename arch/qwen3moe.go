@@ -12,15 +12,20 @@ func init() {
 		Classes: []string{"Qwen3MoeForCausalLM"},
 		Convert: convertQwen3MoE,
 		Spec: func(k *model.Keys) *model.Spec {
-			h := readHyper(k, elementwise.RoPEHalves)
-			return h.spec(func(b *model.Loader, i int) {
-				b.Residual(h.qwen3Attention(b))
-				norm := h.norm(b, "ffn_norm")
-				moe := h.moe(b)
-				moe.Normalize = true
-				b.Residual(model.Residual{Pre: norm, Branch: moe.Branch()})
-			})
+			return readHyper(k, elementwise.RoPEHalves).qwen3MoE(k)
 		},
+	})
+}
+
+// qwen3MoE describes Qwen3's attention with a mixture of experts in each layer.
+func (h *hyper) qwen3MoE(k *model.Keys) *model.Spec {
+	h.dividedFFN(k)
+	return h.spec(func(b *model.Loader, i int) {
+		b.Residual(h.qwen3Attention(b))
+		norm := h.norm(b, "ffn_norm")
+		moe := h.moe(b)
+		moe.Normalize = true
+		b.Residual(model.Residual{Pre: norm, Branch: moe.Branch()})
 	})
 }
 
@@ -36,9 +41,7 @@ func convertQwen3MoE(c *Conversion) {
 	if !o.Bool("norm_topk_prob", false) {
 		c.Refuse("norm_topk_prob", "GGUF readers divide the weights of a token's experts by their sum")
 	}
-	if step := o.Int("decoder_sparse_step", 1, 1, maxLayers); step != 1 || len(o.Ints("mlp_only_layers", 0, maxLayers)) > 0 {
-		c.Refuse("decoder_sparse_step", "GGUF readers take experts in all layers")
-	}
+	c.sparseEverywhere()
 	if window, windowed := c.qwenWindow(r); o.Err() == nil {
 		c.SetBase(r, rope)
 		c.SetExperts(experts, o.Int("num_experts_per_tok", 8, 1, experts), ffn)
@@ -53,10 +56,7 @@ func convertQwen3MoE(c *Conversion) {
 		l := c.Layer(i)
 		l.qwenAttention(r, bias, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
-		l.Linear("ffn_gate_inp", "mlp.gate", experts, r.Dim, false)
-		l.Experts("ffn_gate_exps", "mlp.experts.%d.gate_proj", experts, ffn, r.Dim)
-		l.Experts("ffn_up_exps", "mlp.experts.%d.up_proj", experts, ffn, r.Dim)
-		l.Experts("ffn_down_exps", "mlp.experts.%d.down_proj", experts, r.Dim, ffn)
+		l.experts(r, experts, ffn)
 	}
 	c.Head(r)
 }

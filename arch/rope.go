@@ -105,8 +105,8 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 		e.original = c.original(e, -1)
 		e.lowFreq = scaling.Float("low_freq_factor", math.NaN(), 0, maxWidth)
 		e.highFreq = scaling.Float("high_freq_factor", math.NaN(), 0, maxWidth)
-		if o.Err() == nil && e.highFreq <= e.lowFreq {
-			scaling.Fail("high_freq_factor", "is %g, want more than low_freq_factor, %g", e.highFreq, e.lowFreq)
+		if o.Err() == nil && e.highFreq < e.lowFreq { // they are the same in Llama 4
+			scaling.Fail("high_freq_factor", "is %g, want at least low_freq_factor, %g", e.highFreq, e.lowFreq)
 		}
 	case "longrope", "su":
 		if e.kind = "longrope"; opt.Long {
@@ -185,18 +185,19 @@ func (c *Conversion) ropeFactors(e *rope) {
 		return
 	}
 	factors := make([]float32, e.dims/2)
-	// In float32, step by step, as the converter computes it.
+	// In float32, step by step, as the converter computes it: its library divides a number by a tensor by multiplying with
+	// the reciprocal.
 	low, high, factor := float32(e.lowFreq), float32(e.highFreq), float32(e.factor)
 	for i := range factors {
 		freq := 1 / float32(math.Pow(e.theta, float64(float32(2*i)/float32(e.dims))))
-		wavelength := float32(2*math.Pi) / freq
+		wavelength := 1 / freq * float32(2*math.Pi)
 		switch {
 		case wavelength < float32(float64(e.original)/e.highFreq):
 			factors[i] = 1
-		case wavelength > float32(float64(e.original)/e.lowFreq):
+		case wavelength > float32(float64(e.original)/e.lowFreq) || high == low:
 			factors[i] = factor
 		default:
-			smooth := (float32(e.original)/wavelength - low) / (high - low)
+			smooth := (1/wavelength*float32(e.original) - low) / (high - low)
 			factors[i] = 1 / ((1-smooth)/factor + smooth)
 		}
 	}

@@ -13,8 +13,8 @@ type Attention struct {
 	Q, K, V, O              *Linear
 	// QKV, where not nil, is Q, K and V in one: their rows follow each other.
 	QKV *Linear
-	// QNorm, KNorm and VNorm normalise each head, or all of them at once where they have as many weights; nil: none. They
-	// come before RoPE, or after it where NormAfter is set.
+	// QNorm, KNorm and VNorm normalise each head, or all of them at once where they have as many weights and are not
+	// PerHead; nil: none. They come before RoPE, or after it where NormAfter is set.
 	QNorm, KNorm, VNorm *Norm
 	NormAfter           bool
 	RoPE                *RoPE // nil: none
@@ -24,9 +24,19 @@ type Attention struct {
 	Sinks               []float32 // by query head, a logit that takes part in the softmax and has no value; nil: none
 	// Gated says that Q has, for each head, HeadDim rows of queries and HeadDim of a gate: the result is multiplied by
 	// σ(gate). Gate is a linear of its own that does the same.
-	Gated bool
-	Gate  *Linear
+	Gated       bool
+	Gate        *Linear
+	Temperature *Temperature // of the queries; nil: 1
+	// Keeps has keys and values stay in State.Aux for the layers that Take them instead of having their own: K and V are
+	// nil there. nil: neither.
+	Keeps, Takes *KV
 }
+
+// KV is where in State.Aux keys and values lie, as they meet the queries: from column At on, the keys first.
+type KV struct{ At int }
+
+// kvWidth is the number of features of a token's keys, and of its values.
+func (a *Attention) kvWidth() int { return a.KVHeads * a.HeadDim }
 
 // Branch is the attention with its output.
 func (a *Attention) Branch() Branch {
@@ -34,6 +44,8 @@ func (a *Attention) Branch() Branch {
 	switch {
 	case a.QKV != nil:
 		linears = []*Linear{a.QKV}
+	case a.Takes != nil:
+		linears = linears[:1]
 	case a.V == nil:
 		linears = linears[:2]
 	}
@@ -41,7 +53,7 @@ func (a *Attention) Branch() Branch {
 		linears = append(linears, a.Gate)
 	}
 	for _, l := range []*Linear{a.Q, a.K} {
-		if l != nil && a.V != nil {
+		if l != nil && (a.V != nil || a.Takes != nil) {
 			l.Product = true
 		}
 	}
@@ -52,7 +64,7 @@ func (a *Attention) Branch() Branch {
 	return Branch{
 		Stages: []Stage{{
 			Sites: []*Site{{Name: "attn_in", Expert: -1, Linears: linears, Shares: "attn_in"}},
-			Apply: func(st *State) { st.In = a.attend(st, st.In) },
+			Apply: func(st *State) { st.In = a.attend(st, st.In) }, ReadsAux: a.Takes != nil,
 		}},
 		Out: out, Costly: true, Narrows: true,
 	}
@@ -72,6 +84,10 @@ func (a *Attention) attend(st *State, h *tensor.Matrix) *tensor.Matrix {
 	q, k, v, gate := a.project(st, h)
 	dst := st.Scratch("attention", q.Rows, a.Heads*a.HeadDim)
 	a.Attend(st, dst, q, k, v)
+	if a.Keeps != nil {
+		copyTo(st.Aux, a.Keeps.At, k)
+		copyTo(st.Aux, a.Keeps.At+a.kvWidth(), v)
+	}
 	if gate != nil {
 		byRows(dst.Rows, func(lo, hi int) {
 			elementwise.SigmoidMul(dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols))
@@ -95,6 +111,10 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 		if st.last < st.SeqLen {
 			q = st.lastOf("lastq", q)
 		}
+	case a.Takes != nil:
+		q = st.apply(queries, []string{"q"}, a.Q)[0]
+		n := a.kvWidth()
+		k, v = st.columns("k", st.Aux, a.Takes.At, a.Takes.At+n), st.columns("v", st.Aux, a.Takes.At+n, a.Takes.At+2*n)
 	case st.last == st.SeqLen && a.V != nil && a.Gate == nil:
 		r := st.apply(h, []string{"q", "k", "v"}, a.Q, a.K, a.V)
 		q, k, v = r[0], r[1], r[2]
@@ -124,6 +144,13 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 	return q, k, v, gate
 }
 
+// copyTo sets columns of dst from at on to those of x.
+func copyTo(dst *tensor.Matrix, at int, x *tensor.Matrix) {
+	for t := range x.Rows {
+		copy(dst.Row(t)[at:], x.Row(t))
+	}
+}
+
 // columns returns a copy of some columns without padding.
 func (st *State) columns(name string, x *tensor.Matrix, lo, hi int) *tensor.Matrix {
 	y := st.Scratch(name, x.Rows, hi-lo)
@@ -138,11 +165,12 @@ func (st *State) columns(name string, x *tensor.Matrix, lo, hi int) *tensor.Matr
 func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 	seqs := k.Rows / st.SeqLen
 	last := q.Rows / seqs
+	rope := a.RoPE.For(st.SeqLen)
 	rotate := func(x *tensor.Matrix, norm *Norm, from int) { // x's first token is at position from
-		byRows(x.Rows, func(lo, hi int) { a.rotate(x.View(lo, hi, 0, x.Cols), norm, from+lo) })
+		byRows(x.Rows, func(lo, hi int) { a.rotate(x.View(lo, hi, 0, x.Cols), rope, norm, from+lo) })
 	}
-	if a.RoPE != nil {
-		a.RoPE.Table(st.SeqLen) // made before it is used from several goroutines
+	if rope != nil {
+		rope.Table(st.SeqLen) // made before it is used from several goroutines
 	}
 	shape := attention.Shape{Heads: a.Heads, KVHeads: a.KVHeads, KeyDim: a.HeadDim, ValueDim: a.HeadDim,
 		Window: a.Window, Scale: a.Scale, Softcap: a.Softcap, Sinks: a.Sinks}
@@ -150,21 +178,22 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
 		ks, vs := k.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, k.Cols), v.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, v.Cols)
 		rotate(qs, a.QNorm, st.SeqLen-last)
-		rotate(ks, a.KNorm, 0)
-		if a.VNorm != nil {
+		a.Temperature.apply(qs, st.SeqLen-last)
+		if a.Takes == nil {
+			rotate(ks, a.KNorm, 0)
 			a.normalise(vs, a.VNorm)
 		}
 		attention.Of(&shape, out, qs, ks, vs, st.precision)
 	}
 }
 
-// rotate applies the norm of heads, if there is one, and RoPE. x has no padding; its first token is at position at.
-func (a *Attention) rotate(x *tensor.Matrix, norm *Norm, at int) {
+// rotate applies the norm of heads and RoPE, if there are any. x has no padding; its first token is at position at.
+func (a *Attention) rotate(x *tensor.Matrix, rope *RoPE, norm *Norm, at int) {
 	if !a.NormAfter {
 		a.normalise(x, norm)
 	}
-	if a.RoPE != nil {
-		a.RoPE.rotate(x, a.HeadDim, at)
+	if rope != nil {
+		rope.rotate(x, a.HeadDim, at)
 	}
 	if a.NormAfter {
 		a.normalise(x, norm)
@@ -174,7 +203,7 @@ func (a *Attention) rotate(x *tensor.Matrix, norm *Norm, at int) {
 func (a *Attention) normalise(x *tensor.Matrix, norm *Norm) {
 	switch {
 	case norm == nil:
-	case len(norm.W) == x.Cols:
+	case len(norm.W) == x.Cols && !norm.PerHead:
 		norm.rows(x, x)
 	default:
 		norm.heads(x, a.HeadDim)

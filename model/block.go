@@ -20,15 +20,21 @@ type Branch struct {
 	Narrows bool
 }
 
-// Residual is x += Scale·Post(branch(Pre(x))).
+// Residual is x = LayerScale·(x + Scale·Post(branch(Pre(x)))).
 type Residual struct {
-	Pre, Post *Norm   // nil: none
-	Scale     float32 // 0: 1
-	Branch    Branch
+	Pre, Post  *Norm   // nil: none
+	Scale      float32 // 0: 1
+	Branch     Branch
+	LayerScale *LayerScale // nil: none
 }
 
-// plain says that the branch's output is added as it is.
-func (r *Residual) plain() bool { return r.Post == nil && (r.Scale == 0 || r.Scale == 1) }
+// LayerScale is a factor of the residual stream that a tensor of one element has; none if the tensor is not there.
+type LayerScale struct{ V []float32 }
+
+// plain says that the branch's output is added as it is, and that is all.
+func (r *Residual) plain() bool {
+	return r.Post == nil && r.LayerScale == nil && (r.Scale == 0 || r.Scale == 1)
+}
 
 // finish adds the branch's output y, which it may overwrite, to st.X.
 func (r *Residual) finish(st *State, y *tensor.Matrix) {
@@ -41,7 +47,14 @@ func (r *Residual) finish(st *State, y *tensor.Matrix) {
 	}
 	byRows(y.Rows, func(lo, hi int) {
 		for t := lo; t < hi; t++ {
-			vector.Axpy(st.X.Row(t), scale, y.Row(t))
+			x := st.X.Row(t)
+			vector.Axpy(x, scale, y.Row(t))
+			if r.LayerScale != nil && r.LayerScale.V != nil {
+				f := r.LayerScale.V[0]
+				for j := range x {
+					x[j] *= f
+				}
+			}
 		}
 	})
 }

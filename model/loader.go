@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/tensor"
 )
 
 // Role is what a tensor is for, which decides what may become of it.
@@ -51,6 +52,9 @@ func (b *Loader) Layer() int { return b.layer.Index }
 
 // Has says whether the source has a tensor of the layer.
 func (b *Loader) Has(name string) bool { return b.m.tensors[b.prefix+name] != nil }
+
+// Full is the full name of a tensor of the layer.
+func (b *Loader) Full(name string) string { return b.prefix + name }
 
 // Shape is a tensor's shape in the source, nil if it is not there.
 func (b *Loader) Shape(name string) []int {
@@ -113,6 +117,12 @@ func (b *Loader) LayerNorm(name string, n int, eps float32) *Norm {
 	return norm
 }
 
+// HeadNorm returns a LayerNorm without a bias of each of several heads, whose weights are name+".weight", heads×headDim.
+func (b *Loader) HeadNorm(name string, heads, headDim int, eps float32) *Norm {
+	name += ".weight"
+	return &Norm{Name: b.prefix + name, W: b.Values(name, RoleVector, Required, heads, headDim), Eps: eps, Layer: true, PerHead: true}
+}
+
 // Linear returns the linear of stem+".weight", out×in, with the bias of stem+".bias" if there is one.
 func (b *Loader) Linear(stem string, out, in int, bias Presence) *Linear {
 	return b.linear(stem, RoleLinear, out, in, bias)
@@ -121,6 +131,20 @@ func (b *Loader) Linear(stem string, out, in int, bias Presence) *Linear {
 // Kept is Linear for a matrix that is never quantized.
 func (b *Loader) Kept(stem string, out, in int, bias Presence) *Linear {
 	return b.linear(stem, RoleKept, out, in, bias)
+}
+
+// Row is Kept for a linear with one output, without a bias, which files have as a matrix of one row or as a vector.
+func (b *Loader) Row(stem string, in int) *Linear {
+	name := stem + ".weight"
+	if len(b.Shape(name)) != 1 {
+		return b.Kept(stem, 1, in, Absent)
+	}
+	l := &Linear{Name: b.prefix + name, Out: 1, In: in, Expert: -1, Role: RoleKept}
+	if v := b.Values(name, RoleKept, Required, in); v != nil {
+		l.F32 = tensor.FromSlice(1, in, v)
+	}
+	b.layer.linears = append(b.layer.linears, l)
+	return l
 }
 
 func (b *Loader) linear(stem string, role Role, out, in int, bias Presence) *Linear {
@@ -168,6 +192,19 @@ func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
 	}
 	b.layer.linears = append(b.layer.linears, experts...)
 	return experts
+}
+
+// LayerScale returns the factor of name+".weight".
+func (b *Loader) LayerScale(name string) *LayerScale {
+	return &LayerScale{b.Vector(name+".weight", 1, Optional)}
+}
+
+// Table names a table of which tokens choose rows, and returns what decodes those of some tokens into dst,
+// len(tokens)×cols.
+func (b *Loader) Table(name string, rows, cols int) func(dst *tensor.Matrix, tokens []int32) error {
+	b.want(name, RoleEmbedding, Required, rows, cols)
+	name = b.prefix + name
+	return func(dst *tensor.Matrix, tokens []int32) error { return b.m.rows(dst, name, tokens) }
 }
 
 // Unused notes a tensor that a file has and that nothing here computes with.

@@ -32,6 +32,9 @@ func (f Activation) gated(dst, gate, up *tensor.Matrix) {
 	})
 }
 
+// linearInUp says whether act(gate)·up is linear in up, so that a factor on up's rows is one on the result.
+func (f Activation) linearInUp() bool { return f != SwiGLUO }
+
 // plain sets dst to act(x), element by element. dst may be x.
 func (f Activation) plain(dst, x *tensor.Matrix) {
 	byRows(dst.Rows, func(lo, hi int) {
@@ -63,7 +66,7 @@ func (f *MLP) Branch() Branch {
 		linears = linears[1:]
 	}
 	out := &Site{Name: "mlp_out", Expert: -1, Linears: []*Linear{f.Down}}
-	if f.Gate != nil { // the function is linear in up's result
+	if f.Gate != nil && f.Act.linearInUp() {
 		out.Prev = &Prev{Name: f.Up.Name, Linear: f.Up, Row: identity(f.Down.In)}
 	}
 	return Branch{

@@ -83,7 +83,7 @@ func (f *MoE) Branch() Branch {
 		}
 		in.Sites = append(in.Sites, &Site{Name: "ffn_exps_in", Expert: e, Linears: linears, Shares: "mlp_in"})
 		site := &Site{Name: "ffn_exps_out", Expert: e, Linears: []*Linear{down}}
-		if f.Gate != nil {
+		if f.Gate != nil && f.Act.linearInUp() {
 			site.Prev = &Prev{Name: f.Up[e].Name, Linear: f.Up[e], Row: identity(down.In)}
 		}
 		out.Sites = append(out.Sites, site)
@@ -95,7 +95,7 @@ func (f *MoE) Branch() Branch {
 		}
 		in.Sites = append(in.Sites, &Site{Name: "ffn_shexp_in", Expert: -1, Linears: linears, Shares: "mlp_in"})
 		site := &Site{Name: "ffn_shexp_out", Expert: -1, Linears: []*Linear{f.Shared.Down}}
-		if f.Shared.Gate != nil {
+		if f.Shared.Gate != nil && f.Shared.Act.linearInUp() {
 			site.Prev = &Prev{Name: f.Shared.Up.Name, Linear: f.Shared.Up, Row: identity(f.Shared.Down.In)}
 		}
 		out.Sites = append(out.Sites, site)

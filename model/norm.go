@@ -12,6 +12,8 @@ type Norm struct {
 	W, B  []float32 // B nil: none
 	Eps   float32
 	Layer bool // LayerNorm
+	// PerHead says that W has weights for each of several heads, one head after the other.
+	PerHead bool
 }
 
 // apply sets dst to the normalised rows of x. dst may be x.
@@ -30,8 +32,28 @@ func (n *Norm) rows(dst, x *tensor.Matrix) {
 
 // heads normalises every head of x, rows×(heads·headDim) without padding, in place.
 func (n *Norm) heads(x *tensor.Matrix, headDim int) {
+	if n.PerHead {
+		for lo := 0; lo < x.Cols; lo += headDim {
+			one := Norm{W: n.W[lo : lo+headDim], Eps: n.Eps, Layer: n.Layer}
+			head := x.View(0, x.Rows, lo, lo+headDim)
+			one.rows(head, head)
+		}
+		return
+	}
 	heads := tensor.FromSlice(x.Rows*x.Cols/headDim, headDim, x.Data)
 	n.rows(heads, heads)
+}
+
+// Scaled returns the normalised rows of x, times scale feature by feature and times c, in scratch memory.
+func (n *Norm) Scaled(st *State, name string, x *tensor.Matrix, scale []float32, c float64) *tensor.Matrix {
+	y := st.Scratch(name, x.Rows, x.Cols)
+	n.apply(y, x)
+	for t := range y.Rows {
+		for j, v := range y.Row(t) {
+			y.Row(t)[j] = v * float32(c) * scale[j]
+		}
+	}
+	return y
 }
 
 // Unweighted returns an RMSNorm over n features whose weights are all 1.

@@ -59,6 +59,8 @@ type Stage struct {
 	Carries bool
 	// Adds says that Apply adds the result of the site's one linear to st.X, and nothing else.
 	Adds bool
+	// ReadsAux says that Apply reads State.Aux, so that what it computes does not follow from its input alone.
+	ReadsAux bool
 }
 
 // InputOf is Input, or what it stands for where it is nil.

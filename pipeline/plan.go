@@ -75,7 +75,7 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	infos := src.Tensors()
 	for i := range infos {
 		in := &infos[i]
-		if in.Type.Grid != nil && !r.Requantize {
+		if in.Type.Grid != nil && !r.Requantize && !isOriginal(src) {
 			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original, or allow with "+
 				"--allow-requantize that its errors stay", src.Name(), in.Name, in.Type.Name)
 		}
@@ -115,6 +115,13 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	p.File, err = gguf.NewSplitPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err
+}
+
+// isOriginal says whether a source's quantized tensors are as the model's authors gave them, so that there is no original to
+// take in their place.
+func isOriginal(src Source) bool {
+	o, ok := src.(interface{ Original() bool })
+	return ok && o.Original()
 }
 
 // inherited is the metadata of a checkpoint without what a file tells of how its tensors were rounded, which is not true of

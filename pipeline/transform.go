@@ -215,8 +215,13 @@ func (r *transformer) block(l *model.Layer, site *model.Site) func(x *tensor.Mat
 		return nil
 	}
 	end := k + 1
+	reads := l.Stages[k].ReadsAux
 	for end < len(l.Stages) && !l.Stages[end].Begins {
+		reads = reads || l.Stages[end].ReadsAux
 		end++
+	}
+	if reads { // what the input alone does not give
+		return nil
 	}
 	st := r.m.NewState()
 	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {

@@ -208,7 +208,7 @@ func (w *writer) report(t *Tensor, s *rowsReport) {
 	if t.Wanted != t.Type {
 		rep.Fallback = t.Wanted.Name
 	}
-	if t.From.Grid != nil && t.From != t.Type {
+	if t.From.Grid != nil && t.From != t.Type && !isOriginal(w.src) {
 		rep.RequantizedFrom = t.From.Name
 	}
 	w.mu.Lock()

@@ -72,8 +72,13 @@ func (r *run) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, wei
 		return nil
 	}
 	end := k + 1
+	reads := l.Stages[k].ReadsAux
 	for end < len(l.Stages) && !l.Stages[end].Begins {
+		reads = reads || l.Stages[end].ReadsAux
 		end++
+	}
+	if reads { // what the input alone does not give
+		return nil
 	}
 	_, length := r.sample()
 	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {

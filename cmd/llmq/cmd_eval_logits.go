@@ -7,6 +7,7 @@ import (
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/tensor"
 )
@@ -29,7 +30,7 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 	if err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, "")
+	src, err := a.openSource(opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -21,7 +22,7 @@ func archFolder(t testing.TB, dir string) (m tokenizerModel, pre string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.config, err = parseObject("config.json", data); err != nil {
+	if m.config, err = object.Parse("config.json", data); err != nil {
 		t.Fatal(err)
 	}
 	var config struct {

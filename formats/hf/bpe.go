@@ -145,13 +145,13 @@ func (c *Checkpoint) loadBPE(f *tokenizerFiles, m tokenizerModel, opt Options) (
 	}
 	c.setVocabulary("gpt2", pre, v)
 	c.setMerges(b)
-	if raw, ok := f.config.get("add_prefix_space"); ok {
-		prefix := f.config.bool("add_prefix_space", false)
+	if raw, ok := f.config.Get("add_prefix_space"); ok {
+		prefix := f.config.Bool("add_prefix_space", false)
 		switch {
-		case *f.config.err != nil:
-			return nil, *f.config.err
+		case f.config.Err() != nil:
+			return nil, f.config.Err()
 		case prefix:
-			c.warn("%s: add_prefix_space: is %s, which GGUF readers do not do for byte-level tokenizers", f.config.file, raw)
+			c.warn("%s: add_prefix_space: is %s, which GGUF readers do not do for byte-level tokenizers", f.config.File, raw)
 		}
 		if families[m.class].prefixSaid {
 			c.md.Set("tokenizer.ggml.add_space_prefix", prefix)

@@ -149,15 +149,9 @@ func sizeLabel(infos []ggml.Info) string {
 	return roundedCount(weights)
 }
 
-// expertsIn is the number of experts that a tensor holds; 0: it holds none.
+// expertsIn is the number of experts whose matrices a tensor holds; 0: it holds none.
 func expertsIn(t *ggml.Info) int {
-	name := ggml.ParseName(t.Name)
-	switch {
-	case !strings.HasSuffix(name.Stem, "_exps"):
-		return 0
-	case name.Part == "bias":
-		return t.Shape[0]
-	case len(t.Shape) < 3:
+	if !strings.HasSuffix(ggml.ParseName(t.Name).Stem, "_exps") || len(t.Shape) < 3 {
 		return 0
 	}
 	return t.Shape[len(t.Shape)-3]

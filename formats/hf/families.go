@@ -127,12 +127,12 @@ func (c *Checkpoint) familyTokens(f *tokenizerFiles, v *vocabulary, m tokenizerM
 // hunyuanTokens corrects EOS, which is eod_token_id of config.json, and EOT, the first of generation_config.json's several
 // eos_token_id.
 func (c *Checkpoint) hunyuanTokens(m tokenizerModel, size int, ids map[string]int) error {
-	if m.config.has("eod_token_id") {
-		if id := m.config.int("eod_token_id", -1, -1, 1<<31-1); id >= 0 && id < size {
+	if m.config.Has("eod_token_id") {
+		if id := m.config.Int("eod_token_id", -1, -1, 1<<31-1); id >= 0 && id < size {
 			ids["eos"] = id
 		}
-		if *m.config.err != nil {
-			return *m.config.err
+		if m.config.Err() != nil {
+			return m.config.Err()
 		}
 	}
 	generation, err := c.readObject(generationFile)
@@ -140,7 +140,7 @@ func (c *Checkpoint) hunyuanTokens(m tokenizerModel, size int, ids map[string]in
 		return nil // loadGeneration has warned of it
 	}
 	var list []int
-	if raw, ok := generation.get("eos_token_id"); ok && json.Unmarshal(raw, &list) == nil && len(list) > 1 &&
+	if raw, ok := generation.Get("eos_token_id"); ok && json.Unmarshal(raw, &list) == nil && len(list) > 1 &&
 		list[0] >= 0 && list[0] < size {
 		ids["eot"] = list[0]
 	}

@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/arch"
-	jsonfile "github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -30,7 +30,7 @@ func FuzzConfig(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		o, err := jsonfile.Parse("config.json", data)
+		o, err := object.Parse("config.json", data)
 		if err != nil {
 			return
 		}

@@ -88,7 +88,7 @@ func TestRanks(t *testing.T) {
 		{"YQ== 0\nYQ== 1", `x.tiktoken:2: token "a" has two ranks, 0 and 1`},
 		{"YQ== 0\nYg== 0", `tokens "a" and "b" have the same id, 0`},
 		{strings.Repeat("YWFh", 2000) + " 0", "a token of 6000 bytes"},
-		{"<html>", "x.tiktoken: is a web page"},
+		{"<html>", "x.tiktoken: it is an HTML page"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{tokenizerFile: nil, "x.tiktoken": []byte(c.data + "\n")}, Options{Pre: "qwen2"})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -214,7 +214,7 @@ func TestVocabAndMerges(t *testing.T) {
 		{vocabFile, `{"a":1`, "vocab.json: vocab: is not closed"},
 		{mergesFile, "", "holds none of"},
 		{mergesFile, "a b\nab\n", `merges.txt:2: is "ab", want two tokens with a space between them`},
-		{mergesFile, "version https://git-lfs.github.com/spec/v1\n", "merges.txt: is a Git LFS pointer"},
+		{mergesFile, "version https://git-lfs.github.com/spec/v1\n", "merges.txt: it is a Git LFS pointer"},
 		{tokenizerConfigFile, "{}", "vocab.json: the file does not say how text is split into words"},
 	} {
 		old := files[c.file]

@@ -3,19 +3,18 @@ package hf
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
 // tokenizerModel is what reading a tokenizer needs to know of the model.
 type tokenizerModel struct {
-	class  string  // the class that config.json names
-	vocab  int     // rows of the embeddings; 0: as many as the tokenizer has tokens
-	config *object // config.json, for the ids of special tokens
+	class  string         // the class that config.json names
+	vocab  int            // rows of the embeddings; 0: as many as the tokenizer has tokens
+	config *object.Object // config.json, for the ids of special tokens
 }
 
 // loadTokenizer sets tokenizer.* and returns the number of tokens, m.vocab where that is given.
@@ -54,10 +53,10 @@ func (c *Checkpoint) loadTokenizer(m tokenizerModel, opt Options) (int, error) {
 type tokenizerFiles struct {
 	bpe     *bpeModel
 	model   *sentencePiece
-	path    string       // of the one that is used
-	config  *object      // tokenizer_config.json
-	special *object      // special_tokens_map.json
-	added   []addedToken // the later replace the earlier
+	path    string         // of the one that is used
+	config  *object.Object // tokenizer_config.json
+	special *object.Object // special_tokens_map.json
+	added   []addedToken   // the later replace the earlier
 }
 
 // The files that hold a vocabulary, in the order in which they are looked for.
@@ -176,7 +175,7 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 		return err
 	}
 	// The slow tokenizers' Python code has the pattern; these are the classes that are met.
-	switch class := f.config.string("tokenizer_class", ""); strings.TrimSuffix(class, "Fast") {
+	switch class := f.config.String("tokenizer_class", ""); strings.TrimSuffix(class, "Fast") {
 	case "GPT2Tokenizer", "CodeGenTokenizer":
 		f.bpe.pre = "gpt-2"
 	case "Qwen2Tokenizer":
@@ -186,27 +185,27 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 }
 
 // addedTokens reads added_tokens.json and the added_tokens_decoder of tokenizer_config.json.
-func addedTokens(file, config *object) ([]addedToken, error) {
+func addedTokens(file, config *object.Object) ([]addedToken, error) {
 	var added []addedToken
 	if file != nil {
-		for _, content := range slices.Sorted(maps.Keys(file.fields)) {
-			added = append(added, addedToken{id: file.int(content, -1, 0, maxVocab), content: content})
+		for _, content := range file.Keys() {
+			added = append(added, addedToken{id: file.Int(content, -1, 0, maxVocab), content: content})
 		}
-		if *file.err != nil {
-			return nil, *file.err
+		if file.Err() != nil {
+			return nil, file.Err()
 		}
 	}
-	if decoder := config.object("added_tokens_decoder"); decoder != nil {
-		for _, key := range slices.Sorted(maps.Keys(decoder.fields)) {
+	if decoder := config.Object("added_tokens_decoder"); decoder != nil {
+		for _, key := range decoder.Keys() {
 			var id int
 			if json.Unmarshal([]byte(key), &id) != nil {
-				decoder.fail(key, "the key is not a token id")
+				decoder.Fail(key, "the key is not a token id")
 			}
-			if t := decoder.object(key); t != nil {
+			if t := decoder.Object(key); t != nil {
 				added = append(added, readAddedToken(t, id))
 			}
 		}
-		return added, *config.err
+		return added, config.Err()
 	}
 	return added, nil
 }

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -62,20 +63,6 @@ func TestTokenizerWarnings(t *testing.T) {
 	}
 }
 
-func TestQuoteNonNumbers(t *testing.T) {
-	for _, c := range []struct{ in, want string }{
-		{`{"a":NaN,"b":-Infinity,"c":[Infinity]}`, `{"a":"NaN","b":"-Infinity","c":["Infinity"]}`},
-		{`{"NaN":"\"NaN","b":-1}`, ""},
-		{`N`, ""},
-		{`"`, ""},
-		{`"\`, ""},
-	} {
-		if got := string(quoteNonNumbers([]byte(c.in))); got != c.want {
-			t.Errorf("%s: got %s, want %s", c.in, got, c.want)
-		}
-	}
-}
-
 func TestSentencePieceWarnings(t *testing.T) {
 	model := sentencePieceModel(tinyPieces(), modelTypeBPE, true)
 	trainer := protowire.AppendVarint(protowire.AppendTag(nil, trainerModelType, protowire.VarintType), modelTypeBPE)
@@ -105,7 +92,7 @@ func loadTiny(t *testing.T, m tokenizerModel, files map[string][]byte) *Checkpoi
 		write(t, c.dir, name, data)
 	}
 	if m.config == nil {
-		m.config = &object{file: configFile, err: new(error)}
+		m.config = object.New(configFile)
 	}
 	n, err := c.loadTokenizer(m, Options{})
 	if err != nil {
@@ -127,8 +114,8 @@ func TestFamilies(t *testing.T) {
 		return settings{"added_tokens": added}
 	}
 	id := func(kind string) string { return specialKey(kind) }
-	object := func(s settings) *object {
-		o, err := parseObject(configFile, s.json(t))
+	object := func(s settings) *object.Object {
+		o, err := object.Parse(configFile, s.json(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -28,11 +28,13 @@ var allowed = map[string]string{
 		"kernels/internal/words kernels/internal/pack kernels/internal/tile",
 	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words " +
 		"kernels/internal/pack kernels/internal/tile",
-	"kernels/q8":      "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
-	"kernels/i8":      "tensor kernels",
-	"kernels/search":  "kernels",
-	"kernels/columns": "kernels kernels/internal/words kernels/internal/pack",
-	"kernels/peak":    "kernels",
+	"kernels/scan":     "tensor kernels kernels/elementwise kernels/gemm",
+	"kernels/deltanet": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",
+	"kernels/q8":       "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
+	"kernels/i8":       "tensor kernels",
+	"kernels/search":   "kernels",
+	"kernels/columns":  "kernels kernels/internal/words kernels/internal/pack",
+	"kernels/peak":     "kernels",
 
 	"linalg":    "tensor kernels/...",
 	"quant":     "tensor kernels/...",
@@ -43,16 +45,22 @@ var allowed = map[string]string{
 	"smoothquant": "kernels/... quant",
 	"int8outlier": "tensor kernels/... quant",
 
-	"formats/safetensors": "internal/atomicfile internal/mmap",
+	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
+	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
-	"formats/hf/object":   "",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/safetensors tokenizer arch",
+	"formats/hf/object":   "internal/sniff",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",
+<<<<<<< HEAD
 	"arch":      "kernels/... formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
+=======
+	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
+	"calib":     "tensor kernels/... int8outlier tokenizer formats/gguf internal/jinja internal/text",
+>>>>>>> core
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
@@ -71,6 +79,7 @@ var allowed = map[string]string{
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/shared":     "",
+	"internal/sniff":      "",
 	"internal/states":     "tensor",
 	"internal/synth":      "tensor kernels/... formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",

@@ -117,6 +117,20 @@ func TestNotNumbers(t *testing.T) {
 	}
 }
 
+func TestQuoteNonNumbers(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{`{"a":NaN,"b":-Infinity,"c":[Infinity]}`, `{"a":"NaN","b":"-Infinity","c":["Infinity"]}`},
+		{`{"NaN":"\"NaN","b":-1}`, ""},
+		{`N`, ""},
+		{`"`, ""},
+		{`"\`, ""},
+	} {
+		if got := string(quoteNonNumbers([]byte(c.in))); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.in, got, c.want)
+		}
+	}
+}
+
 // TestOver: members of the object on top win, be they null; both share their failures.
 func TestOver(t *testing.T) {
 	base := parse(t, `{"a": 1, "b": 2, "c": 3, "text": {"b": 20, "c": null, "d": 40}}`)
@@ -130,6 +144,19 @@ func TestOver(t *testing.T) {
 	o.Int("a", -1, 5, 9)
 	if err := base.Err(); err == nil || err.Error() != "config.json: a: is 1, want 5 to 9" {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestImpostors: a file that is another in its place is named as what it is.
+func TestImpostors(t *testing.T) {
+	for text, want := range map[string]string{
+		"version https://git-lfs.github.com/spec/v1\nsize 9\n": "config.json: it is a Git LFS pointer",
+		"<!DOCTYPE html>": "config.json: it is an HTML page",
+		"Entry not found": "config.json: it is a hub's answer",
+	} {
+		if _, err := Parse("config.json", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("error %v, want %s", err, want)
+		}
 	}
 }
 

@@ -1,0 +1,125 @@
+package arch
+
+import (
+	"github.com/llmq/llmq/kernels/elementwise"
+	"github.com/llmq/llmq/model"
+)
+
+// Qwen2-MoE (arXiv:2407.10671): Qwen2's attention; experts whose weights are the router's probabilities as they are; an
+// expert for all tokens, whose output has a gate of its own.
+func init() {
+	register(&Family{Name: "qwen2moe", Classes: []string{"Qwen2MoeForCausalLM"},
+		Convert: convertQwen2MoE,
+		Spec: func(k *model.Keys) *model.Spec {
+			h := readHyper(k, elementwise.RoPEHalves)
+			shared := k.Int("expert_shared_feed_forward_length", h.ffn, 1, model.MaxWidth)
+			h.dividedFFN(k)
+			return h.spec(func(b *model.Loader, i int) {
+				attn := h.norm(b, "attn_norm")
+				b.Residual(model.Residual{Pre: attn, Branch: h.attention(b, model.Optional, model.Absent).Branch()})
+				norm := h.norm(b, "ffn_norm")
+				b.Residual(model.Residual{Pre: norm, Branch: h.gatedShared(b, h.moe(b), shared).Branch()})
+			})
+		},
+	})
+}
+
+// dividedFFN is the experts' width where the metadata do not say: the MLP's, divided among those that a token reaches.
+func (h *hyper) dividedFFN(k *model.Keys) {
+	if !k.Has("expert_feed_forward_length") && h.expertsUsed > 0 {
+		h.expertFFN = h.ffn / h.expertsUsed
+	}
+}
+
+// gatedShared gives a mixture an expert for all tokens, whose output is multiplied by σ(ffn_gate_inp_shexp·x).
+func (h *hyper) gatedShared(b *model.Loader, moe *model.MoE, ffn int) *model.MoE {
+	moe.Shared = h.mlpOf(b, "_shexp", ffn, model.SiLU, model.Absent)
+	moe.SharedGate = b.Row("ffn_gate_inp_shexp", h.dim)
+	return moe
+}
+
+func convertQwen2MoE(c *Conversion) {
+	r := c.Read(Defaults{Context: 32768, KVHeads: 16})
+	o := c.Config
+	r.FFN = o.Int("intermediate_size", 5632, 1, maxWidth)
+	c.WantAct(r, "silu")
+	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
+	bias := o.Bool("qkv_bias", true)
+	experts := o.Int(c.alias("num_experts", "num_local_experts"), 60, 1, maxWidth)
+	used := o.Int("num_experts_per_tok", 4, 1, max(experts, 1))
+	ffn := o.Int("moe_intermediate_size", 1408, 1, maxWidth)
+	shared := o.Int("shared_expert_intermediate_size", 5632, 1, maxWidth)
+	if o.Bool("norm_topk_prob", false) {
+		c.Refuse("norm_topk_prob", "GGUF readers take the weights of a token's experts as they are")
+	}
+	c.sparseEverywhere()
+	window, windowed := c.qwenWindow(r)
+	c.wantUndivided(r)
+	if o.Err() != nil {
+		return
+	}
+	c.SetBase(r, rope)
+	c.SetExperts(experts, used, ffn)
+	c.SetInt("expert_shared_feed_forward_length", shared)
+	c.setWindow(window, windowed)
+	c.Embeddings(r)
+	for i := range r.Layers {
+		l := c.Layer(i)
+		l.Norm("attn_norm", "input_layernorm", r.Dim)
+		l.attention(r, bias, false)
+		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
+		l.experts(r, experts, ffn)
+		l.gatedShared(r, shared)
+	}
+	c.Head(r)
+}
+
+// wantUndivided refuses heads that together have another width than the residual stream.
+func (c *Conversion) wantUndivided(r *Config) {
+	if c.Config.Err() == nil && r.Heads*r.HeadDim != r.Dim {
+		c.Config.Fail("head_dim", "is %d: GGUF readers take hidden_size over num_attention_heads, %d over %d, for %s",
+			r.HeadDim, r.Dim, r.Heads, c.Class)
+	}
+}
+
+// sparseEverywhere refuses layers without experts.
+func (c *Conversion) sparseEverywhere() {
+	const why = "GGUF readers take experts in all layers"
+	if c.Config.Int("decoder_sparse_step", 1, 0, maxLayers) != 1 {
+		c.Refuse("decoder_sparse_step", why)
+	}
+	if len(c.Config.Ints("mlp_only_layers", 0, maxLayers)) > 0 {
+		c.Refuse("mlp_only_layers", why)
+	}
+}
+
+// experts declares a router and n gated experts, ffn wide, under the usual names: one by one, or as newer checkpoints have
+// them, all in one tensor with gate and up one after the other.
+func (l *Layer) experts(r *Config, n, ffn int) {
+	l.Linear("ffn_gate_inp", "mlp.gate", n, r.Dim, false)
+	const fused, down = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+	for _, suffix := range []string{"", ".weight"} {
+		if l.Has(fused + suffix) {
+			l.FusedExperts("ffn_gate_exps", fused+suffix, n, ffn, r.Dim, 0, 2*ffn, false)
+			l.FusedExperts("ffn_up_exps", fused+suffix, n, ffn, r.Dim, ffn, 2*ffn, false)
+			l.FusedExperts("ffn_down_exps", down+suffix, n, r.Dim, ffn, 0, r.Dim, false)
+			return
+		}
+	}
+	l.Experts("ffn_gate_exps", "mlp.experts.%d.gate_proj", n, ffn, r.Dim)
+	l.Experts("ffn_up_exps", "mlp.experts.%d.up_proj", n, ffn, r.Dim)
+	l.Experts("ffn_down_exps", "mlp.experts.%d.down_proj", n, r.Dim, ffn)
+}
+
+// sharedExpert declares the expert of all tokens under its usual names; from is where the checkpoint has it.
+func (l *Layer) sharedExpert(r *Config, from string, ffn int) {
+	l.Linear("ffn_gate_shexp", from+".gate_proj", ffn, r.Dim, false)
+	l.Linear("ffn_up_shexp", from+".up_proj", ffn, r.Dim, false)
+	l.Linear("ffn_down_shexp", from+".down_proj", r.Dim, ffn, false)
+}
+
+// gatedShared declares the expert of all tokens with its gate.
+func (l *Layer) gatedShared(r *Config, ffn int) {
+	l.Linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", 1, r.Dim, false)
+	l.sharedExpert(r, "mlp.shared_expert", ffn)
+}

@@ -1,0 +1,53 @@
+package model
+
+import "fmt"
+
+// Sum is Σ Post(branch(Pre(x))) of the residual stream x over several branches: what has a norm of its own around it
+// before it is added to x. The parts' Scale and LayerScale have no effect, and none of their branches may narrow.
+type Sum []Residual
+
+// Branch is the sum. It looks at the residual stream, not at its normalised input.
+func (s Sum) Branch() Branch {
+	var stages []Stage
+	for i, part := range s {
+		own := part.Branch.Stages
+		if site := part.Branch.Out; site != nil {
+			own = append(own, Stage{Sites: []*Site{site}, Carries: part.Branch.Costly, Apply: func(st *State) {
+				st.In = st.apply(st.In, []string{"branch"}, site.Linears[0])[0]
+			}})
+		}
+		first, last := &own[0], &own[len(own)-1]
+		first.Prepare = prepared(first.Prepare, func(st *State) { st.In = normed(st, fmt.Sprint("sum norm ", i), part.Pre) })
+		absorb(first, part.Pre)
+		apply := last.Apply
+		last.Apply = func(st *State) {
+			apply(st)
+			s.collect(st, i)
+		}
+		stages = append(stages, own...)
+	}
+	return Branch{Stages: stages}
+}
+
+// collect adds part i's output, which is in st.In, to those before it.
+func (s Sum) collect(st *State, i int) {
+	y := st.In
+	sum := st.Scratch("sum", y.Rows, y.Cols)
+	byRows(y.Rows, func(lo, hi int) {
+		part, all := y.View(lo, hi, 0, y.Cols), sum.View(lo, hi, 0, y.Cols)
+		if s[i].Post != nil {
+			s[i].Post.rows(part, part)
+		}
+		for t := range part.Rows {
+			row := all.Row(t)
+			if i == 0 {
+				copy(row, part.Row(t))
+				continue
+			}
+			for j, v := range part.Row(t) {
+				row[j] += v
+			}
+		}
+	})
+	st.In = sum
+}

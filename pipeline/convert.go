@@ -37,12 +37,14 @@ func decodeRow(in *ggml.Tensor, w []float32, row int) {
 type rowSum struct {
 	errorSum
 	noise float64 // ‖ΔW‖² to be expected: ggml.Type.Encode
+	exact int     // rows that are copied, or were on the type's grid
 }
 
 func (s *rowSum) add(o *rowSum) {
 	s.num += o.num
 	s.den += o.den
 	s.noise += o.noise
+	s.exact += o.exact
 }
 
 // suspect says whether a weight of a row with these sums may be one that check refuses.
@@ -80,6 +82,11 @@ func (c *converter) row(dst []byte, row int) (sum rowSum) {
 	t := c.t.Type
 	if t == c.in.Type {
 		copy(dst, c.in.Data[row*len(dst):])
+		sum.exact = 1
+		return sum
+	}
+	if t.EncodeExact(dst, c.w, c.in.Type) {
+		sum.exact = 1
 		return sum
 	}
 	sum.noise = t.Encode(dst, c.w, nil)

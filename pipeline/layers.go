@@ -200,8 +200,11 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 			if err := p.out.check(t, w); err != nil {
 				return err
 			}
-			q, err := quantizeRows(ctx, &rowsJob{tensor: t, w: w, product: lin.Product, solver: solver, in: in,
-				rounding: p.mayFallBack()})
+			job := &rowsJob{tensor: t, w: w, product: lin.Product, solver: solver, in: in, rounding: p.mayFallBack()}
+			if lin.F32 == nil && t.Type.Grid != nil && lin.W.Format.Name == t.Type.Name {
+				job.stored = lin.W.Data
+			}
+			q, err := quantizeRows(ctx, job)
 			if err != nil {
 				return err
 			}

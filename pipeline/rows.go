@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
@@ -17,6 +18,7 @@ type rowsJob struct {
 	solver   quant.Solver
 	in       *quant.Stats // the inputs that the solver knows, by which errors are measured
 	rounding bool         // the error of rounding alone is asked for
+	stored   []byte       // the rows as the checkpoint has them, where that is in the tensor's type; else nil
 }
 
 // rows is what became of a rowsJob.
@@ -28,14 +30,24 @@ type rows struct {
 
 // quantizeRows gives rows their type and measures what that does. It depends on nothing but j.
 func quantizeRows(ctx context.Context, j *rowsJob) (rows, error) {
-	r, err := round(ctx, j.tensor, j.w, j.product, j.solver)
-	if err != nil {
-		return rows{}, err
+	r := rounding{target: j.w, data: j.stored, decoded: j.w, exact: true}
+	if j.stored == nil {
+		var err error
+		if r, err = round(ctx, j.tensor, j.w, j.product, j.solver); err != nil {
+			return rows{}, err
+		}
 	}
 	q := rows{data: r.data, decoded: r.decoded}
+	if r.exact {
+		r.decoded = j.w // what the checkpoint has is what it was rounded to
+		q.exact = j.w.Rows
+	}
 	q.outputs.num, q.outputs.den = quant.OutputEnergies(j.w, r.decoded, j.in.H)
 	q.weights.add(r.target, r.decoded)
-	q.noise, q.damping = roundingNoise(j.tensor.Type, r.data, r.target), r.damping
+	q.damping = r.damping
+	if !r.exact {
+		q.noise = roundingNoise(j.tensor.Type, r.data, r.target)
+	}
 	if j.rounding {
 		q.rowsReport.rounding.num, q.rowsReport.rounding.den = quant.OutputEnergies(r.target, r.decoded, j.in.H)
 	}
@@ -48,6 +60,7 @@ type rounding struct {
 	data    []byte
 	decoded *tensor.Matrix // what a reader of data sees
 	damping float64        // of quant.Result
+	exact   bool           // the weights were on the type's grid: nothing is lost
 }
 
 // round gives rows w of a tensor its type by a solver that knows the inputs.
@@ -56,6 +69,13 @@ func round(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s qua
 		data, decoded := encode(t.Type, w, nil)
 		return rounding{target: w, data: data, decoded: decoded}, nil
 	}
+	if data := exactly(t, w); data != nil {
+		decoded := tensor.New(w.Rows, w.Cols)
+		for i := range w.Rows {
+			decodeRow(&ggml.Tensor{Info: ggml.Info{Type: t.Type}, Data: data}, decoded.Row(i), i)
+		}
+		return rounding{target: w, data: data, decoded: decoded, exact: true}, nil
+	}
 	res, err := s.Quantize(ctx, quant.Job{W: w, Grid: t.Type.Grid, Product: product})
 	if err != nil {
 		return rounding{}, err
@@ -63,6 +83,29 @@ func round(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s qua
 	decoded := tensor.New(w.Rows, w.Cols)
 	res.Weight.DecodeTo(decoded)
 	return rounding{target: res.Target, data: t.Type.PackWeight(res.Weight), decoded: decoded, damping: res.Damping}, nil
+}
+
+// exactly returns rows w, as the checkpoint has them, in their type if they lie on its grid; nil if they do not.
+func exactly(t *Tensor, w *tensor.Matrix) []byte {
+	row := t.Type.RowBytes(w.Cols)
+	// One row tells most weights that are on no grid.
+	first := make([]byte, row)
+	if w.Rows == 0 || !t.Type.EncodeExact(first, w.Row(0), t.From) {
+		return nil
+	}
+	data := make([]byte, w.Rows*row)
+	var off atomic.Bool
+	kernels.Parallel(w.Rows, 4, func(lo, hi int) {
+		for i := lo; i < hi && !off.Load(); i++ {
+			if !t.Type.EncodeExact(data[i*row:(i+1)*row], w.Row(i), t.From) {
+				off.Store(true)
+			}
+		}
+	})
+	if off.Load() {
+		return nil
+	}
+	return data
 }
 
 // roundingNoise estimates ‖ΔW‖² of weights stored as data.

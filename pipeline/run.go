@@ -92,6 +92,9 @@ type TensorReport struct {
 	// RequantizedFrom is the quantized type that the checkpoint has, whose errors the others do not count; "" for an original,
 	// and for what was copied as it is.
 	RequantizedFrom string `json:"requantized_from"`
+	// Lossless: the checkpoint's weights lie on the type's grid and were copied code by code; the errors are 0. What the file
+	// decodes to is what the checkpoint stores, but for how its type rounded that.
+	Lossless bool `json:"lossless"`
 	// ExpertTokens are how many calibration tokens reached each of the experts that the tensor holds.
 	ExpertTokens []int `json:"expert_tokens,omitempty"`
 

@@ -175,6 +175,7 @@ func (r *transformer) noteScale(linear string, scale []float32) {
 // experts are left out: what they share their input with could not be scaled alike.
 func (r *transformer) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 	linears := map[*model.Linear]*quant.Linear{}
+	exact := map[*model.Linear]bool{} // on its type's grid, which no scaling may take it from
 	var sites []*model.Site
 	for _, site := range l.Sites() {
 		if site.Expert >= 0 {
@@ -187,7 +188,9 @@ func (r *transformer) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 				return nil, err
 			}
 			lin.F32 = w
-			linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Product: lin.Product, Grid: r.plan.Lookup(lin.Name).Type.Grid}
+			t := r.plan.Lookup(lin.Name)
+			exact[lin] = t.Type.Grid != nil && (t.From == t.Type || exactly(t, w) != nil)
+			linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Product: lin.Product, Grid: t.Type.Grid}
 		}
 	}
 	var groups []*quant.Group
@@ -195,7 +198,8 @@ func (r *transformer) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 		g := &quant.Group{
 			Name: site.ID(), In: quant.NewInputs(site.In()), Int8Inputs: r.plan.Recipe.Method.Needs().Int8Inputs,
 		}
-		if p := site.Prev; p != nil && (p.Linear == nil || linears[p.Linear] != nil) {
+		keep := slices.ContainsFunc(site.Linears, func(lin *model.Linear) bool { return exact[lin] })
+		if p := site.Prev; !keep && p != nil && (p.Linear == nil || linears[p.Linear] != nil && !exact[p.Linear]) {
 			g.Prev = &quant.Scaler{Name: p.Name, Norm: p.Norm, Row: p.Row, Linear: linears[p.Linear]}
 		}
 		for _, lin := range site.Linears {

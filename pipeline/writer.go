@@ -130,7 +130,7 @@ func (w *writer) convert(t *Tensor) error {
 		w.opt.Progress.Add(int64((hi - lo) * cols))
 	}
 	w.src.Release(in)
-	w.report(t, &rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise})
+	w.report(t, &rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise, exact: sum.exact})
 	return nil
 }
 
@@ -186,6 +186,7 @@ type rowsReport struct {
 	outputs, rounding, weights errorSum
 	noise, damping             float64
 	tokens                     []int // of experts, one each
+	exact                      int   // rows that lost nothing
 }
 
 func (s *rowsReport) add(o *rowsReport) {
@@ -194,6 +195,7 @@ func (s *rowsReport) add(o *rowsReport) {
 		p[0].den += p[1].den
 	}
 	s.noise += o.noise
+	s.exact += o.exact
 	s.damping = max(s.damping, o.damping)
 	s.tokens = append(s.tokens, o.tokens...)
 }
@@ -203,12 +205,12 @@ func (w *writer) report(t *Tensor, s *rowsReport) {
 	rep := &TensorReport{
 		Name: t.Name, Type: t.Type.Name, Bytes: t.Bytes(), RelativeError: s.outputs.relative(), Damping: s.damping,
 		WeightError: s.weights.relative(), ExpectedError: errorSum{s.noise, s.weights.den}.relative(),
-		rounding: s.rounding.relative(), ExpertTokens: s.tokens,
+		rounding: s.rounding.relative(), ExpertTokens: s.tokens, Lossless: t.Type.Grid != nil && s.exact == t.Rows(),
 	}
 	if t.Wanted != t.Type {
 		rep.Fallback = t.Wanted.Name
 	}
-	if t.From.Grid != nil && t.From != t.Type && !isOriginal(w.src) {
+	if t.From.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
 		rep.RequantizedFrom = t.From.Name
 	}
 	w.mu.Lock()

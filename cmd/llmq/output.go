@@ -230,7 +230,7 @@ func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 	}
 	var worst *pipeline.TensorReport
 	var sum float64
-	var n int
+	var n, lossless int
 	for i := range rep.Tensors {
 		t := &rep.Tensors[i]
 		if typ := rep.Plan.Tensors[i].Type; typ.Grid == nil {
@@ -238,6 +238,9 @@ func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 		}
 		n++
 		sum += t.RelativeError
+		if t.Lossless {
+			lossless++
+		}
 		if worst == nil || t.RelativeError > worst.RelativeError {
 			worst = t
 		}
@@ -255,6 +258,9 @@ func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 	if worst != nil {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
 			worst.RelativeError, worst.Name)
+	}
+	if lossless > 0 {
+		t.row("lossless", "%d of %d quantized tensors lie on their types' grids and are copied code by code", lossless, n)
 	}
 	if s := requantized(rep); s != "" {
 		t.row("requantized", "%s", s)

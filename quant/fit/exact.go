@@ -91,7 +91,7 @@ func (e *exact) scale() bool {
 	}
 	found, least, scale, first := false, 0.0, float32(0), 0.0
 	var best [maxBlock]int8
-	codes := byMagnitude(g)
+	codes := g.Fitter.(*Search).lv.byMagnitude
 	for _, q := range codes {
 		level := float64(g.Level(q))
 		h := e.half(top)
@@ -236,7 +236,7 @@ func (e *exact) floatGroup(sc *int8, codes []int8, w []float32) bool {
 		}
 		return true
 	}
-	for _, q := range byMagnitude(g) {
+	for _, q := range g.Fitter.(*Search).lv.byMagnitude {
 		wanted := top / g.Level(q)
 		slack := float32(math.Ldexp(1, -e.s.Bits))
 		i, _ := slices.BinarySearch(s.Floats[s.Min:s.Max], wanted*(1-slack))
@@ -305,7 +305,7 @@ func halves(lo, hi float64) []float32 {
 	a, b := int(tensor.ToF16(float32(lo))), int(tensor.ToF16(float32(hi)))
 	sign := b & signBit
 	a, b = max(a&^signBit-1, 0), min(b&^signBit+1, infinity-1)
-	var list []float32
+	list := make([]float32, 0, most+1)
 	for m := a; m <= min(b, a+most); m++ {
 		list = append(list, tensor.F16(uint16(sign|m)))
 	}

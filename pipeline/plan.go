@@ -18,7 +18,7 @@ type Source interface {
 	Metadata() gguf.Metadata
 }
 
-// Plan is what a run will write. It is made from headers alone.
+// Plan is what a run will write. It is made from headers alone, and does not change: With, Assign and runs make others.
 type Plan struct {
 	Recipe   Recipe
 	Metadata gguf.Metadata
@@ -137,18 +137,21 @@ func (p *Plan) quantizes() bool {
 	return slices.ContainsFunc(p.Tensors, func(t Tensor) bool { return t.Type.Grid != nil })
 }
 
-// SetMetadata adds entries to the file's metadata, or replaces them.
-func (p *Plan) SetMetadata(entries gguf.Metadata) error {
+// With returns the plan with entries added to the file's metadata, or in place of those of the same keys.
+func (p *Plan) With(entries gguf.Metadata) (*Plan, error) { return p.with(p.Tensors, entries) }
+
+// with is With for other tensors too.
+func (p *Plan) with(tensors []Tensor, entries gguf.Metadata) (*Plan, error) {
+	next := *p
+	next.Tensors = tensors
 	md := slices.Clone(p.Metadata)
 	for _, kv := range entries {
 		md.Set(kv.Key, kv.Value)
 	}
-	file, err := gguf.NewSplitPlan(md, p.infos(), p.Recipe.PartBytes)
-	if err != nil {
-		return err
-	}
-	p.Metadata, p.File = md, file
-	return nil
+	next.Metadata = md
+	var err error
+	next.File, err = gguf.NewSplitPlan(md, next.infos(), p.Recipe.PartBytes)
+	return &next, err
 }
 
 // addBiases plans a bias for each quantized linear that has none, where readers of the architecture load one.

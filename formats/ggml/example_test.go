@@ -30,7 +30,7 @@ func ExampleByName() {
 	fmt.Println(err)
 	// Output:
 	// Q4_K 4.5 <nil>
-	// ggml: type IQ2_XXS (16) is not supported; supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16, MXFP4, NVFP4
+	// ggml: type IQ2_XXS (16) is not supported; supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0
 }
 
 func ExampleSubstitute() {

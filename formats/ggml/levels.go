@@ -5,10 +5,13 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
+// levelGroup is the longest group that kernels.LevelFormat knows: longer ones show their scale several times.
+const levelGroup = 32
+
 func init() {
 	for _, t := range Types {
 		if g, ok := t.Grid.(*quant.Affine); ok {
-			t.Levels = &kernels.LevelFormat{Group: g.Group, Minimums: g.HasMinimum(), Unpack: t.unpackLevels}
+			t.Levels = &kernels.LevelFormat{Group: min(g.Group, levelGroup), Minimums: g.HasMinimum(), Unpack: t.unpackLevels}
 		}
 	}
 }
@@ -23,9 +26,12 @@ func (t *Type) unpackLevels(level []int8, scale, minimum []float32, src []byte) 
 		b.Codes = level[:g.Block]
 		t.Parse(&b, src[:t.BlockBytes])
 		for k := range n {
-			scale[k], minimum[k] = g.Scale(&b, k)
+			sc, m := g.Scale(&b, k)
+			for i := 0; i < g.Group; i += t.Levels.Group {
+				scale[0], minimum[0] = sc, m
+				scale, minimum = scale[1:], minimum[1:]
+			}
 		}
-		scale, minimum = scale[n:], minimum[n:]
 		for j, q := range b.Codes {
 			b.Codes[j] = int8(g.Level(q))
 		}

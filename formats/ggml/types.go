@@ -9,7 +9,7 @@ import (
 
 // Types lists every supported type in the order of their ids.
 var Types = []*Type{F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16,
-	MXFP4, NVFP4}
+	TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0}
 
 // unsupported are the types of enum ggml_type that llmq can neither decode nor write: their names, for errors, and their
 // blocks, from which a tensor's size follows (ggml.h and ggml.c, 2026-09). ggml has removed the types without a block.
@@ -33,13 +33,9 @@ var unsupported = map[uint32]kernels.Format{
 	31: {Name: "Q4_0_4_4"},
 	32: {Name: "Q4_0_4_8"},
 	33: {Name: "Q4_0_8_8"},
-	34: {Name: "TQ1_0", BlockLen: 256, BlockBytes: 54},
-	35: {Name: "TQ2_0", BlockLen: 256, BlockBytes: 66},
 	36: {Name: "IQ4_NL_4_4"},
 	37: {Name: "IQ4_NL_4_8"},
 	38: {Name: "IQ4_NL_8_8"},
-	41: {Name: "Q1_0", BlockLen: 128, BlockBytes: 18},
-	42: {Name: "Q2_0", BlockLen: 64, BlockBytes: 18},
 }
 
 // Layout is the name and the block of the type that GGUF files number id, supported or not; there is no Unpack in it for

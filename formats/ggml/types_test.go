@@ -18,6 +18,7 @@ func TestTypes(t *testing.T) {
 		{"Q8_0", 8, 32, 34, 8.5}, {"Q2_K", 10, 256, 84, 2.625}, {"Q3_K", 11, 256, 110, 3.4375},
 		{"Q4_K", 12, 256, 144, 4.5}, {"Q5_K", 13, 256, 176, 5.5}, {"Q6_K", 14, 256, 210, 6.5625},
 		{"MXFP4", 39, 32, 17, 4.25}, {"NVFP4", 40, 64, 36, 4.5},
+		{"TQ1_0", 34, 256, 54, 1.6875}, {"TQ2_0", 35, 256, 66, 2.0625}, {"Q1_0", 41, 128, 18, 1.125}, {"Q2_0", 42, 64, 18, 2.25},
 		{"IQ4_NL", 20, 32, 18, 4.5}, {"IQ4_XS", 23, 256, 136, 4.25},
 	} {
 		typ, err := ByName(strings.ToLower(c.name))
@@ -51,7 +52,7 @@ func TestUnsupported(t *testing.T) {
 		want string
 	}{
 		{func() error { _, err := ByID(16); return err }, "type IQ2_XXS (16) is not supported"},
-		{func() error { _, err := ByName("tq1_0"); return err }, "type TQ1_0 (34) is not supported"},
+		{func() error { _, err := ByName("q8_k"); return err }, "type Q8_K (15) is not supported"},
 		{func() error { _, err := ByID(1 << 31); return err }, "unknown type 2147483648"},
 		{func() error { _, err := ByName("q4"); return err }, `no type is named "q4"`},
 	} {

@@ -77,7 +77,7 @@ func (g *Lattice) cell() float64 {
 // String returns the name.
 func (g *Lattice) String() string { return g.Name }
 
-// Shape returns the grid's. Bits are those of a column's share of the word and its sign, rounded up.
+// Shape returns the grid's. Bits are a column's share of the word and its sign, rounded.
 func (g *Lattice) Shape() Shape {
 	n := g.Codebook.Width
 	word := bits.Len(uint(g.Codebook.Len() - 1))
@@ -87,7 +87,7 @@ func (g *Lattice) Shape() Shape {
 	case EvenSigns:
 		word += n - n/8
 	}
-	return Shape{Block: g.Block, Group: g.Group, Bits: (word + n - 1) / n}
+	return Shape{Block: g.Block, Group: g.Group, Bits: (2*word + n) / (2 * n)}
 }
 
 // Groups is the number of groups in a block.

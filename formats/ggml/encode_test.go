@@ -122,6 +122,13 @@ func TestEncodeGaussian(t *testing.T) {
 		{TQ1_0, 0.1885, 0.1755},
 		{TQ2_0, 0.138, 0.1196},
 		{Q1_0, 0.3601, 0.3402},
+		{IQ1_S, 0.1971, 0.1245},
+		{IQ1_M, 0.1695, 0.08931},
+		{IQ2_XXS, 0.1071, 0.0509},
+		{IQ2_XS, 0.08143, 0.03735},
+		{IQ2_S, 0.05689, 0.03169},
+		{IQ3_XXS, 0.03117, 0.01267},
+		{IQ3_S, 0.01679, 0.008261},
 		{Q2_0, 0.1226, 0.09308},
 	} {
 		for _, imp := range [][]float32{nil, importance} {
@@ -274,10 +281,11 @@ func TestFit(t *testing.T) {
 	const blocks = 19 // more than are searched together
 	w, importance := gaussian(blocks * maxBlock)
 	for _, typ := range Types {
-		g := affine(typ)
+		g := typ.Grid
 		if g == nil {
 			continue
 		}
+		size := typ.BlockLen
 		newBlocks := func() []quant.Block {
 			b := make([]quant.Block, blocks)
 			for i := range b {
@@ -291,7 +299,7 @@ func TestFit(t *testing.T) {
 				b[i].Codes[j] = int8(j)
 			}
 		}
-		n := blocks * g.Block
+		n := blocks * size
 		x, imp := w[:n], importance[:n]
 		if n := testing.AllocsPerRun(3, func() { g.Fit(b, x, imp, quant.Full) }); n != 0 {
 			t.Errorf("%s: Fit allocates %v times", typ, n)
@@ -335,19 +343,20 @@ func TestFitAlone(t *testing.T) {
 	const blocks = 19 // more than are searched together
 	w, importance := gaussian(blocks * maxBlock)
 	for _, typ := range Types {
-		g := affine(typ)
+		g := typ.Grid
 		if g == nil {
 			continue
 		}
-		x, imp := slices.Clone(w[:blocks*g.Block]), slices.Clone(importance[:blocks*g.Block])
-		for j := range g.Block {
-			x[2*g.Block+j] = 0
-			x[4*g.Block+j] *= 1e-6
-			x[6*g.Block+j] *= 1e9
-			x[8*g.Block+j] = 0.3
-			imp[10*g.Block+j] = 0
-			if j < g.Block/2 {
-				imp[12*g.Block+j] = 0
+		n := typ.BlockLen
+		x, imp := slices.Clone(w[:blocks*n]), slices.Clone(importance[:blocks*n])
+		for j := range n {
+			x[2*n+j] = 0
+			x[4*n+j] *= 1e-6
+			x[6*n+j] *= 1e9
+			x[8*n+j] = 0.3
+			imp[10*n+j] = 0
+			if j < n/2 {
+				imp[12*n+j] = 0
 			}
 		}
 		check := func(name string, e quant.Effort, imp []float32) {
@@ -357,7 +366,7 @@ func TestFitAlone(t *testing.T) {
 			}
 			g.Fit(b, x, imp, e)
 			for i := range b {
-				lo, hi := i*g.Block, (i+1)*g.Block
+				lo, hi := i*n, (i+1)*n
 				one := []quant.Block{*newBlock(g)}
 				var its []float32
 				if imp != nil {
@@ -392,7 +401,7 @@ func TestEncodeAgain(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, typ := range Types {
 		g := affine(typ)
-		if g != nil && g.Groups() > 1 {
+		if typ.Grid != nil && typ.Grid.Shape().Groups() > 1 {
 			continue
 		}
 		check := func(w []float32) {
@@ -424,7 +433,7 @@ func TestEncodeAgain(t *testing.T) {
 		}
 	}
 	goldenBlocks(t, func(typ *Type, src []byte, want []float32) {
-		if typ.Grid == nil || affine(typ).Scales.Super {
+		if g := affine(typ); g == nil || g.Scales.Super {
 			return
 		}
 		if _, q := encodeRows(typ, want, nil, len(want)); squaredError(want, q, nil) != 0 {
@@ -442,7 +451,7 @@ func TestEncodeConstant(t *testing.T) {
 			w[i] = v
 		}
 		for _, typ := range Types {
-			if typ.Grid == nil || affine(typ).Codebook != nil {
+			if g := affine(typ); g == nil || g.Codebook != nil {
 				continue
 			}
 			_, q := encodeRows(typ, w, nil, len(w))

@@ -108,6 +108,10 @@ var (
 	ofSquares = [...]float32{0.75, 1, 1.3}
 )
 
+// evenlyLarge is how much larger than the root mean square the largest weight of a group is at most where all may be at one
+// level, whichever.
+const evenlyLarge = 1.5
+
 // ownRounds is how often the best of a group's scales is used to round, and solved, again.
 const ownRounds = 3
 
@@ -138,6 +142,13 @@ func (p *words) own(k int) {
 	root := float32(math.Sqrt(float64(gr.wxx) / float64(gr.w)))
 	for _, r := range ofSquares {
 		try(r * root / p.rms)
+	}
+	if largest < evenlyLarge*root {
+		for _, l := range p.grid.Codebook.Levels {
+			if l > 0 {
+				try(root / float32(l))
+			}
+		}
 	}
 	for range ownRounds {
 		if try(p.scale[k]) == 0 {

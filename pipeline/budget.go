@@ -185,7 +185,7 @@ func (a *assigner) open() error {
 		}
 		o := &openTensor{tensor: t}
 		for _, typ := range ggml.Types {
-			if t.Cols()%typ.BlockLen == 0 {
+			if !typ.ByRequest && t.Cols()%typ.BlockLen == 0 {
 				o.types = append(o.types, typ)
 			}
 		}

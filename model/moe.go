@@ -71,7 +71,10 @@ func (r *routes) rows() int {
 // Branch is the mixture with its shared experts.
 func (f *MoE) Branch() Branch {
 	in, out := Stage{Apply: f.applyIn}, Stage{Apply: f.applyOut}
-	rows := identity(f.Down[0].In)
+	var rows []int // of Down's input, the same for all experts
+	if len(f.Down) > 0 {
+		rows = identity(f.Down[0].In)
+	}
 	for e, down := range f.Down {
 		linears := []*Linear{}
 		switch {

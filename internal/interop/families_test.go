@@ -254,4 +254,3 @@ func ignoredWindow(src pipeline.Source) int {
 	}
 	return 0
 }
-

@@ -38,7 +38,7 @@ var allowed = map[string]string{
 
 	"linalg":    "tensor kernels/...",
 	"quant":     "tensor kernels/...",
-	"quant/fit": "kernels/... quant",
+	"quant/fit": "tensor kernels/... quant",
 	"gptq":      "tensor kernels/... linalg quant",
 
 	"awq":         "tensor kernels/... quant",

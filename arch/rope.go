@@ -41,7 +41,7 @@ type ropeOptions struct {
 	PartialDefault float64
 	// Betas: readers take YaRN's beta_fast and beta_slow.
 	Betas bool
-	// Untruncated: the reader's own way with YaRN's bounds is taken for the original's, as no layer of the model is near.
+	// Untruncated: YaRN's bounds are not rounded, which readers do all the same.
 	Untruncated bool
 }
 
@@ -132,8 +132,13 @@ func (c *Conversion) original(e *rope, absent int) int {
 
 func (c *Conversion) readYaRN(e *rope, r *Config, opt ropeOptions) {
 	s := e.scaling
-	if !s.Bool("truncate", true) && !opt.Untruncated {
-		s.Fail("truncate", "is false: GGUF readers round the bounds between the pairs that are stretched and those that are not")
+	const rounded = "GGUF readers round the bounds between the pairs that are stretched and those that are not"
+	switch {
+	case s.Bool("truncate", true):
+	case opt.Untruncated:
+		c.Warn("%s: truncate is false: %s", c.Config.File, rounded)
+	default:
+		s.Fail("truncate", "is false: %s", rounded)
 	}
 	e.original = c.original(e, r.Context)
 	e.factor = s.Float("factor", float64(r.Context)/float64(max(e.original, 1)), 0, maxContext)

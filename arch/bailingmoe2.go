@@ -15,7 +15,7 @@ func init() {
 			h.dropNextn(k)
 			return h.spec(func(b *model.Loader, i int) {
 				norm := h.norm(b, "attn_norm")
-				a := h.fusedAttention(b)
+				a := h.attention(b, model.Absent, model.Absent)
 				h.headNorms(b, a)
 				b.Residual(model.Residual{Pre: norm, Branch: a.Branch()})
 				b.Residual(s.residual(h, b, "ffn_norm", model.Optional))

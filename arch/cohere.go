@@ -94,7 +94,7 @@ func (c *Conversion) readCohere() (*Config, *rope) {
 	r.FFN = c.Config.Int("intermediate_size", 22528, 1, maxWidth)
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	c.wantFalse("attention_bias")
 	return r, rope
 }

@@ -213,10 +213,14 @@ func (c *Conversion) Output(r *Config, name string) {
 	c.Tensor("output.weight", name, r.Vocab, r.Dim)
 }
 
-// UntiedHead is Head for architectures whose readers want output weights: they are the embeddings where the checkpoint has
-// no others.
+// UntiedHead is Head for architectures whose readers want output weights.
 func (c *Conversion) UntiedHead(r *Config, head string) {
 	c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)
+	c.untiedOutput(r, head)
+}
+
+// untiedOutput declares output weights: they are the embeddings where the checkpoint ties them and has no others.
+func (c *Conversion) untiedOutput(r *Config, head string) {
 	if embed := c.embedding(); r.Tied && !c.Has(head) && embed != "" {
 		head = embed
 	}

@@ -421,7 +421,7 @@ func (ts Tensors) Each(f func(x float32) float32) Tensors {
 var silent = regexp.MustCompile(`^(_.*|architectures|model_type|transformers_version|torch_dtype|dtype|use_cache|auto_map|` +
 	`initializer_range|.*dropout.*|.*_pdrop|output_(attentions|hidden_states|router_logits)|router_aux_loss_coef|` +
 	`.*token_ids?|pretraining_tp|tokenizer_class|task_specific_params|summary_.*|quantization_config|text_config|` +
-	`.*vision.*|.*audio.*|image_.*|video_.*|mm_.*|max_window_layers|name_or_path|id2label|label2id|problem_type|` +
+	`.*vision.*|.*audio.*|image_.*|video_.*|mm_.*|max_window_layers|spatial_merge_size|(multimodal_)?projector_.*|[be]o[ia]_token_index|name_or_path|id2label|label2id|problem_type|` +
 	`return_dict|is_encoder_decoder|is_decoder|gradient_checkpointing|bad_words_ids|cache_implementation|language_model_only)$`)
 
 // noteUnread says which members of config.json have no effect, as the class does not read them.

@@ -57,7 +57,7 @@ func readUnturned(k *model.Keys) *hyper {
 	} else {
 		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
 	}
-	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
+	h.experts = k.Int("expert_count", 0, 0, model.MaxExperts)
 	if h.expertsUsed = k.Int("expert_used_count", 0, 0, model.MaxWidth); h.experts == 0 {
 		h.expertsUsed = 0 // some writers leave it there
 	} else if h.expertsUsed > h.experts {
@@ -117,24 +117,27 @@ func (h *hyper) norm(b *model.Loader, name string) *model.Norm {
 	return b.Norm(name, h.dim, h.eps)
 }
 
-// attention is grouped-query attention with split q, k and v. qkv and out say whether they have biases.
+// attention is grouped-query attention, with q, k and v split or, as converters make them where they are asked to, in one.
+// qkv and out say whether they have biases.
 func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Attention {
 	return h.attentionOf(b, h.heads, qkv, out)
 }
 
-// attentionOf is attention with more rows in attn_q than for its heads alone: those of rowHeads.
+// attentionOf is attention with more rows in q than for its heads alone: those of rowHeads.
 func (h *hyper) attentionOf(b *model.Loader, rowHeads int, qkv, out model.Presence) *model.Attention {
 	heads, kvHeads := h.someHeads(b)
-	q, kv := heads*h.headDim, kvHeads*h.headDim
-	return &model.Attention{
-		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
-		Q:     b.Linear("attn_q", rowHeads*h.headDim, h.dim, qkv),
-		K:     b.Linear("attn_k", kv, h.dim, qkv),
-		V:     b.Linear("attn_v", kv, h.dim, qkv),
-		O:     b.Linear("attn_output", h.dim, q, out),
-		RoPE:  h.rope,
+	q, kv := rowHeads*h.headDim, kvHeads*h.headDim
+	a := &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim, RoPE: h.rope,
 		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
+	if b.Has("attn_qkv.weight") {
+		a.QKV = b.Linear("attn_qkv", q+2*kv, h.dim, qkv)
+	} else {
+		a.Q, a.K, a.V = b.Linear("attn_q", q, h.dim, qkv), b.Linear("attn_k", kv, h.dim, qkv), b.Linear("attn_v", kv, h.dim, qkv)
+	}
+	a.O = b.Linear("attn_output", h.dim, heads*h.headDim, out)
+	return a
 }
 
 // someHeads are the heads of queries and of keys; a layer cannot be without.
@@ -144,6 +147,20 @@ func (h *hyper) someHeads(b *model.Loader) (heads, kvHeads int) {
 		return 1, 1
 	}
 	return h.heads, h.kvHeads
+}
+
+// jointAttention is attention with q, k and v in one linear if the file has them so, or split.
+func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
+	if !b.Has("attn_qkv.weight") {
+		return h.attention(b, qkv, out)
+	}
+	heads, kvHeads := h.someHeads(b)
+	return &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
+		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),
+		O:    b.Linear("attn_output", h.dim, heads*h.headDim, out),
+		RoPE: h.rope, Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
+	}
 }
 
 // headNorms gives attention norms of each head of q and k.
@@ -180,10 +197,13 @@ func (h *hyper) moeOf(b *model.Loader, bias model.Presence) *model.MoE {
 		b.Fail("%d of %d experts are used", h.expertsUsed, n)
 		n = 1
 	}
-	return &model.MoE{
-		Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed,
-		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias),
-		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias),
-		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias),
+	m := &model.MoE{Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed}
+	if b.Has("ffn_gate_up_exps.weight") {
+		m.GateUp = b.Experts("ffn_gate_up_exps", n, 2*h.expertFFN, h.dim, bias)
+	} else {
+		m.Gate = b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias)
+		m.Up = b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias)
 	}
+	m.Down = b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias)
+	return m
 }

@@ -228,6 +228,19 @@ func TestDeltaNet(t *testing.T) {
 					}
 				}
 			}
+			// What comes to the output's linear outlasts that linear's products, of replaced weights too.
+			st.Enter(m, x.Clone(), seqLen)
+			if err := l.Run(t.Context(), st, 0, 1, nil); err != nil {
+				t.Fatal(err)
+			}
+			in, o := st.In.Clone(), l.Stages[1].Sites[0].Linears[0]
+			if o.F32, err = o.Matrix(); err != nil {
+				t.Fatal(err)
+			}
+			if st.AddProduct(tensor.New(x.Rows, c.dim), o, st.In); !slices.Equal(in.Data, st.In.Data) {
+				t.Errorf("%+v: a product of the output's linear changes its input", c.Shape)
+			}
+			o.F32 = nil
 			threads := runtime.GOMAXPROCS(5)
 			more := run(x, seqLen)
 			runtime.GOMAXPROCS(threads)

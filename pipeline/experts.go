@@ -7,7 +7,7 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// experts quantizes a stage with a site for each expert. Every expert has statistics of its own, of the tokens that reach
+// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the tokens that reach
 // it. They are shrunk towards those of all experts, more so the fewer tokens there were.
 func (r *run) experts(s, original *stream, l, ol *model.Layer, k int) error {
 	stage := &l.Stages[k]
@@ -26,7 +26,7 @@ func (r *run) experts(s, original *stream, l, ol *model.Layer, k int) error {
 			in[j] = quant.NewStats(stage.Sites[first+j].In())
 		}
 		var all *quant.Stats
-		if first == 0 {
+		if first == 0 && !stage.Sites[0].Head {
 			pooled = quant.NewStats(stage.Sites[0].In())
 			all = pooled
 		} else if last < len(stage.Sites) || stage.Sites[last-1].Expert >= 0 {
@@ -38,7 +38,7 @@ func (r *run) experts(s, original *stream, l, ol *model.Layer, k int) error {
 		s.st.OnlyExperts(0, 0)
 		for j, stats := range in {
 			site := stage.Sites[first+j]
-			if site.Expert >= 0 {
+			if site.Expert >= 0 && !site.Head {
 				r.noteTokens(site, stats.Tokens)
 				shrink(stats, pooled)
 			}

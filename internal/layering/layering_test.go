@@ -26,7 +26,7 @@ var allowed = map[string]string{
 	"kernels/encode":              "tensor kernels",
 	"kernels/gemm": "tensor kernels kernels/vector kernels/elementwise kernels/unpack " +
 		"kernels/internal/words kernels/internal/pack kernels/internal/tile",
-	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words " +
+	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/internal/words " +
 		"kernels/internal/pack kernels/internal/tile",
 	"kernels/scan":     "tensor kernels kernels/elementwise kernels/gemm",
 	"kernels/deltanet": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",

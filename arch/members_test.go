@@ -213,7 +213,10 @@ var ofClass = map[string][][]member{
 		{config{"mlp_only_layers": []any{1}}, "!mlp_only_layers: is [1]"},
 		{config{"decoder_sparse_step": 1, "mlp_only_layers": []any{}}, same},
 	}},
-	"Gemma3ForCausalLM": {noLlama3, biased, {
+	"Gemma3ForCausalLM": {noLlama3, {
+		{config{"attention_bias": true}, "!attention_bias: is true"},
+		{config{"attention_bias": nil}, same},
+		{config{"mlp_bias": true}, "mlp_bias: no effect"},
 		{config{"num_key_value_heads": absent}, used},                          // 4
 		{config{"head_dim": absent, "query_pre_attn_scalar": absent}, used},    // 256 both
 		{config{"query_pre_attn_scalar": 32}, "!query_pre_attn_scalar: is 32"}, // readers take head_dim

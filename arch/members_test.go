@@ -7,12 +7,14 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
@@ -337,3 +339,47 @@ func writeJSON(t *testing.T, dir string, c config) {
 		t.Fatal(err)
 	}
 }
+
+// TestModelTypes: model_type stands for the class where architectures is missing.
+func TestModelTypes(t *testing.T) {
+	for _, dir := range references(t) {
+		data, err := os.ReadFile(filepath.Join(dir, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, err := object.Parse("config.json", data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := config.Strings("architectures")[0]
+		kind := config.String("model_type", "")
+		if strings.HasPrefix(kind, "hunyuan") || !slices.Contains(arch.Classes(), want) {
+			continue // whose words are in another order
+		}
+		bare, err := object.Parse("config.json", []byte(`{"model_type": "`+kind+`"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := arch.Convert(bare, nothing{}); err == nil || !strings.Contains(err.Error(), "is missing") ||
+			strings.Contains(err.Error(), "architectures") {
+			t.Errorf("%s: %v, want that members of %s are missing", kind, err, want)
+		}
+	}
+	for kind, want := range map[string]string{"nonesuch": "architectures: is missing", "": "architectures: is missing", "_": "architectures: is missing"} {
+		bare, err := object.Parse("config.json", []byte(`{"model_type": "`+kind+`"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := arch.Convert(bare, nothing{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", kind, err, want)
+		}
+	}
+}
+
+// nothing is a checkpoint without tensors.
+type nothing struct{}
+
+func (nothing) Names() []string            { return nil }
+func (nothing) Shape(string) ([]int, bool) { return nil, false }
+func (nothing) Equal(string, string) bool  { return false }
+func (nothing) Blocks(string) bool         { return false }

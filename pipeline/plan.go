@@ -85,6 +85,8 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 		}
 		if rule >= 0 {
 			used[rule] = true
+		} else if in.Type.Grid != nil && t.Grid == nil && m.Role(in.Name) == model.RoleLinear && isOriginal(src) {
+			t, wanted = in.Type, in.Type // floats would hold the same values in more bytes
 		}
 		p.Tensors = append(p.Tensors, Tensor{
 			Info: ggml.Info{Name: in.Name, Type: t, Shape: in.Shape}, From: in.Type, Wanted: wanted,

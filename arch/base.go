@@ -46,7 +46,7 @@ func (c *Conversion) setScaling(e *rope) {
 				c.SetFloat("rope.scaling."+key[1], e.scaling.Float(key[0], 0, 0, maxWidth))
 			}
 		}
-		if e.magnitude != 1 {
+		if float32(e.magnitude) != 1 {
 			c.SetFloat("rope.scaling.attn_factor", e.magnitude)
 		}
 	case "longrope":

@@ -27,6 +27,7 @@ func init() {
 			return h.cohere(k.Float("logit_scale", math.NaN(), 0, model.MaxWidth), true)
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "command-r"}, "Cohere2ForCausalLM", "CohereForCausalLM")
 }
 
 const (
@@ -71,7 +72,11 @@ func convertCohere2(c *Conversion) {
 	r, rope := c.readCohere()
 	o := c.Config
 	window := o.Int("sliding_window", 4096, 1, maxContext)
-	windowed := c.windowedLayers(r.Layers, o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers))
+	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), cohere2Period, 1, maxLayers)
+	if o.Err() != nil {
+		return
+	}
+	windowed := c.windowedLayers(r.Layers, period)
 	if o.Err() != nil {
 		return
 	}
@@ -89,7 +94,7 @@ func (c *Conversion) readCohere() (*Config, *rope) {
 	r.FFN = c.Config.Int("intermediate_size", 22528, 1, maxWidth)
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	c.wantFalse("attention_bias")
 	return r, rope
 }

@@ -184,6 +184,15 @@ func (c *Conversion) Head(r *Config) {
 	c.Output(r, headName)
 }
 
+// OwnHead is Head for architectures whose GGUF readers demand output weights: the embeddings a second time where they are
+// tied.
+func (c *Conversion) OwnHead(r *Config) {
+	c.Head(r)
+	if last := c.Tensors[len(c.Tensors)-1]; last.Name != "output.weight" {
+		c.Tensor("output.weight", c.embedding(), r.Vocab, r.Dim)
+	}
+}
+
 // Output declares the output weights under a name of the checkpoint.
 func (c *Conversion) Output(r *Config, name string) {
 	head, stored := c.find(name)
@@ -201,10 +210,14 @@ func (c *Conversion) Output(r *Config, name string) {
 	c.Tensor("output.weight", name, r.Vocab, r.Dim)
 }
 
-// UntiedHead is Head for architectures whose readers want output weights: they are the embeddings where the checkpoint has
-// no others.
+// UntiedHead is Head for architectures whose readers want output weights.
 func (c *Conversion) UntiedHead(r *Config, head string) {
 	c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)
+	c.untiedOutput(r, head)
+}
+
+// untiedOutput declares output weights: they are the embeddings where the checkpoint ties them and has no others.
+func (c *Conversion) untiedOutput(r *Config, head string) {
 	if embed := c.embedding(); r.Tied && !c.Has(head) && embed != "" {
 		head = embed
 	}

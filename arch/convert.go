@@ -421,7 +421,7 @@ func (ts Tensors) Each(f func(x float32) float32) Tensors {
 var silent = regexp.MustCompile(`^(_.*|architectures|model_type|transformers_version|torch_dtype|dtype|use_cache|auto_map|` +
 	`initializer_range|.*dropout.*|.*_pdrop|output_(attentions|hidden_states|router_logits)|router_aux_loss_coef|` +
 	`.*token_ids?|pretraining_tp|tokenizer_class|task_specific_params|summary_.*|quantization_config|text_config|` +
-	`.*vision.*|.*audio.*|image_.*|video_.*|mm_.*|max_window_layers|name_or_path|id2label|label2id|problem_type|` +
+	`.*vision.*|.*audio.*|image_.*|video_.*|mm_.*|max_window_layers|spatial_merge_size|(multimodal_)?projector_.*|[be]o[ia]_token_index|name_or_path|id2label|label2id|problem_type|` +
 	`return_dict|is_encoder_decoder|is_decoder|gradient_checkpointing|bad_words_ids|cache_implementation|language_model_only)$`)
 
 // noteUnread says which members of config.json have no effect, as the class does not read them.
@@ -444,7 +444,7 @@ var (
 		`attention\.bias|(k|v|q)_scale|(k|v)_zero_point|input_scale|activation_scale))$|(^|\.)v_head\.`)
 	// otherModel matches tensors of vision, audio and the like beside the language model.
 	otherModel = regexp.MustCompile(`^(model\.)?(visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|embed_vision|` +
-		`embed_audio|image_\w+|vision|mlp_AR|speech_\w+)\.`)
+		`embed_audio|image_\w+|vision|mlp_AR|speech_\w+|connector|projector|resampler)\.`)
 )
 
 // leftover refuses a tensor of the checkpoint that no one has asked for: it would change the function, were it
@@ -456,7 +456,7 @@ func (c *Conversion) leftover() error {
 		case c.used[name]:
 		case otherModel.MatchString(name):
 			others = append(others, name)
-		case noWeight.MatchString(name):
+		case noWeight.MatchString(name), slices.Contains(c.ShapeOf(name), 0):
 			if !strings.Contains(name, "rotary_emb") && !strings.HasSuffix(name, "masked_bias") {
 				noted = append(noted, name)
 			}
@@ -466,10 +466,10 @@ func (c *Conversion) leftover() error {
 		}
 	}
 	if len(others) > 0 {
-		c.Warn("%d tensors of vision, audio and the like are left out: %s and others", len(others), others[0])
+		c.Warn("%d of the checkpoint's tensors are of vision, audio and the like and left out, such as %s", len(others), others[0])
 	}
 	if len(noted) > 0 {
-		c.Warn("%d tensors that the class does not read are left out: %s", len(noted), strings.Join(noted[:min(3, len(noted))], ", "))
+		c.Warn("%d of the checkpoint's tensors are left out, as the class does not read them, such as %s", len(noted), noted[0])
 	}
 	return nil
 }

@@ -17,6 +17,10 @@ func init() {
 		Convert: convertDeepseek,
 		Spec:    specDeepseek,
 	})
+	tokenizes(&Tokenizer{Pre: "glm4", Tokens: []SpecialToken{{Kind: "bos", Content: "[gMASK]"}, {Kind: "unk", Content: "<|endoftext|>"},
+		{Kind: "eot", Content: "<|user|>"}, {Kind: "eom", Content: "<|observation|>"}}}, "Glm4MoeLiteForCausalLM", "Glm4MoeForCausalLM")
+	// Of ranks: DeepSeek's own models have tokenizer.json.
+	tokenizes(&Tokenizer{Pre: "kimi-k2"}, "DeepseekV3ForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration")
 }
 
 // deepseekDefaults are what the classes take for members that config.json does not have.

@@ -31,6 +31,8 @@ func init() {
 		Convert: convertExaone4,
 		Spec:    specExaone4,
 	})
+	tokenizes(&Tokenizer{Pre: "exaone"}, "ExaoneForCausalLM")
+	tokenizes(&Tokenizer{Pre: "exaone4"}, "Exaone4ForCausalLM")
 }
 
 // exaone4Largest is the number of layers by which readers know the model that has windows; exaone4Period of its layers

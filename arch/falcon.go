@@ -39,7 +39,7 @@ func convertFalcon(c *Conversion) {
 		return
 	}
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	grouped := o.Bool("new_decoder_architecture", false)
 	r.KVHeads = o.Int(c.alias("num_kv_heads", "n_head_kv"), r.Heads, 1, r.Heads)
 	if o.Bool("multi_query", true) && !grouped {
@@ -53,11 +53,7 @@ func convertFalcon(c *Conversion) {
 		norms = 2
 	}
 	norms = o.Int("num_ln_in_parallel_attn", norms, 1, 2)
-	for _, key := range []string{"alibi", "bias"} {
-		if o.Bool(key, false) {
-			c.Refuse(key, "GGUF readers know nothing of the kind for Falcon")
-		}
-	}
+	c.wantFalse("alibi", "bias")
 	if !o.Bool("parallel_attn", true) {
 		c.Refuse("parallel_attn", "GGUF readers compute Falcon's attention beside the MLP")
 	}

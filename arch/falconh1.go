@@ -9,6 +9,7 @@ import (
 // over the place, which go into the weights.
 func init() {
 	register(&Family{Name: "falcon-h1", Classes: []string{"FalconH1ForCausalLM"}, Convert: convertFalconH1, Spec: specFalconH1})
+	tokenizes(&Tokenizer{Pre: "falcon-h1"}, "FalconH1ForCausalLM")
 }
 
 // falconMultipliers are the multipliers.

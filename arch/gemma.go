@@ -27,6 +27,7 @@ func init() {
 		},
 		Spec: specGemma2,
 	})
+	tokenizes(&Tokenizer{IDs: []SpecialID{{Kind: "eot", ID: 107}}}, "GemmaForCausalLM") // <end_of_turn>
 }
 
 const (

@@ -31,7 +31,7 @@ func convertGemma3(c *Conversion) {
 	if rope.local = c.localTheta(); rope.local == 0 {
 		rope.local = 10000
 	}
-	bias := o.Bool("attention_bias", false)
+	c.wantFalse("attention_bias")
 	window := o.Int("sliding_window", 4096, 1, maxContext)
 	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), gemma3Period, 1, maxLayers)
 	types := c.LayerTypes(r.Layers)
@@ -59,7 +59,7 @@ func convertGemma3(c *Conversion) {
 	for i := range r.Layers {
 		l := c.Layer(i)
 		l.Norm("attn_norm", "input_layernorm", r.Dim).Plus(1)
-		l.attention(r, bias, bias)
+		l.attention(r, false, false)
 		l.headNorms(r).Plus(1)
 		l.Norm("post_attention_norm", "post_attention_layernorm", r.Dim).Plus(1)
 		l.Norm("ffn_norm", "pre_feedforward_layernorm", r.Dim).Plus(1)
@@ -78,7 +78,7 @@ func specGemma3(k *model.Keys) *model.Spec {
 	scale := attention.Scale(gemmaScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim, gemma3Largest))
 	return h.embedScaled(h.spec(func(b *model.Loader, i int) {
 		norm := h.norm(b, "attn_norm")
-		a := h.attention(b, model.Optional, model.Optional)
+		a := h.attention(b, model.Optional, model.Absent)
 		a.Scale = scale
 		h.headNorms(b, a)
 		if h.windowOf(i) > 0 {

@@ -19,6 +19,8 @@ func init() {
 		Convert: convertGemma4,
 		Spec:    specGemma4,
 	})
+	tokenizes(&Tokenizer{Characters: true, AddBOS: true}, "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+		"Gemma4UnifiedForConditionalGeneration")
 }
 
 // gemma4Period: of so many layers the last has no window, where config.json has no layer_types.

@@ -21,6 +21,8 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "glm4", Tokens: []SpecialToken{{Kind: "bos", Content: "<|endoftext|>"}, {Kind: "eos", Content: "<|endoftext|>"},
+		{Kind: "unk", Content: "<|endoftext|>"}, {Kind: "eot", Content: "<|user|>"}}}, "Glm4ForCausalLM")
 }
 
 func convertGLM4(c *Conversion) {

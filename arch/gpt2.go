@@ -40,15 +40,11 @@ func convertGPT2(c *Conversion) {
 	o.Has("n_ctx")
 	r.FFN = o.Int(c.alias("n_inner", "intermediate_size"), 4*r.Dim, 1, maxWidth)
 	c.wantPlainGELU(r)
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	if !o.Bool("scale_attn_weights", true) {
 		c.Refuse("scale_attn_weights", "GGUF readers divide scores by the root of the head's size")
 	}
-	for _, key := range []string{"scale_attn_by_inverse_layer_idx", "add_cross_attention"} {
-		if o.Bool(key, false) {
-			c.Refuse(key, "GGUF readers know nothing of the kind")
-		}
-	}
+	c.wantFalse("scale_attn_by_inverse_layer_idx", "add_cross_attention")
 	o.Has("reorder_and_upcast_attn") // the order of rounding alone
 	if o.Err() != nil {
 		return

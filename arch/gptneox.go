@@ -27,6 +27,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "olmo"}, "GPTNeoXForCausalLM")
 }
 
 func convertGPTNeoX(c *Conversion) {
@@ -38,7 +39,7 @@ func convertGPTNeoX(c *Conversion) {
 	c.wantPlainGELU(r)
 	rope := c.readRoPE(r, ropeOptions{ThetaKey: c.alias("rotary_emb_base", "rope_theta"), Partial: true,
 		PartialDefault: o.Float("rotary_pct", 0.25, 0, 1)})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	bias, side := o.Bool("attention_bias", true), o.Bool("use_parallel_residual", true)
 	if o.Err() != nil {
 		return
@@ -65,5 +66,5 @@ func convertGPTNeoX(c *Conversion) {
 		l.Linear("ffn_down", "mlp.dense_4h_to_h", r.Dim, r.FFN, true)
 	}
 	c.finalNorm("gpt_neox.final_layer_norm", r.Dim)
-	c.ownOutput(r, "embed_out.weight")
+	c.untiedOutput(r, "embed_out.weight")
 }

@@ -16,6 +16,7 @@ func init() {
 		Takes: func(o *object.Object) bool { return takesGranite(o, "granite") }, Convert: convertGranite, Spec: specGranite})
 	register(&Family{Name: "granitemoe", Classes: []string{"GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", graniteHybrid},
 		Takes: func(o *object.Object) bool { return takesGranite(o, "granitemoe") }, Convert: convertGranite, Spec: specGranite})
+	tokenizes(&Tokenizer{Pre: "smollm", PrefixSaid: true}, "GraniteForCausalLM", "GraniteMoeForCausalLM")
 }
 
 // graniteScales are the factors.

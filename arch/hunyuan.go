@@ -46,6 +46,9 @@ func init() {
 			})
 		},
 	})
+	specials := append([]string{"<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"}, numbered("<|extra_%d|>", 205)...)
+	tokenizes(&Tokenizer{Pre: "hunyuan-dense", Specials: specials, EOSKey: "eod_token_id", EOTListed: true}, "HunYuanDenseV1ForCausalLM")
+	tokenizes(&Tokenizer{Pre: "hunyuan", Specials: specials, IDs: []SpecialID{{Kind: "bos", ID: 127959, Beyond: true}}}, "HunYuanMoEV1ForCausalLM")
 }
 
 func (h *hyper) hunyuanAttention(b *model.Loader) {

@@ -47,6 +47,9 @@ func readUnturned(k *model.Keys) *hyper {
 		k.Fail("attention.head_count", "is %d, which does not divide embedding_length, %d", h.heads, h.dim)
 	}
 	h.headDim = k.Int("attention.key_length", h.dim/max(h.heads, 1), 1, model.MaxWidth)
+	if k.Err() == nil && h.heads*h.headDim > model.MaxWidth {
+		k.Fail("attention.key_length", "is %d for %d heads, %d features in all", h.headDim, h.heads, h.heads*h.headDim)
+	}
 	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
 	h.windowed = readWindowed(k, h.layers)
 	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
@@ -54,7 +57,7 @@ func readUnturned(k *model.Keys) *hyper {
 	} else {
 		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
 	}
-	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
+	h.experts = k.Int("expert_count", 0, 0, model.MaxExperts)
 	if h.expertsUsed = k.Int("expert_used_count", 0, 0, model.MaxWidth); h.experts == 0 {
 		h.expertsUsed = 0 // some writers leave it there
 	} else if h.expertsUsed > h.experts {
@@ -114,27 +117,49 @@ func (h *hyper) norm(b *model.Loader, name string) *model.Norm {
 	return b.Norm(name, h.dim, h.eps)
 }
 
-// attention is grouped-query attention with split q, k and v. qkv and out say whether they have biases.
+// attention is grouped-query attention, with q, k and v split or, as converters make them where they are asked to, in one.
+// qkv and out say whether they have biases.
 func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Attention {
 	return h.attentionOf(b, h.heads, qkv, out)
 }
 
-// attentionOf is attention with more rows in attn_q than for its heads alone: those of rowHeads.
+// attentionOf is attention with more rows in q than for its heads alone: those of rowHeads.
 func (h *hyper) attentionOf(b *model.Loader, rowHeads int, qkv, out model.Presence) *model.Attention {
-	heads, kvHeads := h.heads, h.kvHeads
-	if heads < 1 || kvHeads < 1 {
-		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
-		heads, kvHeads = 1, 1
+	heads, kvHeads := h.someHeads(b)
+	q, kv := rowHeads*h.headDim, kvHeads*h.headDim
+	a := &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim, RoPE: h.rope,
+		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
-	q, kv := heads*h.headDim, kvHeads*h.headDim
+	if b.Has("attn_qkv.weight") {
+		a.QKV = b.Linear("attn_qkv", q+2*kv, h.dim, qkv)
+	} else {
+		a.Q, a.K, a.V = b.Linear("attn_q", q, h.dim, qkv), b.Linear("attn_k", kv, h.dim, qkv), b.Linear("attn_v", kv, h.dim, qkv)
+	}
+	a.O = b.Linear("attn_output", h.dim, heads*h.headDim, out)
+	return a
+}
+
+// someHeads are the heads of queries and of keys; a layer cannot be without.
+func (h *hyper) someHeads(b *model.Loader) (heads, kvHeads int) {
+	if h.heads < 1 || h.kvHeads < 1 {
+		b.Fail("attention has %d heads, %d of them of keys", h.heads, h.kvHeads)
+		return 1, 1
+	}
+	return h.heads, h.kvHeads
+}
+
+// jointAttention is attention with q, k and v in one linear if the file has them so, or split.
+func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
+	if !b.Has("attn_qkv.weight") {
+		return h.attention(b, qkv, out)
+	}
+	heads, kvHeads := h.someHeads(b)
 	return &model.Attention{
 		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
-		Q:     b.Linear("attn_q", rowHeads*h.headDim, h.dim, qkv),
-		K:     b.Linear("attn_k", kv, h.dim, qkv),
-		V:     b.Linear("attn_v", kv, h.dim, qkv),
-		O:     b.Linear("attn_output", h.dim, q, out),
-		RoPE:  h.rope,
-		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
+		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),
+		O:    b.Linear("attn_output", h.dim, heads*h.headDim, out),
+		RoPE: h.rope, Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
 }
 
@@ -172,10 +197,13 @@ func (h *hyper) moeOf(b *model.Loader, bias model.Presence) *model.MoE {
 		b.Fail("%d of %d experts are used", h.expertsUsed, n)
 		n = 1
 	}
-	return &model.MoE{
-		Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed,
-		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias),
-		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias),
-		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias),
+	m := &model.MoE{Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed}
+	if b.Has("ffn_gate_up_exps.weight") {
+		m.GateUp = b.Experts("ffn_gate_up_exps", n, 2*h.expertFFN, h.dim, bias)
+	} else {
+		m.Gate = b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias)
+		m.Up = b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias)
 	}
+	m.Down = b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias)
+	return m
 }

@@ -21,6 +21,8 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{NUL: "🐉", Unused: "[UNUSED", PrefixAlways: true, // chat models end their turns so, though EOS is </s>
+		Tokens: []SpecialToken{{Kind: "eos", Content: "<|im_end|>", Always: true}}}, "InternLM2ForCausalLM")
 }
 
 func convertInternLM2(c *Conversion) {

@@ -1,12 +1,10 @@
 package arch
 
 import (
-	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/model"
 )
 
-// What families with LayerNorm share: norms and linears with biases, q, k and v in one linear, MLPs without a gate, and
-// attention beside the MLP.
+// What families with LayerNorm share: norms and linears with biases, MLPs without a gate, attention beside the MLP.
 
 // BiasedNorm declares a norm's weights and its bias, which the class always has.
 func (l *Layer) BiasedNorm(name, from string, n int) {
@@ -29,24 +27,6 @@ func (l *Layer) ZeroBias(name, from string, out, in int, bias bool) Tensors {
 	return ts
 }
 
-// ownOutput declares the output weights for architectures whose readers demand them: the embeddings where the checkpoint
-// ties them and has no others.
-func (c *Conversion) ownOutput(r *Config, name string) {
-	if r.Tied && !c.Has(name) {
-		name = c.embedding()
-	}
-	c.Tensor("output.weight", name, r.Vocab, r.Dim)
-}
-
-// wantWholeHeads refuses heads of another size than the width over their number, for architectures whose readers know no
-// other.
-func (c *Conversion) wantWholeHeads(r *Config) {
-	if c.Config.Err() == nil && r.HeadDim*r.Heads != r.Dim {
-		c.Config.Fail("head_dim", "is %d; GGUF readers want hidden_size over num_attention_heads, %d, for %s",
-			r.HeadDim, r.Dim/r.Heads, c.Class)
-	}
-}
-
 // wantPlainGELU is WantAct for GELU where the class's own form is that with erf.
 func (c *Conversion) wantPlainGELU(r *Config) {
 	if c.WantAct(r, "gelu"); r.Act == "gelu" {
@@ -59,24 +39,6 @@ func (c *Conversion) wantPlainGELU(r *Config) {
 func (c *Conversion) setUnusualRoPE(e *rope) {
 	if e.theta != 10000 || e.kind != "default" {
 		c.setRoPE(e, false)
-	}
-}
-
-// jointAttention is attention with q, k and v in one linear if the file has them so, or split.
-func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
-	if !b.Has("attn_qkv.weight") {
-		return h.attention(b, qkv, out)
-	}
-	heads, kvHeads := h.heads, h.kvHeads
-	if heads < 1 || kvHeads < 1 {
-		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
-		heads, kvHeads = 1, 1
-	}
-	return &model.Attention{
-		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
-		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),
-		O:    b.Linear("attn_output", h.dim, heads*h.headDim, out),
-		RoPE: h.rope, Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
 }
 

@@ -14,6 +14,7 @@ func init() {
 	register(&Family{Name: "lfm2moe", Classes: []string{"Lfm2MoeForCausalLM"},
 		Convert: func(c *Conversion) { convertLFM2(c, true) },
 		Spec:    func(k *model.Keys) *model.Spec { return specLFM2(k, readHyper(k, elementwise.RoPEHalves)) }})
+	tokenizes(&Tokenizer{Pre: "lfm2"}, "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 }
 
 func convertLFM2(c *Conversion, mixture bool) {

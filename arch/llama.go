@@ -33,6 +33,9 @@ func init() {
 			return spec
 		},
 	})
+	const codeLlama = 32016 // tokens of the vocabulary that has those for infilling, and ▁<EOT>
+	tokenizes(&Tokenizer{PrefixSaid: true, IDs: []SpecialID{{Kind: "eot", ID: 32010, Size: codeLlama}}},
+		"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
 }
 
 // mistralWindow is what the transformers library takes for a Mistral model whose config.json does not say; null says

@@ -11,6 +11,7 @@ import (
 func init() {
 	register(&Family{Name: "llama4", Classes: []string{"Llama4ForConditionalGeneration", "Llama4ForCausalLM"},
 		Convert: convertLlama4, Spec: specLlama4})
+	tokenizes(&Tokenizer{Pre: "llama4"}, "Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 }
 
 const (

@@ -18,6 +18,7 @@ func init() {
 		Convert: convertMistral3,
 		Spec:    specMistral3,
 	})
+	tokenizes(&Tokenizer{PrefixSaid: true}, "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM")
 }
 
 func convertMistral3(c *Conversion) {
@@ -30,7 +31,7 @@ func convertMistral3(c *Conversion) {
 	r := c.Read(d)
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
-	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention", Factors: true})
+	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention", Factors: true, Betas: true})
 	window := o.Int("sliding_window", 0, 0, maxContext)
 	if !third && !o.Present("sliding_window") {
 		window = mistralWindow

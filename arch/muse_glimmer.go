@@ -16,6 +16,7 @@ func init() {
 		Convert: convertMuseGlimmer,
 		Spec:    specMuseGlimmer,
 	})
+	tokenizes(&Tokenizer{Pre: "llama4"}, "MuseGlimmerForConditionalGeneration")
 }
 
 const (

@@ -21,6 +21,7 @@ func init() {
 			return spec
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "phi-2"}, "PhiForCausalLM")
 }
 
 func convertPhi2(c *Conversion) {
@@ -30,7 +31,7 @@ func convertPhi2(c *Conversion) {
 	r.FFN = o.Int(c.alias("intermediate_size", "n_inner"), 8192, 1, maxWidth)
 	c.wantPlainGELU(r)
 	rope := c.readRoPE(r, ropeOptions{Partial: true, PartialDefault: 0.5})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	if o.Bool("qk_layernorm", false) {
 		c.Refuse("qk_layernorm", "GGUF readers do not normalise the heads of q and k")
 	}
@@ -54,6 +55,6 @@ func convertPhi2(c *Conversion) {
 		l.Linear("ffn_down", "mlp.fc2", r.Dim, r.FFN, true)
 	}
 	c.finalNorm("model.final_layernorm", r.Dim)
-	c.ownOutput(r, headName)
+	c.untiedOutput(r, headName)
 	c.Tensor("output.bias", "lm_head.bias", r.Vocab)
 }

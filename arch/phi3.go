@@ -3,7 +3,6 @@ package arch
 import (
 	"math"
 
-	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
@@ -99,7 +98,7 @@ func specPhi3(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves).dense(k)
 	spec := h.spec(func(b *model.Loader, i int) {
 		attn, mlp := h.norm(b, "attn_norm"), h.norm(b, "ffn_norm")
-		b.Residual(model.Residual{Pre: attn, Branch: h.fusedAttention(b).Branch()})
+		b.Residual(model.Residual{Pre: attn, Branch: h.attention(b, model.Optional, model.Absent).Branch()})
 		b.Residual(model.Residual{Pre: mlp, Branch: h.fusedMLP(b, model.SiLU).Branch()})
 	})
 	outer := spec.Outer
@@ -112,18 +111,4 @@ func specPhi3(k *model.Keys) *model.Spec {
 		return outer(b)
 	}
 	return spec
-}
-
-// fusedAttention is attention with q, k and v in one linear, if the file has them so.
-func (h *hyper) fusedAttention(b *model.Loader) *model.Attention {
-	if !b.Has("attn_qkv.weight") {
-		return h.attention(b, model.Optional, model.Absent)
-	}
-	heads, kvHeads := max(h.heads, 1), max(h.kvHeads, 1)
-	return &model.Attention{
-		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim, RoPE: h.rope, Window: h.windowOf(b.Layer()),
-		Scale: attention.Scale(h.headDim),
-		QKV:   b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, model.Optional),
-		O:     b.Linear("attn_output", h.dim, heads*h.headDim, model.Absent),
-	}
 }

@@ -65,9 +65,6 @@ func openReference(t *testing.T, dir string) *hf.Checkpoint {
 		opt.LoRA = adapter
 	}
 	src, err := hf.Open(dir, opt)
-	if err != nil && strings.Contains(err.Error(), "is not supported; supported: ") {
-		t.Skip(err)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,8 @@ type ropeOptions struct {
 	// Partial: the class reads partial_rotary_factor; PartialDefault where config.json is silent, 0 meaning 1.
 	Partial        bool
 	PartialDefault float64
+	// Betas: readers take YaRN's beta_fast and beta_slow.
+	Betas bool
 	// Untruncated: the reader's own way with YaRN's bounds is taken for the original's, as no layer of the model is near.
 	Untruncated bool
 }
@@ -137,6 +139,9 @@ func (c *Conversion) readYaRN(e *rope, r *Config, opt ropeOptions) {
 	e.factor = s.Float("factor", float64(r.Context)/float64(max(e.original, 1)), 0, maxContext)
 	e.betaFast = s.Float("beta_fast", 32, 0, maxWidth)
 	e.betaSlow = s.Float("beta_slow", 1, 0, maxWidth)
+	if (e.betaFast != 32 || e.betaSlow != 1) && !opt.Betas && c.Config.Err() == nil {
+		c.Warn("%s: beta_fast and beta_slow are %g and %g: GGUF readers take 32 and 1 for %s", c.Config.File, e.betaFast, e.betaSlow, c.Class)
+	}
 	e.magnitude = yarnMagnitude(s, e.factor)
 }
 
@@ -172,7 +177,7 @@ func (c *Conversion) setRoPE(e *rope, dims bool) {
 		c.SetInt("rope.scaling.original_context_length", e.original)
 		c.SetFloat("rope.scaling.yarn_beta_fast", e.betaFast)
 		c.SetFloat("rope.scaling.yarn_beta_slow", e.betaSlow)
-		if e.magnitude != 1 {
+		if float32(e.magnitude) != 1 {
 			c.SetFloat("rope.scaling.attn_factor", e.magnitude)
 		}
 	}

@@ -25,6 +25,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{PrefixSaid: true}, "SmolLM3ForCausalLM")
 }
 
 // smollm3Period: of so many layers the last has no RoPE, as readers take for granted.

@@ -25,6 +25,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "stablelm2"}, "StableLmForCausalLM")
 }
 
 func convertStableLM(c *Conversion) {
@@ -34,7 +35,7 @@ func convertStableLM(c *Conversion) {
 	r.FFN = o.Int("intermediate_size", 6912, 1, maxWidth)
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{Partial: true, PartialDefault: o.Float(c.alias("rope_pct", "partial_rotary_factor"), 0.25, 0, 1)})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	bias, norms, parallel := o.Bool("use_qkv_bias", false), o.Bool("qk_layernorm", false), o.Bool("use_parallel_residual", false)
 	if o.Err() != nil {
 		return
@@ -59,7 +60,7 @@ func convertStableLM(c *Conversion) {
 		l.gatedMLP(r, false)
 	}
 	c.finalNorm("model.norm", r.Dim)
-	c.ownOutput(r, headName)
+	c.untiedOutput(r, headName)
 }
 
 // stackedNorms declares the weights of n norms, which the checkpoint has one by one, as one tensor.

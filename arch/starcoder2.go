@@ -16,6 +16,7 @@ func init() {
 			})
 		},
 	})
+	tokenizes(&Tokenizer{Pre: "starcoder"}, "Starcoder2ForCausalLM")
 }
 
 func convertStarcoder2(c *Conversion) {
@@ -26,7 +27,7 @@ func convertStarcoder2(c *Conversion) {
 	r.FFN = o.Int("intermediate_size", 12288, 1, maxWidth)
 	c.wantPlainGELU(r)
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantWholeHeads(r)
+	c.wantHeadDim(r)
 	bias := o.Bool("use_bias", true)
 	window := o.Int("sliding_window", 0, 1, maxContext)
 	if o.Err() != nil {

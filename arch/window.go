@@ -36,7 +36,7 @@ func (c *Conversion) setPattern(windowed []bool, period int) {
 func periodic(n, period int) []bool {
 	windowed := make([]bool, n)
 	for i := range windowed {
-		windowed[i] = (i+1)%period != 0
+		windowed[i] = (i+1)%max(period, 1) != 0
 	}
 	return windowed
 }

@@ -107,6 +107,9 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 	case a.QKV != nil:
 		all := st.apply(h, []string{"qkv"}, a.QKV)[0]
 		n, kv := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
+		if a.Gated {
+			n *= 2
+		}
 		q, k, v = st.columns("q", all, 0, n), st.columns("k", all, n, n+kv), st.columns("v", all, n+kv, n+2*kv)
 		if st.last < st.SeqLen {
 			q = st.lastOf("lastq", q)

@@ -51,35 +51,35 @@ func (d *DeltaNet) Branch() Branch {
 func (d *DeltaNet) mix(st *State, h *tensor.Matrix) *tensor.Matrix {
 	var qkv, alpha, beta, both *tensor.Matrix
 	if d.BetaAlpha != nil {
-		r := st.apply(h, []string{"delta qkv", "delta both"}, d.QKV, d.BetaAlpha)
+		r := st.apply(h, []string{"deltanet qkv", "deltanet both"}, d.QKV, d.BetaAlpha)
 		qkv, both = r[0], r[1]
-		alpha, beta = st.Scratch("delta alpha", h.Rows, d.Heads), st.Scratch("delta beta", h.Rows, d.Heads)
+		alpha, beta = st.Scratch("deltanet alpha", h.Rows, d.Heads), st.Scratch("deltanet beta", h.Rows, d.Heads)
 		d.part(alpha, beta, both)
 	} else {
-		r := st.apply(h, []string{"delta qkv", "delta alpha", "delta beta"}, d.QKV, d.Alpha, d.Beta)
+		r := st.apply(h, []string{"deltanet qkv", "deltanet alpha", "deltanet beta"}, d.QKV, d.Alpha, d.Beta)
 		qkv, alpha, beta = r[0], r[1], r[2]
 	}
-	conv := st.Scratch("delta conv", qkv.Rows, qkv.Cols)
-	causalConv(conv, qkv, d.Conv, d.Taps, st.SeqLen)
+	conv := st.Scratch("deltanet conv", qkv.Rows, qkv.Cols)
+	st.convolve(conv, qkv, d.Conv, nil, d.Taps)
 	byRows(conv.Rows, func(lo, hi int) {
 		part := conv.View(lo, hi, 0, conv.Cols)
 		elementwise.SiLU(part, part)
 		d.gates(alpha.View(lo, hi, 0, d.Heads), beta.View(lo, hi, 0, d.Heads))
 	})
 	n := d.KeyHeads * d.KeyDim
-	q, k, v := st.columns("delta q", conv, 0, n), st.columns("delta k", conv, n, 2*n), conv.View(0, conv.Rows, 2*n, conv.Cols)
+	q, k, v := st.columns("deltanet q", conv, 0, n), st.columns("deltanet k", conv, n, 2*n), conv.View(0, conv.Rows, 2*n, conv.Cols)
 	unit := d.unit()
 	byRows(h.Rows, func(lo, hi int) {
 		unit.heads(q.View(lo, hi, 0, n), d.KeyDim)
 		unit.heads(k.View(lo, hi, 0, n), d.KeyDim)
 	})
-	dst := st.Scratch("delta", h.Rows, d.Heads*d.ValueDim)
+	dst := st.Scratch("deltanet", h.Rows, d.Heads*d.ValueDim)
 	deltanet.Scan(&d.Shape, dst, q, k, v, alpha, beta, st.SeqLen)
 
 	if st.last < st.SeqLen {
-		h, dst = st.lastOf("delta input", h), st.lastOf("delta last", dst)
+		h, dst = st.lastOf("deltanet input", h), st.lastOf("deltanet last", dst)
 	}
-	gate := st.apply(h, []string{"delta gate"}, d.Gate)[0]
+	gate := st.apply(h, []string{"deltanet gate"}, d.Gate)[0]
 	byRows(dst.Rows, func(lo, hi int) {
 		part := dst.View(lo, hi, 0, dst.Cols)
 		d.Norm.heads(part, d.ValueDim)
@@ -123,21 +123,4 @@ func (d *DeltaNet) unit() *Norm {
 		n.W[i] = float32(1 / math.Sqrt(float64(d.KeyDim)))
 	}
 	return n
-}
-
-// causalConv sets dst to each channel's convolution with its factors, taps of them: the last is of the token itself. x is
-// tokens×channels, sequences of seqLen tokens, each with zeros before it.
-func causalConv(dst, x *tensor.Matrix, factors []float32, taps, seqLen int) {
-	byRows(x.Rows, func(lo, hi int) {
-		for t := lo; t < hi; t++ {
-			out := dst.Row(t)
-			clear(out)
-			for j := max(0, taps-1-t%seqLen); j < taps; j++ {
-				row := x.Row(t - (taps - 1) + j)
-				for c := range out {
-					out[c] += factors[c*taps+j] * row[c]
-				}
-			}
-		}
-	})
 }

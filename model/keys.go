@@ -11,6 +11,7 @@ import (
 const (
 	MaxLayers  = 1 << 14
 	MaxWidth   = 1 << 20
+	MaxExperts = 1 << 14
 	MaxVocab   = 1 << 24
 	MaxContext = 1 << 30
 )

@@ -71,6 +71,7 @@ func (r *routes) rows() int {
 // Branch is the mixture with its shared experts.
 func (f *MoE) Branch() Branch {
 	in, out := Stage{Apply: f.applyIn}, Stage{Apply: f.applyOut}
+	rows := identity(f.Down[0].In)
 	for e, down := range f.Down {
 		linears := []*Linear{}
 		switch {
@@ -84,7 +85,7 @@ func (f *MoE) Branch() Branch {
 		in.Sites = append(in.Sites, &Site{Name: "ffn_exps_in", Expert: e, Linears: linears, Shares: "mlp_in"})
 		site := &Site{Name: "ffn_exps_out", Expert: e, Linears: []*Linear{down}}
 		if f.Gate != nil && f.Act.linearInUp() {
-			site.Prev = &Prev{Name: f.Up[e].Name, Linear: f.Up[e], Row: identity(down.In)}
+			site.Prev = &Prev{Name: f.Up[e].Name, Linear: f.Up[e], Row: rows}
 		}
 		out.Sites = append(out.Sites, site)
 	}

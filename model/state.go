@@ -79,7 +79,7 @@ func (st *State) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 func (st *State) AddProduct(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 	switch {
 	case !lin.stored():
-		delta := st.Scratch("delta", x.Rows, x.Cols)
+		delta := st.Scratch("added product", x.Rows, x.Cols)
 		lin.product(delta, in, st.precision)
 		byRows(x.Rows, func(lo, hi int) {
 			elementwise.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))

@@ -163,7 +163,7 @@ func (w *writer) vectors(l *model.Layer) error {
 	for i := range w.plan.Tensors {
 		t := &w.plan.Tensors[i]
 		v, ok := vectors[t.Name]
-		if !ok {
+		if !ok || t.Role != model.RoleVector { // what is kept is converted like what is outside the layers
 			continue
 		}
 		x := tensor.FromSlice(1, len(v), v)

@@ -242,8 +242,9 @@ func checkShape(shape []int) error {
 	return nil
 }
 
-// whatElse explains a folder that has no weights.
-func whatElse(dir string) string {
+// Instead says what a folder is that is no checkpoint: an adapter's, one of the hub's cache, or of another format; "" if that
+// is not known either.
+func Instead(dir string) string {
 	has := func(name string) bool { _, err := os.Stat(filepath.Join(dir, name)); return err == nil }
 	switch {
 	case has(adapterConfig):
@@ -255,6 +256,9 @@ func whatElse(dir string) string {
 			below = list[len(list)-1]
 		}
 		return "it is a folder of the Hugging Face hub's cache: the checkpoint lies below, in " + below
+	case has("consolidated.safetensors"), has("consolidated.00.pth"), has("params.json"):
+		return "it holds a model in its maker's own format (params.json, consolidated.*): take the one for the transformers library, " +
+			"with config.json and model*.safetensors"
 	}
 	return ""
 }

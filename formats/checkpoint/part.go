@@ -54,7 +54,7 @@ func openFolder(dir string) (parts []*part, closers []func() error, err error) {
 	if ok {
 		return openTorch(dir, files)
 	}
-	if what := whatElse(dir); what != "" {
+	if what := Instead(dir); what != "" {
 		return nil, nil, formatErrorf("%s: %s", dir, what)
 	}
 	return nil, nil, fmt.Errorf("checkpoint: %s: holds no weights: neither %s nor shards of it, nor %s: %w", dir,

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/internal/shared"
@@ -35,7 +36,7 @@ func archFolder(t testing.TB, dir string) (m tokenizerModel, pre string) {
 	if err := json.Unmarshal(data, &config); err != nil {
 		t.Fatal(err)
 	}
-	m.class, m.vocab = config.Architectures[0], max(config.Vocab, config.Text.Vocab)
+	m.quirks, m.vocab = arch.TokenizerOf(config.Architectures[0]), max(config.Vocab, config.Text.Vocab)
 	var about struct {
 		Pre string `json:"tokenizer_pre"`
 	}

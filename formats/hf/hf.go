@@ -59,6 +59,9 @@ func Open(dir string, opt Options) (*Checkpoint, error) {
 func open(dir string, opt Options) (*Checkpoint, error) {
 	path := filepath.Join(dir, configFile)
 	data, err := readFile(path)
+	if what := checkpoint.Instead(dir); what != "" && errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %s", dir, what)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +111,7 @@ func (c *Checkpoint) load(config *object.Object, opt Options) error {
 		return err
 	}
 	c.md = append(c.md, conv.Metadata...)
-	_, err = c.loadTokenizer(tokenizerModel{class: conv.Class, vocab: conv.Vocab, config: conv.Config}, opt)
+	_, err = c.loadTokenizer(tokenizerModel{quirks: arch.TokenizerOf(conv.Class), vocab: conv.Vocab, config: conv.Config}, opt)
 	return err
 }
 

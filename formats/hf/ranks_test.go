@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/tokenizer"
@@ -103,7 +104,7 @@ func TestRankSpecials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, a := range r.specialsAfter(qwenSpecials)[:4] {
+	for i, a := range r.specialsAfter(arch.TokenizerOf("QWenLMHeadModel").Specials)[:4] {
 		if want := []string{"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>"}[i]; a.content != want || a.id != 263+i || !a.special {
 			t.Errorf("got %v, want %s", a, want)
 		}

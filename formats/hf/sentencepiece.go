@@ -187,14 +187,13 @@ func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, m tokenizerModel) (*vo
 	}
 	v := newVocabulary(size)
 	v.scored = true
-	internlm := m.class == "InternLM2ForCausalLM"
 	for id, p := range f.model.pieces {
 		switch {
 		case p.typ == tokenizer.UserDefined:
 			p.text = plainSpaces(p.text)
-		case internlm && p.text == "\x00":
-			p.text = "🐉" // as llama.cpp's converter has it, whose strings end at NUL
-		case internlm && strings.HasPrefix(p.text, "[UNUSED"):
+		case m.quirks.NUL != "" && p.text == "\x00":
+			p.text = m.quirks.NUL
+		case m.quirks.Unused != "" && strings.HasPrefix(p.text, m.quirks.Unused):
 			p.typ = tokenizer.Unused
 		}
 		if first, dup := v.id(p.text); dup {
@@ -232,7 +231,7 @@ func (c *Checkpoint) setSpacePrefix(f *tokenizerFiles, m tokenizerModel, byModel
 	if f.config.Err() != nil {
 		return f.config.Err()
 	}
-	if !prefix || f.config.Has("add_prefix_space") || m.class == "InternLM2ForCausalLM" {
+	if !prefix || f.config.Has("add_prefix_space") || m.quirks.PrefixAlways {
 		c.md.Set("tokenizer.ggml.add_space_prefix", prefix)
 	}
 	return nil

@@ -53,7 +53,7 @@ func (c *Checkpoint) loadSpecialTokens(f *tokenizerFiles, v *vocabulary, m token
 	if f.config.Err() != nil {
 		return f.config.Err()
 	}
-	if err := c.familyTokens(f, v, m, ids, add); err != nil {
+	if err := c.familyTokens(v, m, ids, add); err != nil {
 		return err
 	}
 	// What the transformers library's classes do where the files are silent, and what GGUF readers do.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
@@ -12,7 +13,7 @@ import (
 
 // tokenizerModel is what reading a tokenizer needs to know of the model.
 type tokenizerModel struct {
-	class  string         // the class that config.json names
+	quirks arch.Tokenizer // of the class that config.json names
 	vocab  int            // rows of the embeddings; 0: as many as the tokenizer has tokens
 	config *object.Object // config.json, for the ids of special tokens
 }
@@ -29,7 +30,7 @@ func (c *Checkpoint) loadTokenizer(m tokenizerModel, opt Options) (int, error) {
 		v, err = c.loadBPE(f, m, opt)
 	case opt.Pre != "" && opt.Pre != "default": // which is what those below are given
 		return 0, fmt.Errorf("%s: the tokenizer is SentencePiece, which has no pre-tokenizer; leave out --pre", c.dir)
-	case f.bpe != nil && families[m.class].characters:
+	case f.bpe != nil && m.quirks.Characters:
 		v, err = c.loadCharacters(f, m)
 	case f.model != nil:
 		v, err = c.loadSentencePiece(f, m)
@@ -154,7 +155,7 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 	}
 	if f.path = path; data != nil {
 		if f.bpe, err = parseRanks(path, data); err == nil {
-			f.added = f.bpe.specialsAfter(families[m.class].specials)
+			f.added = f.bpe.specialsAfter(m.quirks.Specials)
 		}
 		return err
 	}
@@ -239,7 +240,7 @@ func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, m tokenizerModel, opt Opt
 		return nil
 	}
 	// Of the pre-tokenizers that split alike, the usual one serves unless its rule for words that are tokens matters.
-	pres := f.bpe.pres(m.class)
+	pres := f.bpe.pres(m.quirks)
 	if pres[0].IgnoreMerges == f.bpe.ignoreMerges {
 		return nil
 	}

@@ -26,7 +26,7 @@ var allowed = map[string]string{
 	"kernels/encode":              "tensor kernels",
 	"kernels/gemm": "tensor kernels kernels/vector kernels/elementwise kernels/unpack " +
 		"kernels/internal/words kernels/internal/pack kernels/internal/tile",
-	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words " +
+	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/internal/words " +
 		"kernels/internal/pack kernels/internal/tile",
 	"kernels/scan":     "tensor kernels kernels/elementwise kernels/gemm",
 	"kernels/deltanet": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",
@@ -48,7 +48,7 @@ var allowed = map[string]string{
 	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
 	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
-	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap",
+	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
 

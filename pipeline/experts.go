@@ -9,8 +9,8 @@ import (
 // statsBytes bounds the statistics of the experts that are quantized together.
 const statsBytes = 2 << 30
 
-// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the tokens that reach
-// it. They are shrunk towards those of all experts, more so the fewer tokens there were.
+// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the
+// tokens that reach it. They are shrunk towards those of all experts, more so the fewer tokens there were.
 func (p *passage) experts(at *place) error {
 	sites, st := at.stage().Sites, at.s.st
 	defer st.OnlyExperts(0, 0)
@@ -23,14 +23,15 @@ func (p *passage) experts(at *place) error {
 				break
 			}
 		}
-		if first > 0 && (last < len(sites) || sites[last-1].Expert >= 0) {
+		pool := first == 0 && !sites[0].Head
+		if !pool && (last < len(sites) || sites[last-1].Expert >= 0) {
 			st.OnlyExperts(first, last)
 		}
-		in, all, err := p.observe(at, first, last, first == 0 && !sites[0].Head)
+		in, all, err := p.observe(at, first, last, pool)
 		if err != nil {
 			return err
 		}
-		if first == 0 {
+		if pool {
 			pooled = all
 		}
 		st.OnlyExperts(0, 0)

@@ -89,10 +89,6 @@ func itemName(tensor string) string {
 // convert rounds a tensor to nearest and writes it. The write may end after the return: see writer.pending.
 func (w *writer) convert(t *Tensor) error {
 	w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
-	in, err := w.src.Tensor(t.Name)
-	if err != nil {
-		return err
-	}
 	cols := t.Cols()
 	step := batchRows(t)
 	var sum rowSum
@@ -101,6 +97,10 @@ func (w *writer) convert(t *Tensor) error {
 			return err
 		}
 		hi := min(lo+step, t.Rows())
+		in, first, err := w.fetch(t, lo, hi)
+		if err != nil {
+			return err
+		}
 		data := w.buffer((hi - lo) * t.Type.RowBytes(cols))
 		rows := make([]rowSum, hi-lo)
 		// Small ranges, as writing takes processors away from some goroutines.
@@ -111,13 +111,13 @@ func (w *writer) convert(t *Tensor) error {
 			n := max(1, rowWeights/cols)
 			for a := int(next.Add(int64(n))) - n; a < len(rows); a = int(next.Add(int64(n))) - n {
 				for i := a; i < min(a+n, len(rows)); i++ {
-					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i)
+					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i-first)
 				}
 			}
 		})
 		for i := range rows {
 			if rows[i].suspect() {
-				if err := w.checkRow(t, in, lo+i); err != nil {
+				if err := w.checkRow(t, in, first, lo+i); err != nil {
 					return err
 				}
 			}
@@ -128,10 +128,22 @@ func (w *writer) convert(t *Tensor) error {
 			return w.file.WriteRows(t.Name, lo, data)
 		})
 		w.opt.Progress.Add(int64((hi - lo) * cols))
+		if hi == t.Rows() {
+			w.src.Release(in)
+		}
 	}
-	w.src.Release(in)
 	w.report(t, &rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise, exact: sum.exact})
 	return nil
+}
+
+// fetch returns a tensor, or where the source has them rows [lo,hi) of it, and which row is the first of what it returns.
+func (w *writer) fetch(t *Tensor, lo, hi int) (in *ggml.Tensor, first int, err error) {
+	if src, ok := w.src.(model.RowSource); ok && len(t.Shape) > 1 {
+		in, err = src.Rows(t.Name, lo, hi)
+		return in, lo, err
+	}
+	in, err = w.src.Tensor(t.Name)
+	return in, 0, err
 }
 
 // rows writes what has become of rows of a tensor, from row first on. The tensor is reported with its last ones.
@@ -292,9 +304,9 @@ func (w *writer) checkWeight(t *Tensor, row, col int, v float32) error {
 }
 
 // checkRow is check for one row of a stored tensor.
-func (w *writer) checkRow(t *Tensor, in *ggml.Tensor, row int) error {
+func (w *writer) checkRow(t *Tensor, in *ggml.Tensor, first, row int) error {
 	x := make([]float32, t.Cols())
-	decodeRow(in, x, row)
+	decodeRow(in, x, row-first)
 	for j, v := range x {
 		if err := w.checkWeight(t, row, j, v); err != nil {
 			return err

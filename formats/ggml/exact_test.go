@@ -92,7 +92,7 @@ func TestEncodeExactRefuses(t *testing.T) {
 			}
 		}
 		clear(w)
-		if typ.Grid != nil && !typ.Grid.(*quant.Affine).Scales.Super && typ.EncodeExact(dst, w, F32) {
+		if g, ok := typ.Grid.(*quant.Affine); ok && !g.Scales.Super && typ.EncodeExact(dst, w, F32) {
 			typ.Decode(w, dst)
 			if !bytes.Equal(make([]byte, 4*len(w)), encoded(F32, w)) {
 				t.Errorf("%s: zeros become %v", typ.Name, w)

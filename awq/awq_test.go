@@ -59,7 +59,7 @@ func TestQuantize(t *testing.T) {
 		if typ == ggml.MXFP4 {
 			most = 0.98 // of powers of two there are few to choose from
 		}
-		if typ == ggml.Q1_0 { // codes of one bit are signs, whatever is clipped
+		if typ == ggml.TQ1_0 || typ == ggml.Q1_0 { // of three or two codes there is little to clip
 			most = 1
 		}
 		if !(got < most*nearest) {

@@ -26,7 +26,7 @@ func (c *Conversion) SetBase(r *Config, e *rope) {
 		c.SetFloat("attention.layer_norm_epsilon", r.Eps)
 	}
 	c.setRouting()
-	if o.Has("head_dim") {
+	if o.Has("head_dim") || r.Heads*r.HeadDim != r.Dim {
 		c.setHeadDim(r)
 	}
 }
@@ -46,7 +46,7 @@ func (c *Conversion) setScaling(e *rope) {
 				c.SetFloat("rope.scaling."+key[1], e.scaling.Float(key[0], 0, 0, maxWidth))
 			}
 		}
-		if e.magnitude != 1 {
+		if float32(e.magnitude) != 1 {
 			c.SetFloat("rope.scaling.attn_factor", e.magnitude)
 		}
 	case "longrope":

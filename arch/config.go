@@ -6,6 +6,7 @@ import (
 
 // Defaults are what the transformers library takes for members that config.json does not have.
 type Defaults struct {
+	Layers  int     // num_hidden_layers; 0: it is required
 	Heads   int     // num_attention_heads; 0: it is required
 	Vocab   int     // vocab_size; 0: it is required
 	Context int     // max_position_embeddings; 0: 2048
@@ -40,7 +41,7 @@ func (c *Conversion) alias(names ...string) string {
 func (c *Conversion) Read(d Defaults) *Config {
 	o := c.Config
 	r := &Config{}
-	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), -1, 1, maxLayers)
+	r.Layers = o.Int(c.alias("num_hidden_layers", "n_layer", "n_layers", "num_layers"), orRequired(d.Layers), 1, maxLayers)
 	r.Dim = o.Int(c.alias("hidden_size", "n_embd"), -1, 1, maxWidth)
 	r.Heads = o.Int(c.alias("num_attention_heads", "n_head", "n_heads"), orRequired(d.Heads), 1, maxWidth)
 	r.Vocab = o.Int("vocab_size", orRequired(d.Vocab), 1, maxVocab)
@@ -59,6 +60,9 @@ func (c *Conversion) Read(d Defaults) *Config {
 	}
 	kv := d.KVHeads
 	if kv == 0 {
+		kv = r.Heads
+	}
+	if o.Present("num_key_value_heads") { // null: as many as heads
 		kv = r.Heads
 	}
 	r.KVHeads = o.Int("num_key_value_heads", kv, 1, maxWidth)
@@ -183,6 +187,15 @@ func (c *Conversion) Head(r *Config) {
 	c.Output(r, headName)
 }
 
+// OwnHead is Head for architectures whose GGUF readers demand output weights: the embeddings a second time where they are
+// tied.
+func (c *Conversion) OwnHead(r *Config) {
+	c.Head(r)
+	if last := c.Tensors[len(c.Tensors)-1]; last.Name != "output.weight" {
+		c.Tensor("output.weight", c.embedding(), r.Vocab, r.Dim)
+	}
+}
+
 // Output declares the output weights under a name of the checkpoint.
 func (c *Conversion) Output(r *Config, name string) {
 	head, stored := c.find(name)
@@ -198,6 +211,37 @@ func (c *Conversion) Output(r *Config, name string) {
 		c.Warn("%q is kept, though tie_word_embeddings is true: it is not the embeddings", head)
 	}
 	c.Tensor("output.weight", name, r.Vocab, r.Dim)
+}
+
+// UntiedHead is Head for architectures whose readers want output weights.
+func (c *Conversion) UntiedHead(r *Config, head string) {
+	c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)
+	c.untiedOutput(r, head)
+}
+
+// untiedOutput declares output weights: they are the embeddings where the checkpoint ties them and has no others.
+func (c *Conversion) untiedOutput(r *Config, head string) {
+	if embed := c.embedding(); r.Tied && !c.Has(head) && embed != "" {
+		head = embed
+	}
+	c.Tensor("output.weight", head, r.Vocab, r.Dim)
+}
+
+// wantHeadDim refuses heads of another size than the width over their number, for architectures whose readers know no
+// other.
+func (c *Conversion) wantHeadDim(r *Config) {
+	if c.Config.Err() == nil && r.HeadDim*r.Heads != r.Dim {
+		c.Config.Fail("head_dim", "is %d; GGUF readers want hidden_size over num_attention_heads, %d, for %s", r.HeadDim, r.Dim/r.Heads, c.Class)
+	}
+}
+
+// wantFalse refuses members that are true, for architectures whose readers have no such biases and the like.
+func (c *Conversion) wantFalse(keys ...string) {
+	for _, key := range keys {
+		if c.Config.Bool(key, false) {
+			c.Refuse(key, "GGUF readers know nothing of the kind for "+c.Class)
+		}
+	}
 }
 
 // embedding is the name of the embeddings in the checkpoint.

@@ -19,6 +19,8 @@ type Weights interface {
 	Shape(name string) (shape []int, ok bool)
 	// Equal says whether two tensors have the same type, shape and bytes.
 	Equal(a, b string) bool
+	// Blocks says that a tensor of experts is in blocks along the columns of out×in, though the class has plain ones in×out.
+	Blocks(name string) bool
 }
 
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
@@ -105,15 +107,20 @@ func Convert(config *object.Object, weights Weights) (*Conversion, error) {
 	return c, c.leftover()
 }
 
-// classesOf returns the causal language model class for a model_type where architectures is missing.
+// classesOf returns the language model class for a model_type, where architectures is missing: qwen3_moe stands for
+// Qwen3MoeForCausalLM, gemma3 for Gemma3ForConditionalGeneration, gemma3_text for Gemma3ForCausalLM.
 func classesOf(modelType string) []string {
-	if modelType == "" {
-		return nil
+	bare := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "_", "") }
+	stem, text := strings.CutSuffix(modelType, "_text")
+	suffixes := []string{"ForConditionalGeneration", "ForCausalLM", "LMHeadModel"}
+	if text {
+		suffixes = suffixes[1:]
 	}
-	want := strings.ReplaceAll(modelType, "_", "") + "forcausallm"
-	for _, class := range Classes() {
-		if strings.ToLower(class) == want {
-			return []string{class}
+	for _, suffix := range suffixes {
+		for _, class := range Classes() {
+			if modelType != "" && bare(class) == bare(stem+suffix) {
+				return []string{class}
+			}
 		}
 	}
 	return nil
@@ -141,7 +148,7 @@ func (c *Conversion) SetInt(key string, n int) { c.Set(key, uint32(n)) }
 func (c *Conversion) SetFloat(key string, f float64) { c.Set(key, float32(f)) }
 
 // roots are where checkpoints keep the language model: what stands in place of "model." in a name.
-var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", ""}
+var roots = []string{"model.", "model.language_model.", "language_model.model.", "language_model.", "ernie.", ""}
 
 // find returns a tensor's name in the checkpoint: the name itself, or under another root.
 func (c *Conversion) find(name string) (string, bool) {
@@ -212,6 +219,15 @@ func (c *Conversion) Skip(name string) {
 	}
 }
 
+// SkipAll notes that the tensors whose names match are known and left out.
+func (c *Conversion) SkipAll(names *regexp.Regexp) {
+	for _, name := range c.weights.Names() {
+		if names.MatchString(name) {
+			c.used[name] = true
+		}
+	}
+}
+
 // SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
 func (c *Conversion) SkipLayers(first, count int) {
 	skipped := 0
@@ -225,6 +241,20 @@ func (c *Conversion) SkipLayers(first, count int) {
 	}
 	if skipped > 0 {
 		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
+	}
+}
+
+// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
+func (c *Conversion) SkipMTP() {
+	skipped := 0
+	for _, name := range c.weights.Names() {
+		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
+			c.used[name] = true
+			skipped++
+		}
+	}
+	if skipped > 0 {
+		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
 	}
 }
 
@@ -312,9 +342,12 @@ func (l *Layer) Experts(name, from string, n, out, in int) *Tensor {
 }
 
 // FusedExperts declares rows first to first+out−1 of each of n experts, all×in each, that the checkpoint has in one
-// tensor. transposed: it has them in×all each.
+// tensor. transposed: it has them in×all each, unless in blocks.
 func (l *Layer) FusedExperts(name, from string, n, out, in, first, all int, transposed bool) *Tensor {
 	shape := []int{n, all, in}
+	if found, ok := l.c.find(l.hf + from); ok && l.c.weights.Blocks(found) {
+		transposed = false
+	}
 	if transposed {
 		shape = []int{n, in, all}
 	}
@@ -353,6 +386,17 @@ func (ts Tensors) Rows(row func(r int) int) Tensors {
 	return ts
 }
 
+// Columns reorders columns: column c of the tensor is column(c) of the checkpoint's. A vector's elements are columns.
+func (ts Tensors) Columns(column func(c int) int) Tensors {
+	for _, t := range ts {
+		t.Columns = make([]int, t.Shape[len(t.Shape)-1])
+		for c := range t.Columns {
+			t.Columns[c] = column(c)
+		}
+	}
+	return ts
+}
+
 // Plus adds a constant to all values.
 func (ts Tensors) Plus(v float32) Tensors {
 	return ts.Each(func(x float32) float32 { return x + v })
@@ -382,7 +426,7 @@ func (ts Tensors) Each(f func(x float32) float32) Tensors {
 var silent = regexp.MustCompile(`^(_.*|architectures|model_type|transformers_version|torch_dtype|dtype|use_cache|auto_map|` +
 	`initializer_range|.*dropout.*|.*_pdrop|output_(attentions|hidden_states|router_logits)|router_aux_loss_coef|` +
 	`.*token_ids?|pretraining_tp|tokenizer_class|task_specific_params|summary_.*|quantization_config|text_config|` +
-	`.*vision.*|.*audio.*|image_.*|video_.*|mm_.*|max_window_layers|name_or_path|id2label|label2id|problem_type|` +
+	`.*vision.*|.*audio.*|image_.*|video_.*|mm_.*|max_window_layers|spatial_merge_size|(multimodal_)?projector_.*|[be]o[ia]_token_index|name_or_path|id2label|label2id|problem_type|` +
 	`return_dict|is_encoder_decoder|is_decoder|gradient_checkpointing|bad_words_ids|cache_implementation|language_model_only)$`)
 
 // noteUnread says which members of config.json have no effect, as the class does not read them.
@@ -405,7 +449,7 @@ var (
 		`attention\.bias|(k|v|q)_scale|(k|v)_zero_point|input_scale|activation_scale))$|(^|\.)v_head\.`)
 	// otherModel matches tensors of vision, audio and the like beside the language model.
 	otherModel = regexp.MustCompile(`^(model\.)?(visual|vision_\w+|audio_\w+|multi_modal_projector|mm_\w+|embed_vision|` +
-		`embed_audio|image_\w+|vision|mlp_AR|speech_\w+)\.`)
+		`embed_audio|image_\w+|vision|mlp_AR|speech_\w+|connector|projector|resampler)\.`)
 )
 
 // leftover refuses a tensor of the checkpoint that no one has asked for: it would change the function, were it
@@ -417,7 +461,7 @@ func (c *Conversion) leftover() error {
 		case c.used[name]:
 		case otherModel.MatchString(name):
 			others = append(others, name)
-		case noWeight.MatchString(name):
+		case noWeight.MatchString(name), slices.Contains(c.ShapeOf(name), 0):
 			if !strings.Contains(name, "rotary_emb") && !strings.HasSuffix(name, "masked_bias") {
 				noted = append(noted, name)
 			}
@@ -427,10 +471,10 @@ func (c *Conversion) leftover() error {
 		}
 	}
 	if len(others) > 0 {
-		c.Warn("%d tensors of vision, audio and the like are left out: %s and others", len(others), others[0])
+		c.Warn("%d of the checkpoint's tensors are of vision, audio and the like and left out, such as %s", len(others), others[0])
 	}
 	if len(noted) > 0 {
-		c.Warn("%d tensors that the class does not read are left out: %s", len(noted), strings.Join(noted[:min(3, len(noted))], ", "))
+		c.Warn("%d of the checkpoint's tensors are left out, as the class does not read them, such as %s", len(noted), noted[0])
 	}
 	return nil
 }
@@ -442,3 +486,6 @@ const (
 	maxVocab   = model.MaxVocab
 	maxContext = model.MaxContext
 )
+
+// layerName puts a layer's number into a prefix of the checkpoint.
+func layerName(format string, i int) string { return fmt.Sprintf(format, i) }

@@ -17,6 +17,10 @@ func init() {
 		Convert: convertDeepseek,
 		Spec:    specDeepseek,
 	})
+	tokenizes(&Tokenizer{Pre: "glm4", Tokens: []SpecialToken{{Kind: "bos", Content: "[gMASK]"}, {Kind: "unk", Content: "<|endoftext|>"},
+		{Kind: "eot", Content: "<|user|>"}, {Kind: "eom", Content: "<|observation|>"}}}, "Glm4MoeLiteForCausalLM", "Glm4MoeForCausalLM")
+	// Of ranks: DeepSeek's own models have tokenizer.json.
+	tokenizes(&Tokenizer{Pre: "kimi-k2"}, "DeepseekV3ForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration")
 }
 
 // deepseekDefaults are what the classes take for members that config.json does not have.
@@ -59,7 +63,7 @@ func convertDeepseek(c *Conversion) {
 		a.qRank = o.Int("q_lora_rank", d.qRank, 1, maxWidth)
 	}
 	r.HeadDim, r.KVHeads = a.rope, 1
-	rope := c.readRoPE(r, ropeOptions{Partial: true})
+	rope := c.readRoPE(r, ropeOptions{})
 	c.wantLatentScaling(rope)
 	experts := o.Int("n_routed_experts", d.experts, 1, maxWidth)
 	used := o.Int("num_experts_per_tok", d.used, 1, max(experts, 1))

@@ -27,6 +27,7 @@ func init() {
 		},
 		Spec: specGemma2,
 	})
+	tokenizes(&Tokenizer{IDs: []SpecialID{{Kind: "eot", ID: 107}}}, "GemmaForCausalLM") // <end_of_turn>
 }
 
 const (
@@ -46,7 +47,7 @@ func convertGemma(c *Conversion, d Defaults, second bool) {
 	c.wantGELU(r)
 	o := c.Config
 	rope := c.readRoPE(r, ropeOptions{})
-	c.wantNoBias()
+	c.wantFalse("attention_bias")
 	if second {
 		c.wantScale(r, float64(gemmaScaleDim(r.Layers, r.Dim, r.Heads, r.HeadDim, gemma2Largest)), 256)
 		if o.Present("attn_logit_softcapping") && !o.Has("attn_logit_softcapping") {
@@ -103,13 +104,6 @@ func (c *Conversion) wantGELU(r *Config) {
 	c.WantAct(r, "gelu")
 }
 
-// wantNoBias refuses biases of attention for architectures whose readers load none.
-func (c *Conversion) wantNoBias() {
-	if c.Config.Bool("attention_bias", false) {
-		c.Refuse("attention_bias", "GGUF readers load no bias of the attention's output")
-	}
-}
-
 // wantScale refuses another query_pre_attn_scalar than what GGUF readers take.
 func (c *Conversion) wantScale(r *Config, want, absent float64) {
 	if got := c.Config.Float("query_pre_attn_scalar", absent, 0, maxWidth); got != want && c.Config.Err() == nil {
@@ -160,7 +154,7 @@ func specGemma2(k *model.Keys) *model.Spec {
 	if !k.Has("attention.sliding_window") {
 		h.window = gemma2Window
 	}
-	h.readPattern(k, gemma2Period)
+	h.readPattern(gemma2Period)
 	scoreCap := float32(k.Float("attn_logit_softcapping", gemma2ScoreCap, 0, model.MaxWidth))
 	logitCap := float32(k.Float("final_logit_softcapping", gemma2LogitCap, 0, model.MaxWidth))
 	local := h.rope

@@ -27,11 +27,14 @@ func convertGemma3(c *Conversion) {
 	r.FFN = c.readFFN()
 	c.wantGELU(r)
 	o := c.Config
-	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
+	rope := c.readRoPE(r, ropeOptions{Local: true})
+	if p := o.Object("rope_parameters"); len(p.Keys()) > 0 && !p.Has("full_attention") && !p.Has("sliding_attention") {
+		c.Refuse("rope_parameters", "the class reads what is in full_attention and sliding_attention")
+	}
 	if rope.local = c.localTheta(); rope.local == 0 {
 		rope.local = 10000
 	}
-	bias := o.Bool("attention_bias", false)
+	c.wantFalse("attention_bias")
 	window := o.Int("sliding_window", 4096, 1, maxContext)
 	period := o.Int(c.alias("sliding_window_pattern", "_sliding_window_pattern"), gemma3Period, 1, maxLayers)
 	types := c.LayerTypes(r.Layers)
@@ -59,7 +62,7 @@ func convertGemma3(c *Conversion) {
 	for i := range r.Layers {
 		l := c.Layer(i)
 		l.Norm("attn_norm", "input_layernorm", r.Dim).Plus(1)
-		l.attention(r, bias, bias)
+		l.attention(r, false, false)
 		l.headNorms(r).Plus(1)
 		l.Norm("post_attention_norm", "post_attention_layernorm", r.Dim).Plus(1)
 		l.Norm("ffn_norm", "pre_feedforward_layernorm", r.Dim).Plus(1)
@@ -72,13 +75,13 @@ func convertGemma3(c *Conversion) {
 
 func specGemma3(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves)
-	h.readPattern(k, gemma3Period)
+	h.readPattern(gemma3Period)
 	local := h.rope.Unscaled(k.Float("rope.freq_base_swa", 10000, 0, math.MaxFloat32))
 	softcap := float32(k.Float("final_logit_softcapping", 0, -1, model.MaxWidth))
 	scale := attention.Scale(gemmaScaleDim(h.layers, h.dim, max(h.heads, 1), h.headDim, gemma3Largest))
 	return h.embedScaled(h.spec(func(b *model.Loader, i int) {
 		norm := h.norm(b, "attn_norm")
-		a := h.attention(b, model.Optional, model.Optional)
+		a := h.attention(b, model.Optional, model.Absent)
 		a.Scale = scale
 		h.headNorms(b, a)
 		if h.windowOf(i) > 0 {

@@ -19,6 +19,8 @@ func init() {
 		Convert: convertGemma4,
 		Spec:    specGemma4,
 	})
+	tokenizes(&Tokenizer{Characters: true, AddBOS: true}, "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+		"Gemma4UnifiedForConditionalGeneration")
 }
 
 // gemma4Period: of so many layers the last has no window, where config.json has no layer_types.
@@ -39,7 +41,7 @@ func convertGemma4(c *Conversion) {
 	r := c.Read(Defaults{Context: 131072, Heads: 8, HeadDim: 256, KVHeads: 4, Vocab: 262144, Tied: true, Act: "gelu_pytorch_tanh"})
 	r.FFN = c.readFFN()
 	c.wantGELU(r)
-	c.wantNoBias()
+	c.wantFalse("attention_bias")
 	g := c.readGemma4(r)
 	o := c.Config
 	if o.Err() != nil {
@@ -92,6 +94,14 @@ func (c *Conversion) readGemma4(r *Config) *gemma4Config {
 	g.fullDim = o.Int("global_head_dim", 512, 2, maxWidth)
 	g.keysAreValues = o.Bool("attention_k_eq_v", false)
 	g.fullKV = o.Int("num_global_key_value_heads", max(r.KVHeads, 1), 1, maxWidth)
+	if !g.keysAreValues && o.Err() == nil { // the class then takes num_key_value_heads; there are checkpoints of both kinds
+		for i := range r.Layers {
+			shape := c.ShapeOf(layerName("model.layers.%d.self_attn.k_proj.weight", i))
+			if !g.windowed[i] && len(shape) == 2 && shape[0] == r.KVHeads*g.fullDim {
+				g.fullKV = r.KVHeads
+			}
+		}
+	}
 	g.wide = o.Bool("use_double_wide_mlp", false)
 	g.perLayer = o.Int("hidden_size_per_layer_input", 256, 0, maxWidth)
 	if n := o.Int("vocab_size_per_layer_input", 262144, 0, maxVocab); g.perLayer > 0 && n != r.Vocab {
@@ -262,8 +272,11 @@ func specGemma4(k *model.Keys) *model.Spec {
 	if k.Err() == nil && h.windowed == nil {
 		k.Fail("attention.sliding_window_pattern", "the key is missing")
 	}
-	if k.Err() == nil && h.local.Dims%2 != 0 {
-		k.Fail("rope.dimension_count_swa", "is %d, want an even number", h.local.Dims)
+	if n := h.local.Dims; k.Err() == nil && (n%2 != 0 || n > h.headDimLocal) {
+		k.Fail("rope.dimension_count_swa", "is %d, want an even number up to the head's %d", n, h.headDimLocal)
+	}
+	if k.Err() == nil && h.heads < 1 {
+		k.Fail("attention.head_count", "is %d, want a positive number", h.heads)
 	}
 	for i, kv := range h.kvHeadsOf {
 		if k.Err() == nil && h.heads%kv != 0 {

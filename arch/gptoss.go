@@ -77,9 +77,7 @@ func (l *Layer) interleaved(name string, half, experts, out, in int) {
 func specGPTOSS(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEHalves)
 	k.Int("attention.sliding_window", -1, 1, model.MaxContext)
-	if h.windowed == nil {
-		h.windowed = periodic(h.layers, gptossPeriod)
-	}
+	h.readPattern(gptossPeriod)
 	if k.Float("rope.freq_base_swa", h.rope.Base, 0, math.MaxFloat32) != h.rope.Base {
 		k.Fail("rope.freq_base_swa", "is another than rope.freq_base, which no gpt-oss model has")
 	}

@@ -3,6 +3,7 @@ package arch
 import (
 	"math"
 
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
@@ -11,9 +12,11 @@ import (
 // scores, what residual connections add, and logits, which are divided; and its mixture of experts, where the checkpoint
 // has gate and up in one.
 func init() {
-	register(&Family{Name: "granite", Classes: []string{"GraniteForCausalLM"}, Convert: convertGranite, Spec: specGranite})
-	register(&Family{Name: "granitemoe", Classes: []string{"GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"},
-		Convert: convertGranite, Spec: specGranite})
+	register(&Family{Name: "granite", Classes: []string{"GraniteForCausalLM", graniteHybrid},
+		Takes: func(o *object.Object) bool { return takesGranite(o, "granite") }, Convert: convertGranite, Spec: specGranite})
+	register(&Family{Name: "granitemoe", Classes: []string{"GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", graniteHybrid},
+		Takes: func(o *object.Object) bool { return takesGranite(o, "granitemoe") }, Convert: convertGranite, Spec: specGranite})
+	tokenizes(&Tokenizer{Pre: "smollm", PrefixSaid: true}, "GraniteForCausalLM", "GraniteMoeForCausalLM")
 }
 
 // graniteScales are the factors.
@@ -36,6 +39,10 @@ func (c *Conversion) setGraniteScales(s graniteScales) {
 }
 
 func convertGranite(c *Conversion) {
+	if c.Class == graniteHybrid {
+		convertGraniteHybrid(c)
+		return
+	}
 	r := c.Read(Defaults{})
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
@@ -107,6 +114,7 @@ func specGranite(k *model.Keys) *model.Spec {
 	h := readHyper(k, elementwise.RoPEPairs)
 	h.expertFFN = h.ffn // readers ask for no other
 	shared := k.Int("expert_shared_feed_forward_length", 0, 0, model.MaxWidth)
+	turned := k.Bool("rope.scaling.finetuned", true)
 	residual := float32(k.Float("residual_scale", 0, -1, model.MaxWidth))
 	embedding := float32(k.Float("embedding_scale", 0, -1, model.MaxWidth))
 	logits := k.Float("logit_scale", math.NaN(), 0, model.MaxWidth)
@@ -116,6 +124,9 @@ func specGranite(k *model.Keys) *model.Spec {
 		a := h.attention(b, model.Optional, model.Optional)
 		if scale != 0 {
 			a.Scale = scale
+		}
+		if !turned {
+			a.RoPE = nil
 		}
 		b.Residual(model.Residual{Pre: attn, Branch: a.Branch(), Scale: residual})
 		if h.experts == 0 {

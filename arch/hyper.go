@@ -1,6 +1,7 @@
 package arch
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/llmq/llmq/kernels/attention"
@@ -19,11 +20,19 @@ type hyper struct {
 	windowed                        []bool // by layer; nil: all of them, where window is set
 	experts, expertsUsed, expertFFN int
 	layerNorm                       bool
+	unused                          []string // tensors that nothing is computed with: see dropNextn
 }
 
 // readHyper reads what an architecture with RoPE of some style has. What lists by layer are read by the families that
 // have them.
 func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
+	h := readUnturned(k)
+	h.rope = k.RoPE(style, h.headDim, h.context)
+	return h
+}
+
+// readUnturned is readHyper for an architecture without RoPE, whatever the metadata say of one.
+func readUnturned(k *model.Keys) *hyper {
 	h := &hyper{arch: k.Arch}
 	h.layers = k.Int("block_count", -1, 1, model.MaxLayers)
 	h.context = k.Int("context_length", -1, 1, model.MaxContext)
@@ -38,16 +47,22 @@ func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
 		k.Fail("attention.head_count", "is %d, which does not divide embedding_length, %d", h.heads, h.dim)
 	}
 	h.headDim = k.Int("attention.key_length", h.dim/max(h.heads, 1), 1, model.MaxWidth)
+	if k.Err() == nil && h.heads*h.headDim > model.MaxWidth {
+		k.Fail("attention.key_length", "is %d for %d heads, %d features in all", h.headDim, h.heads, h.heads*h.headDim)
+	}
 	h.window = k.Int("attention.sliding_window", 0, 0, model.MaxContext)
-	h.windowed = k.Bools("attention.sliding_window_pattern", h.layers)
+	h.windowed = readWindowed(k, h.layers)
 	if h.layerNorm = k.Has("attention.layer_norm_epsilon"); h.layerNorm {
 		h.eps = float32(k.Float("attention.layer_norm_epsilon", math.NaN(), 0, 1))
 	} else {
 		h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", math.NaN(), 0, 1))
 	}
-	h.rope = k.RoPE(style, h.headDim, h.context)
-	h.experts = k.Int("expert_count", 0, 0, model.MaxWidth)
-	h.expertsUsed = k.Int("expert_used_count", 0, 0, max(h.experts, 1))
+	h.experts = k.Int("expert_count", 0, 0, model.MaxExperts)
+	if h.expertsUsed = k.Int("expert_used_count", 0, 0, model.MaxWidth); h.experts == 0 {
+		h.expertsUsed = 0 // some writers leave it there
+	} else if h.expertsUsed > h.experts {
+		k.Fail("expert_used_count", "is %d, want 0 to %d", h.expertsUsed, h.experts)
+	}
 	h.expertFFN = k.Int("expert_feed_forward_length", h.ffn, 0, model.MaxWidth)
 	embed := k.Shape(model.EmbedName)
 	if k.Err() == nil && len(embed) != 2 {
@@ -71,11 +86,26 @@ func (h *hyper) dense(k *model.Keys) *hyper {
 // first is the first element: layers may differ in a number of which one is wanted where they do not.
 func first(list []int) int { return list[0] }
 
+// dropNextn takes the layers that predict further tokens from the model's. GGUF counts them among the layers, as the last,
+// and readers do not run them; their tensors are carried over.
+func (h *hyper) dropNextn(k *model.Keys) {
+	n := k.Int("nextn_predict_layers", 0, 0, max(h.layers-1, 0))
+	for i := h.layers - n; i < h.layers; i++ {
+		h.unused = append(h.unused, k.Under(fmt.Sprintf("blk.%d.", i))...)
+	}
+	h.layers -= n
+}
+
 // spec describes a model whose layers are made by layer, with a final norm and a head.
 func (h *hyper) spec(layer func(b *model.Loader, i int)) *model.Spec {
 	return &model.Spec{Arch: h.arch, Layers: h.layers, Dim: h.dim, Vocab: h.vocab, Context: h.context, ExpertsUsed: h.expertsUsed,
 		Layer: layer,
-		Outer: func(b *model.Loader) model.Ends { return model.Ends{Norm: h.norm(b, "output_norm")} },
+		Outer: func(b *model.Loader) model.Ends {
+			for _, name := range h.unused {
+				b.Unused(name)
+			}
+			return model.Ends{Norm: h.norm(b, "output_norm")}
+		},
 	}
 }
 
@@ -87,22 +117,49 @@ func (h *hyper) norm(b *model.Loader, name string) *model.Norm {
 	return b.Norm(name, h.dim, h.eps)
 }
 
-// attention is grouped-query attention with split q, k and v. qkv and out say whether they have biases.
+// attention is grouped-query attention, with q, k and v split or, as converters make them where they are asked to, in one.
+// qkv and out say whether they have biases.
 func (h *hyper) attention(b *model.Loader, qkv, out model.Presence) *model.Attention {
-	heads, kvHeads := h.heads, h.kvHeads
-	if heads < 1 || kvHeads < 1 {
-		b.Fail("attention has %d heads, %d of them of keys", heads, kvHeads)
-		heads, kvHeads = 1, 1
+	return h.attentionOf(b, h.heads, qkv, out)
+}
+
+// attentionOf is attention with more rows in q than for its heads alone: those of rowHeads.
+func (h *hyper) attentionOf(b *model.Loader, rowHeads int, qkv, out model.Presence) *model.Attention {
+	heads, kvHeads := h.someHeads(b)
+	q, kv := rowHeads*h.headDim, kvHeads*h.headDim
+	a := &model.Attention{
+		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim, RoPE: h.rope,
+		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
-	q, kv := heads*h.headDim, kvHeads*h.headDim
+	if b.Has("attn_qkv.weight") {
+		a.QKV = b.Linear("attn_qkv", q+2*kv, h.dim, qkv)
+	} else {
+		a.Q, a.K, a.V = b.Linear("attn_q", q, h.dim, qkv), b.Linear("attn_k", kv, h.dim, qkv), b.Linear("attn_v", kv, h.dim, qkv)
+	}
+	a.O = b.Linear("attn_output", h.dim, heads*h.headDim, out)
+	return a
+}
+
+// someHeads are the heads of queries and of keys; a layer cannot be without.
+func (h *hyper) someHeads(b *model.Loader) (heads, kvHeads int) {
+	if h.heads < 1 || h.kvHeads < 1 {
+		b.Fail("attention has %d heads, %d of them of keys", h.heads, h.kvHeads)
+		return 1, 1
+	}
+	return h.heads, h.kvHeads
+}
+
+// jointAttention is attention with q, k and v in one linear if the file has them so, or split.
+func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
+	if !b.Has("attn_qkv.weight") {
+		return h.attention(b, qkv, out)
+	}
+	heads, kvHeads := h.someHeads(b)
 	return &model.Attention{
 		Heads: heads, KVHeads: kvHeads, HeadDim: h.headDim,
-		Q:     b.Linear("attn_q", q, h.dim, qkv),
-		K:     b.Linear("attn_k", kv, h.dim, qkv),
-		V:     b.Linear("attn_v", kv, h.dim, qkv),
-		O:     b.Linear("attn_output", h.dim, q, out),
-		RoPE:  h.rope,
-		Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
+		QKV:  b.Linear("attn_qkv", (heads+2*kvHeads)*h.headDim, h.dim, qkv),
+		O:    b.Linear("attn_output", h.dim, heads*h.headDim, out),
+		RoPE: h.rope, Scale: attention.Scale(h.headDim), Window: h.windowOf(b.Layer()),
 	}
 }
 
@@ -125,6 +182,11 @@ func (h *hyper) mlpOf(b *model.Loader, suffix string, ffn int, act model.Activat
 	}
 }
 
+// fusedMLP is an MLP whose gate and up are one linear, gate's rows first.
+func (h *hyper) fusedMLP(b *model.Loader, act model.Activation) *model.MLP {
+	return &model.MLP{Act: act, Up: b.Linear("ffn_up", 2*h.ffn, h.dim, model.Absent), Down: b.Linear("ffn_down", h.dim, h.ffn, model.Absent)}
+}
+
 // moe is a mixture of gated experts under the common names, the router's gating aside.
 func (h *hyper) moe(b *model.Loader) *model.MoE { return h.moeOf(b, model.Absent) }
 
@@ -135,10 +197,13 @@ func (h *hyper) moeOf(b *model.Loader, bias model.Presence) *model.MoE {
 		b.Fail("%d of %d experts are used", h.expertsUsed, n)
 		n = 1
 	}
-	return &model.MoE{
-		Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed,
-		Gate: b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias),
-		Up:   b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias),
-		Down: b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias),
+	m := &model.MoE{Router: b.Kept("ffn_gate_inp", n, h.dim, bias), Top: h.expertsUsed}
+	if b.Has("ffn_gate_up_exps.weight") {
+		m.GateUp = b.Experts("ffn_gate_up_exps", n, 2*h.expertFFN, h.dim, bias)
+	} else {
+		m.Gate = b.Experts("ffn_gate_exps", n, h.expertFFN, h.dim, bias)
+		m.Up = b.Experts("ffn_up_exps", n, h.expertFFN, h.dim, bias)
 	}
+	m.Down = b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias)
+	return m
 }

@@ -33,6 +33,9 @@ func init() {
 			return spec
 		},
 	})
+	const codeLlama = 32016 // tokens of the vocabulary that has those for infilling, and ▁<EOT>
+	tokenizes(&Tokenizer{PrefixSaid: true, IDs: []SpecialID{{Kind: "eot", ID: 32010, Size: codeLlama}}},
+		"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
 }
 
 // mistralWindow is what the transformers library takes for a Mistral model whose config.json does not say; null says
@@ -40,7 +43,8 @@ func init() {
 const mistralWindow = 4096
 
 func convertLlama(c *Conversion) {
-	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6}}
+	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6},
+		"MistralForCausalLM": {Context: 131072, KVHeads: 8}}
 	r := c.Read(defaults[c.Class])
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
@@ -74,6 +78,13 @@ func convertLlama(c *Conversion) {
 	c.setRoPE(rope, true)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
+	c.llamaLayers(r, rope, attnBias, mlpBias, experts)
+	c.Head(r)
+}
+
+// llamaLayers declares layers as Llama has them, or Mixtral with so many experts: the rows of q and k in the order of
+// GGUF's pairs.
+func (c *Conversion) llamaLayers(r *Config, rope *rope, attnBias, mlpBias bool, experts int) {
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -89,7 +100,6 @@ func convertLlama(c *Conversion) {
 		}
 		l.gatedMLP(r, mlpBias)
 	}
-	c.Head(r)
 }
 
 // mixtralExperts declares a router and experts under Mixtral's names.

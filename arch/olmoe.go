@@ -71,5 +71,5 @@ func convertOLMoE(c *Conversion) {
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.experts(r, experts, r.FFN)
 	}
-	c.Head(r)
+	c.OwnHead(r)
 }

@@ -71,7 +71,7 @@ func convertQwen2MoE(c *Conversion) {
 		l.experts(r, experts, ffn)
 		l.gatedShared(r, shared)
 	}
-	c.Head(r)
+	c.OwnHead(r)
 }
 
 // wantUndivided refuses heads that together have another width than the residual stream.

@@ -61,10 +61,10 @@ func openReference(t *testing.T, dir string) *hf.Checkpoint {
 	if a.Pre == "default" {
 		opt.Pre = ""
 	}
-	src, err := hf.Open(dir, opt)
-	if err != nil && strings.Contains(err.Error(), "is not supported; supported: ") {
-		t.Skip(err)
+	if adapter := filepath.Join(dir, "adapter"); exists(adapter) {
+		opt.LoRA = adapter
 	}
+	src, err := hf.Open(dir, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,12 +72,21 @@ func openReference(t *testing.T, dir string) *hf.Checkpoint {
 	return src
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // TestReferenceConversion compares hyperparameters and tensors with what llama.cpp's converter makes of each checkpoint.
 func TestReferenceConversion(t *testing.T) {
 	for _, dir := range references(t) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			src := openReference(t, dir)
-			want, err := gguf.Open(filepath.Join(dir, "expected.gguf"))
+			path := filepath.Join(dir, "expected-plain.gguf") // where llama.cpp keeps a type in a way of its own
+			if !exists(path) {
+				path = filepath.Join(dir, "expected.gguf")
+			}
+			want, err := gguf.Open(path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,7 +111,11 @@ func TestReferenceConversion(t *testing.T) {
 					continue
 				}
 				delete(names, info.Name)
-				compareTensor(t, src, want, info)
+				ulps := int32(0)
+				if exists(filepath.Join(dir, "adapter")) { // sums of more than two numbers
+					ulps = 1
+				}
+				compareTensor(t, src, want, info, ulps)
 			}
 			for name := range names {
 				t.Errorf("%s: llama.cpp has no such tensor", name)
@@ -111,7 +124,7 @@ func TestReferenceConversion(t *testing.T) {
 	}
 }
 
-func compareTensor(t *testing.T, src, want model.Source, info ggml.Info) {
+func compareTensor(t *testing.T, src, want model.Source, info ggml.Info, ulps int32) {
 	got, err := src.Tensor(info.Name)
 	if err != nil {
 		t.Error(err)
@@ -130,7 +143,8 @@ func compareTensor(t *testing.T, src, want model.Source, info ggml.Info) {
 	got.Type.Unpack(a, got.Data)
 	ref.Type.Unpack(b, ref.Data)
 	for i := range a {
-		if a[i] != b[i] && !(a[i] != a[i] && b[i] != b[i]) {
+		d := int32(math.Float32bits(a[i]) - math.Float32bits(b[i]))
+		if a[i] != b[i] && !(a[i] != a[i] && b[i] != b[i]) && !(-ulps <= d && d <= ulps) {
 			t.Errorf("%s: element %d is %v, want %v", info.Name, i, a[i], b[i])
 			return
 		}
@@ -145,7 +159,7 @@ func TestReferenceLogits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.Precision = kernels.F32
+			m.Precision, m.TableGELU = kernels.F32, true
 			compareLogits(t, m, dir)
 		})
 	}
@@ -193,8 +207,8 @@ func compareLogits(t *testing.T, m *model.Model, dir string) {
 	}
 	kl /= float64(rows)
 	t.Logf("largest difference %.2g, mean KL %.2g", worst, kl)
-	// llama.cpp takes GELU from a table over float16. With the table emulated here the largest difference is 6e-3 (gemma4-e).
-	if limit, most := 5e-4, 1e-9; !(worst <= limit && kl <= most) && !(usesGELU(dir) && worst <= 6e-2 && kl <= 2e-5) {
+	// A step of the table that GELU is taken from is a rounding: neighbours fall to either side. With the table emulated here the largest difference is 6e-3 (gemma4-e).
+	if limit, most := 5e-4, 1e-9; !(worst <= limit && kl <= most) && !(usesGELU(dir) && worst <= 1.5e-2 && kl <= 1e-6) {
 		t.Errorf("largest difference %g, mean KL %g", worst, kl)
 	}
 }

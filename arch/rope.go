@@ -28,9 +28,11 @@ type rope struct {
 // ropeOptions say what a class and its GGUF readers can do.
 type ropeOptions struct {
 	// LayerType is the key in rope_parameters of what is wanted where layer types have parameters of their own:
-	// "full_attention". "": the class knows none.
+	// "full_attention", unless the class is the other way.
 	LayerType string
-	// LocalTheta is the key of the base in old configurations, "rope_theta" if it is empty.
+	// Local: layers with a window may have parameters of their own: see localTheta.
+	Local bool
+	// ThetaKey is the key of the base in old configurations, "rope_theta" if it is empty.
 	ThetaKey string
 	// Factors: readers take rope_freqs.weight, for llama3.
 	Factors bool
@@ -39,7 +41,9 @@ type ropeOptions struct {
 	// Partial: the class reads partial_rotary_factor; PartialDefault where config.json is silent, 0 meaning 1.
 	Partial        bool
 	PartialDefault float64
-	// Untruncated: the reader's own way with YaRN's bounds is taken for the original's, as no layer of the model is near.
+	// Betas: readers take YaRN's beta_fast and beta_slow.
+	Betas bool
+	// Untruncated: YaRN's bounds are not rounded, which readers do all the same.
 	Untruncated bool
 }
 
@@ -50,23 +54,8 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	if opt.ThetaKey == "" {
 		opt.ThetaKey = "rope_theta"
 	}
-	// transformers 5 gathers it all in rope_parameters.
-	params := o.Object("rope_parameters")
-	if params != nil && opt.LayerType != "" && params.Has(opt.LayerType) {
-		params = params.Object(opt.LayerType)
-	} else if params != nil && (params.Has("full_attention") || params.Has("sliding_attention")) {
-		if params.Has("full_attention") {
-			params = params.Object("full_attention")
-		}
-	}
-	scaling := params
-	if params == nil {
-		params, scaling = o, o.Object("rope_scaling")
-	}
+	params := c.ropeParameters(opt)
 	e.theta = params.Float("rope_theta", o.Float(opt.ThetaKey, r.Theta, 1, math.MaxFloat32), 1, math.MaxFloat32)
-	if params == o {
-		e.theta = o.Float(opt.ThetaKey, r.Theta, 1, math.MaxFloat32)
-	}
 	e.params = params
 	partial := 1.0
 	if opt.PartialDefault != 0 {
@@ -81,9 +70,10 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	if o.Err() == nil && (e.dims < 2 || e.dims%2 != 0) {
 		o.Fail("head_dim", "is %d, of which %d elements are rotated; want an even number", r.HeadDim, e.dims)
 	}
-	if scaling == nil || o.Err() != nil {
+	if params == nil || o.Err() != nil {
 		return e
 	}
+	scaling := params
 	e.scaling = scaling
 	e.kind = scaling.String("rope_type", scaling.String("type", "default"))
 	switch e.kind {
@@ -102,11 +92,11 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 			scaling.Fail("rope_type", "is %q, which GGUF readers do not know for %s", e.kind, c.Class)
 		}
 		e.factor = scaling.Float("factor", math.NaN(), 0, maxContext)
-		e.original = c.original(e, -1)
+		e.original = c.original(e, r.Context)
 		e.lowFreq = scaling.Float("low_freq_factor", math.NaN(), 0, maxWidth)
 		e.highFreq = scaling.Float("high_freq_factor", math.NaN(), 0, maxWidth)
-		if o.Err() == nil && e.highFreq <= e.lowFreq {
-			scaling.Fail("high_freq_factor", "is %g, want more than low_freq_factor, %g", e.highFreq, e.lowFreq)
+		if o.Err() == nil && e.highFreq < e.lowFreq { // they are the same in Llama 4
+			scaling.Fail("high_freq_factor", "is %g, want at least low_freq_factor, %g", e.highFreq, e.lowFreq)
 		}
 	case "longrope", "su":
 		if e.kind = "longrope"; opt.Long {
@@ -119,24 +109,57 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	return e
 }
 
-// original reads the context before scaling, which transformers 5 has at the top too.
+// ropeParameters are the parameters of the rotary embedding of all layers, or of those that opt.LayerType names: those of
+// rope_scaling, or where that is empty of rope_parameters, in which transformers 5 gathers them. nil: there are none.
+func (c *Conversion) ropeParameters(opt ropeOptions) *object.Object {
+	o := c.Config
+	old, params := o.Object("rope_scaling"), o.Object("rope_parameters")
+	full, sliding := params.Object("full_attention"), params.Object("sliding_attention")
+	switch byType := full != nil || sliding != nil; {
+	case len(old.Keys()) > 0 && byType:
+		c.Refuse("rope_scaling", "there are rope_parameters of layer types beside it")
+	case len(old.Keys()) > 0:
+		return old
+	case !byType:
+		return params
+	case opt.LayerType == "sliding_attention" && sliding != nil:
+		return sliding
+	case opt.Local || sliding == nil:
+		return full
+	case full == nil:
+		return sliding
+	case !sliding.Equal(full):
+		params.Fail("sliding_attention", "is not what full_attention is, and GGUF readers know one rotary embedding for %s", c.Class)
+	default:
+		sliding.ReadAll()
+	}
+	return full
+}
+
+// original reads the context before scaling, which transformers 5 has at the top too, and prefers there.
 func (c *Conversion) original(e *rope, absent int) int {
 	const key = "original_max_position_embeddings"
-	if !e.scaling.Has(key) && c.Config.Has(key) {
-		return c.Config.Int(key, absent, 1, maxContext)
-	}
-	return e.scaling.Int(key, absent, 1, maxContext)
+	inner := e.scaling.Int(key, absent, 1, maxContext)
+	return c.Config.Int(key, inner, 1, maxContext)
 }
 
 func (c *Conversion) readYaRN(e *rope, r *Config, opt ropeOptions) {
 	s := e.scaling
-	if !s.Bool("truncate", true) && !opt.Untruncated {
-		s.Fail("truncate", "is false: GGUF readers round the bounds between the pairs that are stretched and those that are not")
+	const rounded = "GGUF readers round the bounds between the pairs that are stretched and those that are not"
+	switch {
+	case s.Bool("truncate", true):
+	case opt.Untruncated:
+		c.Warn("%s: truncate is false: %s", c.Config.File, rounded)
+	default:
+		s.Fail("truncate", "is false: %s", rounded)
 	}
 	e.original = c.original(e, r.Context)
 	e.factor = s.Float("factor", float64(r.Context)/float64(max(e.original, 1)), 0, maxContext)
 	e.betaFast = s.Float("beta_fast", 32, 0, maxWidth)
 	e.betaSlow = s.Float("beta_slow", 1, 0, maxWidth)
+	if (e.betaFast != 32 || e.betaSlow != 1) && !opt.Betas && c.Config.Err() == nil {
+		c.Warn("%s: beta_fast and beta_slow are %g and %g: GGUF readers take 32 and 1 for %s", c.Config.File, e.betaFast, e.betaSlow, c.Class)
+	}
 	e.magnitude = yarnMagnitude(s, e.factor)
 }
 
@@ -172,7 +195,7 @@ func (c *Conversion) setRoPE(e *rope, dims bool) {
 		c.SetInt("rope.scaling.original_context_length", e.original)
 		c.SetFloat("rope.scaling.yarn_beta_fast", e.betaFast)
 		c.SetFloat("rope.scaling.yarn_beta_slow", e.betaSlow)
-		if e.magnitude != 1 {
+		if float32(e.magnitude) != 1 {
 			c.SetFloat("rope.scaling.attn_factor", e.magnitude)
 		}
 	}
@@ -185,18 +208,19 @@ func (c *Conversion) ropeFactors(e *rope) {
 		return
 	}
 	factors := make([]float32, e.dims/2)
-	// In float32, step by step, as the converter computes it.
+	// In float32, step by step, as the converter computes it: its library divides a number by a tensor by multiplying with
+	// the reciprocal.
 	low, high, factor := float32(e.lowFreq), float32(e.highFreq), float32(e.factor)
 	for i := range factors {
 		freq := 1 / float32(math.Pow(e.theta, float64(float32(2*i)/float32(e.dims))))
-		wavelength := float32(2*math.Pi) / freq
+		wavelength := 1 / freq * float32(2*math.Pi)
 		switch {
 		case wavelength < float32(float64(e.original)/e.highFreq):
 			factors[i] = 1
-		case wavelength > float32(float64(e.original)/e.lowFreq):
+		case wavelength > float32(float64(e.original)/e.lowFreq) || high == low:
 			factors[i] = factor
 		default:
-			smooth := (float32(e.original)/wavelength - low) / (high - low)
+			smooth := (1/wavelength*float32(e.original) - low) / (high - low)
 			factors[i] = 1 / ((1-smooth)/factor + smooth)
 		}
 	}

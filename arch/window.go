@@ -36,15 +36,29 @@ func (c *Conversion) setPattern(windowed []bool, period int) {
 func periodic(n, period int) []bool {
 	windowed := make([]bool, n)
 	for i := range windowed {
-		windowed[i] = (i+1)%period != 0
+		windowed[i] = (i+1)%max(period, 1) != 0
 	}
 	return windowed
 }
 
-// readPattern completes which layers have a window: all but each period-th, where the metadata do not list them.
-func (h *hyper) readPattern(k *model.Keys, period int) {
+// readWindowed reads which of n layers have a window: of a list, or of a number of which no layer that it divides has one,
+// 0 meaning that all have; nil if the metadata do not say.
+func readWindowed(k *model.Keys, n int) []bool {
+	const key = "attention.sliding_window_pattern"
+	if !k.IsInt(key) {
+		return k.Bools(key, n)
+	}
+	period := k.Int(key, 0, 0, model.MaxLayers)
+	if period == 0 {
+		period = n + 1
+	}
+	return periodic(n, period)
+}
+
+// readPattern completes which layers have a window: all but each period-th, where the metadata do not say.
+func (h *hyper) readPattern(period int) {
 	if h.windowed == nil && h.window > 0 {
-		h.windowed = periodic(h.layers, k.Int("attention.sliding_window_pattern", period, 1, model.MaxLayers))
+		h.windowed = periodic(h.layers, period)
 	}
 }
 

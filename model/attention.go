@@ -13,8 +13,8 @@ type Attention struct {
 	Q, K, V, O              *Linear
 	// QKV, where not nil, is Q, K and V in one: their rows follow each other.
 	QKV *Linear
-	// QNorm, KNorm and VNorm normalise each head, or all of them at once where they have as many weights; nil: none. They
-	// come before RoPE, or after it where NormAfter is set.
+	// QNorm, KNorm and VNorm normalise each head, or all of them at once where they have as many weights and are not
+	// PerHead; nil: none. They come before RoPE, or after it where NormAfter is set.
 	QNorm, KNorm, VNorm *Norm
 	NormAfter           bool
 	RoPE                *RoPE // nil: none
@@ -24,8 +24,9 @@ type Attention struct {
 	Sinks               []float32 // by query head, a logit that takes part in the softmax and has no value; nil: none
 	// Gated says that Q has, for each head, HeadDim rows of queries and HeadDim of a gate: the result is multiplied by
 	// σ(gate). Gate is a linear of its own that does the same.
-	Gated bool
-	Gate  *Linear
+	Gated       bool
+	Gate        *Linear
+	Temperature *Temperature // of the queries; nil: 1
 	// Keeps has keys and values stay in State.Aux for the layers that Take them instead of having their own: K and V are
 	// nil there. nil: neither.
 	Keeps, Takes *KV
@@ -106,6 +107,9 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 	case a.QKV != nil:
 		all := st.apply(h, []string{"qkv"}, a.QKV)[0]
 		n, kv := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
+		if a.Gated {
+			n *= 2
+		}
 		q, k, v = st.columns("q", all, 0, n), st.columns("k", all, n, n+kv), st.columns("v", all, n+kv, n+2*kv)
 		if st.last < st.SeqLen {
 			q = st.lastOf("lastq", q)
@@ -164,11 +168,12 @@ func (st *State) columns(name string, x *tensor.Matrix, lo, hi int) *tensor.Matr
 func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 	seqs := k.Rows / st.SeqLen
 	last := q.Rows / seqs
+	rope := a.RoPE.For(st.SeqLen)
 	rotate := func(x *tensor.Matrix, norm *Norm, from int) { // x's first token is at position from
-		byRows(x.Rows, func(lo, hi int) { a.rotate(x.View(lo, hi, 0, x.Cols), norm, from+lo) })
+		byRows(x.Rows, func(lo, hi int) { a.rotate(x.View(lo, hi, 0, x.Cols), rope, norm, from+lo) })
 	}
-	if a.RoPE != nil {
-		a.RoPE.Table(st.SeqLen) // made before it is used from several goroutines
+	if rope != nil {
+		rope.Table(st.SeqLen) // made before it is used from several goroutines
 	}
 	shape := attention.Shape{Heads: a.Heads, KVHeads: a.KVHeads, KeyDim: a.HeadDim, ValueDim: a.HeadDim,
 		Window: a.Window, Scale: a.Scale, Softcap: a.Softcap, Sinks: a.Sinks}
@@ -176,6 +181,7 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
 		ks, vs := k.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, k.Cols), v.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, v.Cols)
 		rotate(qs, a.QNorm, st.SeqLen-last)
+		a.Temperature.apply(qs, st.SeqLen-last)
 		if a.Takes == nil {
 			rotate(ks, a.KNorm, 0)
 			a.normalise(vs, a.VNorm)
@@ -184,13 +190,13 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 	}
 }
 
-// rotate applies the norm of heads, if there is one, and RoPE. x has no padding; its first token is at position at.
-func (a *Attention) rotate(x *tensor.Matrix, norm *Norm, at int) {
+// rotate applies the norm of heads and RoPE, if there are any. x has no padding; its first token is at position at.
+func (a *Attention) rotate(x *tensor.Matrix, rope *RoPE, norm *Norm, at int) {
 	if !a.NormAfter {
 		a.normalise(x, norm)
 	}
-	if a.RoPE != nil {
-		a.RoPE.rotate(x, a.HeadDim, at)
+	if rope != nil {
+		rope.rotate(x, a.HeadDim, at)
 	}
 	if a.NormAfter {
 		a.normalise(x, norm)
@@ -200,7 +206,7 @@ func (a *Attention) rotate(x *tensor.Matrix, norm *Norm, at int) {
 func (a *Attention) normalise(x *tensor.Matrix, norm *Norm) {
 	switch {
 	case norm == nil:
-	case len(norm.W) == x.Cols:
+	case len(norm.W) == x.Cols && !norm.PerHead:
 		norm.rows(x, x)
 	default:
 		norm.heads(x, a.HeadDim)

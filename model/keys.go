@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"math"
+	"strings"
 )
 
 // Bounds beyond which a hyperparameter is taken for a corrupt file. The largest published models stay below a
@@ -10,6 +11,7 @@ import (
 const (
 	MaxLayers  = 1 << 14
 	MaxWidth   = 1 << 20
+	MaxExperts = 1 << 14
 	MaxVocab   = 1 << 24
 	MaxContext = 1 << 30
 )
@@ -41,6 +43,13 @@ func (k *Keys) Has(key string) bool {
 	return ok
 }
 
+// IsInt says whether a key is there and holds one integer.
+func (k *Keys) IsInt(key string) bool {
+	v, ok := k.src.Meta(k.Arch + "." + key)
+	_, is := integer(v)
+	return ok && is
+}
+
 // Tensor says whether the source has a tensor, whose presence decides for what metadata do not tell.
 func (k *Keys) Tensor(name string) bool {
 	for _, t := range k.src.Tensors() {
@@ -49,6 +58,17 @@ func (k *Keys) Tensor(name string) bool {
 		}
 	}
 	return false
+}
+
+// Under lists the source's tensors whose names begin with a prefix.
+func (k *Keys) Under(prefix string) []string {
+	var names []string
+	for _, t := range k.src.Tensors() {
+		if strings.HasPrefix(t.Name, prefix) {
+			names = append(names, t.Name)
+		}
+	}
+	return names
 }
 
 // Shape returns a tensor's shape, nil if the source does not have it.
@@ -64,10 +84,11 @@ func (k *Keys) Shape(name string) []int {
 // Int returns a number in [lo,hi], or absent if the key is not there. absent < 0 makes the key required.
 func (k *Keys) Int(key string, absent, lo, hi int) int {
 	v, ok := k.src.Meta(k.Arch + "." + key)
+	if !ok && absent < 0 {
+		k.Fail(key, "the key is missing")
+		return 0
+	}
 	if !ok {
-		if absent < 0 {
-			k.Fail(key, "the key is missing")
-		}
 		return absent
 	}
 	n, ok := integer(v)

@@ -58,7 +58,7 @@ func (a *MLA) Branch() Branch {
 func (a *MLA) heads(name string, linears []*Linear, stride int) Stage {
 	var s Stage
 	for i, l := range linears {
-		s.Sites = append(s.Sites, &Site{Name: name, Expert: i, Linears: []*Linear{l}})
+		s.Sites = append(s.Sites, &Site{Name: name, Expert: i, Head: true, Linears: []*Linear{l}})
 	}
 	s.Input = func(st *State, i int) (*tensor.Matrix, []int) {
 		return st.columns("head in", st.In, i*stride, i*stride+linears[i].In), nil
@@ -116,20 +116,24 @@ func (a *MLA) attend(st *State) {
 		}
 	}
 	a.rotate(st, turned, st.last)
-	queries := st.Scratch("latent queries", q.Rows, a.Heads*dim)
-	for i, l := range a.KB {
-		r := st.apply(st.columns("head in", q, i*(a.Nope+a.Rope), i*(a.Nope+a.Rope)+a.Nope), []string{"absorbed"}, l)[0]
-		for t := range q.Rows {
-			copy(queries.Row(t)[i*dim:], r.Row(t))
-			copy(queries.Row(t)[i*dim+a.Rank:], turned.Row(t)[i*a.Rope:(i+1)*a.Rope])
-		}
-	}
 	shape := attention.Shape{Heads: a.Heads, KVHeads: 1, KeyDim: dim, ValueDim: a.Rank, Scale: a.Scale}
 	dst, keys, latents := st.Scratch("means of latents", q.Rows, a.Heads*a.Rank), st.kept["latent keys"], st.kept["latents"]
+	// Queries of all heads for all sequences at once would be the largest matrix by far.
+	queries := st.Scratch("latent queries", st.last, a.Heads*dim)
 	for i := range st.sequences() {
-		lo, hi := i*st.SeqLen, (i+1)*st.SeqLen
-		attention.Of(&shape, dst.View(i*st.last, (i+1)*st.last, 0, dst.Cols), queries.View(i*st.last, (i+1)*st.last, 0, queries.Cols),
-			keys.View(lo, hi, 0, dim), latents.View(lo, hi, 0, a.Rank), st.precision)
+		first, all := i*st.last, i*st.SeqLen
+		own, turned := q.View(first, first+st.last, 0, q.Cols), turned.View(first, first+st.last, 0, turned.Cols)
+		for head, l := range a.KB {
+			at := head * (a.Nope + a.Rope)
+			absorbed := st.apply(st.columns("head in", own, at, at+a.Nope), []string{"absorbed"}, l)[0]
+			for t := range st.last {
+				row := queries.Row(t)[head*dim : (head+1)*dim]
+				copy(row, absorbed.Row(t))
+				copy(row[a.Rank:], turned.Row(t)[head*a.Rope:])
+			}
+		}
+		attention.Of(&shape, dst.View(first, first+st.last, 0, dst.Cols), queries,
+			keys.View(all, all+st.SeqLen, 0, dim), latents.View(all, all+st.SeqLen, 0, a.Rank), st.precision)
 	}
 	st.narrow()
 	st.In = dst

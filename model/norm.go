@@ -12,6 +12,8 @@ type Norm struct {
 	W, B  []float32 // B nil: none
 	Eps   float32
 	Layer bool // LayerNorm
+	// PerHead says that W has weights for each of several heads, one head after the other.
+	PerHead bool
 }
 
 // apply sets dst to the normalised rows of x. dst may be x.
@@ -30,6 +32,14 @@ func (n *Norm) rows(dst, x *tensor.Matrix) {
 
 // heads normalises every head of x, rows×(heads·headDim) without padding, in place.
 func (n *Norm) heads(x *tensor.Matrix, headDim int) {
+	if n.PerHead {
+		for lo := 0; lo < x.Cols; lo += headDim {
+			one := Norm{W: n.W[lo : lo+headDim], Eps: n.Eps, Layer: n.Layer}
+			head := x.View(0, x.Rows, lo, lo+headDim)
+			one.rows(head, head)
+		}
+		return
+	}
 	heads := tensor.FromSlice(x.Rows*x.Cols/headDim, headDim, x.Data)
 	n.rows(heads, heads)
 }

@@ -23,6 +23,9 @@ type RoPE struct {
 	Style              elementwise.RoPEStyle
 	// Factors divide the frequencies of the pairs (rope_freqs.weight, Llama 3.1); nil: all are 1.
 	Factors []float32
+	// Long, where not nil, takes the place of this one in sequences of more than OrigContext tokens (LongRoPE, Ding et al.,
+	// arXiv:2402.13753).
+	Long *RoPE
 
 	mu       sync.Mutex
 	cos, sin *tensor.Matrix // by position, as many as were needed so far
@@ -77,6 +80,14 @@ func (r *RoPE) Unscaled(base float64) *RoPE {
 func (r *RoPE) WithBase(base float64) *RoPE {
 	return &RoPE{Dims: r.Dims, Base: base, Scaling: r.Scaling, Factor: r.Factor, OrigContext: r.OrigContext, AttnFactor: r.AttnFactor,
 		BetaFast: r.BetaFast, BetaSlow: r.BetaSlow, Style: r.Style}
+}
+
+// For is the rotary embedding for sequences of n tokens; nil: none.
+func (r *RoPE) For(n int) *RoPE {
+	if r != nil && r.Long != nil && n > r.OrigContext {
+		return r.Long
+	}
+	return r
 }
 
 // SetFactors has the frequencies divided by factors, a tensor's values; nil: they are not.

@@ -4,6 +4,7 @@ package model
 type SiteShape struct {
 	Name    string
 	Expert  int
+	Head    bool
 	In      int
 	Out     []int // of each linear
 	Names   []string
@@ -16,7 +17,7 @@ func (l *Layer) shape() []SiteShape {
 	var shapes []SiteShape
 	for i := range l.Stages {
 		for _, s := range l.Stages[i].Sites {
-			shape := SiteShape{Name: s.Name, Expert: s.Expert, In: s.In(), Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds}
+			shape := SiteShape{Name: s.Name, Expert: s.Expert, Head: s.Head, In: s.In(), Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds}
 			for _, lin := range s.Linears {
 				shape.Out = append(shape.Out, lin.Out)
 				shape.Names = append(shape.Names, lin.Name)

@@ -12,7 +12,9 @@ type Site struct {
 	// Name says what the input is, within the layer: "attn_in", "attn_out", "mlp_in" or "mlp_out", and the like.
 	Name string
 	// Expert is the expert that the linears belong to, −1 where they see all tokens.
-	Expert  int
+	Expert int
+	// Head says that it is an attention head instead, one of several in one tensor, and sees all tokens too.
+	Head    bool
 	Linears []*Linear
 	// Prev is what could absorb a scaling of the input's channels; nil if nothing could.
 	Prev *Prev

@@ -98,7 +98,10 @@ func stageWidth(m *model.Model, shapes []model.SiteShape, streams int64) int64 {
 		for _, o := range s.Out {
 			out += int64(o)
 		}
-		if s.Expert >= 0 {
+		switch {
+		case s.Head:
+			outputs += int64(s.In)
+		case s.Expert >= 0:
 			experts = max(experts, 2*(out+int64(s.In)))
 			continue
 		}

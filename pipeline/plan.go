@@ -18,7 +18,7 @@ type Source interface {
 	Metadata() gguf.Metadata
 }
 
-// Plan is what a run will write. It is made from headers alone.
+// Plan is what a run will write. It is made from headers alone, and does not change: With, Assign and runs make others.
 type Plan struct {
 	Recipe   Recipe
 	Metadata gguf.Metadata
@@ -75,7 +75,7 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	infos := src.Tensors()
 	for i := range infos {
 		in := &infos[i]
-		if in.Type.Grid != nil && !r.Requantize {
+		if in.Type.Grid != nil && !r.Requantize && !isOriginal(src) {
 			return nil, fmt.Errorf("%s: tensor %q is %s, already quantized; quantize the F32, F16 or BF16 original, or allow with "+
 				"--allow-requantize that its errors stay", src.Name(), in.Name, in.Type.Name)
 		}
@@ -85,6 +85,8 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 		}
 		if rule >= 0 {
 			used[rule] = true
+		} else if in.Type.Grid != nil && t.Grid == nil && m.Role(in.Name) == model.RoleLinear && isOriginal(src) {
+			t, wanted = in.Type, in.Type // floats would hold the same values in more bytes
 		}
 		p.Tensors = append(p.Tensors, Tensor{
 			Info: ggml.Info{Name: in.Name, Type: t, Shape: in.Shape}, From: in.Type, Wanted: wanted,
@@ -117,6 +119,13 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	return p, err
 }
 
+// isOriginal says whether a source's quantized tensors are as the model's authors gave them, so that there is no original to
+// take in their place.
+func isOriginal(src Source) bool {
+	o, ok := src.(interface{ Original() bool })
+	return ok && o.Original()
+}
+
 // inherited is the metadata of a checkpoint without what a file tells of how its tensors were rounded, which is not true of
 // another: ours, and what llama-quantize says of its importance matrix.
 func inherited(md gguf.Metadata) gguf.Metadata {
@@ -130,18 +139,21 @@ func (p *Plan) quantizes() bool {
 	return slices.ContainsFunc(p.Tensors, func(t Tensor) bool { return t.Type.Grid != nil })
 }
 
-// SetMetadata adds entries to the file's metadata, or replaces them.
-func (p *Plan) SetMetadata(entries gguf.Metadata) error {
+// With returns the plan with entries added to the file's metadata, or in place of those of the same keys.
+func (p *Plan) With(entries gguf.Metadata) (*Plan, error) { return p.with(p.Tensors, entries) }
+
+// with is With for other tensors too.
+func (p *Plan) with(tensors []Tensor, entries gguf.Metadata) (*Plan, error) {
+	next := *p
+	next.Tensors = tensors
 	md := slices.Clone(p.Metadata)
 	for _, kv := range entries {
 		md.Set(kv.Key, kv.Value)
 	}
-	file, err := gguf.NewSplitPlan(md, p.infos(), p.Recipe.PartBytes)
-	if err != nil {
-		return err
-	}
-	p.Metadata, p.File = md, file
-	return nil
+	next.Metadata = md
+	var err error
+	next.File, err = gguf.NewSplitPlan(md, next.infos(), p.Recipe.PartBytes)
+	return &next, err
 }
 
 // addBiases plans a bias for each quantized linear that has none, where readers of the architecture load one.

@@ -113,7 +113,7 @@ func TestFolding(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := &run{ctx: t.Context(), m: m, plan: plan, opt: Options{Calib: sequences(tm, 3, 12)}}
+			r := &transformer{task: &task{ctx: t.Context(), m: m, plan: plan, opt: Options{Calib: sequences(tm, 3, 12)}}}
 			s, err := newStream(m, r.opt.Calib.Sequences, 12, true, newStateBudget(0), "", nil)
 			if err != nil {
 				t.Fatal(err)

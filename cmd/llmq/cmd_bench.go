@@ -3,12 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/bench"
 	"github.com/llmq/llmq/kernels"
 )
@@ -211,7 +212,7 @@ func (a *app) runBenchModel(ctx context.Context, opts benchOptions) error {
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, "")
+	src, err := a.openSource(opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

@@ -5,13 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
@@ -256,7 +257,7 @@ func (o *evalOptions) subject(m *model.Model) report.Subject {
 
 // openModel opens a model and its tokenizer; the caller closes the model's Source.
 func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error) {
-	src, err := a.openSource(path, "")
+	src, err := a.openSource(path, hf.Options{})
 	if err != nil {
 		return nil, nil, err
 	}

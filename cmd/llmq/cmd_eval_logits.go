@@ -7,7 +7,9 @@ import (
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -29,7 +31,7 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 	if err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, "")
+	src, err := a.openSource(opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}
@@ -39,6 +41,7 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 		return err
 	}
 	m.Precision = opts.Precision.p
+	m.TableGELU = m.Precision == kernels.F32 // as what it is compared with
 	for i, s := range sequences {
 		for j, id := range s {
 			if id < 0 || int(id) >= m.Vocab {

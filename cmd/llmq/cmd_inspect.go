@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf"
 )
 
 type inspectOptions struct {
@@ -115,7 +116,7 @@ func (a *app) list(path string) (l *gguf.Listing, format string, err error) {
 		l, err := gguf.List(path)
 		return l, "gguf", err
 	}
-	src, err := a.openSource(path, "")
+	src, err := a.openSource(path, hf.Options{})
 	if err != nil {
 		return nil, "", err
 	}

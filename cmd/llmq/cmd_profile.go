@@ -13,6 +13,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/pipeline"
@@ -101,7 +102,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 	if err := a.checkOutput(opts.Output, opts.Force, append(opts.reads(), reading{opts.Checkpoint, "the input"})...); err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Checkpoint, opts.Pre)
+	src, err := a.openSource(opts.Checkpoint, hf.Options{Pre: opts.Pre})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -48,7 +49,7 @@ func (a *app) runTokenize(opts tokenizeOptions) error {
 	if opts.Text == "" {
 		return usagef("no --text FILE given")
 	}
-	src, err := a.openSource(opts.Model, "")
+	src, err := a.openSource(opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

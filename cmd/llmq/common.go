@@ -20,19 +20,22 @@ import (
 	"github.com/llmq/llmq/pipeline"
 )
 
-// openSource opens a checkpoint folder or a GGUF file. pre names a folder's pre-tokenizer; "" recognises it.
-func (a *app) openSource(path, pre string) (pipeline.Source, error) {
+// openSource opens a checkpoint folder, with options, or a GGUF file.
+func (a *app) openSource(path string, opt hf.Options) (pipeline.Source, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
 		return nil, err
 	case info.IsDir():
-		return a.openFolder(path, pre)
+		return a.openFolder(path, opt)
 	case strings.HasSuffix(path, ".safetensors"):
 		return nil, fmt.Errorf("%s: give the folder that holds it, config.json and the tokenizer", path)
 	}
-	if pre != "" {
+	if opt.Pre != "" {
 		return nil, fmt.Errorf("%s: --pre is for checkpoint folders; a GGUF file names its own", path)
+	}
+	if opt.LoRA != "" {
+		return nil, fmt.Errorf("%s: --lora is for checkpoint folders: an adapter is merged into weights under their original names", path)
 	}
 	f, err := gguf.Open(path)
 	if err != nil {
@@ -42,8 +45,8 @@ func (a *app) openSource(path, pre string) (pipeline.Source, error) {
 }
 
 // openFolder opens a checkpoint and warns of what it leaves out.
-func (a *app) openFolder(path, pre string) (pipeline.Source, error) {
-	c, err := hf.Open(path, hf.Options{Pre: pre})
+func (a *app) openFolder(path string, opt hf.Options) (pipeline.Source, error) {
+	c, err := hf.Open(path, opt)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/pipeline"
 )
@@ -26,6 +27,7 @@ type outputOptions struct {
 	Requantize    bool
 	PartBytes     partSize
 	Pre           string
+	LoRA          string
 	Threads       int
 	DryRun        bool
 	Force         bool
@@ -44,6 +46,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.BoolVar(&o.Requantize, "allow-requantize", false, "accept a checkpoint that is quantized already; its rounding errors stay, and new ones come on top")
 	f.Var(&o.PartBytes, "split-max-size", "write parts NAME-00001-of-00003.gguf and so on with at most `SIZE` of tensors in each, such as 50G, as llama.cpp does; readers open the first")
 	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
+	f.StringVar(&o.LoRA, "lora", "", "`FOLDER` of a LoRA adapter of the peft library to merge into the weights")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
@@ -65,7 +68,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
-	src, err := a.openSource(o.Checkpoint, o.Pre)
+	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -81,7 +84,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 
 // inputs lists what the command reads.
 func (o *outputOptions) inputs() []reading {
-	return append(slices.Clip(o.besides), reading{o.Checkpoint, "the input"})
+	return append(slices.Clip(o.besides), reading{o.Checkpoint, "the input"}, reading{o.LoRA, "the adapter"})
 }
 
 // reading is a file or folder that a command reads. what completes "the output is".
@@ -218,7 +221,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 }
 
 // printReport prints what a run has done.
-func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.Report) error {
+func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 	if o.JSON {
 		return a.printJSON(struct {
 			*pipeline.Report
@@ -227,14 +230,17 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	}
 	var worst *pipeline.TensorReport
 	var sum float64
-	var n int
+	var n, lossless int
 	for i := range rep.Tensors {
 		t := &rep.Tensors[i]
-		if typ := plan.Tensors[i].Type; typ.Grid == nil {
+		if typ := rep.Plan.Tensors[i].Type; typ.Grid == nil {
 			continue
 		}
 		n++
 		sum += t.RelativeError
+		if t.Lossless {
+			lossless++
+		}
 		if worst == nil || t.RelativeError > worst.RelativeError {
 			worst = t
 		}
@@ -252,6 +258,9 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if worst != nil {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
 			worst.RelativeError, worst.Name)
+	}
+	if lossless > 0 {
+		t.row("lossless", "%d of %d quantized tensors lie on their types' grids and are copied code by code", lossless, n)
 	}
 	if s := requantized(rep); s != "" {
 		t.row("requantized", "%s", s)
@@ -275,7 +284,7 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if err := a.printInt8Fallbacks(rep); err != nil {
 		return err
 	}
-	return a.printFallbacks(plan)
+	return a.printFallbacks(rep.Plan)
 }
 
 // printFoldings says how many groups each transform scaled, and lists those that it did not, and the linears whose biases

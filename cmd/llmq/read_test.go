@@ -11,6 +11,7 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/testmodel"
 )
 
@@ -81,7 +82,7 @@ func TestTokenize(t *testing.T) {
 // TestTokenizeVocabulary: a GGUF file without tensors is enough.
 func TestTokenizeVocabulary(t *testing.T) {
 	dir := folder(t, "llama")
-	src, err := (&app{stderr: os.Stderr}).openSource(dir, "")
+	src, err := (&app{stderr: os.Stderr}).openSource(dir, hf.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,12 +4,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/llmq/llmq/formats/hf"
 )
 
 // TestContextWarnings: sequences that are longer than what the model was trained for are pointed out, others are not.
 func TestContextWarnings(t *testing.T) {
 	dir := folder(t, "llama")
-	src, err := (&app{}).openSource(dir, "")
+	src, err := (&app{}).openSource(dir, hf.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/sniff"
 )
 
 // decoder reads a file's directory. The first error stays; everything after it reads as zero.
@@ -80,6 +81,10 @@ func (d *decoder) string(what string, limit uint64) string {
 // header reads the version and the counts, which are bounded by what the file can hold.
 func (d *decoder) header() (version uint32, tensors, entries int) {
 	if len(d.data) < len(magic) || string(d.data[:len(magic)]) != magic {
+		if what := sniff.Impostor(d.data); what != "" {
+			d.fail("it is %s", what)
+			return
+		}
 		d.fail("not a GGUF file: it begins with %q", d.data[:min(len(d.data), len(magic))])
 		return
 	}

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -21,7 +23,7 @@ func archFolder(t testing.TB, dir string) (m tokenizerModel, pre string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.config, err = parseObject("config.json", data); err != nil {
+	if m.config, err = object.Parse("config.json", data); err != nil {
 		t.Fatal(err)
 	}
 	var config struct {
@@ -34,7 +36,7 @@ func archFolder(t testing.TB, dir string) (m tokenizerModel, pre string) {
 	if err := json.Unmarshal(data, &config); err != nil {
 		t.Fatal(err)
 	}
-	m.class, m.vocab = config.Architectures[0], max(config.Vocab, config.Text.Vocab)
+	m.quirks, m.vocab = arch.TokenizerOf(config.Architectures[0]), max(config.Vocab, config.Text.Vocab)
 	var about struct {
 		Pre string `json:"tokenizer_pre"`
 	}

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -31,11 +32,11 @@ type bpeModel struct {
 }
 
 // pres are the pre-tokenizers that split as the model does, the one to prefer first; none if no reader knows how.
-func (b *bpeModel) pres(class string) []*tokenizer.Pre {
+func (b *bpeModel) pres(quirks arch.Tokenizer) []*tokenizer.Pre {
 	if len(b.steps) == 0 {
 		name := b.pre
 		if name == "" {
-			name = families[class].pre
+			name = quirks.Pre
 		}
 		if p, ok := tokenizer.PreByName(name); ok {
 			return []*tokenizer.Pre{p}
@@ -43,7 +44,7 @@ func (b *bpeModel) pres(class string) []*tokenizer.Pre {
 		return nil
 	}
 	found := tokenizer.PresBySteps(b.steps)
-	usual, ok := tokenizer.PreByName(families[class].pre)
+	usual, ok := tokenizer.PreByName(quirks.Pre)
 	for i, p := range found {
 		if ok && p == usual {
 			found[0], found[i] = found[i], found[0]
@@ -53,9 +54,9 @@ func (b *bpeModel) pres(class string) []*tokenizer.Pre {
 }
 
 // preName is the name to write for the first of pres: the class's own, if it is one of its names.
-func preName(p *tokenizer.Pre, class string) string {
-	if usual, ok := tokenizer.PreByName(families[class].pre); ok && usual == p {
-		return families[class].pre
+func preName(p *tokenizer.Pre, quirks arch.Tokenizer) string {
+	if usual, ok := tokenizer.PreByName(quirks.Pre); ok && usual == p {
+		return quirks.Pre
 	}
 	return p.Names[0]
 }
@@ -126,10 +127,10 @@ func (c *Checkpoint) loadBPE(f *tokenizerFiles, m tokenizerModel, opt Options) (
 	v.pad(0)
 	pre := opt.Pre
 	if pre == "" {
-		pres := b.pres(m.class)
+		pres := b.pres(m.quirks)
 		switch {
 		case len(pres) > 0:
-			pre = preName(pres[0], m.class)
+			pre = preName(pres[0], m.quirks)
 		case len(b.steps) > 0:
 			return nil, fmt.Errorf("pre_tokenizer: these steps are not those of a pre-tokenizer that GGUF readers know:\n\t%s\n"+
 				"name one that splits alike with --pre: %s", strings.Join(b.steps, "\n\t"), strings.Join(tokenizer.PreNames(), ", "))
@@ -145,15 +146,15 @@ func (c *Checkpoint) loadBPE(f *tokenizerFiles, m tokenizerModel, opt Options) (
 	}
 	c.setVocabulary("gpt2", pre, v)
 	c.setMerges(b)
-	if raw, ok := f.config.get("add_prefix_space"); ok {
-		prefix := f.config.bool("add_prefix_space", false)
+	if raw, ok := f.config.Get("add_prefix_space"); ok {
+		prefix := f.config.Bool("add_prefix_space", false)
 		switch {
-		case *f.config.err != nil:
-			return nil, *f.config.err
+		case f.config.Err() != nil:
+			return nil, f.config.Err()
 		case prefix:
-			c.warn("%s: add_prefix_space: is %s, which GGUF readers do not do for byte-level tokenizers", f.config.file, raw)
+			c.warn("%s: add_prefix_space: is %s, which GGUF readers do not do for byte-level tokenizers", f.config.File, raw)
 		}
-		if families[m.class].prefixSaid {
+		if m.quirks.PrefixSaid {
 			c.md.Set("tokenizer.ggml.add_space_prefix", prefix)
 		}
 	}

@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/arch"
-	jsonfile "github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -30,7 +30,7 @@ func FuzzConfig(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		o, err := jsonfile.Parse("config.json", data)
+		o, err := object.Parse("config.json", data)
 		if err != nil {
 			return
 		}
@@ -56,17 +56,17 @@ func FuzzConfig(f *testing.F) {
 // fuzzVocab is the vocab_size that the fuzzed tokenizers come with.
 const fuzzVocab = 300
 
-var fuzzModel = tokenizerModel{class: "LlamaForCausalLM", vocab: fuzzVocab}
+var fuzzModel = tokenizerModel{quirks: arch.TokenizerOf("LlamaForCausalLM"), vocab: fuzzVocab}
 
 // useBPE loads a BPE model in every way in which it can be.
 func useBPE(t *testing.T, b *bpeModel) {
 	files := &tokenizerFiles{bpe: b, added: b.added}
-	for _, m := range []tokenizerModel{fuzzModel, {class: "Gemma4ForCausalLM", vocab: fuzzVocab}, {class: "QWenLMHeadModel"}} {
+	for _, m := range []tokenizerModel{fuzzModel, {quirks: arch.TokenizerOf("Gemma4ForCausalLM"), vocab: fuzzVocab}, {quirks: arch.TokenizerOf("QWenLMHeadModel")}} {
 		c := &Checkpoint{}
 		load := c.loadMergedSPM
 		if b.byteLevel {
 			load = func(f *tokenizerFiles, m tokenizerModel) (*vocabulary, error) { return c.loadBPE(f, m, Options{}) }
-		} else if families[m.class].characters {
+		} else if m.quirks.Characters {
 			load = c.loadCharacters
 		}
 		v, err := load(files, m)
@@ -87,7 +87,7 @@ func FuzzRanks(f *testing.F) {
 	f.Add([]byte("version https://git-lfs.github.com/spec/v1\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if b, err := parseRanks("x.tiktoken", data); err == nil {
-			b.added = b.specialsAfter(qwenSpecials)
+			b.added = b.specialsAfter(arch.TokenizerOf("QWenLMHeadModel").Specials)
 			useBPE(t, b)
 		}
 	})

@@ -10,6 +10,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/internal/sniff"
 )
 
 // loadGeneration sets general.sampling.* from generation_config.json. A configuration that says do_sample: false
@@ -19,14 +22,14 @@ func (c *Checkpoint) loadGeneration() error {
 	if data == nil || err != nil {
 		return err
 	}
-	o, err := parseObject(path, data)
+	o, err := object.Parse(path, data)
 	if err != nil {
 		c.warn("%v; left out", err)
 		return nil
 	}
-	sampled := o.bool("do_sample", true)
-	if *o.err != nil {
-		c.warn("%v; left out", *o.err)
+	sampled := o.Bool("do_sample", true)
+	if o.Err() != nil {
+		c.warn("%v; left out", o.Err())
 		return nil
 	}
 	if !sampled {
@@ -34,15 +37,15 @@ func (c *Checkpoint) loadGeneration() error {
 	}
 	// A value that means nothing to GGUF readers, as −1 for no limit, is no reason to refuse the model.
 	set := func(key string, value any) {
-		if *o.err != nil {
-			c.warn("%v; left out", *o.err)
-			*o.err = nil
+		if o.Err() != nil {
+			c.warn("%v; left out", o.Err())
+			o.Forget()
 			return
 		}
 		c.md.Set("general.sampling."+key, value)
 	}
-	if o.has("top_k") {
-		set("top_k", int32(o.int("top_k", 0, 0, maxVocab)))
+	if o.Has("top_k") {
+		set("top_k", int32(o.Int("top_k", 0, 0, maxVocab)))
 	}
 	for _, s := range []struct {
 		hf, gguf string
@@ -51,8 +54,8 @@ func (c *Checkpoint) loadGeneration() error {
 		{"top_p", "top_p", 1}, {"min_p", "min_p", 1}, {"temperature", "temp", 100},
 		{"repetition_penalty", "penalty_repeat", 100},
 	} {
-		if o.has(s.hf) {
-			set(s.gguf, float32(o.float(s.hf, 0, -1e-9, s.max)))
+		if o.Has(s.hf) {
+			set(s.gguf, float32(o.Float(s.hf, 0, -1e-9, s.max)))
 		}
 	}
 	return nil
@@ -70,38 +73,38 @@ var templateName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // loadChatTemplates sets tokenizer.chat_template and its named variants. As in the transformers library, a file of
 // its own goes before tokenizer_config.json.
-func (c *Checkpoint) loadChatTemplates(tokenizerConfig *object) error {
+func (c *Checkpoint) loadChatTemplates(tokenizerConfig *object.Object) error {
 	named := map[string]string{}
-	if tokenizerConfig.has("chat_template") {
-		v, _ := tokenizerConfig.get("chat_template")
+	if tokenizerConfig.Has("chat_template") {
+		v, _ := tokenizerConfig.Get("chat_template")
 		var text string
 		if json.Unmarshal(v, &text) == nil {
 			named["default"] = text
 		} else {
-			for _, t := range tokenizerConfig.list("chat_template") {
-				named[t.string("name", "default")] = t.string("template", "")
+			for _, t := range tokenizerConfig.List("chat_template") {
+				named[t.String("name", "default")] = t.String("template", "")
 			}
 		}
-		if *tokenizerConfig.err != nil {
-			return *tokenizerConfig.err
+		if tokenizerConfig.Err() != nil {
+			return tokenizerConfig.Err()
 		}
 	}
 	o, err := c.readObject(chatTemplateJSON)
 	if err != nil {
 		return err
 	}
-	if o.has("chat_template") {
-		named["default"] = o.string("chat_template", "")
-		if *o.err != nil {
-			return *o.err
+	if o.Has("chat_template") {
+		named["default"] = o.String("chat_template", "")
+		if o.Err() != nil {
+			return o.Err()
 		}
 	}
 	data, path, err := c.readOptional(chatTemplateFile)
 	if err != nil {
 		return err
 	}
-	if what := notTheFile(data); what != "" {
-		return fmt.Errorf("%s: %s", path, what)
+	if what := sniff.Impostor(data); what != "" {
+		return fmt.Errorf("%s: it is %s", path, what)
 	}
 	if data != nil {
 		named["default"] = string(data)

@@ -7,15 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 
 	"github.com/llmq/llmq/arch"
+	"github.com/llmq/llmq/formats/checkpoint"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	jsonfile "github.com/llmq/llmq/formats/hf/object"
-	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/formats/hf/object"
 )
 
 // Options are the options of Open.
@@ -23,12 +22,14 @@ type Options struct {
 	// Pre names the pre-tokenizer (tokenizer.ggml.pre) of a byte-level BPE tokenizer; "" recognises it from
 	// tokenizer.json.
 	Pre string
+	// LoRA is the folder of an adapter that is merged into the weights; "": none.
+	LoRA string
 }
 
 // Checkpoint is an open checkpoint folder. It is a model.Source.
 type Checkpoint struct {
 	dir      string
-	weights  checkpointWeights
+	weights  stored
 	md       gguf.Metadata
 	infos    []ggml.Info
 	sources  []source
@@ -58,35 +59,35 @@ func Open(dir string, opt Options) (*Checkpoint, error) {
 func open(dir string, opt Options) (*Checkpoint, error) {
 	path := filepath.Join(dir, configFile)
 	data, err := readFile(path)
+	if what := checkpoint.Instead(dir); what != "" && errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %s", dir, what)
+	}
 	if err != nil {
 		return nil, err
 	}
-	config, err := jsonfile.Parse(path, data)
+	config, err := object.Parse(path, data)
 	if err != nil {
 		return nil, err
 	}
-	flat, err := parseObject(path, data)
+	quantization, _ := config.Get("quantization_config")
+	if text := config.Object("text_config"); text != nil && quantization == nil {
+		quantization, _ = text.Get("quantization_config")
+	}
+	w, err := checkpoint.Open(dir, checkpoint.Config{Quantization: quantization, LoRA: opt.LoRA})
 	if err != nil {
 		return nil, err
 	}
-	if text := flat.object("text_config"); text != nil {
-		maps.Copy(flat.fields, text.fields)
-	}
-	st, err := safetensors.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	c := &Checkpoint{dir: dir, weights: plainWeights{st}, index: make(map[string]int)}
-	if err := c.load(config, flat, opt); err != nil {
-		st.Close()
+	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings()}
+	if err := c.load(config, opt); err != nil {
+		w.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Checkpoint) load(cfg *jsonfile.Object, tokenizerConfig *object, opt Options) error {
+func (c *Checkpoint) load(config *object.Object, opt Options) error {
 	// The tensors come first: they bound the vocabulary's size.
-	conv, err := arch.Convert(cfg, shapes{c.weights})
+	conv, err := arch.Convert(config, c.weights)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}
@@ -110,7 +111,7 @@ func (c *Checkpoint) load(cfg *jsonfile.Object, tokenizerConfig *object, opt Opt
 		return err
 	}
 	c.md = append(c.md, conv.Metadata...)
-	_, err = c.loadTokenizer(tokenizerModel{class: conv.Class, vocab: conv.Vocab, config: tokenizerConfig}, opt)
+	_, err = c.loadTokenizer(tokenizerModel{quirks: arch.TokenizerOf(conv.Class), vocab: conv.Vocab, config: conv.Config}, opt)
 	return err
 }
 
@@ -140,16 +141,19 @@ func (c *Checkpoint) readOptional(name string) ([]byte, string, error) {
 }
 
 // readObject returns nil for a file that is not there.
-func (c *Checkpoint) readObject(name string) (*object, error) {
+func (c *Checkpoint) readObject(name string) (*object.Object, error) {
 	data, path, err := c.readOptional(name)
 	if data == nil || err != nil {
 		return nil, err
 	}
-	return parseObject(path, data)
+	return object.Parse(path, data)
 }
 
 // Name is the folder.
 func (c *Checkpoint) Name() string { return c.dir }
+
+// Original says that tensors are as the model's authors gave them, even where they are quantized.
+func (c *Checkpoint) Original() bool { return true }
 
 // Meta returns a metadata value; see gguf.KV for its Go types.
 func (c *Checkpoint) Meta(key string) (any, bool) { return c.md.Get(key) }
@@ -188,63 +192,28 @@ func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)
 	}
-	if !s.plain() {
-		c.release(s) // data is a copy
+	if p, _ := s.whole(c.weights, lo, hi); !s.plain() && p == nil { // data is a copy
+		s.reads(c.weights, lo, hi, c.weights.Release)
 	}
 	return &ggml.Tensor{Info: s.info, Data: data}, nil
 }
 
 // Release says that a tensor's data is not needed for now, so that its pages need not stay resident.
-func (c *Checkpoint) Release(t *ggml.Tensor) {
-	if i, ok := c.index[t.Name]; ok {
-		c.release(&c.sources[i])
-	}
-}
-
-func (c *Checkpoint) release(s *source) {
-	for i := range s.Parts {
-		c.weights.Release(s.Parts[i].Name)
-	}
-}
+func (c *Checkpoint) Release(t *ggml.Tensor) { c.eachPart(t.Name, c.weights.Release) }
 
 // ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
-func (c *Checkpoint) ReadAhead(name string) {
+func (c *Checkpoint) ReadAhead(name string) { c.eachPart(name, c.weights.ReadAhead) }
+
+// eachPart calls f with all that a tensor is made of.
+func (c *Checkpoint) eachPart(name string, f func(name string, lo, hi int)) {
 	if i, ok := c.index[name]; ok {
-		for _, p := range c.sources[i].Parts {
-			c.weights.ReadAhead(p.Name)
-		}
+		s := &c.sources[i]
+		s.reads(c.weights, 0, s.info.Rows(), f)
 	}
 }
 
 // Close closes the weights.
 func (c *Checkpoint) Close() error { return c.weights.Close() }
-
-// plainWeights are those of safetensors files in floating-point types.
-type plainWeights struct{ *safetensors.Checkpoint }
-
-func (p plainWeights) Lookup(name string) (ggml.Info, bool) {
-	info, ok := p.Checkpoint.Lookup(name)
-	t := map[safetensors.DType]*ggml.Type{safetensors.F32: ggml.F32, safetensors.F16: ggml.F16, safetensors.BF16: ggml.BF16}[info.DType]
-	if t == nil { // a tensor that nobody reads may have any type
-		t = &ggml.Type{}
-		t.Name = info.DType.String()
-	}
-	shape := info.Shape
-	if len(shape) == 0 {
-		shape = []int{1}
-	}
-	return ggml.Info{Name: name, Type: t, Shape: shape}, ok
-}
-
-func (p plainWeights) Rows(name string, lo, hi int) ([]byte, error) {
-	data, _, err := p.Tensor(name)
-	if err != nil {
-		return nil, err
-	}
-	info, _ := p.Lookup(name)
-	n := info.Type.RowBytes(info.Cols())
-	return data[lo*n : hi*n], nil
-}
 
 // maxVocab is the number of tokens beyond which a vocabulary is taken for a corrupt file.
 const maxVocab = 1 << 24

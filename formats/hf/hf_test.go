@@ -15,7 +15,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/arch"
-	jsonfile "github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/model"
@@ -446,9 +446,9 @@ func TestBadConfig(t *testing.T) {
 		{settings{"rope_scaling": settings{"type": "longrope", "long_factor": []int{1}}},
 			`rope_scaling.rope_type: is "longrope"; supported for LlamaForCausalLM: default, linear, yarn, llama3`},
 		{settings{"rope_scaling": settings{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
-			"high_freq_factor":                 4,
+			"high_freq_factor":                 3,
 			"original_max_position_embeddings": 64}},
-			"rope_scaling.high_freq_factor: is 4, want more than low_freq_factor, 4"},
+			"rope_scaling.high_freq_factor: is 3, want at least low_freq_factor, 4"},
 		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention"}},
 			"layer_types: has 1 elements, want 2, one for each layer"},
 		{settings{"architectures": []string{"Qwen2ForCausalLM"}, "layer_types": []string{"full_attention", "linear_attention"}},
@@ -481,12 +481,14 @@ func (l listed) Shape(name string) ([]int, bool) {
 	return l[i].Shape, true
 }
 
+func (l listed) Blocks(string) bool { return false }
+
 func (l listed) Equal(a, b string) bool { return a == b }
 
 // convert converts a configuration with the weights of another.
 func convert(t testing.TB, file string, s, of settings) (*arch.Conversion, error) {
 	t.Helper()
-	o, err := jsonfile.Parse(file, s.json(t))
+	o, err := object.Parse(file, s.json(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -518,9 +520,9 @@ func TestTensorErrors(t *testing.T) {
 			return infos
 		}), `tensor "model.layers.0.mlp.up_proj.weight" is [32 48], config.json calls for [48 32]`},
 		{edit(func(infos []safetensors.Info) []safetensors.Info {
-			infos[find(infos, "model.norm.weight")].DType = 0
+			infos[find(infos, "model.norm.weight")].DType = safetensors.Bool
 			return infos
-		}), `tensor "model.norm.weight" is BOOL; supported: F32, F16, BF16`},
+		}), `tensor "model.norm.weight": BOOL [32] is stored in no format that is known`},
 		{edit(extra("model.layers.2.input_layernorm.weight")),
 			`tensor "model.layers.2.input_layernorm.weight" [4] is not one that config.json (Qwen2ForCausalLM) calls for`},
 		{edit(extra("model.layers.0.self_attn.o_proj.bias")), `o_proj.bias" [4] is not one`},

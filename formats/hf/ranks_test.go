@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/tokenizer"
@@ -88,7 +89,7 @@ func TestRanks(t *testing.T) {
 		{"YQ== 0\nYQ== 1", `x.tiktoken:2: token "a" has two ranks, 0 and 1`},
 		{"YQ== 0\nYg== 0", `tokens "a" and "b" have the same id, 0`},
 		{strings.Repeat("YWFh", 2000) + " 0", "a token of 6000 bytes"},
-		{"<html>", "x.tiktoken: is a web page"},
+		{"<html>", "x.tiktoken: it is an HTML page"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{tokenizerFile: nil, "x.tiktoken": []byte(c.data + "\n")}, Options{Pre: "qwen2"})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -103,7 +104,7 @@ func TestRankSpecials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, a := range r.specialsAfter(qwenSpecials)[:4] {
+	for i, a := range r.specialsAfter(arch.TokenizerOf("QWenLMHeadModel").Specials)[:4] {
 		if want := []string{"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>"}[i]; a.content != want || a.id != 263+i || !a.special {
 			t.Errorf("got %v, want %s", a, want)
 		}
@@ -214,7 +215,7 @@ func TestVocabAndMerges(t *testing.T) {
 		{vocabFile, `{"a":1`, "vocab.json: vocab: is not closed"},
 		{mergesFile, "", "holds none of"},
 		{mergesFile, "a b\nab\n", `merges.txt:2: is "ab", want two tokens with a space between them`},
-		{mergesFile, "version https://git-lfs.github.com/spec/v1\n", "merges.txt: is a Git LFS pointer"},
+		{mergesFile, "version https://git-lfs.github.com/spec/v1\n", "merges.txt: it is a Git LFS pointer"},
 		{tokenizerConfigFile, "{}", "vocab.json: the file does not say how text is split into words"},
 	} {
 		old := files[c.file]

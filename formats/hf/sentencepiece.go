@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/llmq/llmq/internal/sniff"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -109,8 +110,8 @@ func parseSentencePiece(file string, data []byte) (*sentencePiece, error) {
 		}
 		return nil
 	})
-	if what := notTheFile(data); err != nil && what != "" {
-		return nil, fmt.Errorf("%s: %s", file, what)
+	if what := sniff.Impostor(data); err != nil && what != "" {
+		return nil, fmt.Errorf("%s: it is %s", file, what)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: not a SentencePiece model: %w", file, err)
@@ -186,14 +187,13 @@ func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, m tokenizerModel) (*vo
 	}
 	v := newVocabulary(size)
 	v.scored = true
-	internlm := m.class == "InternLM2ForCausalLM"
 	for id, p := range f.model.pieces {
 		switch {
 		case p.typ == tokenizer.UserDefined:
 			p.text = plainSpaces(p.text)
-		case internlm && p.text == "\x00":
-			p.text = "🐉" // as llama.cpp's converter has it, whose strings end at NUL
-		case internlm && strings.HasPrefix(p.text, "[UNUSED"):
+		case m.quirks.NUL != "" && p.text == "\x00":
+			p.text = m.quirks.NUL
+		case m.quirks.Unused != "" && strings.HasPrefix(p.text, m.quirks.Unused):
 			p.typ = tokenizer.Unused
 		}
 		if first, dup := v.id(p.text); dup {
@@ -227,11 +227,11 @@ func (v *vocabulary) checkBytes() error {
 // setSpacePrefix says whether a space goes before the text; tokenizer_config.json may decide otherwise than the model.
 // GGUF readers do it unless they are told not to.
 func (c *Checkpoint) setSpacePrefix(f *tokenizerFiles, m tokenizerModel, byModel bool) error {
-	prefix := f.config.bool("add_prefix_space", byModel)
-	if f.config != nil && *f.config.err != nil {
-		return *f.config.err
+	prefix := f.config.Bool("add_prefix_space", byModel)
+	if f.config.Err() != nil {
+		return f.config.Err()
 	}
-	if !prefix || f.config.has("add_prefix_space") || m.class == "InternLM2ForCausalLM" {
+	if !prefix || f.config.Has("add_prefix_space") || m.quirks.PrefixAlways {
 		c.md.Set("tokenizer.ggml.add_space_prefix", prefix)
 	}
 	return nil

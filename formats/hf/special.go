@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -45,14 +46,14 @@ func (c *Checkpoint) loadSpecialTokens(f *tokenizerFiles, v *vocabulary, m token
 		}
 	}
 	for _, kind := range []string{"bos", "eos", "sep"} {
-		if f.config.has("add_" + kind + "_token") {
-			add[kind] = f.config.bool("add_"+kind+"_token", false)
+		if f.config.Has("add_" + kind + "_token") {
+			add[kind] = f.config.Bool("add_"+kind+"_token", false)
 		}
 	}
-	if f.config != nil && *f.config.err != nil {
-		return *f.config.err
+	if f.config.Err() != nil {
+		return f.config.Err()
 	}
-	if err := c.familyTokens(f, v, m, ids, add); err != nil {
+	if err := c.familyTokens(v, m, ids, add); err != nil {
 		return err
 	}
 	// What the transformers library's classes do where the files are silent, and what GGUF readers do.
@@ -122,32 +123,32 @@ func (t *template) apply(v *vocabulary, ids map[string]int, add map[string]bool)
 }
 
 // specialID finds the id of a kind of special token.
-func (c *Checkpoint) specialID(kind string, f *tokenizerFiles, v *vocabulary, config *object) (int, bool, error) {
-	for _, o := range []*object{f.config, f.special} {
-		raw, ok := o.get(kind + "_token")
+func (c *Checkpoint) specialID(kind string, f *tokenizerFiles, v *vocabulary, config *object.Object) (int, bool, error) {
+	for _, o := range []*object.Object{f.config, f.special} {
+		raw, ok := o.Get(kind + "_token")
 		if !ok {
 			continue
 		}
 		var content string
 		if json.Unmarshal(raw, &content) != nil {
-			if t := o.object(kind + "_token"); t != nil {
-				content = t.string("content", "")
+			if t := o.Object(kind + "_token"); t != nil {
+				content = t.String("content", "")
 			}
 		}
-		if *o.err != nil {
-			return 0, false, *o.err
+		if o.Err() != nil {
+			return 0, false, o.Err()
 		}
 		if id, ok := v.id(content); ok {
 			return id, true, nil
 		}
 		if content != "" {
-			c.warn("%s: %s_token: %q is not in the vocabulary; left out", o.file, kind, content)
+			c.warn("%s: %s_token: %q is not in the vocabulary; left out", o.File, kind, content)
 		}
 	}
 	if id, ok := f.bpeSpecial(kind); ok && id < len(v.tokens) {
 		return id, true, nil
 	}
-	for _, o := range []*object{config, config.object("text_config")} {
+	for _, o := range []*object.Object{config, config.Object("text_config")} {
 		id, ok, err := c.configID(kind, o, len(v.tokens))
 		if ok || err != nil {
 			return id, ok, err
@@ -171,25 +172,25 @@ func (f *tokenizerFiles) bpeSpecial(kind string) (int, bool) {
 }
 
 // configID finds the id that config.json gives; -1 says none. Several tokens may end a text: the first is the main one.
-func (c *Checkpoint) configID(kind string, o *object, size int) (int, bool, error) {
+func (c *Checkpoint) configID(kind string, o *object.Object, size int) (int, bool, error) {
 	key := kind + "_token_id"
-	raw, ok := o.get(key)
+	raw, ok := o.Get(key)
 	if !ok {
 		return 0, false, nil
 	}
 	var list []int
 	if json.Unmarshal(raw, &list) != nil {
-		list = []int{o.int(key, 0, -1, 1<<31-1)}
+		list = []int{o.Int(key, 0, -1, 1<<31-1)}
 	}
-	if *o.err != nil {
-		return 0, false, *o.err
+	if o.Err() != nil {
+		return 0, false, o.Err()
 	}
 	for _, id := range list {
 		if id >= 0 && id < size {
 			return id, true, nil
 		}
 		if id >= size {
-			c.warn("%s: %s%s: is %d, but there are %d tokens; left out", o.file, o.prefix, key, id, size)
+			c.warn("%s: is %d, but there are %d tokens; left out", o.Path(key), id, size)
 		}
 	}
 	return 0, false, nil

@@ -4,34 +4,36 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+
+	"github.com/llmq/llmq/formats/hf/object"
 )
 
 // parseTekken reads tekken.json of Mistral's models (github.com/mistralai/mistral-common): ranks as tiktoken's, after
 // special tokens.
 func parseTekken(file string, data []byte) (*bpeModel, error) {
-	o, err := parseObject(file, data)
+	o, err := object.Parse(file, data)
 	if err != nil {
 		return nil, err
 	}
-	config := o.object("config")
+	config := o.Object("config")
 	if config == nil {
-		o.fail("config", "is missing")
-		return nil, *o.err
+		o.Fail("config", "is missing")
+		return nil, o.Err()
 	}
-	size := config.int("default_vocab_size", -1, 1, maxVocab)
-	numSpecial := config.int("default_num_special_tokens", -1, 0, maxVocab)
-	if *o.err == nil && numSpecial > size {
-		config.fail("default_num_special_tokens", "is %d, but default_vocab_size is %d", numSpecial, size)
+	size := config.Int("default_vocab_size", -1, 1, maxVocab)
+	numSpecial := config.Int("default_num_special_tokens", -1, 0, maxVocab)
+	if o.Err() == nil && numSpecial > size {
+		config.Fail("default_num_special_tokens", "is %d, but default_vocab_size is %d", numSpecial, size)
 	}
 	var tokens []struct {
 		Rank  *int   `json:"rank"`
 		Bytes string `json:"token_bytes"`
 	}
-	if raw, ok := o.get("vocab"); !ok || json.Unmarshal(raw, &tokens) != nil {
-		o.fail("vocab", "is %s, want a list of tokens", excerpt(raw))
+	if raw, ok := o.Get("vocab"); !ok || json.Unmarshal(raw, &tokens) != nil {
+		o.Fail("vocab", "is %s, want a list of tokens", o.Excerpt("vocab"))
 	}
-	if *o.err != nil {
-		return nil, *o.err
+	if o.Err() != nil {
+		return nil, o.Err()
 	}
 	r := make(ranks, len(tokens))
 	for i, t := range tokens {
@@ -39,17 +41,17 @@ func parseTekken(file string, data []byte) (*bpeModel, error) {
 		key := fmt.Sprintf("vocab[%d]", i)
 		switch {
 		case t.Rank == nil || *t.Rank < 0:
-			o.fail(key, "rank is missing or negative")
+			o.Fail(key, "rank is missing or negative")
 		case *t.Rank >= size-numSpecial: // mistral-common leaves these out too
 			continue
 		case err != nil || len(b) == 0 || len(b) > maxTokenBytes:
-			o.fail(key, "token_bytes is %.64q, want 1 to %d bytes in base64", t.Bytes, maxTokenBytes)
+			o.Fail(key, "token_bytes is %.64q, want 1 to %d bytes in base64", t.Bytes, maxTokenBytes)
 		}
 		if other, dup := r[string(b)]; dup {
-			o.fail(key, "%.64q has two ranks, %d and %d", b, other, *t.Rank)
+			o.Fail(key, "%.64q has two ranks, %d and %d", b, other, *t.Rank)
 		}
-		if *o.err != nil {
-			return nil, *o.err
+		if o.Err() != nil {
+			return nil, o.Err()
 		}
 		r[string(b)] = *t.Rank
 	}
@@ -73,19 +75,19 @@ var tekkenSpecials = []string{
 }
 
 // readTekkenSpecials names the first n ids, and finds those with a role.
-func (b *bpeModel) readTekkenSpecials(o *object, n int) error {
+func (b *bpeModel) readTekkenSpecials(o *object.Object, n int) error {
 	listed := map[int]string{}
-	if o.has("special_tokens") {
-		for _, t := range o.list("special_tokens") {
-			listed[t.int("rank", -1, 0, maxVocab)] = t.string("token_str", "")
+	if o.Has("special_tokens") {
+		for _, t := range o.List("special_tokens") {
+			listed[t.Int("rank", -1, 0, maxVocab)] = t.String("token_str", "")
 		}
 	} else {
 		for i, token := range tekkenSpecials {
 			listed[i] = token
 		}
 	}
-	if *o.err != nil {
-		return *o.err
+	if o.Err() != nil {
+		return o.Err()
 	}
 	// A file that claims more special tokens than it could name has them padded.
 	for id := range min(n, len(b.vocab)+len(listed)+1024) {

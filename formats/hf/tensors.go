@@ -6,40 +6,50 @@ import (
 	"slices"
 
 	"github.com/llmq/llmq/arch"
+	"github.com/llmq/llmq/formats/checkpoint"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/tensor"
 )
 
-// checkpointWeights is what hf needs of a checkpoint; see package checkpoint.
-type checkpointWeights interface {
-	Names() []string
-	Lookup(name string) (ggml.Info, bool)
-	Rows(name string, lo, hi int) ([]byte, error)
-	Release(name string)
-	ReadAhead(name string)
-	Close() error
+// stored are the weights of a checkpoint as tensors of GGUF's types.
+type stored struct{ *checkpoint.Checkpoint }
+
+// Info describes a tensor; a scalar is a vector of one element.
+func (w stored) Info(name string) (ggml.Info, bool) {
+	info, ok := w.Lookup(name)
+	if !ok {
+		return ggml.Info{}, false
+	}
+	if len(info.Shape) == 0 {
+		info.Shape = []int{1}
+	}
+	return ggml.Info{Name: name, Type: info.Type, Shape: info.Shape}, true
 }
 
-// shapes shows weights to package arch.
-type shapes struct{ checkpointWeights }
-
-func (s shapes) Shape(name string) ([]int, bool) {
-	info, ok := s.Lookup(name)
+// Shape is for package arch.
+func (w stored) Shape(name string) ([]int, bool) {
+	info, ok := w.Info(name)
 	return info.Shape, ok
 }
 
+// Blocks says that experts are stored in blocks of four bits, which are always out×in.
+func (w stored) Blocks(name string) bool {
+	info, _ := w.Lookup(name)
+	return info.Format == checkpoint.MXFP4
+}
+
 // Equal says whether two tensors have the same type, shape and bytes.
-func (s shapes) Equal(a, b string) bool {
-	ia, aok := s.Lookup(a)
-	ib, bok := s.Lookup(b)
+func (w stored) Equal(a, b string) bool {
+	ia, aok := w.Info(a)
+	ib, bok := w.Info(b)
 	if !aok || !bok || ia.Type != ib.Type || !slices.Equal(ia.Shape, ib.Shape) {
 		return false
 	}
 	const step = 1024 // rows
 	for lo := 0; lo < ia.Rows(); lo += step {
 		hi := min(lo+step, ia.Rows())
-		x, xerr := s.Rows(a, lo, hi)
-		y, yerr := s.Rows(b, lo, hi)
+		x, xerr := w.Rows(a, lo, hi)
+		y, yerr := w.Rows(b, lo, hi)
 		if xerr != nil || yerr != nil || !bytes.Equal(x, y) {
 			return false
 		}
@@ -55,15 +65,12 @@ type source struct {
 }
 
 // newSource says what a tensor of a conversion looks like.
-func newSource(w checkpointWeights, t *arch.Tensor) (source, error) {
+func newSource(w stored, t *arch.Tensor) (source, error) {
 	s := source{info: ggml.Info{Name: t.Name, Type: ggml.F32, Shape: t.Shape}, Tensor: t}
 	for i, p := range t.Parts {
-		info, ok := w.Lookup(p.Name)
+		info, ok := w.Info(p.Name)
 		if !ok {
 			return s, fmt.Errorf("tensor %q is missing", p.Name)
-		}
-		if info.Type.Unpack == nil {
-			return s, fmt.Errorf("tensor %q is %s; supported: F32, F16, BF16", p.Name, info.Type.Name)
 		}
 		if i == 0 {
 			s.info.Type = info.Type
@@ -84,7 +91,7 @@ func (s *source) plain() bool {
 }
 
 // rows returns rows [lo,hi) of the tensor: a view of the checkpoint, or a copy where anything about them changes.
-func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
+func (s *source) rows(w stored, lo, hi int) ([]byte, error) {
 	row := s.info.Type.RowBytes(s.info.Cols())
 	if s.Values != nil {
 		data := make([]byte, 4*len(s.Values))
@@ -93,6 +100,9 @@ func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
 	}
 	if s.plain() {
 		return s.partRows(w, &s.Parts[0], lo, hi)
+	}
+	if p, first := s.whole(w, lo, hi); p != nil {
+		return s.partRows(w, p, lo-first, hi-first)
 	}
 	data := make([]byte, 0, (hi-lo)*row)
 	first := 0
@@ -103,8 +113,9 @@ func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
 			if err != nil {
 				return nil, err
 			}
-			if part, err = s.decoded(w, p, part); err != nil {
-				return nil, err
+			info, _ := w.Info(p.Name)
+			if info.Type != s.info.Type && !(p.Transposed && info.Type.Grid != nil) {
+				part = decoded(&info, part)
 			}
 			data = append(data, part...)
 		}
@@ -125,17 +136,13 @@ func (s *source) rows(w checkpointWeights, lo, hi int) ([]byte, error) {
 	return data, nil
 }
 
-// decoded makes float32 values of rows that have another type than the tensor.
-func (s *source) decoded(w checkpointWeights, p *arch.Part, data []byte) ([]byte, error) {
-	info, _ := w.Lookup(p.Name)
-	if info.Type == s.info.Type {
-		return data, nil
-	}
+// decoded makes float32 values of rows.
+func decoded(info *ggml.Info, data []byte) []byte {
 	values := make([]float32, len(data)/info.Type.BlockBytes*info.Type.BlockLen)
 	info.Type.Unpack(values, data)
 	out := make([]byte, 4*len(values))
 	tensor.EncodeF32(out, values)
-	return out, nil
+	return out
 }
 
 // chosen returns rows with the columns that the tensor has of the checkpoint's.
@@ -151,26 +158,68 @@ func (s *source) chosen(data []byte, rows int) []byte {
 	return chosen
 }
 
-// partRows returns rows [lo,hi) of a part in the checkpoint's type.
-func (s *source) partRows(w checkpointWeights, p *arch.Part, lo, hi int) ([]byte, error) {
-	info, _ := w.Lookup(p.Name)
+// reads calls f with the rows of the checkpoint's tensors that rows [lo,hi) are made of, and perhaps some between them.
+func (s *source) reads(w stored, lo, hi int, f func(name string, lo, hi int)) {
+	first := 0
+	for i := range s.Parts {
+		p := &s.Parts[i]
+		a, b := max(lo, first)-first, min(hi, first+p.Count)-first
+		first += p.Count
+		info, _ := w.Info(p.Name)
+		switch {
+		case a >= b:
+		case len(info.Shape) == 1:
+			f(p.Name, 0, 1)
+		case p.Row == nil && p.Transposed:
+			f(p.Name, (p.First+a)/p.Out*p.In, ((p.First+b-1)/p.Out+1)*p.In)
+		case p.Row == nil:
+			f(p.Name, p.First+a, p.First+b)
+		default:
+			least, most := p.Row(a), p.Row(a)
+			for r := a + 1; r < b; r++ {
+				least, most = min(least, p.Row(r)), max(most, p.Row(r))
+			}
+			if p.Transposed {
+				least, most = least/p.Out*p.In, (most/p.Out+1)*p.In-1
+			}
+			f(p.Name, least, most+1)
+		}
+	}
+}
+
+// whole returns the part that has all of the rows [lo,hi) as they are, such as an expert, and its first row; nil if they are to
+// be put together or changed.
+func (s *source) whole(w stored, lo, hi int) (part *arch.Part, first int) {
+	if s.Columns != nil || s.Change != nil {
+		return nil, 0
+	}
+	for i := range s.Parts {
+		p := &s.Parts[i]
+		if lo >= first && hi <= first+p.Count {
+			if info, _ := w.Info(p.Name); p.Row != nil || p.Transposed || len(info.Shape) < 2 || info.Type != s.info.Type {
+				return nil, 0
+			}
+			return p, first
+		}
+		first += p.Count
+	}
+	return nil, 0
+}
+
+// partRows returns rows [lo,hi) of a part in the checkpoint's type, of transposed blocks in float32.
+func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
+	info, _ := w.Info(p.Name)
 	if p.Transposed {
 		return s.transposed(w, p, &info, lo, hi)
 	}
 	// A vector's elements are the rows where the tensor is part of one.
-	cols, at := info.Cols(), func(r int) int { return r }
 	if len(info.Shape) == 1 && (p.Row != nil || p.First != 0 || p.Count > 1) {
-		return s.elements(w, p, &info)
-	}
-	if p.Row != nil {
-		at = p.Row
-	} else {
-		at = func(r int) int { return p.First + r }
+		return s.elements(w, p, &info, lo, hi)
 	}
 	if p.Row == nil {
-		return w.Rows(p.Name, at(lo), at(lo)+hi-lo)
+		return w.Rows(p.Name, p.First+lo, p.First+hi)
 	}
-	size := info.Type.RowBytes(cols)
+	at, size := p.Row, info.Type.RowBytes(info.Cols())
 	data := make([]byte, 0, (hi-lo)*size)
 	for r := lo; r < hi; {
 		n := 1 // rows that follow each other in the checkpoint too
@@ -187,15 +236,15 @@ func (s *source) partRows(w checkpointWeights, p *arch.Part, lo, hi int) ([]byte
 	return data, nil
 }
 
-// elements returns the elements of a vector that a part has, which is one row.
-func (s *source) elements(w checkpointWeights, p *arch.Part, info *ggml.Info) ([]byte, error) {
+// elements returns rows of a part that is a vector in the checkpoint, cut into rows.
+func (s *source) elements(w stored, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
 	all, err := w.Rows(p.Name, 0, 1)
 	if err != nil {
 		return nil, err
 	}
-	size := info.Type.BlockBytes
-	data := make([]byte, 0, s.info.Cols()*size)
-	for i := range s.info.Cols() {
+	size, cols := info.Type.BlockBytes, s.info.Cols()
+	data := make([]byte, 0, (hi-lo)*cols*size)
+	for i := lo * cols; i < hi*cols; i++ {
 		from := p.First + i
 		if p.Row != nil {
 			from = p.Row(i)
@@ -207,8 +256,11 @@ func (s *source) elements(w checkpointWeights, p *arch.Part, info *ggml.Info) ([
 
 // transposed returns rows of a part that the checkpoint has as columns. Each index of the dimensions before the last two
 // is read once.
-func (s *source) transposed(w checkpointWeights, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
+func (s *source) transposed(w stored, p *arch.Part, info *ggml.Info, lo, hi int) ([]byte, error) {
 	size := info.Type.BlockBytes
+	if info.Type.Grid != nil {
+		size = 4
+	}
 	data := make([]byte, (hi-lo)*p.In*size)
 	var matrix []byte
 	which := -1
@@ -221,6 +273,9 @@ func (s *source) transposed(w checkpointWeights, p *arch.Part, info *ggml.Info, 
 			var err error
 			if matrix, err = w.Rows(p.Name, e*p.In, (e+1)*p.In); err != nil {
 				return nil, err
+			}
+			if info.Type.Grid != nil {
+				matrix = decoded(info, matrix)
 			}
 			which = e
 		}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/internal/sniff"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -50,8 +52,8 @@ func isRanks(data []byte) bool {
 
 // parseRanks reads lines of a token in base64 and its rank, as *.tiktoken files have them.
 func parseRanks(file string, data []byte) (*bpeModel, error) {
-	if what := notTheFile(data); what != "" {
-		return nil, fmt.Errorf("%s: %s", file, what)
+	if what := sniff.Impostor(data); what != "" {
+		return nil, fmt.Errorf("%s: it is %s", file, what)
 	}
 	r := ranks{}
 	line := 0
@@ -205,16 +207,16 @@ func (b *bpeModel) specialsAfter(specials []string) []addedToken {
 
 // parseVocabAndMerges reads vocab.json and merges.txt of GPT-2's tokenizer and its heirs.
 func parseVocabAndMerges(vocabFile string, vocab []byte, mergesFile string, merges []byte) (*bpeModel, error) {
-	if what := notTheFile(vocab); what != "" {
-		return nil, fmt.Errorf("%s: %s", vocabFile, what)
+	if what := sniff.Impostor(vocab); what != "" {
+		return nil, fmt.Errorf("%s: it is %s", vocabFile, what)
 	}
-	if what := notTheFile(merges); what != "" {
-		return nil, fmt.Errorf("%s: %s", mergesFile, what)
+	if what := sniff.Impostor(merges); what != "" {
+		return nil, fmt.Errorf("%s: it is %s", mergesFile, what)
 	}
 	b := &bpeModel{byteLevel: true}
-	o := &object{file: vocabFile, err: new(error)}
-	if b.vocab = readVocab(o, "vocab", vocab); *o.err != nil {
-		return nil, *o.err
+	o := object.New(vocabFile)
+	if b.vocab = readVocab(o, "vocab", vocab); o.Err() != nil {
+		return nil, o.Err()
 	}
 	line := 0
 	for text := range strings.Lines(string(merges)) {

@@ -3,19 +3,19 @@ package hf
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
 // tokenizerModel is what reading a tokenizer needs to know of the model.
 type tokenizerModel struct {
-	class  string  // the class that config.json names
-	vocab  int     // rows of the embeddings; 0: as many as the tokenizer has tokens
-	config *object // config.json, for the ids of special tokens
+	quirks arch.Tokenizer // of the class that config.json names
+	vocab  int            // rows of the embeddings; 0: as many as the tokenizer has tokens
+	config *object.Object // config.json, for the ids of special tokens
 }
 
 // loadTokenizer sets tokenizer.* and returns the number of tokens, m.vocab where that is given.
@@ -30,7 +30,7 @@ func (c *Checkpoint) loadTokenizer(m tokenizerModel, opt Options) (int, error) {
 		v, err = c.loadBPE(f, m, opt)
 	case opt.Pre != "" && opt.Pre != "default": // which is what those below are given
 		return 0, fmt.Errorf("%s: the tokenizer is SentencePiece, which has no pre-tokenizer; leave out --pre", c.dir)
-	case f.bpe != nil && families[m.class].characters:
+	case f.bpe != nil && m.quirks.Characters:
 		v, err = c.loadCharacters(f, m)
 	case f.model != nil:
 		v, err = c.loadSentencePiece(f, m)
@@ -54,10 +54,10 @@ func (c *Checkpoint) loadTokenizer(m tokenizerModel, opt Options) (int, error) {
 type tokenizerFiles struct {
 	bpe     *bpeModel
 	model   *sentencePiece
-	path    string       // of the one that is used
-	config  *object      // tokenizer_config.json
-	special *object      // special_tokens_map.json
-	added   []addedToken // the later replace the earlier
+	path    string         // of the one that is used
+	config  *object.Object // tokenizer_config.json
+	special *object.Object // special_tokens_map.json
+	added   []addedToken   // the later replace the earlier
 }
 
 // The files that hold a vocabulary, in the order in which they are looked for.
@@ -155,7 +155,7 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 	}
 	if f.path = path; data != nil {
 		if f.bpe, err = parseRanks(path, data); err == nil {
-			f.added = f.bpe.specialsAfter(families[m.class].specials)
+			f.added = f.bpe.specialsAfter(m.quirks.Specials)
 		}
 		return err
 	}
@@ -176,7 +176,7 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 		return err
 	}
 	// The slow tokenizers' Python code has the pattern; these are the classes that are met.
-	switch class := f.config.string("tokenizer_class", ""); strings.TrimSuffix(class, "Fast") {
+	switch class := f.config.String("tokenizer_class", ""); strings.TrimSuffix(class, "Fast") {
 	case "GPT2Tokenizer", "CodeGenTokenizer":
 		f.bpe.pre = "gpt-2"
 	case "Qwen2Tokenizer":
@@ -186,27 +186,27 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 }
 
 // addedTokens reads added_tokens.json and the added_tokens_decoder of tokenizer_config.json.
-func addedTokens(file, config *object) ([]addedToken, error) {
+func addedTokens(file, config *object.Object) ([]addedToken, error) {
 	var added []addedToken
 	if file != nil {
-		for _, content := range slices.Sorted(maps.Keys(file.fields)) {
-			added = append(added, addedToken{id: file.int(content, -1, 0, maxVocab), content: content})
+		for _, content := range file.Keys() {
+			added = append(added, addedToken{id: file.Int(content, -1, 0, maxVocab), content: content})
 		}
-		if *file.err != nil {
-			return nil, *file.err
+		if file.Err() != nil {
+			return nil, file.Err()
 		}
 	}
-	if decoder := config.object("added_tokens_decoder"); decoder != nil {
-		for _, key := range slices.Sorted(maps.Keys(decoder.fields)) {
+	if decoder := config.Object("added_tokens_decoder"); decoder != nil {
+		for _, key := range decoder.Keys() {
 			var id int
 			if json.Unmarshal([]byte(key), &id) != nil {
-				decoder.fail(key, "the key is not a token id")
+				decoder.Fail(key, "the key is not a token id")
 			}
-			if t := decoder.object(key); t != nil {
+			if t := decoder.Object(key); t != nil {
 				added = append(added, readAddedToken(t, id))
 			}
 		}
-		return added, *config.err
+		return added, config.Err()
 	}
 	return added, nil
 }
@@ -240,7 +240,7 @@ func (c *Checkpoint) checkTokenizer(f *tokenizerFiles, m tokenizerModel, opt Opt
 		return nil
 	}
 	// Of the pre-tokenizers that split alike, the usual one serves unless its rule for words that are tokens matters.
-	pres := f.bpe.pres(m.class)
+	pres := f.bpe.pres(m.quirks)
 	if pres[0].IgnoreMerges == f.bpe.ignoreMerges {
 		return nil
 	}

@@ -284,9 +284,9 @@ func TestBadTokenizer(t *testing.T) {
 		{tokenizerFile, vocab(`{"a":16777217}`), `the id of token "a" is not a natural number up to 16777216`},
 		{tokenizerFile, vocab(`{"a\u0000b":1}`), `token 1 is "a\x00b"; llama.cpp reads a token only up to NUL`},
 		{tokenizerFile, []byte("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"),
-			"tokenizer.json: is a Git LFS pointer, not the file itself; run git lfs pull"},
-		{tokenizerConfigFile, []byte("<!DOCTYPE html>\n<html>"), "tokenizer_config.json: is a web page, not the file"},
-		{chatTemplateFile, []byte("Entry not found"), "chat_template.jinja: is the hub's answer, not the file: Entry not found"},
+			"tokenizer.json: it is a Git LFS pointer for a file of 3 bytes, not the file itself: run git lfs pull"},
+		{tokenizerConfigFile, []byte("<!DOCTYPE html>\n<html>"), "tokenizer_config.json: it is an HTML page"},
+		{chatTemplateFile, []byte("Entry not found"), "chat_template.jinja: it is a hub's answer in place of the file: \"Entry not found\""},
 		{tokenizerConfigFile, []byte(`{"add_bos_token": NaN}`), `add_bos_token: is "NaN", want true or false`},
 		{tokenizerConfigFile, []byte(`{"model_max_length": Nan}`), "tokenizer_config.json: not a JSON object: invalid character"},
 	} {
@@ -465,7 +465,7 @@ func TestBadSentencePiece(t *testing.T) {
 			`token 0 is "a\x00"; llama.cpp reads a token only up to NUL`},
 		{sentencePieceModel(append(slices.Clone(pieces[:4]), pieces[5:]...), modelTypeBPE, true),
 			"1 of 256 bytes have no token (byte_fallback): llama.cpp aborts"},
-		{[]byte("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.model: is a Git LFS pointer"},
+		{[]byte("version https://git-lfs.github.com/spec/v1\n"), "tokenizer.model: it is a Git LFS pointer"},
 	} {
 		_, err := withTokenizer(t, map[string][]byte{tokenizerFile: nil, sentencePieceFile: c.data}, Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), "hf: ") || !strings.Contains(err.Error(), c.want) {

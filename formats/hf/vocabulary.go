@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -85,10 +86,10 @@ type addedToken struct {
 }
 
 // readAddedToken reads what tokenizer.json and tokenizer_config.json say of a token.
-func readAddedToken(o *object, id int) addedToken {
+func readAddedToken(o *object.Object, id int) addedToken {
 	return addedToken{
-		id, o.string("content", ""), o.bool("special", false),
-		o.bool("lstrip", false) || o.bool("rstrip", false) || o.bool("single_word", false),
+		id, o.String("content", ""), o.Bool("special", false),
+		o.Bool("lstrip", false) || o.Bool("rstrip", false) || o.Bool("single_word", false),
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/llmq/llmq/arch"
+	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -62,20 +64,6 @@ func TestTokenizerWarnings(t *testing.T) {
 	}
 }
 
-func TestQuoteNonNumbers(t *testing.T) {
-	for _, c := range []struct{ in, want string }{
-		{`{"a":NaN,"b":-Infinity,"c":[Infinity]}`, `{"a":"NaN","b":"-Infinity","c":["Infinity"]}`},
-		{`{"NaN":"\"NaN","b":-1}`, ""},
-		{`N`, ""},
-		{`"`, ""},
-		{`"\`, ""},
-	} {
-		if got := string(quoteNonNumbers([]byte(c.in))); got != c.want {
-			t.Errorf("%s: got %s, want %s", c.in, got, c.want)
-		}
-	}
-}
-
 func TestSentencePieceWarnings(t *testing.T) {
 	model := sentencePieceModel(tinyPieces(), modelTypeBPE, true)
 	trainer := protowire.AppendVarint(protowire.AppendTag(nil, trainerModelType, protowire.VarintType), modelTypeBPE)
@@ -105,7 +93,7 @@ func loadTiny(t *testing.T, m tokenizerModel, files map[string][]byte) *Checkpoi
 		write(t, c.dir, name, data)
 	}
 	if m.config == nil {
-		m.config = &object{file: configFile, err: new(error)}
+		m.config = object.New(configFile)
 	}
 	n, err := c.loadTokenizer(m, Options{})
 	if err != nil {
@@ -127,8 +115,8 @@ func TestFamilies(t *testing.T) {
 		return settings{"added_tokens": added}
 	}
 	id := func(kind string) string { return specialKey(kind) }
-	object := func(s settings) *object {
-		o, err := parseObject(configFile, s.json(t))
+	object := func(s settings) *object.Object {
+		o, err := object.Parse(configFile, s.json(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,34 +127,34 @@ func TestFamilies(t *testing.T) {
 		files map[string][]byte
 		want  map[string]any
 	}{
-		{tokenizerModel{class: "Glm4ForCausalLM"}, map[string][]byte{
+		{tokenizerModel{quirks: arch.TokenizerOf("Glm4ForCausalLM")}, map[string][]byte{
 			tokenizerFile: bytesTokenizer(t, special("<|endoftext|>", "<|user|>"))},
 			map[string]any{id("bos"): uint32(260), id("eos"): uint32(260), id("unk"): uint32(260), id("eot"): uint32(261)}},
-		{tokenizerModel{class: "Glm4MoeForCausalLM"}, map[string][]byte{
+		{tokenizerModel{quirks: arch.TokenizerOf("Glm4MoeForCausalLM")}, map[string][]byte{
 			tokenizerFile: bytesTokenizer(t, special("<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"))},
 			map[string]any{id("bos"): uint32(262), id("eos"): nil, id("eot"): uint32(261), id("eom"): uint32(263)}},
-		{tokenizerModel{class: "HunYuanDenseV1ForCausalLM", config: object(settings{"eod_token_id": 261, "eos_token_id": 260})},
+		{tokenizerModel{quirks: arch.TokenizerOf("HunYuanDenseV1ForCausalLM"), config: object(settings{"eod_token_id": 261, "eos_token_id": 260})},
 			map[string][]byte{tokenizerFile: bytesTokenizer(t, special("<|endoftext|>", "<|eos|>")),
 				generationFile: settings{"eos_token_id": []int{260, 261}}.json(t)},
 			map[string]any{id("eos"): uint32(261), id("eot"): uint32(260)}},
-		{tokenizerModel{class: "InternLM2ForCausalLM"}, map[string][]byte{
+		{tokenizerModel{quirks: arch.TokenizerOf("InternLM2ForCausalLM")}, map[string][]byte{
 			sentencePieceFile: sentencePieceModel(append(tinyPieces(), piece{"\x00", 0, 1}, piece{"[UNUSED_TOKEN_1]", 0, 1},
 				piece{"<|im_end|>", 0, 1}), modelTypeBPE, true),
 			tokenizerConfigFile: settings{"added_tokens_decoder": settings{"275": settings{"content": "<|im_end|>", "special": true}}}.json(t)},
 			map[string]any{id("eos"): uint32(275), "tokenizer.ggml.add_space_prefix": true}},
-		{tokenizerModel{class: "GemmaForCausalLM"}, map[string][]byte{
+		{tokenizerModel{quirks: arch.TokenizerOf("GemmaForCausalLM")}, map[string][]byte{
 			sentencePieceFile: sentencePieceModel(tinyPieces(), modelTypeBPE, false)},
 			map[string]any{id("eot"): uint32(107), "tokenizer.ggml.add_space_prefix": false}},
-		{tokenizerModel{class: "LlamaForCausalLM"}, map[string][]byte{
+		{tokenizerModel{quirks: arch.TokenizerOf("LlamaForCausalLM")}, map[string][]byte{
 			tokenizerFile: bytesTokenizer(t, nil), tokenizerConfigFile: settings{"add_prefix_space": false}.json(t)},
 			map[string]any{"tokenizer.ggml.add_space_prefix": false}},
-		{tokenizerModel{class: "Qwen3ForCausalLM", config: object(settings{"text_config": settings{"pad_token_id": 3}})},
+		{tokenizerModel{quirks: arch.TokenizerOf("Qwen3ForCausalLM"), config: object(settings{"text_config": settings{"pad_token_id": 3}})},
 			map[string][]byte{tokenizerFile: bytesTokenizer(t, nil), tokenizerConfigFile: settings{"add_prefix_space": false}.json(t)},
 			map[string]any{"tokenizer.ggml.add_space_prefix": nil, id("pad"): uint32(3)}},
-		{tokenizerModel{class: "LlamaForCausalLM", vocab: codeLlamaSize}, map[string][]byte{
-			tokenizerFile: bytesTokenizer(t, nil)}, map[string]any{id("eot"): uint32(codeLlamaEOT)}},
-		{tokenizerModel{class: "HunYuanMoEV1ForCausalLM"}, map[string][]byte{"hy.tiktoken": ranksText(tinyRanks())},
-			map[string]any{id("bos"): uint32(hunyuanBOS), "tokenizer.ggml.pre": "hunyuan"}},
+		{tokenizerModel{quirks: arch.TokenizerOf("LlamaForCausalLM"), vocab: 32016}, map[string][]byte{
+			tokenizerFile: bytesTokenizer(t, nil)}, map[string]any{id("eot"): uint32(32010)}},
+		{tokenizerModel{quirks: arch.TokenizerOf("HunYuanMoEV1ForCausalLM")}, map[string][]byte{"hy.tiktoken": ranksText(tinyRanks())},
+			map[string]any{id("bos"): uint32(127959), "tokenizer.ggml.pre": "hunyuan"}},
 	} {
 		wantMeta(t, loadTiny(t, c.m, c.files), c.want)
 	}
@@ -196,8 +184,8 @@ func gemmaTokenizer(t testing.TB, changes settings) []byte {
 func TestGemmaTokenizers(t *testing.T) {
 	config := settings{"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}.json(t)
 	files := map[string][]byte{tokenizerFile: gemmaTokenizer(t, nil), tokenizerConfigFile: config}
-	three := loadTiny(t, tokenizerModel{class: "Gemma3ForCausalLM"}, files)
-	four := loadTiny(t, tokenizerModel{class: "Gemma4ForCausalLM"}, files)
+	three := loadTiny(t, tokenizerModel{quirks: arch.TokenizerOf("Gemma3ForCausalLM")}, files)
+	four := loadTiny(t, tokenizerModel{quirks: arch.TokenizerOf("Gemma4ForCausalLM")}, files)
 	wantMeta(t, three, map[string]any{"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
 		"tokenizer.ggml.add_space_prefix": false, "tokenizer.ggml.merges": nil})
 	wantMeta(t, four, map[string]any{"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.pre": nil,
@@ -233,7 +221,7 @@ func TestGemmaTokenizers(t *testing.T) {
 	} {
 		ck := &Checkpoint{dir: t.TempDir()}
 		write(t, ck.dir, tokenizerFile, gemmaTokenizer(t, c.changes))
-		_, err := ck.loadTokenizer(tokenizerModel{class: c.class}, Options{})
+		_, err := ck.loadTokenizer(tokenizerModel{quirks: arch.TokenizerOf(c.class)}, Options{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}

@@ -1,6 +1,7 @@
 // Package safetensors reads checkpoints of one or more safetensors files through memory maps, and writes such files.
 //
-// Headers are validated by github.com/nlpodyssey/safetensors, after checks of our own that say which tensor is wrong.
+// A reader of our own is in charge of headers: it says which tensor is wrong, and knows the narrow floats. Headers with
+// nothing in them that github.com/nlpodyssey/safetensors lacks are validated by that library too.
 package safetensors
 
 import (
@@ -15,24 +16,13 @@ import (
 	st "github.com/nlpodyssey/safetensors"
 
 	"github.com/llmq/llmq/internal/mmap"
+	"github.com/llmq/llmq/internal/sniff"
 )
 
 // The files of a checkpoint folder.
 const (
 	SingleFile = "model.safetensors"
 	IndexFile  = "model.safetensors.index.json"
-)
-
-// DType is the type of a tensor's elements.
-type DType = st.DType
-
-// The types whose data can be read.
-const (
-	F32  = st.F32
-	F16  = st.F16
-	BF16 = st.BF16
-	I32  = st.I32 // token ids
-	I64  = st.I64
 )
 
 // Info describes a tensor.
@@ -45,18 +35,18 @@ type Info struct {
 
 // Bytes is the size of the tensor's data.
 func (i *Info) Bytes() int64 {
-	n := int64(i.DType.Size())
+	n := int64(i.DType.Bits())
 	for _, d := range i.Shape {
 		n *= int64(d)
 	}
-	return n
+	return n / 8
 }
 
 // Checkpoint is an open set of shards. Its methods but Close may be called from several goroutines.
 type Checkpoint struct {
 	shards []*shard
 	infos  []Info
-	homes  []*shard       // of each tensor
+	homes  []home         // of each tensor
 	index  map[string]int // of infos and homes, by name
 }
 
@@ -64,7 +54,12 @@ type shard struct {
 	name string // relative to the checkpoint's folder
 	path string
 	m    *mmap.Map
-	st   st.SafeTensors
+}
+
+// home is where a tensor's data lies.
+type home struct {
+	*shard
+	data []byte // a view of the shard
 }
 
 // Open maps a checkpoint and reads its headers, but no weights. The path is a folder with model.safetensors, or with
@@ -85,10 +80,42 @@ func Open(path string) (*Checkpoint, error) {
 		return openShards(path, []string{SingleFile}, nil)
 	}
 	index := filepath.Join(path, IndexFile)
-	if _, err := os.Lstat(index); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("safetensors: %s: holds neither %s nor %s", path, SingleFile, IndexFile)
+	if _, err := os.Lstat(index); !errors.Is(err, fs.ErrNotExist) {
+		return openIndex(index)
 	}
-	return openIndex(index)
+	files, err := numberedShards(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("safetensors: %s: holds neither %s nor %s: %w", path, SingleFile, IndexFile, fs.ErrNotExist)
+	}
+	return openShards(path, files, nil)
+}
+
+// numberedShards lists model-00001-of-0000N.safetensors to model-0000N-of-0000N.safetensors of a folder without an index,
+// all of which must be there.
+func numberedShards(dir string) ([]string, error) {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("safetensors: %w", err)
+	}
+	for _, f := range list {
+		var i, n int
+		if k, _ := fmt.Sscanf(f.Name(), "model-%05d-of-%05d.safetensors", &i, &n); k != 2 {
+			continue
+		}
+		var files []string
+		for i := 1; i <= n; i++ {
+			file := fmt.Sprintf("model-%05d-of-%05d.safetensors", i, n)
+			if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
+				return nil, fmt.Errorf("safetensors: %s: shard %d of %d is missing, and there is no %s: %w", dir, i, n, IndexFile, err)
+			}
+			files = append(files, file)
+		}
+		return files, nil
+	}
+	return nil, nil
 }
 
 // openIndex opens the shards that an index names.
@@ -119,9 +146,14 @@ func openShards(dir string, files []string, index map[string]string) (*Checkpoin
 				c.Close()
 				return nil, err
 			}
+			if i, ok := c.index[e.name]; ok {
+				err := formatErrorf("%s: tensor %q is in %s too", s.name, e.name, c.infos[i].Shard)
+				c.Close()
+				return nil, err
+			}
 			c.index[e.name] = len(c.infos)
 			c.infos = append(c.infos, Info{e.name, e.dtype, e.shape, s.name})
-			c.homes = append(c.homes, s)
+			c.homes = append(c.homes, home{s, e.data})
 		}
 	}
 	if len(c.infos) != len(index) && index != nil {
@@ -135,7 +167,7 @@ func openShards(dir string, files []string, index map[string]string) (*Checkpoin
 	return c, nil
 }
 
-// checkPlace holds a tensor that a shard has against the index. It follows that no two shards hold the same name.
+// checkPlace holds a tensor that a shard has against the index.
 func checkPlace(shard, tensor string, index map[string]string) error {
 	place, ok := index[tensor]
 	switch {
@@ -163,25 +195,27 @@ func openShard(dir, file string, index map[string]string) (*shard, []entry, erro
 		return nil, nil, fmt.Errorf("safetensors: %w", err)
 	}
 	s.m = m
-	var entries []entry
-	if s.st, entries, err = parseShard(file, m.Data); err != nil {
+	if what := sniff.Impostor(m.Data); what != "" {
+		m.Close()
+		return nil, nil, formatErrorf("%s: it is %s", s.path, what)
+	}
+	entries, err := parseShard(file, m.Data)
+	if err != nil {
 		m.Close()
 		return nil, nil, err
 	}
 	return s, entries, nil
 }
 
-// parseShard validates a whole file; the tensors are views of it.
-func parseShard(name string, file []byte) (st.SafeTensors, []entry, error) {
-	entries, err := readHeader(name, file)
-	if err != nil {
-		return st.SafeTensors{}, nil, err
+// parseShard validates a whole file; the tensors' data are views of it.
+func parseShard(name string, file []byte) ([]entry, error) {
+	h, err := readHeader(name, file)
+	if err == nil && !h.beyondLibrary {
+		if _, err = st.Deserialize(file); err != nil {
+			err = formatErrorf("%s: %v", name, err)
+		}
 	}
-	tensors, err := st.Deserialize(file)
-	if err != nil {
-		err = formatErrorf("%s: %v", name, err)
-	}
-	return tensors, entries, err
+	return h.entries, err
 }
 
 // Names lists all tensors: shard by shard in the order of the shards' names, each in the order of its data.
@@ -203,7 +237,7 @@ func (c *Checkpoint) Lookup(name string) (Info, bool) {
 }
 
 // Tensor returns a tensor's data as a view of its shard, little-endian. The data must not be written to, and is invalid
-// after Close. A tensor of another type than those above is an UnsupportedError.
+// after Close. A tensor of another type than F32, F16, BF16, I32 and I64 is an UnsupportedError.
 func (c *Checkpoint) Tensor(name string) ([]byte, Info, error) {
 	i, ok := c.index[name]
 	if !ok {
@@ -214,32 +248,33 @@ func (c *Checkpoint) Tensor(name string) ([]byte, Info, error) {
 		return nil, info, UnsupportedError(fmt.Sprintf("%s: tensor %q: its type %s is none of F32, F16, BF16, I32 and I64",
 			s.name, name, info.DType))
 	}
-	view, ok := s.st.Tensor(name)
-	if !ok { // it was there when the header was read
+	if s.m.Data == nil {
 		return nil, info, fmt.Errorf("safetensors: %s: closed", s.name)
 	}
-	return view.Data(), info, nil
+	return s.data, info, nil
+}
+
+// Raw returns a tensor's data as it is stored, whatever its type, and the map that it is a view of, which can be told to
+// release or read ahead parts of it. The data must not be written to, and is invalid after Close.
+func (c *Checkpoint) Raw(name string) (data []byte, m *mmap.Map, ok bool) {
+	i, ok := c.index[name]
+	if !ok || c.homes[i].m.Data == nil {
+		return nil, nil, false
+	}
+	return c.homes[i].data, c.homes[i].m, true
 }
 
 // Release lets the kernel drop the pages that hold only this tensor's data. Reading it again brings them back.
 func (c *Checkpoint) Release(name string) {
-	i, ok := c.index[name]
-	if !ok {
-		return
-	}
-	if view, ok := c.homes[i].st.Tensor(name); ok {
-		c.homes[i].m.Release(view.Data())
+	if data, m, ok := c.Raw(name); ok {
+		m.Release(data)
 	}
 }
 
 // ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
 func (c *Checkpoint) ReadAhead(name string) {
-	i, ok := c.index[name]
-	if !ok {
-		return
-	}
-	if view, ok := c.homes[i].st.Tensor(name); ok {
-		c.homes[i].m.ReadAhead(view.Data())
+	if data, m, ok := c.Raw(name); ok {
+		m.ReadAhead(data)
 	}
 }
 
@@ -268,7 +303,6 @@ func (c *Checkpoint) Close() error {
 		if err := s.m.Close(); first == nil {
 			first = err
 		}
-		s.st = st.SafeTensors{}
 	}
 	return first
 }

@@ -9,12 +9,9 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
-
-	st "github.com/nlpodyssey/safetensors"
 )
 
 // The layout (github.com/huggingface/safetensors): the header's length as a little-endian uint64, the header as a JSON
@@ -44,6 +41,14 @@ type entry struct {
 	dtype  DType
 	shape  []int
 	lo, hi uint64 // of the data, from the header's end
+	data   []byte // a view of the file
+}
+
+// header is what a shard's header says.
+type header struct {
+	entries []entry
+	// beyondLibrary tells that the library would refuse what is valid here: a type that it lacks, "__metadata__": null.
+	beyondLibrary bool
 }
 
 // readHeader checks a shard's header and lists its tensors by their place in the data.
@@ -51,44 +56,52 @@ type entry struct {
 // It comes before the library's own validation, and says which tensor is wrong and by how much. It also finds what the
 // library would let pass (a name that appears twice, dimensions beyond an int) or would spend much memory on (long or
 // nested lists in place of a shape).
-func readHeader(name string, file []byte) ([]entry, error) {
+func readHeader(name string, file []byte) (header, error) {
 	if len(file) < lengthBytes {
-		return nil, formatErrorf("%s: %d bytes are too few for a header's length", name, len(file))
+		return header{}, formatErrorf("%s: %d bytes are too few for a header's length", name, len(file))
 	}
 	n := binary.LittleEndian.Uint64(file)
 	room := uint64(len(file) - lengthBytes)
 	switch {
 	case n > math.MaxInt64:
-		return nil, formatErrorf("%s: the header's length is %d, negative", name, int64(n))
+		return header{}, formatErrorf("%s: the header's length is %d, negative", name, int64(n))
 	case n > room:
-		return nil, formatErrorf("%s: the header's length is %d, but %d bytes follow", name, n, room)
+		return header{}, formatErrorf("%s: the header's length is %d, but %d bytes follow", name, n, room)
 	case n > maxHeaderBytes:
-		return nil, formatErrorf("%s: the header's length is %d, more than %d", name, n, maxHeaderBytes)
+		return header{}, formatErrorf("%s: the header's length is %d, more than %d", name, n, maxHeaderBytes)
 	}
-	header := file[lengthBytes : lengthBytes+n]
-	if len(header) == 0 || header[0] != '{' {
-		return nil, formatErrorf("%s: the header of %d bytes is not a JSON object", name, n)
+	text := file[lengthBytes : lengthBytes+n]
+	if len(text) == 0 || text[0] != '{' {
+		return header{}, formatErrorf("%s: the header of %d bytes is not a JSON object", name, n)
 	}
-	entries, err := parseHeader(header)
+	h, err := parseHeader(text)
 	if err == nil {
-		err = checkEntries(entries, room-n)
+		err = checkEntries(h.entries, room-n)
 	}
 	if err == nil {
-		return entries, nil
+		data := file[lengthBytes+n:]
+		for i := range h.entries {
+			e := &h.entries[i]
+			e.data = data[e.lo:e.hi:e.hi]
+		}
+		return h, nil
 	}
 	var u UnsupportedError
 	if errors.As(err, &u) {
-		return nil, UnsupportedError(name + ": " + string(u))
+		return header{}, UnsupportedError(name + ": " + string(u))
 	}
-	return nil, formatErrorf("%s: %v", name, err)
+	return header{}, formatErrorf("%s: %v", name, err)
 }
 
 // parseHeader reads the JSON object token by token.
-func parseHeader(header []byte) ([]entry, error) {
-	p := newObjectReader(header)
-	var entries []entry
-	err := p.object(func(key string) error {
+func parseHeader(text []byte) (h header, err error) {
+	p := newObjectReader(text)
+	err = p.object(func(key string) error {
 		if key == metadataKey {
+			if p.null() { // the Rust library's Option: none
+				h.beyondLibrary = true
+				return nil
+			}
 			return p.within(metadataKey, p.object(func(key string) error {
 				_, err := p.string()
 				return p.within(fmt.Sprintf("%.200q", key), err)
@@ -96,13 +109,16 @@ func parseHeader(header []byte) ([]entry, error) {
 		}
 		e, err := p.entry()
 		e.name = key
-		entries = append(entries, e)
+		if _, lacks := narrow[e.dtype]; lacks {
+			h.beyondLibrary = true
+		}
+		h.entries = append(h.entries, e)
 		return p.within(fmt.Sprintf("tensor %.200q", key), err)
 	})
 	if err == nil {
 		err = p.end()
 	}
-	return entries, err
+	return h, err
 }
 
 // checkEntries sorts the tensors by their data, which must fill dataBytes without gaps.
@@ -135,14 +151,12 @@ func checkEntries(entries []entry, dataBytes uint64) error {
 
 // check holds a tensor's offsets against its shape and the data's length.
 func (e *entry) check(dataBytes uint64) error {
-	need := e.dtype.Size()
-	for _, n := range e.shape {
-		var hi uint64
-		if hi, need = bits.Mul64(need, uint64(n)); hi != 0 || need > math.MaxInt64 {
-			return fmt.Errorf("tensor %.200q: %s %d: more bytes than fit 63 bits", e.name, e.dtype, e.shape)
-		}
-	}
+	need, rest, ok := size(e.dtype, e.shape)
 	switch {
+	case !ok || need > math.MaxInt64:
+		return fmt.Errorf("tensor %.200q: %s %d: more bytes than fit 63 bits", e.name, e.dtype, e.shape)
+	case rest != 0:
+		return fmt.Errorf("tensor %.200q: %s %d: %d bits are no whole bytes", e.name, e.dtype, e.shape, 8*need+rest)
 	case e.hi < e.lo:
 		return fmt.Errorf("tensor %.200q: offsets [%d %d] are inverted", e.name, e.lo, e.hi)
 	case e.hi-e.lo != need:
@@ -156,12 +170,15 @@ func (e *entry) check(dataBytes uint64) error {
 }
 
 // objectReader walks through JSON of which only the outline is trusted.
-type objectReader struct{ dec *json.Decoder }
+type objectReader struct {
+	dec  *json.Decoder
+	text []byte
+}
 
 func newObjectReader(b []byte) *objectReader {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.UseNumber()
-	return &objectReader{dec}
+	return &objectReader{dec, b}
 }
 
 func (p *objectReader) within(what string, err error) error {
@@ -173,6 +190,15 @@ func (p *objectReader) within(what string, err error) error {
 		return UnsupportedError(what + ": " + string(u))
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// null reads the value that follows if it is null, and nothing otherwise.
+func (p *objectReader) null() bool {
+	if !bytes.HasPrefix(bytes.TrimLeft(p.text[p.dec.InputOffset():], ": \t\r\n"), []byte("null")) {
+		return false
+	}
+	t, err := p.token()
+	return err == nil && t == nil
 }
 
 // token returns the next token; the end of the input is an error.
@@ -279,7 +305,7 @@ func (p *objectReader) entry() (e entry, err error) {
 			if err != nil {
 				return p.within(key, err)
 			}
-			if e.dtype, err = st.ParseDType(s); err != nil {
+			if e.dtype = DType(s); e.dtype.Bits() == 0 {
 				return UnsupportedError(fmt.Sprintf("dtype %.40q is not supported", s))
 			}
 		case "shape":

@@ -67,12 +67,13 @@ var hostile = []struct {
 	{name: "no offsets", file: file(`{"x":{"dtype":"U8","shape":[]}}`, 0), want: `tensor "x": no data_offsets`},
 	{name: "unknown key", file: file(`{"x":{"dtype":"U8","Shape":[],"data_offsets":[0,1]}}`, 1),
 		want: `tensor "x": unknown key "Shape"`},
-	{name: "unknown dtype", file: one("F8_E4M3", "[4]", "[0,4]", 4),
-		want: `tensor "x": dtype "F8_E4M3" is not supported`, unsupported: true},
+	{name: "unknown dtype", file: one("F8_E9M9", "[4]", "[0,4]", 4),
+		want: `tensor "x": dtype "F8_E9M9" is not supported`, unsupported: true},
+	{name: "half a byte", file: one("F4", "[3]", "[0,2]", 2), want: `tensor "x": F4 [3]: 12 bits are no whole bytes`},
 	{name: "dtype a number", file: file(`{"x":{"dtype":1}}`, 0), want: `tensor "x": dtype: 1 is not a string`},
 	{name: "metadata not strings", file: file(`{"__metadata__":{"a":1}}`, 0),
 		want: `__metadata__: "a": 1 is not a string`},
-	{name: "metadata null", file: file(`{"__metadata__":null}`, 0), want: `__metadata__: not an object`},
+	{name: "metadata a number", file: file(`{"__metadata__":1}`, 0), want: `__metadata__: not an object`},
 
 	{name: "tensor twice", file: file(`{"x":`+octet+`,"x":`+octet+`}`, 1),
 		want: `"x" appears twice`},
@@ -126,6 +127,9 @@ var hostile = []struct {
 	{name: "bytes left over", file: one("U8", "[4]", "[0,4]", 5),
 		want: `the tensors need 4 bytes of data, the file has 5`},
 
+	{name: "valid: metadata null", file: file(`{"__metadata__" : null,"x":`+octet+`}`, 1)},
+	{name: "valid: narrow floats", file: file(`{"x":{"dtype":"F8_E4M3","shape":[3],"data_offsets":[0,3]},`+
+		`"y":{"dtype":"F4","shape":[3,2],"data_offsets":[3,6]}}`, 6)},
 	{name: "valid: no tensors", file: file("{}", 0)},
 	{name: "valid: empty tensors, out of order", file: two("[0,3]", "[4,4]", "[4]", "[0,4]", 4)},
 	{name: "valid: spaces, scalar, metadata",
@@ -154,7 +158,7 @@ func TestHostile(t *testing.T) {
 	for _, test := range hostile {
 		t.Run(test.name, func(t *testing.T) {
 			var err error
-			n := allocated(func() { _, _, err = parseShard("x.safetensors", test.file) })
+			n := allocated(func() { _, err = parseShard("x.safetensors", test.file) })
 			if limit := uint64(64<<10 + 4*len(test.file)); n > limit {
 				t.Errorf("allocated %d bytes for a file of %d", n, len(test.file))
 			}
@@ -175,11 +179,11 @@ func TestHostile(t *testing.T) {
 
 func TestTruncated(t *testing.T) {
 	whole := two("[4]", "[0,4]", "[2,3]", "[4,10]", 10)
-	if _, _, err := parseShard("x", whole); err != nil {
+	if _, err := parseShard("x", whole); err != nil {
 		t.Fatal(err)
 	}
 	for n := range whole {
-		_, _, err := parseShard("x", whole[:n:n])
+		_, err := parseShard("x", whole[:n:n])
 		checkError(t, err, false)
 	}
 }
@@ -202,10 +206,10 @@ func checkParsed(t *testing.T, data []byte) {
 	t.Helper()
 	var err error
 	n := allocated(func() {
-		tensors, entries, e := parseShard("x", data)
+		entries, e := parseShard("x", data)
 		for _, x := range entries {
-			if view, ok := tensors.Tensor(x.name); e == nil && (!ok || view.DataLen() != x.hi-x.lo) {
-				t.Errorf("tensor %q: %v, %d bytes, not %d", x.name, ok, view.DataLen(), x.hi-x.lo)
+			if e == nil && uint64(len(x.data)) != x.hi-x.lo {
+				t.Errorf("tensor %q: %d bytes, not %d", x.name, len(x.data), x.hi-x.lo)
 			}
 		}
 		err = e
@@ -329,7 +333,7 @@ func TestHostileFolders(t *testing.T) {
 // TestOtherTypes opens a checkpoint with a buffer that is no weight: only asking for it is an error.
 func TestOtherTypes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.safetensors")
-	if err := os.WriteFile(path, one("I16", "[2]", "[0,4]", 4), 0o644); err != nil {
+	if err := os.WriteFile(path, one("I16", "[8]", "[0,16]", 16), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Open(path)
@@ -400,4 +404,40 @@ func FuzzIndex(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestNumberedShards opens shards without an index, all of which must be there, and hold different tensors.
+func TestNumberedShards(t *testing.T) {
+	const first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+	for _, test := range []struct {
+		files map[string][]byte
+		want  string // of the error; "" where x and y are there
+	}{
+		{map[string][]byte{first: shardX, second: shardY}, ""},
+		{map[string][]byte{"model-00001-of-00001.safetensors": file(`{"x":`+octet+`,"y":{"dtype":"U8","shape":[0],"data_offsets":[1,1]}}`, 1)}, ""},
+		{map[string][]byte{second: shardY}, "shard 1 of 2 is missing, and there is no model.safetensors.index.json"},
+		{map[string][]byte{first: shardX, second: shardX}, second + `: tensor "x" is in ` + first + " too"},
+		{map[string][]byte{first: []byte("version https://git-lfs.github.com/spec/v1\nsize 7\n"), second: shardY}, "a Git LFS pointer"},
+	} {
+		dir := t.TempDir()
+		for name, content := range test.files {
+			if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := Open(dir)
+		switch {
+		case test.want != "":
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %s", err, test.want)
+			}
+		case err != nil:
+			t.Error(err)
+		default:
+			if names := c.Names(); len(names) != 2 {
+				t.Errorf("%q", names)
+			}
+			c.Close()
+		}
+	}
 }

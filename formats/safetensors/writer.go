@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"math/bits"
 	"slices"
 
 	"github.com/llmq/llmq/internal/atomicfile"
@@ -70,14 +69,15 @@ func encodeHeader(infos []Info, metadata map[string]string) ([]byte, []int64, er
 		if len(t.Shape) > maxDims {
 			return nil, nil, fmt.Errorf("tensor %q: %d dimensions, more than %d", t.Name, len(t.Shape), maxDims)
 		}
-		lo, size := end, t.DType.Size()
-		for _, n := range t.Shape {
-			var hi uint64
-			if hi, size = bits.Mul64(size, uint64(n)); n <= 0 || hi != 0 || size > math.MaxInt64/2 {
-				return nil, nil, fmt.Errorf("tensor %q: its shape %d is impossible", t.Name, t.Shape)
-			}
+		if t.DType.Bits() == 0 {
+			return nil, nil, fmt.Errorf("tensor %q: no type is named %q", t.Name, t.DType)
 		}
-		if end += size; end > math.MaxInt64/2 {
+		lo := end
+		bytes, rest, ok := size(t.DType, t.Shape)
+		if !ok || rest != 0 || bytes > math.MaxInt64/2 || slices.ContainsFunc(t.Shape, func(n int) bool { return n <= 0 }) {
+			return nil, nil, fmt.Errorf("tensor %q: its shape %d is impossible", t.Name, t.Shape)
+		}
+		if end += bytes; end > math.MaxInt64/2 {
 			return nil, nil, fmt.Errorf("tensor %q: the file grows past 62 bits", t.Name)
 		}
 		ends[i] = int64(end)

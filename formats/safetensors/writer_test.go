@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	st "github.com/nlpodyssey/safetensors"
-
 	"github.com/llmq/llmq/formats/safetensors"
 )
 
@@ -40,7 +38,7 @@ func expectError(t *testing.T, err error, want string) {
 // TestBytes compares a file with what the format's description asks for, byte by byte.
 func TestBytes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
-	write(t, path, []safetensors.Info{{Name: "b", DType: st.U8, Shape: []int{3}}, {Name: "a", DType: safetensors.F16}}, 0)
+	write(t, path, []safetensors.Info{{Name: "b", DType: safetensors.U8, Shape: []int{3}}, {Name: "a", DType: safetensors.F16}}, 0)
 	header := `{"__metadata__":{"format":"pt"},"b":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},` +
 		`"a":{"dtype":"F16","shape":[],"data_offsets":[3,5]}}`
 	for len(header)%8 != 0 {
@@ -58,15 +56,16 @@ func TestCreateRefuses(t *testing.T) {
 		infos []safetensors.Info
 		want  string
 	}{
-		{[]safetensors.Info{{Name: "x"}, {Name: "x"}}, `the name "x" is taken`},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8}, {Name: "x"}}, `the name "x" is taken`},
+		{[]safetensors.Info{{Name: "x"}}, `tensor "x": no type is named ""`},
 		{[]safetensors.Info{{Name: "__metadata__"}}, `the name "__metadata__" is taken`},
-		{[]safetensors.Info{{Name: "x", Shape: make([]int, 17)}}, `tensor "x": 17 dimensions, more than 16`},
-		{[]safetensors.Info{{Name: "x", Shape: []int{2, 0}}}, `tensor "x": its shape [2 0] is impossible`},
-		{[]safetensors.Info{{Name: "x", Shape: []int{-1}}}, `tensor "x": its shape [-1] is impossible`},
-		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 40, 1 << 40}}}, "is impossible"},
-		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 61}},
-			{Name: "y", Shape: []int{math.MaxInt64 / 2}}}, `tensor "y": the file grows past 62 bits`},
-		{[]safetensors.Info{{Name: "x", Shape: []int{1 << 60}}}, "bytes of disk, "},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8, Shape: make([]int, 17)}}, `tensor "x": 17 dimensions, more than 16`},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8, Shape: []int{2, 0}}}, `tensor "x": its shape [2 0] is impossible`},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8, Shape: []int{-1}}}, `tensor "x": its shape [-1] is impossible`},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8, Shape: []int{1 << 40, 1 << 40}}}, "is impossible"},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8, Shape: []int{1 << 61}},
+			{Name: "y", DType: safetensors.U8, Shape: []int{math.MaxInt64 / 2}}}, `tensor "y": the file grows past 62 bits`},
+		{[]safetensors.Info{{Name: "x", DType: safetensors.U8, Shape: []int{1 << 60}}}, "bytes of disk, "},
 	} {
 		dir := t.TempDir()
 		_, err := safetensors.Create(filepath.Join(dir, "x"), test.infos, nil, safetensors.Options{})

@@ -111,12 +111,12 @@ func (m *Model) WriteFolder(dir string) error {
 		}
 	}
 	files := map[string]any{
-		"config.json":            m.Config,
+		"config.json":            m.configJSON(),
 		"generation_config.json": object{"bos_token_id": bosID, "eos_token_id": eosID},
 		"tokenizer_config.json": object{
 			"bos_token": special[0], "eos_token": special[1], "pad_token": special[2],
 			"add_bos_token": m.family().addBOS, "tokenizer_class": "PreTrainedTokenizerFast",
-			"model_max_length": m.Config.MaxPositionEmbeddings,
+			"model_max_length": m.library().context,
 		},
 		"tokenizer.json": object{
 			"version": "1.0", "truncation": nil, "padding": nil, "added_tokens": added, "normalizer": nil,

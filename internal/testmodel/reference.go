@@ -1,8 +1,10 @@
 package testmodel
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Trace is what a forward pass computes on the way.
@@ -15,56 +17,115 @@ type Trace struct {
 // Forward runs the checkpoint on one sequence, as transformers' modeling_llama.py and its siblings define it, in
 // float64 and with no thought for speed.
 func (m *Model) Forward(tokens []int32) *Trace {
-	c := &m.Config
+	l := m.library()
 	tr := &Trace{}
 	embed := m.tensor("model.embed_tokens.weight")
 	x := make([][]float64, len(tokens))
 	for t, id := range tokens {
-		x[t] = widen(embed.Data[int(id)*c.HiddenSize : (int(id)+1)*c.HiddenSize])
-	}
-	tr.Embed = clone(x)
-	for i := range c.NumHiddenLayers {
-		p := fmt.Sprintf("model.layers.%d.", i)
-		h := m.normed(p+"input_layernorm.weight", x)
-		addTo(x, m.linear(p+"self_attn.o_proj", m.attention(p+"self_attn.", h)))
-		h = m.normed(p+"post_attention_layernorm.weight", x)
-		gate, up := m.linear(p+"mlp.gate_proj", h), m.linear(p+"mlp.up_proj", h)
-		for t := range gate {
-			for j, g := range gate[t] {
-				gate[t][j] = g / (1 + math.Exp(-g)) * up[t][j]
+		x[t] = widen(embed.Data[int(id)*l.dim : (int(id)+1)*l.dim])
+		for i := range x[t] {
+			if l.gemma {
+				x[t][i] *= math.Sqrt(float64(l.dim))
 			}
 		}
-		addTo(x, m.linear(p+"mlp.down_proj", gate))
+	}
+	tr.Embed = clone(x)
+	for i := range l.layers {
+		p := fmt.Sprintf("model.layers.%d.", i)
+		y := m.linear(p+"self_attn.o_proj", m.attention(l, i, p+"self_attn.", m.normed(l, p+"input_layernorm.weight", x)))
+		if l.gemma {
+			y = m.normed(l, p+"post_attention_layernorm.weight", y)
+		}
+		addTo(x, y)
+		switch {
+		case l.gemma:
+			y = m.mlp(l, p+"mlp.", m.normed(l, p+"pre_feedforward_layernorm.weight", x))
+			y = m.normed(l, p+"post_feedforward_layernorm.weight", y)
+		case l.experts > 0:
+			y = m.mixture(l, p+"mlp.", m.normed(l, p+"post_attention_layernorm.weight", x))
+		default:
+			y = m.mlp(l, p+"mlp.", m.normed(l, p+"post_attention_layernorm.weight", x))
+		}
+		addTo(x, y)
 		tr.Hidden = append(tr.Hidden, clone(x))
 	}
 	head := "lm_head"
-	if c.TieWordEmbeddings {
+	if l.tied {
 		head = "model.embed_tokens"
 	}
-	tr.Logits = m.linear(head, m.normed("model.norm.weight", x))
+	tr.Logits = m.linear(head, m.normed(l, "model.norm.weight", x))
+	for _, row := range tr.Logits {
+		for i, v := range row {
+			if l.softcap > 0 {
+				row[i] = l.softcap * math.Tanh(v/l.softcap)
+			}
+		}
+	}
 	return tr
 }
 
-func (m *Model) attention(prefix string, h [][]float64) [][]float64 {
-	c := &m.Config
-	d := c.headDim()
+func (m *Model) mlp(l *library, prefix string, h [][]float64) [][]float64 {
+	gate, up := m.linear(prefix+"gate_proj", h), m.linear(prefix+"up_proj", h)
+	for t := range gate {
+		for j, g := range gate[t] {
+			act := g / (1 + math.Exp(-g))
+			if l.act == "gelu" {
+				act = g / 2 * (1 + math.Tanh(math.Sqrt(2/math.Pi)*(g+0.044715*g*g*g)))
+			}
+			gate[t][j] = act * up[t][j]
+		}
+	}
+	return m.linear(prefix+"down_proj", gate)
+}
+
+// mixture adds up the outputs of the experts that the router prefers, weighted by its softmax over all of them.
+func (m *Model) mixture(l *library, prefix string, h [][]float64) [][]float64 {
+	y := make([][]float64, len(h))
+	for t, scores := range m.linear(prefix+"gate", h) {
+		y[t] = make([]float64, l.dim)
+		all, chosen := 0.0, 0.0
+		order := make([]int, len(scores))
+		for e, s := range scores {
+			scores[e] = math.Exp(s)
+			all += scores[e]
+			order[e] = e
+		}
+		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(scores[b], scores[a]) })
+		for _, e := range order[:l.used] {
+			chosen += scores[e]
+		}
+		if !l.normalized {
+			chosen = all
+		}
+		for _, e := range order[:l.used] {
+			out := m.mlp(l, fmt.Sprintf("%sexperts.%d.", prefix, e), h[t:t+1])[0]
+			for i, v := range out {
+				y[t][i] += scores[e] / chosen * v
+			}
+		}
+	}
+	return y
+}
+
+func (m *Model) attention(l *library, layer int, prefix string, h [][]float64) [][]float64 {
+	d := l.headDim
 	q, k, v := m.linear(prefix+"q_proj", h), m.linear(prefix+"k_proj", h), m.linear(prefix+"v_proj", h)
-	freq, magnitude := c.inverseFrequencies()
+	rope, window := l.ropes[layer], l.windows[layer]
 	out := make([][]float64, len(h))
 	for t := range h {
-		out[t] = make([]float64, c.NumAttentionHeads*d)
+		out[t] = make([]float64, l.heads*d)
 		for _, part := range []struct {
 			rows []float64
 			norm string
 		}{{q[t], "q_norm.weight"}, {k[t], "k_norm.weight"}} {
 			for at := 0; at < len(part.rows); at += d {
 				head := part.rows[at : at+d]
-				if w := m.tensor(prefix + part.norm); w != nil {
-					copy(head, rmsNorm(head, w.Data, c.RMSNormEps))
+				if l.qkNorm {
+					copy(head, m.rmsNorm(l, head, prefix+part.norm))
 				}
 				for j := range d / 2 { // rotate_half
-					sin, cos := math.Sincos(float64(t) * freq[j])
-					sin, cos = sin*magnitude, cos*magnitude
+					sin, cos := math.Sincos(float64(t) * rope.inverse[j])
+					sin, cos = sin*rope.magnitude, cos*rope.magnitude
 					a, b := head[j], head[j+d/2]
 					head[j], head[j+d/2] = a*cos-b*sin, b*cos+a*sin
 				}
@@ -72,19 +133,19 @@ func (m *Model) attention(prefix string, h [][]float64) [][]float64 {
 		}
 	}
 	for t := range h {
-		for i := range c.NumAttentionHeads {
-			kv := i / (c.NumAttentionHeads / c.NumKeyValueHeads) * d
+		for i := range l.heads {
+			kv := i / (l.heads / l.kvHeads) * d
 			p := make([]float64, t+1)
 			sum := 0.0
 			for s := range p {
-				if c.SlidingWindow > 0 && t-s >= c.SlidingWindow {
+				if window > 0 && t-s >= window {
 					continue
 				}
 				dot := 0.0
 				for j := range d {
 					dot += q[t][i*d+j] * k[s][kv+j]
 				}
-				p[s] = math.Exp(dot / math.Sqrt(float64(d)))
+				p[s] = math.Exp(dot * l.scale)
 				sum += p[s]
 			}
 			for s := range p {
@@ -95,56 +156,6 @@ func (m *Model) attention(prefix string, h [][]float64) [][]float64 {
 		}
 	}
 	return out
-}
-
-// inverseFrequencies are transformers' modeling_rope_utils.py: the angle per position of each pair, and the factor on
-// cosine and sine.
-func (c *Config) inverseFrequencies() (inv []float64, attention float64) {
-	d := float64(c.headDim())
-	num := func(key string) float64 {
-		switch v := c.RopeScaling[key].(type) {
-		case int:
-			return float64(v)
-		case float64:
-			return v
-		}
-		panic("testmodel: rope_scaling." + key)
-	}
-	attention = 1
-	for i := 0.0; i < d; i += 2 {
-		f := 1 / math.Pow(c.RopeTheta, i/d)
-		switch c.RopeScaling["rope_type"] {
-		case "linear":
-			f /= num("factor")
-		case "llama3":
-			original, low, high := num("original_max_position_embeddings"), num("low_freq_factor"), num("high_freq_factor")
-			wavelength := 2 * math.Pi / f
-			switch {
-			case wavelength < original/high:
-			case wavelength > original/low:
-				f /= num("factor")
-			default:
-				smooth := (original/wavelength - low) / (high - low)
-				f = (1-smooth)*f/num("factor") + smooth*f
-			}
-		case "yarn":
-			const betaFast, betaSlow = 32, 1 // transformers' defaults
-			original := num("original_max_position_embeddings")
-			correction := func(rotations float64) float64 {
-				return d * math.Log(original/(rotations*2*math.Pi)) / (2 * math.Log(c.RopeTheta))
-			}
-			low := math.Max(math.Floor(correction(betaFast)), 0)
-			high := math.Min(math.Ceil(correction(betaSlow)), d-1)
-			if low == high {
-				high += 0.001
-			}
-			ramp := math.Min(math.Max((i/2-low)/(high-low), 0), 1)
-			f = f/num("factor")*ramp + f*(1-ramp)
-			attention = 0.1*math.Log(num("factor")) + 1
-		}
-		inv = append(inv, f)
-	}
-	return inv, attention
 }
 
 // linear applies a weight and, if there is one, its bias.
@@ -166,22 +177,27 @@ func (m *Model) linear(name string, x [][]float64) [][]float64 {
 	return y
 }
 
-func (m *Model) normed(name string, x [][]float64) [][]float64 {
+func (m *Model) normed(l *library, name string, x [][]float64) [][]float64 {
 	y := make([][]float64, len(x))
 	for t := range x {
-		y[t] = rmsNorm(x[t], m.tensor(name).Data, m.Config.RMSNormEps)
+		y[t] = m.rmsNorm(l, x[t], name)
 	}
 	return y
 }
 
-func rmsNorm(x []float64, w []float32, eps float64) []float64 {
+func (m *Model) rmsNorm(l *library, x []float64, name string) []float64 {
+	w := m.tensor(name).Data
 	sum := 0.0
 	for _, v := range x {
 		sum += v * v
 	}
 	y := make([]float64, len(x))
 	for i, v := range x {
-		y[i] = v / math.Sqrt(sum/float64(len(x))+eps) * float64(w[i])
+		factor := float64(w[i])
+		if l.gemma {
+			factor++
+		}
+		y[i] = v / math.Sqrt(sum/float64(len(x))+l.eps) * factor
 	}
 	return y
 }

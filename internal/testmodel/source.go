@@ -158,12 +158,11 @@ func interleave(data []float32, heads, headDim int) []float32 {
 
 // llama3Factors are what Llama 3.1's scaling divides each frequency by: rope_freqs.weight.
 func (m *Model) llama3Factors() []float32 {
-	factors := make([]float32, m.Config.headDim()/2)
-	plain := Config{HeadDim: m.Config.headDim(), RopeTheta: m.Config.RopeTheta}
-	scaled, _ := m.Config.inverseFrequencies()
-	unscaled, _ := plain.inverseFrequencies()
+	l := m.library()
+	factors := make([]float32, l.headDim/2)
 	for i := range factors {
-		factors[i] = float32(unscaled[i] / scaled[i])
+		unscaled := 1 / math.Pow(m.Config.RopeTheta, float64(2*i)/float64(l.headDim))
+		factors[i] = float32(unscaled / l.ropes[0].inverse[i])
 		if math.IsNaN(float64(factors[i])) {
 			panic("testmodel: RoPE factor is not a number")
 		}

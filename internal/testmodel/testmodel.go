@@ -50,20 +50,24 @@ type Model struct {
 	Name    string
 	Config  Config
 	Tensors []Tensor
+
+	members map[string]any // of config.json, in the place of Config; nil: Config says all
 }
 
 // family is what distinguishes the three GGUF architectures in a checkpoint.
 type family struct {
 	class, modelType string
-	qkvBias, qkNorm  bool
 	addBOS           bool
 }
 
 var families = map[string]family{
 	"llama":   {class: "LlamaForCausalLM", modelType: "llama", addBOS: true},
 	"mistral": {class: "MistralForCausalLM", modelType: "mistral", addBOS: true},
-	"qwen2":   {class: "Qwen2ForCausalLM", modelType: "qwen2", qkvBias: true},
-	"qwen3":   {class: "Qwen3ForCausalLM", modelType: "qwen3", qkNorm: true},
+	"qwen2":   {class: "Qwen2ForCausalLM", modelType: "qwen2"},
+	"qwen3":   {class: "Qwen3ForCausalLM", modelType: "qwen3"},
+
+	"qwen3_moe":   {class: "Qwen3MoeForCausalLM", modelType: "qwen3_moe"},
+	"gemma3_text": {class: "Gemma3ForCausalLM", modelType: "gemma3_text"},
 }
 
 // base is a model of hidden size 64; each entry of specs changes what it is there to test.
@@ -141,12 +145,28 @@ func (c *Config) headDim() int {
 	return c.HiddenSize / c.NumAttentionHeads
 }
 
-// build draws the weights, each tensor from a generator seeded with its name.
+// FromConfig makes a model of the members that a config.json may have, of one of the classes that the library's forward
+// pass is written for here. Models of the same shapes have the same weights.
+func FromConfig(members map[string]any) *Model {
+	m := &Model{Name: "members", members: members}
+	m.Config.ModelType, _ = members["model_type"].(string)
+	m.draw()
+	return m
+}
+
+// build draws the weights that a configuration calls for.
 func build(name string, c Config) *Model {
 	m := &Model{Name: name, Config: c}
+	m.draw()
+	return m
+}
+
+// draw draws the weights, each tensor from a generator seeded with its name.
+func (m *Model) draw() {
+	l := m.library()
 	add := func(tensorName string, mean, std float64, shape ...int) {
 		h := fnv.New64a()
-		fmt.Fprint(h, name, "/", tensorName)
+		fmt.Fprint(h, m.Name, "/", tensorName)
 		rng := rand.New(rand.NewPCG(h.Sum64(), 1))
 		n := 1
 		for _, d := range shape {
@@ -158,37 +178,53 @@ func build(name string, c Config) *Model {
 		}
 		m.Tensors = append(m.Tensors, Tensor{tensorName, shape, data})
 	}
-	f := m.family()
-	dim, q, kv := c.HiddenSize, c.NumAttentionHeads*c.headDim(), c.NumKeyValueHeads*c.headDim()
+	q, kv := l.heads*l.headDim, l.kvHeads*l.headDim
 	linear := func(name string, out, in int, gain float64, bias bool) {
 		add(name+".weight", 0, gain/math.Sqrt(float64(in)), out, in)
 		if bias {
 			add(name+".bias", 0, 0.3, out)
 		}
 	}
-	add("model.embed_tokens.weight", 0, 2/math.Sqrt(float64(dim)), c.VocabSize, dim)
-	for i := range c.NumHiddenLayers {
+	mlp := func(prefix string, ffn int) {
+		linear(prefix+"gate_proj", ffn, l.dim, 1, l.mlpBias)
+		linear(prefix+"up_proj", ffn, l.dim, 1, l.mlpBias)
+		linear(prefix+"down_proj", l.dim, ffn, 1, l.mlpBias)
+	}
+	norm := 1.0 // the mean of a norm's weights
+	if l.gemma {
+		norm = 0
+	}
+	add("model.embed_tokens.weight", 0, 2/math.Sqrt(float64(l.dim)), l.vocab, l.dim)
+	for i := range l.layers {
 		p := fmt.Sprintf("model.layers.%d.", i)
-		add(p+"input_layernorm.weight", 1, 0.2, dim)
+		add(p+"input_layernorm.weight", norm, 0.2, l.dim)
 		// q and k are large, so that attention differs from an average.
-		linear(p+"self_attn.q_proj", q, dim, 1.5, c.AttentionBias || f.qkvBias)
-		linear(p+"self_attn.k_proj", kv, dim, 1.5, c.AttentionBias || f.qkvBias)
-		linear(p+"self_attn.v_proj", kv, dim, 1, c.AttentionBias || f.qkvBias)
-		linear(p+"self_attn.o_proj", dim, q, 1, c.AttentionBias)
-		if f.qkNorm {
-			add(p+"self_attn.q_norm.weight", 1, 0.2, c.headDim())
-			add(p+"self_attn.k_norm.weight", 1, 0.2, c.headDim())
+		linear(p+"self_attn.q_proj", q, l.dim, 1.5, l.qkvBias)
+		linear(p+"self_attn.k_proj", kv, l.dim, 1.5, l.qkvBias)
+		linear(p+"self_attn.v_proj", kv, l.dim, 1, l.qkvBias)
+		linear(p+"self_attn.o_proj", l.dim, q, 1, l.oBias)
+		if l.qkNorm {
+			add(p+"self_attn.q_norm.weight", norm, 0.2, l.headDim)
+			add(p+"self_attn.k_norm.weight", norm, 0.2, l.headDim)
 		}
-		add(p+"post_attention_layernorm.weight", 1, 0.2, dim)
-		linear(p+"mlp.gate_proj", c.IntermediateSize, dim, 1, c.MLPBias)
-		linear(p+"mlp.up_proj", c.IntermediateSize, dim, 1, c.MLPBias)
-		linear(p+"mlp.down_proj", dim, c.IntermediateSize, 1, c.MLPBias)
+		add(p+"post_attention_layernorm.weight", norm, 0.2, l.dim)
+		if l.gemma {
+			add(p+"pre_feedforward_layernorm.weight", norm, 0.2, l.dim)
+			add(p+"post_feedforward_layernorm.weight", norm, 0.2, l.dim)
+		}
+		if l.experts == 0 {
+			mlp(p+"mlp.", l.ffn)
+			continue
+		}
+		linear(p+"mlp.gate", l.experts, l.dim, 2, false)
+		for e := range l.experts {
+			mlp(fmt.Sprintf("%smlp.experts.%d.", p, e), l.expertFFN)
+		}
 	}
-	add("model.norm.weight", 1, 0.2, dim)
-	if !c.TieWordEmbeddings {
-		linear("lm_head", c.VocabSize, dim, 2, false)
+	add("model.norm.weight", norm, 0.2, l.dim)
+	if !l.tied {
+		linear("lm_head", l.vocab, l.dim, 2, false)
 	}
-	return m
 }
 
 // Tokens returns n token ids drawn from a seeded generator, special ones left out.

@@ -7,12 +7,14 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// elementwise writes the loops of softmax, SiLU and RMSNorm. Lengths are multiples of the vector; callers pad the rest.
+// elementwise writes the loops of softmax, activations and RMSNorm. Lengths are multiples of the vector; callers pad the rest.
 func elementwise(g *gen) {
 	c := g.expConstants()
 	for _, v := range []isa{avx2, avx512} {
 		g.expSum(v, c)
-		g.siluMul(v, c)
+		for _, k := range gates {
+			g.gated(v, c, k)
+		}
 		g.maximum(v)
 		g.scaleMul(v)
 		g.scale(v)
@@ -22,6 +24,7 @@ func elementwise(g *gen) {
 // expConstants are float32 values in memory.
 type expConstants struct {
 	low, high, highAVX2, lowAVX2, log2e, ln2Hi, ln2Lo, one, sign operand.Mem
+	geluLinear, geluCube                                         operand.Mem // coefficients of −2u in x and x³
 	p                                                            []operand.Mem
 }
 
@@ -39,6 +42,7 @@ func (g *gen) expConstants() expConstants {
 		log2e:    float("log2e", math.Log2E),
 		ln2Hi:    float("ln2Hi", 0.693359375), ln2Lo: float("ln2Lo", -2.12194440e-4),
 		one: float("one", 1), sign: float("sign", float32(math.Copysign(0, -1))),
+		geluLinear: float("geluLinear", float32(-2*math.Sqrt(2/math.Pi))), geluCube: float("geluCube", float32(-2*math.Sqrt(2/math.Pi)*0.044715)),
 	}
 	// (eʳ − 1 − r)/r² for |r| ≤ ½·log 2, the polynomial of Cephes' expf (Moshier).
 	for i, f := range []float32{1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
@@ -136,17 +140,41 @@ func (g *gen) expSum(v isa, c expConstants) {
 	g.RET()
 }
 
-func (g *gen) siluMul(v isa, c expConstants) {
-	g.function("siluMul"+v.name, "func(dst, gate, up *float32, n int)", "sets dst[i] = gate[i]/(1+exp(−gate[i]))·up[i].")
+// gate is an activation that gated writes: x·σ(y) or σ(y), times up.
+type gate struct {
+	name, doc string
+	gelu      bool // the argument is 2·√(2/π)·(x+0.044715·x³) and not x
+	alone     bool // σ is all there is
+}
+
+var gates = []gate{
+	{name: "siluMul", doc: "sets dst[i] = gate[i]/(1+exp(−gate[i]))·up[i]."},
+	{name: "geluMul", doc: "sets dst[i] = gate[i]/(1+exp(−2u))·up[i], u = √(2/π)·(gate[i]+0.044715·gate[i]³).", gelu: true},
+	{name: "sigmoidMul", doc: "sets dst[i] = 1/(1+exp(−gate[i]))·up[i].", alone: true},
+}
+
+func (g *gen) gated(v isa, c expConstants, k gate) {
+	g.function(k.name+v.name, "func(dst, gate, up *float32, n int)", k.doc)
 	dst, gate, up, n := g.gp("dst"), g.gp("gate"), g.gp("up"), g.gp("n")
 	g.countdown("vector", n, v.lanes(), func() {
 		x, t, a := v.reg(0), v.reg(1), v.reg(5)
 		g.VMOVUPS(at(gate, 0), a)
-		g.VBROADCASTSS(c.sign, t)
-		g.VXORPS(t, a, x)
+		if k.gelu {
+			g.VMULPS(a, a, x)
+			g.VBROADCASTSS(c.geluCube, t)
+			g.VBROADCASTSS(c.geluLinear, v.reg(2))
+			g.VFMADD213PS(v.reg(2), t, x)
+			g.VMULPS(a, x, x)
+		} else {
+			g.VBROADCASTSS(c.sign, t)
+			g.VXORPS(t, a, x)
+		}
 		g.exp(v, c, x, t, v.reg(2), v.reg(3), v.reg(4))
 		g.VBROADCASTSS(c.one, t)
 		g.VADDPS(t, x, x)
+		if k.alone {
+			a = t
+		}
 		g.VDIVPS(x, a, a)
 		g.VMULPS(at(up, 0), a, a)
 		g.VMOVUPS(a, at(dst, 0))

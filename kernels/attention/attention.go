@@ -13,38 +13,50 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Causal sets dst to causal attention over one sequence: token t of head h takes
-// Σ_s softmax_s(scale·q_t·k_s)·v_s over s ≤ t and, if window > 0, s > t−window. k and v are tokens×(kvHeads·headDim), q
-// and dst as many rows×(heads·headDim), or fewer, for the last tokens alone; kvHeads divides heads, and consecutive query
-// heads share a key head. dst may be q.
+// Shape says what attention is computed: token t of head h takes Σ_s p_s·v_s, p being the softmax of
+// Scale·q_t·k_s over s ≤ t and, if Window > 0, s > t−Window.
+type Shape struct {
+	Heads, KVHeads   int // consecutive query heads share a key head
+	KeyDim, ValueDim int // features of a head in q and k, and in v and the result
+	Window           int
+	Scale            float32
+	Softcap          float32   // c: scores become c·tanh(score/c) (Bello et al., arXiv:1611.09940); 0: they do not
+	Sinks            []float32 // by query head, a score that takes part in the softmax without a value; nil: none
+}
+
+// Scale is the usual scale of the scores: 1/√headDim.
+func Scale(headDim int) float32 { return float32(1 / math.Sqrt(float64(headDim))) }
+
+// Of sets dst, rows×(Heads·ValueDim), to causal attention over one sequence: k is tokens×(KVHeads·KeyDim), v
+// tokens×(KVHeads·ValueDim), q rows×(Heads·KeyDim), as many rows as tokens or fewer, for the last tokens alone. dst may
+// be q.
 //
 // Scores exist for a panel of queries and keyTile keys at a time; what they have summed so far is rescaled when a
 // larger maximum turns up (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). The error of an
 // output is below 10⁻⁶·(1 + max|scale·q·k|)·max|v|. Where p allows bfloat16 and the machine multiplies it faster, q, k,
 // v and the exponentials are rounded to it, as GPUs do; sums, maxima and exponentials stay in float32, and the error is
 // below 2⁻⁷·(1 + max Σ|scale·q·k|)·max|v|.
-func Causal(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale float32, p kernels.Precision) {
-	checkAttention(dst, q, k, v, heads, kvHeads, headDim)
+func Of(shape *Shape, dst, q, k, v *tensor.Matrix, p kernels.Precision) {
+	shape.check(dst, q, k, v)
 	t := tile.For(p)
-	if t == nil || headDim > t.Weights() || q.Rows == 0 {
-		causalGo(dst, q, k, v, heads, kvHeads, headDim, window, scale)
+	if t == nil || q.Rows == 0 {
+		shape.plain(dst, q, k, v)
 		return
 	}
-	a := &attention{Tiling: t, dst: dst, q: q, k: k, v: v, headDim: headDim, window: window, scale: scale,
-		shared: heads / kvHeads}
-	a.dimSteps, a.keySteps = (headDim+t.Depth()-1)/t.Depth(), (k.Rows+t.Depth()-1)/t.Depth()
+	a := &attention{Tiling: t, Shape: shape, dst: dst, q: q, k: k, v: v, shared: shape.Heads / shape.KVHeads}
+	a.dimSteps, a.keySteps = (a.KeyDim+t.Depth()-1)/t.Depth(), (k.Rows+t.Depth()-1)/t.Depth()
 	a.keyStrips = (k.Rows + t.Strip() - 1) / t.Strip()
-	a.dimStrips = (headDim + t.Strip() - 1) / t.Strip()
+	a.dimStrips = (a.ValueDim + t.Strip() - 1) / t.Strip()
 	workers := runtime.GOMAXPROCS(0)
 	if q.Rows*k.Rows*q.Cols < 1<<18 {
 		workers = 1
 	}
 
 	keys, values := (a.keyStrips*a.dimSteps+t.Lanes)*t.Strip(), a.dimStrips*a.keySteps*t.Strip()
-	buf := words.Get(kvHeads * (keys + values))
+	buf := words.Get(a.KVHeads * (keys + values))
 	defer words.Put(buf)
-	a.keys, a.values = make([][]uint32, kvHeads), make([][]uint32, kvHeads)
-	kernels.Spread(kvHeads, workers, func(h int) {
+	a.keys, a.values = make([][]uint32, a.KVHeads), make([][]uint32, a.KVHeads)
+	kernels.Spread(a.KVHeads, workers, func(h int) {
 		packed := buf[h*(keys+values):]
 		a.keys[h], a.values[h] = packed[:keys], packed[keys:keys+values]
 		a.pack(h)
@@ -52,11 +64,20 @@ func Causal(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, sc
 	const panelsPerTask = 8
 	panels := (q.Rows + t.Panel() - 1) / t.Panel()
 	tasks := (panels + panelsPerTask - 1) / panelsPerTask
-	kernels.Spread(heads*tasks, workers, func(i int) {
+	kernels.Spread(a.Heads*tasks, workers, func(i int) {
 		// Late queries see more keys; they come first, so that short tasks fill up the end.
-		h, task := i%heads, tasks-1-i/heads
+		h, task := i%a.Heads, tasks-1-i/a.Heads
 		a.queries(h, task*panelsPerTask, min((task+1)*panelsPerTask, panels))
 	})
+}
+
+// check panics where matrices are not what the shape says.
+func (a *Shape) check(dst, q, k, v *tensor.Matrix) {
+	if a.KVHeads <= 0 || a.Heads%a.KVHeads != 0 || q.Cols != a.Heads*a.KeyDim || k.Cols != a.KVHeads*a.KeyDim ||
+		v.Cols != a.KVHeads*a.ValueDim || dst.Cols != a.Heads*a.ValueDim || dst.Rows != q.Rows || k.Rows < q.Rows ||
+		v.Rows != k.Rows || a.Sinks != nil && len(a.Sinks) != a.Heads {
+		panic("attention: shapes do not agree")
+	}
 }
 
 // keyTile is how many keys' scores of a panel of queries exist at a time: 12·256 float32 are 12 KiB of L1.
@@ -65,39 +86,45 @@ const keyTile = 256
 // attention is one call's state: k and v packed for the micro-kernels, for each of their heads.
 type attention struct {
 	*tile.Tiling
-	dst, q, k, v            *tensor.Matrix
-	headDim, window, shared int // shared: query heads to a key head
-	scale                   float32
-	dimSteps, keySteps      int // a step is one dimension or key, or two
-	keyStrips, dimStrips    int
-	keys, values            [][]uint32 // strips of keys, a step after the other; strips of dimensions likewise
+	*Shape
+	dst, q, k, v         *tensor.Matrix
+	shared               int // query heads to a key head
+	dimSteps, keySteps   int // a step is one dimension or key, or two
+	keyStrips, dimStrips int
+	keys, values         [][]uint32 // strips of keys, a step after the other; strips of dimensions likewise
 }
 
 func (a *attention) pack(h int) {
-	d0, d1 := h*a.headDim, (h+1)*a.headDim
 	n := a.k.Rows
 	staging := words.Get(a.StagingWords())
 	defer words.Put(staging)
-	keys, values := tile.RowsOf(a.k.View(0, n, d0, d1)), tile.ColsOf(a.v.View(0, n, d0, d1))
+	keys, values := tile.RowsOf(a.k.View(0, n, h*a.KeyDim, (h+1)*a.KeyDim)),
+		tile.ColsOf(a.v.View(0, n, h*a.ValueDim, (h+1)*a.ValueDim))
 	for s := range a.keyStrips {
-		a.PackB(&keys, a.headDim, a.keys[h][s*a.dimSteps*a.Strip():], staging,
-			s*a.Strip(), min((s+1)*a.Strip(), n), 0, a.dimSteps)
+		for from := 0; from < a.dimSteps; from += a.KC { // as many steps as the staging holds
+			a.PackB(&keys, a.KeyDim, a.keys[h][(s*a.dimSteps+from)*a.Strip():], staging,
+				s*a.Strip(), min((s+1)*a.Strip(), n), from, min(from+a.KC, a.dimSteps))
+		}
 	}
 	for s := range a.dimStrips {
 		a.PackB(&values, n, a.values[h][s*a.keySteps*a.Strip():], nil,
-			s*a.Strip(), min((s+1)*a.Strip(), a.headDim), 0, a.keySteps)
+			s*a.Strip(), min((s+1)*a.Strip(), a.ValueDim), 0, a.keySteps)
 	}
 }
 
 // queries computes panels [p0,p1) of query head h.
 func (a *attention) queries(h, p0, p1 int) {
-	strip, headDim := a.Strip(), a.headDim
+	strip := a.Strip()
 	keys, values := a.keys[h/a.shared], a.values[h/a.shared]
 	pitchQ, pitchS, pitchO := pack.Pitch(a.dimSteps), pack.Pitch(keyTile), a.dimStrips*strip
 	buf := words.Get(a.Panel() * (pitchQ + pitchS + pitchO))
 	defer words.Put(buf)
 	q, s := buf[:a.Panel()*pitchQ], buf[a.Panel()*pitchQ:][:a.Panel()*pitchS]
 	out := words.Floats(buf[a.Panel()*(pitchQ+pitchS):])
+	scale := a.Scale
+	if a.Softcap != 0 {
+		scale /= a.Softcap
+	}
 	var largest, sum [16]float32
 	for p := p0; p < p1; p++ {
 		i0 := p * a.Panel()
@@ -107,33 +134,39 @@ func (a *attention) queries(h, p0, p1 int) {
 		for i := range kernel.Rows {
 			row := q[i*pitchQ:][:a.dimSteps]
 			if i < rows {
-				a.ToWords(row, a.q.Row(i0 + i)[h*headDim:][:headDim])
+				a.ToWords(row, a.q.Row(i0 + i)[h*a.KeyDim:][:a.KeyDim])
 			} else {
 				clear(row)
 			}
 			largest[i], sum[i] = float32(math.Inf(-1)), 0
+			if a.Sinks != nil {
+				largest[i], sum[i] = a.Sinks[h], 1
+			}
 		}
 		clear(s)
 		clear(out)
 		first := 0
-		if a.window > 0 {
-			first = max(0, t0-a.window+1)
+		if a.Window > 0 {
+			first = max(0, t0-a.Window+1)
 		}
 		for k0 := first / keyTile * keyTile; k0 < t0+rows; k0 += keyTile {
 			n := min(keyTile, t0+rows-k0)
 			for j := max(0, first-k0) / strip; j*strip < n; j++ {
 				kernel.Run(a.dimSteps, &q[0], 4*pitchQ, 4, &keys[(k0/strip+j)*a.dimSteps*strip], &words.Floats(s)[j*strip],
-					4*pitchS, a.scale, false, &q[0], 0)
+					4*pitchS, scale, false, &q[0], 0)
 			}
 			for i := range rows {
 				row := words.Floats(s[i*pitchS:][:n])
 				lo, hi := 0, min(n, t0+i+1-k0)
-				if a.window > 0 {
-					lo = max(0, t0+i-a.window+1-k0)
+				if a.Window > 0 {
+					lo = max(0, t0+i-a.Window+1-k0)
 				}
 				if lo >= hi {
 					clear(row)
 					continue
+				}
+				if a.Softcap != 0 {
+					softcap(row[lo:hi], a.Softcap)
 				}
 				o := out[i*pitchO:][:pitchO]
 				if m := elementwise.Max(row[lo:hi]); m > largest[i] {
@@ -156,19 +189,26 @@ func (a *attention) queries(h, p0, p1 int) {
 			}
 		}
 		for i := range rows {
-			o := out[i*pitchO:][:headDim]
+			o := out[i*pitchO:][:a.ValueDim]
 			elementwise.Scale(o, 1/sum[i])
-			copy(a.dst.Row(i0 + i)[h*headDim:], o)
+			copy(a.dst.Row(i0 + i)[h*a.ValueDim:], o)
 		}
 	}
 }
 
-// Scale is the usual scale of the scores: 1/√headDim.
-func Scale(headDim int) float32 { return float32(1 / math.Sqrt(float64(headDim))) }
-
-func checkAttention(dst, q, k, v *tensor.Matrix, heads, kvHeads, headDim int) {
-	if kvHeads <= 0 || heads%kvHeads != 0 || q.Cols != heads*headDim || k.Cols != kvHeads*headDim ||
-		v.Cols != k.Cols || k.Rows < q.Rows || v.Rows != k.Rows || dst.Rows != q.Rows || dst.Cols != q.Cols {
-		panic("attention: attention shapes do not agree")
+// softcap makes each x into c·tanh(x), which is c·(1 − 2/(1+exp(2x))) and, where that cancels, its series.
+func softcap(row []float32, c float32) {
+	var e [keyTile]float32
+	for i, x := range row {
+		e[i] = 2 * x
+	}
+	elementwise.ExpSum(e[:len(row)], e[:len(row)], 0)
+	for i, x := range row {
+		if x > -0.125 && x < 0.125 {
+			s := x * x
+			row[i] = c * x * (1 + s*(-1./3+s*(2./15-s*17/315)))
+		} else {
+			row[i] = c * (1 - 2/(1+e[i]))
+		}
 	}
 }

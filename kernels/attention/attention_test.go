@@ -1,7 +1,6 @@
 package attention
 
 import (
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -12,27 +11,34 @@ import (
 )
 
 // attend64 is attention in float64, straight from its definition.
-func attend64(q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale float64) [][]float64 {
+func attend64(a *Shape, q, k, v *tensor.Matrix) [][]float64 {
 	out := make([][]float64, q.Rows)
 	for t := range out {
-		out[t] = make([]float64, q.Cols)
-		for h := range heads {
-			kv := h / (heads / kvHeads) * headDim
+		out[t] = make([]float64, a.Heads*a.ValueDim)
+		for h := range a.Heads {
+			kv := h / (a.Heads / a.KVHeads)
 			var sum float64
-			o := out[t][h*headDim : (h+1)*headDim]
+			if a.Sinks != nil {
+				sum = math.Exp(float64(a.Sinks[h]))
+			}
+			o := out[t][h*a.ValueDim : (h+1)*a.ValueDim]
 			first := 0
-			if window > 0 {
-				first = max(0, t-window+1)
+			if a.Window > 0 {
+				first = max(0, t-a.Window+1)
 			}
 			for s := first; s <= t; s++ {
 				var dot float64
-				for i := range headDim {
-					dot += float64(q.Row(t)[h*headDim+i]) * float64(k.Row(s)[kv+i])
+				for i := range a.KeyDim {
+					dot += float64(q.Row(t)[h*a.KeyDim+i]) * float64(k.Row(s)[kv*a.KeyDim+i])
 				}
-				e := math.Exp(scale * dot)
+				dot *= float64(a.Scale)
+				if c := float64(a.Softcap); c != 0 {
+					dot = c * math.Tanh(dot/c)
+				}
+				e := math.Exp(dot)
 				sum += e
 				for i := range o {
-					o[i] += e * float64(v.Row(s)[kv+i])
+					o[i] += e * float64(v.Row(s)[kv*a.ValueDim+i])
 				}
 			}
 			for i := range o {
@@ -44,34 +50,55 @@ func attend64(q, k, v *tensor.Matrix, heads, kvHeads, headDim, window int, scale
 }
 
 func TestAttention(t *testing.T) {
+	sinks := []float32{-1, 2.5, 7, 0.25}
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
-		for _, c := range []struct{ tokens, heads, kvHeads, headDim, window int }{
-			{0, 2, 1, 8, 0}, {1, 1, 1, 4, 0}, {2, 2, 1, 16, 0}, {13, 4, 2, 10, 0}, {33, 3, 3, 64, 0}, {70, 2, 1, 80, 5},
-			{257, 2, 2, 8, 0}, {300, 1, 1, 32, 100}, {300, 2, 1, 33, 257}, {530, 1, 1, 12, 1}, {520, 1, 1, 16, 600},
+		for _, c := range []struct {
+			tokens int
+			Shape
+		}{
+			{0, Shape{Heads: 2, KVHeads: 1, KeyDim: 8}}, {1, Shape{Heads: 1, KVHeads: 1, KeyDim: 4}},
+			{2, Shape{Heads: 2, KVHeads: 1, KeyDim: 16}}, {13, Shape{Heads: 4, KVHeads: 2, KeyDim: 10}},
+			{33, Shape{Heads: 3, KVHeads: 3, KeyDim: 64}}, {70, Shape{Heads: 2, KVHeads: 1, KeyDim: 80, Window: 5}},
+			{257, Shape{Heads: 2, KVHeads: 2, KeyDim: 8}}, {300, Shape{Heads: 1, KVHeads: 1, KeyDim: 32, Window: 100}},
+			{300, Shape{Heads: 2, KVHeads: 1, KeyDim: 33, Window: 257}}, {530, Shape{Heads: 1, KVHeads: 1, KeyDim: 12, Window: 1}},
+			{520, Shape{Heads: 1, KVHeads: 1, KeyDim: 16, Window: 600}},
+			{1, Shape{Heads: 2, KVHeads: 1, KeyDim: 6, Sinks: sinks[:2]}}, {40, Shape{Heads: 4, KVHeads: 2, KeyDim: 16, Sinks: sinks}},
+			{530, Shape{Heads: 2, KVHeads: 2, KeyDim: 12, Window: 70, Sinks: sinks[:2]}},
+			{45, Shape{Heads: 2, KVHeads: 1, KeyDim: 20, Softcap: 2}}, {300, Shape{Heads: 1, KVHeads: 1, KeyDim: 33, Window: 90, Softcap: 50}},
+			{37, Shape{Heads: 4, KVHeads: 2, KeyDim: 24, ValueDim: 10}}, {270, Shape{Heads: 3, KVHeads: 1, KeyDim: 10, ValueDim: 40}},
+			{50, Shape{Heads: 2, KVHeads: 1, KeyDim: 1300, ValueDim: 700, Softcap: 3, Sinks: sinks[:2]}},
 		} {
-			q, k := kerneltest.Random(rng, c.tokens, c.heads*c.headDim), kerneltest.Random(rng, c.tokens, c.kvHeads*c.headDim)
-			v := kerneltest.Random(rng, c.tokens, c.kvHeads*c.headDim)
-			scale := Scale(c.headDim)
-			want := attend64(q, k, v, c.heads, c.kvHeads, c.headDim, c.window, float64(scale))
+			a := &c.Shape
+			if a.ValueDim == 0 {
+				a.ValueDim = a.KeyDim
+			}
+			q, k := kerneltest.Random(rng, c.tokens, a.Heads*a.KeyDim), kerneltest.Random(rng, c.tokens, a.KVHeads*a.KeyDim)
+			v := kerneltest.Random(rng, c.tokens, a.KVHeads*a.ValueDim)
+			a.Scale = Scale(a.KeyDim)
+			cols := a.Heads * a.ValueDim
+			want := attend64(a, q, k, v)
 			for _, p := range []kernels.Precision{kernels.Auto, kernels.F32} {
 				bound := 1e-6 * 6 * 5 // scores and values of normal inputs stay under 5
 				if p == kernels.Auto && kernels.CurrentTier() == kernels.AVX512BF16 {
-					bound = kerneltest.EpsilonBF16 * (1 + math.Sqrt(float64(c.headDim))) // roundings of normal inputs add up like their roots
+					bound = kerneltest.EpsilonBF16 * (1 + math.Sqrt(float64(a.KeyDim))) // roundings of normal inputs add up like their roots
 				}
-				whole, dst := kerneltest.Guarded(c.tokens, q.Cols)
-				Causal(dst, q, k, v, c.heads, c.kvHeads, c.headDim, c.window, scale, p)
-				kerneltest.CheckGuards(t, whole, c.tokens, q.Cols)
-				inPlace := q.Clone()
-				Causal(inPlace, inPlace, k, v, c.heads, c.kvHeads, c.headDim, c.window, scale, p)
+				whole, dst := kerneltest.Guarded(c.tokens, cols)
+				Of(a, dst, q, k, v, p)
+				kerneltest.CheckGuards(t, whole, c.tokens, cols)
+				inPlace := dst
+				if a.ValueDim == a.KeyDim {
+					inPlace = q.Clone()
+					Of(a, inPlace, inPlace, k, v, p)
+				}
 				for _, last := range []int{1, c.tokens / 2} {
 					if last > c.tokens {
 						continue
 					}
 					from := c.tokens - last
-					whole, tail := kerneltest.Guarded(last, q.Cols)
-					Causal(tail, q.View(from, c.tokens, 0, q.Cols), k, v, c.heads, c.kvHeads, c.headDim, c.window, scale, p)
-					kerneltest.CheckGuards(t, whole, last, q.Cols)
+					whole, tail := kerneltest.Guarded(last, cols)
+					Of(a, tail, q.View(from, c.tokens, 0, q.Cols), k, v, p)
+					kerneltest.CheckGuards(t, whole, last, cols)
 					for i := range last {
 						for j, v := range tail.Row(i) {
 							if d := math.Abs(float64(v) - want[from+i][j]); !(d <= bound) {
@@ -93,6 +120,28 @@ func TestAttention(t *testing.T) {
 	})
 }
 
+// TestSoftcap compares with float64 from tiny values, where the two forms meet, to where it saturates.
+func TestSoftcap(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		for _, n := range []int{1, 7, keyTile} {
+			row, want := make([]float32, n), make([]float64, n)
+			for i := range row {
+				row[i] = float32(math.Pow(10, float64(i%9)-6) * (1 + 0.3*float64(i%11)))
+				if i%2 == 1 {
+					row[i] = -row[i]
+				}
+				want[i] = 30 * math.Tanh(float64(row[i]))
+			}
+			softcap(row, 30)
+			for i, v := range row {
+				if d := math.Abs(float64(v) - want[i]); !(d <= 1e-6*math.Abs(want[i])) {
+					t.Errorf("element %d of %d is %v, want %v", i, n, v, want[i])
+				}
+			}
+		}
+	})
+}
+
 // Scores that would overflow an exponential do not.
 func TestAttentionLargeScores(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
@@ -107,7 +156,7 @@ func TestAttentionLargeScores(t *testing.T) {
 			if p == kernels.Auto && kernels.CurrentTier() == kernels.AVX512BF16 {
 				relative = kerneltest.EpsilonBF16 // past 256, keys that are neighbours round to the same
 			}
-			Causal(dst, q, k, v, 1, 1, 4, 0, 10, p)
+			Of(&Shape{Heads: 1, KVHeads: 1, KeyDim: 4, ValueDim: 4, Scale: 10}, dst, q, k, v, p)
 			for i := range tokens {
 				if got, want := dst.Row(i)[1], float32(i); math.Abs(float64(got-want)) > relative*float64(want)+1e-4 {
 					t.Fatalf("token %d attends to %v", i, got)
@@ -124,7 +173,7 @@ func TestAttentionThreads(t *testing.T) {
 	for _, threads := range []int{1, 2, 5} {
 		kerneltest.SetThreads(t, threads)
 		dst := tensor.New(200, 128)
-		Causal(dst, q, k, v, 4, 2, 32, 0, 0.2, kernels.Auto)
+		Of(&Shape{Heads: 4, KVHeads: 2, KeyDim: 32, ValueDim: 32, Scale: 0.2}, dst, q, k, v, kernels.Auto)
 		if first == nil {
 			first = dst
 		}
@@ -137,16 +186,22 @@ func TestAttentionThreads(t *testing.T) {
 }
 
 func BenchmarkAttention(b *testing.B) {
-	for _, tokens := range []int{512, 2048} {
-		b.Run(fmt.Sprint(tokens), func(b *testing.B) {
-			const heads, kvHeads, headDim = 32, 4, 64
+	const heads, kvHeads, headDim = 32, 4, 64
+	plain := Shape{Heads: heads, KVHeads: kvHeads, KeyDim: headDim, ValueDim: headDim, Scale: Scale(headDim)}
+	capped, sunk, latent := plain, plain, Shape{Heads: 16, KVHeads: 1, KeyDim: 576, ValueDim: 512, Scale: Scale(576)}
+	capped.Softcap, sunk.Sinks = 50, make([]float32, heads)
+	for _, c := range []struct {
+		name   string
+		tokens int
+		shape  *Shape
+	}{{"512", 512, &plain}, {"2048", 2048, &plain}, {"512capped", 512, &capped}, {"512sinks", 512, &sunk}, {"512latent", 512, &latent}} {
+		b.Run(c.name, func(b *testing.B) {
+			a, n := c.shape, c.tokens
 			rng := rand.New(rand.NewPCG(1, 1))
-			q, k := kerneltest.Random(rng, tokens, heads*headDim), kerneltest.Random(rng, tokens, kvHeads*headDim)
-			v, dst := kerneltest.Random(rng, tokens, kvHeads*headDim), tensor.New(tokens, heads*headDim)
+			q, k := kerneltest.Random(rng, n, a.Heads*a.KeyDim), kerneltest.Random(rng, n, a.KVHeads*a.KeyDim)
+			v, dst := kerneltest.Random(rng, n, a.KVHeads*a.ValueDim), tensor.New(n, a.Heads*a.ValueDim)
 			// Two products over half of the pairs.
-			kerneltest.Rate(b, 2*float64(tokens)*float64(tokens)*heads*headDim, func() {
-				Causal(dst, q, k, v, heads, kvHeads, headDim, 0, Scale(headDim), kernels.Auto)
-			})
+			kerneltest.Rate(b, float64(n)*float64(n)*float64(a.Heads*(a.KeyDim+a.ValueDim)), func() { Of(a, dst, q, k, v, kernels.Auto) })
 		})
 	}
 }

@@ -35,62 +35,57 @@ func LayerNorm(dst, x *tensor.Matrix, w, b []float32, eps float32) {
 	}
 }
 
-// activationBlock is how many exponentials are computed at a time.
-const activationBlock = 1024
+// gate is a function that activations are made of.
+type gate int
 
-// sigmoids sets dst = 1/(1+exp(−src)); src may be dst. Both are at most activationBlock long.
-func sigmoids(dst, src []float32) {
-	for i, v := range src {
-		dst[i] = -v
-	}
-	ExpSum(dst, dst, 0)
-	for i, v := range dst {
-		dst[i] = 1 / (1 + v)
-	}
-}
+const (
+	silu    gate = iota // x·σ(x)
+	gelu                // the tanh form, x·σ(2u) with u = √(2/π)·(x+0.044715·x³), as 1+tanh(u) = 2·σ(2u)
+	sigmoid             // σ(x)
+)
 
-// activate sets dst = f(x)·σ(g(x))·up, block by block; up nil: 1.
-func activate(dst, x, up *tensor.Matrix, g, f func(x float32) float32) {
+// ones stand for up where there is none.
+var ones = func() (v [1024]float32) {
+	for i := range v {
+		v[i] = 1
+	}
+	return v
+}()
+
+// activate sets dst = f(x)·up, row by row; up nil: 1.
+func activate(f gate, dst, x, up *tensor.Matrix) {
 	checkSame(dst, x)
-	var block [activationBlock]float32
-	for t := range x.Rows {
-		in, out := x.Row(t), dst.Row(t)
-		for lo := 0; lo < len(in); lo += activationBlock {
-			hi := min(lo+activationBlock, len(in))
-			s := block[:hi-lo]
-			for i, v := range in[lo:hi] {
-				s[i] = g(v)
-			}
-			sigmoids(s, s)
-			if up == nil {
-				for i, v := range in[lo:hi] {
-					out[lo+i] = f(v) * s[i]
-				}
-				continue
-			}
-			for i, u := range up.Row(t)[lo:hi] {
-				out[lo+i] = f(in[lo+i]) * s[i] * u
-			}
+	if up != nil {
+		checkSame(dst, up)
+	}
+	for t := range dst.Rows {
+		out, in := dst.Row(t), x.Row(t)
+		if up != nil {
+			gated(f, out, in, up.Row(t))
+			continue
+		}
+		for lo := 0; lo < len(in); lo += len(ones) {
+			hi := min(lo+len(ones), len(in))
+			gated(f, out[lo:hi], in[lo:hi], ones[:hi-lo])
 		}
 	}
 }
 
-// geluArgument is twice √(2/π)·(x+0.044715·x³), as 1+tanh(u) = 2·σ(2u).
-func geluArgument(x float32) float32 { return 1.5957691216057308 * (x + 0.044715*x*x*x) }
-
-func itself(x float32) float32 { return x }
-
-// GELUMul sets dst = GELU(gate)·up in the tanh form (Hendrycks and Gimpel, arXiv:1606.08415). dst may be gate or up.
-func GELUMul(dst, gate, up *tensor.Matrix) {
-	checkSame(dst, up)
-	activate(dst, gate, up, geluArgument, itself)
-}
-
-// GELU sets dst = GELU(x) in the tanh form. dst may be x.
-func GELU(dst, x *tensor.Matrix) { activate(dst, x, nil, geluArgument, itself) }
+// SiLUMul sets dst = gate·σ(gate)·up, element by element. dst may be gate or up. The relative error is below 2⁻²⁰.
+func SiLUMul(dst, gate, up *tensor.Matrix) { activate(silu, dst, gate, up) }
 
 // SiLU sets dst = x·σ(x). dst may be x.
-func SiLU(dst, x *tensor.Matrix) { activate(dst, x, nil, itself, itself) }
+func SiLU(dst, x *tensor.Matrix) { activate(silu, dst, x, nil) }
+
+// GELUMul sets dst = GELU(gate)·up in the tanh form (Hendrycks and Gimpel, arXiv:1606.08415). dst may be gate or up. The
+// error is below 2⁻²⁰ of gate·up.
+func GELUMul(dst, gate, up *tensor.Matrix) { activate(gelu, dst, gate, up) }
+
+// GELU sets dst = GELU(x) in the tanh form. dst may be x.
+func GELU(dst, x *tensor.Matrix) { activate(gelu, dst, x, nil) }
+
+// SigmoidMul sets dst = dst·σ(gate).
+func SigmoidMul(dst, gate *tensor.Matrix) { activate(sigmoid, dst, gate, dst) }
 
 // ReLU2 sets dst = max(x,0)² (So et al., arXiv:2109.08668). dst may be x.
 func ReLU2(dst, x *tensor.Matrix) {
@@ -103,26 +98,23 @@ func ReLU2(dst, x *tensor.Matrix) {
 	}
 }
 
-// SigmoidMul sets dst = dst·σ(gate).
-func SigmoidMul(dst, gate *tensor.Matrix) {
-	checkSame(dst, gate)
-	one := func(float32) float32 { return 1 }
-	activate(dst, gate, dst, itself, one)
-}
-
 // SwiGLUOMul sets dst = g·σ(1.702·g)·(u+1) with g = min(gate,7) and u = up within ±7: gpt-oss's activation. dst may be
 // gate or up.
 func SwiGLUOMul(dst, gate, up *tensor.Matrix) {
 	const limit, alpha = 7, 1.702
 	checkSame(dst, gate)
 	checkSame(dst, up)
-	g := func(x float32) float32 { return alpha * min(x, limit) }
-	f := func(x float32) float32 { return min(x, limit) }
-	u := tensor.New(1, up.Cols)
+	var x, u [len(ones)]float32
 	for t := range dst.Rows {
-		for i, v := range up.Row(t) {
-			u.Data[i] = max(-limit, min(v, limit)) + 1
+		for lo := 0; lo < dst.Cols; lo += len(x) {
+			n := min(len(x), dst.Cols-lo)
+			for i, v := range gate.Row(t)[lo : lo+n] {
+				x[i] = alpha * min(v, limit)
+			}
+			for i, v := range up.Row(t)[lo : lo+n] {
+				u[i] = (max(-limit, min(v, limit)) + 1) * (1 / alpha)
+			}
+			gated(silu, dst.Row(t)[lo:lo+n], x[:n], u[:n])
 		}
-		activate(dst.View(t, t+1, 0, dst.Cols), gate.View(t, t+1, 0, gate.Cols), u, g, f)
 	}
 }

@@ -48,30 +48,39 @@ func expSumWhole(lanes int, dst, src *float32, n int, shift float32) float32 {
 	return expSumAVX2(dst, src, n, shift)
 }
 
-// siluMul sets dst[i] = gate[i]·sigmoid(gate[i])·up[i].
-func siluMul(dst, gate, up []float32) {
+// gated sets dst[i] = f(gate[i])·up[i].
+func gated(f gate, dst, gate, up []float32) {
 	l := kernels.CurrentTier().Lanes()
 	if l == 0 {
-		siluMulGo(dst, gate, up)
+		gatedGo(f, dst, gate, up)
 		return
 	}
 	n := len(gate) &^ (l - 1)
 	if n > 0 {
-		siluMulWhole(l, &dst[0], &gate[0], &up[0], n)
+		gatedWhole(f, l, &dst[0], &gate[0], &up[0], n)
 	}
 	if n < len(gate) {
 		var a, b tail
 		p := a.load(gate, n, 0)
-		siluMulWhole(l, p, p, b.load(up, n, 0), l)
+		gatedWhole(f, l, p, p, b.load(up, n, 0), l)
 		copy(dst[n:len(gate)], a[:])
 	}
 }
 
-func siluMulWhole(lanes int, dst, gate, up *float32, n int) {
-	if lanes == 16 {
+func gatedWhole(f gate, lanes int, dst, gate, up *float32, n int) {
+	switch wide := lanes == 16; {
+	case f == silu && wide:
 		siluMulAVX512(dst, gate, up, n)
-	} else {
+	case f == silu:
 		siluMulAVX2(dst, gate, up, n)
+	case f == gelu && wide:
+		geluMulAVX512(dst, gate, up, n)
+	case f == gelu:
+		geluMulAVX2(dst, gate, up, n)
+	case wide:
+		sigmoidMulAVX512(dst, gate, up, n)
+	default:
+		sigmoidMulAVX2(dst, gate, up, n)
 	}
 }
 

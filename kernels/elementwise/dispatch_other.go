@@ -11,7 +11,7 @@ func Max(x []float32) float32 { return maxGo(x) }
 // Scale sets x[i] = x[i]·s.
 func Scale(x []float32, s float32) { scaleGo(x, s) }
 
-func siluMul(dst, gate, up []float32) { siluMulGo(dst, gate, up) }
+func gated(f gate, dst, gate, up []float32) { gatedGo(f, dst, gate, up) }
 
 func rope([]float32, int, []float32, []float32, RoPEStyle) int { return 0 }
 

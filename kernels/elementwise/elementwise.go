@@ -53,16 +53,6 @@ func RoPE(x *tensor.Matrix, headDim int, cos, sin *tensor.Matrix, style RoPEStyl
 	}
 }
 
-// SiLUMul sets dst = gate·sigmoid(gate)·up, element by element. dst may be gate or up. The relative error is below
-// 2⁻²⁰.
-func SiLUMul(dst, gate, up *tensor.Matrix) {
-	checkSame(dst, gate)
-	checkSame(dst, up)
-	for t := range dst.Rows {
-		siluMul(dst.Row(t), gate.Row(t), up.Row(t))
-	}
-}
-
 // Add sets dst += x, element by element.
 func Add(dst, x *tensor.Matrix) {
 	checkSame(dst, x)

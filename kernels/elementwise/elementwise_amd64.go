@@ -14,6 +14,16 @@ func expSumAVX2(dst *float32, src *float32, n int, shift float32) float32
 //go:noescape
 func siluMulAVX2(dst *float32, gate *float32, up *float32, n int)
 
+// geluMulAVX2 sets dst[i] = gate[i]/(1+exp(−2u))·up[i], u = √(2/π)·(gate[i]+0.044715·gate[i]³).
+//
+//go:noescape
+func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
+
+// sigmoidMulAVX2 sets dst[i] = 1/(1+exp(−gate[i]))·up[i].
+//
+//go:noescape
+func sigmoidMulAVX2(dst *float32, gate *float32, up *float32, n int)
+
 // maximumAVX2 returns the largest of n > 0 elements.
 //
 //go:noescape
@@ -38,6 +48,16 @@ func expSumAVX512(dst *float32, src *float32, n int, shift float32) float32
 //
 //go:noescape
 func siluMulAVX512(dst *float32, gate *float32, up *float32, n int)
+
+// geluMulAVX512 sets dst[i] = gate[i]/(1+exp(−2u))·up[i], u = √(2/π)·(gate[i]+0.044715·gate[i]³).
+//
+//go:noescape
+func geluMulAVX512(dst *float32, gate *float32, up *float32, n int)
+
+// sigmoidMulAVX512 sets dst[i] = 1/(1+exp(−gate[i]))·up[i].
+//
+//go:noescape
+func sigmoidMulAVX512(dst *float32, gate *float32, up *float32, n int)
 
 // maximumAVX512 returns the largest of n > 0 elements.
 //

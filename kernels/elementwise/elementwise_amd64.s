@@ -31,6 +31,12 @@ GLOBL one<>(SB), RODATA|NOPTR, $4
 DATA sign<>+0(SB)/4, $0x80000000
 GLOBL sign<>(SB), RODATA|NOPTR, $4
 
+DATA geluLinear<>+0(SB)/4, $0xbfcc422a
+GLOBL geluLinear<>(SB), RODATA|NOPTR, $4
+
+DATA geluCube<>+0(SB)/4, $0xbd922279
+GLOBL geluCube<>(SB), RODATA|NOPTR, $4
+
 DATA expP0<>+0(SB)/4, $0x39506967
 GLOBL expP0<>(SB), RODATA|NOPTR, $4
 
@@ -254,6 +260,135 @@ vector:
 	VDIVPS       Y0, Y5, Y5
 	VMULPS       (DX), Y5, Y5
 	VMOVUPS      Y5, (AX)
+	ADDQ         $+32, AX
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, BX
+	CMPQ         BX, $+8
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·geluMulAVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ gate+8(FP), CX
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), BX
+	CMPQ BX, $+8
+	JL   vector_done
+
+vector:
+	VMOVUPS      (CX), Y5
+	VMULPS       Y5, Y5, Y0
+	VBROADCASTSS geluCube<>+0(SB), Y1
+	VBROADCASTSS geluLinear<>+0(SB), Y2
+	VFMADD213PS  Y2, Y1, Y0
+	VMULPS       Y5, Y0, Y0
+	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VCMPPS       $0x05, Y1, Y0, Y4
+	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VMAXPS       Y0, Y1, Y0
+	VBROADCASTSS expHighAVX2<>+0(SB), Y1
+	VMINPS       Y0, Y1, Y0
+	VBROADCASTSS log2e<>+0(SB), Y1
+	VMULPS       Y0, Y1, Y1
+	VROUNDPS     $0x08, Y1, Y1
+	VBROADCASTSS ln2Hi<>+0(SB), Y2
+	VFNMADD231PS Y2, Y1, Y0
+	VBROADCASTSS ln2Lo<>+0(SB), Y2
+	VFNMADD231PS Y2, Y1, Y0
+	VBROADCASTSS expP0<>+0(SB), Y3
+	VBROADCASTSS expP1<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP2<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP3<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP4<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP5<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VMULPS       Y0, Y0, Y2
+	VFMADD213PS  Y0, Y2, Y3
+	VBROADCASTSS one<>+0(SB), Y2
+	VADDPS       Y2, Y3, Y3
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y2, Y1
+	VMULPS       Y1, Y3, Y0
+	VANDPS       Y4, Y0, Y0
+	VBROADCASTSS one<>+0(SB), Y1
+	VADDPS       Y1, Y0, Y0
+	VDIVPS       Y0, Y5, Y5
+	VMULPS       (DX), Y5, Y5
+	VMOVUPS      Y5, (AX)
+	ADDQ         $+32, AX
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, BX
+	CMPQ         BX, $+8
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func sigmoidMulAVX2(dst *float32, gate *float32, up *float32, n int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·sigmoidMulAVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ gate+8(FP), CX
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), BX
+	CMPQ BX, $+8
+	JL   vector_done
+
+vector:
+	VMOVUPS      (CX), Y5
+	VBROADCASTSS sign<>+0(SB), Y1
+	VXORPS       Y1, Y5, Y0
+	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VCMPPS       $0x05, Y1, Y0, Y4
+	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VMAXPS       Y0, Y1, Y0
+	VBROADCASTSS expHighAVX2<>+0(SB), Y1
+	VMINPS       Y0, Y1, Y0
+	VBROADCASTSS log2e<>+0(SB), Y1
+	VMULPS       Y0, Y1, Y1
+	VROUNDPS     $0x08, Y1, Y1
+	VBROADCASTSS ln2Hi<>+0(SB), Y2
+	VFNMADD231PS Y2, Y1, Y0
+	VBROADCASTSS ln2Lo<>+0(SB), Y2
+	VFNMADD231PS Y2, Y1, Y0
+	VBROADCASTSS expP0<>+0(SB), Y3
+	VBROADCASTSS expP1<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP2<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP3<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP4<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP5<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VMULPS       Y0, Y0, Y2
+	VFMADD213PS  Y0, Y2, Y3
+	VBROADCASTSS one<>+0(SB), Y2
+	VADDPS       Y2, Y3, Y3
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y2, Y1
+	VMULPS       Y1, Y3, Y0
+	VANDPS       Y4, Y0, Y0
+	VBROADCASTSS one<>+0(SB), Y1
+	VADDPS       Y1, Y0, Y0
+	VDIVPS       Y0, Y1, Y1
+	VMULPS       (DX), Y1, Y1
+	VMOVUPS      Y1, (AX)
 	ADDQ         $+32, AX
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
@@ -522,6 +657,123 @@ vector:
 	VDIVPS       Z0, Z5, Z5
 	VMULPS       (DX), Z5, Z5
 	VMOVUPS      Z5, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, BX
+	CMPQ         BX, $+16
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func geluMulAVX512(dst *float32, gate *float32, up *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·geluMulAVX512(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ gate+8(FP), CX
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), BX
+	CMPQ BX, $+16
+	JL   vector_done
+
+vector:
+	VMOVUPS      (CX), Z5
+	VMULPS       Z5, Z5, Z0
+	VBROADCASTSS geluCube<>+0(SB), Z1
+	VBROADCASTSS geluLinear<>+0(SB), Z2
+	VFMADD213PS  Z2, Z1, Z0
+	VMULPS       Z5, Z0, Z0
+	VBROADCASTSS expLow<>+0(SB), Z1
+	VMAXPS       Z0, Z1, Z0
+	VBROADCASTSS expHigh<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBROADCASTSS log2e<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VRNDSCALEPS  $0x08, Z1, Z1
+	VBROADCASTSS ln2Hi<>+0(SB), Z2
+	VFNMADD231PS Z2, Z1, Z0
+	VBROADCASTSS ln2Lo<>+0(SB), Z2
+	VFNMADD231PS Z2, Z1, Z0
+	VBROADCASTSS expP0<>+0(SB), Z3
+	VBROADCASTSS expP1<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP2<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP3<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP4<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP5<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VMULPS       Z0, Z0, Z2
+	VFMADD213PS  Z0, Z2, Z3
+	VBROADCASTSS one<>+0(SB), Z2
+	VADDPS       Z2, Z3, Z3
+	VSCALEFPS    Z1, Z3, Z0
+	VBROADCASTSS one<>+0(SB), Z1
+	VADDPS       Z1, Z0, Z0
+	VDIVPS       Z0, Z5, Z5
+	VMULPS       (DX), Z5, Z5
+	VMOVUPS      Z5, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, BX
+	CMPQ         BX, $+16
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func sigmoidMulAVX512(dst *float32, gate *float32, up *float32, n int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·sigmoidMulAVX512(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ gate+8(FP), CX
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), BX
+	CMPQ BX, $+16
+	JL   vector_done
+
+vector:
+	VMOVUPS      (CX), Z5
+	VBROADCASTSS sign<>+0(SB), Z1
+	VXORPS       Z1, Z5, Z0
+	VBROADCASTSS expLow<>+0(SB), Z1
+	VMAXPS       Z0, Z1, Z0
+	VBROADCASTSS expHigh<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBROADCASTSS log2e<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VRNDSCALEPS  $0x08, Z1, Z1
+	VBROADCASTSS ln2Hi<>+0(SB), Z2
+	VFNMADD231PS Z2, Z1, Z0
+	VBROADCASTSS ln2Lo<>+0(SB), Z2
+	VFNMADD231PS Z2, Z1, Z0
+	VBROADCASTSS expP0<>+0(SB), Z3
+	VBROADCASTSS expP1<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP2<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP3<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP4<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP5<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VMULPS       Z0, Z0, Z2
+	VFMADD213PS  Z0, Z2, Z3
+	VBROADCASTSS one<>+0(SB), Z2
+	VADDPS       Z2, Z3, Z3
+	VSCALEFPS    Z1, Z3, Z0
+	VBROADCASTSS one<>+0(SB), Z1
+	VADDPS       Z1, Z0, Z0
+	VDIVPS       Z0, Z1, Z1
+	VMULPS       (DX), Z1, Z1
+	VMOVUPS      Z1, (AX)
 	ADDQ         $+64, AX
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX

@@ -52,26 +52,78 @@ func TestExp(t *testing.T) {
 	})
 }
 
-func TestSiLUMul(t *testing.T) {
+// sigmoidOf is σ(x) in float64.
+func sigmoidOf(x float64) float64 { return 1 / (1 + math.Exp(-x)) }
+
+// geluOf is the tanh form of GELU in float64.
+func geluOf(x float64) float64 {
+	return x * sigmoidOf(2*math.Sqrt(2/math.Pi)*(x+0.044715*x*x*x))
+}
+
+// TestActivations compares activations of every length, in place and not, with float64.
+func TestActivations(t *testing.T) {
+	kinds := map[string]struct {
+		f func(dst, gate, up *tensor.Matrix)
+		// want is the result, and size what the error is relative to: a sigmoid far below 1 may be lost.
+		want func(gate, up float64) (want, size float64)
+	}{
+		"SiLUMul": {SiLUMul, func(g, u float64) (float64, float64) { w := g * sigmoidOf(g) * u; return w, w }},
+		"GELUMul": {GELUMul, func(g, u float64) (float64, float64) { return geluOf(g) * u, g * u }},
+		"SiLU": {func(dst, gate, _ *tensor.Matrix) { SiLU(dst, gate) },
+			func(g, _ float64) (float64, float64) { w := g * sigmoidOf(g); return w, w }},
+		"GELU": {func(dst, gate, _ *tensor.Matrix) { GELU(dst, gate) },
+			func(g, _ float64) (float64, float64) { return geluOf(g), g }},
+		"SigmoidMul": {func(dst, gate, up *tensor.Matrix) {
+			for r := range dst.Rows {
+				copy(dst.Row(r), up.Row(r))
+			}
+			SigmoidMul(dst, gate)
+		}, func(g, u float64) (float64, float64) { w := sigmoidOf(g) * u; return w, w }},
+		"ReLU2": {func(dst, gate, _ *tensor.Matrix) { ReLU2(dst, gate) },
+			func(g, _ float64) (float64, float64) { w := max(g, 0) * max(g, 0); return w, w }},
+		"SwiGLUOMul": {SwiGLUOMul, func(g, u float64) (float64, float64) {
+			g, u = min(g, 7), max(-7, min(u, 7))+1
+			return g * sigmoidOf(1.702*g) * u, g * 8
+		}},
+	}
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 4))
 		for n := range 70 {
+			if n == 69 {
+				n = 2500 // several blocks of ones
+			}
 			gate, up := kerneltest.Random(rng, 2, n), kerneltest.Random(rng, 2, n)
 			for i := range gate.Row(0) {
 				gate.Row(0)[i] *= 30
+				up.Row(0)[i] *= 10
 			}
-			want := make([]float64, n)
-			for i, v := range gate.Row(0) {
-				want[i] = float64(v) / (1 + math.Exp(-float64(v))) * float64(up.Row(0)[i])
-			}
-			whole, dst := kerneltest.Guarded(2, n)
-			SiLUMul(dst, gate, up)
-			kerneltest.CheckGuards(t, whole, 2, n)
-			SiLUMul(gate, gate, up) // in place
-			for i := range want {
-				if got := dst.Row(0)[i]; !near(got, want[i], 0x1p-20) || got != gate.Row(0)[i] {
-					t.Fatalf("n=%d: %v and %v in place, want %v", n, got, gate.Row(0)[i], want[i])
+			for name, k := range kinds {
+				whole, dst := kerneltest.Guarded(2, n)
+				k.f(dst, gate, up)
+				kerneltest.CheckGuards(t, whole, 2, n)
+				again := gate.Clone()
+				if name != "SigmoidMul" {
+					k.f(again, again, up)
+				} else {
+					again = dst
 				}
+				for r := range 2 {
+					for i, g := range gate.Row(r) {
+						want, size := k.want(float64(g), float64(up.Row(r)[i]))
+						got := float64(dst.Row(r)[i])
+						if !(math.Abs(got-want) <= 0x1p-20*math.Abs(size)+1e-33) || again.Row(r)[i] != dst.Row(r)[i] {
+							t.Fatalf("%s, n=%d: of %v it is %v and %v in place, want %v", name, n, g, got, again.Row(r)[i], want)
+						}
+					}
+				}
+			}
+		}
+		for _, f := range kinds {
+			x, one := tensor.FromSlice(1, 3, []float32{float32(math.NaN()), -1e20, 1e20}), tensor.FromSlice(1, 3, []float32{1, 1, 1})
+			dst := tensor.New(1, 3)
+			f.f(dst, x, one)
+			if got := dst.Row(0); got[0] == got[0] || got[1] != got[1] || got[2] != got[2] {
+				t.Errorf("of NaN, −1e20, 1e20 it is %v", got)
 			}
 		}
 	})
@@ -251,6 +303,11 @@ func BenchmarkElementwise(b *testing.B) {
 	cos, sin := kerneltest.Random(rng, rows, 32), kerneltest.Random(rng, rows, 32)
 	for name, f := range map[string]func(){
 		"SiLUMul":    func() { SiLUMul(dst, x, y) },
+		"GELUMul":    func() { GELUMul(dst, x, y) },
+		"GELU":       func() { GELU(dst, x) },
+		"SiLU":       func() { SiLU(dst, x) },
+		"SwiGLUOMul": func() { SwiGLUOMul(dst, x, y) },
+		"LayerNorm":  func() { LayerNorm(dst, x, y.Row(0), y.Row(1), 1e-5) },
 		"RMSNorm":    func() { RMSNorm(dst, x, y.Row(0), 1e-5) },
 		"LogSumExp":  func() { LogSumExp(x.Row(0)) },
 		"RoPEPairs":  func() { RoPE(dst, 64, cos, sin, RoPEPairs) },

@@ -15,9 +15,17 @@ func expSumGo(dst, src []float32, shift float32) float32 {
 	return float32(sum)
 }
 
-func siluMulGo(dst, gate, up []float32) {
+func gatedGo(f gate, dst, gate, up []float32) {
 	for i, v := range gate {
-		dst[i] = v / (1 + exp32(-v)) * up[i]
+		switch f {
+		case silu:
+			v /= 1 + exp32(-v)
+		case gelu:
+			v /= 1 + exp32(float32(-2*math.Sqrt(2/math.Pi))*(v+0.044715*v*v*v))
+		case sigmoid:
+			v = 1 / (1 + exp32(-v))
+		}
+		dst[i] = v * up[i]
 	}
 }
 

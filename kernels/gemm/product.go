@@ -34,6 +34,11 @@ type result struct {
 // Then each task takes nc columns of a C: it packs one block of B's columns after the other into a buffer that stays in
 // its L2 cache, and runs all panels of A over it.
 func product(t *tile.Tiling, alpha float32, a *tile.Operand, k int, mode mode, results ...result) {
+	productOn(runtime.GOMAXPROCS(0), t, alpha, a, k, mode, results...)
+}
+
+// productOn is product on up to the given number of goroutines.
+func productOn(workers int, t *tile.Tiling, alpha float32, a *tile.Operand, k int, mode mode, results ...result) {
 	rows, cols := results[0].c.Rows, 0
 	for _, r := range results {
 		cols += r.c.Cols
@@ -48,7 +53,6 @@ func product(t *tile.Tiling, alpha float32, a *tile.Operand, k int, mode mode, r
 	panels := (rows + t.Panel() - 1) / t.Panel()
 	// Many rows come in chunks, so that even one block of them is bounded; so many rows repay packing B again.
 	maxPanels := max(1, packedWords/t.KC/t.Panel())
-	workers := runtime.GOMAXPROCS(0)
 	if rows*cols*k < 1<<18 { // some ten microseconds: not worth waking others
 		workers = 1
 	}

@@ -100,6 +100,8 @@ type levels struct {
 	// ends are ranges for groups with a minimum, for search.SpreadRanges: a step being what the levels divide the group's
 	// range into, either end goes to a level somewhat beside its own.
 	ends [16][2]float32
+	// byMagnitude lists the codes whose levels are not 0, those of the largest levels first: for Exact.
+	byMagnitude []int8
 }
 
 // The best scale lets the largest weights clip, or leaves the last levels free, the less the more levels there are.
@@ -112,6 +114,7 @@ const (
 func newLevels(g *quant.Affine) *levels {
 	lv := &levels{lo: g.Level(int8(g.CodeMin)), hi: g.Level(int8(g.CodeMax))}
 	lv.inverseHi = 1 / lv.hi
+	lv.byMagnitude = byMagnitude(g)
 	n := g.CodeMax - g.CodeMin + 1
 	width := -lv.lo / float32(math.Sqrt(float64(n)))
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width

@@ -9,6 +9,8 @@ import (
 	"maps"
 	"math"
 	"slices"
+
+	"github.com/llmq/llmq/internal/sniff"
 )
 
 // Object reads the members of a JSON object. The first failure, which names the file, the key and the value, is kept and
@@ -19,15 +21,26 @@ type Object struct {
 	prefix string // of the keys, in messages: "rope_scaling."
 	fields map[string]json.RawMessage
 	read   map[string]bool
+	inner  map[string]*Object // members that were read as objects
 	err    *error
 }
 
-// Parse reads a file that holds one JSON object. NaN, Infinity and -Infinity, which Python's json module writes, are
-// taken; a member that is one of them is no number.
+// Parse reads a file that holds one JSON object. A byte order mark before it is skipped. NaN, Infinity and -Infinity, which
+// Python's json module writes, are taken; a member that is one of them is no number.
 func Parse(file string, data []byte) (*Object, error) {
-	o := &Object{File: file, err: new(error), read: map[string]bool{}}
+	o := New(file)
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	if err := json.Unmarshal(quoteNonNumbers(data), &o.fields); err != nil {
+	err := json.Unmarshal(data, &o.fields)
+	if err != nil {
+		if what := sniff.Impostor(data); what != "" {
+			return nil, fmt.Errorf("%s: it is %s", file, what)
+		}
+		if quoted := quoteNonNumbers(data); quoted != nil {
+			o.fields = nil
+			err = json.Unmarshal(quoted, &o.fields)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s: not a JSON object: %w", file, err)
 	}
 	if o.fields == nil {
@@ -36,42 +49,63 @@ func Parse(file string, data []byte) (*Object, error) {
 	return o, nil
 }
 
-// quoteNonNumbers makes strings of NaN and Infinity, which JSON does not have.
+// New returns an object without members, whose failures are those of a file.
+func New(file string) *Object { return &Object{File: file, err: new(error), read: map[string]bool{}} }
+
+// nonNumbers are what Python's json module writes for floats that JSON has no numbers for.
+var nonNumbers = [][]byte{[]byte("NaN"), []byte("Infinity"), []byte("-Infinity")}
+
+// quoteNonNumbers makes strings of non-numbers outside strings, so that a member that is not read does no harm, and one
+// that is read as a number is refused with its value. It returns nil if there are none.
 func quoteNonNumbers(data []byte) []byte {
-	if !bytes.Contains(data, []byte("NaN")) && !bytes.Contains(data, []byte("Infinity")) {
-		return data
-	}
 	var out []byte
+	from := 0 // what is not yet in out
 	inString := false
 	for i := 0; i < len(data); i++ {
-		c := data[i]
-		switch {
-		case inString && c == '\\' && i+1 < len(data):
-			out = append(out, c, data[i+1])
+		switch c := data[i]; {
+		case inString && c == '\\':
 			i++
-			continue
 		case c == '"':
 			inString = !inString
-		case !inString:
-			for _, word := range []string{"NaN", "Infinity", "-Infinity"} {
-				if bytes.HasPrefix(data[i:], []byte(word)) {
-					out = append(append(append(out, '"'), word...), '"')
-					i += len(word) - 1
-					c = 0
+		case inString || c != 'N' && c != 'I' && c != '-':
+		default:
+			for _, word := range nonNumbers {
+				if bytes.HasPrefix(data[i:], word) {
+					out = append(append(append(append(out, data[from:i]...), '"'), word...), '"')
+					from = i + len(word)
+					i = from - 1
 					break
 				}
 			}
-			if c == 0 {
-				continue
-			}
 		}
-		out = append(out, c)
 	}
-	return out
+	if from == 0 {
+		return nil
+	}
+	return append(out, data[from:]...)
 }
 
 // Err is the first failure.
-func (o *Object) Err() error { return *o.err }
+func (o *Object) Err() error {
+	if o == nil {
+		return nil
+	}
+	return *o.err
+}
+
+// Forget makes the next failure the first, once this one has been dealt with.
+func (o *Object) Forget() { *o.err = nil }
+
+// Path is the file and the full name of a member, for messages.
+func (o *Object) Path(key string) string { return fmt.Sprintf("%s: %s%s", o.File, o.prefix, key) }
+
+// Keys lists the names of all members, sorted.
+func (o *Object) Keys() []string {
+	if o == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(o.fields))
+}
 
 // Over returns the members of o, and those of base that o does not have. Failures are those of base.
 func (o *Object) Over(base *Object) *Object {
@@ -80,9 +114,15 @@ func (o *Object) Over(base *Object) *Object {
 	return all
 }
 
-// Unread lists the members that nothing has asked for and that are not null, sorted.
+// Unread lists the members that nothing has asked for and that are not null, sorted; of objects that were read theirs, under
+// both names: "rope_scaling.factor".
 func (o *Object) Unread() []string {
 	var names []string
+	for key, member := range o.inner {
+		for _, name := range member.Unread() {
+			names = append(names, key+"."+name)
+		}
+	}
 	for name := range o.fields {
 		if !o.read[name] {
 			if _, ok := o.peek(name); ok {
@@ -92,6 +132,18 @@ func (o *Object) Unread() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Equal says whether two objects have the same members, written alike.
+func (o *Object) Equal(other *Object) bool {
+	return maps.EqualFunc(o.fields, other.fields, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
+}
+
+// ReadAll counts all members as read.
+func (o *Object) ReadAll() {
+	for name := range o.fields {
+		o.read[name] = true
+	}
 }
 
 // Present says whether a member is there, be it null.
@@ -146,10 +198,11 @@ func excerpt(v []byte) string {
 // Int returns a number in [lo,hi], or absent if there is none. absent < 0 makes the key required.
 func (o *Object) Int(key string, absent, lo, hi int) int {
 	v, ok := o.Get(key)
+	if !ok && absent < 0 {
+		o.Fail(key, "is missing")
+		return 0
+	}
 	if !ok {
-		if absent < 0 {
-			o.Fail(key, "is missing")
-		}
 		return absent
 	}
 	var n json.Number
@@ -220,11 +273,18 @@ func (o *Object) Object(key string) *Object {
 	if !ok {
 		return nil
 	}
+	if member := o.inner[key]; member != nil {
+		return member
+	}
 	member := &Object{File: o.File, prefix: o.prefix + key + ".", read: map[string]bool{}, err: o.err}
 	if json.Unmarshal(v, &member.fields) != nil {
 		o.Fail(key, "is %s, want an object", excerpt(v))
 		return nil
 	}
+	if o.inner == nil {
+		o.inner = map[string]*Object{}
+	}
+	o.inner[key] = member
 	return member
 }
 

@@ -117,6 +117,20 @@ func TestNotNumbers(t *testing.T) {
 	}
 }
 
+func TestQuoteNonNumbers(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{`{"a":NaN,"b":-Infinity,"c":[Infinity]}`, `{"a":"NaN","b":"-Infinity","c":["Infinity"]}`},
+		{`{"NaN":"\"NaN","b":-1}`, ""},
+		{`N`, ""},
+		{`"`, ""},
+		{`"\`, ""},
+	} {
+		if got := string(quoteNonNumbers([]byte(c.in))); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.in, got, c.want)
+		}
+	}
+}
+
 // TestOver: members of the object on top win, be they null; both share their failures.
 func TestOver(t *testing.T) {
 	base := parse(t, `{"a": 1, "b": 2, "c": 3, "text": {"b": 20, "c": null, "d": 40}}`)
@@ -130,6 +144,39 @@ func TestOver(t *testing.T) {
 	o.Int("a", -1, 5, 9)
 	if err := base.Err(); err == nil || err.Error() != "config.json: a: is 1, want 5 to 9" {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestImpostors: a file that is another in its place is named as what it is.
+func TestImpostors(t *testing.T) {
+	for text, want := range map[string]string{
+		"version https://git-lfs.github.com/spec/v1\nsize 9\n": "config.json: it is a Git LFS pointer",
+		"<!DOCTYPE html>": "config.json: it is an HTML page",
+		"Entry not found": "config.json: it is a hub's answer",
+	} {
+		if _, err := Parse("config.json", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+}
+
+// TestWholeObjects: names, comparison and failures of objects as such.
+func TestWholeObjects(t *testing.T) {
+	o := parse(t, `{"b": {"x": 1, "y": "two"}, "a": {"y": "two", "x": 1}, "c": {"x": 1}, "d": {"x": 2, "y": "two"}}`)
+	if got := o.Keys(); !slices.Equal(got, []string{"a", "b", "c", "d"}) || (*Object)(nil).Keys() != nil {
+		t.Errorf("keys %v", got)
+	}
+	b := o.Object("b")
+	if !b.Equal(o.Object("a")) || b.Equal(o.Object("c")) || b.Equal(o.Object("d")) || o.Object("c").Equal(b) {
+		t.Error("the wrong objects are equal")
+	}
+	if got := b.Path("x"); got != "config.json: b.x" {
+		t.Errorf("path %s", got)
+	}
+	b.Fail("x", "is wrong")
+	o.Forget()
+	if n := New("other.json"); o.Err() != nil || n.Has("x") || n.Err() != nil || (*Object)(nil).Err() != nil {
+		t.Errorf("a failure is left: %v", o.Err())
 	}
 }
 
@@ -148,8 +195,15 @@ func TestUnread(t *testing.T) {
 	o.Present("p")
 	o.Has("h")
 	o.Excerpt("z")
-	if got := o.Unread(); !slices.Equal(got, []string{"y", "z"}) || o.Err() != nil {
-		t.Errorf("unread %v, want y and z; %v", got, o.Err())
+	if got := o.Unread(); !slices.Equal(got, []string{"o.x", "y", "z"}) || o.Err() != nil {
+		t.Errorf("unread %v, want o.x, y and z; %v", got, o.Err())
+	}
+	o.Object("o").Int("x", 0, 0, 9)
+	if got := o.Unread(); !slices.Equal(got, []string{"y", "z"}) {
+		t.Errorf("unread %v, want y and z: an object is the same each time", got)
+	}
+	if o.ReadAll(); len(o.Unread()) > 0 {
+		t.Errorf("unread %v after all was read", o.Unread())
 	}
 }
 

@@ -111,9 +111,3 @@ func TestEncodeExactRefuses(t *testing.T) {
 		t.Error("a weight beside the lattice is not seen")
 	}
 }
-
-func encoded(t *Type, w []float32) []byte {
-	data := make([]byte, t.RowBytes(len(w)))
-	t.Encode(data, w, nil)
-	return data
-}

@@ -93,6 +93,14 @@ func (g *Lattice) Shape() Shape {
 // Groups is the number of groups in a block.
 func (g *Lattice) Groups() int { return g.Block / g.Group }
 
+// Unit is how many columns are rounded together: a word's, or those whose signs or shift depend on each other.
+func (g *Lattice) Unit() int {
+	if g.Signs == ShiftedGroups {
+		return g.Group
+	}
+	return 8
+}
+
 // Scale returns the scale of b's group k, which a code multiplies.
 func (g *Lattice) Scale(b *Block, k int) float32 { return b.D * g.Step * float32(b.Sc[k]) }
 
@@ -137,7 +145,8 @@ func (g *Lattice) Round(b *Block, w, importance []float32) {
 	}
 }
 
-// RoundGroup sets a group's codes to the words with which Σ weight·(w−ŵ)² is least under a scale. weight is from 0 to 1.
+// RoundGroup sets the codes of a group, or of any of its units, to the words with which Σ weight·(w−ŵ)² is least under a
+// scale. weight is from 0 to 1.
 func (g *Lattice) RoundGroup(codes []int8, w, weight []float32, scale float32) {
 	var inverse float32
 	if scale != 0 {

@@ -3,11 +3,11 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 	"time"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"

@@ -19,7 +19,7 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
 
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
+CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
 
 .PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
 

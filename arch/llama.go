@@ -43,7 +43,8 @@ func init() {
 const mistralWindow = 4096
 
 func convertLlama(c *Conversion) {
-	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6}}
+	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6},
+		"MistralForCausalLM": {Context: 131072, KVHeads: 8}}
 	r := c.Read(defaults[c.Class])
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")

@@ -3,11 +3,11 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 	"time"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
@@ -185,7 +185,7 @@ func (a *assigner) open() error {
 		}
 		o := &openTensor{tensor: t}
 		for _, typ := range ggml.Types {
-			if t.Cols()%typ.BlockLen == 0 {
+			if !typ.ByRequest && t.Cols()%typ.BlockLen == 0 {
 				o.types = append(o.types, typ)
 			}
 		}

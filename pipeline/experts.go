@@ -9,8 +9,8 @@ import (
 // statsBytes bounds the statistics of the experts that are quantized together.
 const statsBytes = 2 << 30
 
-// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the tokens that reach
-// it. They are shrunk towards those of all experts, more so the fewer tokens there were.
+// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the
+// tokens that reach it. They are shrunk towards those of all experts, more so the fewer tokens there were.
 func (p *passage) experts(at *place) error {
 	sites, st := at.stage().Sites, at.s.st
 	defer st.OnlyExperts(0, 0)

@@ -1,8 +1,8 @@
 package ggml
 
 import (
-	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/quant"
@@ -92,9 +92,9 @@ func TestEncodeExactRefuses(t *testing.T) {
 			}
 		}
 		clear(w)
-		if typ.Grid != nil && !typ.Grid.(*quant.Affine).Scales.Super && typ.EncodeExact(dst, w, F32) {
+		if g, ok := typ.Grid.(*quant.Affine); ok && !g.Scales.Super && typ.EncodeExact(dst, w, F32) {
 			typ.Decode(w, dst)
-			if !bytes.Equal(make([]byte, 4*len(w)), encoded(F32, w)) {
+			if slices.ContainsFunc(w, func(v float32) bool { return v != 0 }) { // one bit has no zero but of a scale's
 				t.Errorf("%s: zeros become %v", typ.Name, w)
 			}
 		}
@@ -110,10 +110,4 @@ func TestEncodeExactRefuses(t *testing.T) {
 	if w[7] += 0.25 / 16; Q4_0.EncodeExact(dst, w, BF16) {
 		t.Error("a weight beside the lattice is not seen")
 	}
-}
-
-func encoded(t *Type, w []float32) []byte {
-	data := make([]byte, t.RowBytes(len(w)))
-	t.Encode(data, w, nil)
-	return data
 }

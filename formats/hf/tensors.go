@@ -213,19 +213,13 @@ func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
 		return s.transposed(w, p, &info, lo, hi)
 	}
 	// A vector's elements are the rows where the tensor is part of one.
-	cols, at := info.Cols(), func(r int) int { return r }
 	if len(info.Shape) == 1 && (p.Row != nil || p.First != 0 || p.Count > 1) {
 		return s.elements(w, p, &info, lo, hi)
 	}
-	if p.Row != nil {
-		at = p.Row
-	} else {
-		at = func(r int) int { return p.First + r }
-	}
 	if p.Row == nil {
-		return w.Rows(p.Name, at(lo), at(lo)+hi-lo)
+		return w.Rows(p.Name, p.First+lo, p.First+hi)
 	}
-	size := info.Type.RowBytes(cols)
+	at, size := p.Row, info.Type.RowBytes(info.Cols())
 	data := make([]byte, 0, (hi-lo)*size)
 	for r := lo; r < hi; {
 		n := 1 // rows that follow each other in the checkpoint too

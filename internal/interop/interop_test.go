@@ -3,7 +3,6 @@
 package interop
 
 import (
-	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
@@ -127,40 +127,31 @@ func (f *file) cut(tokens []int32) [][]int32 {
 	return out
 }
 
-// predict runs one chunk and returns, for the positions from first on, the token that is the most probable there and
-// the negative log-probability of the one that is there.
-func (f *file) predict(t *testing.T, chunk []int32, first int) (top []int32, nll []float64) {
+// predict returns, for the positions of chunks from first on, the token that is the most probable there and the negative
+// log-probability of the one that is there.
+func (f *file) predict(t *testing.T, chunks [][]int32, first int) (top []int32, nll []float64) {
 	t.Helper()
-	x := tensor.New(len(chunk), f.m.Dim)
-	if err := f.m.Embed(x, chunk); err != nil {
-		t.Fatal(err)
-	}
-	for i := range f.m.Layers() {
-		l, err := f.m.LoadLayer(i)
-		if err != nil {
-			t.Fatal(err)
+	tokens := slices.Concat(chunks...)
+	length, at := len(chunks[0]), 0
+	err := eval.Logits(t.Context(), f.m, chunks, eval.Options{}, func(logits *tensor.Matrix) error {
+		for i := range logits.Rows {
+			at++ // the place of the token that row i predicts
+			if at%length == 0 || at%length < first {
+				continue
+			}
+			row := logits.Row(i)
+			highest := slices.Max(row)
+			sum := 0.0
+			for _, v := range row {
+				sum += math.Exp(float64(v - highest))
+			}
+			top = append(top, int32(slices.Index(row, highest)))
+			nll = append(nll, math.Log(sum)-float64(row[tokens[at]]-highest))
 		}
-		if err := l.Forward(t.Context(), x, len(chunk)); err != nil {
-			t.Fatal(err)
-		}
-		l.Release()
-	}
-	head, err := f.m.LoadHead()
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer head.Release()
-	logits := tensor.New(len(chunk), f.m.Vocab)
-	head.Logits(logits, x)
-	for i := max(first-1, 0); i+1 < len(chunk); i++ {
-		row := logits.Row(i)
-		highest := slices.Max(row)
-		sum := 0.0
-		for _, v := range row {
-			sum += math.Exp(float64(v - highest))
-		}
-		top = append(top, int32(slices.Index(row, highest)))
-		nll = append(nll, math.Log(sum)-float64(row[chunk[i+1]]-highest))
 	}
 	return top, nll
 }
@@ -179,11 +170,7 @@ func compare(t *testing.T, path string, text string) {
 		t.Fatal(err)
 	}
 	cs := f.cut(tokens)
-	var top []int32
-	for _, c := range cs {
-		p, _ := f.predict(t, c, context/2+1)
-		top = append(top, p...)
-	}
+	top, _ := f.predict(t, cs, context/2+1)
 	theirs := askLlamaCpp(t, request{Model: path, Chunks: cs, First: context/2 + 1})
 	if len(theirs.Top) != len(top) || len(top) != ours.TokensScored || len(top) < 1000 {
 		t.Fatalf("%d tokens scored by eval, %d here, %d by llama.cpp", ours.TokensScored, len(top), len(theirs.Top))
@@ -320,9 +307,9 @@ func TestQwen2BiasCorrection(t *testing.T) {
 	path := write(t, openFolder(t, dir), pipeline.Recipe{Method: pipeline.AWQ, Type: ggml.Q4_0, BiasCorrection: true},
 		pipeline.Options{Calib: set})
 	f := openFile(t, path)
-	tokens := m.Tokens(length, 99)
-	_, ours := f.predict(t, tokens, 1)
-	theirs := askLlamaCpp(t, request{Model: path, Chunks: [][]int32{tokens}, First: 1})
+	chunk := [][]int32{m.Tokens(length, 99)}
+	_, ours := f.predict(t, chunk, 1)
+	theirs := askLlamaCpp(t, request{Model: path, Chunks: chunk, First: 1})
 	if len(theirs.NLL) != len(ours) || len(ours) != length-1 {
 		t.Fatalf("%d tokens scored here, %d by llama.cpp", len(ours), len(theirs.NLL))
 	}
@@ -363,9 +350,9 @@ func TestArchitectures(t *testing.T) {
 			if w := m.Config.SlidingWindow; w > 0 {
 				n = min(n, w) // llama.cpp ignores the window
 			}
-			tokens := m.Tokens(n, 1)
-			_, ours := f.predict(t, tokens, 1)
-			theirs := askLlamaCpp(t, request{Model: path, Chunks: [][]int32{tokens}, First: 1})
+			chunk := [][]int32{m.Tokens(n, 1)}
+			_, ours := f.predict(t, chunk, 1)
+			theirs := askLlamaCpp(t, request{Model: path, Chunks: chunk, First: 1})
 			if len(theirs.NLL) != len(ours) || len(ours) != n-1 {
 				t.Fatalf("%d tokens scored here, %d by llama.cpp", len(ours), len(theirs.NLL))
 			}

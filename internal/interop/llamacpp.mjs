@@ -1,13 +1,13 @@
-// Asks llama.cpp, through node-llama-cpp's prebuilt binaries, about one GGUF file.
+// Asks llama.cpp, through node-llama-cpp's prebuilt binaries, about GGUF files.
 //
-//     node llamacpp.mjs REQUEST.json RESPONSE.json
+//     node llamacpp.mjs REQUESTS.json RESPONSES.json
 //
-// REQUEST:  {"model": path, "vocabOnly": bool, "chunks": [[id, ...], ...], "first": n, "texts": [string, ...]}
-// RESPONSE: {"release", "metadata", "tokens": [[id, ...], ...], "nll": [number, ...], "top": [id, ...], "perplexity"}
+// REQUESTS:  [{"model": path, "vocabOnly": bool, "chunks": [[id, ...], ...], "first": n, "texts": [string, ...]}, ...]
+// RESPONSES: [{"release", "metadata", "tokens": [[id, ...], ...], "nll": [number, ...], "top": [id, ...], "perplexity"}, ...]
 //
 // In each chunk the tokens at positions first, first+1, ... are scored: nll is the negative log-probability of each,
 // top the token that was the most probable in its place. tokens holds texts tokenized, without BOS. metadata is without
-// arrays.
+// arrays. A file that llama.cpp cannot load has the response {"error": message}.
 
 import fs from "node:fs/promises";
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
@@ -18,28 +18,22 @@ function withoutArrays(metadata) {
         .map(([key, value]) => [key, value !== null && typeof value === "object" ? withoutArrays(value) : value]));
 }
 
-const [requestPath, responsePath] = process.argv.slice(2);
-const request = JSON.parse(await fs.readFile(requestPath, "utf8"));
+async function answer(llama, request) {
+    const model = await llama.loadModel({modelPath: request.model, vocabOnly: request.vocabOnly === true});
+    const response = {
+        release: llama.llamaCppRelease.release,
+        metadata: withoutArrays(model.fileInfo.metadata),
+        tokens: (request.texts ?? []).map((text) => model.tokenize(text, false)),
+        nll: [],
+        top: []
+    };
+    if (request.chunks?.length > 0)
+        await score(model, request, response);
+    await model.dispose();
+    return response;
+}
 
-const llama = await getLlama({
-    gpu: false,
-    build: "never", // neither compiles nor downloads
-    skipDownload: true,
-    progressLogs: false,
-    maxThreads: 1, // The models are small, and llama.cpp's threads spin while others need the processor.
-    logLevel: LlamaLogLevel.error
-});
-const model = await llama.loadModel({modelPath: request.model, vocabOnly: request.vocabOnly === true});
-
-const response = {
-    release: llama.llamaCppRelease.release,
-    metadata: withoutArrays(model.fileInfo.metadata),
-    tokens: (request.texts ?? []).map((text) => model.tokenize(text, false)),
-    nll: [],
-    top: []
-};
-
-if (request.chunks?.length > 0) {
+async function score(model, request, response) {
     const length = Math.max(...request.chunks.map((chunk) => chunk.length));
     const context = await model.createContext({
         contextSize: length,
@@ -74,5 +68,19 @@ if (request.chunks?.length > 0) {
     response.perplexity = Math.exp(response.nll.reduce((sum, x) => sum + x, 0) / response.nll.length);
 }
 
-await fs.writeFile(responsePath, JSON.stringify(response));
+const [requestPath, responsePath] = process.argv.slice(2);
+const requests = JSON.parse(await fs.readFile(requestPath, "utf8"));
+
+const llama = await getLlama({
+    gpu: false,
+    build: "never", // neither compiles nor downloads
+    skipDownload: true,
+    progressLogs: false,
+    maxThreads: 1, // The models are small, and llama.cpp's threads spin while others need the processor.
+    logLevel: LlamaLogLevel.error
+});
+const responses = [];
+for (const request of requests)
+    responses.push(await answer(llama, request).catch((error) => ({error: String(error)})));
+await fs.writeFile(responsePath, JSON.stringify(responses));
 await llama.dispose();

@@ -4,6 +4,7 @@ package interop
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ type request struct {
 }
 
 type response struct {
+	Error      string         `json:"error"`
 	Release    string         `json:"release"`
 	Metadata   map[string]any `json:"metadata"`
 	Tokens     [][]int32      `json:"tokens"`
@@ -28,12 +30,22 @@ type response struct {
 	Perplexity float64        `json:"perplexity"`
 }
 
-// askLlamaCpp runs llama.cpp in a process of its own.
+// askLlamaCpp asks about one file, which must load.
 func askLlamaCpp(t *testing.T, req request) *response {
 	t.Helper()
+	resp := askLlamaCppAll(t, []request{req})[0]
+	if resp.Error != "" {
+		t.Fatalf("llama.cpp: %s: %s", req.Model, resp.Error)
+	}
+	return &resp
+}
+
+// askLlamaCppAll asks about several files, in one process or, if that dies, in one for each.
+func askLlamaCppAll(t *testing.T, reqs []request) []response {
+	t.Helper()
 	dir := t.TempDir()
-	in, out := filepath.Join(dir, "request.json"), filepath.Join(dir, "response.json")
-	b, err := json.Marshal(req)
+	in, out := filepath.Join(dir, "requests.json"), filepath.Join(dir, "responses.json")
+	b, err := json.Marshal(reqs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,17 +53,29 @@ func askLlamaCpp(t *testing.T, req request) *response {
 		t.Fatal(err)
 	}
 	log, err := exec.CommandContext(t.Context(), "node", "llamacpp.mjs", in, out).CombinedOutput()
-	if err != nil {
-		t.Fatalf("llama.cpp: %v\n%s", err, log)
+	switch {
+	case err != nil && len(reqs) == 1:
+		return []response{{Error: fmt.Sprintf("%v\n%s", err, log)}}
+	case err != nil:
+		var all []response
+		for _, req := range reqs {
+			all = append(all, askLlamaCppAll(t, []request{req})...)
+		}
+		return all
 	}
 	if b, err = os.ReadFile(out); err != nil {
 		t.Fatal(err)
 	}
-	var resp response
-	if err := json.Unmarshal(b, &resp); err != nil {
+	var all []response
+	if err := json.Unmarshal(b, &all); err != nil {
 		t.Fatal(err)
 	}
-	return &resp
+	for i := range all {
+		if all[i].Error != "" {
+			all[i].Error += "\n" + string(log)
+		}
+	}
+	return all
 }
 
 // metadata returns a value by its key, whose parts llama.cpp's reader made nested objects of.

@@ -4,7 +4,7 @@ SHELL       := /bin/sh
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # A number of inputs, not a time: before Go 1.27 a run that ends by the clock may fail for that alone (go.dev/issue/75804).
-FUZZTIME    ?= 100000x
+FUZZTIME    ?= 20000x
 BENCH       ?= .
 
 export CGO_ENABLED = 0
@@ -19,7 +19,7 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
 
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
+CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
 
 .PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
 
@@ -78,7 +78,7 @@ fuzz: ## fuzz every parser with FUZZTIME inputs
 		awk '/^Fuzz/ {f[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print $$2, f[i]; n = 0}' | \
 		while read -r pkg name; do \
 			echo "fuzz $$pkg $$name"; \
-			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$pkg || exit 1; \
 		done
 
 interop: ## compare every block type with llama.cpp, from node-llama-cpp's prebuilt binaries

@@ -21,6 +21,7 @@ func init() {
 				b.Residual(s.residual(h, b, "ffn_norm", model.Optional))
 			})
 		}})
+	tokenizes(&Tokenizer{Pre: "bailingmoe2"}, "BailingMoeV2ForCausalLM")
 }
 
 func convertBailing2(c *Conversion) {

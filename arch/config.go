@@ -62,6 +62,9 @@ func (c *Conversion) Read(d Defaults) *Config {
 	if kv == 0 {
 		kv = r.Heads
 	}
+	if o.Present("num_key_value_heads") { // null: as many as heads
+		kv = r.Heads
+	}
 	r.KVHeads = o.Int("num_key_value_heads", kv, 1, maxWidth)
 	if o.Err() == nil && r.Heads%r.KVHeads != 0 {
 		o.Fail("num_key_value_heads", "is %d, want a divisor of num_attention_heads, %d", r.KVHeads, r.Heads)

@@ -107,15 +107,20 @@ func Convert(config *object.Object, weights Weights) (*Conversion, error) {
 	return c, c.leftover()
 }
 
-// classesOf returns the causal language model class for a model_type where architectures is missing.
+// classesOf returns the language model class for a model_type, where architectures is missing: qwen3_moe stands for
+// Qwen3MoeForCausalLM, gemma3 for Gemma3ForConditionalGeneration, gemma3_text for Gemma3ForCausalLM.
 func classesOf(modelType string) []string {
-	if modelType == "" {
-		return nil
+	bare := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "_", "") }
+	stem, text := strings.CutSuffix(modelType, "_text")
+	suffixes := []string{"ForConditionalGeneration", "ForCausalLM", "LMHeadModel"}
+	if text {
+		suffixes = suffixes[1:]
 	}
-	want := strings.ReplaceAll(modelType, "_", "") + "forcausallm"
-	for _, class := range Classes() {
-		if strings.ToLower(class) == want {
-			return []string{class}
+	for _, suffix := range suffixes {
+		for _, class := range Classes() {
+			if modelType != "" && bare(class) == bare(stem+suffix) {
+				return []string{class}
+			}
 		}
 	}
 	return nil

@@ -63,7 +63,7 @@ func convertDeepseek(c *Conversion) {
 		a.qRank = o.Int("q_lora_rank", d.qRank, 1, maxWidth)
 	}
 	r.HeadDim, r.KVHeads = a.rope, 1
-	rope := c.readRoPE(r, ropeOptions{Partial: true})
+	rope := c.readRoPE(r, ropeOptions{})
 	c.wantLatentScaling(rope)
 	experts := o.Int("n_routed_experts", d.experts, 1, maxWidth)
 	used := o.Int("num_experts_per_tok", d.used, 1, max(experts, 1))

@@ -5,6 +5,6 @@
 // metadata and tensors (Spec: branches of package model around a residual stream). Both agree with llama.cpp's converter
 // (conversion/*.py) and graphs (src/models/*.cpp), which read the files that we write.
 //
-// What families share is beside them: hyper.go (hyperparameters), attention.go, mlp.go, moe.go, rope.go. A new family is a new
-// file with an init that registers it.
+// What families share is beside them: layer.go (tensors of a layer), hyper.go (hyperparameters), rope.go, routing.go,
+// window.go, mamba2.go. A new family is a new file with an init that registers it.
 package arch

@@ -39,16 +39,6 @@ func init() {
 // the last has none.
 const exaone4Largest, exaone4Period = 64, 4
 
-// withFactors reads the factors of RoPE's frequencies, if there are any.
-func (h *hyper) withFactors(spec *model.Spec) *model.Spec {
-	outer := spec.Outer
-	spec.Outer = func(b *model.Loader) model.Ends {
-		b.SetFactors(h.rope, "rope_freqs.weight", model.Optional)
-		return outer(b)
-	}
-	return spec
-}
-
 func convertExaone(c *Conversion) {
 	r := c.Read(Defaults{Heads: 32, Vocab: 102400, Context: 2048, Eps: 1e-5, Tied: true})
 	r.FFN = c.readFFN()

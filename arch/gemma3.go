@@ -27,7 +27,10 @@ func convertGemma3(c *Conversion) {
 	r.FFN = c.readFFN()
 	c.wantGELU(r)
 	o := c.Config
-	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
+	rope := c.readRoPE(r, ropeOptions{Local: true})
+	if p := o.Object("rope_parameters"); len(p.Keys()) > 0 && !p.Has("full_attention") && !p.Has("sliding_attention") {
+		c.Refuse("rope_parameters", "the class reads what is in full_attention and sliding_attention")
+	}
 	if rope.local = c.localTheta(); rope.local == 0 {
 		rope.local = 10000
 	}

@@ -36,12 +36,12 @@ func takesGranite(o *object.Object, name string) bool {
 
 // convertGraniteHybrid describes what a checkpoint of the class becomes, with whatever layers it has.
 func convertGraniteHybrid(c *Conversion) {
-	r := c.Read(Defaults{Tied: true})
+	r := c.Read(Defaults{})
 	c.WantAct(r, "silu")
 	o := c.Config
 	scales := c.readGraniteScales()
 	experts := o.Int("num_local_experts", 8, 0, maxWidth)
-	used := o.Int("num_experts_per_tok", 2, 0, maxWidth)
+	used := o.Int("num_experts_per_tok", min(2, experts), 0, maxWidth)
 	shared := o.Int("shared_intermediate_size", 1024, 1, maxWidth)
 	if r.FFN = c.readFFN(); experts == 0 {
 		r.FFN = shared

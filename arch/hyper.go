@@ -207,3 +207,31 @@ func (h *hyper) moeOf(b *model.Loader, bias model.Presence) *model.MoE {
 	m.Down = b.Experts("ffn_down_exps", n, h.dim, h.expertFFN, bias)
 	return m
 }
+
+// readKVHeads reads how many heads of keys each layer has; 0: it has no attention.
+func (h *hyper) readKVHeads(k *model.Keys) []int {
+	kv := k.Ints("attention.head_count_kv", h.layers, -1, 0, model.MaxWidth)
+	for _, n := range kv {
+		if n > 0 && h.heads%n != 0 {
+			k.Fail("attention.head_count_kv", "has %d, want divisors of attention.head_count, %d", n, h.heads)
+		}
+	}
+	return kv
+}
+
+// withKVHeads are the hyperparameters of a layer with so many heads of keys.
+func (h *hyper) withKVHeads(n int) *hyper {
+	at := *h
+	at.kvHeads = n
+	return &at
+}
+
+// withFactors reads the factors of RoPE's frequencies, if there are any.
+func (h *hyper) withFactors(spec *model.Spec) *model.Spec {
+	outer := spec.Outer
+	spec.Outer = func(b *model.Loader) model.Ends {
+		b.SetFactors(h.rope, "rope_freqs.weight", model.Optional)
+		return outer(b)
+	}
+	return spec
+}

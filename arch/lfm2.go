@@ -103,11 +103,6 @@ func convertLFM2(c *Conversion, mixture bool) {
 	c.Output(r, headName)
 }
 
-// Taps declares the taps of a convolution by channel, which the checkpoint has as channels×1×width.
-func (l *Layer) Taps(name, from string, channels, width int) *Tensor {
-	return l.c.add(l.gguf+name, []int{channels, width}, l.c.part(l.hf+from, channels, 1, width))
-}
-
 // lfm2Attention says which layers have attention: those that layer_types names or, without it, full_attn_idxs, or all.
 func (c *Conversion) lfm2Attention(layers int) []bool {
 	o := c.Config
@@ -189,22 +184,4 @@ func specLFM2(k *model.Keys, h *hyper) *model.Spec {
 	})
 	spec.Outer = func(b *model.Loader) model.Ends { return model.Ends{Norm: h.norm(b, "token_embd_norm")} }
 	return spec
-}
-
-// readKVHeads reads how many heads of keys each layer has; 0: it has no attention.
-func (h *hyper) readKVHeads(k *model.Keys) []int {
-	kv := k.Ints("attention.head_count_kv", h.layers, -1, 0, model.MaxWidth)
-	for _, n := range kv {
-		if n > 0 && h.heads%n != 0 {
-			k.Fail("attention.head_count_kv", "has %d, want divisors of attention.head_count, %d", n, h.heads)
-		}
-	}
-	return kv
-}
-
-// withKVHeads are the hyperparameters of a layer with so many heads of keys.
-func (h *hyper) withKVHeads(n int) *hyper {
-	at := *h
-	at.kvHeads = n
-	return &at
 }

@@ -43,7 +43,8 @@ func init() {
 const mistralWindow = 4096
 
 func convertLlama(c *Conversion) {
-	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6}}
+	defaults := map[string]Defaults{"MixtralForCausalLM": {Context: 131072, Eps: 1e-5, KVHeads: 8, Theta: 1e6},
+		"MistralForCausalLM": {Context: 131072, KVHeads: 8}}
 	r := c.Read(defaults[c.Class])
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
@@ -99,33 +100,4 @@ func (c *Conversion) llamaLayers(r *Config, rope *rope, attnBias, mlpBias bool, 
 		}
 		l.gatedMLP(r, mlpBias)
 	}
-}
-
-// mixtralExperts declares a router and experts under Mixtral's names.
-func (l *Layer) mixtralExperts(r *Config, n int) {
-	l.Linear("ffn_gate_inp", "block_sparse_moe.gate", n, r.Dim, false)
-	l.Experts("ffn_gate_exps", "block_sparse_moe.experts.%d.w1", n, r.FFN, r.Dim)
-	l.Experts("ffn_up_exps", "block_sparse_moe.experts.%d.w3", n, r.FFN, r.Dim)
-	l.Experts("ffn_down_exps", "block_sparse_moe.experts.%d.w2", n, r.Dim, r.FFN)
-}
-
-// gatedMLP declares an MLP under the usual names.
-func (l *Layer) gatedMLP(r *Config, bias bool) {
-	l.Linear("ffn_gate", "mlp.gate_proj", r.FFN, r.Dim, bias)
-	l.Linear("ffn_up", "mlp.up_proj", r.FFN, r.Dim, bias)
-	l.Linear("ffn_down", "mlp.down_proj", r.Dim, r.FFN, bias)
-}
-
-// attention declares split q, k, v and o under the usual names, in the checkpoint's order of rows.
-func (l *Layer) attention(r *Config, qkvBias, outBias bool) {
-	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
-	l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, qkvBias)
-	l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, qkvBias)
-	l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, qkvBias)
-	l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, outBias)
-}
-
-// headNorms declares norms of the heads of q and k.
-func (l *Layer) headNorms(r *Config) Tensors {
-	return append(l.Norm("attn_q_norm", "self_attn.q_norm", r.HeadDim), l.Norm("attn_k_norm", "self_attn.k_norm", r.HeadDim)...)
 }

@@ -26,6 +26,7 @@ func init() {
 				b.Residual(model.Residual{Pre: norm, Branch: moe.Branch()})
 			})
 		}})
+	tokenizes(&Tokenizer{Pre: "minimax-m2"}, "MiniMaxM2ForCausalLM")
 }
 
 func convertMiniMaxM2(c *Conversion) {

@@ -28,7 +28,7 @@ func convertOLMo2(c *Conversion) {
 	c.wantFalse("attention_bias")
 	c.wantHeadDim(r)
 	o := c.Config
-	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
+	rope := c.readRoPE(r, ropeOptions{Local: c.Class == "Olmo3ForCausalLM"})
 	third := c.Class == "Olmo3ForCausalLM"
 	if third {
 		rope.local = c.localTheta()

@@ -1,6 +1,8 @@
 package arch
 
 import (
+	"slices"
+
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
 )
@@ -88,6 +90,9 @@ func (c *Conversion) qwenWindow(r *Config) (window int, windowed []bool) {
 	first := o.Int("max_window_layers", 28, 0, maxLayers)
 	types := c.LayerTypes(r.Layers)
 	if !use || o.Present("sliding_window") && !o.Has("sliding_window") {
+		if slices.Contains(types, "sliding_attention") {
+			o.Fail("layer_types", "has sliding_attention, but there is no window: see use_sliding_window and sliding_window")
+		}
 		return 0, nil
 	}
 	window = o.Int("sliding_window", 4096, 1, maxContext)

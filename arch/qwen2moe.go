@@ -93,31 +93,6 @@ func (c *Conversion) sparseEverywhere() {
 	}
 }
 
-// experts declares a router and n gated experts, ffn wide, under the usual names: one by one, or as newer checkpoints have
-// them, all in one tensor with gate and up one after the other.
-func (l *Layer) experts(r *Config, n, ffn int) {
-	l.Linear("ffn_gate_inp", "mlp.gate", n, r.Dim, false)
-	const fused, down = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-	for _, suffix := range []string{"", ".weight"} {
-		if l.Has(fused + suffix) {
-			l.FusedExperts("ffn_gate_exps", fused+suffix, n, ffn, r.Dim, 0, 2*ffn, false)
-			l.FusedExperts("ffn_up_exps", fused+suffix, n, ffn, r.Dim, ffn, 2*ffn, false)
-			l.FusedExperts("ffn_down_exps", down+suffix, n, r.Dim, ffn, 0, r.Dim, false)
-			return
-		}
-	}
-	l.Experts("ffn_gate_exps", "mlp.experts.%d.gate_proj", n, ffn, r.Dim)
-	l.Experts("ffn_up_exps", "mlp.experts.%d.up_proj", n, ffn, r.Dim)
-	l.Experts("ffn_down_exps", "mlp.experts.%d.down_proj", n, r.Dim, ffn)
-}
-
-// sharedExpert declares the expert of all tokens under its usual names; from is where the checkpoint has it.
-func (l *Layer) sharedExpert(r *Config, from string, ffn int) {
-	l.Linear("ffn_gate_shexp", from+".gate_proj", ffn, r.Dim, false)
-	l.Linear("ffn_up_shexp", from+".up_proj", ffn, r.Dim, false)
-	l.Linear("ffn_down_shexp", from+".down_proj", r.Dim, ffn, false)
-}
-
 // gatedShared declares the expert of all tokens with its gate.
 func (l *Layer) gatedShared(r *Config, ffn int) {
 	l.Linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", 1, r.Dim, false)

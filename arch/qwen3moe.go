@@ -42,11 +42,17 @@ func convertQwen3MoE(c *Conversion) {
 		c.Refuse("norm_topk_prob", "GGUF readers divide the weights of a token's experts by their sum")
 	}
 	c.sparseEverywhere()
-	if window, windowed := c.qwenWindow(r); o.Err() == nil {
+	window := 0 // of all layers
+	if o.Bool("use_sliding_window", false) && (o.Has("sliding_window") || !o.Present("sliding_window")) {
+		window = o.Int("sliding_window", 4096, 1, maxContext)
+	}
+	if o.Err() == nil {
 		c.SetBase(r, rope)
 		c.SetExperts(experts, o.Int("num_experts_per_tok", 8, 1, experts), ffn)
 		c.setHeadDim(r)
-		c.setWindow(window, windowed)
+		if window > 0 {
+			c.SetInt("attention.sliding_window", window)
+		}
 	}
 	if o.Err() != nil {
 		return

@@ -159,7 +159,7 @@ func TestReferenceLogits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.Precision = kernels.F32
+			m.Precision, m.TableGELU = kernels.F32, true
 			compareLogits(t, m, dir)
 		})
 	}
@@ -207,8 +207,8 @@ func compareLogits(t *testing.T, m *model.Model, dir string) {
 	}
 	kl /= float64(rows)
 	t.Logf("largest difference %.2g, mean KL %.2g", worst, kl)
-	// llama.cpp takes GELU from a table over float16. With the table emulated here the largest difference is 6e-3 (gemma4-e).
-	if limit, most := 5e-4, 1e-9; !(worst <= limit && kl <= most) && !(usesGELU(dir) && worst <= 6e-2 && kl <= 2e-5) {
+	// A step of the table that GELU is taken from is a rounding: neighbours fall to either side. With the table emulated here the largest difference is 6e-3 (gemma4-e).
+	if limit, most := 5e-4, 1e-9; !(worst <= limit && kl <= most) && !(usesGELU(dir) && worst <= 1.5e-2 && kl <= 1e-6) {
 		t.Errorf("largest difference %g, mean KL %g", worst, kl)
 	}
 }

@@ -28,9 +28,11 @@ type rope struct {
 // ropeOptions say what a class and its GGUF readers can do.
 type ropeOptions struct {
 	// LayerType is the key in rope_parameters of what is wanted where layer types have parameters of their own:
-	// "full_attention". "": the class knows none.
+	// "full_attention", unless the class is the other way.
 	LayerType string
-	// LocalTheta is the key of the base in old configurations, "rope_theta" if it is empty.
+	// Local: layers with a window may have parameters of their own: see localTheta.
+	Local bool
+	// ThetaKey is the key of the base in old configurations, "rope_theta" if it is empty.
 	ThetaKey string
 	// Factors: readers take rope_freqs.weight, for llama3.
 	Factors bool
@@ -41,7 +43,7 @@ type ropeOptions struct {
 	PartialDefault float64
 	// Betas: readers take YaRN's beta_fast and beta_slow.
 	Betas bool
-	// Untruncated: the reader's own way with YaRN's bounds is taken for the original's, as no layer of the model is near.
+	// Untruncated: YaRN's bounds are not rounded, which readers do all the same.
 	Untruncated bool
 }
 
@@ -52,23 +54,8 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	if opt.ThetaKey == "" {
 		opt.ThetaKey = "rope_theta"
 	}
-	// transformers 5 gathers it all in rope_parameters.
-	params := o.Object("rope_parameters")
-	if params != nil && opt.LayerType != "" && params.Has(opt.LayerType) {
-		params = params.Object(opt.LayerType)
-	} else if params != nil && (params.Has("full_attention") || params.Has("sliding_attention")) {
-		if params.Has("full_attention") {
-			params = params.Object("full_attention")
-		}
-	}
-	scaling := params
-	if params == nil {
-		params, scaling = o, o.Object("rope_scaling")
-	}
+	params := c.ropeParameters(opt)
 	e.theta = params.Float("rope_theta", o.Float(opt.ThetaKey, r.Theta, 1, math.MaxFloat32), 1, math.MaxFloat32)
-	if params == o {
-		e.theta = o.Float(opt.ThetaKey, r.Theta, 1, math.MaxFloat32)
-	}
 	e.params = params
 	partial := 1.0
 	if opt.PartialDefault != 0 {
@@ -83,9 +70,10 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	if o.Err() == nil && (e.dims < 2 || e.dims%2 != 0) {
 		o.Fail("head_dim", "is %d, of which %d elements are rotated; want an even number", r.HeadDim, e.dims)
 	}
-	if scaling == nil || o.Err() != nil {
+	if params == nil || o.Err() != nil {
 		return e
 	}
+	scaling := params
 	e.scaling = scaling
 	e.kind = scaling.String("rope_type", scaling.String("type", "default"))
 	switch e.kind {
@@ -104,7 +92,7 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 			scaling.Fail("rope_type", "is %q, which GGUF readers do not know for %s", e.kind, c.Class)
 		}
 		e.factor = scaling.Float("factor", math.NaN(), 0, maxContext)
-		e.original = c.original(e, -1)
+		e.original = c.original(e, r.Context)
 		e.lowFreq = scaling.Float("low_freq_factor", math.NaN(), 0, maxWidth)
 		e.highFreq = scaling.Float("high_freq_factor", math.NaN(), 0, maxWidth)
 		if o.Err() == nil && e.highFreq < e.lowFreq { // they are the same in Llama 4
@@ -121,19 +109,49 @@ func (c *Conversion) readRoPE(r *Config, opt ropeOptions) *rope {
 	return e
 }
 
-// original reads the context before scaling, which transformers 5 has at the top too.
+// ropeParameters are the parameters of the rotary embedding of all layers, or of those that opt.LayerType names: those of
+// rope_scaling, or where that is empty of rope_parameters, in which transformers 5 gathers them. nil: there are none.
+func (c *Conversion) ropeParameters(opt ropeOptions) *object.Object {
+	o := c.Config
+	old, params := o.Object("rope_scaling"), o.Object("rope_parameters")
+	full, sliding := params.Object("full_attention"), params.Object("sliding_attention")
+	switch byType := full != nil || sliding != nil; {
+	case len(old.Keys()) > 0 && byType:
+		c.Refuse("rope_scaling", "there are rope_parameters of layer types beside it")
+	case len(old.Keys()) > 0:
+		return old
+	case !byType:
+		return params
+	case opt.LayerType == "sliding_attention" && sliding != nil:
+		return sliding
+	case opt.Local || sliding == nil:
+		return full
+	case full == nil:
+		return sliding
+	case !sliding.Equal(full):
+		params.Fail("sliding_attention", "is not what full_attention is, and GGUF readers know one rotary embedding for %s", c.Class)
+	default:
+		sliding.ReadAll()
+	}
+	return full
+}
+
+// original reads the context before scaling, which transformers 5 has at the top too, and prefers there.
 func (c *Conversion) original(e *rope, absent int) int {
 	const key = "original_max_position_embeddings"
-	if !e.scaling.Has(key) && c.Config.Has(key) {
-		return c.Config.Int(key, absent, 1, maxContext)
-	}
-	return e.scaling.Int(key, absent, 1, maxContext)
+	inner := e.scaling.Int(key, absent, 1, maxContext)
+	return c.Config.Int(key, inner, 1, maxContext)
 }
 
 func (c *Conversion) readYaRN(e *rope, r *Config, opt ropeOptions) {
 	s := e.scaling
-	if !s.Bool("truncate", true) && !opt.Untruncated {
-		s.Fail("truncate", "is false: GGUF readers round the bounds between the pairs that are stretched and those that are not")
+	const rounded = "GGUF readers round the bounds between the pairs that are stretched and those that are not"
+	switch {
+	case s.Bool("truncate", true):
+	case opt.Untruncated:
+		c.Warn("%s: truncate is false: %s", c.Config.File, rounded)
+	default:
+		s.Fail("truncate", "is false: %s", rounded)
 	}
 	e.original = c.original(e, r.Context)
 	e.factor = s.Float("factor", float64(r.Context)/float64(max(e.original, 1)), 0, maxContext)

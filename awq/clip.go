@@ -2,7 +2,6 @@ package awq
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
@@ -25,11 +24,12 @@ const (
 
 // Quantize rounds w, out×in, to nearest on a grid, with the groups' weights clipped where that lowers the output error
 // on the inputs whose Hessian in has. The paper judges each group by its own part of the output; the parts add up, so
-// here each is judged by what all the others of its row have lost.
+// here each is judged by what all the others of its row have lost. On a grid of words nothing is clipped: their scales are
+// searched on both sides of the one with which the largest weight just fits.
 func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, on quant.Grid) (*quant.Weight, error) {
 	g, ok := on.(*quant.Affine)
 	if !ok {
-		return nil, fmt.Errorf("awq: %s is not a grid of one code a column", on)
+		return quant.RTN(w, in.Importance(), on), nil
 	}
 	q := quant.RTN(w, in.Importance(), g)
 	n := w.Cols

@@ -18,8 +18,9 @@ func (Method) Needs() quant.Needs {
 	return quant.Needs{Stats: true, Transforms: []quant.Transform{Scaling{}}}
 }
 
-// Memory counts the weights, codes and scales, and lost values and gradients, in whose place decoded values come.
-func (Method) Memory(out, in int) int64 { return 4 * 4 * int64(out) * int64(in) }
+// Memory counts the weights, scaled and decoded ones, codes and scales, and lost values and gradients: six values for a
+// weight, as pipeline's TestNeedsMemory measures.
+func (Method) Memory(out, in int) int64 { return 4 * 6 * int64(out) * int64(in) }
 
 // Open returns a solver that clips by the Hessian of the inputs.
 func (Method) Open(in *quant.Stats) quant.Solver { return solver{in} }

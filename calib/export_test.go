@@ -9,7 +9,9 @@ func SetFileLimits(file, piece int64) (restore func()) {
 }
 
 // Render exposes render, of messages alone.
-func (c *ChatTemplate) Render(messages string) (string, error) { return c.render([]byte(messages), nil) }
+func (c *ChatTemplate) Render(messages string) (string, error) {
+	return c.render([]byte(messages), nil)
+}
 
 // Documents returns the texts of a file.
 func Documents(path string, chat *ChatTemplate) ([]string, error) {

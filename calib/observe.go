@@ -5,7 +5,6 @@ import (
 	"math"
 	"sync"
 
-	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
 )
@@ -19,8 +18,6 @@ type Observer struct {
 	AbsMax []float32
 	// Histogram counts all magnitudes.
 	Histogram *Histogram
-	// Outliers counts at how many tokens each feature reaches LLM.int8's magnitude.
-	Outliers int8outlier.Counts
 
 	sumAbs []float64 // Σ|x| by feature
 	powers []powers  // by feature
@@ -87,7 +84,6 @@ func (o *Observer) Observe(x *tensor.Matrix) error {
 	}
 	o.Tokens += x.Rows
 	o.count(x)
-	int8outlier.Criteria{}.Observe(&o.Outliers, x)
 	return nil
 }
 
@@ -149,10 +145,4 @@ func (o *Observer) Kurtosis() float64 {
 		return 0
 	}
 	return (s[3] - 4*mean*s[2] + 6*mean*mean*s[1] - 3*mean*mean*mean*mean) / (variance * variance)
-}
-
-// OutlierFeatures returns, in ascending order, the features that are outliers by LLM.int8's criteria for a single layer:
-// a magnitude of at least 6 at 6% of the tokens.
-func (o *Observer) OutlierFeatures() []int {
-	return int8outlier.Criteria{}.Features([]int8outlier.Counts{o.Outliers})
 }

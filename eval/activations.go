@@ -192,36 +192,24 @@ func findOutliers(ctx context.Context, m *model.Model, p *plan, c int8outlier.Cr
 	if err := r.embed(&first); err != nil {
 		return nil, err
 	}
-	// The hidden states that enter attention and MLP have the same features in every layer. The inputs of attn_output and
-	// ffn_down are each layer's own.
-	shared := map[string][]int8outlier.Counts{}
-	linears := map[string][]string{}
+	collector := int8outlier.Collector{Criteria: c}
+	inputs := map[string]string{} // by linear
 	for i := range m.Layers() {
 		l, err := m.LoadLayer(i)
 		if err != nil {
 			return nil, err
 		}
-		at := map[*model.Site]int{}
-		key := func(s *model.Site) string {
-			if s.Shares != "" {
-				return s.Shares
-			}
-			return s.ID()
-		}
 		for _, s := range l.Sites() {
-			k := key(s)
-			shared[k] = append(shared[k], int8outlier.Counts{})
-			at[s] = len(shared[k]) - 1
 			for _, lin := range s.Linears {
-				linears[k] = append(linears[k], lin.ID())
+				inputs[lin.ID()] = s.ID()
 			}
 		}
 		err = r.each(func(_, _ int, x *tensor.Matrix) error {
 			st := r.states[0]
 			st.Enter(m, x, p.context)
 			return l.Run(ctx, st, 0, len(l.Stages), func(s *model.Site, in *tensor.Matrix, _ []int) error {
-				if in.Rows > 0 {
-					c.Observe(&shared[key(s)][at[s]], in)
+				if in.Rows > 0 { // but for an expert that none of these tokens reaches
+					collector.Observe(s.ID(), s.Shares, in)
 				}
 				return nil
 			})
@@ -232,13 +220,10 @@ func findOutliers(ctx context.Context, m *model.Model, p *plan, c int8outlier.Cr
 		}
 	}
 	outliers := map[string][]int{}
-	for key, counts := range shared {
-		features := c.Features(counts)
-		for _, name := range linears[key] {
-			var err error
-			if outliers[name], err = withRecorded(m, name, features); err != nil {
-				return nil, err
-			}
+	for linear, input := range inputs {
+		var err error
+		if outliers[linear], err = withRecorded(m, linear, collector.Features(input)); err != nil {
+			return nil, err
 		}
 	}
 	return outliers, nil

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"reflect"
@@ -15,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"

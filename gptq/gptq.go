@@ -87,7 +87,11 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options)
 	} else {
 		mean = 1
 	}
-	f.order = columnOrder(diagonal, f.block, !opt.NoActOrder)
+	unit := 1
+	if words, ok := g.(*quant.Lattice); ok {
+		f.block, unit = words.Block, words.Unit()
+	}
+	f.order = columnOrder(diagonal, f.block, unit, !opt.NoActOrder)
 	slices.Reverse(f.order)
 	for i, d := range diagonal {
 		if d == 0 {
@@ -146,8 +150,9 @@ func finiteDiagonal(l *tensor.Matrix) bool {
 }
 
 // columnOrder returns the order in which columns are quantized: by falling diagonal if sorted is set, with the columns
-// of a block kept together unless block is 0. Equal diagonals keep their natural order, so the result is unique.
-func columnOrder(diagonal []float32, block int, sorted bool) []int {
+// of a block kept together unless block is 0, and those of a unit, which are neighbours. Equal diagonals keep their natural
+// order, so the result is unique.
+func columnOrder(diagonal []float32, block, unit int, sorted bool) []int {
 	n := len(diagonal)
 	order := make([]int, n)
 	for i := range order {
@@ -163,26 +168,38 @@ func columnOrder(diagonal []float32, block int, sorted bool) []int {
 		slices.SortFunc(order, byDiagonal)
 		return order
 	}
+	byFirst := func(a, b []int) int { return byDiagonal(a[0], b[0]) }
 	blocks := make([][]int, 0, n/block)
 	for b := 0; b < n; b += block {
-		cols := order[b : b+block]
-		slices.SortFunc(cols, byDiagonal)
-		blocks = append(blocks, cols)
+		units := make([][]int, 0, block/unit)
+		for cols := order[b : b+block]; len(cols) > 0; cols = cols[unit:] {
+			slices.SortFunc(cols[:unit], byDiagonal)
+			units = append(units, cols[:unit])
+		}
+		slices.SortFunc(units, byFirst)
+		blocks = append(blocks, slices.Concat(units...))
 	}
-	slices.SortFunc(blocks, func(a, b []int) int { return byDiagonal(a[0], b[0]) })
+	slices.SortFunc(blocks, byFirst)
 	return slices.Concat(blocks...)
 }
 
 // Quantize rounds w, out×in, onto g's grid with the options that f was made with. f must have been made for a grid with g's block length. w is not changed.
 func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (*quant.Weight, error) {
-	a, ok := g.(*quant.Affine)
-	if !ok {
-		return nil, fmt.Errorf("gptq: %s is not a grid of one code a column", g)
-	}
-	if w.Cols != f.h.Rows || w.Cols%a.Block != 0 || f.block != 0 && f.block != a.Block {
+	block := g.Shape().Block
+	if w.Cols != f.h.Rows || w.Cols%block != 0 || f.block != 0 && f.block != block {
 		panic("gptq: the factor does not fit the weight")
 	}
 	q := quant.NewWeight(g, w.Rows, w.Cols)
+	if words, ok := g.(*quant.Lattice); ok {
+		if err := f.sweepWords(ctx, q, words, w); err != nil {
+			return nil, err
+		}
+		return q, nil
+	}
+	a, ok := g.(*quant.Affine)
+	if !ok {
+		return nil, fmt.Errorf("gptq: %s is not a grid of codes or words", g)
+	}
 	if err := f.sweep(ctx, q, a, w); err != nil {
 		return nil, err
 	}

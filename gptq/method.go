@@ -17,10 +17,11 @@ func (Method) Name() string { return "gptq" }
 // Needs are the inputs' Hessian and what the original model has in the inputs' place.
 func (Method) Needs() quant.Needs { return quant.Needs{Stats: true, Original: true} }
 
-// Memory counts the factor, and of all rows the weights, the corrected ones, codes, and the descent's errors and gradients.
+// Memory counts the factor, and of all rows the weights, the corrected and the decoded ones, codes, and what sweep and descent
+// keep beside them: eight values for a weight, as pipeline's TestNeedsMemory measures.
 func (Method) Memory(out, in int) int64 {
 	n := int64(in)
-	return 4 * (n*n + 5*n*int64(out))
+	return 4 * (n*n + 8*n*int64(out))
 }
 
 // Open returns a solver that makes one Factor for all grids of the same block length.

@@ -169,6 +169,33 @@ func (b *Loader) fetch(l *Linear) {
 	l.W = kernels.Weights{Rows: t.Rows(), Cols: t.Cols(), Format: &t.Type.Format, Data: t.Data}
 }
 
+// fetchRows gives a linear its weights: rows of a tensor, which is released with it if it owns it.
+func (b *Loader) fetchRows(l *Linear, owns bool) {
+	src, ok := b.m.Source.(RowSource)
+	if !ok {
+		whole := &Linear{Name: l.Name}
+		if b.fetch(whole); b.err == nil {
+			l.tensor = whole.tensor
+			n := l.Out * whole.W.Format.RowBytes(l.In)
+			l.W = kernels.Weights{Rows: l.Out, Cols: l.In, Format: whole.W.Format, Data: whole.W.Data[l.Expert*n : (l.Expert+1)*n]}
+		}
+	} else {
+		t, err := src.Rows(l.Name, l.first, l.first+l.Out)
+		if err == nil && len(t.Data) != l.Out*t.Type.RowBytes(l.In) {
+			err = fmt.Errorf("%s: tensor %q: rows %d to %d have %d bytes", b.m.Source.Name(), l.Name, l.first, l.first+l.Out, len(t.Data))
+		}
+		if err != nil {
+			b.err = fmt.Errorf("model: %w", err)
+			return
+		}
+		l.tensor = t
+		l.W = kernels.Weights{Rows: l.Out, Cols: l.In, Format: &t.Type.Format, Data: t.Data}
+	}
+	if !owns {
+		l.tensor = nil
+	}
+}
+
 // Experts returns n linears, out×in each, that stem+".weight" has one after the other. Their biases, if there are any,
 // are in stem+".bias", n×out.
 func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
@@ -176,19 +203,15 @@ func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
 	fetch := b.want(stem+".weight", RoleLinear, Required, n, out, in)
 	whole.Bias = b.Values(stem+".bias", RoleVector, bias, n, out)
 	experts := make([]*Linear, n)
-	if fetch && b.err == nil {
-		b.fetch(whole)
-	}
 	for e := range experts {
-		if whole.tensor == nil {
-			experts[e] = &Linear{Name: whole.Name, Out: out, In: in, first: e * out, Role: RoleLinear}
-		} else {
-			experts[e] = whole.Part(e*out, (e+1)*out)
+		x := &Linear{Name: whole.Name, Expert: e, Out: out, In: in, first: e * out, Role: RoleLinear}
+		if whole.Bias != nil {
+			x.Bias = whole.Bias[e*out : (e+1)*out]
 		}
-		experts[e].Expert = e
-	}
-	if whole.tensor != nil {
-		experts[0].tensor = whole.tensor // released with it
+		if fetch && b.err == nil {
+			b.fetchRows(x, e == 0)
+		}
+		experts[e] = x
 	}
 	b.layer.linears = append(b.layer.linears, experts...)
 	return experts

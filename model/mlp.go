@@ -15,16 +15,18 @@ const (
 	SwiGLUO                   // gpt-oss: min(g,7)·σ(1.702·min(g,7))·(clamp(u,±7)+1)
 )
 
-// gated sets dst to act(gate)·up, element by element. dst may be either.
-func (f Activation) gated(dst, gate, up *tensor.Matrix) {
+// gated sets dst to act(gate)·up, element by element. dst may be either. table: see Model.TableGELU.
+func (f Activation) gated(table bool, dst, gate, up *tensor.Matrix) {
 	byRows(dst.Rows, func(lo, hi int) {
 		d, g, u := dst.View(lo, hi, 0, dst.Cols), gate.View(lo, hi, 0, gate.Cols), up.View(lo, hi, 0, up.Cols)
-		switch f {
-		case SiLU:
+		switch {
+		case f == SiLU:
 			elementwise.SiLUMul(d, g, u)
-		case GELU:
+		case f == GELU && table:
+			elementwise.TableGELUMul(d, g, u)
+		case f == GELU:
 			elementwise.GELUMul(d, g, u)
-		case SwiGLUO:
+		case f == SwiGLUO:
 			elementwise.SwiGLUOMul(d, g, u)
 		default:
 			panic("model: no gated form of this activation")
@@ -35,16 +37,18 @@ func (f Activation) gated(dst, gate, up *tensor.Matrix) {
 // linearInUp says whether act(gate)·up is linear in up, so that a factor on up's rows is one on the result.
 func (f Activation) linearInUp() bool { return f != SwiGLUO }
 
-// plain sets dst to act(x), element by element. dst may be x.
-func (f Activation) plain(dst, x *tensor.Matrix) {
+// plain sets dst to act(x), element by element. dst may be x. table: see Model.TableGELU.
+func (f Activation) plain(table bool, dst, x *tensor.Matrix) {
 	byRows(dst.Rows, func(lo, hi int) {
 		d, s := dst.View(lo, hi, 0, dst.Cols), x.View(lo, hi, 0, x.Cols)
-		switch f {
-		case SiLU:
+		switch {
+		case f == SiLU:
 			elementwise.SiLU(d, s)
-		case GELU:
+		case f == GELU && table:
+			elementwise.TableGELU(d, s)
+		case f == GELU:
 			elementwise.GELU(d, s)
-		case ReLU2:
+		case f == ReLU2:
 			elementwise.ReLU2(d, s)
 		default:
 			panic("model: no plain form of this activation")
@@ -83,16 +87,16 @@ func (f *MLP) inner(st *State, name string, h *tensor.Matrix) *tensor.Matrix {
 	switch n := f.Down.In; {
 	case f.Gate != nil:
 		r := st.apply(h, []string{name + "gate", name + "up"}, f.Gate, f.Up)
-		f.Act.gated(r[1], r[0], r[1])
+		f.Act.gated(st.table, r[1], r[0], r[1])
 		return r[1]
 	case f.Up.Out == 2*n:
 		both := st.apply(h, []string{name + "up"}, f.Up)[0]
 		dst := st.Scratch(name+"gated", both.Rows, n)
-		f.Act.gated(dst, both.View(0, both.Rows, 0, n), both.View(0, both.Rows, n, 2*n))
+		f.Act.gated(st.table, dst, both.View(0, both.Rows, 0, n), both.View(0, both.Rows, n, 2*n))
 		return dst
 	default:
 		up := st.apply(h, []string{name + "up"}, f.Up)[0]
-		f.Act.plain(up, up)
+		f.Act.plain(st.table, up, up)
 		return up
 	}
 }

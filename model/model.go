@@ -62,6 +62,8 @@ type Model struct {
 	Tied                        bool // no output.weight: the head is token_embd.weight
 	Source                      Source
 	Precision                   kernels.Precision // of the linears' inputs
+	// TableGELU has GELU taken from a table over float16, as llama.cpp's CPU backend does, for comparisons with it.
+	TableGELU bool
 
 	spec    *Spec
 	ends    Ends

@@ -71,7 +71,10 @@ func (r *routes) rows() int {
 // Branch is the mixture with its shared experts.
 func (f *MoE) Branch() Branch {
 	in, out := Stage{Apply: f.applyIn}, Stage{Apply: f.applyOut}
-	rows := identity(f.Down[0].In)
+	var rows []int // of Down's input, the same for all experts
+	if len(f.Down) > 0 {
+		rows = identity(f.Down[0].In)
+	}
 	for e, down := range f.Down {
 		linears := []*Linear{}
 		switch {
@@ -308,12 +311,12 @@ func (f *MoE) applyIn(st *State) {
 		switch {
 		case f.GateUp != nil:
 			both := st.apply(h, []string{"expert gate"}, f.GateUp[e])[0]
-			f.Act.gated(dst, both.View(0, both.Rows, 0, n), both.View(0, both.Rows, n, 2*n))
+			f.Act.gated(st.table, dst, both.View(0, both.Rows, 0, n), both.View(0, both.Rows, n, 2*n))
 		case f.Gate != nil:
 			y := st.apply(h, []string{"expert gate", "expert up"}, f.Gate[e], f.Up[e])
-			f.Act.gated(dst, y[0], y[1])
+			f.Act.gated(st.table, dst, y[0], y[1])
 		default:
-			f.Act.plain(dst, st.apply(h, []string{"expert up"}, f.Up[e])[0])
+			f.Act.plain(st.table, dst, st.apply(h, []string{"expert up"}, f.Up[e])[0])
 		}
 	}
 	if f.Shared != nil {

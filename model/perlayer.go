@@ -26,7 +26,7 @@ func (f *PerLayer) Branch() Branch {
 				if g.Rows < e.Rows {
 					e = st.lastOf("per layer last", e)
 				}
-				f.Act.gated(g, g, e)
+				f.Act.gated(st.table, g, g, e)
 				st.In = g
 			},
 		}},

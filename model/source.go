@@ -20,3 +20,9 @@ type Source interface {
 	ReadAhead(name string)
 	Close() error
 }
+
+// RowSource is a Source that gives some rows of a tensor, those of its last dimension, without fetching all. Info is that of
+// the tensor, or of the rows. A tensor that is put together of parts, as experts are, takes memory as rows are asked for.
+type RowSource interface {
+	Rows(name string, lo, hi int) (*ggml.Tensor, error)
+}

@@ -20,7 +20,8 @@ type State struct {
 	In *tensor.Matrix
 
 	precision kernels.Precision
-	last      int // of each sequence, so many tokens are wanted: see Layer.ForwardLast
+	table     bool // see Model.TableGELU
+	last      int  // of each sequence, so many tokens are wanted: see Layer.ForwardLast
 	routes    *routes
 	only      [2]int                    // the experts that are computed, from the first to before the last; both 0: all
 	kept      map[string]*tensor.Matrix // what stages leave for later ones of the same layer, beside In
@@ -34,7 +35,7 @@ func (m *Model) NewState() *State {
 
 // Enter begins with hidden states x, tokens×Width, which Layer.Run changes. They are sequences of seqLen tokens.
 func (st *State) Enter(m *Model, x *tensor.Matrix, seqLen int) {
-	st.precision = m.Precision
+	st.precision, st.table = m.Precision, m.TableGELU
 	st.X, st.Aux = x, nil
 	if x.Cols > m.Dim {
 		st.X, st.Aux = x.View(0, x.Rows, 0, m.Dim), x.View(0, x.Rows, m.Dim, x.Cols)

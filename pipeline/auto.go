@@ -54,54 +54,61 @@ func newFindings() *findings {
 }
 
 // method is how a linear's weights are chosen: what the recipe's method has decided for it, else by that method itself.
-func (r *run) method(linear string) quant.Method {
-	if m := r.found.methods[linear]; m != nil {
+func (f *findings) method(linear string, p *Plan) quant.Method {
+	if m := f.methods[linear]; m != nil {
 		return m
 	}
-	return r.plan.Recipe.Method
+	return p.Recipe.Method
+}
+
+// chooser tries ways to quantize the groups of a layer.
+type chooser struct {
+	*task
+	scaled *transformer
+	found  *findings
 }
 
 // choose decides how each group of a layer is quantized, or recalls it, and scales the groups for it, like transform.
-func (r *run) choose(s *stream, l, ol *model.Layer) error {
-	groups, err := r.quantGroups(l)
+func (c *chooser) choose(s *stream, l, ol *model.Layer) error {
+	groups, err := c.scaled.quantGroups(l)
 	if err != nil {
 		return err
 	}
 	stats := make([]*quant.Stats, len(groups))
 	for i, g := range groups {
-		if _, known := r.found.ways[g.Name]; !known {
+		if _, known := c.found.ways[g.Name]; !known {
 			stats[i] = quant.NewStats(g.Linears[0].W.Cols)
 		}
 	}
-	if err := r.survey(s, l, groups, stats); err != nil {
+	if err := c.scaled.survey(s, l, groups, stats); err != nil {
 		return err
 	}
-	ranges, folded := rangesBefore(groups), len(r.foldings)
+	ranges, folded := rangesBefore(groups), len(c.scaled.foldings)
 	for i, g := range groups {
 		var f *quant.Folding
 		if stats[i] == nil {
-			if t := r.found.ways[g.Name].transform; t != nil {
-				f, err = t.Transform(r.ctx, g)
+			if t := c.found.ways[g.Name].transform; t != nil {
+				f, err = t.Transform(c.ctx, g)
 			}
 		} else {
-			r.noteRounding(g, stats[i])
-			f, err = r.decide(g, stats[i])
+			c.noteRounding(g, stats[i])
+			f, err = c.decide(g, stats[i])
 		}
 		if err != nil {
 			return err
 		}
 		if f != nil {
-			r.fold(g, f)
+			c.scaled.fold(g, f)
 		}
 		stats[i] = nil
 	}
-	r.transformed(groups, ranges, folded, l, ol)
+	c.scaled.transformed(groups, ranges, folded, l, ol)
 	return nil
 }
 
 // noteRounding notes what rounding to nearest does to each linear as the checkpoint has it, for sensitivity.
-func (r *run) noteRounding(g *quant.Group, in *quant.Stats) {
-	if r.opt.Validate.MaxIncrease == 0 {
+func (c *chooser) noteRounding(g *quant.Group, in *quant.Stats) {
+	if c.opt.Validate.MaxIncrease == 0 {
 		return
 	}
 	importance := in.Importance()
@@ -109,14 +116,14 @@ func (r *run) noteRounding(g *quant.Group, in *quant.Stats) {
 		if l.Grid == nil {
 			continue
 		}
-		_, decoded := encode(r.plan.Lookup(l.Name).Type, l.W, importance)
-		r.found.plain[l.Name] = &plainRounding{importance, quant.OutputError(l.W, decoded, in.H)}
+		_, decoded := encode(c.plan.Lookup(l.Name).Type, l.W, importance)
+		c.found.plain[l.Name] = &plainRounding{importance, quant.OutputError(l.W, decoded, in.H)}
 	}
 }
 
 // decide tries all ways on a group, by the Hessian of inputs that are not in its sample, and notes the one with the
 // least error. It returns the folding of that way's transform, nil if it has none.
-func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
+func (c *chooser) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
 	d := Decision{Group: g.Name, Candidates: []Candidate{}}
 	ranges := g.In.MaxAbs()
 	slices.Sort(ranges)
@@ -126,34 +133,34 @@ func (r *run) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error) {
 	if slices.ContainsFunc(g.Linears, func(l *quant.Linear) bool { return l.Grid != nil }) {
 		var t *trial // of one transform at a time: its Hessian and factor are large
 		least := 0.0
-		ways := r.plan.Recipe.Method.(auto).ways()
+		ways := c.plan.Recipe.Method.(auto).ways()
 		for _, w := range ways {
 			if t == nil || t.transform != w.transform {
 				var err error
-				if t, err = r.newTrial(g, w.transform, in); err != nil {
+				if t, err = c.newTrial(g, w.transform, in); err != nil {
 					return nil, err
 				}
 			}
-			c := Candidate{Method: w.name}
+			try := Candidate{Method: w.name}
 			if t.folding != nil && slices.ContainsFunc(ways, func(o way) bool { return o.transform == nil && o.method == w.method }) {
-				c.Skipped = t.folding.Skipped // it would be what the method alone is
+				try.Skipped = t.folding.Skipped // it would be what the method alone is
 			}
-			if c.Skipped == "" {
+			if try.Skipped == "" {
 				var err error
-				if c.Error, err = t.error(r.ctx, g, w.method); err != nil {
+				if try.Error, err = t.error(c.ctx, g, w.method); err != nil {
 					return nil, err
 				}
-				if d.Chosen == "" || c.Error < least {
-					least, d.Chosen, chosen, folding = c.Error, w.name, w, t.folding
+				if d.Chosen == "" || try.Error < least {
+					least, d.Chosen, chosen, folding = try.Error, w.name, w, t.folding
 				}
 			}
-			d.Candidates = append(d.Candidates, c)
+			d.Candidates = append(d.Candidates, try)
 		}
 	}
-	r.found.decisions = append(r.found.decisions, d)
-	r.found.ways[g.Name] = chosen
+	c.found.decisions = append(c.found.decisions, d)
+	c.found.ways[g.Name] = chosen
 	for _, l := range g.Linears {
-		r.found.methods[l.Name] = chosen.method
+		c.found.methods[l.Name] = chosen.method
 	}
 	return folding, nil
 }
@@ -166,11 +173,11 @@ type trial struct {
 	in        *quant.Stats    // of inputs divided by them
 }
 
-func (r *run) newTrial(g *quant.Group, transform quant.Transform, in *quant.Stats) (*trial, error) {
+func (c *chooser) newTrial(g *quant.Group, transform quant.Transform, in *quant.Stats) (*trial, error) {
 	if transform == nil {
 		return trialOf(nil, in), nil
 	}
-	f, err := transform.Transform(r.ctx, g)
+	f, err := transform.Transform(c.ctx, g)
 	if err != nil {
 		return nil, err
 	}

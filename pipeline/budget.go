@@ -3,11 +3,11 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 	"time"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
@@ -49,48 +49,51 @@ type AssignedTensor struct {
 	PredictedKL float64 `json:"predicted_kl"`
 }
 
-// Assign gives the tensors of p that the recipe leaves open, the layers' linears, embedding and head without a rule or a
-// type of their own, the types of formats/ggml with which the KL divergence to the original model is predicted to be
-// least within a budget, and notes in p how. It takes calibration text, in opt.Calib. Hidden states beyond opt.Memory go to a
+// Assign returns p with types for the tensors that the recipe leaves open, the layers' linears, embedding and head without a rule or a
+// type of their own: those of formats/ggml with which the KL divergence to the original model is predicted to be least within
+// a budget. The plan's Assignment says how. It takes calibration text, in opt.Calib. Hidden states beyond opt.Memory go to a
 // temporary file in tempDir ("": the system's).
 //
 // A small error of a tensor changes the predictions by a KL divergence that is quadratic in it. So each tensor's effect
 // is measured once, with a probe in its place (eval.Sensitivity), and scaled by the output error that each type leaves
 // (see use): ΔKL(type) = ΔKL(probe) · error(type) / error(probe). Effects are taken to add up. What is least then is a
 // multiple-choice knapsack.
-func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, opt Options) error {
+func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, opt Options) (*Plan, error) {
 	start := time.Now()
 	if opt.Calib == nil {
-		return fmt.Errorf("assigning types within a budget takes calibration text")
+		return nil, fmt.Errorf("assigning types within a budget takes calibration text")
 	}
 	if m := p.Recipe.Method; m.Needs().Int8Inputs {
-		return fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", m.Name())
+		return nil, fmt.Errorf("method %s has Q8_0 weights: a budget has no types to choose", m.Name())
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}
 	}
 	m, err := arch.Open(src)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	assigned := *p
+	assigned.Tensors = slices.Clone(p.Tensors)
+	p = &assigned
 	a := &assigner{ctx: ctx, m: m, plan: p, opt: opt, tempDir: tempDir, uses: map[string]*use{}}
 	if err := a.open(); err != nil {
-		return err
+		return nil, err
 	}
 	room, err := a.room(b)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := a.measure(); err != nil {
-		return err
+		return nil, err
 	}
 	tokens, err := a.sensitivity()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s, ok := knapsack.Solve(a.choices(), room)
 	if !ok {
-		return fmt.Errorf("%s: no types fit the budget whose errors are finite", src.Name())
+		return nil, fmt.Errorf("%s: no types fit the budget whose errors are finite", src.Name())
 	}
 	rep := &Assignment{
 		MaxBytes: b.MaxBytes, MaxBPW: b.MaxBPW, SlackBytes: room - s.Bytes, PredictedKL: s.Loss, Bound: s.Bound, Tokens: tokens,
@@ -104,13 +107,13 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 		}
 		rep.Tensors = append(rep.Tensors, t)
 	}
-	if err := p.SetMetadata(gguf.Metadata{{Key: "general.file_type", Value: fileType(p.mainType())}}); err != nil {
-		return err
+	if p, err = p.With(gguf.Metadata{{Key: "general.file_type", Value: fileType(p.mainType())}}); err != nil {
+		return nil, err
 	}
 	rep.Bytes, rep.BitsPerWeight = p.File.Size(), p.BitsPerWeight()
 	rep.Seconds = time.Since(start).Seconds()
 	p.Assignment = rep
-	return nil
+	return p, nil
 }
 
 // assigner measures what types do to tensors.
@@ -182,7 +185,7 @@ func (a *assigner) open() error {
 		}
 		o := &openTensor{tensor: t}
 		for _, typ := range ggml.Types {
-			if t.Cols()%typ.BlockLen == 0 {
+			if !typ.ByRequest && t.Cols()%typ.BlockLen == 0 {
 				o.types = append(o.types, typ)
 			}
 		}

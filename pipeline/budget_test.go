@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
@@ -35,7 +35,7 @@ func assigned(t *testing.T, src Source, r Recipe, b Budget, opt Options) *Plan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Assign(t.Context(), src, p, b, t.TempDir(), opt); err != nil {
+	if p, err = Assign(t.Context(), src, p, b, t.TempDir(), opt); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -170,7 +170,10 @@ func TestAssignErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	opt := Options{Calib: fewSequences(tm)}
-	assign := func(b Budget, p *Plan, opt Options) error { return Assign(t.Context(), src, p, b, t.TempDir(), opt) }
+	assign := func(b Budget, p *Plan, opt Options) error {
+		_, err := Assign(t.Context(), src, p, b, t.TempDir(), opt)
+		return err
+	}
 	// The messages name the least that is possible, and that is indeed possible.
 	var least int64
 	var bpw float64
@@ -219,7 +222,7 @@ func TestAssignErrors(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Assign(ctx, src, p, Budget{MaxBPW: 6}, t.TempDir(), opt); !errors.Is(err, context.Canceled) {
+	if _, err := Assign(ctx, src, p, Budget{MaxBPW: 6}, t.TempDir(), opt); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v after cancelling", err)
 	}
 }

@@ -1,15 +1,11 @@
 package pipeline
 
 import (
-	"context"
 	"math"
-	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/vector"
 )
 
@@ -29,98 +25,8 @@ const (
 	pendingWrites = 2
 )
 
-// convert rounds a tensor to nearest and writes it. The write may end after the return: see run.writes.
-func (r *run) convert(t *Tensor) error {
-	r.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
-	in, err := r.src.Tensor(t.Name)
-	if err != nil {
-		return err
-	}
-	cols := t.Cols()
-	step := batchRows(t)
-	var sum rowSum
-	for lo := 0; lo < t.Rows(); lo += step {
-		if err := context.Cause(r.writing); err != nil {
-			return err
-		}
-		hi := min(lo+step, t.Rows())
-		data := r.buffer((hi - lo) * t.Type.RowBytes(cols))
-		rows := make([]rowSum, hi-lo)
-		// Small ranges, as writing takes processors away from some goroutines.
-		var next atomic.Int64
-		kernels.Parallel(runtime.GOMAXPROCS(0), 1, func(int, int) {
-			c := newConverter(t, in)
-			defer c.free()
-			n := max(1, rowWeights/cols)
-			for a := int(next.Add(int64(n))) - n; a < len(rows); a = int(next.Add(int64(n))) - n {
-				for i := a; i < min(a+n, len(rows)); i++ {
-					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i)
-				}
-			}
-		})
-		for i := range rows {
-			if rows[i].suspect() {
-				if err := r.checkRow(t, in, lo+i); err != nil {
-					return err
-				}
-			}
-			sum.add(&rows[i])
-		}
-		r.writes.Go(func() error {
-			defer r.recycle(data)
-			return r.out.WriteRows(t.Name, lo, data)
-		})
-		r.opt.Progress.Add(int64((hi - lo) * cols))
-	}
-	r.src.Release(in)
-	r.report(t, sum.relative(), 0)
-	rep := r.reports[t.Name]
-	if t.Type == in.Type {
-		rep.RequantizedFrom = ""
-	}
-	rep.WeightError, rep.ExpectedError = sum.relative(), errorSum{sum.noise, sum.den}.relative()
-	return nil
-}
-
 // batchRows is how many rows of t are a batch.
 func batchRows(t *Tensor) int { return max(1, batchWeights/t.Cols()) }
-
-// buffer returns n bytes, of what is left from a batch that is on the disk if there is one.
-func (r *run) buffer(n int) []byte {
-	select {
-	case b := <-r.buffers:
-		if cap(b) >= n {
-			return b[:n]
-		}
-	default:
-	}
-	// Tensors are of different sizes: one buffer suits all, but for those that have longer rows than a batch.
-	largest := n
-	for i := range r.plan.Tensors {
-		t := &r.plan.Tensors[i]
-		largest = max(largest, min(t.Rows(), batchRows(t))*t.Type.RowBytes(t.Cols()))
-	}
-	return make([]byte, n, largest)
-}
-
-func (r *run) recycle(b []byte) {
-	select {
-	case r.buffers <- b:
-	default:
-	}
-}
-
-// checkRow is check for one row of a stored tensor.
-func (r *run) checkRow(t *Tensor, in *ggml.Tensor, row int) error {
-	w := make([]float32, t.Cols())
-	decodeRow(in, w, row)
-	for j, v := range w {
-		if err := r.checkWeight(t, row, j, v); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 func decodeRow(in *ggml.Tensor, w []float32, row int) {
 	n := in.Type.RowBytes(len(w))
@@ -131,12 +37,14 @@ func decodeRow(in *ggml.Tensor, w []float32, row int) {
 type rowSum struct {
 	errorSum
 	noise float64 // ‖ΔW‖² to be expected: ggml.Type.Encode
+	exact int     // rows that are copied, or were on the type's grid
 }
 
 func (s *rowSum) add(o *rowSum) {
 	s.num += o.num
 	s.den += o.den
 	s.noise += o.noise
+	s.exact += o.exact
 }
 
 // suspect says whether a weight of a row with these sums may be one that check refuses.
@@ -174,6 +82,11 @@ func (c *converter) row(dst []byte, row int) (sum rowSum) {
 	t := c.t.Type
 	if t == c.in.Type {
 		copy(dst, c.in.Data[row*len(dst):])
+		sum.exact = 1
+		return sum
+	}
+	if t.EncodeExact(dst, c.w, c.in.Type) {
+		sum.exact = 1
 		return sum
 	}
 	sum.noise = t.Encode(dst, c.w, nil)

@@ -6,10 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/testmodel"
 )
 
@@ -31,15 +28,14 @@ func TestWriteFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{ctx: t.Context(), src: src, plan: plan, opt: Options{Progress: silent{}}, reports: map[string]*TensorReport{}}
-	r.writes, r.writing = errgroup.WithContext(r.ctx)
-	r.writes.SetLimit(pendingWrites)
-	if r.out, err = gguf.Create(filepath.Join(t.TempDir(), "out.gguf"), plan.Metadata, plan.infos(), gguf.Options{}); err != nil {
+	w, err := newWriter(&task{ctx: t.Context(), src: src, plan: plan, opt: Options{Progress: silent{}}},
+		filepath.Join(t.TempDir(), "out.gguf"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	r.out.Abort()
+	w.file.Abort()
 	src.n = 0
-	if err := r.tensors(); !errors.Is(err, fs.ErrClosed) {
+	if err := w.convertAll(); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("error %v, want that the file is closed", err)
 	}
 	// Each write makes room for another only after it has failed.

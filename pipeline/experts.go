@@ -3,54 +3,54 @@ package pipeline
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/vector"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
 
-// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the tokens that reach
-// it. They are shrunk towards those of all experts, more so the fewer tokens there were.
-func (r *run) experts(s, original *stream, l, ol *model.Layer, k int) error {
-	stage := &l.Stages[k]
-	defer s.st.OnlyExperts(0, 0)
+// statsBytes bounds the statistics of the experts that are quantized together.
+const statsBytes = 2 << 30
+
+// experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the
+// tokens that reach it. They are shrunk towards those of all experts, more so the fewer tokens there were.
+func (p *passage) experts(at *place) error {
+	sites, st := at.stage().Sites, at.s.st
+	defer st.OnlyExperts(0, 0)
 	var pooled *quant.Stats
-	for first := 0; first < len(stage.Sites); {
+	for first := 0; first < len(sites); {
 		last := first
-		for bytes := int64(0); last < len(stage.Sites); last++ {
-			n := int64(stage.Sites[last].In())
+		for bytes := int64(0); last < len(sites); last++ {
+			n := int64(sites[last].In())
 			if bytes += 3 * 4 * n * n; bytes > statsBytes && last > first { // H, what it lacks, and its factor
 				break
 			}
 		}
-		in := make([]*quant.Stats, last-first)
-		for j := range in {
-			in[j] = quant.NewStats(stage.Sites[first+j].In())
+		pool := first == 0 && !sites[0].Head
+		if !pool && (last < len(sites) || sites[last-1].Expert >= 0) {
+			st.OnlyExperts(first, last)
 		}
-		var all *quant.Stats
-		if first == 0 && !stage.Sites[0].Head {
-			pooled = quant.NewStats(stage.Sites[0].In())
-			all = pooled
-		} else if last < len(stage.Sites) || stage.Sites[last-1].Expert >= 0 {
-			s.st.OnlyExperts(first, last)
-		}
-		if err := r.observeStage(s, original, l, ol, k, first, in, all); err != nil {
+		in, all, err := p.observe(at, first, last, pool)
+		if err != nil {
 			return err
 		}
-		s.st.OnlyExperts(0, 0)
+		if pool {
+			pooled = all
+		}
+		st.OnlyExperts(0, 0)
 		for j, stats := range in {
-			site := stage.Sites[first+j]
+			site := sites[first+j]
+			var tokens []int
 			if site.Expert >= 0 && !site.Head {
-				r.noteTokens(site, stats.Tokens)
+				tokens = []int{stats.Tokens}
 				shrink(stats, pooled)
 			}
-			if err := r.quantizeSite(l, site, stats); err != nil {
+			if err := p.site(at.l, site, stats, tokens); err != nil {
 				return err
 			}
 			in[j] = nil
 		}
 		first = last
 	}
-	if original != nil {
-		original.passed(ol, k)
+	if at.original != nil {
+		at.original.passed(at.ol, at.k)
 	}
 	return nil
 }
@@ -75,18 +75,4 @@ func shrink(in, all *quant.Stats) {
 		in.Sum[j] += float64(share) * v
 	}
 	in.Tokens += n
-}
-
-// noteTokens reports how many calibration tokens have reached an expert.
-func (r *run) noteTokens(site *model.Site, tokens int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, lin := range site.Linears {
-		list := r.expertTokens[lin.Name]
-		for len(list) <= site.Expert {
-			list = append(list, 0)
-		}
-		list[site.Expert] = tokens
-		r.expertTokens[lin.Name] = list
-	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
-	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/model"
 )
 
@@ -61,80 +60,81 @@ func (f *Fallback) check(p *Plan, calibrated bool) error {
 }
 
 // mayFallBack says whether rounding errors and outlier features of the linears are asked for.
-func (r *run) mayFallBack() bool {
-	return r.opt.Fallback.MaxError > 0 || r.plan.Recipe.Method.Needs().Decides && r.opt.Validate.MaxIncrease > 0
+func (t *task) mayFallBack() bool {
+	return t.opt.Fallback.MaxError > 0 || t.plan.Recipe.Method.Needs().Decides && t.opt.Validate.MaxIncrease > 0
 }
 
 func (f *Fallback) fits(p *Plan) bool {
 	return (f.MaxBytes == 0 || p.File.Size() <= f.MaxBytes) && (f.MaxBPW == 0 || p.BitsPerWeight() <= f.MaxBPW)
 }
 
-// fallBack changes the plan for the linears of a finished run that are past the largest error, and reports what it did
-// for each. There is nothing to redo if none is done.
-func (r *run) fallBack() (reports []FallbackReport, redo bool, err error) {
-	f := &r.opt.Fallback
+// fallBack returns the plan with Q8_0 for the linears of a finished attempt that are past the largest error, nil if there
+// are none or no room for any, and reports what it did for each.
+func (t *task) fallBack(reports map[string]*TensorReport, seen *observer) (fallbacks []FallbackReport, next *Plan, err error) {
+	f := &t.opt.Fallback
 	if f.MaxError == 0 {
-		return nil, false, nil
+		return nil, nil, nil
 	}
 	var worst []*TensorReport
-	for i := range r.plan.Tensors {
-		t := &r.plan.Tensors[i]
-		rep := r.reports[t.Name]
-		if t.Role == model.RoleLinear && t.Type.Grid != nil && t.Type != ggml.Q8_0 && t.Cols()%ggml.Q8_0.BlockLen == 0 &&
+	for i := range t.plan.Tensors {
+		lin := &t.plan.Tensors[i]
+		rep := reports[lin.Name]
+		if lin.Role == model.RoleLinear && lin.Type.Grid != nil && lin.Type != ggml.Q8_0 && lin.Cols()%ggml.Q8_0.BlockLen == 0 &&
 			rep.rounding > f.MaxError {
 			worst = append(worst, rep)
 		}
 	}
 	slices.SortStableFunc(worst, func(a, b *TensorReport) int { return cmp.Compare(b.rounding, a.rounding) })
+	q := &promotion{plan: t.plan, fallback: f, seen: seen}
 	for _, w := range worst {
-		outliers := r.outliers(w.Name)
-		next, err := r.plan.withQ8(w.Name, outliers)
-		if err != nil {
-			return nil, false, err
+		if _, err := q.promote(FallbackReport{Name: w.Name, From: w.Type, RelativeError: w.rounding}); err != nil {
+			return nil, nil, err
 		}
-		rep := FallbackReport{Name: w.Name, From: w.Type, RelativeError: w.rounding, Outliers: len(outliers),
-			Bytes: next.File.Size() - r.plan.File.Size(), Done: f.fits(next)}
-		if rep.Done {
-			*r.plan, redo = *next, true
-		}
-		reports = append(reports, rep)
 	}
-	return reports, redo, nil
+	return q.reports, q.next(), nil
+}
+
+// promotion gives linears of a plan Q8_0, one after the other.
+type promotion struct {
+	plan     *Plan // with those so far
+	fallback *Fallback
+	seen     *observer
+	done     int
+	reports  []FallbackReport
+}
+
+// promote gives the linear of a report Q8_0 if there is room, and completes the report.
+func (q *promotion) promote(rep FallbackReport) (done bool, err error) {
+	outliers := q.seen.outliers(rep.Name)
+	next, err := q.plan.withQ8(rep.Name, outliers)
+	if err != nil {
+		return false, err
+	}
+	rep.Outliers, rep.Bytes, rep.Done = len(outliers), next.File.Size()-q.plan.File.Size(), q.fallback.fits(next)
+	if rep.Done {
+		q.plan = next
+		q.done++
+	}
+	q.reports = append(q.reports, rep)
+	return rep.Done, nil
+}
+
+// next is the plan, nil if it is still the first.
+func (q *promotion) next() *Plan {
+	if q.done == 0 {
+		return nil
+	}
+	return q.plan
 }
 
 // withQ8 returns the plan with a linear in Q8_0 and its outlier features recorded.
 func (p *Plan) withQ8(name string, outliers []uint32) (*Plan, error) {
-	next := *p
-	next.Tensors = slices.Clone(p.Tensors)
-	t := next.Lookup(name)
+	tensors := slices.Clone(p.Tensors)
+	t := &tensors[slices.IndexFunc(tensors, func(t Tensor) bool { return t.Name == name })]
 	t.Type, t.Wanted = ggml.Q8_0, ggml.Q8_0
 	var md gguf.Metadata
 	if len(outliers) > 0 {
 		md.Set(model.OutliersPrefix+name, outliers)
 	}
-	return &next, next.SetMetadata(md)
-}
-
-// outliers returns the outlier features of a linear's input. The hidden states that enter attention and MLP have the
-// same features in every layer, the inputs of attn_output and ffn_down their own.
-func (r *run) outliers(name string) []uint32 {
-	in := r.inputs[name]
-	if in == nil {
-		return nil // experts: their Q8_0 weights take any input
-	}
-	var layers []int8outlier.Counts
-	if in.shares == "" {
-		layers = append(layers, in.counts)
-	} else {
-		for _, other := range r.groups {
-			if other.shares == in.shares {
-				layers = append(layers, other.counts)
-			}
-		}
-	}
-	var features []uint32
-	for _, j := range (int8outlier.Criteria{}).Features(layers) {
-		features = append(features, uint32(j))
-	}
-	return features
+	return p.with(tensors, md)
 }

@@ -2,11 +2,11 @@ package pipeline
 
 import (
 	"context"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"

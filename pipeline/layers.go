@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"context"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
@@ -10,139 +9,168 @@ import (
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
-	"github.com/llmq/llmq/tensor"
 )
+
+// passage takes the calibration text through the layers and quantizes each before it goes on. Its work is cut into units,
+// values in and values out:
+//
+//	observe       a stage, and the hidden states before it: statistics of its sites' inputs
+//	quantizeRows  rows of a linear, and a solver that knows the statistics: their bytes, and what to report of them
+//	advance       the hidden states before a layer, and its quantized linears: those before the next
+//
+// A layer begins with nothing but the hidden states of both models, and what the units before have put out: the rows that
+// are written, found, scaled and seen.
+type passage struct {
+	*task
+	out    *writer
+	seen   *observer // nil if nobody asks
+	scaled *transformer
+	found  *findings
+}
 
 // layers quantizes the linears of all layers in the order of the forward pass. Every linear is calibrated on inputs
 // that come from everything quantized before it; a second stream of hidden states shows what the original model has in
 // their place.
-func (r *run) layers() error {
-	set := r.opt.Calib
-	streams := 1
-	if r.plan.Recipe.original() && !r.opt.NoCorrection {
-		streams = 2
-	}
-	budget := newStateBudget(r.opt.Memory)
-	s, err := newStream(r.m, set.Sequences, set.SeqLen, true, budget, r.tempDir, r.roundEmbeddings())
+func (p *passage) layers() error {
+	set := p.opt.Calib
+	budget := newStateBudget(p.opt.Memory)
+	s, err := newStream(p.m, set.Sequences, set.SeqLen, true, budget, p.tempDir, p.roundEmbeddings())
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	var original *stream
-	if streams == 2 {
-		if original, err = newStream(r.m, set.Sequences, set.SeqLen, false, budget, r.tempDir, nil); err != nil {
+	if p.plan.Recipe.original() && !p.opt.NoCorrection {
+		if original, err = newStream(p.m, set.Sequences, set.SeqLen, false, budget, p.tempDir, nil); err != nil {
 			return err
 		}
 		defer original.close()
 	}
-	for i := range r.m.Layers() {
-		r.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, r.m.Layers()))
-		if err := r.layer(s, original, i); err != nil {
+	for i := range p.m.Layers() {
+		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, p.m.Layers()))
+		if err := p.layer(s, original, i); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	if r.calibratesHead() {
-		return r.head(s, original)
+	if p.calibratesHead() {
+		return p.head(s, original)
 	}
 	return nil
 }
 
 // layer quantizes one layer and takes the hidden states through it.
-func (r *run) layer(s, original *stream, index int) error {
-	l, err := r.m.LoadLayer(index)
+func (p *passage) layer(s, original *stream, index int) error {
+	l, err := p.m.LoadLayer(index)
 	if err != nil {
 		return err
 	}
 	defer l.Release()
-	if index+1 < r.m.Layers() || r.calibratesHead() {
-		r.m.ReadAhead(index + 1)
+	if index+1 < p.m.Layers() || p.calibratesHead() {
+		p.m.ReadAhead(index + 1)
 	}
-	var ol *model.Layer
+	at := place{s: s, l: l}
 	if original != nil {
-		if ol, err = r.m.LoadLayer(index); err != nil {
+		at.original = original
+		if at.ol, err = p.m.LoadLayer(index); err != nil {
 			return err
 		}
-		defer ol.Release()
+		defer at.ol.Release()
 	}
-	switch needs := r.plan.Recipe.Method.Needs(); {
+	switch needs := p.plan.Recipe.Method.Needs(); {
 	case needs.Decides:
-		err = r.choose(s, l, ol)
-	case len(r.plan.Recipe.transforms()) > 0:
-		err = r.transform(s, l, ol)
+		c := &chooser{task: p.task, scaled: p.scaled, found: p.found}
+		err = c.choose(s, l, at.ol)
+	case len(p.plan.Recipe.transforms()) > 0:
+		err = p.scaled.transform(s, l, at.ol)
 	}
 	if err != nil {
 		return err
 	}
-	for k := range l.Stages {
-		if err := r.stage(s, original, l, ol, k); err != nil {
+	for at.k = range l.Stages {
+		if err := p.stage(&at); err != nil {
 			return err
 		}
 	}
-	if r.changesVectors() {
-		if err := r.writeVectors(l); err != nil {
+	if p.changesVectors() {
+		if err := p.out.vectors(l); err != nil {
 			return err
 		}
 	}
-	if index == r.m.Layers()-1 && !r.calibratesHead() {
+	if index == p.m.Layers()-1 && !p.calibratesHead() {
 		return nil // nothing comes after the last layer
 	}
-	return s.next(r.ctx, l)
+	return s.advance(p.ctx, l)
 }
 
-// statsBytes bounds the Hessians of the experts that are quantized together.
-const statsBytes = 2 << 30
+// place is a stage of the forward pass, with the hidden states on their way to it.
+type place struct {
+	s, original *stream      // of the model quantized so far, and of the original one; nil if nobody compares
+	l, ol       *model.Layer // the layer of each
+	k           int          // the stage
+}
 
-// stage quantizes the linears of stage k. Of a stage with many sites some are taken at a time, each time in a pass of
+func (at *place) stage() *model.Stage { return &at.l.Stages[at.k] }
+
+// stage quantizes the linears of a stage. Of a stage with many sites some are taken at a time, each time in a pass of
 // their own through the calibration text.
-func (r *run) stage(s, original *stream, l, ol *model.Layer, k int) error {
-	sites := l.Stages[k].Sites
-	if len(sites) == 1 {
-		in := []*quant.Stats{quant.NewStats(sites[0].In())}
-		if err := r.observeStage(s, original, l, ol, k, 0, in, nil); err != nil {
-			return err
-		}
-		if original != nil {
-			original.passed(ol, k)
-		}
-		return r.quantizeSite(l, sites[0], in[0])
+func (p *passage) stage(at *place) error {
+	sites := at.stage().Sites
+	if len(sites) > 1 {
+		return p.experts(at)
 	}
-	return r.experts(s, original, l, ol, k)
+	in, _, err := p.observe(at, 0, 1, false)
+	if err != nil {
+		return err
+	}
+	if at.original != nil {
+		at.original.passed(at.ol, at.k)
+	}
+	return p.site(at.l, sites[0], in[0], nil)
 }
 
-// observeStage takes the calibration text to stage k and adds up the inputs of its sites from first on. pooled, where not
-// nil, gets those of all sites.
-func (r *run) observeStage(s, original *stream, l, ol *model.Layer, k, first int, in []*quant.Stats, pooled *quant.Stats) error {
-	stage := &l.Stages[k]
-	err := s.visit(r.ctx, l, k, func(i int) error {
+// observe takes the calibration text to a stage and returns statistics of the inputs of its sites [first,last), and, if
+// asked for, of those of all experts together.
+func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
+	stage := at.stage()
+	for _, site := range stage.Sites[first:last] {
+		in = append(in, quant.NewStats(site.In()))
+	}
+	if pool {
+		pooled = quant.NewStats(stage.Sites[0].In())
+	}
+	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
 		for j, stats := range in {
-			h, _ := stage.InputOf(s.st, first+j)
+			site := stage.Sites[first+j]
+			h, _ := stage.InputOf(at.s.st, first+j)
 			if h.Rows == 0 {
 				continue
 			}
 			stats.Observe(h)
-			r.observe(stage.Sites[first+j], h)
+			if p.seen != nil {
+				p.seen.observe(site, h, p.scaled.scales[site.Linears[0].ID()])
+			}
 		}
-		if pooled != nil {
+		if pool {
 			for j := range stage.Sites {
-				if h, _ := stage.InputOf(s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
+				if h, _ := stage.InputOf(at.s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
 					pooled.Observe(h)
 				}
 			}
 		}
-		if original == nil {
+		if at.original == nil {
 			return nil
 		}
-		return original.alongside(r.ctx, ol, k, i, s, l, first, in)
+		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, in)
 	})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {
-			return err
+			return nil, nil, err
 		}
 	}
-	return nil
+	return in, pooled, nil
 }
 
 // checkInputs refuses a group's inputs if the mean square of a feature is not finite: every choice that goes by them would
@@ -156,65 +184,54 @@ func checkInputs(group string, meanSquares []float32) error {
 	return nil
 }
 
-// quantizeSite quantizes linears that share an input, each in a goroutine of its own.
-func (r *run) quantizeSite(l *model.Layer, site *model.Site, in *quant.Stats) error {
-	solver := r.method(site.Linears[0].Name).Open(in)
-	eg, ctx := errgroup.WithContext(r.ctx)
-	for _, lin := range site.Linears {
+// site quantizes linears that share an input, each in a goroutine of its own, and writes them. From then on the forward
+// pass sees what a reader of the file will see. tokens is what the report says of an expert.
+func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens []int) error {
+	solver := p.found.method(site.Linears[0].Name, p.plan).Open(in)
+	eg, ctx := errgroup.WithContext(p.ctx)
+	shifts := make([][]float32, len(site.Linears)) // of the biases that are corrected
+	for i, lin := range site.Linears {
 		eg.Go(func() error {
-			t := r.plan.Lookup(lin.Name)
+			t := p.plan.Lookup(lin.Name)
 			w, err := lin.Matrix()
 			if err != nil {
-				return fmt.Errorf("%s: %w", r.src.Name(), err)
+				return fmt.Errorf("%s: %w", p.src.Name(), err)
 			}
-			if err := r.check(t, w); err != nil {
+			if err := p.out.check(t, w); err != nil {
 				return err
 			}
-			q, err := quantize(ctx, t, w, lin.Product, solver)
+			job := &rowsJob{tensor: t, w: w, product: lin.Product, solver: solver, in: in, rounding: p.mayFallBack()}
+			if lin.F32 == nil && t.Type.Grid != nil && lin.W.Format.Name == t.Type.Name {
+				job.stored = lin.W.Data
+			}
+			q, err := quantizeRows(ctx, job)
 			if err != nil {
 				return err
 			}
-			if r.plan.corrects(t) {
-				bias := in.MeanShift(w, q.decoded)
-				if lin.Bias != nil {
-					vector.Axpy(bias, 1, lin.Bias)
-				}
-				r.mu.Lock()
-				l.SetBias(lin, bias)
-				r.mu.Unlock()
+			if p.plan.corrects(t) {
+				shifts[i] = in.MeanShift(w, q.decoded)
 			}
-			if err := r.out.WriteRows(t.Name, lin.First(), q.data); err != nil {
+			q.tokens = tokens
+			if err := p.out.rows(t, lin.First(), &q); err != nil {
 				return err
 			}
-			// From here on the forward pass sees what a reader of the file will see.
 			lin.F32 = nil
 			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
-			r.quantized(t, lin, w, &q, in)
 			return nil
 		})
 	}
-	return eg.Wait()
-}
-
-// rounding is a weight, or rows of one, as a type stores them.
-type rounding struct {
-	target  *tensor.Matrix // what was rounded: the weight, after corrections
-	data    []byte
-	decoded *tensor.Matrix // what a reader of data sees
-	damping float64        // of quant.Result
-}
-
-// quantize gives rows w of a tensor its type by a solver that knows the inputs.
-func quantize(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s quant.Solver) (rounding, error) {
-	if t.Type.Grid == nil {
-		data, decoded := encode(t.Type, w, nil)
-		return rounding{target: w, data: data, decoded: decoded}, nil
+	if err := eg.Wait(); err != nil {
+		return err
 	}
-	res, err := s.Quantize(ctx, quant.Job{W: w, Grid: t.Type.Grid, Product: product})
-	if err != nil {
-		return rounding{}, err
+	for i, bias := range shifts {
+		if bias == nil {
+			continue
+		}
+		lin := site.Linears[i]
+		if lin.Bias != nil {
+			vector.Axpy(bias, 1, lin.Bias)
+		}
+		l.SetBias(lin, bias)
 	}
-	decoded := tensor.New(w.Rows, w.Cols)
-	res.Weight.DecodeTo(decoded)
-	return rounding{target: res.Target, data: t.Type.PackWeight(res.Weight), decoded: decoded, damping: res.Damping}, nil
+	return nil
 }

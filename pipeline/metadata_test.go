@@ -18,7 +18,7 @@ func TestCalibrationMetadata(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // again changes nothing
-		if err := p.SetMetadata(set.Metadata()); err != nil {
+		if p, err = p.With(set.Metadata()); err != nil {
 			t.Fatal(err)
 		}
 	}

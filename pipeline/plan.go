@@ -3,10 +3,10 @@ package pipeline
 import (
 	"errors"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"slices"
 	"strings"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/model"
@@ -18,7 +18,7 @@ type Source interface {
 	Metadata() gguf.Metadata
 }
 
-// Plan is what a run will write. It is made from headers alone.
+// Plan is what a run will write. It is made from headers alone, and does not change: With, Assign and runs make others.
 type Plan struct {
 	Recipe   Recipe
 	Metadata gguf.Metadata
@@ -85,6 +85,8 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 		}
 		if rule >= 0 {
 			used[rule] = true
+		} else if in.Type.Grid != nil && t.Grid == nil && m.Role(in.Name) == model.RoleLinear && isOriginal(src) {
+			t, wanted = in.Type, in.Type // floats would hold the same values in more bytes
 		}
 		p.Tensors = append(p.Tensors, Tensor{
 			Info: ggml.Info{Name: in.Name, Type: t, Shape: in.Shape}, From: in.Type, Wanted: wanted,
@@ -137,18 +139,21 @@ func (p *Plan) quantizes() bool {
 	return slices.ContainsFunc(p.Tensors, func(t Tensor) bool { return t.Type.Grid != nil })
 }
 
-// SetMetadata adds entries to the file's metadata, or replaces them.
-func (p *Plan) SetMetadata(entries gguf.Metadata) error {
+// With returns the plan with entries added to the file's metadata, or in place of those of the same keys.
+func (p *Plan) With(entries gguf.Metadata) (*Plan, error) { return p.with(p.Tensors, entries) }
+
+// with is With for other tensors too.
+func (p *Plan) with(tensors []Tensor, entries gguf.Metadata) (*Plan, error) {
+	next := *p
+	next.Tensors = tensors
 	md := slices.Clone(p.Metadata)
 	for _, kv := range entries {
 		md.Set(kv.Key, kv.Value)
 	}
-	file, err := gguf.NewSplitPlan(md, p.infos(), p.Recipe.PartBytes)
-	if err != nil {
-		return err
-	}
-	p.Metadata, p.File = md, file
-	return nil
+	next.Metadata = md
+	var err error
+	next.File, err = gguf.NewSplitPlan(md, next.infos(), p.Recipe.PartBytes)
+	return &next, err
 }
 
 // addBiases plans a bias for each quantized linear that has none, where readers of the architecture load one.
@@ -249,8 +254,9 @@ func (p *Plan) mainType() *ggml.Type {
 // fileTypes are llama.cpp's numbers for files whose linears are all of one type (enum llama_ftype in llama.h).
 var fileTypes = map[*ggml.Type]uint32{
 	ggml.F32: 0, ggml.F16: 1, ggml.Q4_0: 2, ggml.Q4_1: 3, ggml.Q8_0: 7, ggml.Q5_0: 8, ggml.Q5_1: 9, ggml.Q2_K: 10,
-	ggml.Q3_K: 11, ggml.Q4_K: 14, ggml.Q5_K: 16, ggml.Q6_K: 18, ggml.IQ4_NL: 25, ggml.IQ4_XS: 30, ggml.BF16: 32,
-	ggml.MXFP4: 38, ggml.NVFP4: 39,
+	ggml.Q3_K: 11, ggml.Q4_K: 14, ggml.Q5_K: 16, ggml.Q6_K: 18, ggml.IQ2_XXS: 19, ggml.IQ2_XS: 20, ggml.IQ3_XXS: 23,
+	ggml.IQ1_S: 24, ggml.IQ4_NL: 25, ggml.IQ3_S: 26, ggml.IQ2_S: 28, ggml.IQ4_XS: 30, ggml.IQ1_M: 31, ggml.BF16: 32,
+	ggml.TQ1_0: 36, ggml.TQ2_0: 37, ggml.MXFP4: 38, ggml.NVFP4: 39, ggml.Q1_0: 40, ggml.Q2_0: 41,
 }
 
 func fileType(t *ggml.Type) uint32 { return fileTypes[t] }

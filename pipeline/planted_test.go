@@ -1,12 +1,12 @@
 package pipeline
 
 import (
-	"github.com/llmq/llmq/arch"
 	"go/build"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"

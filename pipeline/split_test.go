@@ -55,7 +55,7 @@ func TestSplitBudget(t *testing.T) {
 			t.Fatal(err)
 		}
 		budget := p.File.Size() * 3 / 4
-		if err := Assign(t.Context(), src, p, Budget{MaxBytes: budget}, t.TempDir(), opt); err != nil {
+		if p, err = Assign(t.Context(), src, p, Budget{MaxBytes: budget}, t.TempDir(), opt); err != nil {
 			t.Fatal(err)
 		}
 		if size := p.File.Size(); size > budget || size < budget*9/10 {

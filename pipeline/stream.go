@@ -201,8 +201,8 @@ func (s *stream) keep(l *model.Layer, k, i int) error {
 	return s.carry.Put(i, in)
 }
 
-// next takes the hidden states through the rest of l: they are the next layer's input.
-func (s *stream) next(ctx context.Context, l *model.Layer) error {
+// advance takes the hidden states through the rest of l: they are the next layer's input.
+func (s *stream) advance(ctx context.Context, l *model.Layer) error {
 	err := s.visit(ctx, l, len(l.Stages), nil)
 	s.at = 0
 	return err

@@ -143,7 +143,7 @@ func TestCompare(t *testing.T) {
 					t.Errorf("budget %d, layer %d, %s: sums are off by %.2g", memory, index, site.Name, e)
 				}
 			}
-			if err := s.next(t.Context(), l); err != nil {
+			if err := s.advance(t.Context(), l); err != nil {
 				t.Fatal(err)
 			}
 			err = original.each(func(i int, x *tensor.Matrix) error {

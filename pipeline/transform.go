@@ -24,14 +24,22 @@ func (r *Recipe) transforms() []quant.Transform {
 	return append(ts, r.Method.Needs().Transforms...)
 }
 
+// transformer scales the groups of layers before they are quantized, and keeps what it has done.
+type transformer struct {
+	*task
+	foldings []quant.Folding
+	ranges   []GroupRanges
+	scales   map[string][]float32 // of the inputs, by the first linear of the group
+}
+
 // transform scales the groups of a layer whose weights are still the checkpoint's, by what the calibration inputs in s
 // show. Afterwards l's weights and norms are those that quantization starts from. ol, the same layer of the original
 // model or nil, gets them too: the function is the same, and both models' inputs can be compared channel by channel.
-func (r *run) transform(s *stream, l, ol *model.Layer) error {
+func (r *transformer) transform(s *stream, l, ol *model.Layer) error {
 	return r.transformWith(r.plan.Recipe.transforms(), s, l, ol)
 }
 
-func (r *run) transformWith(transforms []quant.Transform, s *stream, l, ol *model.Layer) error {
+func (r *transformer) transformWith(transforms []quant.Transform, s *stream, l, ol *model.Layer) error {
 	groups, err := r.quantGroups(l)
 	if err != nil {
 		return err
@@ -78,7 +86,7 @@ const worthScaling = 0.8
 
 // settle chooses among none, half (in the exponents) and all of the scales that the method's transform has found to be best
 // for rounding to nearest: the method may lose less without them, as GPTQ does, which makes up for its errors. in is of inputs that are not in g's sample.
-func (r *run) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
+func (r *transformer) settle(g *quant.Group, f *quant.Folding, in *quant.Stats) error {
 	half := make([]float32, len(f.Scale))
 	for j, s := range f.Scale {
 		half[j] = float32(math.Sqrt(float64(s)))
@@ -114,7 +122,7 @@ func rangesBefore(groups []*quant.Group) []GroupRanges {
 
 // transformed ends the work on the groups of a layer, l, when all are scaled: one group's scales fold into the weights
 // of another. folded is how many foldings there were before. ol, if there is one, gets the weights and vectors of l.
-func (r *run) transformed(groups []*quant.Group, ranges []GroupRanges, folded int, l, ol *model.Layer) {
+func (r *transformer) transformed(groups []*quant.Group, ranges []GroupRanges, folded int, l, ol *model.Layer) {
 	for i, g := range groups {
 		ranges[i].InputAfter, ranges[i].WeightsAfter = spreads(g)
 		g.Sample = nil
@@ -140,7 +148,7 @@ func (r *run) transformed(groups []*quant.Group, ranges []GroupRanges, folded in
 }
 
 // fold scales a group as a transform has found.
-func (r *run) fold(g *quant.Group, f *quant.Folding) {
+func (r *transformer) fold(g *quant.Group, f *quant.Folding) {
 	if f.Scale != nil {
 		g.Scale(f.Scale)
 		r.noteScale(g.Linears[0].Name, f.Scale)
@@ -149,7 +157,7 @@ func (r *run) fold(g *quant.Group, f *quant.Folding) {
 }
 
 // noteScale notes what the inputs of a group have been divided by, after what they were before.
-func (r *run) noteScale(linear string, scale []float32) {
+func (r *transformer) noteScale(linear string, scale []float32) {
 	if r.scales == nil {
 		r.scales = map[string][]float32{}
 	}
@@ -165,8 +173,9 @@ func (r *run) noteScale(linear string, scale []float32) {
 
 // quantGroups returns the layer's sites as the transforms see them, with the weights of the linears decoded. Those of
 // experts are left out: what they share their input with could not be scaled alike.
-func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
+func (r *transformer) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 	linears := map[*model.Linear]*quant.Linear{}
+	exact := map[*model.Linear]bool{} // on its type's grid, which no scaling may take it from
 	var sites []*model.Site
 	for _, site := range l.Sites() {
 		if site.Expert >= 0 {
@@ -179,7 +188,9 @@ func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 				return nil, err
 			}
 			lin.F32 = w
-			linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Product: lin.Product, Grid: r.plan.Lookup(lin.Name).Type.Grid}
+			t := r.plan.Lookup(lin.Name)
+			exact[lin] = t.Type.Grid != nil && (t.From == t.Type || exactly(t, w) != nil)
+			linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Product: lin.Product, Grid: t.Type.Grid}
 		}
 	}
 	var groups []*quant.Group
@@ -187,7 +198,8 @@ func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 		g := &quant.Group{
 			Name: site.ID(), In: quant.NewInputs(site.In()), Int8Inputs: r.plan.Recipe.Method.Needs().Int8Inputs,
 		}
-		if p := site.Prev; p != nil && (p.Linear == nil || linears[p.Linear] != nil) {
+		keep := slices.ContainsFunc(site.Linears, func(lin *model.Linear) bool { return exact[lin] })
+		if p := site.Prev; !keep && p != nil && (p.Linear == nil || linears[p.Linear] != nil && !exact[p.Linear]) {
 			g.Prev = &quant.Scaler{Name: p.Name, Norm: p.Norm, Row: p.Row, Linear: linears[p.Linear]}
 		}
 		for _, lin := range site.Linears {
@@ -201,7 +213,7 @@ func (r *run) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 
 // block returns what computes, from the input of a site, all that is added to the residual stream until the next stage
 // that begins; nil where the site's own output is added as it is, or comes to nothing by itself.
-func (r *run) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+func (r *transformer) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
 	k := slices.IndexFunc(l.Stages, func(s model.Stage) bool { return s.Sites[0] == site })
 	if k < 0 || !l.Stages[k].Begins || len(l.Stages[k].Sites) > 1 {
 		return nil
@@ -234,7 +246,7 @@ func (r *run) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, wei
 
 // sample says which part of the calibration set transforms are tried on: at most half of it for methods that fit
 // weights to the other sequences.
-func (r *run) sample() (s struct{ seqs, seqLen int }) {
+func (r *transformer) sample() (s struct{ seqs, seqLen int }) {
 	set := r.opt.Calib
 	s.seqLen = min(set.SeqLen, sampleSeqLen)
 	s.seqs = min((sampleTokens+s.seqLen-1)/s.seqLen, len(set.Sequences))
@@ -246,7 +258,7 @@ func (r *run) sample() (s struct{ seqs, seqLen int }) {
 
 // survey takes the calibration inputs through the layer once, for all groups, and leaves the hidden states as they are.
 // stats, where not nil, get the inputs of each group from sequences that are not in the sample, if there are any.
-func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*quant.Stats) error {
+func (r *transformer) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*quant.Stats) error {
 	sample := r.sample()
 	for _, g := range groups {
 		g.Sample = tensor.New(sample.seqs*sample.seqLen, g.Linears[0].W.Cols)
@@ -307,29 +319,7 @@ func (r *run) survey(s *stream, l *model.Layer, groups []*quant.Group, stats []*
 }
 
 // changesVectors says whether norms and biases change, so that they are written with their layer.
-func (r *run) changesVectors() bool {
-	recipe := &r.plan.Recipe
+func (t *task) changesVectors() bool {
+	recipe := &t.plan.Recipe
 	return len(recipe.transforms()) > 0 || recipe.Method.Needs().Decides || recipe.BiasCorrection
-}
-
-// writeVectors writes the norms and biases of a layer after transforms and bias correction.
-func (r *run) writeVectors(l *model.Layer) error {
-	vectors := l.Vectors()
-	for i := range r.plan.Tensors {
-		t := &r.plan.Tensors[i]
-		v, ok := vectors[t.Name]
-		if !ok || t.Role != model.RoleVector { // what is kept is converted like what is outside the layers
-			continue
-		}
-		w := tensor.FromSlice(1, len(v), v)
-		if err := r.check(t, w); err != nil {
-			return err
-		}
-		data, decoded := encode(t.Type, w, nil)
-		if err := r.out.WriteTensor(t.Name, data); err != nil {
-			return err
-		}
-		r.done(t, quant.WeightError(w, decoded), 0)
-	}
-	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/awq"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
@@ -113,7 +113,7 @@ func TestFolding(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := &run{ctx: t.Context(), m: m, plan: plan, opt: Options{Calib: sequences(tm, 3, 12)}}
+			r := &transformer{task: &task{ctx: t.Context(), m: m, plan: plan, opt: Options{Calib: sequences(tm, 3, 12)}}}
 			s, err := newStream(m, r.opt.Calib.Sequences, 12, true, newStateBudget(0), "", nil)
 			if err != nil {
 				t.Fatal(err)

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"slices"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
@@ -68,10 +68,10 @@ type LimitError struct {
 	Left  int
 }
 
-func (r *run) limitError() *LimitError {
-	e := &LimitError{Report: r.result(nil), Tried: r.plan.Recipe.Method.Needs().Decides}
-	for i := range r.plan.Tensors {
-		if coarse(&r.plan.Tensors[i]) {
+func newLimitError(rep *Report) *LimitError {
+	e := &LimitError{Report: rep, Tried: rep.Plan.Recipe.Method.Needs().Decides}
+	for i := range rep.Plan.Tensors {
+		if coarse(&rep.Plan.Tensors[i]) {
 			e.Left++
 		}
 	}
@@ -110,9 +110,9 @@ func (o *Validate) check(set *calib.Set) error {
 }
 
 // validate compares the file that has just been completed to the original.
-func (r *run) validate() error {
-	o := &r.opt.Validate
-	f, err := r.out.Open()
+func (t *task) validate(w *writer, found *findings) error {
+	o := &t.opt.Validate
+	f, err := w.file.Open()
 	if err != nil {
 		return err
 	}
@@ -121,20 +121,20 @@ func (r *run) validate() error {
 	if err != nil {
 		return err
 	}
-	res, err := eval.Perplexity(r.ctx, m, o.Tokens, eval.Options{Context: r.opt.Calib.SeqLen, ScoreAll: true, Base: r.m,
-		Memory: r.opt.Memory, TempDir: r.tempDir, Progress: r.opt.Progress})
+	res, err := eval.Perplexity(t.ctx, m, o.Tokens, eval.Options{Context: t.opt.Calib.SeqLen, ScoreAll: true, Base: t.m,
+		Memory: t.opt.Memory, TempDir: t.tempDir, Progress: t.opt.Progress})
 	if err != nil {
 		return err
 	}
-	r.found.validation = &Validation{
+	found.validation = &Validation{
 		Tokens: res.TokensScored, Original: res.BasePerplexity, Quantized: res.Perplexity, Increase: res.Increase,
 		StdErr: res.IncreaseStdErr, KL: res.KL, Limit: o.MaxIncrease,
 		Met: o.MaxIncrease == 0 || float64(res.Increase+res.IncreaseStdErr) <= o.MaxIncrease,
 	}
-	r.found.runs = append(r.found.runs, ValidatedRun{
-		Int8: r.found.int8, Bytes: r.plan.File.Size(), Increase: res.Increase, StdErr: res.IncreaseStdErr,
+	found.runs = append(found.runs, ValidatedRun{
+		Int8: found.int8, Bytes: t.plan.File.Size(), Increase: res.Increase, StdErr: res.IncreaseStdErr,
 	})
-	r.found.validation.Runs = slices.Clone(r.found.runs)
+	found.validation.Runs = slices.Clone(found.runs)
 	return nil
 }
 
@@ -157,35 +157,35 @@ type relieved struct {
 	bytes int64   // what Q8_0 adds to the file
 }
 
-// relieve changes the plan so that the next run's perplexity may be within the limit: linears get Q8_0, those first
-// whose rounding adds most to the divergence for the bytes it takes to do away with it. Nothing is redone if there are
-// none left, or were runs enough.
-func (r *run) relieve() (reports []FallbackReport, redo bool, err error) {
-	found, v := r.found, r.found.validation
+// relieve returns a plan with which the next attempt's perplexity may be within the limit: linears get Q8_0, those first
+// whose rounding adds most to the divergence for the bytes it takes to do away with it. nil: none are left, or there were
+// attempts enough.
+func (t *task) relieve(reports map[string]*TensorReport, seen *observer, found *findings) (fallbacks []FallbackReport, next *Plan, err error) {
+	v := found.validation
 	runs := len(found.runs)
-	if !r.plan.Recipe.Method.Needs().Decides || runs == maxRuns {
-		return nil, false, nil
+	if !t.plan.Recipe.Method.Needs().Decides || runs == maxRuns {
+		return nil, nil, nil
 	}
 	if found.kl == nil {
-		if err := r.sensitivity(); err != nil {
-			return nil, false, err
+		if found.kl, err = t.sensitivity(found.plain); err != nil {
+			return nil, nil, err
 		}
 	}
 	var list []relieved
 	var total float64
-	for i := range r.plan.Tensors {
-		t := &r.plan.Tensors[i]
-		b := found.plain[t.Name]
-		if b == nil || !r.relievable(t) {
+	for i := range t.plan.Tensors {
+		lin := &t.plan.Tensors[i]
+		b := found.plain[lin.Name]
+		if b == nil || !t.relievable(lin) {
 			continue
 		}
-		rep := r.reports[t.Name]
+		rep := reports[lin.Name]
 		kl := rep.rounding // of a linear whose output is all zeros
 		if b.err > 0 {
-			kl *= found.kl[t.Name] / b.err
+			kl *= found.kl[lin.Name] / b.err
 		}
 		total += kl
-		list = append(list, relieved{rep, kl, int64(t.Elements()/ggml.Q8_0.BlockLen*ggml.Q8_0.BlockBytes) - t.Bytes()})
+		list = append(list, relieved{rep, kl, int64(lin.Elements()/ggml.Q8_0.BlockLen*ggml.Q8_0.BlockBytes) - lin.Bytes()})
 	}
 	slices.SortStableFunc(list, func(a, b relieved) int {
 		return cmp.Compare(b.kl*float64(a.bytes), a.kl*float64(b.bytes))
@@ -195,31 +195,27 @@ func (r *run) relieve() (reports []FallbackReport, redo bool, err error) {
 		wanted = total
 	}
 	var gone float64
+	q := &promotion{plan: t.plan, fallback: &t.opt.Fallback, seen: seen}
 	for i, l := range list {
 		if gone >= wanted && i > 0 && wanted < total {
 			break
 		}
-		outliers := r.outliers(l.rep.Name)
-		next, err := r.plan.withQ8(l.rep.Name, outliers)
+		done, err := q.promote(FallbackReport{Name: l.rep.Name, From: l.rep.Type, RelativeError: l.rep.rounding, KL: l.kl})
 		if err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
-		rep := FallbackReport{Name: l.rep.Name, From: l.rep.Type, RelativeError: l.rep.rounding, KL: l.kl,
-			Outliers: len(outliers), Bytes: next.File.Size() - r.plan.File.Size(), Done: r.opt.Fallback.fits(next)}
-		if rep.Done {
-			*r.plan, redo = *next, true
+		if done {
 			gone += l.kl
-			found.int8++
 		}
-		reports = append(reports, rep)
 	}
-	return reports, redo, nil
+	found.int8 += q.done
+	return q.reports, q.next(), nil
 }
 
 // relievable says whether a tensor may get Q8_0: no rule has given it the type it has.
-func (r *run) relievable(t *Tensor) bool {
-	return coarse(t) && t.Cols()%ggml.Q8_0.BlockLen == 0 &&
-		!slices.ContainsFunc(r.plan.Recipe.Rules, func(rule Rule) bool { return rule.Pattern.MatchString(t.Name) })
+func (t *task) relievable(lin *Tensor) bool {
+	return coarse(lin) && lin.Cols()%ggml.Q8_0.BlockLen == 0 &&
+		!slices.ContainsFunc(t.plan.Recipe.Rules, func(rule Rule) bool { return rule.Pattern.MatchString(lin.Name) })
 }
 
 // coarse says whether a tensor is a layer's linear of fewer bits than Q8_0.
@@ -229,36 +225,36 @@ func coarse(t *Tensor) bool {
 }
 
 // sensitivity measures what rounding each linear of the original model alone does to its predictions.
-func (r *run) sensitivity() error {
+func (t *task) sensitivity(plain map[string]*plainRounding) (map[string]float64, error) {
 	var rs []eval.Replacement
-	for i := range r.plan.Tensors {
-		t := &r.plan.Tensors[i]
-		b := r.found.plain[t.Name]
-		if b == nil || !r.relievable(t) {
+	for i := range t.plan.Tensors {
+		lin := &t.plan.Tensors[i]
+		b := plain[lin.Name]
+		if b == nil || !t.relievable(lin) {
 			continue
 		}
-		rs = append(rs, eval.Replacement{Linear: t.Name, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
-			_, decoded := encode(t.Type, w, b.importance)
+		rs = append(rs, eval.Replacement{Linear: lin.Name, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
+			_, decoded := encode(lin.Type, w, b.importance)
 			return decoded, nil
 		}})
 	}
-	r.found.kl = map[string]float64{}
+	kl := map[string]float64{}
 	if len(rs) == 0 {
-		return nil
+		return kl, nil
 	}
-	set := r.opt.Calib
+	set := t.opt.Calib
 	n := min(max(1, sensitivityTokens/set.SeqLen), len(set.Sequences))
 	var tokens []int32
 	for i := range n {
 		tokens = append(tokens, set.Sequences[i*len(set.Sequences)/n]...)
 	}
-	effects, err := eval.Sensitivity(r.ctx, r.m, tokens, rs, eval.Options{Context: set.SeqLen, ScoreAll: true,
-		Memory: r.opt.Memory, TempDir: r.tempDir, Progress: r.opt.Progress})
+	effects, err := eval.Sensitivity(t.ctx, t.m, tokens, rs, eval.Options{Context: set.SeqLen, ScoreAll: true,
+		Memory: t.opt.Memory, TempDir: t.tempDir, Progress: t.opt.Progress})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for i, e := range effects {
-		r.found.kl[rs[i].Linear] = e.KL
+		kl[rs[i].Linear] = e.KL
 	}
-	return nil
+	return kl, nil
 }

@@ -30,8 +30,7 @@ type run struct {
 	p   *Profile
 
 	importance map[string][]float32 // mean squares of the features, by input
-	counts     []int8outlier.Counts // of each input
-	shares     []string             // of each input, the name of the features that it shares with others
+	outlying   int8outlier.Collector
 }
 
 // watched is a site while its layer runs.
@@ -145,6 +144,7 @@ func (r *run) observe(w *watched, in *tensor.Matrix, tokens []int, lo, hi int) e
 	w.stats.Observe(in)
 	w.s.Record(w.o, hi)
 	w.in.Observe(in)
+	r.outlying.Observe(w.site.ID(), w.site.Shares, in)
 	if tokens != nil {
 		n := min(in.Rows, w.sample.Rows-w.filled)
 		copyRows(w.sample, w.filled, in, 0, n)
@@ -182,7 +182,6 @@ func (r *run) finish(l *model.Layer, w *watched) error {
 		in.Stability.SettledAfter, in.Stability.Stable = w.s.Settled()
 		in.Stability.Changes = append(in.Stability.Changes, w.s.Changes...)
 	}
-	r.counts, r.shares = append(r.counts, w.o.Outliers), append(r.shares, w.site.Shares)
 	importance := w.stats.Importance()
 	if w.o.Tokens == 0 {
 		importance = nil // all weights count the same
@@ -232,19 +231,8 @@ func largest(o *calib.Observer) []Feature {
 
 // outliers finds the outlier features, of inputs that share them together.
 func (r *run) outliers() {
-	shared := map[string][]int8outlier.Counts{}
-	key := func(i int) string {
-		if r.shares[i] != "" {
-			return r.shares[i]
-		}
-		return r.p.Inputs[i].Name
-	}
-	for i, c := range r.counts {
-		if c.Positions > 0 {
-			shared[key(i)] = append(shared[key(i)], c)
-		}
-	}
-	for i := range r.counts {
-		r.p.Inputs[i].OutlierFeatures = append([]int{}, int8outlier.Criteria{}.Features(shared[key(i)])...)
+	for i := range r.p.Inputs {
+		in := &r.p.Inputs[i]
+		in.OutlierFeatures = append([]int{}, r.outlying.Features(in.Name)...)
 	}
 }

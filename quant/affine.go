@@ -137,7 +137,7 @@ func (g *Affine) Decode(dst []float32, b *Block) {
 }
 
 // Round sets b's codes to those nearest to w, one block.
-func (g *Affine) Round(b *Block, w []float32) {
+func (g *Affine) Round(b *Block, w, _ []float32) {
 	for k := range g.Groups() {
 		scale, minimum := g.Scale(b, k)
 		x, codes := w[k*g.Group:(k+1)*g.Group], b.Codes[k*g.Group:(k+1)*g.Group]

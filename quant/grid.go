@@ -5,8 +5,8 @@ package quant
 import "github.com/llmq/llmq/tensor"
 
 // Grid is the set of values that a block type can store: blocks of consecutive columns of a row, in groups of columns
-// that share a scale. Grids are compared by identity. *Affine is one code a column; whatever else a grid's codes and scales
-// mean, they are in a Block, and the grid alone reads them.
+// that share a scale. Grids are compared by identity. *Affine is one code a column, *Lattice words of several columns. What a
+// grid's codes and scales mean the grid alone knows; they are in a Block.
 type Grid interface {
 	// String is the block type's name.
 	String() string
@@ -16,8 +16,9 @@ type Grid interface {
 	// small, ŵ being w rounded to the grid. importance, as long as w, may be nil for equal weights. Codes are left alone.
 	// Several blocks take less time together, and have the same result.
 	Fit(b []Block, w, importance []float32, e Effort)
-	// Round sets b's codes to those nearest to w, one block, for the scales that b has.
-	Round(b *Block, w []float32)
+	// Round sets b's codes to those nearest to w, one block, for the scales that b has. Where one code stands for several
+	// columns, importance says what each counts; it may be nil for equal weights.
+	Round(b *Block, w, importance []float32)
 	// Decode sets dst, one block long, to b's values as a reader of the written block sees them, bit for bit.
 	Decode(dst []float32, b *Block)
 	// Noise estimates the Σ(w−ŵ)² of b that rounding to nearest makes; see Weight.Noise.

@@ -33,7 +33,8 @@ func squaredError(w, q *tensor.Matrix) (sum float64) {
 func TestWeightNoise(t *testing.T) {
 	w := weights(16, 512, 3)
 	got := tensor.New(w.Rows, w.Cols)
-	for _, typ := range []*ggml.Type{ggml.Q8_0, ggml.Q4_0, ggml.Q4_1, ggml.Q5_0, ggml.Q6_K, ggml.Q4_K, ggml.IQ4_NL} {
+	for _, typ := range []*ggml.Type{ggml.Q8_0, ggml.Q4_0, ggml.Q4_1, ggml.Q5_0, ggml.Q6_K, ggml.Q4_K, ggml.IQ4_NL,
+		ggml.IQ1_M, ggml.IQ2_XXS, ggml.IQ2_S, ggml.IQ3_XXS, ggml.IQ3_S} {
 		q := quant.RTN(w, nil, typ.Grid)
 		if back := typ.ParseWeight(typ.PackWeight(q), q.Rows, q.Cols); !reflect.DeepEqual(back, q) {
 			t.Errorf("%s: packing changes a weight", typ.Name)

@@ -5,13 +5,17 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Round fits the scales of blocks of weights, one after the other in w, and rounds each weight to the nearest code.
+// Round fits the scales of blocks of weights, one after the other in w, and rounds them to the nearest codes.
 // importance, as long as w, may be nil.
 func Round(g Grid, b []Block, w, importance []float32) {
 	g.Fit(b, w, importance, Full)
 	n := g.Shape().Block
 	for i := range b {
-		g.Round(&b[i], w[i*n:(i+1)*n])
+		var its []float32
+		if importance != nil {
+			its = importance[i*n : (i+1)*n]
+		}
+		g.Round(&b[i], w[i*n:(i+1)*n], its)
 	}
 }
 

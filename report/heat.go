@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/llmq/llmq/formats/ggml"
 )
 
 // heatmap is a table of layers by linears whose cells are coloured by their values, and have them as text.
@@ -96,15 +98,10 @@ func powerOfTen(exp int) string {
 	return "10" + superscript(strconv.Itoa(exp))
 }
 
-// splitName takes "blk.3.attn_q.weight" apart; ok is false for anything but a layer's linear.
-func splitName(tensor string) (layer int, linear string, ok bool) {
-	parts := strings.SplitN(tensor, ".", 3)
-	if len(parts) != 3 || parts[0] != "blk" {
-		return 0, "", false
-	}
-	layer, err := strconv.Atoi(parts[1])
-	linear, weight := strings.CutSuffix(parts[2], ".weight")
-	return layer, linear, err == nil && layer >= 0 && weight && !strings.Contains(linear, "norm")
+// linearOf returns the layer and the stem of a layer's linear; ok is false for anything else.
+func linearOf(tensor string) (layer int, stem string, ok bool) {
+	n := ggml.ParseName(tensor)
+	return n.Layer, n.Stem, n.Layer >= 0 && n.Part == "weight" && !strings.Contains(n.Stem, "norm")
 }
 
 // linearOrder is that of the forward pass; other names come after these.
@@ -116,7 +113,7 @@ func newHeatmap(n int, name func(i int) string, cell func(i int) heatCell) *heat
 	var columns []string
 	at := map[int]map[string]int{} // tensor by layer and linear
 	for i := range n {
-		layer, linear, ok := splitName(name(i))
+		layer, linear, ok := linearOf(name(i))
 		if !ok {
 			continue
 		}

@@ -74,7 +74,7 @@ const unknownError = -1
 
 // quantizedLinear says whether t is what heat maps are about; floating-point types lose next to nothing.
 func (t *tensorRow) quantizedLinear() bool {
-	_, _, ok := splitName(t.Name)
+	_, _, ok := linearOf(t.Name)
 	typ, err := ggml.ByName(t.Type)
 	return ok && err == nil && typ.Grid != nil
 }
@@ -202,7 +202,7 @@ func (r *run) predicted() {
 	ts := r.Assignment.Tensors
 	scale := newHeatScale()
 	for i := range ts {
-		if _, _, ok := splitName(ts[i].Name); ok {
+		if _, _, ok := linearOf(ts[i].Name); ok {
 			scale.add(ts[i].PredictedKL)
 		}
 	}
@@ -241,7 +241,7 @@ func (r *run) total() {
 	for i := range r.Tensors {
 		t := &r.Tensors[i]
 		t.Share = share(t.Bytes)
-		if !strings.HasPrefix(t.Name, "blk.") {
+		if ggml.ParseName(t.Name).Layer < 0 {
 			r.Outer = append(r.Outer, *t)
 		}
 	}

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -56,22 +59,35 @@ func (o *quantizeOptions) heldOutTokens() int {
 	return max(o.atMost()/heldOutShare, minHeldOut)
 }
 
-// printDecisions prints a line for each layer with the way that each of its groups is quantized.
+// printDecisions prints a line for each layer with the way that each of its sites is quantized. Layers may have other
+// sites than those before.
 func (a *app) printDecisions(rep *pipeline.Report) error {
 	if len(rep.Decisions) == 0 {
 		return nil
 	}
-	t := newTable(a.stdout)
-	t.row("decisions", "attn_in\tattn_out\tmlp_in\tmlp_out")
-	var cells []string
+	var sites []string
+	layers := map[int]map[string]string{}
+	var order []int
 	for i := range rep.Decisions {
 		d := &rep.Decisions[i]
-		cells = append(cells, decision(d))
-		dot := strings.LastIndexByte(d.Group, '.')
-		if i+1 == len(rep.Decisions) || !strings.HasPrefix(rep.Decisions[i+1].Group, d.Group[:dot+1]) {
-			t.row(d.Group[:dot], "%s", strings.Join(cells, "\t"))
-			cells = nil
+		site := ggml.ParseName(d.Group)
+		if layers[site.Layer] == nil {
+			layers[site.Layer] = map[string]string{}
+			order = append(order, site.Layer)
 		}
+		layers[site.Layer][site.Stem] = decision(d)
+		if !slices.Contains(sites, site.Stem) {
+			sites = append(sites, site.Stem)
+		}
+	}
+	t := newTable(a.stdout)
+	t.row("decisions", "%s", strings.Join(sites, "\t"))
+	for _, layer := range order {
+		cells := make([]string, len(sites))
+		for i, site := range sites {
+			cells[i] = cmp.Or(layers[layer][site], "-")
+		}
+		t.row(fmt.Sprintf("blk.%d", layer), "%s", strings.Join(cells, "\t"))
 	}
 	if err := t.flush(); err != nil {
 		return err

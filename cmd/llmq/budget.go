@@ -34,7 +34,7 @@ func (o *quantizeOptions) checkBudget() error {
 }
 
 // assign spends the budget.
-func (o *quantizeOptions) assign(ctx context.Context, src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) error {
+func (o *quantizeOptions) assign(ctx context.Context, src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) (*pipeline.Plan, error) {
 	b := pipeline.Budget{MaxBytes: int64(o.MaxSize), MaxBPW: o.MaxBPW}
 	return pipeline.Assign(ctx, src, plan, b, filepath.Dir(o.Output), popt)
 }

@@ -55,5 +55,5 @@ func (a *app) runConvert(ctx context.Context, opts convertOptions) error {
 	if err != nil {
 		return err
 	}
-	return a.printReport(&opts.outputOptions, plan, rep)
+	return a.printReport(&opts.outputOptions, rep)
 }

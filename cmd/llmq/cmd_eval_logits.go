@@ -9,6 +9,7 @@ import (
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -40,6 +41,7 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 		return err
 	}
 	m.Precision = opts.Precision.p
+	m.TableGELU = m.Precision == kernels.F32 // as what it is compared with
 	for i, s := range sequences {
 		for j, id := range s {
 			if id < 0 || int(id) >= m.Vocab {

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/llmq/llmq/arch"
 	"math"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
@@ -144,7 +144,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 				return err
 			}
 		}
-		if err := plan.SetMetadata(set.Metadata()); err != nil {
+		if plan, err = plan.With(set.Metadata()); err != nil {
 			return err
 		}
 	}
@@ -159,7 +159,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		Progress:  progress,
 	}
 	if opts.assigns() {
-		if err := opts.assign(ctx, src, plan, popt); err != nil {
+		if plan, err = opts.assign(ctx, src, plan, popt); err != nil {
 			return err
 		}
 		progress.Done()
@@ -184,7 +184,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
 		err = errInfinite
 	}
-	return errors.Join(a.printReport(&opts.outputOptions, plan, rep), err)
+	return errors.Join(a.printReport(&opts.outputOptions, rep), err)
 }
 
 // recipe checks the options that need no file, and makes a recipe of them.

@@ -221,7 +221,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 }
 
 // printReport prints what a run has done.
-func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.Report) error {
+func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 	if o.JSON {
 		return a.printJSON(struct {
 			*pipeline.Report
@@ -230,14 +230,17 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	}
 	var worst *pipeline.TensorReport
 	var sum float64
-	var n int
+	var n, lossless int
 	for i := range rep.Tensors {
 		t := &rep.Tensors[i]
-		if typ := plan.Tensors[i].Type; typ.Grid == nil {
+		if typ := rep.Plan.Tensors[i].Type; typ.Grid == nil {
 			continue
 		}
 		n++
 		sum += t.RelativeError
+		if t.Lossless {
+			lossless++
+		}
 		if worst == nil || t.RelativeError > worst.RelativeError {
 			worst = t
 		}
@@ -255,6 +258,9 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if worst != nil {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
 			worst.RelativeError, worst.Name)
+	}
+	if lossless > 0 {
+		t.row("lossless", "%d of %d quantized tensors lie on their types' grids and are copied code by code", lossless, n)
 	}
 	if s := requantized(rep); s != "" {
 		t.row("requantized", "%s", s)
@@ -278,7 +284,7 @@ func (a *app) printReport(o *outputOptions, plan *pipeline.Plan, rep *pipeline.R
 	if err := a.printInt8Fallbacks(rep); err != nil {
 		return err
 	}
-	return a.printFallbacks(plan)
+	return a.printFallbacks(rep.Plan)
 }
 
 // printFoldings says how many groups each transform scaled, and lists those that it did not, and the linears whose biases

@@ -16,7 +16,7 @@ import (
 
 const (
 	reportKeys = "output parts bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment decisions validation"
-	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback requantized_from"
+	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback requantized_from lossless"
 )
 
 // calibrate are flags of a small calibration.

@@ -26,11 +26,11 @@ func ExampleType_Encode() {
 func ExampleByName() {
 	t, err := ggml.ByName("q4_k")
 	fmt.Println(t, t.BitsPerWeight(), err)
-	_, err = ggml.ByName("iq2_xxs")
+	_, err = ggml.ByName("q8_k")
 	fmt.Println(err)
 	// Output:
 	// Q4_K 4.5 <nil>
-	// ggml: type IQ2_XXS (16) is not supported; supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16, MXFP4, NVFP4
+	// ggml: type Q8_K (15) is not supported; supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL, IQ3_S, IQ2_S, IQ4_XS, IQ1_M, BF16, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0
 }
 
 func ExampleSubstitute() {

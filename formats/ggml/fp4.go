@@ -47,8 +47,9 @@ func table(value func(byte int) float64) *[256]float32 {
 //
 //	w = 2^(e−127)·E2M1(q)
 var MXFP4 = &Type{
-	Format: kernels.Format{Name: "MXFP4", BlockLen: 32, BlockBytes: 17, Unpack: unpackMXFP4},
-	ID:     39,
+	Format:    kernels.Format{Name: "MXFP4", BlockLen: 32, BlockBytes: 17, Unpack: unpackMXFP4},
+	ID:        39,
+	ByRequest: true,
 	// Scales outside of these are read; the quotients of weights by them, and their products with levels, may overflow.
 	Grid: fit.New(quant.Affine{Name: "MXFP4", Block: 32, Group: 32, CodeMin: -e2m1Max, CodeMax: e2m1Max, Codebook: e2m1,
 		Scales: quant.Scales{Floats: e8m0, Min: 8, Max: 251}}),
@@ -79,8 +80,9 @@ func parseMXFP4(b *quant.Block, src []byte) {
 //
 //	w = E4M3(d)·E2M1(q)
 var NVFP4 = &Type{
-	Format: kernels.Format{Name: "NVFP4", BlockLen: 64, BlockBytes: 36, Unpack: unpackNVFP4},
-	ID:     40,
+	Format:    kernels.Format{Name: "NVFP4", BlockLen: 64, BlockBytes: 36, Unpack: unpackNVFP4},
+	ID:        40,
+	ByRequest: true,
 	Grid: fit.New(quant.Affine{Name: "NVFP4", Block: 64, Group: 16, CodeMin: -e2m1Max, CodeMax: e2m1Max, Codebook: e2m1,
 		Scales: quant.Scales{Floats: ue4m3, Max: 126}}),
 	Pack:  packNVFP4,

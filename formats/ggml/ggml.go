@@ -18,6 +18,8 @@ import (
 type Type struct {
 	kernels.Format
 	ID uint32 // the number that GGUF files use (enum ggml_type)
+	// ByRequest: the type is for models of its kind, or for who asks for it; what chooses types by itself does not offer it.
+	ByRequest bool
 	// Grid is the set of values that the type can store; nil for the floating-point types.
 	Grid quant.Grid
 	// Pack stores a block's scales and codes; it never rounds. len(dst) is BlockBytes. nil for floating-point types.

@@ -8,8 +8,8 @@ import (
 )
 
 // Types lists every supported type in the order of their ids.
-var Types = []*Type{F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16,
-	MXFP4, NVFP4}
+var Types = []*Type{F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S,
+	IQ4_NL, IQ3_S, IQ2_S, IQ4_XS, IQ1_M, BF16, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0}
 
 // unsupported are the types of enum ggml_type that llmq can neither decode nor write: their names, for errors, and their
 // blocks, from which a tensor's size follows (ggml.h and ggml.c, 2026-09). ggml has removed the types without a block.
@@ -18,28 +18,17 @@ var unsupported = map[uint32]kernels.Format{
 	5:  {Name: "Q4_3"},
 	9:  {Name: "Q8_1", BlockLen: 32, BlockBytes: 36},
 	15: {Name: "Q8_K", BlockLen: 256, BlockBytes: 292},
-	16: {Name: "IQ2_XXS", BlockLen: 256, BlockBytes: 66},
-	17: {Name: "IQ2_XS", BlockLen: 256, BlockBytes: 74},
-	18: {Name: "IQ3_XXS", BlockLen: 256, BlockBytes: 98},
-	19: {Name: "IQ1_S", BlockLen: 256, BlockBytes: 50},
-	21: {Name: "IQ3_S", BlockLen: 256, BlockBytes: 110},
-	22: {Name: "IQ2_S", BlockLen: 256, BlockBytes: 82},
 	24: {Name: "I8", BlockLen: 1, BlockBytes: 1},
 	25: {Name: "I16", BlockLen: 1, BlockBytes: 2},
 	26: {Name: "I32", BlockLen: 1, BlockBytes: 4},
 	27: {Name: "I64", BlockLen: 1, BlockBytes: 8},
 	28: {Name: "F64", BlockLen: 1, BlockBytes: 8},
-	29: {Name: "IQ1_M", BlockLen: 256, BlockBytes: 56},
 	31: {Name: "Q4_0_4_4"},
 	32: {Name: "Q4_0_4_8"},
 	33: {Name: "Q4_0_8_8"},
-	34: {Name: "TQ1_0", BlockLen: 256, BlockBytes: 54},
-	35: {Name: "TQ2_0", BlockLen: 256, BlockBytes: 66},
 	36: {Name: "IQ4_NL_4_4"},
 	37: {Name: "IQ4_NL_4_8"},
 	38: {Name: "IQ4_NL_8_8"},
-	41: {Name: "Q1_0", BlockLen: 128, BlockBytes: 18},
-	42: {Name: "Q2_0", BlockLen: 64, BlockBytes: 18},
 }
 
 // Layout is the name and the block of the type that GGUF files number id, supported or not; there is no Unpack in it for

@@ -18,6 +18,9 @@ func TestTypes(t *testing.T) {
 		{"Q8_0", 8, 32, 34, 8.5}, {"Q2_K", 10, 256, 84, 2.625}, {"Q3_K", 11, 256, 110, 3.4375},
 		{"Q4_K", 12, 256, 144, 4.5}, {"Q5_K", 13, 256, 176, 5.5}, {"Q6_K", 14, 256, 210, 6.5625},
 		{"MXFP4", 39, 32, 17, 4.25}, {"NVFP4", 40, 64, 36, 4.5},
+		{"TQ1_0", 34, 256, 54, 1.6875}, {"TQ2_0", 35, 256, 66, 2.0625}, {"Q1_0", 41, 128, 18, 1.125}, {"Q2_0", 42, 64, 18, 2.25},
+		{"IQ1_S", 19, 256, 50, 1.5625}, {"IQ1_M", 29, 256, 56, 1.75}, {"IQ2_XXS", 16, 256, 66, 2.0625}, {"IQ2_XS", 17, 256, 74, 2.3125},
+		{"IQ2_S", 22, 256, 82, 2.5625}, {"IQ3_XXS", 18, 256, 98, 3.0625}, {"IQ3_S", 21, 256, 110, 3.4375},
 		{"IQ4_NL", 20, 32, 18, 4.5}, {"IQ4_XS", 23, 256, 136, 4.25},
 	} {
 		typ, err := ByName(strings.ToLower(c.name))
@@ -34,8 +37,11 @@ func TestTypes(t *testing.T) {
 		if got := typ.RowBytes(512); got != 512/c.blockLen*c.blockBytes {
 			t.Errorf("%s: 512 weights take %d bytes", typ, got)
 		}
-		if g := affine(typ); g != nil && (g.Name != c.name || g.Block != c.blockLen || g.Block > maxBlock || g.Groups() > maxGroups) {
-			t.Errorf("%s: grid %+v", typ, g)
+		if g := typ.Grid; g != nil {
+			s := g.Shape()
+			if g.String() != c.name || s.Block != c.blockLen || s.Block > maxBlock || s.Groups() > maxGroups {
+				t.Errorf("%s: grid %s of %+v", typ, g, s)
+			}
 		}
 	}
 	for i, typ := range Types[1:] {
@@ -50,14 +56,14 @@ func TestUnsupported(t *testing.T) {
 		err  func() error
 		want string
 	}{
-		{func() error { _, err := ByID(16); return err }, "type IQ2_XXS (16) is not supported"},
-		{func() error { _, err := ByName("tq1_0"); return err }, "type TQ1_0 (34) is not supported"},
+		{func() error { _, err := ByID(9); return err }, "type Q8_1 (9) is not supported"},
+		{func() error { _, err := ByName("q8_k"); return err }, "type Q8_K (15) is not supported"},
 		{func() error { _, err := ByID(1 << 31); return err }, "unknown type 2147483648"},
 		{func() error { _, err := ByName("q4"); return err }, `no type is named "q4"`},
 	} {
 		err := c.err()
 		var u *UnsupportedError
-		if !errors.As(err, &u) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "IQ4_XS, BF16") {
+		if !errors.As(err, &u) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "IQ4_XS, IQ1_M, BF16") {
 			t.Errorf("%v, want %q and the supported types", err, c.want)
 		}
 	}

@@ -192,7 +192,7 @@ func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)
 	}
-	if !s.plain() { // data is a copy
+	if p, _ := s.whole(c.weights, lo, hi); !s.plain() && p == nil { // data is a copy
 		s.reads(c.weights, lo, hi, c.weights.Release)
 	}
 	return &ggml.Tensor{Info: s.info, Data: data}, nil

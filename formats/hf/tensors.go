@@ -101,6 +101,9 @@ func (s *source) rows(w stored, lo, hi int) ([]byte, error) {
 	if s.plain() {
 		return s.partRows(w, &s.Parts[0], lo, hi)
 	}
+	if p, first := s.whole(w, lo, hi); p != nil {
+		return s.partRows(w, p, lo-first, hi-first)
+	}
 	data := make([]byte, 0, (hi-lo)*row)
 	first := 0
 	for i := range s.Parts {
@@ -184,6 +187,25 @@ func (s *source) reads(w stored, lo, hi int, f func(name string, lo, hi int)) {
 	}
 }
 
+// whole returns the part that has all of the rows [lo,hi) as they are, such as an expert, and its first row; nil if they are to
+// be put together or changed.
+func (s *source) whole(w stored, lo, hi int) (part *arch.Part, first int) {
+	if s.Columns != nil || s.Change != nil {
+		return nil, 0
+	}
+	for i := range s.Parts {
+		p := &s.Parts[i]
+		if lo >= first && hi <= first+p.Count {
+			if info, _ := w.Info(p.Name); p.Row != nil || p.Transposed || len(info.Shape) < 2 || info.Type != s.info.Type {
+				return nil, 0
+			}
+			return p, first
+		}
+		first += p.Count
+	}
+	return nil, 0
+}
+
 // partRows returns rows [lo,hi) of a part in the checkpoint's type, of transposed blocks in float32.
 func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
 	info, _ := w.Info(p.Name)
@@ -191,19 +213,13 @@ func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
 		return s.transposed(w, p, &info, lo, hi)
 	}
 	// A vector's elements are the rows where the tensor is part of one.
-	cols, at := info.Cols(), func(r int) int { return r }
 	if len(info.Shape) == 1 && (p.Row != nil || p.First != 0 || p.Count > 1) {
 		return s.elements(w, p, &info, lo, hi)
 	}
-	if p.Row != nil {
-		at = p.Row
-	} else {
-		at = func(r int) int { return p.First + r }
-	}
 	if p.Row == nil {
-		return w.Rows(p.Name, at(lo), at(lo)+hi-lo)
+		return w.Rows(p.Name, p.First+lo, p.First+hi)
 	}
-	size := info.Type.RowBytes(cols)
+	at, size := p.Row, info.Type.RowBytes(info.Cols())
 	data := make([]byte, 0, (hi-lo)*size)
 	for r := lo; r < hi; {
 		n := 1 // rows that follow each other in the checkpoint too

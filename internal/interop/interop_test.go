@@ -285,7 +285,7 @@ func TestMethods(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := pipeline.Assign(t.Context(), src, plan, pipeline.Budget{MaxBPW: 5}, t.TempDir(), opt); err != nil {
+		if plan, err = pipeline.Assign(t.Context(), src, plan, pipeline.Budget{MaxBPW: 5}, t.TempDir(), opt); err != nil {
 			t.Fatal(err)
 		}
 		compare(t, writePlan(t, src, plan, opt), text)

@@ -1291,7 +1291,7 @@ func (w *jsonWriter) value(v any, depth int) error {
 			return w.value(v.values[k], depth+1)
 		})
 	}
-	return fmt.Errorf("Object of type %s is not JSON serializable", typeName(v))
+	return fmt.Errorf("an object of type %s is not JSON serializable", typeName(v))
 }
 
 func (w *jsonWriter) quote(s string) string {

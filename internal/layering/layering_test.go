@@ -38,7 +38,7 @@ var allowed = map[string]string{
 
 	"linalg":    "tensor kernels/...",
 	"quant":     "tensor kernels/...",
-	"quant/fit": "kernels/... quant",
+	"quant/fit": "tensor kernels/... quant",
 	"gptq":      "tensor kernels/... linalg quant",
 
 	"awq":         "tensor kernels/... quant",
@@ -55,7 +55,7 @@ var allowed = map[string]string{
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",
 	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
-	"calib":     "tensor kernels/... int8outlier tokenizer formats/gguf internal/jinja internal/text",
+	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +

@@ -3,6 +3,10 @@
 //
 //	go run ./internal/synth -o /tmp/synth -layers 12 -dim 2048 -mlp 5632 -heads 32 -kv-heads 4 -vocab 32000
 //
+// With -experts it is a Qwen3-MoE checkpoint, in which -mlp is the width of an expert: the shape of Qwen3-30B-A3B's layers is
+//
+//	go run ./internal/synth -o /tmp/moe -layers 2 -dim 2048 -mlp 768 -heads 32 -kv-heads 4 -head-dim 128 -experts 128 -repeat
+//
 // The tokenizer is copied from another checkpoint, by default the built-in model; readers pad its vocabulary.
 //
 // With -plant it writes a checkpoint as F32 GGUF with outlier features planted in it, which compute what it did:
@@ -16,6 +20,7 @@ import (
 	"flag"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -29,6 +34,8 @@ import (
 type options struct {
 	dir, tokenizer                          string
 	layers, dim, mlp, heads, kvHeads, vocab int
+	headDim, experts, expertsUsed           int
+	repeat                                  bool
 	shardBytes                              int64
 	seed                                    uint64
 }
@@ -43,6 +50,10 @@ func main() {
 	flag.IntVar(&o.heads, "heads", 32, "attention heads")
 	flag.IntVar(&o.kvHeads, "kv-heads", 4, "key and value heads")
 	flag.IntVar(&o.vocab, "vocab", 32000, "vocabulary size")
+	flag.IntVar(&o.headDim, "head-dim", 0, "features of an attention head; 0: dim/heads")
+	flag.IntVar(&o.experts, "experts", 0, "experts of each layer; 0: none, all tokens go through one MLP")
+	flag.IntVar(&o.expertsUsed, "experts-used", 8, "with -experts: how many a token goes through")
+	flag.BoolVar(&o.repeat, "repeat", false, "repeat some random rows, which is fast, in place of drawing all")
 	flag.Int64Var(&o.shardBytes, "shard-bytes", 1<<30, "begin a new shard past this size")
 	flag.Uint64Var(&o.seed, "seed", 0, "of the weights, or of the channels")
 	checkpoint := flag.String("plant", "", "checkpoint to plant outlier features in")
@@ -65,9 +76,12 @@ func main() {
 const spread = 0.02
 
 func write(o options) error {
-	if o.dir == "" || min(o.layers, o.dim, o.mlp, o.heads, o.kvHeads, o.vocab) < 1 || o.dim%o.heads != 0 ||
-		o.heads%o.kvHeads != 0 {
+	if o.dir == "" || min(o.layers, o.dim, o.mlp, o.heads, o.kvHeads, o.vocab) < 1 || o.headDim == 0 && o.dim%o.heads != 0 ||
+		o.heads%o.kvHeads != 0 || min(o.experts, o.headDim) < 0 || o.experts > 0 && (o.expertsUsed < 1 || o.expertsUsed > o.experts) {
 		return errors.New("need -o and a shape of positive sizes in which heads divide dim and kv-heads divide heads")
+	}
+	if o.headDim == 0 {
+		o.headDim = o.dim / o.heads
 	}
 	if err := os.Mkdir(o.dir, 0o755); err != nil {
 		return err
@@ -89,7 +103,7 @@ func write(o options) error {
 	var total int64
 	for i, infos := range shards {
 		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, len(shards))
-		if err := writeShard(filepath.Join(o.dir, name), infos, o.seed); err != nil {
+		if err := writeShard(filepath.Join(o.dir, name), infos, o); err != nil {
 			return err
 		}
 		for _, info := range infos {
@@ -111,14 +125,18 @@ func writeConfig(o options) error {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return err
 	}
-	for key, v := range map[string]any{
+	keys := map[string]any{
 		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "num_hidden_layers": o.layers,
 		"hidden_size": o.dim, "intermediate_size": o.mlp, "num_attention_heads": o.heads,
-		"num_key_value_heads": o.kvHeads, "head_dim": o.dim / o.heads, "vocab_size": o.vocab,
+		"num_key_value_heads": o.kvHeads, "head_dim": o.headDim, "vocab_size": o.vocab,
 		"max_position_embeddings": 4096, "tie_word_embeddings": false,
-	} {
-		c[key] = v
 	}
+	if o.experts > 0 {
+		maps.Copy(keys, map[string]any{"architectures": []string{"Qwen3MoeForCausalLM"}, "model_type": "qwen3_moe",
+			"num_experts": o.experts, "num_experts_per_tok": o.expertsUsed, "moe_intermediate_size": o.mlp, "norm_topk_prob": true,
+			"decoder_sparse_step": 1, "mlp_only_layers": []int{}})
+	}
+	maps.Copy(c, keys)
 	if data, err = json.MarshalIndent(c, "", "  "); err != nil {
 		return err
 	}
@@ -131,19 +149,31 @@ func tensors(o options) []safetensors.Info {
 	add := func(name string, shape ...int) {
 		infos = append(infos, safetensors.Info{Name: name + ".weight", DType: safetensors.BF16, Shape: shape})
 	}
-	kv := o.kvHeads * (o.dim / o.heads)
+	kv, q := o.kvHeads*o.headDim, o.heads*o.headDim
+	mlp := func(p string) {
+		add(p+"gate_proj", o.mlp, o.dim)
+		add(p+"up_proj", o.mlp, o.dim)
+		add(p+"down_proj", o.dim, o.mlp)
+	}
 	add("model.embed_tokens", o.vocab, o.dim)
 	for i := range o.layers {
 		p := fmt.Sprintf("model.layers.%d.", i)
 		add(p+"input_layernorm", o.dim)
-		add(p+"self_attn.q_proj", o.dim, o.dim)
+		add(p+"self_attn.q_proj", q, o.dim)
 		add(p+"self_attn.k_proj", kv, o.dim)
 		add(p+"self_attn.v_proj", kv, o.dim)
-		add(p+"self_attn.o_proj", o.dim, o.dim)
+		add(p+"self_attn.o_proj", o.dim, q)
 		add(p+"post_attention_layernorm", o.dim)
-		add(p+"mlp.gate_proj", o.mlp, o.dim)
-		add(p+"mlp.up_proj", o.mlp, o.dim)
-		add(p+"mlp.down_proj", o.dim, o.mlp)
+		if o.experts == 0 {
+			mlp(p + "mlp.")
+			continue
+		}
+		add(p+"self_attn.q_norm", o.headDim)
+		add(p+"self_attn.k_norm", o.headDim)
+		add(p+"mlp.gate", o.experts, o.dim)
+		for e := range o.experts {
+			mlp(fmt.Sprintf("%smlp.experts.%d.", p, e))
+		}
 	}
 	add("model.norm", o.dim)
 	add("lm_head", o.vocab, o.dim)
@@ -164,14 +194,14 @@ func split(infos []safetensors.Info, limit int64) [][]safetensors.Info {
 	return shards
 }
 
-func writeShard(path string, infos []safetensors.Info, seed uint64) error {
+func writeShard(path string, infos []safetensors.Info, o options) error {
 	out, err := safetensors.Create(path, infos, map[string]string{"format": "pt"}, safetensors.Options{})
 	if err != nil {
 		return err
 	}
 	defer out.Abort()
 	for _, info := range infos {
-		if err := writeWeights(out, info, seed); err != nil {
+		if err := writeWeights(out, info, o); err != nil {
 			return err
 		}
 	}
@@ -182,18 +212,25 @@ func writeShard(path string, infos []safetensors.Info, seed uint64) error {
 const pieceRows = 256
 
 // writeWeights draws every row from a generator of its own, so that rows can be made in parallel.
-func writeWeights(out *safetensors.Writer, info safetensors.Info, seed uint64) error {
+func writeWeights(out *safetensors.Writer, info safetensors.Info, o options) error {
 	cols := info.Shape[len(info.Shape)-1]
 	rows := int(info.Bytes()) / 2 / cols
 	name := fnv.New64a()
 	name.Write([]byte(info.Name))
+	var data []byte
 	for lo := 0; lo < rows; lo += pieceRows {
 		n := min(pieceRows, rows-lo)
-		data := make([]byte, 2*n*cols)
+		if o.repeat && len(data) >= 2*n*cols {
+			if _, err := out.Write(data[:2*n*cols]); err != nil {
+				return err
+			}
+			continue
+		}
+		data = make([]byte, 2*n*cols)
 		kernels.Parallel(n, 1, func(a, b int) {
 			row := make([]float32, cols)
 			for r := a; r < b; r++ {
-				rng := rand.New(rand.NewPCG(seed, name.Sum64()+uint64(lo+r)))
+				rng := rand.New(rand.NewPCG(o.seed, name.Sum64()+uint64(lo+r)))
 				for j := range row {
 					if len(info.Shape) == 1 {
 						row[j] = 1

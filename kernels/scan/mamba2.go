@@ -33,7 +33,7 @@ func (m *Mamba2) Scan(dst, x, b, c, dt *tensor.Matrix) {
 		panic("scan: shapes of a recurrence do not agree")
 	}
 	kernels.Parallel(m.Heads, 1, func(lo, hi int) {
-		s := &mamba2{Mamba2: m, state: tensor.New(m.State, m.HeadDim)}
+		s := &mamba2{Mamba2: m, state: tensor.New(m.State, m.HeadDim), scaled: tensor.New(chunk, m.State), weights: tensor.New(chunk, chunk)}
 		for h := lo; h < hi; h++ {
 			s.state.Zero()
 			for t := 0; t < x.Rows; t += chunk {
@@ -47,6 +47,8 @@ func (m *Mamba2) Scan(dst, x, b, c, dt *tensor.Matrix) {
 type mamba2 struct {
 	*Mamba2
 	state *tensor.Matrix
+	// Scratch space of a chunk: its C or B times a factor, and what its tokens weigh for each other.
+	scaled, weights *tensor.Matrix
 	// sum[i] is the sum of dt·A over the chunk's tokens up to i, and decay its exponentials' scratch space.
 	sum   [chunk]float64
 	decay [chunk]float32
@@ -63,8 +65,9 @@ func (m *mamba2) chunk(h, t0, t1 int, dst, x, b, c, dt *tensor.Matrix) {
 		m.sum[i] = total
 	}
 	// What the state before the chunk gives: e^{sum_i}·C_i·h.
-	scaled := cs.Clone()
+	scaled, weights := m.scaled.View(0, n, 0, m.State), m.weights.View(0, n, 0, n)
 	for i := range n {
+		copy(scaled.Row(i), cs.Row(i))
 		elementwise.Scale(scaled.Row(i), float32(math.Exp(m.sum[i])))
 		y := ys.Row(i)
 		for j, v := range xs.Row(i) {
@@ -73,7 +76,7 @@ func (m *mamba2) chunk(h, t0, t1 int, dst, x, b, c, dt *tensor.Matrix) {
 	}
 	gemm.NN(ys, 1, scaled, m.state, kernels.F32)
 	// What the chunk's tokens give each other: Σ_{j≤i} e^{sum_i−sum_j}·(C_i·B_j)·dt_j·x_j.
-	weights := tensor.New(n, n)
+	weights.Zero()
 	gemm.NT(weights, 1, cs, bs)
 	for i := range n {
 		row, decay := weights.Row(i), m.decay[:i+1]
@@ -89,9 +92,9 @@ func (m *mamba2) chunk(h, t0, t1 int, dst, x, b, c, dt *tensor.Matrix) {
 	gemm.NN(ys, 1, weights, xs, kernels.F32)
 	// The state after it: e^{sum}·h + Σ_j e^{sum−sum_j}·dt_j·B_j⊗x_j.
 	elementwise.Scale(m.state.Data, float32(math.Exp(total)))
-	into := bs.Clone()
 	for j := range n {
-		elementwise.Scale(into.Row(j), float32(math.Exp(total-m.sum[j]))*dt.Row(t0 + j)[h])
+		copy(scaled.Row(j), bs.Row(j))
+		elementwise.Scale(scaled.Row(j), float32(math.Exp(total-m.sum[j]))*dt.Row(t0 + j)[h])
 	}
-	gemm.TN(m.state, 1, into, xs, kernels.F32)
+	gemm.TN(m.state, 1, scaled, xs, kernels.F32)
 }

@@ -3,7 +3,7 @@
 // Everywhere the error to minimise is Σ importance·(w−ŵ)² with ŵ the nearest value on the grid, measured with the decoder's
 // own arithmetic. For fixed scales the best codes are the nearest; for fixed codes the best scales solve a least-squares
 // problem; alternating the two ends in one of many local minima, so every search starts from many candidates. scale.go and
-// min.go search the scales of one group, without and with a minimum; the super files make those of a super-block's groups
+// min.go search the scales of one group, without and with a minimum; few.go those of long blocks of few levels; the super files make those of a super-block's groups
 // small multiples of one float16 number.
 //
 // All but Q4_1, Q5_1 and the codebooks search 16 groups at a time, in the lanes of vectors (lanes.go): the candidates are
@@ -47,6 +47,8 @@ func New(g quant.Affine) *quant.Affine {
 		s.together, s.full = kernels.Lanes/g.Groups(), fitSupers
 	case minimums:
 		s.full = fitMin
+	case g.Group > maxGroup:
+		s.full = fitFew
 	case g.Codebook != nil:
 		s.full = fitScale
 	default:
@@ -98,6 +100,8 @@ type levels struct {
 	// ends are ranges for groups with a minimum, for search.SpreadRanges: a step being what the levels divide the group's
 	// range into, either end goes to a level somewhat beside its own.
 	ends [16][2]float32
+	// byMagnitude lists the codes whose levels are not 0, those of the largest levels first: for Exact.
+	byMagnitude []int8
 }
 
 // The best scale lets the largest weights clip, or leaves the last levels free, the less the more levels there are.
@@ -110,6 +114,7 @@ const (
 func newLevels(g *quant.Affine) *levels {
 	lv := &levels{lo: g.Level(int8(g.CodeMin)), hi: g.Level(int8(g.CodeMax))}
 	lv.inverseHi = 1 / lv.hi
+	lv.byMagnitude = byMagnitude(g)
 	n := g.CodeMax - g.CodeMin + 1
 	width := -lv.lo / float32(math.Sqrt(float64(n)))
 	lv.from, lv.to = -lv.lo-searchBelow*width, -lv.lo+searchAbove*width

@@ -21,6 +21,7 @@ type Object struct {
 	prefix string // of the keys, in messages: "rope_scaling."
 	fields map[string]json.RawMessage
 	read   map[string]bool
+	inner  map[string]*Object // members that were read as objects
 	err    *error
 }
 
@@ -113,9 +114,15 @@ func (o *Object) Over(base *Object) *Object {
 	return all
 }
 
-// Unread lists the members that nothing has asked for and that are not null, sorted.
+// Unread lists the members that nothing has asked for and that are not null, sorted; of objects that were read theirs, under
+// both names: "rope_scaling.factor".
 func (o *Object) Unread() []string {
 	var names []string
+	for key, member := range o.inner {
+		for _, name := range member.Unread() {
+			names = append(names, key+"."+name)
+		}
+	}
 	for name := range o.fields {
 		if !o.read[name] {
 			if _, ok := o.peek(name); ok {
@@ -125,6 +132,18 @@ func (o *Object) Unread() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Equal says whether two objects have the same members, written alike.
+func (o *Object) Equal(other *Object) bool {
+	return maps.EqualFunc(o.fields, other.fields, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
+}
+
+// ReadAll counts all members as read.
+func (o *Object) ReadAll() {
+	for name := range o.fields {
+		o.read[name] = true
+	}
 }
 
 // Present says whether a member is there, be it null.
@@ -254,11 +273,18 @@ func (o *Object) Object(key string) *Object {
 	if !ok {
 		return nil
 	}
+	if member := o.inner[key]; member != nil {
+		return member
+	}
 	member := &Object{File: o.File, prefix: o.prefix + key + ".", read: map[string]bool{}, err: o.err}
 	if json.Unmarshal(v, &member.fields) != nil {
 		o.Fail(key, "is %s, want an object", excerpt(v))
 		return nil
 	}
+	if o.inner == nil {
+		o.inner = map[string]*Object{}
+	}
+	o.inner[key] = member
 	return member
 }
 

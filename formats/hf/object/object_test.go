@@ -160,6 +160,26 @@ func TestImpostors(t *testing.T) {
 	}
 }
 
+// TestWholeObjects: names, comparison and failures of objects as such.
+func TestWholeObjects(t *testing.T) {
+	o := parse(t, `{"b": {"x": 1, "y": "two"}, "a": {"y": "two", "x": 1}, "c": {"x": 1}, "d": {"x": 2, "y": "two"}}`)
+	if got := o.Keys(); !slices.Equal(got, []string{"a", "b", "c", "d"}) || (*Object)(nil).Keys() != nil {
+		t.Errorf("keys %v", got)
+	}
+	b := o.Object("b")
+	if !b.Equal(o.Object("a")) || b.Equal(o.Object("c")) || b.Equal(o.Object("d")) || o.Object("c").Equal(b) {
+		t.Error("the wrong objects are equal")
+	}
+	if got := b.Path("x"); got != "config.json: b.x" {
+		t.Errorf("path %s", got)
+	}
+	b.Fail("x", "is wrong")
+	o.Forget()
+	if n := New("other.json"); o.Err() != nil || n.Has("x") || n.Err() != nil || (*Object)(nil).Err() != nil {
+		t.Errorf("a failure is left: %v", o.Err())
+	}
+}
+
 // TestUnread: a member counts as read once something has asked for it, in whatever way.
 func TestUnread(t *testing.T) {
 	o := parse(t, `{"z": 1, "y": 2, "n": null, "i": 3, "f": 4, "s": "", "b": true, "o": {"x": 1}, "l": [], "p": 1, "h": 1}`)
@@ -175,8 +195,15 @@ func TestUnread(t *testing.T) {
 	o.Present("p")
 	o.Has("h")
 	o.Excerpt("z")
-	if got := o.Unread(); !slices.Equal(got, []string{"y", "z"}) || o.Err() != nil {
-		t.Errorf("unread %v, want y and z; %v", got, o.Err())
+	if got := o.Unread(); !slices.Equal(got, []string{"o.x", "y", "z"}) || o.Err() != nil {
+		t.Errorf("unread %v, want o.x, y and z; %v", got, o.Err())
+	}
+	o.Object("o").Int("x", 0, 0, 9)
+	if got := o.Unread(); !slices.Equal(got, []string{"y", "z"}) {
+		t.Errorf("unread %v, want y and z: an object is the same each time", got)
+	}
+	if o.ReadAll(); len(o.Unread()) > 0 {
+		t.Errorf("unread %v after all was read", o.Unread())
 	}
 }
 

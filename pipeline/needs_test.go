@@ -1,0 +1,156 @@
+package pipeline
+
+import (
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"testing"
+	"time"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/quant"
+)
+
+// wide is a model of random weights, large enough for its matrices to be most of what a run keeps in memory; experts 0: a llama.
+func wide(dim, ffn, experts int) *testmodel.Source {
+	const layers, heads, vocab = 1, 8, 256
+	arch := "llama"
+	if experts > 0 {
+		arch = "qwen3moe"
+	}
+	s := &testmodel.Source{Path: "wide"}
+	s.KV.Set("general.architecture", arch)
+	set := func(key string, v any) { s.KV.Set(arch+"."+key, v) }
+	set("block_count", uint32(layers))
+	set("context_length", uint32(512))
+	set("embedding_length", uint32(dim))
+	set("feed_forward_length", uint32(ffn))
+	set("attention.head_count", uint32(heads))
+	set("attention.head_count_kv", uint32(heads))
+	set("attention.layer_norm_rms_epsilon", float32(1e-5))
+	set("rope.freq_base", float32(10000))
+	if experts > 0 {
+		set("attention.key_length", uint32(dim/heads))
+		set("attention.value_length", uint32(dim/heads))
+		set("expert_count", uint32(experts))
+		set("expert_used_count", uint32(2))
+		set("expert_feed_forward_length", uint32(ffn))
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	add := func(name string, shape ...int) {
+		info := ggml.Info{Name: name + ".weight", Type: ggml.BF16, Shape: shape}
+		w := make([]float32, info.Elements())
+		for i := range w {
+			w[i] = 0.05 * float32(rng.NormFloat64())
+			if len(shape) == 1 {
+				w[i] = 1
+			}
+		}
+		if len(shape) == 1 {
+			info.Type = ggml.F32
+		}
+		data := make([]byte, info.Bytes())
+		info.Type.Encode(data, w, nil)
+		s.List = append(s.List, ggml.Tensor{Info: info, Data: data})
+	}
+	add("token_embd", vocab, dim)
+	add("output_norm", dim)
+	add("output", vocab, dim)
+	for range layers {
+		p := "blk.0."
+		add(p+"attn_norm", dim)
+		add(p+"ffn_norm", dim)
+		for _, name := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
+			add(p+name, dim, dim)
+		}
+		if experts == 0 {
+			add(p+"ffn_gate", ffn, dim)
+			add(p+"ffn_up", ffn, dim)
+			add(p+"ffn_down", dim, ffn)
+			continue
+		}
+		add(p+"attn_q_norm", dim/heads)
+		add(p+"attn_k_norm", dim/heads)
+		add(p+"ffn_gate_inp", experts, dim)
+		add(p+"ffn_gate_exps", experts, ffn, dim)
+		add(p+"ffn_up_exps", experts, ffn, dim)
+		add(p+"ffn_down_exps", experts, dim, ffn)
+	}
+	return s
+}
+
+// peakLive returns the largest live heap that collections find while f runs, above what was there before.
+func peakLive(f func()) int64 {
+	defer debug.SetGCPercent(debug.SetGCPercent(10))
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	read := func() int64 {
+		metrics.Read(sample)
+		return int64(sample[0].Value.Uint64())
+	}
+	runtime.GC()
+	before, peak := read(), int64(0)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			peak = max(peak, read())
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	f()
+	close(stop)
+	<-stopped
+	return peak - before
+}
+
+// TestNeedsMemory: what a dry run says of memory is at most 2.5 times what a run has in use, and at least four fifths of it:
+// estimates add up what need not be there at once, and know nothing of small things.
+func TestNeedsMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes matrices of some size")
+	}
+	const seqs, seqLen = 4, 128
+	rng := rand.New(rand.NewPCG(3, 4))
+	set := &calib.Set{SeqLen: seqLen}
+	for range seqs {
+		seq := make([]int32, seqLen)
+		for i := range seq {
+			seq[i] = rng.Int32N(256)
+		}
+		set.Sequences = append(set.Sequences, seq)
+	}
+	for _, c := range []struct {
+		name    string
+		source  *testmodel.Source
+		methods []quant.Method
+	}{
+		{"dense", wide(512, 1024, 0), []quant.Method{GPTQ, AWQ, AWQGPTQ}},
+		{"experts", wide(512, 256, 8), []quant.Method{GPTQ}},
+	} {
+		for _, method := range c.methods {
+			p, err := NewPlan(c.source, Recipe{Method: method, Type: ggml.Q4_0})
+			if err != nil {
+				t.Fatal(err)
+			}
+			needs := p.Needs(openModel(t, c.source), seqs*seqLen, 0).Memory
+			peak := peakLive(func() {
+				_, err = Run(t.Context(), c.source, p, filepath.Join(t.TempDir(), "out.gguf"), Options{Calib: set})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s, %s: %.1f MB estimated, %.1f MB in use at most", c.name, method.Name(), 1e-6*float64(needs), 1e-6*float64(peak))
+			if 10*needs > 25*peak || 5*needs < 4*peak {
+				t.Errorf("%s, %s: %d bytes are estimated, %d were in use", c.name, method.Name(), needs, peak)
+			}
+		}
+	}
+}

@@ -1,0 +1,152 @@
+package pipeline
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// rowsJob is rows of a linear to be quantized. Rows do not depend on each other.
+type rowsJob struct {
+	tensor   *Tensor // whose type they get
+	w        *tensor.Matrix
+	product  bool // of quant.Job
+	solver   quant.Solver
+	in       *quant.Stats // the inputs that the solver knows, by which errors are measured
+	rounding bool         // the error of rounding alone is asked for
+	stored   []byte       // the rows as the checkpoint has them, where that is in the tensor's type; else nil
+}
+
+// rows is what became of a rowsJob.
+type rows struct {
+	data    []byte
+	decoded *tensor.Matrix // what a reader of data sees
+	rowsReport
+}
+
+// quantizeRows gives rows their type and measures what that does. It depends on nothing but j.
+func quantizeRows(ctx context.Context, j *rowsJob) (rows, error) {
+	r := rounding{target: j.w, data: j.stored, decoded: j.w, exact: true}
+	if j.stored == nil {
+		var err error
+		if r, err = round(ctx, j.tensor, j.w, j.product, j.solver); err != nil {
+			return rows{}, err
+		}
+	}
+	q := rows{data: r.data, decoded: r.decoded}
+	if r.exact {
+		r.decoded = j.w // what the checkpoint has is what it was rounded to
+		q.exact = j.w.Rows
+	}
+	q.outputs.num, q.outputs.den = quant.OutputEnergies(j.w, r.decoded, j.in.H)
+	q.weights.add(r.target, r.decoded)
+	q.damping = r.damping
+	if !r.exact {
+		q.noise = roundingNoise(j.tensor.Type, r.data, r.target)
+	}
+	if j.rounding {
+		q.rowsReport.rounding.num, q.rowsReport.rounding.den = quant.OutputEnergies(r.target, r.decoded, j.in.H)
+	}
+	return q, nil
+}
+
+// rounding is a weight, or rows of one, as a type stores them.
+type rounding struct {
+	target  *tensor.Matrix // what was rounded: the weight, after corrections
+	data    []byte
+	decoded *tensor.Matrix // what a reader of data sees
+	damping float64        // of quant.Result
+	exact   bool           // the weights were on the type's grid: nothing is lost
+}
+
+// round gives rows w of a tensor its type by a solver that knows the inputs.
+func round(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s quant.Solver) (rounding, error) {
+	if t.Type.Grid == nil {
+		data, decoded := encode(t.Type, w, nil)
+		return rounding{target: w, data: data, decoded: decoded}, nil
+	}
+	if data := exactly(t, w); data != nil {
+		decoded := tensor.New(w.Rows, w.Cols)
+		for i := range w.Rows {
+			decodeRow(&ggml.Tensor{Info: ggml.Info{Type: t.Type}, Data: data}, decoded.Row(i), i)
+		}
+		return rounding{target: w, data: data, decoded: decoded, exact: true}, nil
+	}
+	res, err := s.Quantize(ctx, quant.Job{W: w, Grid: t.Type.Grid, Product: product})
+	if err != nil {
+		return rounding{}, err
+	}
+	decoded := tensor.New(w.Rows, w.Cols)
+	res.Weight.DecodeTo(decoded)
+	return rounding{target: res.Target, data: t.Type.PackWeight(res.Weight), decoded: decoded, damping: res.Damping}, nil
+}
+
+// exactly returns rows w, as the checkpoint has them, in their type if they lie on its grid; nil if they do not.
+func exactly(t *Tensor, w *tensor.Matrix) []byte {
+	row := t.Type.RowBytes(w.Cols)
+	// One row tells most weights that are on no grid.
+	first := make([]byte, row)
+	if w.Rows == 0 || !t.Type.EncodeExact(first, w.Row(0), t.From) {
+		return nil
+	}
+	data := make([]byte, w.Rows*row)
+	var off atomic.Bool
+	kernels.Parallel(w.Rows, 4, func(lo, hi int) {
+		for i := lo; i < hi && !off.Load(); i++ {
+			if !t.Type.EncodeExact(data[i*row:(i+1)*row], w.Row(i), t.From) {
+				off.Store(true)
+			}
+		}
+	})
+	if off.Load() {
+		return nil
+	}
+	return data
+}
+
+// roundingNoise estimates ‖ΔW‖² of weights stored as data.
+func roundingNoise(t *ggml.Type, data []byte, w *tensor.Matrix) float64 {
+	if t.Grid == nil {
+		return 0
+	}
+	return t.ParseWeight(data, w.Rows, w.Cols).Noise()
+}
+
+// encode rounds w to nearest. It returns the bytes and the values that a reader will see.
+func encode(t *ggml.Type, w *tensor.Matrix, importance []float32) (data []byte, decoded *tensor.Matrix) {
+	row := t.RowBytes(w.Cols)
+	data = make([]byte, w.Rows*row)
+	decoded = tensor.New(w.Rows, w.Cols)
+	kernels.Parallel(w.Rows, 4, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			t.Encode(data[i*row:(i+1)*row], w.Row(i), importance)
+			t.Decode(decoded.Row(i), data[i*row:(i+1)*row])
+		}
+	})
+	return data, decoded
+}
+
+// errorSum gathers ‖ΔW‖² and ‖W‖² over pieces of a tensor.
+type errorSum struct{ num, den float64 }
+
+func (s *errorSum) add(w, decoded *tensor.Matrix) {
+	for i := range w.Rows {
+		d := decoded.Row(i)
+		for j, v := range w.Row(i) {
+			e := float64(v) - float64(d[j])
+			s.num += e * e
+			s.den += float64(v) * float64(v)
+		}
+	}
+}
+
+func (s errorSum) relative() float64 {
+	if s.den == 0 {
+		return min(s.num, 1)
+	}
+	return s.num / s.den
+}

@@ -1,0 +1,316 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// writer fills the file that the plan describes, and keeps what there is to report of each tensor.
+type writer struct {
+	*task
+	file *gguf.Writer
+
+	pending *errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
+	failed  context.Context // ends with the first that fails
+	buffers chan []byte     // what they leave
+
+	mu      sync.Mutex // guards what follows
+	reports map[string]*TensorReport
+	sums    map[string]*rowsReport // of the tensors whose rows are still being written
+}
+
+func newWriter(t *task, path string) (*writer, error) {
+	w := &writer{task: t, buffers: make(chan []byte, pendingWrites+1), reports: map[string]*TensorReport{}, sums: map[string]*rowsReport{}}
+	w.pending, w.failed = errgroup.WithContext(t.ctx)
+	w.pending.SetLimit(pendingWrites)
+	var err error
+	w.file, err = gguf.Create(path, t.plan.Metadata, t.plan.infos(), gguf.Options{Overwrite: t.opt.Overwrite,
+		PartBytes: t.plan.Recipe.PartBytes})
+	return w, err
+}
+
+// convertAll writes the tensors that no calibration reaches, one after the other: without calibration all.
+func (w *writer) convertAll() error {
+	var converted []*Tensor
+	for i := range w.plan.Tensors {
+		if t := &w.plan.Tensors[i]; !w.calibrates(t) {
+			converted = append(converted, t)
+		}
+	}
+	item := ""
+	for i, t := range converted {
+		if i+1 < len(converted) && 4*converted[i+1].Elements() <= readAheadBytes {
+			w.src.ReadAhead(converted[i+1].Name)
+		}
+		if name := itemName(t.Name); name != item && w.m == nil {
+			item = name
+			w.opt.Progress.Item(item)
+		}
+		if err := w.convert(t); err != nil {
+			return cmp.Or(w.pending.Wait(), err)
+		}
+	}
+	return w.pending.Wait()
+}
+
+// calibrates says whether a tensor is written when the calibration text reaches it.
+func (t *task) calibrates(tensor *Tensor) bool {
+	if t.m == nil {
+		return false
+	}
+	inLayer := ggml.ParseName(tensor.Name).Layer >= 0
+	return tensor.Role == model.RoleLinear || t.changesVectors() && tensor.Role == model.RoleVector && inLayer ||
+		tensor.Role == model.RoleHead && t.calibratesHead()
+}
+
+// itemName is "blk.N" for a layer's tensor, else the tensor's name.
+func itemName(tensor string) string {
+	if n := ggml.ParseName(tensor); n.Layer >= 0 {
+		return fmt.Sprintf("blk.%d", n.Layer)
+	}
+	return tensor
+}
+
+// convert rounds a tensor to nearest and writes it. The write may end after the return: see writer.pending.
+func (w *writer) convert(t *Tensor) error {
+	w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
+	cols := t.Cols()
+	step := batchRows(t)
+	var sum rowSum
+	for lo := 0; lo < t.Rows(); lo += step {
+		if err := context.Cause(w.failed); err != nil {
+			return err
+		}
+		hi := min(lo+step, t.Rows())
+		in, first, err := w.fetch(t, lo, hi)
+		if err != nil {
+			return err
+		}
+		data := w.buffer((hi - lo) * t.Type.RowBytes(cols))
+		rows := make([]rowSum, hi-lo)
+		// Small ranges, as writing takes processors away from some goroutines.
+		var next atomic.Int64
+		kernels.Parallel(runtime.GOMAXPROCS(0), 1, func(int, int) {
+			c := newConverter(t, in)
+			defer c.free()
+			n := max(1, rowWeights/cols)
+			for a := int(next.Add(int64(n))) - n; a < len(rows); a = int(next.Add(int64(n))) - n {
+				for i := a; i < min(a+n, len(rows)); i++ {
+					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i-first)
+				}
+			}
+		})
+		for i := range rows {
+			if rows[i].suspect() {
+				if err := w.checkRow(t, in, first, lo+i); err != nil {
+					return err
+				}
+			}
+			sum.add(&rows[i])
+		}
+		w.pending.Go(func() error {
+			defer w.recycle(data)
+			return w.file.WriteRows(t.Name, lo, data)
+		})
+		w.opt.Progress.Add(int64((hi - lo) * cols))
+		if hi == t.Rows() {
+			w.src.Release(in)
+		}
+	}
+	w.report(t, &rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise, exact: sum.exact})
+	return nil
+}
+
+// fetch returns a tensor, or where the source has them rows [lo,hi) of it, and which row is the first of what it returns.
+func (w *writer) fetch(t *Tensor, lo, hi int) (in *ggml.Tensor, first int, err error) {
+	if src, ok := w.src.(model.RowSource); ok && len(t.Shape) > 1 {
+		in, err = src.Rows(t.Name, lo, hi)
+		return in, lo, err
+	}
+	in, err = w.src.Tensor(t.Name)
+	return in, 0, err
+}
+
+// rows writes what has become of rows of a tensor, from row first on. The tensor is reported with its last ones.
+func (w *writer) rows(t *Tensor, first int, q *rows) error {
+	if err := w.file.WriteRows(t.Name, first, q.data); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	sums := w.sums[t.Name]
+	if sums == nil {
+		sums = &rowsReport{}
+		w.sums[t.Name] = sums
+	}
+	sums.add(&q.rowsReport)
+	w.mu.Unlock()
+	n := len(q.data) / t.Type.RowBytes(t.Cols())
+	w.opt.Progress.Add(int64(n) * int64(t.Cols()))
+	if first+n < t.Rows() {
+		return nil
+	}
+	w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
+	w.report(t, sums)
+	return nil
+}
+
+// vectors writes the norms and biases of a layer after transforms and bias correction.
+func (w *writer) vectors(l *model.Layer) error {
+	vectors := l.Vectors()
+	for i := range w.plan.Tensors {
+		t := &w.plan.Tensors[i]
+		v, ok := vectors[t.Name]
+		if !ok || t.Role != model.RoleVector { // what is kept is converted like what is outside the layers
+			continue
+		}
+		x := tensor.FromSlice(1, len(v), v)
+		if err := w.check(t, x); err != nil {
+			return err
+		}
+		data, decoded := encode(t.Type, x, nil)
+		if err := w.file.WriteTensor(t.Name, data); err != nil {
+			return err
+		}
+		w.report(t, &rowsReport{outputs: errorSum{quant.WeightError(x, decoded), 1}})
+		w.opt.Progress.Add(int64(t.Elements()))
+		w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
+	}
+	return nil
+}
+
+// rowsReport gathers what is reported of a tensor, over its rows.
+type rowsReport struct {
+	outputs, rounding, weights errorSum
+	noise, damping             float64
+	tokens                     []int // of experts, one each
+	exact                      int   // rows that lost nothing
+}
+
+func (s *rowsReport) add(o *rowsReport) {
+	for _, p := range [][2]*errorSum{{&s.outputs, &o.outputs}, {&s.rounding, &o.rounding}, {&s.weights, &o.weights}} {
+		p[0].num += p[1].num
+		p[0].den += p[1].den
+	}
+	s.noise += o.noise
+	s.exact += o.exact
+	s.damping = max(s.damping, o.damping)
+	s.tokens = append(s.tokens, o.tokens...)
+}
+
+// report notes what has become of a tensor.
+func (w *writer) report(t *Tensor, s *rowsReport) {
+	rep := &TensorReport{
+		Name: t.Name, Type: t.Type.Name, Bytes: t.Bytes(), RelativeError: s.outputs.relative(), Damping: s.damping,
+		WeightError: s.weights.relative(), ExpectedError: errorSum{s.noise, s.weights.den}.relative(),
+		rounding: s.rounding.relative(), ExpertTokens: s.tokens, Lossless: t.Type.Grid != nil && s.exact == t.Rows(),
+	}
+	if t.Wanted != t.Type {
+		rep.Fallback = t.Wanted.Name
+	}
+	if t.From.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
+		rep.RequantizedFrom = t.From.Name
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reports[t.Name] = rep
+}
+
+// setMetadata stores what is known of the file when its tensors are written: the scales of the linears' inputs, and the
+// relative errors of the tensors, so that a file tells where it is weak.
+func (w *writer) setMetadata(seen *observer) error {
+	if w.plan.Recipe.Method.Needs().Int8Inputs {
+		if err := w.file.SetMeta(model.StaticScalesKey, seen.scales(w.plan)); err != nil {
+			return err
+		}
+	}
+	if _, ok := w.plan.Metadata.Get(model.ErrorsKey); !ok {
+		return nil
+	}
+	errors := make([]float32, len(w.plan.Tensors))
+	for i := range errors {
+		errors[i] = float32(w.reports[w.plan.Tensors[i].Name].RelativeError)
+	}
+	return w.file.SetMeta(model.ErrorsKey, errors)
+}
+
+// buffer returns n bytes, of what is left from a batch that is on the disk if there is one.
+func (w *writer) buffer(n int) []byte {
+	select {
+	case b := <-w.buffers:
+		if cap(b) >= n {
+			return b[:n]
+		}
+	default:
+	}
+	// Tensors are of different sizes: one buffer suits all, but for those that have longer rows than a batch.
+	largest := n
+	for i := range w.plan.Tensors {
+		t := &w.plan.Tensors[i]
+		largest = max(largest, min(t.Rows(), batchRows(t))*t.Type.RowBytes(t.Cols()))
+	}
+	return make([]byte, n, largest)
+}
+
+func (w *writer) recycle(b []byte) {
+	select {
+	case w.buffers <- b:
+	default:
+	}
+}
+
+// check refuses weights that are not finite or that t's type would make infinite.
+func (w *writer) check(t *Tensor, x *tensor.Matrix) error {
+	for i := range x.Rows {
+		for j, v := range x.Row(i) {
+			if err := w.checkWeight(t, i, j, v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkWeight refuses t's element v at [row col].
+func (w *writer) checkWeight(t *Tensor, row, col int, v float32) error {
+	const maxFloat16 = 65504
+	finite := v-v == 0
+	if finite && (t.Type != ggml.F16 || math.Abs(float64(v)) <= maxFloat16) {
+		return nil
+	}
+	where := fmt.Sprintf("[%d %d]", row, col)
+	if len(t.Shape) == 1 {
+		where = fmt.Sprint(col)
+	}
+	where = fmt.Sprintf("%s: tensor %q: element %s is %v", w.src.Name(), t.Name, where, v)
+	if finite {
+		return fmt.Errorf("%s, beyond F16's largest value %d: choose bf16 or f32 for this tensor", where, maxFloat16)
+	}
+	return errors.New(where)
+}
+
+// checkRow is check for one row of a stored tensor.
+func (w *writer) checkRow(t *Tensor, in *ggml.Tensor, first, row int) error {
+	x := make([]float32, t.Cols())
+	decodeRow(in, x, row-first)
+	for j, v := range x {
+		if err := w.checkWeight(t, row, j, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}

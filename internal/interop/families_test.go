@@ -29,8 +29,9 @@ const (
 	familyContext = 48 // at which no checkpoint of ../shared/archs is beyond what llama.cpp computes exactly
 	familyChunks  = 48
 	familyCalib   = 24 // sequences
-	// maxFloat bounds the difference where llama.cpp computes in float32 as we do, but for GELU's table.
-	maxFloat = 1e-4 // relative
+	// maxFloat bounds the difference where llama.cpp computes in float32 as we do. It is 1e-6, but for GELU, which llama.cpp
+	// takes from a table over float16: that moves Gemma 4's perplexity by up to 7e-4.
+	maxFloat = 1e-3 // relative
 	// maxErrors bounds what is beyond maxPerplexity, in standard errors. In models of random weights a rounding to 8 bits
 	// sends tokens to other experts, and single log-probabilities move by 1: see compareFile.
 	maxErrors = 4

@@ -31,7 +31,7 @@ const (
 	gopher4m = "../../testdata/gopher-4m"
 	// context is what the gopher models were trained on; chunks of it are read.
 	context = 256
-	chunks  = 16
+	chunks  = 12
 	// maxPerplexity and minSameTop allow for llama.cpp's rounding of activations to 8 bits, which we do not do.
 	maxPerplexity = 0.005 // relative
 	minSameTop    = 0.97

@@ -5,9 +5,11 @@ package atomicfile
 import (
 	"bufio"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +27,8 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Stdout.WriteString(w.Temp() + "\n")
-		select {}
+		io.Copy(io.Discard, os.Stdin) // the test holds the other end; select{} would be a deadlock to the runtime, which ends the process
+		runtime.KeepAlive(w)          // a collected file is closed, and its lock gone
 	}
 	os.Exit(m.Run())
 }
@@ -35,6 +38,9 @@ func startWriter(t *testing.T, path string) (kill func(), tmp string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), writerVariable+"="+path)
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

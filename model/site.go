@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -17,7 +18,7 @@ type Site struct {
 	Head    bool
 	Linears []*Linear
 	// Prev is what could absorb a scaling of the input's channels; nil if nothing could.
-	Prev *Prev
+	Prev *quant.Scaler
 	// Shares names the features that the input has in common with the sites of other layers; "" if they are its own.
 	Shares string
 }
@@ -32,17 +33,6 @@ func (s *Site) ID() string {
 
 // In is the number of features of the site's input.
 func (s *Site) In() int { return s.Linears[0].In }
-
-// Prev produces a site's input, channel by channel, so that a factor on a channel can move from the input into it:
-// either a norm's weights or the rows of a linear.
-type Prev struct {
-	Name   string // the tensor's
-	Norm   []float32
-	Linear *Linear
-	// Row gives, where Linear is set, the row that produces each channel. With grouped-query attention several
-	// channels of attn_output's input come from one row of attn_v and can only be scaled together.
-	Row []int
-}
 
 // Stage is a step through a layer: the linears of its sites, from their inputs to what follows from their results.
 type Stage struct {

@@ -53,7 +53,7 @@ var allowed = map[string]string{
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
 
 	"tokenizer": "",
-	"model":     "tensor kernels/... formats/ggml",
+	"model":     "tensor kernels/... quant formats/ggml",
 	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",

@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -25,10 +26,11 @@ type Site struct {
 
 // ID is the site's name in the model: "blk.0.attn_in", "blk.0.ffn_exps_in[3]".
 func (s *Site) ID() string {
+	id := ggml.LayerName(s.Layer) + "." + s.Name
 	if s.Expert >= 0 {
-		return fmt.Sprintf("blk.%d.%s[%d]", s.Layer, s.Name, s.Expert)
+		id += fmt.Sprintf("[%d]", s.Expert)
 	}
-	return fmt.Sprintf("blk.%d.%s", s.Layer, s.Name)
+	return id
 }
 
 // In is the number of features of the site's input.

@@ -54,7 +54,7 @@ var allowed = map[string]string{
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... quant formats/ggml",
-	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
+	"arch":      "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf/object"
 	"github.com/llmq/llmq/model"
@@ -269,7 +270,7 @@ func (c *Conversion) Layer(i int) *Layer { return c.LayerAt(i, fmt.Sprintf("mode
 
 // LayerAt returns layer i under a prefix of the checkpoint.
 func (c *Conversion) LayerAt(i int, prefix string) *Layer {
-	return &Layer{c, fmt.Sprintf("blk.%d.", i), prefix}
+	return &Layer{c, ggml.LayerName(i) + ".", prefix}
 }
 
 // Has says whether the checkpoint has a tensor of the layer.

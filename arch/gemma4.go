@@ -19,7 +19,8 @@ func init() {
 		Convert: convertGemma4,
 		Spec:    specGemma4,
 	})
-	tokenizes(&Tokenizer{Characters: true, AddBOS: true}, "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+	tokenizes(&Tokenizer{Characters: true, AddBOS: true, Visible: []string{"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>",
+		"<|tool_response>", "<tool_response|>", `<|"|>`}}, "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
 		"Gemma4UnifiedForConditionalGeneration")
 }
 

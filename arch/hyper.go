@@ -1,9 +1,9 @@
 package arch
 
 import (
-	"fmt"
 	"math"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/model"
@@ -91,7 +91,7 @@ func first(list []int) int { return list[0] }
 func (h *hyper) dropNextn(k *model.Keys) {
 	n := k.Int("nextn_predict_layers", 0, 0, max(h.layers-1, 0))
 	for i := h.layers - n; i < h.layers; i++ {
-		h.unused = append(h.unused, k.Under(fmt.Sprintf("blk.%d.", i))...)
+		h.unused = append(h.unused, k.Under(ggml.LayerName(i)+".")...)
 	}
 	h.layers -= n
 }

@@ -7,8 +7,10 @@ import "fmt"
 type Tokenizer struct {
 	// Pre is the name of tokenizer.ggml.pre, where several split as tokenizer.json says, or no file says how to split.
 	Pre string
-	// Characters: BPE of characters (tokenizer.ggml.model gemma4) rather than SentencePiece.
+	// Characters: BPE of characters rather than SentencePiece.
 	Characters bool
+	// Visible are control tokens that are written as user-defined, so that llama.cpp's parser of chats sees them.
+	Visible []string
 	// PrefixSaid: add_prefix_space of tokenizer_config.json is written for byte-level BPE too, where it means nothing.
 	PrefixSaid bool
 	// PrefixAlways: whether a space goes before a text is written whatever it is.

@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -252,13 +253,13 @@ func (t *plainDescent) super(b *quant.Block, c0 int) bool {
 // TestRefine compares the descent by lanes of rows with the plain one. Sums in another order may turn one number, and all
 // after it: what comes of it must be as good.
 func TestRefine(t *testing.T) {
+	const cols = 768
+	w, in := problem(1, 37, cols, 2*cols)
 	for _, typ := range ggml.Types {
 		g, ok := typ.Grid.(*quant.Affine)
 		if !ok {
 			continue
 		}
-		const cols = 768
-		w, in := problem(1, 37, cols, 2*cols)
 		f, err := NewFactor(t.Context(), in.H, g, Options{})
 		if err != nil {
 			t.Fatal(err)
@@ -267,18 +268,16 @@ func TestRefine(t *testing.T) {
 			if testing.Short() && passes > 1 {
 				break
 			}
-			want, got := quant.NewWeight(g, w.Rows, cols), quant.NewWeight(g, w.Rows, cols)
-			if err := f.sweep(t.Context(), want, g, w); err != nil {
+			start := quant.NewWeight(g, w.Rows, cols)
+			if err := f.sweep(t.Context(), start, g, w); err != nil {
 				t.Fatal(err)
 			}
-			swept := outputError(w, want, in.H)
+			swept, want := outputError(w, start, in.H), clone(start)
 			plainRefine(f, want, w, passes)
 			e := outputError(w, want, in.H)
 			previous := kernels.CurrentTier()
 			for _, tier := range kernels.Tiers() {
-				if err := f.sweep(t.Context(), got, g, w); err != nil {
-					t.Fatal(err)
-				}
+				got := clone(start)
 				kernels.SetTier(tier)
 				err := f.refine(t.Context(), got, g, w, passes)
 				kernels.SetTier(previous)
@@ -303,4 +302,12 @@ func TestRefine(t *testing.T) {
 			}
 		}
 	}
+}
+
+// clone returns a copy of what is stored for a weight.
+func clone(w *quant.Weight) *quant.Weight {
+	c := *w
+	c.Codes, c.Sc, c.M = slices.Clone(w.Codes), slices.Clone(w.Sc), slices.Clone(w.M)
+	c.D, c.DMin = slices.Clone(w.D), slices.Clone(w.DMin)
+	return &c
 }

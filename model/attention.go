@@ -3,6 +3,7 @@ package model
 import (
 	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/elementwise"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -59,7 +60,7 @@ func (a *Attention) Branch() Branch {
 	}
 	out := &Site{Name: "attn_out", Expert: -1, Linears: []*Linear{a.O}}
 	if a.V != nil && a.VNorm == nil {
-		out.Prev = &Prev{Name: a.V.Name, Linear: a.V, Row: a.valueRows()}
+		out.Prev = &quant.Scaler{Name: a.V.Name, Row: a.valueRows()}
 	}
 	return Branch{
 		Stages: []Stage{{

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/llmq/llmq/kernels/vector"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -157,7 +158,7 @@ func absorb(s *Stage, n *Norm) {
 	if n == nil || n.Name == "" || n.B != nil || len(s.Sites) != 1 || s.Sites[0].Prev != nil {
 		return
 	}
-	s.Sites[0].Prev = &Prev{Name: n.Name, Norm: n.W}
+	s.Sites[0].Prev = &quant.Scaler{Name: n.Name, Norm: n.W}
 }
 
 // normed returns st.X normalised, in scratch memory; without a norm st.X itself.

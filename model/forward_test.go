@@ -310,7 +310,7 @@ func sites(t *testing.T, m *model.Model, tokens []int32) {
 		plain.Release()
 		for k := range all {
 			l := load()
-			scaleSite(t, l.Sites()[k])
+			scaleSite(t, l, l.Sites()[k])
 			after, got := walk(t, m, l, x, len(tokens))
 			s := l.Sites()[k]
 			closeTo(t, s.ID()+" scaled: the layer's output", got, want)
@@ -331,20 +331,22 @@ func sites(t *testing.T, m *model.Model, tokens []int32) {
 
 // factor is what channel c of a site's input is divided by.
 func factor(s *model.Site, c int) float32 {
-	if s.Prev.Linear != nil {
+	if s.Prev.Row != nil {
 		c = s.Prev.Row[c]
 	}
 	return float32(1 + c%5)
 }
 
 // scaleSite scales a site's linears up and what precedes it down, where something can.
-func scaleSite(t *testing.T, s *model.Site) {
+func scaleSite(t *testing.T, l *model.Layer, s *model.Site) {
 	t.Helper()
 	if s.Prev == nil {
 		return
 	}
 	var err error
-	if lin := s.Prev.Linear; lin != nil {
+	if s.Prev.Row != nil {
+		i := slices.IndexFunc(l.Linears(), func(lin *model.Linear) bool { return lin.Name == s.Prev.Name && lin.Expert == s.Expert })
+		lin := l.Linears()[i]
 		if lin.F32, err = lin.Matrix(); err != nil {
 			t.Fatal(err)
 		}

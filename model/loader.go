@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
 )
@@ -259,7 +260,7 @@ func (m *Model) LoadLayer(i int) (*Layer, error) {
 	return l, nil
 }
 
-func layerPrefix(i int) string { return fmt.Sprintf("blk.%d.", i) }
+func layerPrefix(i int) string { return ggml.LayerName(i) + "." }
 
 // declare has the spec name all tensors, and keeps for each layer what its linears are.
 func (m *Model) declare() error {

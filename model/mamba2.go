@@ -5,6 +5,7 @@ import (
 
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/scan"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -33,7 +34,7 @@ func (m *Mamba2) Channels() int { return m.Inner + 2*m.Groups*m.State }
 func (m *Mamba2) Branch() Branch {
 	out := &Site{Name: "ssm_out", Expert: -1, Linears: []*Linear{m.Out}}
 	if m.Norm != nil {
-		out.Prev = &Prev{Name: m.Norm.Name, Norm: m.Norm.W}
+		out.Prev = &quant.Scaler{Name: m.Norm.Name, Norm: m.Norm.W}
 	}
 	return Branch{
 		Stages: []Stage{{

@@ -2,6 +2,7 @@ package model
 
 import (
 	"github.com/llmq/llmq/kernels/attention"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -41,7 +42,7 @@ func (a *MLA) Branch() Branch {
 	} else {
 		first.Linears = append(first.Linears, a.QA)
 		stages = []Stage{{Sites: []*Site{first}, Apply: a.in}, {
-			Sites: []*Site{{Name: "attn_q_b", Expert: -1, Linears: []*Linear{a.QB}, Prev: &Prev{Name: a.QNorm.Name, Norm: a.QNorm.W}}},
+			Sites: []*Site{{Name: "attn_q_b", Expert: -1, Linears: []*Linear{a.QB}, Prev: &quant.Scaler{Name: a.QNorm.Name, Norm: a.QNorm.W}}},
 			Apply: func(st *State) { st.In = st.apply(st.In, []string{"q"}, a.QB)[0] },
 		}}
 	}

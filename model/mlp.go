@@ -2,6 +2,7 @@ package model
 
 import (
 	"github.com/llmq/llmq/kernels/elementwise"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -71,7 +72,7 @@ func (f *MLP) Branch() Branch {
 	}
 	out := &Site{Name: "mlp_out", Expert: -1, Linears: []*Linear{f.Down}}
 	if f.Gate != nil && f.Act.linearInUp() {
-		out.Prev = &Prev{Name: f.Up.Name, Linear: f.Up, Row: identity(f.Down.In)}
+		out.Prev = &quant.Scaler{Name: f.Up.Name, Row: identity(f.Down.In)}
 	}
 	return Branch{
 		Stages: []Stage{{

@@ -6,6 +6,7 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/vector"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -88,7 +89,7 @@ func (f *MoE) Branch() Branch {
 		in.Sites = append(in.Sites, &Site{Name: "ffn_exps_in", Expert: e, Linears: linears, Shares: "mlp_in"})
 		site := &Site{Name: "ffn_exps_out", Expert: e, Linears: []*Linear{down}}
 		if f.Gate != nil && f.Act.linearInUp() {
-			site.Prev = &Prev{Name: f.Up[e].Name, Linear: f.Up[e], Row: rows}
+			site.Prev = &quant.Scaler{Name: f.Up[e].Name, Row: rows}
 		}
 		out.Sites = append(out.Sites, site)
 	}
@@ -100,7 +101,7 @@ func (f *MoE) Branch() Branch {
 		in.Sites = append(in.Sites, &Site{Name: "ffn_shexp_in", Expert: -1, Linears: linears, Shares: "mlp_in"})
 		site := &Site{Name: "ffn_shexp_out", Expert: -1, Linears: []*Linear{f.Shared.Down}}
 		if f.Shared.Gate != nil && f.Shared.Act.linearInUp() {
-			site.Prev = &Prev{Name: f.Shared.Up.Name, Linear: f.Shared.Up, Row: identity(f.Shared.Down.In)}
+			site.Prev = &quant.Scaler{Name: f.Shared.Up.Name, Row: identity(f.Shared.Down.In)}
 		}
 		out.Sites = append(out.Sites, site)
 	}

@@ -2,6 +2,7 @@ package model
 
 import (
 	"github.com/llmq/llmq/kernels/scan"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -25,7 +26,7 @@ func (s *ShortConv) Branch() Branch {
 			Sites: []*Site{{Name: "conv_in", Expert: -1, Linears: []*Linear{s.In}, Shares: "attn_in"}},
 			Apply: s.apply,
 		}},
-		Out:     &Site{Name: "conv_out", Expert: -1, Linears: []*Linear{s.Out}, Prev: &Prev{Name: s.In.Name, Linear: s.In, Row: rows}},
+		Out:     &Site{Name: "conv_out", Expert: -1, Linears: []*Linear{s.Out}, Prev: &quant.Scaler{Name: s.In.Name, Row: rows}},
 		Narrows: true,
 	}
 }

@@ -3,6 +3,8 @@ package model
 import (
 	"fmt"
 
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -17,32 +19,22 @@ type Site struct {
 	Head    bool
 	Linears []*Linear
 	// Prev is what could absorb a scaling of the input's channels; nil if nothing could.
-	Prev *Prev
+	Prev *quant.Scaler
 	// Shares names the features that the input has in common with the sites of other layers; "" if they are its own.
 	Shares string
 }
 
 // ID is the site's name in the model: "blk.0.attn_in", "blk.0.ffn_exps_in[3]".
 func (s *Site) ID() string {
+	id := ggml.LayerName(s.Layer) + "." + s.Name
 	if s.Expert >= 0 {
-		return fmt.Sprintf("blk.%d.%s[%d]", s.Layer, s.Name, s.Expert)
+		id += fmt.Sprintf("[%d]", s.Expert)
 	}
-	return fmt.Sprintf("blk.%d.%s", s.Layer, s.Name)
+	return id
 }
 
 // In is the number of features of the site's input.
 func (s *Site) In() int { return s.Linears[0].In }
-
-// Prev produces a site's input, channel by channel, so that a factor on a channel can move from the input into it:
-// either a norm's weights or the rows of a linear.
-type Prev struct {
-	Name   string // the tensor's
-	Norm   []float32
-	Linear *Linear
-	// Row gives, where Linear is set, the row that produces each channel. With grouped-query attention several
-	// channels of attn_output's input come from one row of attn_v and can only be scaled together.
-	Row []int
-}
 
 // Stage is a step through a layer: the linears of its sites, from their inputs to what follows from their results.
 type Stage struct {

@@ -2,6 +2,7 @@ package model
 
 import (
 	"context"
+	"slices"
 
 	"github.com/llmq/llmq/tensor"
 )
@@ -77,6 +78,39 @@ func (l *Layer) ForwardLast(ctx context.Context, st *State, x *tensor.Matrix, se
 		}
 	}
 	return nil
+}
+
+// Block returns what computes, from an input of site, tokens×in, and from weights in place of its linears', all that is
+// added to the residual stream until the next stage that begins. It returns nil where the site's own output is added as
+// it is, or where the input alone does not decide. The sequences of x are seqLen long; st is overwritten.
+func (l *Layer) Block(ctx context.Context, st *State, site *Site, seqLen int) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+	k := slices.IndexFunc(l.Stages, func(s Stage) bool { return s.Sites[0] == site })
+	if k < 0 || !l.Stages[k].Begins || len(l.Stages[k].Sites) > 1 {
+		return nil
+	}
+	end := k + 1
+	reads := l.Stages[k].ReadsAux
+	for end < len(l.Stages) && !l.Stages[end].Begins {
+		reads = reads || l.Stages[end].ReadsAux
+		end++
+	}
+	if reads {
+		return nil
+	}
+	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
+		for i, lin := range site.Linears {
+			own := lin.F32
+			lin.F32 = weights[i]
+			defer func() { lin.F32 = own }()
+		}
+		st.Enter(l.m, tensor.New(x.Rows, l.m.Width), seqLen)
+		st.In = x
+		l.Stages[k].Apply(st)
+		if err := l.Run(ctx, st, k+1, end, nil); err != nil {
+			return tensor.New(x.Rows, l.m.Dim) // cancelled: the caller ends too
+		}
+		return st.X
+	}
 }
 
 // narrow leaves the last tokens of each sequence in st.X alone, in scratch memory.

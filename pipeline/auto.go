@@ -15,10 +15,11 @@ type Decision struct {
 	Group string `json:"group"`
 	// InputMax is the largest magnitude in the group's input, InputMedian the median over its features of theirs: how
 	// far outlier features stand out.
-	InputMax    float64     `json:"input_absmax"`
-	InputMedian float64     `json:"input_absmax_median"`
-	Candidates  []Candidate `json:"candidates"`
-	Chosen      string      `json:"chosen"` // empty: none of the linears is quantized
+	InputMax    float64 `json:"input_absmax"`
+	InputMedian float64 `json:"input_absmax_median"`
+	// Candidates are GPTQ alone, then the other ways.
+	Candidates []Candidate `json:"candidates"`
+	Chosen     string      `json:"chosen"` // empty: none of the linears is quantized
 }
 
 // Candidate is a way to quantize a group, tried on some of its rows.

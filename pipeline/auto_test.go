@@ -75,6 +75,7 @@ func draw(logits []float32, rng *rand.Rand) int32 {
 // TestAuto: on a model with outlier features the groups that read them are scaled, each decision is for the least error
 // of those measured, and the model is not worse than with any one way for all groups.
 func TestAuto(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("quantizes small models many times")
 	}
@@ -84,7 +85,7 @@ func TestAuto(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		set := sequences(tm, 64, 32)
+		set := sequences(tm, 24, 32)
 		want := openModel(t, tm.Source())
 		best := math.Inf(1)
 		for _, m := range []quant.Method{GPTQ, AWQ, AWQGPTQ} {
@@ -169,6 +170,9 @@ func TestValidate(t *testing.T) {
 
 // TestLimit: linears get Q8_0 until the limit is met, and no more of them than it takes.
 func TestLimit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes a model many times")
+	}
 	src, set, held := validated(t)
 	recipe := Recipe{Method: Auto, Type: ggml.Q4_0}
 	_, free := mustRun(t, src, recipe, Options{Calib: set, Validate: Validate{Tokens: held}})
@@ -216,6 +220,10 @@ func TestLimit(t *testing.T) {
 
 // TestLimitNotMet: nothing is written, what was there stays, and the error says what was tried.
 func TestLimitNotMet(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes a model many times")
+	}
+	t.Parallel()
 	src, set, held := validated(t)
 	rule, err := ParseRule("ffn_down=q4_0")
 	if err != nil {

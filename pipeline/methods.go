@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"slices"
+
 	"github.com/llmq/llmq/awq"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/quant"
@@ -25,7 +27,12 @@ var (
 )
 
 // Methods lists the methods.
-var Methods = []quant.Method{RTN, GPTQ, AWQ, AWQGPTQ, Int8, Auto}
+var Methods = methods(gptq.Method{})
+
+// methods is the registry: all methods, with g where GPTQ has a part in them.
+func methods(g gptq.Method) []quant.Method {
+	return []quant.Method{RTN, g, AWQ, scaledGPTQ{g}, Int8, auto{g}}
+}
 
 // MethodNames lists their names.
 func MethodNames() []string {
@@ -38,26 +45,19 @@ func MethodNames() []string {
 
 // MethodByName returns the method of that name, nil if there is none.
 func MethodByName(name string) quant.Method {
-	for _, m := range Methods {
-		if m.Name() == name {
-			return m
-		}
+	return named(Methods, name)
+}
+
+func named(methods []quant.Method, name string) quant.Method {
+	if i := slices.IndexFunc(methods, func(m quant.Method) bool { return m.Name() == name }); i >= 0 {
+		return methods[i]
 	}
 	return nil
 }
 
 // WithGPTQ returns m with GPTQ's options where GPTQ has a part in it.
 func WithGPTQ(m quant.Method, opt gptq.Options) quant.Method {
-	g := gptq.Method{Options: opt}
-	switch m.(type) {
-	case gptq.Method:
-		return g
-	case scaledGPTQ:
-		return scaledGPTQ{g}
-	case auto:
-		return auto{g}
-	}
-	return m
+	return named(methods(gptq.Method{Options: opt}), m.Name())
 }
 
 // scaledGPTQ is GPTQ after AWQ's scales.

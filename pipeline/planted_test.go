@@ -19,6 +19,7 @@ import (
 // TestPlantedGopher plants outlier features in the built-in model. Rounding to nearest loses several times as much then;
 // scaling makes up for it, and AWQ is ahead of rounding to nearest on the clean model.
 func TestPlantedGopher(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("quantizes a trained model five times")
 	}
@@ -41,7 +42,7 @@ func TestPlantedGopher(t *testing.T) {
 		t.Fatal("gopher-4m does not ask for a BOS token")
 	}
 	seen := filepath.Join(build.Default.GOROOT, "src/sort/sort.go")
-	set, err := calib.Sample([]string{seen}, tok, calib.Options{Tokens: 4096, SeqLen: context})
+	set, err := calib.Sample([]string{seen}, tok, calib.Options{Tokens: 1536, SeqLen: context})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -175,6 +175,7 @@ func (r *transformer) noteScale(linear string, scale []float32) {
 // experts are left out: what they share their input with could not be scaled alike.
 func (r *transformer) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 	linears := map[*model.Linear]*quant.Linear{}
+	named := map[string]*model.Linear{}
 	exact := map[*model.Linear]bool{} // on its type's grid, which no scaling may take it from
 	var sites []*model.Site
 	for _, site := range l.Sites() {
@@ -187,61 +188,31 @@ func (r *transformer) quantGroups(l *model.Layer) ([]*quant.Group, error) {
 			if err != nil {
 				return nil, err
 			}
-			lin.F32 = w
+			lin.F32, named[lin.Name] = w, lin
 			t := r.plan.Lookup(lin.Name)
 			exact[lin] = t.Type.Grid != nil && (t.From == t.Type || exactly(t, w) != nil)
 			linears[lin] = &quant.Linear{Name: lin.Name, W: w, Bias: lin.Bias, Product: lin.Product, Grid: t.Type.Grid}
 		}
 	}
 	var groups []*quant.Group
+	st := r.m.NewState()
 	for _, site := range sites {
 		g := &quant.Group{
 			Name: site.ID(), In: quant.NewInputs(site.In()), Int8Inputs: r.plan.Recipe.Method.Needs().Int8Inputs,
 		}
 		keep := slices.ContainsFunc(site.Linears, func(lin *model.Linear) bool { return exact[lin] })
-		if p := site.Prev; !keep && p != nil && (p.Linear == nil || linears[p.Linear] != nil && !exact[p.Linear]) {
-			g.Prev = &quant.Scaler{Name: p.Name, Norm: p.Norm, Row: p.Row, Linear: linears[p.Linear]}
+		if p := site.Prev; !keep && p != nil {
+			if before := named[p.Name]; p.Row == nil || before != nil && !exact[before] {
+				g.Prev, g.Before = p, linears[before]
+			}
 		}
 		for _, lin := range site.Linears {
 			g.Linears = append(g.Linears, linears[lin])
 		}
-		g.Block = r.block(l, site)
+		g.Block = l.Block(r.ctx, st, site, r.sample().seqLen)
 		groups = append(groups, g)
 	}
 	return groups, nil
-}
-
-// block returns what computes, from the input of a site, all that is added to the residual stream until the next stage
-// that begins; nil where the site's own output is added as it is, or comes to nothing by itself.
-func (r *transformer) block(l *model.Layer, site *model.Site) func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
-	k := slices.IndexFunc(l.Stages, func(s model.Stage) bool { return s.Sites[0] == site })
-	if k < 0 || !l.Stages[k].Begins || len(l.Stages[k].Sites) > 1 {
-		return nil
-	}
-	end := k + 1
-	reads := l.Stages[k].ReadsAux
-	for end < len(l.Stages) && !l.Stages[end].Begins {
-		reads = reads || l.Stages[end].ReadsAux
-		end++
-	}
-	if reads { // what the input alone does not give
-		return nil
-	}
-	st := r.m.NewState()
-	return func(x *tensor.Matrix, weights []*tensor.Matrix) *tensor.Matrix {
-		for i, lin := range site.Linears {
-			own := lin.F32
-			lin.F32 = weights[i]
-			defer func() { lin.F32 = own }()
-		}
-		st.Enter(r.m, tensor.New(x.Rows, r.m.Width), r.sample().seqLen)
-		st.In = x
-		l.Stages[k].Apply(st)
-		if err := l.Run(r.ctx, st, k+1, end, nil); err != nil {
-			return tensor.New(x.Rows, r.m.Dim) // the run has been cancelled, and ends
-		}
-		return st.X
-	}
 }
 
 // sample says which part of the calibration set transforms are tried on: at most half of it for methods that fit

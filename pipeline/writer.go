@@ -81,7 +81,7 @@ func (t *task) calibrates(tensor *Tensor) bool {
 // itemName is "blk.N" for a layer's tensor, else the tensor's name.
 func itemName(tensor string) string {
 	if n := ggml.ParseName(tensor); n.Layer >= 0 {
-		return fmt.Sprintf("blk.%d", n.Layer)
+		return ggml.LayerName(n.Layer)
 	}
 	return tensor
 }

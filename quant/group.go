@@ -3,6 +3,7 @@ package quant
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
@@ -20,48 +21,23 @@ type Linear struct {
 	Product bool
 }
 
-// Scaler is what produces the input of a group, channel by channel, so that a factor on a channel can move into it:
-// either a norm's weights or the rows of a linear.
+// Scaler is what produces an input channel by channel, so that a factor on a channel can move into it: the weights of a
+// norm or the rows of a linear.
 type Scaler struct {
-	Name   string // the tensor's
-	Norm   []float32
-	Linear *Linear
-	// Row gives, where Linear is set, the row that produces each channel. Channels of one row share one scale, as the
-	// channels of attn_output do that repeat a head of attn_v (grouped-query attention).
+	Name string    // the tensor's
+	Norm []float32 // nil for a linear
+	// Row gives the linear's row that produces each channel; nil for a norm. Channels of one row share one scale: with
+	// grouped-query attention several channels of attn_output's input come from one row of attn_v.
 	Row []int
-}
-
-// Divide divides what produces channel j by scale[j], which must be equal for channels of one row.
-func (p *Scaler) Divide(scale []float32) {
-	if p.Linear == nil {
-		for j, s := range scale {
-			p.Norm[j] /= s
-		}
-		return
-	}
-	done := make([]bool, p.Linear.W.Rows)
-	for j, r := range p.Row {
-		if done[r] {
-			continue
-		}
-		done[r] = true
-		row := p.Linear.W.Row(r)
-		for c := range row {
-			row[c] /= scale[j]
-		}
-		if p.Linear.Bias != nil {
-			p.Linear.Bias[r] /= scale[j]
-		}
-	}
 }
 
 // Share replaces the values of channels that one row produces by their largest, so that scales computed from v are
 // equal where they must be.
 func (p *Scaler) Share(v []float32) {
-	if p.Linear == nil {
+	if p.Row == nil {
 		return
 	}
-	largest := make([]float32, p.Linear.W.Rows)
+	largest := make([]float32, slices.Max(p.Row)+1)
 	for j, r := range p.Row {
 		largest[r] = max(largest[r], v[j])
 	}
@@ -75,6 +51,7 @@ func (p *Scaler) Share(v []float32) {
 type Group struct {
 	Name    string
 	Prev    *Scaler // nil: nothing can absorb the scales
+	Before  *Linear // the linear that Prev names; nil for a norm, and where scales are only looked for
 	Linears []*Linear
 	In      *Inputs
 	// Sample holds some of the inputs, tokens×in, and Block computes from them and from the linears' weights what the
@@ -131,10 +108,34 @@ func (g *Group) Scale(scale []float32) {
 	for _, l := range g.Linears {
 		scaleColumns(l.W, l.W, scale, false)
 	}
-	g.Prev.Divide(scale)
+	g.dividePrev(scale)
 	g.In.divide(scale)
 	if g.Sample != nil {
 		scaleColumns(g.Sample, g.Sample, scale, true)
+	}
+}
+
+// dividePrev divides what produces channel j by scale[j], which is equal for channels of one row.
+func (g *Group) dividePrev(scale []float32) {
+	if g.Before == nil {
+		for j, s := range scale {
+			g.Prev.Norm[j] /= s
+		}
+		return
+	}
+	done := make([]bool, g.Before.W.Rows)
+	for j, r := range g.Prev.Row {
+		if done[r] {
+			continue
+		}
+		done[r] = true
+		row := g.Before.W.Row(r)
+		for c := range row {
+			row[c] /= scale[j]
+		}
+		if g.Before.Bias != nil {
+			g.Before.Bias[r] /= scale[j]
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/profile"
 )
 
@@ -77,7 +78,7 @@ func newProfile(index int, p *profile.Profile) *profileView {
 		v.outliers(in)
 	}
 	for i := range p.Linears {
-		v.Weights = append(v.Weights, magnitudes(strings.TrimSuffix(p.Linears[i].Name, ".weight"), &p.Linears[i].Weights))
+		v.Weights = append(v.Weights, magnitudes(ggml.ParseName(p.Linears[i].Name).With(""), &p.Linears[i].Weights))
 	}
 	return v
 }

@@ -14,7 +14,7 @@ type bpe struct {
 	byteID [256]int32 // −1 for a byte that has no token
 	merges map[[2]int32]bpeMerge
 	// words are the tokens that are not control tokens by the bytes of a word that would be the token. They serve where a word need not be
-	// merged (IgnoreMerges, Gemma4), and as the characters that merging begins with.
+	// merged (IgnoreMerges, WholeLines), and as the characters that merging begins with.
 	words map[string]int32
 	unk   *int32
 }
@@ -24,10 +24,10 @@ type bpeMerge struct {
 	id   int32
 }
 
-// loadBPE reads the vocabulary of tokenizer.ggml.model gpt2, or that of gemma4, which is a pre-tokenizer by itself.
+// loadBPE reads the vocabulary of ModelBytes, or that of ModelCharacters, which is a pre-tokenizer by itself.
 func (t *Tokenizer) loadBPE(m Metadata, model string, ids map[string]int32) error {
 	name := "default"
-	if model != "gpt2" {
+	if model != ModelBytes {
 		name = model
 	} else if _, ok := m.Meta(keyPre); ok {
 		var err error
@@ -42,7 +42,7 @@ func (t *Tokenizer) loadBPE(m Metadata, model string, ids map[string]int32) erro
 	if !ok {
 		return fmt.Errorf("%s %q is not known; known: %s", keyPre, name, strings.Join(PreNames(), ", "))
 	}
-	t.addBOS, t.alwaysBOS = pre.AddBOS, pre.Gemma4
+	t.addBOS, t.alwaysBOS = pre.AddBOS, pre.AlwaysBOS
 
 	b := &bpe{pre: pre, words: make(map[string]int32, len(t.tokens)), unk: &t.unk}
 	var err error
@@ -189,7 +189,7 @@ func (b *bpe) merger() *merger {
 }
 
 func (b *bpe) encodeWord(dst []int32, word string, m *merger) []int32 {
-	if b.pre.IgnoreMerges || b.pre.Gemma4 && strings.Trim(word, "\n") == "" {
+	if b.pre.IgnoreMerges || b.pre.WholeLines && strings.Trim(word, "\n") == "" {
 		if id, ok := b.words[word]; ok {
 			return append(dst, id)
 		}

@@ -19,8 +19,10 @@ type Pre struct {
 	Characters bool
 	// EscapeSpaces: tokens have ▁ for a space, as SentencePiece's.
 	EscapeSpaces bool
-	// Gemma4: a word of line breaks that is a token is that token, and BOS is added whatever the file says.
-	Gemma4 bool
+	// WholeLines: a word of line breaks that is a token is that token.
+	WholeLines bool
+	// AlwaysBOS: BOS is added whatever the file says.
+	AlwaysBOS bool
 }
 
 // The steps in Pre.HF that are not patterns.
@@ -260,7 +262,7 @@ var pres = []Pre{
 	},
 	{
 		Names: []string{"gemma4", "granite-embed-multi-311m"},
-		Split: []string{lines}, Characters: true, EscapeSpaces: true, Gemma4: true,
+		Split: []string{lines}, Characters: true, EscapeSpaces: true, WholeLines: true, AlwaysBOS: true,
 	},
 	{
 		Names: []string{"sarvam-moe"},

@@ -1,6 +1,6 @@
 // Package tokenizer turns text into token ids and back, as llama.cpp does, from the metadata of a GGUF file. It knows
 // two schemes: BPE (Sennrich et al., arXiv:1508.07909) with a pre-tokenizer, of bytes in GPT-2's alphabet or of
-// characters (Gemma 4), and SentencePiece BPE (Kudo and Richardson, arXiv:1808.06226), which merges by score and falls
+// characters, and SentencePiece BPE (Kudo and Richardson, arXiv:1808.06226), which merges by score and falls
 // back to bytes.
 //
 // Package formats/hf writes the same metadata from tokenizer.json and tokenizer.model, so there is one constructor.
@@ -16,6 +16,13 @@ import (
 type Metadata interface {
 	Meta(key string) (any, bool)
 }
+
+// The values of tokenizer.ggml.model, which GGUF names after the first model that had each.
+const (
+	ModelBytes         = "gpt2"   // byte-level BPE
+	ModelCharacters    = "gemma4" // BPE of characters
+	ModelSentencePiece = "llama"
+)
 
 // Type is the kind of a token, as GGUF files number it (tokenizer.ggml.token_type).
 type Type int32
@@ -95,13 +102,13 @@ func load(m Metadata) (*Tokenizer, error) {
 	}
 	t.bos, t.eos, t.unk = -1, -1, -1
 	switch model {
-	case "gpt2", "gemma4":
+	case ModelBytes, ModelCharacters:
 		err = t.loadBPE(m, model, ids)
-	case "llama":
+	case ModelSentencePiece:
 		err = t.loadSPM(m, ids)
 	default:
-		err = fmt.Errorf("%s %q is not supported; supported: gpt2 (byte-level BPE), llama (SentencePiece), "+
-			"gemma4 (BPE of characters)", keyModel, model)
+		err = fmt.Errorf("%s %q is not supported; supported: %s (byte-level BPE), %s (SentencePiece), "+
+			"%s (BPE of characters)", keyModel, model, ModelBytes, ModelSentencePiece, ModelCharacters)
 	}
 	if err != nil {
 		return nil, err

@@ -87,7 +87,7 @@ func (a *app) printDecisions(rep *pipeline.Report) error {
 		for i, site := range sites {
 			cells[i] = cmp.Or(layers[layer][site], "-")
 		}
-		t.row(fmt.Sprintf("blk.%d", layer), "%s", strings.Join(cells, "\t"))
+		t.row(ggml.LayerName(layer), "%s", strings.Join(cells, "\t"))
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -98,22 +98,15 @@ func (a *app) printDecisions(rep *pipeline.Report) error {
 
 // decision is "awq+gptq 0.0021 (0.87)".
 func decision(d *pipeline.Decision) string {
-	var chosen, gptq float64
-	for _, c := range d.Candidates {
-		if c.Method == d.Chosen {
-			chosen = c.Error
-		}
-		if c.Method == pipeline.GPTQ.Name() {
-			gptq = c.Error
-		}
-	}
-	switch {
-	case d.Chosen == "":
+	i := slices.IndexFunc(d.Candidates, func(c pipeline.Candidate) bool { return c.Method == d.Chosen })
+	if i < 0 {
 		return "not quantized"
-	case d.Chosen == pipeline.GPTQ.Name() || gptq == 0:
+	}
+	chosen, alone := d.Candidates[i].Error, d.Candidates[0].Error
+	if i == 0 || alone == 0 {
 		return fmt.Sprintf("%s %.2g", d.Chosen, chosen)
 	}
-	return fmt.Sprintf("%s %.2g (%.2f)", d.Chosen, chosen, chosen/gptq)
+	return fmt.Sprintf("%s %.2g (%.2f)", d.Chosen, chosen, chosen/alone)
 }
 
 // printValidation says how far the file is from the original, and how it came there.

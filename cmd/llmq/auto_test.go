@@ -10,6 +10,9 @@ const validationKeys = "tokens ppl_original ppl_quantized increase increase_stde
 
 // TestRecipeAuto: one command, whose decisions and validation are reported.
 func TestRecipeAuto(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes a small model many times")
+	}
 	out := filepath.Join(t.TempDir(), "out.gguf")
 	args := append([]string{"quantize", folder(t, "llama-linear"), "-o", out, "--force", "--recipe", "auto", "--type", "q4_0",
 		"--max-ppl-increase", "0.5"}, calibrate...)
@@ -49,7 +52,7 @@ func TestLimitExitCode(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out.gguf")
 	// The text is of the kind that the model was trained on: what it loses costs.
-	args := []string{"quantize", "../../testdata/gopher-4m", "-o", out, "--method", "rtn", "--bits", "2", "--calib", "output_test.go",
+	args := []string{"quantize", "../../testdata/gopher-4m", "-o", out, "--method", "rtn", "--bits", "2", "--calib", "auto_test.go",
 		"--calib-tokens", "512", "--seq-len", "128", "--max-ppl-increase", "0.0001%"}
 	for flag, wants := range map[string][]string{
 		"--json":      {`"output":""`, `"limit":0.000001`, `"runs":[{"int8_linears":0`},

@@ -235,10 +235,11 @@ func (a *app) runBenchModel(ctx context.Context, opts benchOptions) error {
 		if opts.JSON {
 			return
 		}
-		line := fmt.Sprintf("%-26s %-7s %9.3f ms", op.Name, op.Type, 1e3*op.Seconds)
+		name := op.Name
 		if op.Layer >= 0 && op.Type == "" {
-			line = fmt.Sprintf("%-26s %-7s %9.3f ms", fmt.Sprintf("blk.%d %s", op.Layer, op.Name), "", 1e3*op.Seconds)
+			name = ggml.LayerName(op.Layer) + " " + name
 		}
+		line := fmt.Sprintf("%-26s %-7s %9.3f ms", name, op.Type, 1e3*op.Seconds)
 		if op.GFLOPs > 0 {
 			line += fmt.Sprintf(" %8.1f GFLOP/s, unpacking alone %.3f ms (%.0f%%)", op.GFLOPs, 1e3*op.Unpack,
 				100*op.Unpack/op.Seconds)

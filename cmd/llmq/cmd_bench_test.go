@@ -8,6 +8,9 @@ import (
 )
 
 func TestBench(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes times")
+	}
 	v := mustJSON(t, "machine results", "bench", "--type", "q4_k", "--shape", "256x256", "--tokens", "1,64")
 	kernels := map[string]bool{}
 	for _, r := range v["results"].([]any) {
@@ -32,6 +35,9 @@ func TestBench(t *testing.T) {
 }
 
 func TestBenchModel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes times")
+	}
 	dir := t.TempDir()
 	if err := testmodel.New("qwen3").WriteFolder(dir); err != nil {
 		t.Fatal(err)

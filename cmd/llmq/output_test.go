@@ -131,6 +131,9 @@ func TestFoldings(t *testing.T) {
 
 // TestQuantizeOptions: every option that is to change the file does, and those that are not to do not.
 func TestQuantizeOptions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quantizes a small model many times")
+	}
 	dir := folder(t, "llama-linear")
 	out := t.TempDir()
 	run := func(flags string) []byte {
@@ -204,7 +207,7 @@ func TestBudget(t *testing.T) {
 		t.Skip("quantizes small models many times")
 	}
 	out := t.TempDir()
-	args := append([]string{"quantize", folder(t, "llama"), "-o", filepath.Join(out, "out.gguf"), "--max-bpw", "5.5",
+	args := append([]string{"quantize", folder(t, "llama-linear"), "-o", filepath.Join(out, "out.gguf"), "--max-bpw", "5.5",
 		"--max-size", "1MiB", "--output-type", "q5_0"}, calibrate...)
 	dry := mustJSON(t, planKeys, append(slices.Clone(args), "--dry-run")...)
 	if left := listing(t, out); len(left) != 1 {

@@ -8,6 +8,9 @@ import (
 )
 
 func TestReport(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs many commands")
+	}
 	dir := folder(t, "llama")
 	out := t.TempDir()
 	path := func(name string) string { return filepath.Join(out, name) }

@@ -12,10 +12,15 @@ type Name struct {
 	Part  string // "weight", "bias"; "" where the name has one word
 }
 
+// LayerName is what a layer is called, "blk.3", and with a dot how its tensors' names begin.
+func LayerName(layer int) string { return layerWord + strconv.Itoa(layer) }
+
+const layerWord = "blk."
+
 // ParseName takes a name apart. Every name has parts: what is no layer's is outside the layers.
 func ParseName(name string) Name {
 	n := Name{Layer: -1, Stem: name}
-	if rest, ok := strings.CutPrefix(name, "blk."); ok {
+	if rest, ok := strings.CutPrefix(name, layerWord); ok {
 		if number, stem, ok := strings.Cut(rest, "."); ok {
 			if layer, err := strconv.Atoi(number); err == nil && layer >= 0 {
 				n.Layer, n.Stem = layer, stem
@@ -32,7 +37,7 @@ func ParseName(name string) Name {
 func (n Name) String() string {
 	s := n.Stem
 	if n.Layer >= 0 {
-		s = "blk." + strconv.Itoa(n.Layer) + "." + s
+		s = LayerName(n.Layer) + "." + s
 	}
 	if n.Part != "" {
 		s += "." + n.Part

@@ -2,6 +2,7 @@ package hf
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,7 +26,7 @@ type bpeModel struct {
 	// What happens to a text before.
 	spacePrefix    bool // SentencePiece only
 	spacesReplaced bool // by ▁
-	splitAtSpaces  bool // which comes to nothing if they are replaced, as in Gemma's files
+	splitAtSpaces  bool // which comes to nothing if they are replaced: some files say both
 	nfc            bool
 	scored         bool      // llama.cpp's converter writes scores, all of them 0
 	post           *template // nil without one
@@ -144,7 +145,7 @@ func (c *Checkpoint) loadBPE(f *tokenizerFiles, m tokenizerModel, opt Options) (
 	if b.nfc {
 		c.warn("%s: NFC is left out: GGUF readers do not compose characters, so texts that are not composed have other tokens", f.path)
 	}
-	c.setVocabulary("gpt2", pre, v)
+	c.setVocabulary(tokenizer.ModelBytes, pre, v)
 	c.setMerges(b)
 	if raw, ok := f.config.Get("add_prefix_space"); ok {
 		prefix := f.config.Bool("add_prefix_space", false)
@@ -170,7 +171,7 @@ func (c *Checkpoint) setMerges(b *bpeModel) {
 	c.md.Set("tokenizer.ggml.merges", merges)
 }
 
-// loadCharacters sets the metadata of BPE of characters, as Gemma 4 has it.
+// loadCharacters sets the metadata of BPE of characters.
 func (c *Checkpoint) loadCharacters(f *tokenizerFiles, m tokenizerModel) (*vocabulary, error) {
 	b := f.bpe
 	if len(b.steps) > 0 {
@@ -185,7 +186,7 @@ func (c *Checkpoint) loadCharacters(f *tokenizerFiles, m tokenizerModel) (*vocab
 		return nil, err
 	}
 	for id, token := range v.tokens {
-		if gemma4Visible[token] { // so that llama.cpp's chat parser sees them
+		if slices.Contains(m.quirks.Visible, token) {
 			v.types[id] = int32(tokenizer.UserDefined)
 		}
 		v.scores[id] = addScore
@@ -195,16 +196,10 @@ func (c *Checkpoint) loadCharacters(f *tokenizerFiles, m tokenizerModel) (*vocab
 	if n := v.missingBytes(); n > 0 {
 		c.warn("%s: %d of 256 bytes have no token; llama.cpp loses them where a character is not a token", f.path, n)
 	}
-	c.setVocabulary("gemma4", "", v)
+	c.setVocabulary(tokenizer.ModelCharacters, "", v)
 	c.setMerges(b)
 	c.md.Set("tokenizer.ggml.add_space_prefix", false)
 	return v, nil
-}
-
-// gemma4Visible are the control tokens of Gemma 4 that llama.cpp's converter makes user-defined.
-var gemma4Visible = map[string]bool{
-	"<|channel>": true, "<channel|>": true, "<|tool_call>": true, "<tool_call|>": true, "<|tool_response>": true,
-	"<tool_response|>": true, `<|"|>`: true,
 }
 
 // loadMergedSPM sets the metadata of a SentencePiece tokenizer of which only tokenizer.json is left. SentencePiece
@@ -227,7 +222,7 @@ func (c *Checkpoint) loadMergedSPM(f *tokenizerFiles, m tokenizerModel) (*vocabu
 	if err := v.checkBytes(); err != nil {
 		return nil, err
 	}
-	c.setVocabulary("llama", "default", v)
+	c.setVocabulary(tokenizer.ModelSentencePiece, "default", v)
 	return v, c.setSpacePrefix(f, m, b.spacePrefix)
 }
 

@@ -212,7 +212,7 @@ func (c *Checkpoint) loadSentencePiece(f *tokenizerFiles, m tokenizerModel) (*vo
 		return nil, err
 	}
 	c.warnings = append(c.warnings, f.model.warnings...)
-	c.setVocabulary("llama", "default", v)
+	c.setVocabulary(tokenizer.ModelSentencePiece, "default", v)
 	return v, c.setSpacePrefix(f, m, f.model.spacePrefix)
 }
 

@@ -82,7 +82,7 @@ func (c *Checkpoint) loadSpecialTokens(f *tokenizerFiles, v *vocabulary, m token
 
 // readerAddsBOS says whether GGUF readers put BOS before a text if add_bos_token does not say.
 func (c *Checkpoint) readerAddsBOS() bool {
-	if model, _ := c.md.Get("tokenizer.ggml.model"); model != "gpt2" {
+	if model, _ := c.md.Get("tokenizer.ggml.model"); model != tokenizer.ModelBytes {
 		return true
 	}
 	name, _ := c.md.Get("tokenizer.ggml.pre")

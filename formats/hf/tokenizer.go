@@ -3,7 +3,6 @@ package hf
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
@@ -175,13 +174,7 @@ func (c *Checkpoint) readRarerVocabularies(f *tokenizerFiles, m tokenizerModel) 
 	if f.bpe, err = parseVocabAndMerges(vocabPath, vocab, mergesPath, merges); err != nil {
 		return err
 	}
-	// The slow tokenizers' Python code has the pattern; these are the classes that are met.
-	switch class := f.config.String("tokenizer_class", ""); strings.TrimSuffix(class, "Fast") {
-	case "GPT2Tokenizer", "CodeGenTokenizer":
-		f.bpe.pre = "gpt-2"
-	case "Qwen2Tokenizer":
-		f.bpe.pre, f.bpe.nfc = "qwen2", true
-	}
+	f.bpe.pre, f.bpe.nfc = arch.SlowTokenizer(f.config.String("tokenizer_class", ""))
 	return nil
 }
 

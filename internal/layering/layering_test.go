@@ -53,8 +53,8 @@ var allowed = map[string]string{
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
 
 	"tokenizer": "",
-	"model":     "tensor kernels/... formats/ggml",
-	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
+	"model":     "tensor kernels/... quant formats/ggml",
+	"arch":      "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",

@@ -46,14 +46,22 @@ func (p *passage) layers() error {
 		}
 		defer original.close()
 	}
-	for i := range p.m.Layers() {
+	for i := 0; ; {
+		if i, err = p.recall(s, original, i); err != nil {
+			return err
+		}
+		if i == p.m.Layers() {
+			break
+		}
 		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, p.m.Layers()))
-		if err := p.layer(s, original, i); err != nil {
+		err := p.keep(s, original, i, func() error { return p.layer(s, original, i) })
+		if err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
+		i++
 	}
 	if p.calibratesHead() {
-		return p.head(s, original)
+		return p.keepHead(func() error { return p.head(s, original) })
 	}
 	return nil
 }

@@ -140,13 +140,17 @@ func (p *passage) stage(at *place) error {
 // asked for, of those of all experts together.
 func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
 	stage := at.stage()
+	var sums *shardedStats // of all tokens: of a stage's one site, or of its experts together
+	if pool || len(stage.Sites) == 1 {
+		sums = newShardedStats(stage.Sites[0].In(), at.s.x.Batches())
+	}
 	for _, site := range stage.Sites[first:last] {
 		in = append(in, quant.NewStats(site.In()))
 	}
-	if pool {
-		pooled = quant.NewStats(stage.Sites[0].In())
-	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
+		if len(stage.Sites) == 1 {
+			in[0] = sums.of(i)
+		}
 		for j, stats := range in {
 			site := stage.Sites[first+j]
 			h, _ := stage.InputOf(at.s.st, first+j)
@@ -159,6 +163,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			}
 		}
 		if pool {
+			pooled := sums.of(i)
 			for j := range stage.Sites {
 				if h, _ := stage.InputOf(at.s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
 					pooled.Observe(h)
@@ -172,6 +177,12 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	switch {
+	case pool:
+		pooled = sums.all()
+	case sums != nil:
+		in[0] = sums.all()
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {

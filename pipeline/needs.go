@@ -8,6 +8,7 @@ import (
 type Needs struct {
 	Memory int64 // at its peak, mapped pages of the checkpoint aside
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
+	Work   int64 // in Options.Work, at most
 }
 
 // Needs estimates a run. With a model it is calibrated on so many tokens, and holds the hidden states, as far as the
@@ -46,6 +47,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		}
 		states += bytes
 	}
+	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
 	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(min(tokens, batchTokens)))
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))

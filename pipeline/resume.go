@@ -155,7 +155,10 @@ func (p *passage) keepHead(do func() error) error {
 	} else if err = k.note(phaseHead); err == nil {
 		err = p.keepUnit(k.headName(), do)
 	}
-	return errors.Join(err, k.work.Delete(k.statesName(p.m.Layers())))
+	if err != nil {
+		return err
+	}
+	return k.work.Delete(k.statesName(p.m.Layers()))
 }
 
 // keptOutcome is a redo: which linears get Q8_0, in order.

@@ -57,11 +57,14 @@ func (w *mortalWriter) Commit() error {
 // counter counts the layers that are worked on.
 type counter struct {
 	silent
-	layers int
+	layers     int
+	quantizing bool // not validating
 }
 
+func (c *counter) Stage(name string, _ int64) { c.quantizing = strings.Contains(name, "quantize") }
+
 func (c *counter) Item(name string) {
-	if strings.HasPrefix(name, "layer") && !strings.HasSuffix(name, "before") {
+	if c.quantizing && strings.HasPrefix(name, "layer") && !strings.HasSuffix(name, "before") {
 		c.layers++
 	}
 }
@@ -138,19 +141,18 @@ func reportJSON(t *testing.T, rep *Report) string {
 // jobs are runs with everything that a layer hands to later ones.
 func jobs(t *testing.T) map[string]job {
 	tm := testmodel.New("llama")
-	small := testSet(tm)
-	small.Sequences = small.Sequences[:24]
-	experts := testmodel.Experts()
-	em := testmodel.New("qwen3moe")
+	small := sequences(tm, 12, 24)
 	src, set, held := validated(t)
 	return map[string]job{
-		"gptq":      {tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_K}, Options{Calib: small}},
-		"head":      {tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q3_K, Output: ggml.Q6_K, BiasCorrection: true}, Options{Calib: small}},
-		"awq, int8": {tm.Source(), Recipe{Method: AWQGPTQ, Type: ggml.Q4_0}, Options{Calib: small, Fallback: Fallback{MaxError: 0.004}}},
-		"int8":      {tm.Source(), Recipe{Method: Int8, Type: ggml.Q8_0}, Options{Calib: small, Memory: 1}},
-		"experts":   {experts, Recipe{Method: GPTQ, Type: ggml.Q4_0}, Options{Calib: testSet(em)}},
+		"gptq":     {tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_K}, Options{Calib: small}},
+		"head":     {tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q3_K, Output: ggml.Q6_K, BiasCorrection: true}, Options{Calib: small}},
+		"awq":      {tm.Source(), Recipe{Method: AWQGPTQ, Type: ggml.Q4_0}, Options{Calib: small}},
+		"fallback": {tm.Source(), Recipe{Method: RTN, Type: ggml.Q4_0}, Options{Calib: small, Fallback: Fallback{MaxError: 0.0055}}},
+		"int8":     {tm.Source(), Recipe{Method: Int8, Type: ggml.Q8_0}, Options{Calib: small, Memory: 1}},
+		"experts": {testmodel.Experts(), Recipe{Method: GPTQ, Type: ggml.Q4_0},
+			Options{Calib: sequences(testmodel.New("qwen3"), 12, 24)}},
 		"auto": {src, Recipe{Method: Auto, Type: ggml.Q3_K, Output: ggml.Q6_K}, Options{Calib: set,
-			Validate: Validate{Tokens: held, MaxIncrease: 0.002}}},
+			Validate: Validate{Tokens: held, MaxIncrease: 0.01}}},
 	}
 }
 
@@ -159,12 +161,21 @@ func jobs(t *testing.T) map[string]job {
 func TestResume(t *testing.T) {
 	for name, j := range jobs(t) {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			want, wantReport, layers, _, err := j.in(t, "", -1)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for n := 0; ; n++ {
+			if v := wantReport.Validation; v != nil && len(v.Runs) < 2 {
+				t.Error("the run does not start over")
+			}
+			if name == "fallback" && len(wantReport.Int8Fallbacks) == 0 {
+				t.Error("nothing falls back")
+			}
+			step := 1
+			if name == "auto" { // it takes long
+				step = 3
+			}
+			for n := 0; ; n += step {
 				work := filepath.Join(t.TempDir(), "work")
 				_, _, first, kept, err := j.in(t, work, n)
 				if err == nil { // there are no more values than n
@@ -197,7 +208,7 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestResumeOften kills one run again and again, each time a value later.
+// TestResumeOften kills one run again and again, each time a layer later.
 func TestResumeOften(t *testing.T) {
 	j := jobs(t)["gptq"]
 	want, _, _, _, err := j.in(t, "", -1)
@@ -206,7 +217,7 @@ func TestResumeOften(t *testing.T) {
 	}
 	work := filepath.Join(t.TempDir(), "work")
 	for n := 0; ; n++ {
-		got, _, _, _, err := j.in(t, work, 1)
+		got, _, _, _, err := j.in(t, work, 2) // a layer, and the hidden states behind it
 		if errors.Is(err, errKilled) && n < 20 {
 			continue
 		}
@@ -240,7 +251,10 @@ func TestResumeDamaged(t *testing.T) {
 		t.Fatalf("the folder holds %q", names)
 	}
 	for what, damage := range damages {
-		for _, name := range names {
+		for i, name := range names {
+			if i > 0 && what != "flipped" {
+				continue
+			}
 			work := filepath.Join(t.TempDir(), "work")
 			if err := os.CopyFS(work, os.DirFS(before)); err != nil {
 				t.Fatal(err)

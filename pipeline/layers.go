@@ -140,16 +140,25 @@ func (p *passage) stage(at *place) error {
 // asked for, of those of all experts together.
 func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
 	stage := at.stage()
-	var sums *shardedStats // of all tokens: of a stage's one site, or of its experts together
-	if pool || len(stage.Sites) == 1 {
-		sums = newShardedStats(stage.Sites[0].In(), at.s.x.Batches())
+	batches := at.s.x.Batches()
+	sums := make([]*shardedStats, last-first) // nil of an expert
+	in = make([]*quant.Stats, last-first)
+	for j, site := range stage.Sites[first:last] {
+		if site.Expert >= 0 && !site.Head {
+			in[j] = quant.NewStats(site.In())
+		} else {
+			sums[j] = newShardedStats(site.In(), batches)
+		}
 	}
-	for _, site := range stage.Sites[first:last] {
-		in = append(in, quant.NewStats(site.In()))
+	var all *shardedStats // of all experts together
+	if pool {
+		all = newShardedStats(stage.Sites[0].In(), batches)
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
-		if len(stage.Sites) == 1 {
-			in[0] = sums.of(i)
+		for j, s := range sums {
+			if s != nil {
+				in[j] = s.of(i)
+			}
 		}
 		for j, stats := range in {
 			site := stage.Sites[first+j]
@@ -163,7 +172,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			}
 		}
 		if pool {
-			pooled := sums.of(i)
+			pooled := all.of(i)
 			for j := range stage.Sites {
 				if h, _ := stage.InputOf(at.s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
 					pooled.Observe(h)
@@ -178,11 +187,13 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	if err != nil {
 		return nil, nil, err
 	}
-	switch {
-	case pool:
-		pooled = sums.all()
-	case sums != nil:
-		in[0] = sums.all()
+	for j, s := range sums {
+		if s != nil {
+			in[j] = s.all()
+		}
+	}
+	if pool {
+		pooled = all.all()
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {

@@ -146,7 +146,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 				return err
 			}
 		}
-		if plan, err = plan.With(set.Metadata()); err != nil {
+		if plan, err = plan.With(append(set.Metadata(), pipeline.ShardsMetadata()...)); err != nil {
 			return err
 		}
 	}
@@ -168,7 +168,10 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		}
 		defer work.Close()
 		popt.Work = work
-		defer func() { a.printWork(work, done) }()
+		defer func() {
+			progress.Done()
+			a.printWork(work, done)
+		}()
 	}
 	if opts.assigns() {
 		if plan, err = opts.assign(ctx, src, plan, popt); err != nil {

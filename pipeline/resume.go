@@ -25,32 +25,46 @@ import (
 //	runN-statesI   the hidden states of both models before layer I; those before the last that is done are removed
 //	runN-head      the head's rows
 //	runN-outcome   how attempt N ended, where another had to follow: then nothing else of it is left
+//	types          what Assign has measured; before it is complete, types-layerI and types-statesI are as above
 //
 // and goes on from there by doing everything again in its order, but for what has its output in the folder.
 
 // keeper keeps the units of an attempt. A nil keeper keeps nothing.
 type keeper struct {
-	work  Work
-	run   int
-	done  Standing
+	work   Work
+	prefix string // of the names
+	done   Standing
 	noted map[string]bool // what some unit's notes have
 }
 
-func newKeeper(t *task, path string, run int) *keeper {
-	r := &t.plan.Recipe
-	k := &keeper{work: t.opt.Work, run: run, noted: map[string]bool{}}
-	k.done = Standing{Model: t.src.Name(), Output: path, Method: r.Method.Name(), Type: r.Type.Name, Run: run, LayerSeconds: []float64{}}
+// newKeeper returns a keeper for an attempt of so many, or what is measured before the first.
+func newKeeper(work Work, model, path string, r *Recipe, run int) *keeper {
+	k := &keeper{work: work, prefix: typesPrefix, noted: map[string]bool{}}
+	if run > 0 {
+		k.prefix = fmt.Sprintf("run%d-", run)
+	}
+	k.done = Standing{Model: model, Output: path, Method: r.Method.Name(), Run: run, LayerSeconds: []float64{}}
+	if r.Type != nil {
+		k.done.Type = r.Type.Name
+	}
 	return k
 }
 
-func (k *keeper) name(format string, args ...any) string {
-	return fmt.Sprintf("run%d-", k.run) + fmt.Sprintf(format, args...)
-}
+func (k *keeper) layerName(i int) string  { return fmt.Sprintf("%slayer%04d", k.prefix, i) }
+func (k *keeper) statesName(i int) string { return fmt.Sprintf("%sstates%04d", k.prefix, i) }
+func (k *keeper) headName() string        { return k.prefix + "head" }
+func (k *keeper) outcomeName() string     { return k.prefix + "outcome" }
 
-func (k *keeper) layerName(i int) string  { return k.name("layer%04d", i) }
-func (k *keeper) statesName(i int) string { return k.name("states%04d", i) }
-func (k *keeper) headName() string        { return k.name("head") }
-func (k *keeper) outcomeName() string     { return k.name("outcome") }
+// forget removes what the keeper has kept, but for one value.
+func (k *keeper) forget(but string) error {
+	names, err := k.work.Names()
+	if err != nil {
+		return err
+	}
+	return k.work.Delete(slices.DeleteFunc(names, func(name string) bool {
+		return name == but || !strings.HasPrefix(name, k.prefix)
+	})...)
+}
 
 // whole says whether a value is there and as it was written.
 func (k *keeper) whole(name string) (bool, error) {
@@ -222,15 +236,7 @@ func (t *task) attemptOnce(path string, found *findings) (outcome, []FallbackRep
 	if err := keepValue(k.work, k.outcomeName(), &kept); err != nil {
 		return nil, nil, err
 	}
-	// What the attempt has written is of no use any more.
-	names, err := k.work.Names()
-	if err != nil {
-		return nil, nil, err
-	}
-	names = slices.DeleteFunc(names, func(name string) bool {
-		return name == k.outcomeName() || !strings.HasPrefix(name, k.name(""))
-	})
-	return o, fallbacks, k.work.Delete(names...)
+	return o, fallbacks, k.forget(k.outcomeName()) // what the attempt has written is of no use any more
 }
 
 // keepValue keeps a value that gob can encode.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -347,3 +348,59 @@ func TestWorkParts(t *testing.T) {
 		}
 	}
 }
+
+// TestResumeAssign kills the measuring for a budget after every value that it keeps: the same types are chosen, and no
+// more than one layer is measured twice.
+func TestResumeAssign(t *testing.T) {
+	tm := testmodel.New("llama3-tied")
+	src, r := tm.Source(), Recipe{Method: RTN}
+	r.Type = ggml.Q4_K
+	assign := func(work string, left int) (*Assignment, int, error) {
+		p, err := NewPlan(src, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &counter{quantizing: true}
+		opt := Options{Calib: sequences(tm, 4, 16), Progress: measured{c}}
+		if work != "" {
+			d := openWork(t, work, src, p, opt)
+			defer d.Close()
+			opt.Work = &mortal{Dir: d, left: left}
+		}
+		p, err = Assign(t.Context(), src, p, Budget{MaxBPW: 5}, t.TempDir(), opt)
+		if err != nil {
+			return nil, c.layers, err
+		}
+		p.Assignment.Seconds = 0
+		return p.Assignment, c.layers, nil
+	}
+	want, layers, err := assign("", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		work := filepath.Join(t.TempDir(), "work")
+		_, first, err := assign(work, n)
+		if err == nil {
+			if n < 5 {
+				t.Errorf("only %d values are kept", n)
+			}
+			break
+		}
+		got, second, err := assign(work, -1)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("killed after %d values: %+v, %v; want %+v", n, got, err, want)
+		}
+		if first+second > layers+1 {
+			t.Errorf("killed after %d values: %d layers, then %d, of %d", n, first, second, layers)
+		}
+		if left := values(t, work); len(left) != 1 {
+			t.Errorf("killed after %d values: %q are left", n, left)
+		}
+	}
+}
+
+// measured counts the layers whose types' errors are measured, not those that sensitivities take.
+type measured struct{ *counter }
+
+func (m measured) Stage(name string, _ int64) { m.quantizing = name == "errors of types" }

@@ -154,7 +154,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	for n := 1; ; n++ {
 		t := &task{ctx: ctx, src: src, plan: p, opt: opt, tempDir: filepath.Dir(path)}
 		if opt.Work != nil {
-			t.kept = newKeeper(t, path, n)
+			t.kept = newKeeper(opt.Work, src.Name(), path, &p.Recipe, n)
 		}
 		o, more, err := t.attemptOnce(path, found)
 		if err != nil {

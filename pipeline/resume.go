@@ -98,6 +98,7 @@ func (p *passage) recall(s, original *stream, i int) (next int, err error) {
 	if k == nil || i == n {
 		return i, nil
 	}
+	k.done.Layers, k.done.Head = n, p.calibratesHead()
 	known := i // layers before it are whole
 	for ; known < n; known++ {
 		ok, err := k.whole(k.layerName(known))
@@ -124,6 +125,9 @@ func (p *passage) recall(s, original *stream, i int) (next int, err error) {
 			break
 		}
 	}
+	if next == i && i > 0 { // as it was noted when the layer before was done
+		return i, nil
+	}
 	for ; i < next; i++ {
 		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d, done before", i+1, n))
 		if err := p.recallUnit(k.layerName(i)); err != nil {
@@ -139,7 +143,6 @@ func (p *passage) keep(s, original *stream, i int, do func() error) error {
 	if k == nil {
 		return do()
 	}
-	k.done.Layers, k.done.Head = p.m.Layers(), p.calibratesHead()
 	if err := p.keepUnit(k.layerName(i), do); err != nil {
 		return err
 	}

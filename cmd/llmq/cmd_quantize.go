@@ -188,6 +188,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		}
 		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
 	}
+	if popt.Work != nil {
+		m, err := arch.Open(src)
+		if err != nil {
+			return err
+		}
+		needs := plan.Needs(m, set.Tokens(), int64(opts.Memory))
+		fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
+	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
 	limit, over := errors.AsType[*pipeline.LimitError](err)
 	if over {

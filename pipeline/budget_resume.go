@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/store"
 )
 
 // typesPrefix is that of what Assign keeps until it has measured everything, which typesName has.
@@ -117,7 +118,7 @@ func (a *assigner) recall(s *stream) (next int, err error) {
 		}
 		k.done.LayerSeconds = append(k.done.LayerSeconds, l.Seconds)
 	}
-	return next, k.note(phaseTypes)
+	return next, k.note(store.PhaseTypes)
 }
 
 // keep has layer i measured, and keeps what comes of it.
@@ -142,5 +143,5 @@ func (a *assigner) keep(s *stream, i int, do func() error) error {
 		return err
 	}
 	k.done.LayerSeconds = append(k.done.LayerSeconds, l.Seconds)
-	return k.note(phaseTypes)
+	return k.note(store.PhaseTypes)
 }

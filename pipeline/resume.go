@@ -33,8 +33,8 @@ import (
 type keeper struct {
 	work   Work
 	prefix string // of the names
-	done   Standing
-	noted map[string]bool // what some unit's notes have
+	done   store.Standing
+	noted  map[string]bool // what some unit's notes have
 }
 
 // newKeeper returns a keeper for an attempt of so many, or what is measured before the first.
@@ -43,7 +43,7 @@ func newKeeper(work Work, model, path string, r *Recipe, run int) *keeper {
 	if run > 0 {
 		k.prefix = fmt.Sprintf("run%d-", run)
 	}
-	k.done = Standing{Model: model, Output: path, Method: r.Method.Name(), Run: run, LayerSeconds: []float64{}}
+	k.done = store.Standing{Model: model, Output: path, Method: r.Method.Name(), Run: run, LayerSeconds: []float64{}}
 	if r.Type != nil {
 		k.done.Type = r.Type.Name
 	}
@@ -87,7 +87,7 @@ func (k *keeper) end() error {
 	if err == nil {
 		err = k.work.Delete(names...)
 	}
-	return errors.Join(err, k.note(phaseDone))
+	return errors.Join(err, k.note(store.PhaseDone))
 }
 
 // recall goes on behind the layers from i on that are in the folder, if the hidden states behind them are there too, and
@@ -134,7 +134,7 @@ func (p *passage) recall(s, original *stream, i int) (next int, err error) {
 			return 0, err
 		}
 	}
-	return next, k.note(phaseLayers)
+	return next, k.note(store.PhaseLayers)
 }
 
 // keep has layer i done, and keeps what comes of it.
@@ -154,7 +154,7 @@ func (p *passage) keep(s, original *stream, i int, do func() error) error {
 	if err := k.work.Delete(k.statesName(i)); err != nil {
 		return err
 	}
-	return k.note(phaseLayers)
+	return k.note(store.PhaseLayers)
 }
 
 // keepHead has the head done, or takes it from the folder.
@@ -169,7 +169,7 @@ func (p *passage) keepHead(do func() error) error {
 	}
 	if ok {
 		err = p.recallUnit(k.headName())
-	} else if err = k.note(phaseHead); err == nil {
+	} else if err = k.note(store.PhaseHead); err == nil {
 		err = p.keepUnit(k.headName(), do)
 	}
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
 )
 
 // Options says how to carry out a plan. The zero value is the default.
@@ -222,7 +223,7 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 		return t.report(w, pass.scaled, found, paths)
 	}
 	if len(t.opt.Validate.Tokens) > 0 {
-		if err := t.kept.note(phaseValidate); err != nil {
+		if err := t.kept.note(store.PhaseValidate); err != nil {
 			return nil, nil, err
 		}
 		if err := t.validate(w, found); err != nil {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/kernels"
@@ -18,53 +17,10 @@ import (
 type Work interface {
 	store.Store
 	// Note writes down how far the run is.
-	Note(progress any) error
+	Note(s *store.Standing) error
 	// Room refuses a disk that has less than so many bytes, those that are kept already included.
 	Room(bytes int64) error
 }
-
-// Standing is how far a run with a work folder is. The JSON names are part of the command line's interface.
-type Standing struct {
-	Model  string `json:"model"`
-	Output string `json:"output"`
-	Method string `json:"method"`
-	Type   string `json:"type"`
-	Phase  string `json:"phase"`
-	// Run counts how often the run has started over with other types.
-	Run    int `json:"run"`
-	Layers int `json:"layers"`
-	// LayerSeconds is how long each layer that is done took, and the head behind them.
-	LayerSeconds []float64 `json:"layer_seconds"`
-	Head         bool      `json:"head"` // is quantized too, after the layers
-}
-
-// Phases of a run, in order.
-const (
-	phaseTypes    = "types"
-	phaseLayers   = "layers"
-	phaseHead     = "head"
-	phaseValidate = "validate"
-	phaseDone     = "done"
-)
-
-// Left is the number of layers that are yet to be done, and how long they will take: as long each as the last ones. ok is
-// false while none is done.
-func (s *Standing) Left() (layers int, d time.Duration, ok bool) {
-	layers = max(0, s.Layers-len(s.LayerSeconds))
-	const last = 8
-	recent := s.LayerSeconds[max(0, len(s.LayerSeconds)-last):]
-	if len(recent) == 0 {
-		return layers, 0, false
-	}
-	var sum float64
-	for _, t := range recent {
-		sum += t
-	}
-	return layers, time.Duration(float64(layers) * sum / float64(len(recent)) * float64(time.Second)), true
-}
-
-// Done says whether the run is over.
-func (s *Standing) Done() bool { return s.Phase == phaseDone }
 
 // note writes down that a phase has begun, or goes on.
 func (k *keeper) note(phase string) error {

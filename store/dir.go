@@ -349,9 +349,9 @@ func (w *dirWriter) Commit() error {
 
 func (w *dirWriter) Abort() { w.f.Abort() }
 
-// Note writes down how far the run is, for Look: a small JSON value.
-func (d *Dir) Note(progress any) error {
-	return writeJSON(filepath.Join(d.path, progressName), progress)
+// Note writes down how far the run is, for Look.
+func (d *Dir) Note(s *Standing) error {
+	return writeJSON(filepath.Join(d.path, progressName), s)
 }
 
 func writeJSON(path string, v any) error {
@@ -400,17 +400,18 @@ func usage(path string) (bytes int64, err error) {
 
 // Overview is what can be seen of a folder without holding it.
 type Overview struct {
-	Working bool      // a process works in it
-	Bytes   int64     // of its values
-	Noted   time.Time // when progress was noted last
+	Standing           // zero if nothing was noted
+	Working  bool      // a process works in it
+	Bytes    int64     // of its values
+	Noted    time.Time // when the Standing was noted
 }
 
-// Look reads what was noted of a run's progress into progress, which stays as it is if nothing was.
-func Look(path string, progress any) (*Overview, error) {
+// Look reads how far the run in a folder is.
+func Look(path string) (*Overview, error) {
 	if _, err := readRun(path); err != nil {
 		return nil, err
 	}
-	var o Overview
+	o := &Overview{Standing: Standing{LayerSeconds: []float64{}}}
 	held, free, err := atomicfile.Hold(filepath.Join(path, runName))
 	switch {
 	case free:
@@ -425,7 +426,7 @@ func Look(path string, progress any) (*Overview, error) {
 	}
 	f, err := os.Open(filepath.Join(path, progressName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return &o, nil
+		return o, nil
 	}
 	if err != nil {
 		return nil, err
@@ -436,8 +437,8 @@ func Look(path string, progress any) (*Overview, error) {
 		return nil, err
 	}
 	o.Noted = info.ModTime()
-	if err := json.NewDecoder(f).Decode(progress); err != nil {
+	if err := json.NewDecoder(f).Decode(&o.Standing); err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	return &o, nil
+	return o, nil
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 var parts = []Part{{"model", "1"}, {"calibration text", "2"}, {"llmq version", "3"}}
@@ -220,7 +221,7 @@ func TestForeignFolder(t *testing.T) {
 		if _, err := OpenDir(path, parts); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", path, err)
 		}
-		if _, err := Look(path, &struct{}{}); err == nil {
+		if _, err := Look(path); err == nil {
 			t.Errorf("%s: has an overview", path)
 		}
 	}
@@ -237,26 +238,24 @@ func TestForeignFolder(t *testing.T) {
 
 // TestLook: a folder can be looked at while a process works in it, and after.
 func TestLook(t *testing.T) {
-	type progress struct{ Layers int }
 	path := t.TempDir()
 	d := openDir(t, path, parts)
-	var p progress
-	if o, err := Look(path, &p); err != nil || !o.Noted.IsZero() || o.Bytes != 0 {
+	if o, err := Look(path); err != nil || !o.Noted.IsZero() || o.Bytes != 0 {
 		t.Errorf("at first: %+v, %v", o, err)
 	}
 	put(t, d, "a", make([]byte, 1000))
-	if err := errors.Join(d.Note(progress{1}), d.Note(progress{2})); err != nil {
+	if err := errors.Join(d.Note(&Standing{Layers: 1}), d.Note(&Standing{Layers: 2})); err != nil {
 		t.Fatal(err)
 	}
-	o, err := Look(path, &p)
-	if err != nil || p.Layers != 2 || o.Bytes != 1000+int64(trailerSize) || o.Noted.IsZero() {
-		t.Errorf("%+v, %+v, %v", o, p, err)
+	o, err := Look(path)
+	if err != nil || o.Layers != 2 || o.Bytes != 1000+int64(trailerSize) || o.Noted.IsZero() {
+		t.Errorf("%+v, %v", o, err)
 	}
 	if !o.Working && runtime.GOOS != "windows" {
 		t.Error("nobody is seen to work")
 	}
 	d.Close()
-	if o, err := Look(path, &p); err != nil || o.Working {
+	if o, err := Look(path); err != nil || o.Working {
 		t.Errorf("in the end: %+v, %v", o, err)
 	}
 }
@@ -269,5 +268,21 @@ func TestRoom(t *testing.T) {
 	}
 	if err := d.Room(1 << 60); err == nil || !strings.Contains(err.Error(), "needs 1152921504606846976 bytes of disk") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestLeft: layers are taken to go on as the last ones went.
+func TestLeft(t *testing.T) {
+	s := Standing{Layers: 20}
+	if _, _, ok := s.Left(); ok {
+		t.Error("nothing is done, and the time is known")
+	}
+	s.LayerSeconds = []float64{1000, 1000, 2, 2, 2, 2, 4, 4, 4, 4}
+	if n, d, ok := s.Left(); n != 10 || d != 30*time.Second || !ok {
+		t.Errorf("%d layers, %v, %v", n, d, ok)
+	}
+	s.LayerSeconds = make([]float64, 21) // the head too
+	if n, d, _ := s.Left(); n != 0 || d != 0 {
+		t.Errorf("%d layers, %v", n, d)
 	}
 }

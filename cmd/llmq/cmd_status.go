@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
 
@@ -32,7 +31,7 @@ take if layers go on taking as long as the last ones did.`,
 
 // statusReport is what status prints as JSON.
 type statusReport struct {
-	pipeline.Standing
+	store.Standing
 	Working    bool      `json:"working"` // a process works in the folder
 	Done       int       `json:"layers_done"`
 	Left       int       `json:"layers_left"`
@@ -43,12 +42,11 @@ type statusReport struct {
 }
 
 func (a *app) runStatus(folder string, opts statusOptions) error {
-	r := statusReport{Standing: pipeline.Standing{LayerSeconds: []float64{}}}
-	o, err := store.Look(folder, &r.Standing)
+	o, err := store.Look(folder)
 	if err != nil {
 		return err
 	}
-	r.Working, r.Bytes, r.Noted = o.Working, o.Bytes, o.Noted
+	r := statusReport{Standing: o.Standing, Working: o.Working, Bytes: o.Bytes, Noted: o.Noted}
 	left, time, known := r.Standing.Left()
 	r.Done, r.Left = min(len(r.LayerSeconds), r.Layers), left
 	if known {
@@ -72,10 +70,12 @@ func (a *app) printStatus(r *statusReport) error {
 		return t.flush()
 	}
 	t.row("model", "%s", plain(r.Model))
-	t.row("output", "%s, %s by %s", plain(r.Output), r.Type, r.Method)
+	if r.Output != "" {
+		t.row("output", "%s, %s by %s", plain(r.Output), r.Type, r.Method)
+	}
 	phase := map[string]string{
-		"types": "measuring what types cost", "layers": "quantizing layers", "head": "quantizing the head",
-		"validate": "validating the file", "done": "done",
+		store.PhaseTypes: "measuring what types cost", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
+		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseDone: "done",
 	}[r.Phase]
 	switch {
 	case r.Standing.Done():

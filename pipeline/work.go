@@ -59,14 +59,28 @@ func (t *task) workBytes(tokens int) int64 {
 // that of Assign; p is the plan before it. Sources are known by their headers and a row of each tensor: who knows their
 // files adds those, and the program's version.
 func WorkParts(src Source, p *Plan, b Budget, opt Options) ([]store.Part, error) {
-	var err error
-	parts := []store.Part{
-		{What: "model", Digest: store.Digest(func(w io.Writer) { err = digestSource(w, src) })},
+	digest, err := SourceDigest(src)
+	if err != nil {
+		return nil, err
+	}
+	return []store.Part{
+		{What: "model", Digest: digest},
 		{What: "recipe", Digest: store.Digest(func(w io.Writer) { digestRecipe(w, p, b, &opt) })},
 		{What: "calibration text", Digest: store.Digest(func(w io.Writer) { digestText(w, &opt) })},
-		{What: "processor or LLMQ_CPU", Digest: fmt.Sprint(kernels.CurrentTier())},
-	}
-	return parts, err
+		TierPart(),
+	}, nil
+}
+
+// TierPart is the processor's part in results: the order in which its kernels add.
+func TierPart() store.Part {
+	return store.Part{What: "processor or LLMQ_CPU", Digest: fmt.Sprint(kernels.CurrentTier())}
+}
+
+// SourceDigest is a digest of a source's headers and a row of each tensor.
+func SourceDigest(src Source) (string, error) {
+	var err error
+	digest := store.Digest(func(w io.Writer) { err = digestSource(w, src) })
+	return digest, err
 }
 
 // digestSource writes a source's metadata, its tensors' names, types and shapes, and the first row of each.

@@ -61,7 +61,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
 	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
-	f.StringVar(&o.Work, "work", "", "keep what is done in `FOLDER`: the same command goes on there after it was interrupted or killed; see llmq status")
+	f.StringVar(&o.Work, "work", "", workUsage)
 	o.outputOptions.AddFlags(cmd)
 }
 

@@ -6,12 +6,45 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
+	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
+
+const workUsage = "keep what is done in `FOLDER`: the same command goes on there after it was interrupted or killed; see llmq status"
+
+// openWork opens the folder of --work for a run that depends on parts, on the files of some sources and on others.
+func openWork(folder string, parts []store.Part, sources []pipeline.Source, others ...string) (*store.Dir, error) {
+	var files []string
+	for _, src := range sources {
+		if f, ok := src.(*gguf.File); ok {
+			files = append(files, f.Paths()...)
+		} else {
+			files = append(files, src.Name())
+		}
+	}
+	for _, path := range others {
+		if path != "" {
+			files = append(files, path)
+		}
+	}
+	digest, err := filesDigest(files)
+	if err != nil {
+		return nil, err
+	}
+	build, err := buildDigest()
+	if err != nil {
+		return nil, err
+	}
+	return store.OpenDir(folder, slices.Concat(parts, []store.Part{
+		{What: "state of the model's files", Digest: digest}, {What: "llmq version", Digest: build},
+	}))
+}
 
 // openWork opens the folder of --work for a run.
 func (o *quantizeOptions) openWork(src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) (*store.Dir, error) {
@@ -19,23 +52,36 @@ func (o *quantizeOptions) openWork(src pipeline.Source, plan *pipeline.Plan, pop
 	if err != nil {
 		return nil, err
 	}
-	files := []string{o.Checkpoint}
-	if f, ok := src.(*gguf.File); ok {
-		files = f.Paths()
+	return openWork(o.Work, parts, []pipeline.Source{src}, o.LoRA)
+}
+
+// openWork opens the folder of --work for an evaluation of m on tokens.
+func (o *evalOptions) openWork(m *model.Model, tokens []int32, eopt *eval.Options) (*store.Dir, error) {
+	var parts []store.Part
+	var sources []pipeline.Source
+	add := func(what string, m *model.Model) error {
+		src := m.Source.(pipeline.Source) // as openSource has returned it
+		digest, err := pipeline.SourceDigest(src)
+		parts, sources = append(parts, store.Part{What: what, Digest: digest}), append(sources, src)
+		return err
 	}
-	if o.LoRA != "" {
-		files = append(files, o.LoRA)
-	}
-	digest, err := filesDigest(files)
-	if err != nil {
+	if err := add("model", m); err != nil {
 		return nil, err
 	}
-	parts = append(parts, store.Part{What: "state of the model's files", Digest: digest})
-	build, err := buildDigest()
-	if err != nil {
-		return nil, err
+	if eopt.Base != nil {
+		if err := add("base model", eopt.Base); err != nil {
+			return nil, err
+		}
 	}
-	return store.OpenDir(o.Work, append(parts, store.Part{What: "llmq version", Digest: build}))
+	bos := int32(-1)
+	if eopt.BOS != nil {
+		bos = *eopt.BOS
+	}
+	parts = append(parts,
+		store.Part{What: "text", Digest: store.Digest(func(w io.Writer) { fmt.Fprint(w, tokens) })},
+		store.Part{What: "set of options", Digest: fmt.Sprintf("%d %d %v %d %q %v", eopt.Context, eopt.Chunks, eopt.ScoreAll, bos, eopt.Activations, m.Precision)},
+		pipeline.TierPart())
+	return openWork(o.Work, parts, sources)
 }
 
 // filesDigest is a digest of names, sizes and times of change of files, and in folders of what a checkpoint consists of: what

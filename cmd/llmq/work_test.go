@@ -5,9 +5,11 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -118,5 +120,33 @@ func TestWorkErrors(t *testing.T) {
 	dry := must(t, append([]string{"quantize", dir, "-o", out, "--dry-run"}, calibrate...)...)
 	if !strings.Contains(dry.stdout, "with --work at most") {
 		t.Errorf("--dry-run prints\n%s", dry.stdout)
+	}
+}
+
+// TestEvalWork: an evaluation that is killed goes on, and finds what an undisturbed one finds.
+func TestEvalWork(t *testing.T) {
+	dir, work := folder(t, "llama"), filepath.Join(t.TempDir(), "work")
+	args := []string{"eval", dir, "--base", folder(t, "llama"), "--text", license, "--context", "64", "--json"}
+	figures := func(args ...string) map[string]any {
+		var v map[string]any
+		if err := json.Unmarshal([]byte(must(t, args...).stdout), &v); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"seconds", "tokens_per_second", "peak_rss_bytes"} {
+			delete(v, key)
+		}
+		return v
+	}
+	want := figures(args...)
+	args = append(args, "--work", work)
+	runUntil(t, "evaluate: layer 2/2", syscall.SIGKILL, args...)
+	if got := figures(args...); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "done") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+	if r := llmq(t, append(args, "--chunks", "2")...); r.code != exitFailure || !strings.Contains(r.stderr, "another set of options") {
+		t.Errorf("other options: exit %d, %s", r.code, r.stderr)
 	}
 }

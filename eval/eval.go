@@ -20,6 +20,7 @@ import (
 	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -49,6 +50,8 @@ type Options struct {
 	TempDir string
 	// Progress may be nil.
 	Progress Progress
+	// Work keeps the hidden states behind each layer, so that Perplexity goes on there; nil: it keeps nothing.
+	Work Work
 }
 
 // Defaults of Options.
@@ -146,7 +149,13 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 	for _, r := range runs {
 		deepest = max(deepest, r.m.Layers())
 	}
-	for i := range deepest {
+	standing := &store.Standing{Model: m.Source.Name(), Phase: store.PhaseEvaluate, Run: 1, Layers: deepest}
+	first, err := resume(opt.Work, runs, standing)
+	if err != nil {
+		return nil, err
+	}
+	for i := first; i < deepest; i++ {
+		began := time.Now()
 		p.progress.Item(fmt.Sprintf("layer %d/%d", i+1, deepest))
 		for _, r := range runs {
 			if i < r.m.Layers() {
@@ -155,10 +164,16 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 				}
 			}
 		}
+		if err := keep(opt.Work, runs, i+1, time.Since(began), standing); err != nil {
+			return nil, err
+		}
 	}
 	p.progress.Item("head")
 	s, err := score(ctx, p, runs)
 	if err != nil {
+		return nil, err
+	}
+	if err := finish(opt.Work, standing); err != nil {
 		return nil, err
 	}
 	res := s.result(p)

@@ -17,9 +17,7 @@ type Collector struct {
 // Observe adds values of an input, positions×features. shares names the features that it has in common with the inputs of
 // other layers, as hidden states have; "" if they are its own.
 func (c *Collector) Observe(input, shares string, x *tensor.Matrix) {
-	if c.shares == nil {
-		c.shares, c.counts, c.at = map[string]string{}, map[string][]Counts{}, map[string]int{}
-	}
+	c.init()
 	i, seen := c.at[input]
 	if !seen {
 		key := "shared " + shares
@@ -36,4 +34,23 @@ func (c *Collector) Observe(input, shares string, x *tensor.Matrix) {
 // Features returns, in ascending order, the outlier features of an input: none if it was not seen.
 func (c *Collector) Features(input string) []int {
 	return c.Criteria.Features(c.counts[c.shares[input]])
+}
+
+// Counts returns what was counted of an input, and by what name it shares its features. It must have been observed.
+func (c *Collector) Counts(input string) (shares string, n Counts) {
+	shares = c.shares[input]
+	return shares, c.counts[shares][c.at[input]]
+}
+
+// Restore notes an input that was not observed here as another Collector's Counts has told of it.
+func (c *Collector) Restore(input, shares string, n Counts) {
+	c.init()
+	c.shares[input], c.at[input] = shares, len(c.counts[shares])
+	c.counts[shares] = append(c.counts[shares], n)
+}
+
+func (c *Collector) init() {
+	if c.shares == nil {
+		c.shares, c.counts, c.at = map[string]string{}, map[string][]Counts{}, map[string]int{}
+	}
 }

@@ -36,6 +36,7 @@ type findings struct {
 	decisions []Decision
 	ways      map[string]way          // by group
 	methods   map[string]quant.Method // by linear
+	chosen    map[string]string       // by linear, the name of the way that its method is of
 	plain     map[string]*plainRounding
 	kl        map[string]float64 // by linear: the divergence that rounding it alone causes; nil before it is measured
 
@@ -51,7 +52,9 @@ type plainRounding struct {
 }
 
 func newFindings() *findings {
-	return &findings{ways: map[string]way{}, methods: map[string]quant.Method{}, plain: map[string]*plainRounding{}}
+	return &findings{
+		ways: map[string]way{}, methods: map[string]quant.Method{}, chosen: map[string]string{}, plain: map[string]*plainRounding{},
+	}
 }
 
 // method is how a linear's weights are chosen: what the recipe's method has decided for it, else by that method itself.
@@ -161,7 +164,7 @@ func (c *chooser) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error
 	c.found.decisions = append(c.found.decisions, d)
 	c.found.ways[g.Name] = chosen
 	for _, l := range g.Linears {
-		c.found.methods[l.Name] = chosen.method
+		c.found.methods[l.Name], c.found.chosen[l.Name] = chosen.method, chosen.name
 	}
 	return folding, nil
 }

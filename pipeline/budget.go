@@ -77,6 +77,9 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 	assigned.Tensors = slices.Clone(p.Tensors)
 	p = &assigned
 	a := &assigner{ctx: ctx, m: m, plan: p, opt: opt, tempDir: tempDir, uses: map[string]*use{}}
+	if opt.Work != nil {
+		a.kept = newKeeper(opt.Work, src.Name(), "", &p.Recipe, 0)
+	}
 	if err := a.open(); err != nil {
 		return nil, err
 	}
@@ -84,10 +87,7 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 	if err != nil {
 		return nil, err
 	}
-	if err := a.measure(); err != nil {
-		return nil, err
-	}
-	tokens, err := a.sensitivity()
+	tokens, err := a.measurements()
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +127,7 @@ type assigner struct {
 	tensors []*openTensor
 	uses    map[string]*use // by the names of eval.Replacement
 	order   []*use          // in that of tensors
+	kept    *keeper         // nil without Options.Work
 }
 
 // openTensor is a tensor whose type is to be chosen.

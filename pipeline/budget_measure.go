@@ -101,9 +101,13 @@ func (a *assigner) measure() error {
 		return err
 	}
 	defer s.close()
-	for i := range a.m.Layers() {
+	first, err := a.recall(s)
+	if err != nil {
+		return err
+	}
+	for i := first; i < a.m.Layers(); i++ {
 		a.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, a.m.Layers()))
-		if err := a.measureLayer(s, i); err != nil {
+		if err := a.keep(s, i, func() error { return a.measureLayer(s, i) }); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}

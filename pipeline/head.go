@@ -3,7 +3,6 @@ package pipeline
 import (
 	"fmt"
 
-	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -22,11 +21,12 @@ func (p *passage) head(s, original *stream) error {
 		return err
 	}
 	defer h.Release()
-	in := quant.NewStats(h.Linear.In)
+	sums := newShardedStats(h.Linear.In, s.x.Batches())
 	err = s.each(func(i int, x *tensor.Matrix) error {
 		if err := p.ctx.Err(); err != nil {
 			return err
 		}
+		in := sums.of(i)
 		y := scratch(&s.copy, x.Rows, s.m.Dim)
 		h.In(y, x)
 		in.Observe(y)
@@ -46,6 +46,7 @@ func (p *passage) head(s, original *stream) error {
 	if err != nil {
 		return err
 	}
+	in := sums.all()
 	t := p.plan.Lookup(outputName)
 	solver := p.plan.Recipe.Method.Open(in)
 	step := max(1, batchWeights/h.Linear.In)

@@ -46,14 +46,22 @@ func (p *passage) layers() error {
 		}
 		defer original.close()
 	}
-	for i := range p.m.Layers() {
+	for i := 0; ; {
+		if i, err = p.recall(s, original, i); err != nil {
+			return err
+		}
+		if i == p.m.Layers() {
+			break
+		}
 		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, p.m.Layers()))
-		if err := p.layer(s, original, i); err != nil {
+		err := p.keep(s, original, i, func() error { return p.layer(s, original, i) })
+		if err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
+		i++
 	}
 	if p.calibratesHead() {
-		return p.head(s, original)
+		return p.keepHead(func() error { return p.head(s, original) })
 	}
 	return nil
 }
@@ -132,13 +140,26 @@ func (p *passage) stage(at *place) error {
 // asked for, of those of all experts together.
 func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
 	stage := at.stage()
-	for _, site := range stage.Sites[first:last] {
-		in = append(in, quant.NewStats(site.In()))
+	batches := at.s.x.Batches()
+	sums := make([]*shardedStats, last-first) // nil of an expert
+	in = make([]*quant.Stats, last-first)
+	for j, site := range stage.Sites[first:last] {
+		if site.Expert >= 0 && !site.Head {
+			in[j] = quant.NewStats(site.In())
+		} else {
+			sums[j] = newShardedStats(site.In(), batches)
+		}
 	}
+	var all *shardedStats // of all experts together
 	if pool {
-		pooled = quant.NewStats(stage.Sites[0].In())
+		all = newShardedStats(stage.Sites[0].In(), batches)
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
+		for j, s := range sums {
+			if s != nil {
+				in[j] = s.of(i)
+			}
+		}
 		for j, stats := range in {
 			site := stage.Sites[first+j]
 			h, _ := stage.InputOf(at.s.st, first+j)
@@ -151,6 +172,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			}
 		}
 		if pool {
+			pooled := all.of(i)
 			for j := range stage.Sites {
 				if h, _ := stage.InputOf(at.s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
 					pooled.Observe(h)
@@ -164,6 +186,14 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	for j, s := range sums {
+		if s != nil {
+			in[j] = s.all()
+		}
+	}
+	if pool {
+		pooled = all.all()
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {

@@ -8,6 +8,7 @@ import (
 type Needs struct {
 	Memory int64 // at its peak, mapped pages of the checkpoint aside
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
+	Work   int64 // in Options.Work, at most
 }
 
 // Needs estimates a run. With a model it is calibrated on so many tokens, and holds the hidden states, as far as the
@@ -34,7 +35,8 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
-		sites = max(sites, 4*streams*int64(m.Dim)*int64(m.Dim)+p.Recipe.Method.Memory(rows, m.Dim))
+		sums := 4 * streams * int64(m.Dim) * int64(m.Dim)
+		sites = max(sites, sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
 	}
 	var states int64
 	left := newStateBudget(budget)
@@ -46,6 +48,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		}
 		states += bytes
 	}
+	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
 	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(min(tokens, batchTokens)))
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
@@ -77,7 +80,8 @@ func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
 			largest = max(largest, 4*n*n)
 			weights += 4 * n * int64(out)
 		}
-		most = max(most, sums+method.Memory(out, s.In))
+		// Sums over a shard's tokens stand beside those over all; then come the method's work and its results.
+		most = max(most, sums+max(sums, method.Memory(out, s.In)))
 	}
 	const trial = 3 // a scaled Hessian and its factor, and the next Hessian
 	switch {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
 )
 
 // Options says how to carry out a plan. The zero value is the default.
@@ -28,6 +30,9 @@ type Options struct {
 	Validate  Validate
 	Overwrite bool
 	Progress  Progress // may be nil
+	// Work keeps what is done, so that the same run goes on there after it was cut off: nil keeps nothing. It belongs to this
+	// run alone (WorkParts).
+	Work Work
 }
 
 // Progress is told what a run does; internal/ui shows it.
@@ -109,6 +114,7 @@ type task struct {
 	plan    *Plan
 	opt     Options
 	tempDir string
+	kept    *keeper // nil without Options.Work
 }
 
 // outcome is how an attempt to carry out a plan ended: done, redo or refused.
@@ -146,9 +152,12 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	start := time.Now()
 	fallbacks := []FallbackReport{}
 	found := newFindings()
-	for {
+	for n := 1; ; n++ {
 		t := &task{ctx: ctx, src: src, plan: p, opt: opt, tempDir: filepath.Dir(path)}
-		o, more, err := t.attempt(path, found)
+		if opt.Work != nil {
+			t.kept = newKeeper(opt.Work, src.Name(), path, &p.Recipe, n)
+		}
+		o, more, err := t.attemptOnce(path, found)
 		if err != nil {
 			return nil, err
 		}
@@ -163,10 +172,10 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 			p = o.plan
 		case refused:
 			complete(o.limit.Report)
-			return nil, o.limit
+			return nil, errors.Join(o.limit, t.kept.end())
 		case done:
 			complete(o.report)
-			return o.report, nil
+			return o.report, t.kept.end()
 		}
 	}
 }
@@ -184,6 +193,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 		return nil, nil, err
 	}
 	defer w.file.Abort() // no effect after Close
+	if err := t.kept.room(t); err != nil {
+		return nil, nil, err
+	}
 	pass := &passage{task: t, out: w, scaled: &transformer{task: t}, found: found}
 	if t.plan.Recipe.Method.Needs().Int8Inputs || t.mayFallBack() {
 		pass.seen = newObserver()
@@ -211,6 +223,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 		return t.report(w, pass.scaled, found, paths)
 	}
 	if len(t.opt.Validate.Tokens) > 0 {
+		if err := t.kept.note(store.PhaseValidate); err != nil {
+			return nil, nil, err
+		}
 		if err := t.validate(w, found); err != nil {
 			return nil, nil, err
 		}

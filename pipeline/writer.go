@@ -32,6 +32,7 @@ type writer struct {
 	mu      sync.Mutex // guards what follows
 	reports map[string]*TensorReport
 	sums    map[string]*rowsReport // of the tensors whose rows are still being written
+	unit    *unitWriter            // keeps what is written of a unit of work; nil where nothing is kept
 }
 
 func newWriter(t *task, path string) (*writer, error) {
@@ -151,6 +152,9 @@ func (w *writer) rows(t *Tensor, first int, q *rows) error {
 	if err := w.file.WriteRows(t.Name, first, q.data); err != nil {
 		return err
 	}
+	if err := w.unit.rows(t.Name, first, q); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	sums := w.sums[t.Name]
 	if sums == nil {
@@ -183,12 +187,10 @@ func (w *writer) vectors(l *model.Layer) error {
 			return err
 		}
 		data, decoded := encode(t.Type, x, nil)
-		if err := w.file.WriteTensor(t.Name, data); err != nil {
+		q := rows{data: data, rowsReport: rowsReport{outputs: errorSum{quant.WeightError(x, decoded), 1}}}
+		if err := w.rows(t, 0, &q); err != nil {
 			return err
 		}
-		w.report(t, &rowsReport{outputs: errorSum{quant.WeightError(x, decoded), 1}})
-		w.opt.Progress.Add(int64(t.Elements()))
-		w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
 	}
 	return nil
 }

@@ -33,10 +33,13 @@ func (o *quantizeOptions) checkBudget() error {
 	return nil
 }
 
+func (o *quantizeOptions) budget() pipeline.Budget {
+	return pipeline.Budget{MaxBytes: int64(o.MaxSize), MaxBPW: o.MaxBPW}
+}
+
 // assign spends the budget.
 func (o *quantizeOptions) assign(ctx context.Context, src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) (*pipeline.Plan, error) {
-	b := pipeline.Budget{MaxBytes: int64(o.MaxSize), MaxBPW: o.MaxBPW}
-	return pipeline.Assign(ctx, src, plan, b, filepath.Dir(o.Output), popt)
+	return pipeline.Assign(ctx, src, plan, o.budget(), filepath.Dir(o.Output), popt)
 }
 
 // printAssignment prints what a budget was spent on.

@@ -36,6 +36,7 @@ type evalOptions struct {
 	Precision   precisionValue
 	Memory      byteSize
 	Threads     int
+	Work        string
 	JSON        bool
 }
 
@@ -56,6 +57,7 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all)")
+	f.StringVar(&o.Work, "work", "", workUsage+"; of --text")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
 
@@ -82,7 +84,7 @@ whether the model would write a text's last word.`,
 				return err
 			}
 			if cmd.Flags().Changed("tokens") || cmd.Flags().Changed("logits") {
-				for _, name := range []string{"text", "task", "examples", "context", "chunks", "preset", "base", "activations"} {
+				for _, name := range []string{"text", "task", "examples", "context", "chunks", "preset", "base", "activations", "work"} {
 					if cmd.Flags().Changed(name) {
 						return usagef("--tokens and --%s exclude each other", name)
 					}
@@ -96,7 +98,7 @@ whether the model would write a text's last word.`,
 				return usagef("--force is for --logits")
 			}
 			if cmd.Flags().Changed("task") {
-				for _, name := range []string{"text", "context", "chunks", "preset", "activations"} {
+				for _, name := range []string{"text", "context", "chunks", "preset", "activations", "work"} {
 					if cmd.Flags().Changed(name) {
 						return usagef("--task and --%s exclude each other", name)
 					}
@@ -177,10 +179,24 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		base.Precision = precision
 		eopt.Base = base
 	}
+	done := false
+	if opts.Work != "" {
+		work, err := opts.openWork(m, tokens, &eopt)
+		if err != nil {
+			return err
+		}
+		defer work.Close()
+		eopt.Work = work
+		defer func() {
+			progress.Done()
+			a.printWork(work, done)
+		}()
+	}
 	res, err := eval.Perplexity(ctx, m, tokens, eopt)
 	if err != nil {
 		return err
 	}
+	done = true
 	progress.Done()
 	if d := res.Divergence; d != nil && d.CommonTokens > 0 {
 		a.warn("%s has %d tokens, the base %s %d: divergences are of the %d that both have", opts.Model, m.Vocab, opts.Base,

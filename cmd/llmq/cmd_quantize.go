@@ -36,6 +36,7 @@ type quantizeOptions struct {
 	Fallback       float64
 	MaxSize        byteSize
 	MaxBPW         float64
+	Work           string
 }
 
 const defaultBits = 4
@@ -60,6 +61,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
 	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
+	f.StringVar(&o.Work, "work", "", workUsage)
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -144,10 +146,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 				return err
 			}
 		}
-		if plan, err = plan.With(set.Metadata()); err != nil {
+		if plan, err = plan.With(append(set.Metadata(), pipeline.ShardsMetadata()...)); err != nil {
 			return err
 		}
 	}
+	done := false
 	progress := a.progress()
 	defer progress.Done()
 	popt := pipeline.Options{
@@ -157,6 +160,18 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		Validate:  pipeline.Validate{Tokens: heldOut, MaxIncrease: float64(opts.MaxIncrease)},
 		Overwrite: opts.Force,
 		Progress:  progress,
+	}
+	if opts.Work != "" && !opts.DryRun {
+		work, err := opts.openWork(src, plan, popt)
+		if err != nil {
+			return err
+		}
+		defer work.Close()
+		popt.Work = work
+		defer func() {
+			progress.Done()
+			a.printWork(work, done)
+		}()
 	}
 	if opts.assigns() {
 		if plan, err = opts.assign(ctx, src, plan, popt); err != nil {
@@ -173,6 +188,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 		}
 		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
 	}
+	if popt.Work != nil {
+		m, err := arch.Open(src)
+		if err != nil {
+			return err
+		}
+		needs := plan.Needs(m, set.Tokens(), int64(opts.Memory))
+		fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
+	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
 	limit, over := errors.AsType[*pipeline.LimitError](err)
 	if over {
@@ -180,6 +203,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 	} else if err != nil {
 		return err
 	}
+	done = true
 	progress.Done()
 	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
 		err = errInfinite
@@ -216,6 +240,8 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
+	case o.Work != "" && len(o.Calib) == 0:
+		return r, usagef("--work keeps what is done with calibration text: give some with --calib FILE; without, a run is done again at the disk's speed")
 	}
 	if err := o.checkBudget(); err != nil {
 		return r, err

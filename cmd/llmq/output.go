@@ -189,10 +189,11 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			BitsPerWeight float64      `json:"bits_per_weight"`
 			MemoryBytes   int64        `json:"memory_bytes"`
 			DiskBytes     int64        `json:"disk_bytes"`
+			WorkBytes     int64        `json:"work_bytes"` // in the folder of --work, at most
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
-		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, tensors, plan.Assignment})
+		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -211,6 +212,9 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 	}
 	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(memory))
 	t.row("disk", "%s", formatBytes(needs.Disk))
+	if needs.Work > 0 {
+		t.row("", "with --work at most %s more", formatBytes(needs.Work))
+	}
 	if err := t.flush(); err != nil {
 		return err
 	}

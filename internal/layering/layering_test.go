@@ -56,15 +56,16 @@ var allowed = map[string]string{
 	"model":     "tensor kernels/... quant formats/ggml",
 	"arch":      "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
-	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
+	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states store",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
-		"internal/states internal/knapsack",
+		"internal/states internal/knapsack store",
 
+	"store":  "internal/atomicfile",
 	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval profile pipeline report kernels/... internal/atomicfile internal/text internal/bench internal/ui",
+		"calib eval profile pipeline report store kernels/... internal/atomicfile internal/text internal/bench internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",

@@ -5,6 +5,7 @@ package states
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"unsafe"
 
@@ -88,6 +89,37 @@ func (s *Store) Put(i int, x *tensor.Matrix) error {
 	lo, _ := s.Sequences(i)
 	if _, err := s.file.WriteAt(bytes(x), s.offset(lo)); err != nil {
 		return fmt.Errorf("hidden states: writing batch %d, %d bytes: %w", i, 4*len(x.Data), err)
+	}
+	return nil
+}
+
+// Save writes all states, as the machine has them in memory.
+func (s *Store) Save(w io.Writer) error {
+	for i := range s.Batches() {
+		x, err := s.Get(i)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(bytes(x)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Load reads what Save has written of a store of the same size.
+func (s *Store) Load(r io.Reader) error {
+	for i := range s.Batches() {
+		x, err := s.Get(i)
+		if err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(r, bytes(x)); err != nil {
+			return fmt.Errorf("hidden states: batch %d: %w", i, err)
+		}
+		if err := s.Put(i, x); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/store"
+)
+
+type statusOptions struct {
+	JSON bool
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var opts statusOptions
+	cmd := &cobra.Command{
+		Use:   "status FOLDER",
+		Short: "Show how far a run with --work FOLDER is",
+		Long: `Shows how far the run that keeps its work in FOLDER is, whether it is being worked on, what is left, and how long that will
+take if layers go on taking as long as the last ones did.`,
+		Example: `  llmq status /scratch/qwen3-8b
+  watch llmq status /scratch/qwen3-8b`,
+		Args: exactArgs("FOLDER"),
+		RunE: func(_ *cobra.Command, args []string) error { return a.runStatus(args[0], opts) },
+	}
+	cmd.Flags().BoolVar(&opts.JSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+// statusReport is what status prints as JSON.
+type statusReport struct {
+	store.Standing
+	Working    bool      `json:"working"` // a process works in the folder
+	Done       int       `json:"layers_done"`
+	Left       int       `json:"layers_left"`
+	PerLayer   *float64  `json:"seconds_per_layer"` // of the last ones; null before the first is done
+	SecondsFor *float64  `json:"seconds_left"`
+	Bytes      int64     `json:"work_bytes"`
+	Noted      time.Time `json:"noted"` // when the last of this was
+}
+
+func (a *app) runStatus(folder string, opts statusOptions) error {
+	o, err := store.Look(folder)
+	if err != nil {
+		return err
+	}
+	r := statusReport{Standing: o.Standing, Working: o.Working, Bytes: o.Bytes, Noted: o.Noted}
+	left, time, known := r.Standing.Left()
+	r.Done, r.Left = min(len(r.LayerSeconds), r.Layers), left
+	if known {
+		seconds := time.Seconds()
+		r.SecondsFor = &seconds
+		if left > 0 {
+			each := seconds / float64(left)
+			r.PerLayer = &each
+		}
+	}
+	if opts.JSON {
+		return a.printJSON(&r)
+	}
+	return a.printStatus(&r)
+}
+
+func (a *app) printStatus(r *statusReport) error {
+	t := newTable(a.stdout)
+	if r.Phase == "" {
+		t.row("run", "nothing is done yet")
+		return t.flush()
+	}
+	t.row("model", "%s", plain(r.Model))
+	if r.Output != "" {
+		t.row("output", "%s, %s by %s", plain(r.Output), r.Type, r.Method)
+	}
+	phase := map[string]string{
+		store.PhaseTypes: "measuring what types cost", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
+		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseDone: "done",
+	}[r.Phase]
+	switch {
+	case r.Standing.Done():
+	case r.Working:
+		phase += ", running"
+	default:
+		phase += ", stopped: the same command goes on"
+	}
+	if r.Run > 1 {
+		phase = fmt.Sprintf("run %d, %s", r.Run, phase)
+	}
+	t.row("state", "%s", phase)
+	if r.Layers > 0 {
+		t.row("layers", "%d of %d", r.Done, r.Layers)
+	}
+	if r.PerLayer != nil && !r.Standing.Done() {
+		t.row("speed", "%.1f s a layer", *r.PerLayer)
+		last := ""
+		if r.Head {
+			last = ", and the head"
+		}
+		t.row("left", "%d layers, about %v%s", r.Left, time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second), last)
+	}
+	if !r.Standing.Done() {
+		t.row("kept", "%s", formatBytes(r.Bytes))
+	}
+	t.row("as of", "%s, %v ago", r.Noted.Format(time.DateTime), time.Since(r.Noted).Round(time.Second))
+	return t.flush()
+}

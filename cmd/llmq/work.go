@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/llmq/llmq/eval"
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/store"
+)
+
+const workUsage = "keep what is done in `FOLDER`: the same command goes on there after it was interrupted or killed; see llmq status"
+
+// openWork opens the folder of --work for a run that depends on parts, on the files of some sources and on others.
+func openWork(folder string, parts []store.Part, sources []pipeline.Source, others ...string) (*store.Dir, error) {
+	var files []string
+	for _, src := range sources {
+		if f, ok := src.(*gguf.File); ok {
+			files = append(files, f.Paths()...)
+		} else {
+			files = append(files, src.Name())
+		}
+	}
+	for _, path := range others {
+		if path != "" {
+			files = append(files, path)
+		}
+	}
+	digest, err := filesDigest(files)
+	if err != nil {
+		return nil, err
+	}
+	build, err := buildDigest()
+	if err != nil {
+		return nil, err
+	}
+	return store.OpenDir(folder, slices.Concat(parts, []store.Part{
+		{What: "state of the model's files", Digest: digest}, {What: "llmq version", Digest: build},
+	}))
+}
+
+// openWork opens the folder of --work for a run.
+func (o *quantizeOptions) openWork(src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) (*store.Dir, error) {
+	parts, err := pipeline.WorkParts(src, plan, o.budget(), popt)
+	if err != nil {
+		return nil, err
+	}
+	return openWork(o.Work, parts, []pipeline.Source{src}, o.LoRA)
+}
+
+// openWork opens the folder of --work for an evaluation of m on tokens.
+func (o *evalOptions) openWork(m *model.Model, tokens []int32, eopt *eval.Options) (*store.Dir, error) {
+	var parts []store.Part
+	var sources []pipeline.Source
+	add := func(what string, m *model.Model) error {
+		src := m.Source.(pipeline.Source) // as openSource has returned it
+		digest, err := pipeline.SourceDigest(src)
+		parts, sources = append(parts, store.Part{What: what, Digest: digest}), append(sources, src)
+		return err
+	}
+	if err := add("model", m); err != nil {
+		return nil, err
+	}
+	if eopt.Base != nil {
+		if err := add("base model", eopt.Base); err != nil {
+			return nil, err
+		}
+	}
+	bos := int32(-1)
+	if eopt.BOS != nil {
+		bos = *eopt.BOS
+	}
+	parts = append(parts,
+		store.Part{What: "text", Digest: store.Digest(func(w io.Writer) { fmt.Fprint(w, tokens) })},
+		store.Part{What: "set of options", Digest: fmt.Sprintf("%d %d %v %d %q %v", eopt.Context, eopt.Chunks, eopt.ScoreAll, bos, eopt.Activations, m.Precision)},
+		pipeline.TierPart())
+	return openWork(o.Work, parts, sources)
+}
+
+// filesDigest is a digest of names, sizes and times of change of files, and in folders of what a checkpoint consists of: what
+// they hold is gigabytes.
+func filesDigest(paths []string) (string, error) {
+	var files []string
+	for _, path := range paths {
+		entries, err := os.ReadDir(path)
+		if err != nil { // a file
+			files = append(files, path)
+			continue
+		}
+		for _, e := range entries {
+			switch filepath.Ext(e.Name()) {
+			case ".safetensors", ".json", ".model", ".jinja", ".txt":
+				files = append(files, filepath.Join(path, e.Name()))
+			}
+		}
+	}
+	var err error
+	digest := store.Digest(func(w io.Writer) {
+		for _, file := range files {
+			info, e := os.Stat(file) // through links, as Hugging Face's cache has them
+			if e != nil {
+				err = e
+				return
+			}
+			fmt.Fprintf(w, "%q %d %d\n", info.Name(), info.Size(), info.ModTime().UnixNano())
+		}
+	})
+	return digest, err
+}
+
+// buildDigest tells this program from others. One that was not built from a commit as it is goes by its file.
+func buildDigest() (string, error) {
+	info, ok := debug.ReadBuildInfo()
+	if ok && info.Main.Version != "" && info.Main.Version != "(devel)" && !strings.Contains(info.Main.Version, "+dirty") {
+		return info.Main.Version + " " + info.GoVersion, nil
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	digest := store.Digest(func(w io.Writer) { _, err = io.Copy(w, f) })
+	return digest, err
+}
+
+// printWork says, when a run has ended, what its folder was good for.
+func (a *app) printWork(work *store.Dir, done bool) {
+	for _, name := range work.Damaged() {
+		a.warn("%s: %s was not what had been written there, and has been made again", work.Path(), name)
+	}
+	if !done {
+		fmt.Fprintf(a.stderr, "llmq: what is done is kept in %s: the same command goes on there\n", work.Path())
+	}
+}

@@ -1,0 +1,152 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// runUntil starts a command line in a process of its own and sends it a signal when its progress has a line that begins
+// with a prefix. It returns what it has printed after that.
+func runUntil(t *testing.T, prefix string, s os.Signal, args ...string) (*os.ProcessState, string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), argsVariable+"="+strings.Join(args, "\n"))
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewScanner(stderr)
+	var before []string
+	for said.Scan() && !strings.HasPrefix(said.Text(), prefix) {
+		before = append(before, said.Text())
+	}
+	cmd.Process.Signal(s)
+	var after []string
+	for said.Scan() {
+		after = append(after, said.Text())
+	}
+	cmd.Wait()
+	if cmd.ProcessState.Success() {
+		t.Fatalf("the process has not been stopped at %q: %q", prefix, before)
+	}
+	return cmd.ProcessState, strings.Join(after, "\n")
+}
+
+// TestWork: a run that is killed, and interrupted, goes on where it was, and writes what it would have written; status tells
+// how far it is, and its folder is refused to others.
+func TestWork(t *testing.T) {
+	dir, out, work := folder(t, "llama"), t.TempDir(), filepath.Join(t.TempDir(), "work")
+	options := append([]string{"--refine", "200", "--calib-tokens", "512"}, calibrate...)
+	run := func(file string, more ...string) []string {
+		return slices.Concat([]string{"quantize", dir, "-o", filepath.Join(out, file)}, options, more)
+	}
+	must(t, run("whole.gguf")...)
+	want, err := os.ReadFile(filepath.Join(out, "whole.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const keys = "model output method type phase run layers layer_seconds head working layers_done layers_left seconds_per_layer seconds_left " +
+		"work_bytes noted"
+	resumed := run("out.gguf", "--work", work)
+
+	runUntil(t, "quantize: layer 2/2", syscall.SIGKILL, resumed...)
+	s := mustJSON(t, keys, "status", work)
+	if s["phase"] != "layers" || s["working"] != false || s["layers_done"] != 1.0 || s["layers_left"] != 1.0 || !(s["seconds_left"].(float64) > 0) {
+		t.Errorf("killed in the second of two layers, the status is %v", s)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "1 of 2") || !strings.Contains(r.stdout, "stopped: the same command goes on") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+
+	state, said := runUntil(t, "quantize: layer 2/2", os.Interrupt, resumed...)
+	if state.ExitCode() != exitInterrupted || !strings.Contains(said, "kept in "+work+": the same command goes on there") {
+		t.Errorf("interrupted: %v, %q", state, said)
+	}
+
+	for refused, other := range map[string][]string{
+		"another recipe":           run("out.gguf", "--work", work, "--bits", "3"),
+		"another calibration text": run("out.gguf", "--work", work, "--seed", "7"),
+		"another model":            append([]string{"quantize", folder(t, "qwen2"), "-o", filepath.Join(out, "out.gguf"), "--work", work}, options...),
+	} {
+		if r := llmq(t, other...); r.code != exitFailure || !strings.Contains(r.stderr, refused) {
+			t.Errorf("%s: exit %d, %s", refused, r.code, r.stderr)
+		}
+	}
+
+	r := must(t, resumed...)
+	if strings.Contains(r.stderr, "quantize: layer 1/2\n") || strings.Contains(r.stderr, "quantize: layer 1/2 (") {
+		t.Errorf("the first layer is done again:\n%s", r.stderr)
+	}
+	got, err := os.ReadFile(filepath.Join(out, "out.gguf"))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another file than without --work, %v", err)
+	}
+	if s := mustJSON(t, keys, "status", work); s["phase"] != "done" || s["work_bytes"] != 0.0 {
+		t.Errorf("in the end the status is %v", s)
+	}
+	if left := listing(t, work); len(left) != 3 {
+		t.Errorf("in the end the folder holds %v", left)
+	}
+}
+
+// TestWorkErrors: what is wrong with a folder is said before anything is computed.
+func TestWorkErrors(t *testing.T) {
+	dir, out := folder(t, "llama"), filepath.Join(t.TempDir(), "out.gguf")
+	full := filepath.Dir(textFile(t, "notes.txt", "x"))
+	for want, args := range map[string][]string{
+		"holds \"notes.txt\"":       append([]string{"quantize", dir, "-o", out, "--work", full}, calibrate...),
+		"give some with --calib":    {"quantize", dir, "-o", out, "--method", "rtn", "--work", t.TempDir()},
+		"no run has worked in this": {"status", full},
+		"no FOLDER given":           {"status"},
+	} {
+		if r := llmq(t, args...); r.code == exitOK || !strings.Contains(r.stderr, want) {
+			t.Errorf("%q: exit %d, %s", args, r.code, r.stderr)
+		}
+	}
+	dry := must(t, append([]string{"quantize", dir, "-o", out, "--dry-run"}, calibrate...)...)
+	if !strings.Contains(dry.stdout, "with --work at most") {
+		t.Errorf("--dry-run prints\n%s", dry.stdout)
+	}
+}
+
+// TestEvalWork: an evaluation that is killed goes on, and finds what an undisturbed one finds.
+func TestEvalWork(t *testing.T) {
+	dir, work := folder(t, "llama"), filepath.Join(t.TempDir(), "work")
+	args := []string{"eval", dir, "--base", folder(t, "llama"), "--text", license, "--context", "64", "--json"}
+	figures := func(args ...string) map[string]any {
+		var v map[string]any
+		if err := json.Unmarshal([]byte(must(t, args...).stdout), &v); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"seconds", "tokens_per_second", "peak_rss_bytes"} {
+			delete(v, key)
+		}
+		return v
+	}
+	want := figures(args...)
+	args = append(args, "--work", work)
+	runUntil(t, "evaluate: layer 2/2", syscall.SIGKILL, args...)
+	if got := figures(args...); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "done") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+	if r := llmq(t, append(args, "--chunks", "2")...); r.code != exitFailure || !strings.Contains(r.stderr, "another set of options") {
+		t.Errorf("other options: exit %d, %s", r.code, r.stderr)
+	}
+}

@@ -1,0 +1,555 @@
+package pipeline
+
+import (
+	"bufio"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/llmq/llmq/int8outlier"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
+)
+
+// A run with a work folder keeps there, by name,
+//
+//	runN-layerI    what layer I has put out: the rows that are written, found, scaled and seen
+//	runN-statesI   the hidden states of both models before layer I; those before the last that is done are removed
+//	runN-head      the head's rows
+//	runN-outcome   how attempt N ended, where another had to follow: then nothing else of it is left
+//	types          what Assign has measured; before it is complete, types-layerI and types-statesI are as above
+//
+// and goes on from there by doing everything again in its order, but for what has its output in the folder.
+
+// keeper keeps the units of an attempt. A nil keeper keeps nothing.
+type keeper struct {
+	work   Work
+	prefix string // of the names
+	done   store.Standing
+	noted  map[string]bool // what some unit's notes have
+}
+
+// newKeeper returns a keeper for an attempt of so many, or what is measured before the first.
+func newKeeper(work Work, model, path string, r *Recipe, run int) *keeper {
+	k := &keeper{work: work, prefix: typesPrefix, noted: map[string]bool{}}
+	if run > 0 {
+		k.prefix = fmt.Sprintf("run%d-", run)
+	}
+	k.done = store.Standing{Model: model, Output: path, Method: r.Method.Name(), Run: run, LayerSeconds: []float64{}}
+	if r.Type != nil {
+		k.done.Type = r.Type.Name
+	}
+	return k
+}
+
+func (k *keeper) layerName(i int) string  { return fmt.Sprintf("%slayer%04d", k.prefix, i) }
+func (k *keeper) statesName(i int) string { return fmt.Sprintf("%sstates%04d", k.prefix, i) }
+func (k *keeper) headName() string        { return k.prefix + "head" }
+func (k *keeper) outcomeName() string     { return k.prefix + "outcome" }
+
+// forget removes what the keeper has kept, but for one value.
+func (k *keeper) forget(but string) error {
+	names, err := k.work.Names()
+	if err != nil {
+		return err
+	}
+	return k.work.Delete(slices.DeleteFunc(names, func(name string) bool {
+		return name == but || !strings.HasPrefix(name, k.prefix)
+	})...)
+}
+
+// whole says whether a value is there and as it was written.
+func (k *keeper) whole(name string) (bool, error) {
+	r, err := k.work.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, r.Close()
+}
+
+// end leaves nothing in the folder of a run that is over but how it went.
+func (k *keeper) end() error {
+	if k == nil {
+		return nil
+	}
+	names, err := k.work.Names()
+	if err == nil {
+		err = k.work.Delete(names...)
+	}
+	return errors.Join(err, k.note(store.PhaseDone))
+}
+
+// recall goes on behind the layers from i on that are in the folder, if the hidden states behind them are there too, and
+// returns the layer that is next.
+func (p *passage) recall(s, original *stream, i int) (next int, err error) {
+	k := p.kept
+	n := p.m.Layers()
+	if k == nil || i == n {
+		return i, nil
+	}
+	k.done.Layers, k.done.Head = n, p.calibratesHead()
+	known := i // layers before it are whole
+	for ; known < n; known++ {
+		ok, err := k.whole(k.layerName(known))
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			break
+		}
+	}
+	for next = known; next > i; next-- {
+		ok := next == n && !p.calibratesHead()
+		if next == n && !ok {
+			if ok, err = k.whole(k.headName()); err != nil {
+				return 0, err
+			}
+		}
+		if !ok {
+			if ok, err = k.recallStates(s, original, next); err != nil {
+				return 0, err
+			}
+		}
+		if ok {
+			break
+		}
+	}
+	if next == i && i > 0 { // as it was noted when the layer before was done
+		return i, nil
+	}
+	for ; i < next; i++ {
+		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d, done before", i+1, n))
+		if err := p.recallUnit(k.layerName(i)); err != nil {
+			return 0, err
+		}
+	}
+	return next, k.note(store.PhaseLayers)
+}
+
+// keep has layer i done, and keeps what comes of it.
+func (p *passage) keep(s, original *stream, i int, do func() error) error {
+	k := p.kept
+	if k == nil {
+		return do()
+	}
+	if err := p.keepUnit(k.layerName(i), do); err != nil {
+		return err
+	}
+	if i+1 < p.m.Layers() || p.calibratesHead() {
+		if err := k.keepStates(s, original, i+1); err != nil {
+			return err
+		}
+	}
+	if err := k.work.Delete(k.statesName(i)); err != nil {
+		return err
+	}
+	return k.note(store.PhaseLayers)
+}
+
+// keepHead has the head done, or takes it from the folder.
+func (p *passage) keepHead(do func() error) error {
+	k := p.kept
+	if k == nil {
+		return do()
+	}
+	ok, err := k.whole(k.headName())
+	if err != nil {
+		return err
+	}
+	if ok {
+		err = p.recallUnit(k.headName())
+	} else if err = k.note(store.PhaseHead); err == nil {
+		err = p.keepUnit(k.headName(), do)
+	}
+	if err != nil {
+		return err
+	}
+	return k.work.Delete(k.statesName(p.m.Layers()))
+}
+
+// keptOutcome is a redo: which linears get Q8_0, in order.
+type keptOutcome struct {
+	Linears   []keptPromotion
+	Fallbacks []FallbackReport
+	Findings  keptFindings
+}
+
+type keptPromotion struct {
+	Linear   string
+	Outliers []uint32
+}
+
+// attemptOnce is attempt, but for one that the work folder knows to have ended with another plan.
+func (t *task) attemptOnce(path string, found *findings) (outcome, []FallbackReport, error) {
+	if t.kept == nil {
+		return t.attempt(path, found)
+	}
+	k := t.kept
+	var kept keptOutcome
+	ok, err := recallValue(k.work, k.outcomeName(), &kept)
+	if err != nil {
+		return nil, nil, err
+	}
+	if ok {
+		next := t.plan
+		for _, l := range kept.Linears {
+			if next, err = next.withQ8(l.Linear, l.Outliers); err != nil {
+				return nil, nil, err
+			}
+		}
+		*found = *newFindings()
+		f := &kept.Findings
+		found.add(f, &t.plan.Recipe)
+		found.validation, found.runs, found.int8 = f.Validation, f.Runs, f.Int8
+		if f.Measured {
+			found.kl = map[string]float64{}
+			maps.Copy(found.kl, f.KL)
+		}
+		return redo{next}, kept.Fallbacks, nil
+	}
+	o, fallbacks, err := t.attempt(path, found)
+	r, again := o.(redo)
+	if err != nil || !again {
+		return o, fallbacks, err
+	}
+	kept = keptOutcome{Fallbacks: fallbacks, Findings: found.kept(0, map[string]bool{})}
+	f := &kept.Findings
+	f.KL, f.Measured, f.Validation, f.Runs, f.Int8 = found.kl, found.kl != nil, found.validation, found.runs, found.int8
+	for _, f := range fallbacks {
+		if !f.Done {
+			continue
+		}
+		l := keptPromotion{Linear: f.Name}
+		if v, ok := r.plan.Metadata.Get(model.OutliersPrefix + f.Name); ok {
+			l.Outliers = v.([]uint32)
+		}
+		kept.Linears = append(kept.Linears, l)
+	}
+	if err := keepValue(k.work, k.outcomeName(), &kept); err != nil {
+		return nil, nil, err
+	}
+	return o, fallbacks, k.forget(k.outcomeName()) // what the attempt has written is of no use any more
+}
+
+// keepValue keeps a value that gob can encode.
+func keepValue(work Work, name string, v any) error {
+	w, err := work.Create(name)
+	if err != nil {
+		return err
+	}
+	defer w.Abort() // no effect after Commit
+	if err := gob.NewEncoder(w).Encode(v); err != nil {
+		return err
+	}
+	return w.Commit()
+}
+
+// recallValue reads what keepValue kept into v, which is zero before, and says whether there was something.
+func recallValue(work Work, name string, v any) (bool, error) {
+	r, err := work.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	if err := gob.NewDecoder(r).Decode(v); err != nil {
+		return false, fmt.Errorf("the work folder: %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// record is what a unit's value is made of: rows of a tensor, whose bytes follow, and at the end what else there is to tell.
+type record struct {
+	Tensor string // "" at the end
+	First  int    // row
+	Bytes  int
+	Report keptReport
+	Notes  notes
+}
+
+// keptReport is a rowsReport.
+type keptReport struct {
+	Outputs, Rounding, Weights [2]float64 // errorSum
+	Noise, Damping             float64
+	Tokens                     []int
+	Exact                      int
+}
+
+func (s *rowsReport) kept() keptReport {
+	pair := func(e errorSum) [2]float64 { return [2]float64{e.num, e.den} }
+	return keptReport{pair(s.outputs), pair(s.rounding), pair(s.weights), s.noise, s.damping, s.tokens, s.exact}
+}
+
+func (r *keptReport) rowsReport() rowsReport {
+	sum := func(p [2]float64) errorSum { return errorSum{p[0], p[1]} }
+	return rowsReport{sum(r.Outputs), sum(r.Rounding), sum(r.Weights), r.Noise, r.Damping, r.Tokens, r.Exact}
+}
+
+// notes are what a layer adds to what is found, scaled and seen.
+type notes struct {
+	Seconds  float64
+	Foldings []quant.Folding
+	Ranges   []GroupRanges
+	Findings keptFindings
+	Sites    map[string]string // of observer
+	AbsMax   map[string]float32
+	Outliers map[string]int8outlier.Counts // of its features, by site
+	Shares   map[string]string
+}
+
+// keptFindings are findings: ways by their names.
+type keptFindings struct {
+	Decisions []Decision
+	Ways      map[string]string // by group
+	Linears   map[string]string // by linear
+	Plain     map[string]keptRounding
+	// What attempts with a limit have found; a layer's notes leave it out.
+	KL         map[string]float64
+	Measured   bool // KL is: gob does not tell an empty map from nil
+	Validation *Validation
+	Runs       []ValidatedRun
+	Int8       int
+}
+
+// keptRounding is a plainRounding.
+type keptRounding struct {
+	Importance []float32
+	Err        float64
+}
+
+// unitWriter keeps what a unit writes. A nil unitWriter keeps nothing.
+type unitWriter struct {
+	mu  sync.Mutex // guards what follows
+	w   store.Writer
+	enc *gob.Encoder
+}
+
+// rows keeps rows of a tensor.
+func (u *unitWriter) rows(tensor string, first int, q *rows) error {
+	if u == nil {
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err := u.enc.Encode(&record{Tensor: tensor, First: first, Bytes: len(q.data), Report: q.rowsReport.kept()}); err != nil {
+		return err
+	}
+	_, err := u.w.Write(q.data)
+	return err
+}
+
+// keepUnit has a unit done, and keeps its rows and notes.
+func (p *passage) keepUnit(name string, do func() error) error {
+	w, err := p.kept.work.Create(name)
+	if err != nil {
+		return err
+	}
+	defer w.Abort() // no effect after Commit
+	p.out.unit = &unitWriter{w: w, enc: gob.NewEncoder(w)}
+	defer func() { p.out.unit = nil }()
+	start := time.Now()
+	foldings, ranges, decisions := len(p.scaled.foldings), len(p.scaled.ranges), len(p.found.decisions)
+	if err := do(); err != nil {
+		return err
+	}
+	n := notes{
+		Seconds: time.Since(start).Seconds(), Foldings: p.scaled.foldings[foldings:], Ranges: p.scaled.ranges[ranges:],
+		Findings: p.found.kept(decisions, p.kept.noted),
+	}
+	if p.seen != nil {
+		n.observed(p.seen, p.kept.noted)
+	}
+	if err := p.out.unit.enc.Encode(&record{Notes: n}); err != nil {
+		return err
+	}
+	if err := w.Commit(); err != nil {
+		return err
+	}
+	p.kept.done.LayerSeconds = append(p.kept.done.LayerSeconds, n.Seconds)
+	return nil
+}
+
+// recallUnit writes the rows of a unit that is in the folder, and notes what it has noted.
+func (p *passage) recallUnit(name string) error {
+	f, err := p.kept.work.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
+	dec := gob.NewDecoder(r)
+	var data []byte
+	for {
+		var rec record
+		if err := dec.Decode(&rec); err != nil {
+			return fmt.Errorf("the work folder: %s: %w", name, err)
+		}
+		if rec.Tensor == "" {
+			p.note(&rec.Notes)
+			return nil
+		}
+		t := p.plan.Lookup(rec.Tensor)
+		if t == nil || rec.Bytes < 0 || int64(rec.Bytes) > t.Bytes() {
+			return fmt.Errorf("the work folder: %s: %d bytes of tensor %q, which is not in the plan like that", name, rec.Bytes, rec.Tensor)
+		}
+		data = slices.Grow(data[:0], rec.Bytes)[:rec.Bytes]
+		if _, err := io.ReadFull(r, data); err != nil {
+			return fmt.Errorf("the work folder: %s: %w", name, err)
+		}
+		if err := p.out.rows(t, rec.First, &rows{data: data, rowsReport: rec.Report.rowsReport()}); err != nil {
+			return err
+		}
+	}
+}
+
+// note adds a recalled unit's notes to what is found, scaled and seen.
+func (p *passage) note(n *notes) {
+	p.kept.done.LayerSeconds = append(p.kept.done.LayerSeconds, n.Seconds)
+	p.scaled.foldings = append(p.scaled.foldings, n.Foldings...)
+	p.scaled.ranges = append(p.scaled.ranges, n.Ranges...)
+	p.found.add(&n.Findings, &p.plan.Recipe)
+	if p.seen != nil {
+		maps.Copy(p.seen.sites, n.Sites)
+		maps.Copy(p.seen.absmax, n.AbsMax)
+		for _, site := range slices.Sorted(maps.Keys(n.Outliers)) {
+			p.seen.features.Restore(site, n.Shares[site], n.Outliers[site])
+		}
+	}
+	noted := p.kept.noted
+	for linear := range n.Sites {
+		noted[seenKey+linear] = true
+	}
+	for group := range n.Findings.Ways {
+		noted[wayKey+group] = true
+	}
+	for linear := range n.Findings.Linears {
+		noted[methodKey+linear] = true
+	}
+	for linear := range n.Findings.Plain {
+		noted[plainKey+linear] = true
+	}
+}
+
+// Prefixes of keeper.noted's keys.
+const (
+	seenKey   = "seen "
+	wayKey    = "way "
+	methodKey = "method "
+	plainKey  = "plain "
+)
+
+// observed takes what was seen of sites that no earlier notes have.
+func (n *notes) observed(o *observer, noted map[string]bool) {
+	n.Sites, n.AbsMax = map[string]string{}, map[string]float32{}
+	n.Outliers, n.Shares = map[string]int8outlier.Counts{}, map[string]string{}
+	for linear, site := range o.sites {
+		key := seenKey + linear
+		if noted[key] {
+			continue
+		}
+		noted[key] = true
+		n.Sites[linear], n.AbsMax[site] = site, o.absmax[site]
+		n.Shares[site], n.Outliers[site] = o.features.Counts(site)
+	}
+}
+
+// kept takes what was found since there were so many decisions, and the ways and roundings that no earlier notes have.
+func (f *findings) kept(decisions int, noted map[string]bool) keptFindings {
+	k := keptFindings{Decisions: f.decisions[decisions:], Ways: map[string]string{}, Linears: map[string]string{}, Plain: map[string]keptRounding{}}
+	fresh := func(key string) bool {
+		old := noted[key]
+		noted[key] = true
+		return !old
+	}
+	for group, way := range f.ways {
+		if fresh(wayKey + group) {
+			k.Ways[group] = way.name
+		}
+	}
+	for linear := range f.methods {
+		if fresh(methodKey + linear) {
+			k.Linears[linear] = f.chosen[linear]
+		}
+	}
+	for linear, b := range f.plain {
+		if fresh(plainKey + linear) {
+			k.Plain[linear] = keptRounding{b.importance, b.err}
+		}
+	}
+	return k
+}
+
+// add is the inverse of kept.
+func (f *findings) add(k *keptFindings, r *Recipe) {
+	for _, d := range k.Decisions {
+		d.Candidates = append([]Candidate{}, d.Candidates...) // JSON has an empty list, never null
+		f.decisions = append(f.decisions, d)
+	}
+	ways := map[string]way{}
+	if a, ok := r.Method.(auto); ok {
+		for _, w := range a.ways() {
+			ways[w.name] = w
+		}
+	}
+	for group, name := range k.Ways {
+		f.ways[group] = ways[name]
+	}
+	for linear, name := range k.Linears {
+		f.methods[linear], f.chosen[linear] = ways[name].method, name
+	}
+	for linear, b := range k.Plain {
+		f.plain[linear] = &plainRounding{b.Importance, b.Err}
+	}
+}
+
+// keepStates keeps the hidden states of both models before layer i.
+func (k *keeper) keepStates(s, original *stream, i int) error {
+	w, err := k.work.Create(k.statesName(i))
+	if err != nil {
+		return err
+	}
+	defer w.Abort() // no effect after Commit
+	for _, s := range []*stream{s, original} {
+		if s == nil {
+			continue
+		}
+		if err := s.x.Save(w); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}
+
+// recallStates takes the hidden states before layer i from the folder, and says whether they are there.
+func (k *keeper) recallStates(s, original *stream, i int) (bool, error) {
+	r, err := k.work.Open(k.statesName(i))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	for _, s := range []*stream{s, original} {
+		if s == nil {
+			continue
+		}
+		if err := s.x.Load(r); err != nil {
+			return false, fmt.Errorf("the work folder: %s: %w", k.statesName(i), err)
+		}
+	}
+	return true, nil
+}

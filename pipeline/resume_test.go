@@ -1,0 +1,406 @@
+package pipeline
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/store"
+)
+
+// errKilled ends a run where a killed process would.
+var errKilled = errors.New("killed")
+
+// mortal is a work folder whose process is killed when some more values have been kept: as the next one is begun, or, when
+// half of it is written.
+type mortal struct {
+	*store.Dir
+	left int // values until the end; negative: for ever
+	kept int
+}
+
+func (m *mortal) Create(name string) (store.Writer, error) {
+	w, err := m.Dir.Create(name)
+	return &mortalWriter{w, m}, err
+}
+
+type mortalWriter struct {
+	store.Writer
+	m *mortal
+}
+
+func (w *mortalWriter) Write(p []byte) (int, error) {
+	if w.m.left == 0 {
+		w.Writer.Write(p[:len(p)/2])
+		return 0, errKilled
+	}
+	return w.Writer.Write(p)
+}
+
+func (w *mortalWriter) Commit() error {
+	if w.m.left == 0 {
+		return errKilled
+	}
+	w.m.left--
+	w.m.kept++
+	return w.Writer.Commit()
+}
+
+// counter counts the layers that are worked on.
+type counter struct {
+	silent
+	layers     int
+	quantizing bool // not validating
+}
+
+func (c *counter) Stage(name string, _ int64) { c.quantizing = strings.Contains(name, "quantize") }
+
+func (c *counter) Item(name string) {
+	if c.quantizing && strings.HasPrefix(name, "layer") && !strings.HasSuffix(name, "before") {
+		c.layers++
+	}
+}
+
+// job is a run that can be done with a work folder.
+type job struct {
+	src Source
+	r   Recipe
+	opt Options
+}
+
+// in does the job in a work folder, until so many values have been kept, and returns what a user sees of it. left < 0: to
+// its end.
+func (j job) in(t *testing.T, work string, left int) (file [sha256.Size]byte, rep *Report, layers, kept int, err error) {
+	t.Helper()
+	p, err := NewPlan(j.src, j.r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt := j.opt
+	c := &counter{}
+	opt.Progress = c
+	m := &mortal{left: left}
+	if work != "" {
+		m.Dir = openWork(t, work, j.src, p, opt)
+		defer m.Dir.Close()
+		opt.Work = m
+	}
+	path := filepath.Join(t.TempDir(), "out.gguf")
+	rep, err = Run(t.Context(), j.src, p, path, opt)
+	if err == nil {
+		rep.Seconds, rep.Output, rep.Plan = 0, "", nil
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file = sha256.Sum256(b)
+	}
+	return file, rep, c.layers, m.kept, err
+}
+
+func openWork(t *testing.T, path string, src Source, p *Plan, opt Options) *store.Dir {
+	t.Helper()
+	parts, err := WorkParts(src, p, Budget{}, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := store.OpenDir(path, parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// values lists what a work folder keeps.
+func values(t *testing.T, work string) (names []string) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(work, "*.value"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func reportJSON(t *testing.T, rep *Report) string {
+	t.Helper()
+	b, err := json.Marshal(rep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// jobs are runs with everything that a layer hands to later ones.
+func jobs(t *testing.T) map[string]job {
+	tm := testmodel.New("llama")
+	small := sequences(tm, 12, 24)
+	src, set, held := validated(t)
+	return map[string]job{
+		"gptq":     {tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_K}, Options{Calib: small}},
+		"head":     {tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q3_K, Output: ggml.Q6_K, BiasCorrection: true}, Options{Calib: small}},
+		"awq":      {tm.Source(), Recipe{Method: AWQGPTQ, Type: ggml.Q4_0}, Options{Calib: small}},
+		"fallback": {tm.Source(), Recipe{Method: RTN, Type: ggml.Q4_0}, Options{Calib: small, Fallback: Fallback{MaxError: 0.0055}}},
+		"int8":     {tm.Source(), Recipe{Method: Int8, Type: ggml.Q8_0}, Options{Calib: small, Memory: 1}},
+		"experts": {testmodel.Experts(), Recipe{Method: GPTQ, Type: ggml.Q4_0},
+			Options{Calib: sequences(testmodel.New("qwen3"), 12, 24)}},
+		"auto": {src, Recipe{Method: Auto, Type: ggml.Q3_K, Output: ggml.Q6_K}, Options{Calib: set,
+			Validate: Validate{Tokens: held, MaxIncrease: 0.01}}},
+	}
+}
+
+// TestResume kills runs after every value that they keep, and has each done again in the same folder: the file and the
+// report are those of a run without one, and no more than one layer is done twice.
+func TestResume(t *testing.T) {
+	for name, j := range jobs(t) {
+		t.Run(name, func(t *testing.T) {
+			want, wantReport, layers, _, err := j.in(t, "", -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := wantReport.Validation; v != nil && len(v.Runs) < 2 {
+				t.Error("the run does not start over")
+			}
+			if name == "fallback" && len(wantReport.Int8Fallbacks) == 0 {
+				t.Error("nothing falls back")
+			}
+			step := 1
+			if name == "auto" { // it takes long
+				step = 3
+			}
+			for n := 0; ; n += step {
+				work := filepath.Join(t.TempDir(), "work")
+				_, _, first, kept, err := j.in(t, work, n)
+				if err == nil { // there are no more values than n
+					if n < 2 {
+						t.Fatalf("only %d values are kept", n)
+					}
+					break
+				}
+				if !errors.Is(err, errKilled) || kept != n {
+					t.Fatalf("killed after %d values: %d are kept, %v", n, kept, err)
+				}
+				got, rep, second, _, err := j.in(t, work, -1)
+				if err != nil {
+					t.Fatalf("killed after %d values: %v", n, err)
+				}
+				if got != want {
+					t.Errorf("killed after %d values: another file", n)
+				}
+				if got, want := reportJSON(t, rep), reportJSON(t, wantReport); got != want {
+					t.Errorf("killed after %d values: the report is\n%s\nwant\n%s", n, got, want)
+				}
+				if first+second > layers+1 {
+					t.Errorf("killed after %d values: %d layers, then %d, of %d", n, first, second, layers)
+				}
+				if left := values(t, work); len(left) > 0 {
+					t.Errorf("killed after %d values: %q are left in the end", n, left)
+				}
+			}
+		})
+	}
+}
+
+// TestResumeOften kills one run again and again, each time a layer later.
+func TestResumeOften(t *testing.T) {
+	j := jobs(t)["gptq"]
+	want, _, _, _, err := j.in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := filepath.Join(t.TempDir(), "work")
+	for n := 0; ; n++ {
+		got, _, _, _, err := j.in(t, work, 2) // a layer, and the hidden states behind it
+		if errors.Is(err, errKilled) && n < 20 {
+			continue
+		}
+		if err != nil || got != want {
+			t.Fatalf("after %d runs: %v, same file %v", n, err, got == want)
+		}
+		break
+	}
+}
+
+// TestResumeDamaged: whatever is damaged or missing in the folder is made again.
+func TestResumeDamaged(t *testing.T) {
+	j := jobs(t)["head"]
+	want, _, layers, _, err := j.in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damages := map[string]func(b []byte) []byte{
+		"flipped": func(b []byte) []byte { b[len(b)/3] ^= 4; return b },
+		"trailer": func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
+		"cut":     func(b []byte) []byte { return b[:len(b)-7] },
+		"empty":   func(b []byte) []byte { return nil },
+		"longer":  func(b []byte) []byte { return append(b, 0) },
+	}
+	before := filepath.Join(t.TempDir(), "work")
+	if _, _, _, _, err := j.in(t, before, 2*(layers-1)); !errors.Is(err, errKilled) {
+		t.Fatal(err)
+	}
+	names := values(t, before)
+	if len(names) != layers-1+1 {
+		t.Fatalf("the folder holds %q", names)
+	}
+	for what, damage := range damages {
+		for i, name := range names {
+			if i > 0 && what != "flipped" {
+				continue
+			}
+			work := filepath.Join(t.TempDir(), "work")
+			if err := os.CopyFS(work, os.DirFS(before)); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(work, filepath.Base(name))
+			b, err := os.ReadFile(file)
+			if err == nil {
+				err = os.WriteFile(file, damage(b), 0o644)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _, _, _, err := j.in(t, work, -1)
+			if err != nil || got != want {
+				t.Errorf("%s %s: %v, same file %v", what, filepath.Base(name), err, got == want)
+			}
+		}
+	}
+	// A value under another's name.
+	if err := os.Rename(names[0], names[1]); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _, _, err := j.in(t, before, -1); err != nil || got != want {
+		t.Errorf("foreign: %v, same file %v", err, got == want)
+	}
+}
+
+// TestWorkParts: what changes a run's bytes is told by name, and what does not is not.
+func TestWorkParts(t *testing.T) {
+	j := jobs(t)["gptq"]
+	parts := func(change func(j *job)) []string {
+		c := j
+		set := *j.opt.Calib
+		c.opt.Calib = &set
+		change(&c)
+		p, err := NewPlan(c.src, c.r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := WorkParts(c.src, p, Budget{}, c.opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s []string
+		for _, part := range list {
+			s = append(s, part.What+" "+part.Digest)
+		}
+		return s
+	}
+	same := parts(func(*job) {})
+	for want, changes := range map[string][]func(j *job){
+		"": {
+			func(j *job) { j.opt.Memory = 1 },
+			func(j *job) { j.src = testmodel.New("llama").Source() },
+			func(j *job) { j.opt.Overwrite = true },
+		},
+		"model": {
+			func(j *job) {
+				src := testmodel.New("llama").Source()
+				for i := range src.List { // a row of one tensor
+					if src.List[i].Name == "blk.1.ffn_up.weight" {
+						src.List[i].Data = slices.Clone(src.List[i].Data)
+						src.List[i].Data[1] ^= 1
+					}
+				}
+				j.src = src
+			},
+		},
+		"recipe": {
+			func(j *job) { j.r.Type = ggml.Q4_0 },
+			func(j *job) { j.r.Method = AWQGPTQ },
+			func(j *job) { j.opt.NoCorrection = true },
+			func(j *job) { j.opt.Fallback.MaxError = 0.1 },
+		},
+		"calibration text": {
+			func(j *job) { j.opt.Calib.Sequences = j.opt.Calib.Sequences[1:] },
+			func(j *job) { j.opt.Validate.Tokens = j.opt.Calib.Sequences[0] },
+		},
+	} {
+		for i, change := range changes {
+			var differ []string
+			for k, s := range parts(change) {
+				if s != same[k] {
+					differ = append(differ, strings.Join(strings.Fields(s)[:len(strings.Fields(s))-1], " "))
+				}
+			}
+			if got := strings.Join(differ, ", "); got != want {
+				t.Errorf("change %d to %q: %q differ", i, want, fmt.Sprint(got))
+			}
+		}
+	}
+}
+
+// TestResumeAssign kills the measuring for a budget after every value that it keeps: the same types are chosen, and no
+// more than one layer is measured twice.
+func TestResumeAssign(t *testing.T) {
+	tm := testmodel.New("llama3-tied")
+	src, r := tm.Source(), Recipe{Method: RTN}
+	r.Type = ggml.Q4_K
+	assign := func(work string, left int) (*Assignment, int, error) {
+		p, err := NewPlan(src, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &counter{quantizing: true}
+		opt := Options{Calib: sequences(tm, 4, 16), Progress: measured{c}}
+		if work != "" {
+			d := openWork(t, work, src, p, opt)
+			defer d.Close()
+			opt.Work = &mortal{Dir: d, left: left}
+		}
+		p, err = Assign(t.Context(), src, p, Budget{MaxBPW: 5}, t.TempDir(), opt)
+		if err != nil {
+			return nil, c.layers, err
+		}
+		p.Assignment.Seconds = 0
+		return p.Assignment, c.layers, nil
+	}
+	want, layers, err := assign("", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		work := filepath.Join(t.TempDir(), "work")
+		_, first, err := assign(work, n)
+		if err == nil {
+			if n < 5 {
+				t.Errorf("only %d values are kept", n)
+			}
+			break
+		}
+		got, second, err := assign(work, -1)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("killed after %d values: %+v, %v; want %+v", n, got, err, want)
+		}
+		if first+second > layers+1 {
+			t.Errorf("killed after %d values: %d layers, then %d, of %d", n, first, second, layers)
+		}
+		if left := values(t, work); len(left) != 1 {
+			t.Errorf("killed after %d values: %q are left", n, left)
+		}
+	}
+}
+
+// measured counts the layers whose types' errors are measured, not those that sensitivities take.
+type measured struct{ *counter }
+
+func (m measured) Stage(name string, _ int64) { m.quantizing = name == "errors of types" }

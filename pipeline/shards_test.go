@@ -1,0 +1,77 @@
+package pipeline
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// TestShardOf: shards are of batches that follow each other, none is empty, and they differ by one batch at most.
+func TestShardOf(t *testing.T) {
+	for _, n := range []int{1, 2, 15, 16, 17, 31, 100, 257} {
+		count := make([]int, Shards)
+		last := 0
+		for i := range n {
+			s := shardOf(i, n)
+			if s < last || s > last+1 {
+				t.Fatalf("%d batches: shard %d follows %d", n, s, last)
+			}
+			last = s
+			count[s]++
+		}
+		count = count[:min(n, Shards)]
+		if slices.Max(count)-slices.Min(count) > 1 || slices.Min(count) == 0 {
+			t.Errorf("%d batches: shards of %v", n, count)
+		}
+	}
+}
+
+// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order.
+func TestShardedStats(t *testing.T) {
+	const in, out, batches = 24, 8, 37
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func(rows, cols int) *tensor.Matrix {
+		m := tensor.New(rows, cols)
+		for i := range m.Data {
+			m.Data[i] = float32(rng.NormFloat64())
+		}
+		return m
+	}
+	sums := newShardedStats(in, batches)
+	machines := make([]*quant.Stats, Shards)
+	for i := range batches {
+		x, drift, missing := random(9, in), random(9, in), random(9, out)
+		m := &machines[shardOf(i, batches)]
+		if *m == nil {
+			*m = quant.NewStats(in)
+		}
+		for _, s := range []*quant.Stats{sums.of(i), *m} {
+			s.Observe(x)
+			s.ObserveDrift(drift, x)
+			if i%2 == 0 || i < 20 {
+				s.ObserveShortfall(missing, x)
+			}
+		}
+	}
+	got, want := sums.all(), machines[0]
+	for _, m := range machines[1:] {
+		want.Add(m)
+	}
+	if got.Tokens != 9*batches || want.Tokens != got.Tokens {
+		t.Errorf("%d tokens, the machines have %d", got.Tokens, want.Tokens)
+	}
+	for name, m := range map[string][2]*tensor.Matrix{"H": {got.H, want.H}, "Drift": {got.Drift, want.Drift}, "Shortfall": {got.Shortfall, want.Shortfall}} {
+		if !slices.Equal(m[0].Data, m[1].Data) {
+			t.Errorf("%s differs", name)
+		}
+	}
+	for name, m := range map[string][2][]float64{"Sum": {got.Sum, want.Sum}, "DriftSum": {got.DriftSum, want.DriftSum},
+		"ShortfallSum": {got.ShortfallSum, want.ShortfallSum}} {
+		if !slices.Equal(m[0], m[1]) {
+			t.Errorf("%s differs", name)
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package pipeline
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/store"
+)
+
+// Work is the folder of a run that goes on where it was cut off: see package store.
+type Work interface {
+	store.Store
+	// Note writes down how far the run is.
+	Note(s *store.Standing) error
+	// Room refuses a disk that has less than so many bytes, those that are kept already included.
+	Room(bytes int64) error
+}
+
+// note writes down that a phase has begun, or goes on.
+func (k *keeper) note(phase string) error {
+	if k == nil {
+		return nil
+	}
+	k.done.Phase = phase
+	return k.work.Note(&k.done)
+}
+
+// room refuses a disk without room for what the run keeps.
+func (k *keeper) room(t *task) error {
+	if k == nil || t.m == nil {
+		return nil
+	}
+	return k.work.Room(t.workBytes(t.opt.Calib.Tokens()))
+}
+
+// workBytes is the most that a work folder holds at a time: the rows of all layers, and the hidden states before and
+// behind one.
+func (t *task) workBytes(tokens int) int64 {
+	var bytes int64
+	for i := range t.plan.Tensors {
+		if tensor := &t.plan.Tensors[i]; t.calibrates(tensor) {
+			bytes += tensor.Bytes()
+		}
+	}
+	streams := int64(1)
+	if t.plan.Recipe.original() && !t.opt.NoCorrection {
+		streams = 2
+	}
+	return bytes + 2*streams*stateBytes(tokens, t.m.Width)
+}
+
+// WorkParts lists what a run's bytes depend on, by names for a user who is told that one of them has changed. The budget is
+// that of Assign; p is the plan before it. Sources are known by their headers and a row of each tensor: who knows their
+// files adds those, and the program's version.
+func WorkParts(src Source, p *Plan, b Budget, opt Options) ([]store.Part, error) {
+	digest, err := SourceDigest(src)
+	if err != nil {
+		return nil, err
+	}
+	return []store.Part{
+		{What: "model", Digest: digest},
+		{What: "recipe", Digest: store.Digest(func(w io.Writer) { digestRecipe(w, p, b, &opt) })},
+		{What: "calibration text", Digest: store.Digest(func(w io.Writer) { digestText(w, &opt) })},
+		TierPart(),
+	}, nil
+}
+
+// TierPart is the processor's part in results: the order in which its kernels add.
+func TierPart() store.Part {
+	return store.Part{What: "processor or LLMQ_CPU", Digest: fmt.Sprint(kernels.CurrentTier())}
+}
+
+// SourceDigest is a digest of a source's headers and a row of each tensor.
+func SourceDigest(src Source) (string, error) {
+	var err error
+	digest := store.Digest(func(w io.Writer) { err = digestSource(w, src) })
+	return digest, err
+}
+
+// digestSource writes a source's metadata, its tensors' names, types and shapes, and the first row of each.
+func digestSource(w io.Writer, src Source) error {
+	digestMetadata(w, src.Metadata())
+	for _, info := range src.Tensors() {
+		fmt.Fprintf(w, "%q %s %d\n", info.Name, info.Type.Name, info.Shape)
+		if len(info.Shape) == 0 || info.Elements() == 0 {
+			continue
+		}
+		rows, ok := src.(model.RowSource)
+		if ok && len(info.Shape) > 1 {
+			t, err := rows.Rows(info.Name, 0, 1)
+			if err != nil {
+				return err
+			}
+			w.Write(t.Data)
+			src.Release(t)
+			continue
+		}
+		t, err := src.Tensor(info.Name)
+		if err != nil {
+			return err
+		}
+		w.Write(t.Data[:info.Type.RowBytes(info.Cols())])
+		src.Release(t)
+	}
+	return nil
+}
+
+func digestMetadata(w io.Writer, md gguf.Metadata) {
+	for _, kv := range md {
+		if list, ok := kv.Value.([]string); ok {
+			fmt.Fprintf(w, "%q %q\n", kv.Key, list)
+			continue
+		}
+		fmt.Fprintf(w, "%q %T %v\n", kv.Key, kv.Value, kv.Value)
+	}
+}
+
+func digestRecipe(w io.Writer, p *Plan, b Budget, opt *Options) {
+	r := p.Recipe.Resolved()
+	fmt.Fprintf(w, "%T %+v %v %v %v\n", r.Method, r.Method, r.BiasCorrection, r.NoFallback, r.PartBytes)
+	if r.Smooth != nil {
+		fmt.Fprintf(w, "smooth %+v\n", *r.Smooth)
+	}
+	for _, rule := range r.Rules {
+		fmt.Fprintf(w, "rule %q %s\n", rule.Pattern, rule.Type.Name)
+	}
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		fmt.Fprintf(w, "%q %s %s %d\n", t.Name, t.Type.Name, t.Wanted.Name, t.Shape)
+	}
+	var text []string // of the calibration text, which is a part of its own
+	if opt.Calib != nil {
+		for _, kv := range opt.Calib.Metadata() {
+			text = append(text, kv.Key)
+		}
+	}
+	digestMetadata(w, slices.DeleteFunc(slices.Clone(p.Metadata), func(kv gguf.KV) bool {
+		return slices.Contains(text, kv.Key) || strings.HasPrefix(kv.Key, "tokenizer.")
+	}))
+	fmt.Fprintf(w, "%+v %v %v %+v\n", b, opt.NoCorrection, opt.Validate.MaxIncrease, opt.Fallback)
+}
+
+func digestText(w io.Writer, opt *Options) {
+	if set := opt.Calib; set != nil {
+		digestMetadata(w, set.Metadata())
+		fmt.Fprintln(w, len(set.Sequences), set.SeqLen, set.SHA256())
+	}
+	binary.Write(w, binary.LittleEndian, opt.Validate.Tokens)
+}

@@ -1,0 +1,47 @@
+package store
+
+import "time"
+
+// Standing is how far a run is. The JSON names are part of the command line's interface.
+type Standing struct {
+	Model  string `json:"model"`
+	Output string `json:"output"` // "" of an evaluation, which has no method and type either
+	Method string `json:"method"`
+	Type   string `json:"type"`
+	Phase  string `json:"phase"`
+	// Run counts how often the run has started over with other types.
+	Run    int `json:"run"`
+	Layers int `json:"layers"`
+	// LayerSeconds is how long each layer that is done took, and the head behind them.
+	LayerSeconds []float64 `json:"layer_seconds"`
+	Head         bool      `json:"head"` // is quantized too, after the layers
+}
+
+// Phases of a run, in order; an evaluation has one.
+const (
+	PhaseTypes    = "types"    // measuring what types do to tensors
+	PhaseLayers   = "layers"   // quantizing the layers
+	PhaseHead     = "head"     // quantizing the head
+	PhaseValidate = "validate" // comparing the file to the original
+	PhaseEvaluate = "evaluate"
+	PhaseDone     = "done"
+)
+
+// Left is the number of layers that are yet to be done, and how long they will take: as long each as the last ones. ok is
+// false while none is done.
+func (s *Standing) Left() (layers int, d time.Duration, ok bool) {
+	layers = max(0, s.Layers-len(s.LayerSeconds))
+	const last = 8
+	recent := s.LayerSeconds[max(0, len(s.LayerSeconds)-last):]
+	if len(recent) == 0 {
+		return layers, 0, false
+	}
+	var sum float64
+	for _, t := range recent {
+		sum += t
+	}
+	return layers, time.Duration(float64(layers) * sum / float64(len(recent)) * float64(time.Second)), true
+}
+
+// Done says whether the run is over.
+func (s *Standing) Done() bool { return s.Phase == PhaseDone }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -150,7 +151,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 		t := &task{ctx: ctx, src: src, plan: p, opt: opt, tempDir: filepath.Dir(path)}
 		o, more, err := t.attempt(path, found)
 		if err != nil {
-			return nil, err
+			return nil, cmp.Or(model.Unchanged(src), err) // the one may be why the other is
 		}
 		// What the budget refused in an earlier attempt, a later one judges again.
 		fallbacks = slices.DeleteFunc(fallbacks, func(f FallbackReport) bool { return !f.Done })
@@ -220,6 +221,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 			}
 			return refused{newLimitError(report(nil))}, fallbacks, nil
 		}
+	}
+	if err := model.Unchanged(t.src); err != nil {
+		return nil, nil, err
 	}
 	if err := w.file.Close(); err != nil {
 		return nil, nil, err

@@ -94,8 +94,8 @@ func (c *Checkpoint) adapterParts(dir string) ([]*part, error) {
 	path := filepath.Join(dir, adapterFile)
 	if _, err := os.Stat(path); missing(err) {
 		if _, err := os.Stat(filepath.Join(dir, adapterTorch)); err == nil {
-			parts, closers, err := openTorch(dir, []string{adapterTorch})
-			c.closers = append(c.closers, closers...)
+			parts, files, err := openTorch(dir, []string{adapterTorch})
+			c.files = append(c.files, files...)
 			return parts, err
 		}
 	}
@@ -103,7 +103,7 @@ func (c *Checkpoint) adapterParts(dir string) ([]*part, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.closers = append(c.closers, st.Close)
+	c.files = append(c.files, st)
 	return safetensorsParts(st)
 }
 

@@ -212,6 +212,14 @@ func (c *Checkpoint) eachPart(name string, f func(name string, lo, hi int)) {
 	}
 }
 
+// Changed is an error that names the first file of weights that was written to since it was opened.
+func (c *Checkpoint) Changed() error {
+	if err := c.weights.Changed(); err != nil {
+		return fmt.Errorf("hf: %w", err)
+	}
+	return nil
+}
+
 // Close closes the weights.
 func (c *Checkpoint) Close() error { return c.weights.Close() }
 

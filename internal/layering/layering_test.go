@@ -56,15 +56,15 @@ var allowed = map[string]string{
 	"model":     "tensor kernels/... formats/ggml",
 	"arch":      "tensor kernels/... formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
-	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states",
+	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
-		"internal/states internal/knapsack",
+		"internal/mmap internal/states internal/knapsack",
 
 	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval profile pipeline report kernels/... internal/atomicfile internal/text internal/bench internal/ui",
+		"calib eval profile pipeline report kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -19,7 +20,8 @@ import (
 
 // writers are the commands that write a file, with inputs that do not exist: an output is refused before they are read.
 var writers = []string{
-	"convert ABSENT", "quantize ABSENT --method rtn", "quantize ABSENT --calib ABSENT", "profile ABSENT --calib ABSENT", "report ABSENT",
+	"convert ABSENT -o OUT --force", "quantize ABSENT --method rtn -o OUT --force", "quantize ABSENT --calib ABSENT -o OUT --force",
+	"profile ABSENT --calib ABSENT -o OUT --force", "report ABSENT -o OUT --force", "eval ABSENT --tokens ABSENT --logits OUT --force",
 }
 
 // TestSpecialOutputs: no command replaces a special file, or a link to one.
@@ -38,11 +40,11 @@ func TestSpecialOutputs(t *testing.T) {
 	if err := syscall.Mknod(at("device"), syscall.S_IFCHR|0o600, 240<<8|77); err == nil {
 		names["device"] = "a device"
 	}
-	for name, what := range names {
-		if err := os.Symlink(name, at("link to "+name)); err != nil {
+	for name, what := range maps.Clone(names) {
+		if err := os.Symlink(name, at("link-to-"+name)); err != nil {
 			t.Fatal(err)
 		}
-		names["link to "+name] = what
+		names["link-to-"+name] = what
 	}
 	if runtime.GOOS == "linux" {
 		r, w, err := os.Pipe()
@@ -59,7 +61,7 @@ func TestSpecialOutputs(t *testing.T) {
 	before := listing(t, dir)
 	for name, what := range names {
 		for _, w := range writers {
-			args := append(strings.Fields(strings.ReplaceAll(w, "ABSENT", filepath.Join(dir, "absent"))), "--force", "-o", at(name))
+			args := strings.Fields(strings.NewReplacer("ABSENT", filepath.Join(dir, "absent"), "OUT", at(name)).Replace(w))
 			r := llmq(t, args...)
 			if r.code != exitFailure || !strings.Contains(r.stderr, at(name)+": "+what+", not a regular file") || r.stdout != "" {
 				t.Errorf("%s to %s: exit %d, %q", w, name, r.code, r.stderr)
@@ -68,6 +70,27 @@ func TestSpecialOutputs(t *testing.T) {
 				t.Fatalf("%s to %s left %v, before %v", w, name, after, before)
 			}
 		}
+	}
+}
+
+// TestSpecialParts: nor where a part of a split file would be.
+func TestSpecialParts(t *testing.T) {
+	ckpt, dir := folder(t, "llama"), t.TempDir()
+	args := []string{"convert", ckpt, "-o", filepath.Join(dir, "out.gguf"), "--split-max-size", "50K", "--force"}
+	parts := mustJSON(t, "assignment bits_per_weight bytes disk_bytes memory_bytes output parts tensors", append(args, "--dry-run")...)["parts"].([]any)
+	for _, i := range []int{0, 1, len(parts) - 1} {
+		part := parts[i].(string)
+		if err := syscall.Mkfifo(part, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before := listing(t, dir)
+		if r := llmq(t, args...); r.code != exitFailure || !strings.Contains(r.stderr, part+": a pipe, not a regular file") {
+			t.Errorf("part %d: exit %d, %q", i, r.code, r.stderr)
+		}
+		if after := listing(t, dir); !slices.Equal(before, after) {
+			t.Errorf("part %d left %v, before %v", i, after, before)
+		}
+		os.Remove(part)
 	}
 }
 

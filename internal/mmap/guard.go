@@ -3,26 +3,41 @@ package mmap
 import (
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"unsafe"
 )
 
-// live are the maps that are open, by which a fault's address finds its file.
+// views are where the maps of this process lie, by which a fault's address finds its file. A fault unwinds through calls that
+// close the file: a view stays listed until another takes its addresses.
 var (
-	liveMu sync.Mutex
-	live   = map[*Map][]byte{}
+	listMu sync.Mutex
+	list   []*view
 )
 
+type view struct {
+	lo, hi uintptr // the addresses
+	path   string
+	m      *Map  // nil once it is closed
+	err    error // what Changed said then
+}
+
 func register(m *Map) {
-	liveMu.Lock()
-	defer liveMu.Unlock()
-	live[m] = m.Data
+	lo := uintptr(unsafe.Pointer(unsafe.SliceData(m.Data)))
+	v := &view{lo: lo, hi: lo + uintptr(len(m.Data)), path: m.path, m: m}
+	listMu.Lock()
+	defer listMu.Unlock()
+	list = append(slices.DeleteFunc(list, func(o *view) bool { return o.lo < v.hi && v.lo < o.hi }), v)
 }
 
 func unregister(m *Map) {
-	liveMu.Lock()
-	defer liveMu.Unlock()
-	delete(live, m)
+	listMu.Lock()
+	defer listMu.Unlock()
+	for _, v := range list {
+		if v.m == m {
+			v.m, v.err = nil, m.Changed()
+		}
+	}
 }
 
 // Guard returns what f returns, or an error that names the file if f reads a page of a Map that is not to be had: the file
@@ -48,18 +63,20 @@ func faultError(v any) error {
 	if !ok {
 		return nil
 	}
-	liveMu.Lock()
-	defer liveMu.Unlock()
-	for m, data := range live {
-		// Where the address lies before data, the difference wraps and is larger than any file.
-		at := fault.Addr() - uintptr(unsafe.Pointer(unsafe.SliceData(data)))
-		if at >= uintptr(len(data)) {
+	listMu.Lock()
+	defer listMu.Unlock()
+	for _, v := range list {
+		if fault.Addr() < v.lo || fault.Addr() >= v.hi {
 			continue
 		}
-		if err := m.Changed(); err != nil {
+		err := v.err
+		if v.m != nil {
+			err = v.m.Changed()
+		}
+		if err != nil {
 			return err
 		}
-		return fmt.Errorf("%s: byte %d of %d cannot be read", m.path, at, len(data))
+		return fmt.Errorf("%s: byte %d of %d cannot be read", v.path, fault.Addr()-v.lo, v.hi-v.lo)
 	}
 	return nil
 }

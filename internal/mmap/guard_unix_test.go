@@ -4,6 +4,7 @@ package mmap
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -88,6 +89,14 @@ func TestGuard(t *testing.T) {
 	}
 	if err := Guard(func() error { _ = m.Data[0]; return os.ErrInvalid }); err != os.ErrInvalid {
 		t.Errorf("what is there: %v", err)
+	}
+	// Those who open a file close it while the fault unwinds their calls.
+	want := m.Changed().Error()
+	if err := Guard(func() error {
+		defer m.Close()
+		return fmt.Errorf("read %d", m.Data[page])
+	}); err == nil || err.Error() != want {
+		t.Errorf("got %v", err)
 	}
 	// Bugs stay panics.
 	var none *Map

@@ -88,12 +88,13 @@ func (m *Map) Changed() error {
 
 // Close gives the view up. Closing twice is allowed.
 func (m *Map) Close() error {
-	data, f := m.Data, m.file
-	m.Data, m.file = nil, nil
-	if f != nil {
+	if m.file != nil {
 		unregister(m)
-		f.Close() // it was only read
+		m.file.Close() // it was only read
+		m.file = nil
 	}
+	data := m.Data
+	m.Data = nil
 	if data == nil {
 		return nil
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -197,5 +198,33 @@ func TestSpecialInputs(t *testing.T) {
 	}
 	if left := listing(t, filepath.Dir(out)); len(left) != 1 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// TestHugeInputs: a file of a terabyte, nearly all of it a hole, is refused by its size, wherever a file is read as a whole.
+func TestHugeInputs(t *testing.T) {
+	for name, lines := range map[string][]string{
+		"config.json": {"inspect CKPT"}, "tokenizer.json": {"inspect CKPT"}, "tokenizer_config.json": {"inspect CKPT"},
+		"generation_config.json": {"inspect CKPT"}, "model.safetensors.index.json": {"inspect CKPT"}, "hf_quant_config.json": {"inspect CKPT"},
+		"README.md": {"inspect CKPT"}, "adapter_config.json": {"convert CKPT --lora CKPT -o OUT"},
+		"x.json": {"report FILE -o OUT", "eval CKPT --task FILE"},
+		"x.txt": {"eval CKPT --text FILE", "tokenize CKPT --text FILE", "quantize --print-recipe --recipe FILE",
+			"quantize CKPT -o OUT --calib " + license + " --calib-tokens 1024 --seq-len 64 --held-out FILE"},
+	} {
+		dir := folder(t, "llama")
+		path, out := filepath.Join(dir, name), filepath.Join(t.TempDir(), "out")
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.Truncate(1<<40), f.Close()); err != nil {
+			t.Skip(err)
+		}
+		for _, line := range lines {
+			r := llmq(t, strings.Fields(strings.NewReplacer("CKPT", dir, "OUT", out, "FILE", path).Replace(line))...)
+			if r.code != exitFailure || !strings.Contains(r.stderr, name+": ") || !strings.Contains(r.stderr, "more than ") {
+				t.Errorf("%s, %s: exit %d, %q", name, line, r.code, r.stderr)
+			}
+		}
 	}
 }

@@ -39,6 +39,9 @@ type Info struct {
 // model's plain ones are experts×in×out.
 const MXFP4 = "mxfp4"
 
+// maxJSONBytes is beyond any index or configuration: the largest index has some 20 MB.
+const maxJSONBytes = 256 << 20
+
 // Config is what the reader must know besides the folder's weights. The zero value does for plain ones.
 type Config struct {
 	// Quantization is the quantization_config of config.json; if it is empty, that of hf_quant_config.json is taken,

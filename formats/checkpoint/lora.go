@@ -15,6 +15,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/sniff"
+	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -223,7 +224,7 @@ func lookup(settings []setting, module string, otherwise float64) float64 {
 
 // readAdapter reads adapter_config.json. What would change the sum and is not implemented is refused by name.
 func readAdapter(path string) (adapter, error) {
-	b, err := os.ReadFile(path)
+	b, err := text.ReadFile(path, maxJSONBytes)
 	if err != nil {
 		return adapter{}, fmt.Errorf("checkpoint: %w", err)
 	}

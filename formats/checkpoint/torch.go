@@ -17,6 +17,7 @@ import (
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/sniff"
+	"github.com/llmq/llmq/internal/text"
 )
 
 // Files of torch.save: a zip archive of STEM/data.pkl, a pickle, and STEM/data/KEY, the storages, which are not compressed
@@ -33,7 +34,7 @@ func torchFiles(dir string) (files []string, ok bool, err error) {
 	if _, err := os.Lstat(filepath.Join(dir, torchFile)); err == nil {
 		return []string{torchFile}, true, nil
 	}
-	b, err := os.ReadFile(filepath.Join(dir, torchIndex))
+	b, err := text.ReadFile(filepath.Join(dir, torchIndex), maxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	} else if err != nil {

@@ -46,11 +46,11 @@ var allowed = map[string]string{
 	"int8outlier": "tensor kernels/... quant",
 
 	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
-	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
+	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff internal/text",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff internal/text tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... formats/ggml",
@@ -61,7 +61,7 @@ var allowed = map[string]string{
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
 		"internal/mmap internal/states internal/knapsack",
 
-	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
+	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
 		"calib eval profile pipeline report kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",

@@ -105,6 +105,7 @@ func Convert(config *object.Object, weights Weights) (*Conversion, error) {
 		return nil, c.err
 	}
 	c.noteUnread()
+	c.noteWindow()
 	return c, c.leftover()
 }
 

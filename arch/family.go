@@ -18,6 +18,8 @@ type Family struct {
 	Classes []string
 	// Takes, where not nil, decides for a class that several families have.
 	Takes func(config *object.Object) bool
+	// Unwindowed: llama.cpp attends to all tokens in this family's models, whatever window the metadata have.
+	Unwindowed bool
 	// Convert describes the GGUF file that a checkpoint becomes.
 	Convert func(c *Conversion)
 	// Spec reads a model's metadata. Failures are kept in k.

@@ -32,6 +32,8 @@ func init() {
 			}
 			return spec
 		},
+
+		Unwindowed: true,
 	})
 	const codeLlama = 32016 // tokens of the vocabulary that has those for infilling, and ▁<EOT>
 	tokenizes(&Tokenizer{PrefixSaid: true, IDs: []SpecialID{{Kind: "eot", ID: 32010, Size: codeLlama}}},

@@ -17,6 +17,8 @@ func init() {
 		Takes:   func(o *object.Object) bool { return o.String("model_type", "") != "mistral4" },
 		Convert: convertMistral3,
 		Spec:    specMistral3,
+
+		Unwindowed: true,
 	})
 	tokenizes(&Tokenizer{PrefixSaid: true}, "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM")
 }

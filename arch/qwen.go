@@ -9,7 +9,7 @@ import (
 
 // Qwen2 (arXiv:2407.10671) and Qwen3 (arXiv:2505.09388), dense.
 func init() {
-	register(&Family{Name: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
+	register(&Family{Name: "qwen2", Unwindowed: true, Classes: []string{"Qwen2ForCausalLM"},
 		Convert: func(c *Conversion) { convertQwen(c, Defaults{Context: 32768, KVHeads: 32}, false) },
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
@@ -24,7 +24,7 @@ func init() {
 			return spec
 		},
 	})
-	register(&Family{Name: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
+	register(&Family{Name: "qwen3", Unwindowed: true, Classes: []string{"Qwen3ForCausalLM"},
 		Convert: func(c *Conversion) { convertQwen(c, Defaults{Context: 32768, KVHeads: 32, HeadDim: 128}, true) },
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)

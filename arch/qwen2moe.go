@@ -8,7 +8,7 @@ import (
 // Qwen2-MoE (arXiv:2407.10671): Qwen2's attention; experts whose weights are the router's probabilities as they are; an
 // expert for all tokens, whose output has a gate of its own.
 func init() {
-	register(&Family{Name: "qwen2moe", Classes: []string{"Qwen2MoeForCausalLM"},
+	register(&Family{Name: "qwen2moe", Unwindowed: true, Classes: []string{"Qwen2MoeForCausalLM"},
 		Convert: convertQwen2MoE,
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves)

@@ -14,6 +14,8 @@ func init() {
 		Spec: func(k *model.Keys) *model.Spec {
 			return readHyper(k, elementwise.RoPEHalves).qwen3MoE(k)
 		},
+
+		Unwindowed: true,
 	})
 }
 

@@ -8,7 +8,7 @@ import (
 // StarCoder2 (Lozhkov et al., arXiv:2402.19173): LayerNorm, an MLP of GELU without a gate, biases everywhere, and a
 // sliding window in some sizes, which llama.cpp does not read.
 func init() {
-	register(&Family{Name: "starcoder2", Classes: []string{"Starcoder2ForCausalLM"}, Convert: convertStarcoder2,
+	register(&Family{Name: "starcoder2", Unwindowed: true, Classes: []string{"Starcoder2ForCausalLM"}, Convert: convertStarcoder2,
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			return h.spec(func(b *model.Loader, i int) {

@@ -76,3 +76,17 @@ func (c *Conversion) setWindow(window int, windowed []bool) {
 		c.Set("attention.sliding_window_pattern", windowed)
 	}
 }
+
+// noteWindow warns of a window that the metadata have and llama.cpp does without.
+func (c *Conversion) noteWindow() {
+	number := func(key string) uint32 {
+		v, _ := c.Metadata.Get(c.Family.Name + "." + key)
+		n, _ := v.(uint32)
+		return n
+	}
+	window := number("attention.sliding_window")
+	if c.Family.Unwindowed && window > 0 && window < number("context_length") {
+		c.Warn("%s: sliding_window: is %d; llama.cpp attends to all tokens in %s models, and differs in longer contexts", c.Config.File,
+			window, c.Family.Name)
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/int8outlier"
+	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
@@ -371,8 +372,11 @@ func (r *run) forward(ctx context.Context, l *model.Layer, seqLen, last int, pro
 		return work(ctx, r.states[0], r.hidden)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return work(ctx, r.states[0], r.hidden) })
-	g.Go(func() error { return work(ctx, r.states[1], r.hidden.Fork()) })
+	start := func(st *model.State, hidden *states.Store) {
+		g.Go(func() error { return mmap.Guard(func() error { return work(ctx, st, hidden) }) })
+	}
+	start(r.states[0], r.hidden)
+	start(r.states[1], r.hidden.Fork())
 	return g.Wait()
 }
 

@@ -385,3 +385,34 @@ func TestTaskErrors(t *testing.T) {
 		}
 	}
 }
+
+// FuzzTask: whatever a task's file holds is refused or gives examples whose answer is one of their choices.
+func FuzzTask(f *testing.F) {
+	for _, content := range []string{
+		`{"question": "q", "choices": ["a", "b"], "answer": 1}` + "\r\n" + `{"question": "q", "choices": ["a", "b"], "answer": "B"}`,
+		`[{"text": "the last word"}]`, "\xef\xbb\xbf{\"question\": \"q\", \"choices\": [\"1\", \"2\"], \"answer\": \"2\"}",
+		"A context\n2\none\ntwo\nthree\nfour\n", "A context\n9\none\ntwo\nthree\nfour\n",
+	} {
+		f.Add(true, []byte(content))
+		f.Add(false, []byte(content))
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, records bool, content []byte) {
+		path := filepath.Join(dir, "task.txt")
+		if records {
+			path = filepath.Join(dir, "task.jsonl")
+		}
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		task, err := eval.LoadTask(path)
+		if err != nil {
+			return
+		}
+		for _, e := range task.Examples {
+			if len(task.Examples) > len(content) || len(e.Choices) > 0 && (e.Answer < 0 || e.Answer >= len(e.Choices)) {
+				t.Errorf("answer %d of %q", e.Answer, e.Choices)
+			}
+		}
+	})
+}

@@ -2,6 +2,7 @@ package kernels
 
 import (
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 )
@@ -17,7 +18,8 @@ func Parallel(n, grain int, f func(lo, hi int)) {
 }
 
 // Spread calls f for each i < n, in order, on up to the given number of goroutines, as they come free; it returns when
-// all are done.
+// all are done. Where f reads memory that is not to be had, such as a mapped file's that was cut off meanwhile, Spread
+// panics on the caller's goroutine, as a call of f there does if debug.SetPanicOnFault is set.
 func Spread(n, workers int, f func(i int)) {
 	if workers = min(workers, n); workers <= 1 {
 		for i := range n {
@@ -26,7 +28,17 @@ func Spread(n, workers int, f func(i int)) {
 		return
 	}
 	var next atomic.Int64
+	var fault atomic.Pointer[any]
 	work := func() {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if v := recover(); isFault(v) {
+				fault.Store(&v)
+				next.Store(int64(n)) // nothing more is of use
+			} else if v != nil {
+				panic(v)
+			}
+		}()
 		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
 			f(i)
 		}
@@ -37,4 +49,13 @@ func Spread(n, workers int, f func(i int)) {
 	}
 	work()
 	wg.Wait()
+	if v := fault.Load(); v != nil {
+		panic(*v)
+	}
+}
+
+// isFault says whether a panic is the runtime's for an address that cannot be read.
+func isFault(v any) bool {
+	_, ok := v.(interface{ Addr() uintptr })
+	return ok
 }

@@ -245,8 +245,11 @@ func (b *Loader) Fail(format string, args ...any) {
 	}
 }
 
-// LoadLayer fetches layer i.
+// LoadLayer fetches layer i. It refuses a source that has changed since it was opened.
 func (m *Model) LoadLayer(i int) (*Layer, error) {
+	if err := Unchanged(m.Source); err != nil {
+		return nil, err
+	}
 	l := &Layer{Index: i, m: m, vectors: map[string][]float32{}}
 	b := &Loader{m: m, prefix: layerPrefix(i), layer: l, load: true}
 	m.spec.Layer(b, i)

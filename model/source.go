@@ -26,3 +26,12 @@ type Source interface {
 type RowSource interface {
 	Rows(name string, lo, hi int) (*ggml.Tensor, error)
 }
+
+// Unchanged is an error that names a file of the source that was written to since it was opened: what is read of it may be
+// some of the old file and some of the new. A source that is not made of files has no Changed, and does not change.
+func Unchanged(src Source) error {
+	if files, ok := src.(interface{ Changed() error }); ok {
+		return files.Changed()
+	}
+	return nil
+}

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
@@ -221,7 +222,7 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 	eg, ctx := errgroup.WithContext(p.ctx)
 	shifts := make([][]float32, len(site.Linears)) // of the biases that are corrected
 	for i, lin := range site.Linears {
-		eg.Go(func() error {
+		quantize := func() error {
 			t := p.plan.Lookup(lin.Name)
 			w, err := lin.Matrix()
 			if err != nil {
@@ -248,7 +249,8 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 			lin.F32 = nil
 			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
 			return nil
-		})
+		}
+		eg.Go(func() error { return mmap.Guard(quantize) })
 	}
 	if err := eg.Wait(); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,7 +160,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 		}
 		o, more, err := t.attemptOnce(path, found)
 		if err != nil {
-			return nil, err
+			return nil, cmp.Or(model.Unchanged(src), err) // the one may be why the other is
 		}
 		// What the budget refused in an earlier attempt, a later one judges again.
 		fallbacks = slices.DeleteFunc(fallbacks, func(f FallbackReport) bool { return !f.Done })
@@ -235,6 +236,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 			}
 			return refused{newLimitError(report(nil))}, fallbacks, nil
 		}
+	}
+	if err := model.Unchanged(t.src); err != nil {
+		return nil, nil, err
 	}
 	if err := w.file.Close(); err != nil {
 		return nil, nil, err

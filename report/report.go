@@ -17,9 +17,13 @@ import (
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/profile"
 )
+
+// maxJSONBytes is beyond what any command prints.
+const maxJSONBytes = 1 << 30
 
 // Quantization is what quantize and convert print with --json.
 type Quantization struct {
@@ -99,7 +103,7 @@ func Read(path string) (*Input, error) {
 	if _, err := io.ReadFull(f, magic[:]); err == nil && string(magic[:]) == "GGUF" {
 		return readModel(path)
 	}
-	data, err := os.ReadFile(path)
+	data, err := text.ReadFile(path, maxJSONBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -162,6 +162,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	longest := min(cmp.Or(eopt.Context, eval.DefaultContext), len(tokens))
 	a.warnContext(m.Source, longest)
 	m.Precision = precision
+	sources := []model.Source{m.Source}
 	if id, add := tok.BOS(); add && !eopt.ScoreAll {
 		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
 	}
@@ -171,6 +172,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return err
 		}
 		defer base.Source.Close()
+		sources = append(sources, base.Source)
 		if !slices.Equal(tokens, baseTok.Encode(content, tokenizer.EncodeOptions{})) {
 			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
 				opts.Model, opts.Base, opts.Text)
@@ -193,7 +195,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		}()
 	}
 	res, err := eval.Perplexity(ctx, m, tokens, eopt)
-	if err != nil {
+	if err = unchanged(err, sources...); err != nil {
 		return err
 	}
 	done = true

@@ -71,7 +71,7 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 		}
 		return nil
 	})
-	if err != nil {
+	if err = unchanged(err, src); err != nil {
 		return err
 	}
 	if err := out.Close(); err != nil {

@@ -54,7 +54,7 @@ func (a *app) answer(ctx context.Context, opts evalOptions, path string, task *e
 	progress := a.progress()
 	defer progress.Done()
 	res, err := eval.RunTask(ctx, m, tok, task, eval.TaskOptions{Limit: opts.Examples, Memory: int64(opts.Memory), Progress: progress})
-	return res, opts.subject(m), err
+	return res, opts.subject(m), unchanged(err, m.Source)
 }
 
 func (a *app) printTask(opts evalOptions, res *eval.TaskResult) error {

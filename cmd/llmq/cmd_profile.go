@@ -123,7 +123,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 		}
 	}
 	p, err := profile.Run(ctx, src, set, popt)
-	if err != nil {
+	if err = unchanged(err, src); err != nil {
 		return err
 	}
 	progress.Done()

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 
@@ -80,12 +79,5 @@ func (a *app) readText(path string) (string, error) {
 	if path != "-" {
 		return text.ReadUTF8(path)
 	}
-	b, err := io.ReadAll(a.stdin)
-	if err != nil {
-		return "", fmt.Errorf("standard input: %w", err)
-	}
-	if at := text.Invalid(b); at >= 0 {
-		return "", fmt.Errorf("standard input: not UTF-8: byte %#02x at offset %d", b[at], at)
-	}
-	return string(b), nil
+	return text.Read("standard input", a.stdin, 0)
 }

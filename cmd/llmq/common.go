@@ -56,6 +56,17 @@ func (a *app) openFolder(path string, opt hf.Options) (pipeline.Source, error) {
 	return c, nil
 }
 
+// unchanged returns err, or, in its place, that a file of a source was written to since it was opened: no result of it is
+// right, and an error may come from that.
+func unchanged(err error, sources ...model.Source) error {
+	for _, src := range sources {
+		if changed := model.Unchanged(src); changed != nil {
+			return changed
+		}
+	}
+	return err
+}
+
 // refuseZero refuses a limit of 0 that is given on the command line, where 0 would be taken for none given. names are those
 // of flags whose values print as 0 then.
 func refuseZero(flags *pflag.FlagSet, names ...string) error {

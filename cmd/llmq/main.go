@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/llmq/llmq/internal/atomicfile"
+	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/ui"
 	"github.com/llmq/llmq/pipeline"
 )
@@ -81,7 +82,11 @@ func interrupt(signals <-chan os.Signal, cancel func()) {
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.rootCommand()
 	root.SetArgs(args)
-	cmd, err := root.ExecuteContextC(ctx)
+	var cmd *cobra.Command
+	err := mmap.Guard(func() (err error) {
+		cmd, err = root.ExecuteContextC(ctx)
+		return err
+	})
 	var usage *usageError
 	var limit *pipeline.LimitError
 	switch {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -133,4 +134,31 @@ func TestRecipeKeys(t *testing.T) {
 			t.Errorf("no flag for the recipe's key %s", key)
 		}
 	}
+}
+
+// FuzzRecipe: whatever a recipe says is refused with its place, or is printed again as it is in force.
+func FuzzRecipe(f *testing.F) {
+	for _, recipe := range []string{
+		"method: gptq\nbits: 4\n", "tensor-type:\n- ffn_down=q6_k\n- '(=q4_k'\n", "max-ppl-increase: 1%\nsmooth: auto\n", "a: &a [*a]\n",
+		"calib: &c [x]\ntensor-type: *c\n", "seed: 18446744073709551616\ndamping: .nan\nmax-size: 1e99G\n", "{method: rtn, bits: 0}", "- x", "!!binary x: y",
+	} {
+		f.Add([]byte(recipe))
+	}
+	path := filepath.Join(f.TempDir(), "recipe.yaml")
+	f.Fuzz(func(t *testing.T, recipe []byte) {
+		if err := os.WriteFile(path, recipe, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := llmq(t, "quantize", "--print-recipe", "--recipe", path)
+		if r.code == exitOK {
+			if err := os.WriteFile(path, []byte(r.stdout), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if again := llmq(t, "quantize", "--print-recipe", "--recipe", path); again.stdout != r.stdout {
+				t.Errorf("%q, and from that %q, %q", r.stdout, again.stdout, again.stderr)
+			}
+		} else if r.stdout != "" || !strings.HasPrefix(r.stderr, "llmq: ") {
+			t.Errorf("exit %d, %q, %q", r.code, r.stdout, r.stderr)
+		}
+	})
 }

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -19,7 +21,8 @@ import (
 
 // writers are the commands that write a file, with inputs that do not exist: an output is refused before they are read.
 var writers = []string{
-	"convert ABSENT", "quantize ABSENT --method rtn", "quantize ABSENT --calib ABSENT", "profile ABSENT --calib ABSENT", "report ABSENT",
+	"convert ABSENT -o OUT --force", "quantize ABSENT --method rtn -o OUT --force", "quantize ABSENT --calib ABSENT -o OUT --force",
+	"profile ABSENT --calib ABSENT -o OUT --force", "report ABSENT -o OUT --force", "eval ABSENT --tokens ABSENT --logits OUT --force",
 }
 
 // TestSpecialOutputs: no command replaces a special file, or a link to one.
@@ -38,11 +41,11 @@ func TestSpecialOutputs(t *testing.T) {
 	if err := syscall.Mknod(at("device"), syscall.S_IFCHR|0o600, 240<<8|77); err == nil {
 		names["device"] = "a device"
 	}
-	for name, what := range names {
-		if err := os.Symlink(name, at("link to "+name)); err != nil {
+	for name, what := range maps.Clone(names) {
+		if err := os.Symlink(name, at("link-to-"+name)); err != nil {
 			t.Fatal(err)
 		}
-		names["link to "+name] = what
+		names["link-to-"+name] = what
 	}
 	if runtime.GOOS == "linux" {
 		r, w, err := os.Pipe()
@@ -59,7 +62,7 @@ func TestSpecialOutputs(t *testing.T) {
 	before := listing(t, dir)
 	for name, what := range names {
 		for _, w := range writers {
-			args := append(strings.Fields(strings.ReplaceAll(w, "ABSENT", filepath.Join(dir, "absent"))), "--force", "-o", at(name))
+			args := strings.Fields(strings.NewReplacer("ABSENT", filepath.Join(dir, "absent"), "OUT", at(name)).Replace(w))
 			r := llmq(t, args...)
 			if r.code != exitFailure || !strings.Contains(r.stderr, at(name)+": "+what+", not a regular file") || r.stdout != "" {
 				t.Errorf("%s to %s: exit %d, %q", w, name, r.code, r.stderr)
@@ -68,6 +71,27 @@ func TestSpecialOutputs(t *testing.T) {
 				t.Fatalf("%s to %s left %v, before %v", w, name, after, before)
 			}
 		}
+	}
+}
+
+// TestSpecialParts: nor where a part of a split file would be.
+func TestSpecialParts(t *testing.T) {
+	ckpt, dir := folder(t, "llama"), t.TempDir()
+	args := []string{"convert", ckpt, "-o", filepath.Join(dir, "out.gguf"), "--split-max-size", "50K", "--force"}
+	parts := mustJSON(t, "assignment bits_per_weight bytes disk_bytes memory_bytes output parts tensors", append(args, "--dry-run")...)["parts"].([]any)
+	for _, i := range []int{0, 1, len(parts) - 1} {
+		part := parts[i].(string)
+		if err := syscall.Mkfifo(part, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before := listing(t, dir)
+		if r := llmq(t, args...); r.code != exitFailure || !strings.Contains(r.stderr, part+": a pipe, not a regular file") {
+			t.Errorf("part %d: exit %d, %q", i, r.code, r.stderr)
+		}
+		if after := listing(t, dir); !slices.Equal(before, after) {
+			t.Errorf("part %d left %v, before %v", i, after, before)
+		}
+		os.Remove(part)
 	}
 }
 
@@ -174,5 +198,33 @@ func TestSpecialInputs(t *testing.T) {
 	}
 	if left := listing(t, filepath.Dir(out)); len(left) != 1 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// TestHugeInputs: a file of a terabyte, nearly all of it a hole, is refused by its size, wherever a file is read as a whole.
+func TestHugeInputs(t *testing.T) {
+	for name, lines := range map[string][]string{
+		"config.json": {"inspect CKPT"}, "tokenizer.json": {"inspect CKPT"}, "tokenizer_config.json": {"inspect CKPT"},
+		"generation_config.json": {"inspect CKPT"}, "model.safetensors.index.json": {"inspect CKPT"}, "hf_quant_config.json": {"inspect CKPT"},
+		"README.md": {"inspect CKPT"}, "adapter_config.json": {"convert CKPT --lora CKPT -o OUT"},
+		"x.json": {"report FILE -o OUT", "eval CKPT --task FILE"},
+		"x.txt": {"eval CKPT --text FILE", "tokenize CKPT --text FILE", "quantize --print-recipe --recipe FILE",
+			"quantize CKPT -o OUT --calib " + license + " --calib-tokens 1024 --seq-len 64 --held-out FILE"},
+	} {
+		dir := folder(t, "llama")
+		path, out := filepath.Join(dir, name), filepath.Join(t.TempDir(), "out")
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.Truncate(1<<40), f.Close()); err != nil {
+			t.Skip(err)
+		}
+		for _, line := range lines {
+			r := llmq(t, strings.Fields(strings.NewReplacer("CKPT", dir, "OUT", out, "FILE", path).Replace(line))...)
+			if r.code != exitFailure || !strings.Contains(r.stderr, name+": ") || !strings.Contains(r.stderr, "more than ") {
+				t.Errorf("%s, %s: exit %d, %q", name, line, r.code, r.stderr)
+			}
+		}
 	}
 }

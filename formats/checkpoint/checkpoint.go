@@ -39,6 +39,9 @@ type Info struct {
 // model's plain ones are experts×in×out.
 const MXFP4 = "mxfp4"
 
+// maxJSONBytes is beyond any index or configuration: the largest index has some 20 MB.
+const maxJSONBytes = 256 << 20
+
 // Config is what the reader must know besides the folder's weights. The zero value does for plain ones.
 type Config struct {
 	// Quantization is the quantization_config of config.json; if it is empty, that of hf_quant_config.json is taken,
@@ -69,7 +72,14 @@ type Checkpoint struct {
 	names    []string // in the order of the files
 	tensors  map[string]*logical
 	warnings []string
-	closers  []func() error
+	files    []file
+}
+
+// file is what stored tensors are views of: a torch file, or a set of safetensors files.
+type file interface {
+	// Changed is an error if the file was written to since it was opened.
+	Changed() error
+	Close() error
 }
 
 // logical is a logical tensor.
@@ -101,11 +111,11 @@ type pages interface {
 
 // Open reads the headers of a folder's weights, but no weights.
 func Open(dir string, cfg Config) (*Checkpoint, error) {
-	parts, closers, err := openFolder(dir)
+	parts, files, err := openFolder(dir)
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{tensors: make(map[string]*logical), closers: closers}
+	c := &Checkpoint{tensors: make(map[string]*logical), files: files}
 	if err := c.assemble(dir, parts, cfg); err != nil {
 		c.Close()
 		return nil, err
@@ -198,13 +208,23 @@ func (c *Checkpoint) spans(name string, lo, hi int) []span {
 // checkpoint is left out.
 func (c *Checkpoint) Warnings() []string { return slices.Clone(c.warnings) }
 
+// Changed is an error that names the first file that was written to since it was opened.
+func (c *Checkpoint) Changed() error {
+	for _, f := range c.files {
+		if err := f.Changed(); err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
+	}
+	return nil
+}
+
 // Close gives up all files; views of them are invalid after it.
 func (c *Checkpoint) Close() error {
 	var errs []error
-	for _, f := range c.closers {
-		errs = append(errs, f())
+	for _, f := range c.files {
+		errs = append(errs, f.Close())
 	}
-	c.closers, c.names = nil, nil
+	c.files, c.names = nil, nil
 	clear(c.tensors)
 	return errors.Join(errs...)
 }

@@ -427,3 +427,22 @@ func FuzzParts(f *testing.F) {
 		tryAll(t, dir, Config{Quantization: config})
 	})
 }
+
+// FuzzAdapter merges any safetensors file with any adapter_config.json.
+func FuzzAdapter(f *testing.F) {
+	base := f.TempDir()
+	writeFile(f, base, safetensors.SingleFile, encode([]stored{{"x.q.weight", safetensors.F32, []int{2, 3}, floats32(1, 2, 3, 4, 5, 6)},
+		{"x.k.weight", safetensors.BF16, []int{2, 2}, make([]byte, 8)}}))
+	pair := []stored{{"base_model.model.x.q.lora_A.weight", safetensors.F32, []int{1, 3}, floats32(1, 10, 100)},
+		{"base_model.model.x.q.lora_B.weight", safetensors.F32, []int{2, 1}, floats32(1, 2)}}
+	f.Add(encode(pair), []byte(`{"r":1,"lora_alpha":2}`))
+	f.Add(encode(pair[:1]), []byte(`{"r":1,"lora_alpha":2}`))
+	f.Add(encode(pair), []byte(`{"r":1,"lora_alpha":2,"fan_in_fan_out":true,"use_rslora":true,"rank_pattern":{"q":1},"alpha_pattern":{"^x.q$":4}}`))
+	f.Add(encode(nil), []byte(`{"peft_type":"LOHA"}`))
+	f.Fuzz(func(t *testing.T, file, config []byte) {
+		dir := t.TempDir()
+		writeFile(t, dir, adapterConfig, config)
+		writeFile(t, dir, adapterFile, file)
+		tryAll(t, base, Config{LoRA: dir})
+	})
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/sniff"
+	"github.com/llmq/llmq/internal/text"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -94,8 +95,8 @@ func (c *Checkpoint) adapterParts(dir string) ([]*part, error) {
 	path := filepath.Join(dir, adapterFile)
 	if _, err := os.Stat(path); missing(err) {
 		if _, err := os.Stat(filepath.Join(dir, adapterTorch)); err == nil {
-			parts, closers, err := openTorch(dir, []string{adapterTorch})
-			c.closers = append(c.closers, closers...)
+			parts, files, err := openTorch(dir, []string{adapterTorch})
+			c.files = append(c.files, files...)
 			return parts, err
 		}
 	}
@@ -103,7 +104,7 @@ func (c *Checkpoint) adapterParts(dir string) ([]*part, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.closers = append(c.closers, st.Close)
+	c.files = append(c.files, st)
 	return safetensorsParts(st)
 }
 
@@ -223,7 +224,7 @@ func lookup(settings []setting, module string, otherwise float64) float64 {
 
 // readAdapter reads adapter_config.json. What would change the sum and is not implemented is refused by name.
 func readAdapter(path string) (adapter, error) {
-	b, err := os.ReadFile(path)
+	b, err := text.ReadFile(path, maxJSONBytes)
 	if err != nil {
 		return adapter{}, fmt.Errorf("checkpoint: %w", err)
 	}

@@ -29,7 +29,7 @@ type part struct {
 }
 
 // openFolder lists the stored tensors of a folder: of safetensors files, else of torch's.
-func openFolder(dir string) (parts []*part, closers []func() error, err error) {
+func openFolder(dir string) (parts []*part, files []file, err error) {
 	if fi, err := os.Stat(dir); err != nil {
 		return nil, nil, fmt.Errorf("checkpoint: %w", err)
 	} else if !fi.IsDir() {
@@ -42,17 +42,17 @@ func openFolder(dir string) (parts []*part, closers []func() error, err error) {
 			st.Close()
 			return nil, nil, err
 		}
-		return parts, []func() error{st.Close}, nil
+		return parts, []file{st}, nil
 	}
 	if !holdsNone(dir) {
 		return nil, nil, err
 	}
-	files, ok, e := torchFiles(dir)
+	names, ok, e := torchFiles(dir)
 	if e != nil {
 		return nil, nil, e
 	}
 	if ok {
-		return openTorch(dir, files)
+		return openTorch(dir, names)
 	}
 	if what := Instead(dir); what != "" {
 		return nil, nil, formatErrorf("%s: %s", dir, what)

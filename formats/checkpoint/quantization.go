@@ -2,12 +2,12 @@ package checkpoint
 
 import (
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/llmq/llmq/internal/sniff"
+	"github.com/llmq/llmq/internal/text"
 )
 
 // quantization is what quantization_config says that the parts leave open.
@@ -31,7 +31,7 @@ const quantizationFile = "hf_quant_config.json"
 func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 	var q quantization
 	if len(raw) == 0 || string(raw) == "null" {
-		b, err := os.ReadFile(filepath.Join(dir, quantizationFile))
+		b, err := text.ReadFile(filepath.Join(dir, quantizationFile), maxJSONBytes)
 		if err != nil {
 			if missing(err) {
 				return q, nil

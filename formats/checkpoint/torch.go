@@ -17,6 +17,7 @@ import (
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/sniff"
+	"github.com/llmq/llmq/internal/text"
 )
 
 // Files of torch.save: a zip archive of STEM/data.pkl, a pickle, and STEM/data/KEY, the storages, which are not compressed
@@ -33,7 +34,7 @@ func torchFiles(dir string) (files []string, ok bool, err error) {
 	if _, err := os.Lstat(filepath.Join(dir, torchFile)); err == nil {
 		return []string{torchFile}, true, nil
 	}
-	b, err := os.ReadFile(filepath.Join(dir, torchIndex))
+	b, err := text.ReadFile(filepath.Join(dir, torchIndex), maxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	} else if err != nil {
@@ -62,34 +63,34 @@ func torchFiles(dir string) (files []string, ok bool, err error) {
 }
 
 // openTorch maps files and lists their tensors.
-func openTorch(dir string, files []string) (parts []*part, closers []func() error, err error) {
+func openTorch(dir string, names []string) (parts []*part, files []file, err error) {
 	defer func() {
 		if err != nil {
-			for _, f := range closers {
-				f()
+			for _, f := range files {
+				f.Close()
 			}
 		}
 	}()
 	homes := make(map[string]string)
-	for _, file := range files {
-		m, err := mmap.Open(filepath.Join(dir, filepath.FromSlash(file)))
+	for _, name := range names {
+		m, err := mmap.Open(filepath.Join(dir, filepath.FromSlash(name)))
 		if err != nil {
-			return nil, closers, fmt.Errorf("checkpoint: %w", err)
+			return nil, files, fmt.Errorf("checkpoint: %w", err)
 		}
-		closers = append(closers, m.Close)
-		list, err := torchParts(file, m)
+		files = append(files, m)
+		list, err := torchParts(name, m)
 		if err != nil {
-			return nil, closers, err
+			return nil, files, err
 		}
 		for _, p := range list {
 			if home, ok := homes[p.name]; ok {
-				return nil, closers, p.errorf("it is in %s too", home)
+				return nil, files, p.errorf("it is in %s too", home)
 			}
-			homes[p.name] = file
+			homes[p.name] = name
 		}
 		parts = append(parts, list...)
 	}
-	return parts, closers, nil
+	return parts, files, nil
 }
 
 // torchParts lists the tensors of a file.

@@ -182,6 +182,19 @@ func (f *File) ReadAhead(name string) {
 	}
 }
 
+// Changed is an error that names the first file that was written to since it was opened.
+func (f *File) Changed() error {
+	for _, p := range f.parts {
+		if p.m == nil {
+			continue
+		}
+		if err := p.m.Changed(); err != nil {
+			return fmt.Errorf("gguf: %w", err)
+		}
+	}
+	return nil
+}
+
 // Close gives up the file; tensors' data is invalid after it.
 func (f *File) Close() error { return closeParts(f.parts) }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/llmq/llmq/arch"
@@ -15,6 +14,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/internal/text"
 )
 
 // Options are the options of Open.
@@ -118,17 +118,11 @@ func (c *Checkpoint) load(config *object.Object, opt Options) error {
 // quantizationVersion is GGML_QNT_VERSION of ggml.h: the layout of the block types.
 const quantizationVersion = 2
 
-// readFile reads a regular file. A pipe would keep the reader waiting, and a device may have no end.
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	return os.ReadFile(path)
-}
+// maxFileBytes is beyond any configuration or tokenizer: the largest tokenizer.json have 35 MB.
+const maxFileBytes = 256 << 20
+
+// readFile reads a file beside the weights.
+func readFile(path string) ([]byte, error) { return text.ReadFile(path, maxFileBytes) }
 
 // readOptional returns nil for a file that is not there.
 func (c *Checkpoint) readOptional(name string) ([]byte, string, error) {
@@ -210,6 +204,14 @@ func (c *Checkpoint) eachPart(name string, f func(name string, lo, hi int)) {
 		s := &c.sources[i]
 		s.reads(c.weights, 0, s.info.Rows(), f)
 	}
+}
+
+// Changed is an error that names the first file of weights that was written to since it was opened.
+func (c *Checkpoint) Changed() error {
+	if err := c.weights.Changed(); err != nil {
+		return fmt.Errorf("hf: %w", err)
+	}
+	return nil
 }
 
 // Close closes the weights.

@@ -562,6 +562,34 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestWindowWarnings: llama.cpp does without some families' windows, and that is said where it matters.
+func TestWindowWarnings(t *testing.T) {
+	const warning = "; llama.cpp attends to all tokens in "
+	for _, test := range []struct {
+		class string
+		with  settings
+		want  int
+	}{
+		{"MistralForCausalLM", settings{"sliding_window": 100, "max_position_embeddings": 128}, 1},
+		{"MistralForCausalLM", settings{"sliding_window": 128, "max_position_embeddings": 128}, 0},
+		{"MistralForCausalLM", settings{"sliding_window": nil}, 0},
+		{"Qwen2ForCausalLM", settings{"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 0}, 1},
+		{"Qwen3ForCausalLM", settings{"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1, "num_hidden_layers": 2}, 1},
+		{"Qwen2ForCausalLM", settings{"sliding_window": 8}, 0},
+		{"LlamaForCausalLM", settings{"sliding_window": 8}, 0},
+	} {
+		s := small(test.class).with(test.with)
+		c, err := convert(t, "config.json", s, s)
+		if err != nil {
+			t.Errorf("%s: %v", test.class, err)
+			continue
+		}
+		if n := strings.Count(strings.Join(c.Warnings, "\n"), warning); n != test.want {
+			t.Errorf("%s, %v: %q, want %d warnings of a window", test.class, test.with, c.Warnings, test.want)
+		}
+	}
+}
+
 // TestTiedHead: a head that config.json ties to the embeddings may be stored all the same. It counts if it is another.
 func TestTiedHead(t *testing.T) {
 	s := small("LlamaForCausalLM").with(settings{"tie_word_embeddings": true})

@@ -296,6 +296,16 @@ func (c *Checkpoint) Shards() []string {
 	return paths
 }
 
+// Changed is an error that names the first shard that was written to since it was opened.
+func (c *Checkpoint) Changed() error {
+	for _, s := range c.shards {
+		if err := s.m.Changed(); err != nil {
+			return fmt.Errorf("safetensors: %w", err)
+		}
+	}
+	return nil
+}
+
 // Close gives up all shards; tensors' data is invalid after it.
 func (c *Checkpoint) Close() error {
 	var first error

@@ -46,26 +46,26 @@ var allowed = map[string]string{
 	"int8outlier": "tensor kernels/... quant",
 
 	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
-	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff",
+	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff internal/text",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff tokenizer arch",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff internal/text tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... quant formats/ggml",
 	"arch":      "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
-	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/states store",
+	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
-		"internal/states internal/knapsack store",
+		"internal/mmap internal/states internal/knapsack store",
 
 	"store":  "internal/atomicfile",
-	"report": "formats/ggml formats/gguf model eval profile pipeline quant",
+	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval profile pipeline report store kernels/... internal/atomicfile internal/text internal/bench internal/ui",
+		"calib eval profile pipeline report store kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",

@@ -7,6 +7,9 @@ import (
 	"os"
 )
 
+// views: Data is the file, not a copy of it.
+const views = false
+
 func mapFile(f *os.File, size int) ([]byte, error) {
 	data := make([]byte, size)
 	_, err := io.ReadFull(f, data)

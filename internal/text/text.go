@@ -9,11 +9,42 @@ import (
 	"unicode/utf8"
 )
 
-// maxPipeBytes bounds what is read of a pipe, which has no size. Tests make it smaller.
-var maxPipeBytes int64 = 1 << 30
+// maxTextBytes bounds a text that is read as a whole. Tests make it smaller.
+var maxTextBytes int64 = 1 << 30
 
-// ReadUTF8 returns the content of a file or a pipe. Content that is empty or not UTF-8 is an error, which gives the offset
-// of the first byte that is wrong. Devices, which may have no end, are refused.
+// ReadFile returns the content of a regular file of at most so many bytes. A pipe would keep the reader waiting, and a device
+// may have no end.
+func ReadFile(path string, most int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAll(path, f, info.Size(), most)
+}
+
+// readAll reads what has size bytes as far as is known, and at most so many.
+func readAll(name string, r io.Reader, size, most int64) ([]byte, error) {
+	tooLong := fmt.Errorf("%s: more than %d bytes", name, most)
+	if size > most {
+		return nil, tooLong
+	}
+	b, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = tooLong
+	}
+	return b, err
+}
+
+// ReadUTF8 returns the content of a file or a pipe, of a gigabyte at most. Content that is empty or not UTF-8 is an error, which
+// gives the offset of the first byte that is wrong. Devices, which may have no end, are refused.
 func ReadUTF8(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -30,19 +61,21 @@ func ReadUTF8(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	most := max(info.Size(), maxPipeBytes)
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	s, err := Read(path, f, info.Size())
+	if err == nil && s == "" {
+		err = fmt.Errorf("%s: the text is empty", path)
+	}
+	return s, err
+}
+
+// Read returns what r gives, which may be empty. It has size bytes as far as is known; name is for messages.
+func Read(name string, r io.Reader, size int64) (string, error) {
+	b, err := readAll(name, r, size, maxTextBytes)
 	if err != nil {
 		return "", err
 	}
-	if int64(len(b)) > most {
-		return "", fmt.Errorf("%s: more than %d bytes", path, most)
-	}
-	if len(b) == 0 {
-		return "", fmt.Errorf("%s: the text is empty", path)
-	}
 	if at := Invalid(b); at >= 0 {
-		return "", fmt.Errorf("%s: not UTF-8: byte %#02x at offset %d", path, b[at], at)
+		return "", fmt.Errorf("%s: not UTF-8: byte %#02x at offset %d", name, b[at], at)
 	}
 	return string(b), nil
 }

@@ -13,8 +13,8 @@ import (
 
 // TestSpecialFiles: a pipe is read to its end, if that is not too far; a device is not opened.
 func TestSpecialFiles(t *testing.T) {
-	defer func(n int64) { maxPipeBytes = n }(maxPipeBytes)
-	maxPipeBytes = 1000
+	defer func(n int64) { maxTextBytes = n }(maxTextBytes)
+	maxTextBytes = 1000
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
@@ -32,6 +32,24 @@ func TestSpecialFiles(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	if _, err := read(strings.Repeat("x", 1001)); err == nil || !strings.Contains(err.Error(), "pipe: more than 1000 bytes") {
+		t.Errorf("%v", err)
+	}
+	long := filepath.Join(t.TempDir(), "long")
+	if err := os.WriteFile(long, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(long, 1<<40); err != nil { // nearly all of it a hole
+		t.Skip(err)
+	}
+	for _, read := range []func() error{
+		func() error { _, err := ReadUTF8(long); return err },
+		func() error { _, err := ReadFile(long, 1000); return err },
+	} {
+		if err := read(); err == nil || !strings.Contains(err.Error(), "long: more than 1000 bytes") {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := ReadFile(path, 1000); err == nil || !strings.Contains(err.Error(), "pipe: not a regular file") {
 		t.Errorf("%v", err)
 	}
 	if _, err := ReadUTF8(t.TempDir()); err == nil || !strings.Contains(err.Error(), "is a folder, not a text") {

@@ -95,10 +95,10 @@ func TestRoundTrip(t *testing.T) {
 
 func TestSharded(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "a.safetensors"), sample[:1], 1 << 20)
+	write(t, filepath.Join(dir, "a.safetensors"), sample[:1], 1<<20)
 	// Hugging Face's cache keeps the files elsewhere, and links to them.
 	blob := filepath.Join(t.TempDir(), "blob")
-	write(t, blob, sample[1:], 1 << 20)
+	write(t, blob, sample[1:], 1<<20)
 	if err := os.Symlink(blob, filepath.Join(dir, "b.safetensors")); err != nil {
 		t.Fatal(err)
 	}

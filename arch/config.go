@@ -269,3 +269,19 @@ func (c *Conversion) LayerTypes(n int) []string {
 	}
 	return types
 }
+
+// wantGELU refuses another activation than GELU, under either name that it has.
+func (c *Conversion) wantGELU(r *Config) {
+	c.Config.Has("hidden_act")
+	if c.Config.Has("hidden_activation") {
+		r.Act = c.Config.String("hidden_activation", "")
+	}
+	c.WantAct(r, "gelu")
+}
+
+// wantScale refuses another query_pre_attn_scalar than what GGUF readers take.
+func (c *Conversion) wantScale(r *Config, want, absent float64) {
+	if got := c.Config.Float("query_pre_attn_scalar", absent, 0, maxWidth); got != want && c.Config.Err() == nil {
+		c.Config.Fail("query_pre_attn_scalar", "is %g; GGUF readers take %g for %s", got, want, c.Class)
+	}
+}

@@ -214,13 +214,6 @@ func (c *Conversion) Values(name string, values []float32) {
 	c.Tensors = append(c.Tensors, &Tensor{Name: name, Shape: []int{len(values)}, Values: values})
 }
 
-// Skip notes that a tensor is known and left out.
-func (c *Conversion) Skip(name string) {
-	if found, ok := c.find(name); ok {
-		c.used[found] = true
-	}
-}
-
 // SkipAll notes that the tensors whose names match are known and left out.
 func (c *Conversion) SkipAll(names *regexp.Regexp) {
 	for _, name := range c.weights.Names() {
@@ -280,15 +273,6 @@ func (l *Layer) Has(name string) bool { return l.c.Has(l.hf + name) }
 // Norm declares a norm's weights over n features.
 func (l *Layer) Norm(name, from string, n int) Tensors {
 	return Tensors{l.c.Tensor(l.gguf+name+".weight", l.hf+from+".weight", n)}
-}
-
-// LayerNorm declares a norm's weights and its bias, if the checkpoint has one.
-func (l *Layer) LayerNorm(name, from string, n int) Tensors {
-	ts := l.Norm(name, from, n)
-	if l.Has(from + ".bias") {
-		ts = append(ts, l.c.Tensor(l.gguf+name+".bias", l.hf+from+".bias", n))
-	}
-	return ts
 }
 
 // Tensor declares a tensor of any shape under its full names.

@@ -141,25 +141,6 @@ func convertDeepseek(c *Conversion) {
 	c.Head(r)
 }
 
-// denseLayers is how many layers before the others have no experts.
-func (c *Conversion) denseLayers(layers, absent int) int {
-	o := c.Config
-	dense := o.Int("first_k_dense_replace", absent, 0, maxLayers)
-	if types := o.Strings("mlp_layer_types"); types != nil {
-		for dense = 0; dense < len(types) && types[dense] == "dense"; dense++ {
-		}
-		for _, t := range types[dense:] {
-			if t != "sparse" {
-				c.Refuse("mlp_layer_types", "GGUF readers take dense layers before all others alone")
-			}
-		}
-	}
-	if o.Int("moe_layer_freq", 1, 1, maxLayers) != 1 {
-		c.Refuse("moe_layer_freq", "GGUF readers take experts in all layers but the first")
-	}
-	return min(dense, layers)
-}
-
 // wantLatentScaling refuses scalings of RoPE other than the one that readers know with latent attention: YaRN, with
 // scores multiplied by the square of 1+0.1·mscale_all_dim·ln(factor) and rotated elements by 1.
 func (c *Conversion) wantLatentScaling(e *rope) {

@@ -95,22 +95,6 @@ func convertGemma(c *Conversion, d Defaults, second bool) {
 	c.tiedOutput(r)
 }
 
-// wantGELU refuses another activation than GELU, under both of the names that Gemma has for it.
-func (c *Conversion) wantGELU(r *Config) {
-	c.Config.Has("hidden_act")
-	if c.Config.Has("hidden_activation") {
-		r.Act = c.Config.String("hidden_activation", "")
-	}
-	c.WantAct(r, "gelu")
-}
-
-// wantScale refuses another query_pre_attn_scalar than what GGUF readers take.
-func (c *Conversion) wantScale(r *Config, want, absent float64) {
-	if got := c.Config.Float("query_pre_attn_scalar", absent, 0, maxWidth); got != want && c.Config.Err() == nil {
-		c.Config.Fail("query_pre_attn_scalar", "is %g; GGUF readers take %g for %s", got, want, c.Class)
-	}
-}
-
 // gemmaScaleDim is the dimension d of the attention's scale 1/√d that GGUF readers take: a head's, but for the model of
 // 27 billion parameters, which they know by its layers.
 func gemmaScaleDim(layers, dim, heads, headDim, largest int) int {
@@ -118,26 +102,6 @@ func gemmaScaleDim(layers, dim, heads, headDim, largest int) int {
 		return dim / heads
 	}
 	return headDim
-}
-
-// tiedOutput refuses output weights that are not the embeddings, for architectures whose readers take those.
-func (c *Conversion) tiedOutput(r *Config) {
-	head, stored := c.find(headName)
-	if !stored {
-		return
-	}
-	c.used[head] = true
-	if embed := c.embedding(); head != embed && !c.weights.Equal(head, embed) {
-		c.fail("tensor %q is not the embeddings, which GGUF readers take for it in %s models", head, c.Family.Name)
-	}
-}
-
-// embedScaled gives a model embeddings times √D, and caps its logits.
-func (h *hyper) embedScaled(spec *model.Spec, softcap float32) *model.Spec {
-	spec.Outer = func(b *model.Loader) model.Ends {
-		return model.Ends{EmbedScale: float32(math.Sqrt(float64(h.dim))), Norm: h.norm(b, "output_norm"), Softcap: softcap}
-	}
-	return spec
 }
 
 func specGemma(k *model.Keys) *model.Spec {

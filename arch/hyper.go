@@ -235,3 +235,9 @@ func (h *hyper) withFactors(spec *model.Spec) *model.Spec {
 	}
 	return spec
 }
+
+// wideNorms gives attention norms over all heads of q, and all of k, at once.
+func (h *hyper) wideNorms(b *model.Loader, a *model.Attention) {
+	a.QNorm = b.Norm("attn_q_norm", a.Heads*a.HeadDim, h.eps)
+	a.KNorm = b.Norm("attn_k_norm", a.KVHeads*a.HeadDim, h.eps)
+}

@@ -58,3 +58,29 @@ func (l *Layer) mixtralExperts(r *Config, n int) {
 func (l *Layer) Taps(name, from string, channels, width int) *Tensor {
 	return l.c.add(l.gguf+name, []int{channels, width}, l.c.part(l.hf+from, channels, 1, width))
 }
+
+// wideNorms declares them.
+func (l *Layer) wideNorms(r *Config) {
+	l.Norm("attn_q_norm", "self_attn.q_norm", r.Heads*r.HeadDim)
+	l.Norm("attn_k_norm", "self_attn.k_norm", r.KVHeads*r.HeadDim)
+}
+
+// plainLayers declares layers as Llama has them, or Mixtral with so many experts: the rows of q and k in the order of
+// GGUF's pairs.
+func (c *Conversion) plainLayers(r *Config, rope *rope, attnBias, mlpBias bool, experts int) {
+	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
+	for i := range r.Layers {
+		l := c.Layer(i)
+		l.Norm("attn_norm", "input_layernorm", r.Dim)
+		l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, attnBias).Permute(r.HeadDim, rope.dims)
+		l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, attnBias).Permute(r.HeadDim, rope.dims)
+		l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, attnBias)
+		l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, attnBias)
+		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
+		if experts > 0 {
+			l.mixtralExperts(r, experts)
+			continue
+		}
+		l.gatedMLP(r, mlpBias)
+	}
+}

@@ -80,26 +80,6 @@ func convertLlama(c *Conversion) {
 	c.setRoPE(rope, true)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
-	c.llamaLayers(r, rope, attnBias, mlpBias, experts)
+	c.plainLayers(r, rope, attnBias, mlpBias, experts)
 	c.Head(r)
-}
-
-// llamaLayers declares layers as Llama has them, or Mixtral with so many experts: the rows of q and k in the order of
-// GGUF's pairs.
-func (c *Conversion) llamaLayers(r *Config, rope *rope, attnBias, mlpBias bool, experts int) {
-	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
-	for i := range r.Layers {
-		l := c.Layer(i)
-		l.Norm("attn_norm", "input_layernorm", r.Dim)
-		l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, attnBias).Permute(r.HeadDim, rope.dims)
-		l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, attnBias).Permute(r.HeadDim, rope.dims)
-		l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, attnBias)
-		l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, attnBias)
-		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
-		if experts > 0 {
-			l.mixtralExperts(r, experts)
-			continue
-		}
-		l.gatedMLP(r, mlpBias)
-	}
 }

@@ -57,7 +57,7 @@ func convertMistral3(c *Conversion) {
 	c.SetInt("rope.dimension_count", rope.dims)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
-	c.llamaLayers(r, rope, false, false, 0)
+	c.plainLayers(r, rope, false, false, 0)
 	c.Head(r)
 }
 

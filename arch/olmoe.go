@@ -24,18 +24,6 @@ func init() {
 	})
 }
 
-// wideNorms gives attention norms over all heads of q, and all of k, at once.
-func (h *hyper) wideNorms(b *model.Loader, a *model.Attention) {
-	a.QNorm = b.Norm("attn_q_norm", a.Heads*a.HeadDim, h.eps)
-	a.KNorm = b.Norm("attn_k_norm", a.KVHeads*a.HeadDim, h.eps)
-}
-
-// wideNorms declares them.
-func (l *Layer) wideNorms(r *Config) {
-	l.Norm("attn_q_norm", "self_attn.q_norm", r.Heads*r.HeadDim)
-	l.Norm("attn_k_norm", "self_attn.k_norm", r.KVHeads*r.HeadDim)
-}
-
 func convertOLMoE(c *Conversion) {
 	r := c.Read(Defaults{Context: 4096, Eps: 1e-5})
 	o := c.Config

@@ -24,20 +24,6 @@ func init() {
 	})
 }
 
-// dividedFFN is the experts' width where the metadata do not say: the MLP's, divided among those that a token reaches.
-func (h *hyper) dividedFFN(k *model.Keys) {
-	if !k.Has("expert_feed_forward_length") && h.expertsUsed > 0 {
-		h.expertFFN = h.ffn / h.expertsUsed
-	}
-}
-
-// gatedShared gives a mixture an expert for all tokens, whose output is multiplied by σ(ffn_gate_inp_shexp·x).
-func (h *hyper) gatedShared(b *model.Loader, moe *model.MoE, ffn int) *model.MoE {
-	moe.Shared = h.mlpOf(b, "_shexp", ffn, model.SiLU, model.Absent)
-	moe.SharedGate = b.Row("ffn_gate_inp_shexp", h.dim)
-	return moe
-}
-
 func convertQwen2MoE(c *Conversion) {
 	r := c.Read(Defaults{Context: 32768, KVHeads: 16})
 	o := c.Config
@@ -72,29 +58,4 @@ func convertQwen2MoE(c *Conversion) {
 		l.gatedShared(r, shared)
 	}
 	c.OwnHead(r)
-}
-
-// wantUndivided refuses heads that together have another width than the residual stream.
-func (c *Conversion) wantUndivided(r *Config) {
-	if c.Config.Err() == nil && r.Heads*r.HeadDim != r.Dim {
-		c.Config.Fail("head_dim", "is %d: GGUF readers take hidden_size over num_attention_heads, %d over %d, for %s",
-			r.HeadDim, r.Dim, r.Heads, c.Class)
-	}
-}
-
-// sparseEverywhere refuses layers without experts.
-func (c *Conversion) sparseEverywhere() {
-	const why = "GGUF readers take experts in all layers"
-	if c.Config.Int("decoder_sparse_step", 1, 0, maxLayers) != 1 {
-		c.Refuse("decoder_sparse_step", why)
-	}
-	if len(c.Config.Ints("mlp_only_layers", 0, maxLayers)) > 0 {
-		c.Refuse("mlp_only_layers", why)
-	}
-}
-
-// gatedShared declares the expert of all tokens with its gate.
-func (l *Layer) gatedShared(r *Config, ffn int) {
-	l.Linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", 1, r.Dim, false)
-	l.sharedExpert(r, "mlp.shared_expert", ffn)
 }

@@ -62,7 +62,7 @@ func convertSmolLM3(c *Conversion) {
 	c.SetInt("vocab_size", r.Vocab)
 	c.SetInt("rope.dimension_count", rope.dims)
 	c.Embeddings(r)
-	c.llamaLayers(r, rope, false, false, 0)
+	c.plainLayers(r, rope, false, false, 0)
 	c.Head(r)
 }
 

@@ -50,16 +50,6 @@ func (k *Keys) IsInt(key string) bool {
 	return ok && is
 }
 
-// Tensor says whether the source has a tensor, whose presence decides for what metadata do not tell.
-func (k *Keys) Tensor(name string) bool {
-	for _, t := range k.src.Tensors() {
-		if t.Name == name {
-			return true
-		}
-	}
-	return false
-}
-
 // Under lists the source's tensors whose names begin with a prefix.
 func (k *Keys) Under(prefix string) []string {
 	var names []string

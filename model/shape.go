@@ -66,6 +66,26 @@ func (m *Model) Widest() int {
 	return most
 }
 
+// Computed is how many features layer i computes for a token, the experts' as often as a token reaches some at most.
+func (m *Model) Computed(i int) int64 {
+	var outputs, experts int64
+	for _, s := range m.shapes[i] {
+		var out int64
+		for _, o := range s.Out {
+			out += int64(o)
+		}
+		switch {
+		case s.Head:
+			outputs += int64(s.In)
+		case s.Expert >= 0:
+			experts = max(experts, 2*(out+int64(s.In)))
+			continue
+		}
+		outputs += out
+	}
+	return outputs + experts*int64(max(1, m.ExpertsUsed()))
+}
+
 // ExpertsUsed is how many experts a token reaches in a layer; 0: there are none.
 func (m *Model) ExpertsUsed() int { return m.spec.ExpertsUsed }
 

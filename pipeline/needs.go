@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 )
 
 // Needs estimates what a run takes, in bytes.
@@ -31,7 +32,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	var sites, stage int64
 	for i := range m.Layers() {
 		sites = max(sites, p.layerNeeds(m.Shape(i), streams))
-		stage = max(stage, stageWidth(m, m.Shape(i), streams))
+		stage = max(stage, streams*int64(m.Dim+m.Widest())+m.Computed(i))
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
@@ -66,11 +67,7 @@ func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
 		for _, o := range s.Out {
 			out += o
 		}
-		lacks := n * n // quant.Stats.Drift
-		if s.Adds {
-			lacks = n * int64(out) // or Shortfall
-		}
-		sums := 4 * (n*n + (streams-1)*lacks)
+		sums := quant.StatsMemory(s.In, out, streams > 1, s.Adds)
 		if s.Expert >= 0 {
 			// As many as fit together, the sums of all experts, and one expert's work.
 			experts[s.Name] += sums
@@ -91,27 +88,6 @@ func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
 		return most + weights
 	}
 	return most
-}
-
-// stageWidth is the number of features of all that is computed for a token on the way through a layer, experts counting
-// as often as a token reaches some at most.
-func stageWidth(m *model.Model, shapes []model.SiteShape, streams int64) int64 {
-	var outputs, experts int64
-	for _, s := range shapes {
-		var out int64
-		for _, o := range s.Out {
-			out += int64(o)
-		}
-		switch {
-		case s.Head:
-			outputs += int64(s.In)
-		case s.Expert >= 0:
-			experts = max(experts, 2*(out+int64(s.In)))
-			continue
-		}
-		outputs += out
-	}
-	return streams*int64(m.Dim+m.Widest()) + outputs + experts*int64(max(1, m.ExpertsUsed()))
 }
 
 const pieceBytes = 4 * (1 + pendingWrites) // a weight stored in four bytes, once being made and then on its way to the disk

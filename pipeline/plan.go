@@ -115,7 +115,7 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	if r.Method.Needs().Int8Inputs {
 		p.addScales()
 	}
-	p.File, err = gguf.NewSplitPlan(p.Metadata, p.infos(), r.PartBytes)
+	p.File, err = gguf.NewPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err
 }
 
@@ -152,7 +152,7 @@ func (p *Plan) with(tensors []Tensor, entries gguf.Metadata) (*Plan, error) {
 	}
 	next.Metadata = md
 	var err error
-	next.File, err = gguf.NewSplitPlan(md, next.infos(), p.Recipe.PartBytes)
+	next.File, err = gguf.NewPlan(md, next.infos(), p.Recipe.PartBytes)
 	return &next, err
 }
 

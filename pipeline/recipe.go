@@ -33,7 +33,7 @@ type Recipe struct {
 	BiasCorrection bool
 	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
 	Requantize bool
-	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewSplitPlan. 0: it does not.
+	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewPlan. 0: it does not.
 	PartBytes int64
 }
 

@@ -24,6 +24,20 @@ type Stats struct {
 // NewStats returns empty statistics of inputs with in features.
 func NewStats(in int) *Stats { return &Stats{H: tensor.New(in, in), Sum: make([]float64, in)} }
 
+// StatsMemory returns how many bytes the matrices of Stats take: H; if the original model is known, Drift too, or the
+// Shortfall of out outputs where they are added to a residual connection.
+func StatsMemory(in, out int, original, adds bool) int64 {
+	n := int64(in)
+	values := n * n
+	switch {
+	case original && adds:
+		values += n * int64(out)
+	case original:
+		values += n * n
+	}
+	return 4 * values
+}
+
 // Observe adds a batch of inputs, tokens×in.
 func (s *Stats) Observe(x *tensor.Matrix) {
 	gemm.Syrk(s.H, x, kernels.Auto)

@@ -231,7 +231,7 @@ func small(t testing.TB) (file []byte, used int) {
 	}, []ggml.Info{
 		{Name: "a", Type: ggml.Q8_0, Shape: []int{2, 32}},
 		{Name: "b", Type: ggml.F32, Shape: []int{1, 1, 1, 3}},
-	})
+	}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func checkParsed(t *testing.T, f *File, err error) {
 			t.Fatalf("%s: %d bytes, %v", info.Name, len(x.Data), err)
 		}
 	}
-	p, err := NewPlan(f.Metadata(), f.Tensors())
+	p, err := NewPlan(f.Metadata(), f.Tensors(), 0)
 	if err != nil {
 		t.Fatalf("cannot be written: %v", err)
 	}
@@ -303,7 +303,7 @@ func checkParsed(t *testing.T, f *File, err error) {
 		t.Fatalf("cannot be read again: %v", err)
 	}
 	// Headers are compared, not values: NaN is not equal to itself.
-	q, err := NewPlan(again.Metadata(), again.Tensors())
+	q, err := NewPlan(again.Metadata(), again.Tensors(), 0)
 	if err != nil || !bytes.Equal(p.parts[0].header, q.parts[0].header) || !reflect.DeepEqual(f.Tensors(), again.Tensors()) {
 		t.Fatalf("reading what was written gives something else: %v", err)
 	}
@@ -421,7 +421,7 @@ func TestListing(t *testing.T) {
 // FuzzParts reads two parts, which may be of one model, as List and Open do.
 func FuzzParts(f *testing.F) {
 	md := Metadata{{"general.architecture", "llama"}, {"nan", float32(math.NaN())}}
-	p, err := NewSplitPlan(md, []ggml.Info{
+	p, err := NewPlan(md, []ggml.Info{
 		{Name: "a", Type: ggml.Q8_0, Shape: []int{2, 32}}, {Name: "b", Type: ggml.F32, Shape: []int{1, 1, 1, 3}},
 	}, 1)
 	if err != nil || len(p.parts) != 2 {

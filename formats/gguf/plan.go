@@ -35,13 +35,11 @@ type slot struct {
 	offset, size int64
 }
 
-// NewPlan lays out a file of version 3 with its tensors in the given order. It refuses what llama.cpp would not load.
-func NewPlan(md Metadata, tensors []ggml.Info) (*Plan, error) { return NewSplitPlan(md, tensors, 0) }
-
-// NewSplitPlan is NewPlan for a model that is split where it is larger than partBytes; 0 does not split. A part is full,
+// NewPlan lays out a file of version 3 with its tensors in the given order. It refuses what llama.cpp would not load. The
+// model is split where it is larger than partBytes; 0 does not split. A part is full,
 // as llama-gguf-split has it, when the next tensor would make the data with its padding larger; a tensor that is larger by
 // itself gets a part of its own. Neither the directory of a part counts, nor the metadata, which the first part holds.
-func NewSplitPlan(md Metadata, tensors []ggml.Info, partBytes int64) (*Plan, error) {
+func NewPlan(md Metadata, tensors []ggml.Info, partBytes int64) (*Plan, error) {
 	alignment, err := alignmentOf(md)
 	if err != nil {
 		return nil, fmt.Errorf("gguf: %w", err)

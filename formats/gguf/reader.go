@@ -60,19 +60,6 @@ func openAll(paths []string) (f *File, err error) {
 	return newFile(parts)
 }
 
-// Parse reads the directory of a file that is in memory already, and is all of its model. Tensors are views of data;
-// metadata is copied. The name is for messages. Whatever the data claims, memory is taken only in proportion to its length.
-func Parse(name string, data []byte) (*File, error) {
-	p, err := parsePart(name, data)
-	if err != nil {
-		return nil, err
-	}
-	if s := p.split; s.count > 0 {
-		return nil, UnsupportedError(fmt.Sprintf("%s: is part %d of %d", name, s.no+1, s.count))
-	}
-	return newFile([]*part{p})
-}
-
 // newFile puts parts together that belong together, and demands that their tensors can be decoded, under names that llama.cpp reads.
 func newFile(parts []*part) (*File, error) {
 	f := &File{parts: parts, md: modelMetadata(parts), index: map[string]int{}}
@@ -116,10 +103,6 @@ func paths(parts []*part) (names []string) {
 
 // Version is the format's version, 2 or 3.
 func (f *File) Version() int { return f.parts[0].version }
-
-// Alignment is what the offsets of the data and of every tensor are multiples of, in bytes; in the first part, should
-// there be several.
-func (f *File) Alignment() int { return int(f.parts[0].alignment) }
 
 // Metadata returns all entries in file order, without those that tell the place of a part. They must not be changed.
 func (f *File) Metadata() Metadata { return f.md }

@@ -67,7 +67,7 @@ func TestSplit(t *testing.T) {
 			if len(paths) != len(c.want) {
 				t.Errorf("%d bytes a part: %d parts, want %d", c.partBytes, len(paths), len(c.want))
 			}
-			plan, err := gguf.NewSplitPlan(md, infos, c.partBytes)
+			plan, err := gguf.NewPlan(md, infos, c.partBytes)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -120,7 +120,7 @@ func checkPartsAlone(t *testing.T, paths []string, md gguf.Metadata, infos []ggm
 // TestSplitNames: as llama_split_path has them.
 func TestSplitNames(t *testing.T) {
 	infos, _ := sample()
-	plan, err := gguf.NewSplitPlan(nil, infos, 832)
+	plan, err := gguf.NewPlan(nil, infos, 832)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestSplitWriterRefuses(t *testing.T) {
 	for i := range many {
 		many[i] = ggml.Info{Name: fmt.Sprint(i), Type: ggml.F32, Shape: []int{1}}
 	}
-	_, err := gguf.NewSplitPlan(nil, many, 1)
+	_, err := gguf.NewPlan(nil, many, 1)
 	expectError(t, err, "65536 parts, 65535 are possible")
 }
 

@@ -15,7 +15,7 @@ import (
 type Options struct {
 	// Overwrite allows existing regular files to be replaced, at the very end.
 	Overwrite bool
-	// PartBytes splits a model with more bytes of tensors into several files: see NewSplitPlan and Plan.Paths. 0: it does
+	// PartBytes splits a model with more bytes of tensors into several files: see NewPlan and Plan.Paths. 0: it does
 	// not.
 	PartBytes int64
 }
@@ -40,7 +40,7 @@ type span struct{ lo, hi int }
 // Create plans the file and makes room for it; see NewPlan for what it refuses. A disk without the room for all of it,
 // a path that is no regular file, or one that exists (unless Overwrite is set) is an error.
 func Create(path string, md Metadata, tensors []ggml.Info, opt Options) (*Writer, error) {
-	plan, err := NewSplitPlan(md, tensors, opt.PartBytes)
+	plan, err := NewPlan(md, tensors, opt.PartBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -61,9 +61,6 @@ func Create(path string, md Metadata, tensors []ggml.Info, opt Options) (*Writer
 
 // Paths are the names of the files: one, but for a split model.
 func (w *Writer) Paths() []string { return w.paths }
-
-// Plan is the layout that is being filled in.
-func (w *Writer) Plan() *Plan { return w.plan }
 
 // WriteTensor stores all of a tensor.
 func (w *Writer) WriteTensor(name string, data []byte) error {

@@ -85,7 +85,7 @@ func TestPlanSize(t *testing.T) {
 		{Name: "b", Type: ggml.F32, Shape: []int{3}},
 		{Name: "c", Type: ggml.F16, Shape: []int{1}},
 	}
-	p, err := gguf.NewPlan(nil, infos)
+	p, err := gguf.NewPlan(nil, infos, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

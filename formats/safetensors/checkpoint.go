@@ -264,38 +264,6 @@ func (c *Checkpoint) Raw(name string) (data []byte, m *mmap.Map, ok bool) {
 	return c.homes[i].data, c.homes[i].m, true
 }
 
-// Release lets the kernel drop the pages that hold only this tensor's data. Reading it again brings them back.
-func (c *Checkpoint) Release(name string) {
-	if data, m, ok := c.Raw(name); ok {
-		m.Release(data)
-	}
-}
-
-// ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
-func (c *Checkpoint) ReadAhead(name string) {
-	if data, m, ok := c.Raw(name); ok {
-		m.ReadAhead(data)
-	}
-}
-
-// TotalBytes is the size of all tensors' data.
-func (c *Checkpoint) TotalBytes() int64 {
-	n := int64(0)
-	for i := range c.infos {
-		n += c.infos[i].Bytes()
-	}
-	return n
-}
-
-// Shards lists the paths of all files that hold tensors.
-func (c *Checkpoint) Shards() []string {
-	paths := make([]string, len(c.shards))
-	for i, s := range c.shards {
-		paths[i] = s.path
-	}
-	return paths
-}
-
 // Changed is an error that names the first shard that was written to since it was opened.
 func (c *Checkpoint) Changed() error {
 	for _, s := range c.shards {

@@ -108,23 +108,6 @@ func encodeHeader(infos []Info, metadata map[string]string) ([]byte, []int64, er
 	return b, ends, nil
 }
 
-// WriteTensor stores all of the next tensor.
-func (w *Writer) WriteTensor(name string, data []byte) error {
-	i := w.current()
-	switch {
-	case i == len(w.infos):
-		return fmt.Errorf("safetensors: %s: tensor %q: all tensors are written", w.path, name)
-	case w.infos[i].Name != name || w.ends[i]-w.at != w.infos[i].Bytes():
-		return fmt.Errorf("safetensors: %s: tensor %q: it is the turn of %q, of which %d bytes are missing", w.path, name,
-			w.infos[i].Name, w.ends[i]-w.at)
-	case int64(len(data)) != w.infos[i].Bytes():
-		return fmt.Errorf("safetensors: %s: tensor %q: %s %d needs %d bytes, got %d", w.path, name,
-			w.infos[i].DType, w.infos[i].Shape, w.infos[i].Bytes(), len(data))
-	}
-	_, err := w.write(data)
-	return err
-}
-
 // Write stores the following bytes of the tensors' data, so that large ones can come in pieces.
 func (w *Writer) Write(p []byte) (int, error) {
 	if i := w.current(); i == len(w.infos) || int64(len(p)) > w.ends[len(w.ends)-1]-w.at {

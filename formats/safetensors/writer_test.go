@@ -89,13 +89,9 @@ func TestWriterRefuses(t *testing.T) {
 		return w
 	}
 	w := begin()
-	expectError(t, w.WriteTensor("b", make([]byte, 4)),
-		`x: tensor "b": it is the turn of "a", of which 12 bytes are missing`)
-	expectError(t, w.WriteTensor("a", make([]byte, 11)), `x: tensor "a": BF16 [2 3] needs 12 bytes, got 11`)
 	if n, err := w.Write(make([]byte, 5)); n != 5 || err != nil {
 		t.Fatal(n, err)
 	}
-	expectError(t, w.WriteTensor("a", make([]byte, 12)), `tensor "a": it is the turn of "a", of which 7 bytes are missing`)
 	_, err := w.Write(make([]byte, 12))
 	expectError(t, err, "more data than the tensors need")
 	if n, err := w.Write(make([]byte, 10)); n != 10 || err != nil { // the end of a, and most of b
@@ -108,7 +104,8 @@ func TestWriterRefuses(t *testing.T) {
 	if _, err := w.Write(make([]byte, 16)); err != nil {
 		t.Fatal(err)
 	}
-	expectError(t, w.WriteTensor("b", make([]byte, 4)), `tensor "b": all tensors are written`)
+	_, err = w.Write(make([]byte, 1))
+	expectError(t, err, "more data than the tensors need")
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}

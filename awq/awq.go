@@ -6,6 +6,7 @@ package awq
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -116,28 +117,11 @@ const leastShare = 1e-6
 // scales returns x^α/w^β over √(max·min), which centres the scales around 1.
 func scales(x, w []float32, c candidate) []float32 {
 	alpha, beta := c.exponents()
-	leastX, leastW := least(x), least(w)
-	p := make([]float64, len(x))
-	lo, hi := math.Inf(1), 0.0
-	for j, v := range x {
-		p[j] = math.Pow(max(float64(v), leastX), alpha) / math.Pow(max(float64(w[j]), leastW), beta)
-		lo, hi = min(lo, p[j]), max(hi, p[j])
-	}
-	centre := math.Sqrt(lo * hi)
+	p := quant.Balance(x, w, alpha, beta, leastShare)
+	centre := math.Sqrt(slices.Min(p) * slices.Max(p))
 	s := make([]float32, len(x))
 	for j, v := range p {
 		s[j] = float32(v / centre)
 	}
 	return s
-}
-
-func least(v []float32) float64 {
-	var largest float32
-	for _, a := range v {
-		largest = max(largest, a)
-	}
-	if largest == 0 {
-		return 1
-	}
-	return leastShare * float64(largest)
 }

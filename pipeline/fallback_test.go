@@ -48,7 +48,7 @@ func TestFallback(t *testing.T) {
 		if r.rounding > limit {
 			t.Errorf("%s: rounding error %v in %s is past %v", r.Name, r.rounding, r.Type, limit)
 		}
-		if r.Fallback != "" {
+		if r.Wanted != "" {
 			t.Errorf("%s: reported as having columns that no block divides", r.Name)
 		}
 	}

@@ -93,8 +93,8 @@ type TensorReport struct {
 	ExpectedError float64 `json:"expected_error"`
 	// Damping is the share of the mean Hessian diagonal that GPTQ added; 0 where it did not run.
 	Damping float64 `json:"damping"`
-	// Fallback names the type that was asked for where its block does not divide the columns.
-	Fallback string `json:"fallback"`
+	// Wanted names the type that was asked for where its block does not divide the columns.
+	Wanted string `json:"fallback"`
 	// RequantizedFrom is the quantized type that the checkpoint has, whose errors the others do not count; "" for an original,
 	// and for what was copied as it is.
 	RequantizedFrom string `json:"requantized_from"`

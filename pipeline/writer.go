@@ -222,7 +222,7 @@ func (w *writer) report(t *Tensor, s *rowsReport) {
 		rounding: s.rounding.relative(), ExpertTokens: s.tokens, Lossless: t.Type.Grid != nil && s.exact == t.Rows(),
 	}
 	if t.Wanted != t.Type {
-		rep.Fallback = t.Wanted.Name
+		rep.Wanted = t.Wanted.Name
 	}
 	if t.From.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
 		rep.RequantizedFrom = t.From.Name

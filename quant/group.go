@@ -236,6 +236,23 @@ func (g *Group) outputs(x *tensor.Matrix, weights []*tensor.Matrix) []*tensor.Ma
 	return ys
 }
 
+// Balance returns x_j^alpha / w_j^beta for magnitudes x and w of channels. Those below leastShare of the largest, of channels
+// that are never excited or have no weights, count as that.
+func Balance(x, w []float32, alpha, beta, leastShare float64) []float64 {
+	least := func(v []float32) float64 {
+		if largest := slices.Max(v); largest > 0 {
+			return leastShare * float64(largest)
+		}
+		return 1
+	}
+	leastX, leastW := least(x), least(w)
+	s := make([]float64, len(x))
+	for j := range s {
+		s[j] = math.Pow(max(float64(x[j]), leastX), alpha) / math.Pow(max(float64(w[j]), leastW), beta)
+	}
+	return s
+}
+
 // distance returns ‖a−b‖² and ‖a‖².
 func distance(a, b *tensor.Matrix) (num, den float64) {
 	for r := range a.Rows {

@@ -95,7 +95,7 @@ func (r *run) addQuantization(q *Quantization) error {
 			return err
 		}
 		r.Tensors = append(r.Tensors, tensorRow{
-			Name: t.Name, Type: typ.Name, Wanted: t.Fallback, Bits: typ.BitsPerWeight(), Bytes: t.Bytes, Error: t.RelativeError,
+			Name: t.Name, Type: typ.Name, Wanted: t.Wanted, Bits: typ.BitsPerWeight(), Bytes: t.Bytes, Error: t.RelativeError,
 		})
 	}
 	return nil

@@ -5,7 +5,6 @@ package smoothquant
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
@@ -79,21 +78,9 @@ func columnMax(linears []*quant.Linear) []float32 {
 const leastShare = 1e-5
 
 func scales(x, w []float32, alpha float64) []float32 {
-	leastX, leastW := least(x), least(w)
 	s := make([]float32, len(x))
-	for j := range s {
-		s[j] = float32(math.Pow(max(float64(x[j]), leastX), alpha) / math.Pow(max(float64(w[j]), leastW), 1-alpha))
+	for j, v := range quant.Balance(x, w, alpha, 1-alpha, leastShare) {
+		s[j] = float32(v)
 	}
 	return s
-}
-
-func least(v []float32) float64 {
-	var largest float32
-	for _, a := range v {
-		largest = max(largest, a)
-	}
-	if largest == 0 {
-		return 1
-	}
-	return leastShare * float64(largest)
 }

@@ -3,7 +3,6 @@ package tokenizer
 import (
 	"fmt"
 	"strings"
-	"unicode/utf8"
 )
 
 // bpe is BPE: the text is split into words by a pre-tokenizer, a word into bytes (or, with pre.Characters, characters),
@@ -200,7 +199,7 @@ func (b *bpe) encodeWord(dst []int32, word string, m *merger) []int32 {
 func (b *bpe) mergeWord(dst []int32, word string, m *merger) []int32 {
 	m.reset()
 	if b.pre.Characters {
-		return b.mergeCharacters(dst, word, m)
+		return m.mergeCharacters(dst, word, b.words, &b.byteID, *b.unk)
 	}
 	for i := range len(word) {
 		m.add(b.byteID[word[i]], 1)
@@ -216,46 +215,6 @@ func (b *bpe) mergeWord(dst []int32, word string, m *merger) []int32 {
 		}
 		// A byte without a token in a vocabulary without an unknown token is lost, in llama.cpp and Hugging Face's
 		// tokenizers too.
-	}
-	return dst
-}
-
-func (b *bpe) mergeCharacters(dst []int32, word string, m *merger) []int32 {
-	for i := 0; i < len(word); {
-		_, size := utf8.DecodeRuneInString(word[i:])
-		id, ok := b.words[word[i:i+size]]
-		if !ok {
-			id = -1
-		}
-		m.add(id, size)
-		i += size
-	}
-	m.merge()
-	for i := range m.symbols {
-		switch s := &m.symbols[i]; {
-		case s.size == 0:
-		case s.id >= 0:
-			dst = append(dst, s.id)
-		default:
-			dst = spell(dst, word[s.start:s.start+s.size], &b.byteID, *b.unk)
-		}
-	}
-	return dst
-}
-
-// spell appends a character's bytes, or the unknown token (nothing if it is −1) where the vocabulary lacks one of them.
-func spell(dst []int32, char string, byteID *[256]int32, unk int32) []int32 {
-	from := len(dst)
-	for i := range len(char) {
-		id := byteID[char[i]]
-		if id < 0 {
-			dst = dst[:from]
-			if unk >= 0 {
-				dst = append(dst, unk)
-			}
-			return dst
-		}
-		dst = append(dst, id)
 	}
 	return dst
 }

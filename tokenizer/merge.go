@@ -1,5 +1,7 @@
 package tokenizer
 
+import "unicode/utf8"
+
 // symbol is a stretch of text during merging; symbols form a list in the order of the text.
 type symbol struct {
 	id         int32 // its token, −1 if it has none
@@ -112,4 +114,46 @@ func (m *merger) pop() candidate {
 		m.heap[i] = c
 	}
 	return top
+}
+
+// mergeCharacters merges text from its characters on, ids being those of tokens, and appends what it comes to. A character
+// that is no token is spelled in bytes.
+func (m *merger) mergeCharacters(dst []int32, text string, ids map[string]int32, byteID *[256]int32, unk int32) []int32 {
+	for i := 0; i < len(text); {
+		_, size := utf8.DecodeRuneInString(text[i:])
+		id, ok := ids[text[i:i+size]]
+		if !ok {
+			id = -1
+		}
+		m.add(id, size)
+		i += size
+	}
+	m.merge()
+	for i := range m.symbols {
+		switch s := &m.symbols[i]; {
+		case s.size == 0:
+		case s.id >= 0:
+			dst = append(dst, s.id)
+		default:
+			dst = spell(dst, text[s.start:s.start+s.size], byteID, unk)
+		}
+	}
+	return dst
+}
+
+// spell appends a character's bytes, or the unknown token (nothing if it is −1) where the vocabulary lacks one of them.
+func spell(dst []int32, char string, byteID *[256]int32, unk int32) []int32 {
+	from := len(dst)
+	for i := range len(char) {
+		id := byteID[char[i]]
+		if id < 0 {
+			dst = dst[:from]
+			if unk >= 0 {
+				dst = append(dst, unk)
+			}
+			return dst
+		}
+		dst = append(dst, id)
+	}
+	return dst
 }

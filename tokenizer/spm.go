@@ -3,7 +3,6 @@ package tokenizer
 import (
 	"fmt"
 	"strings"
-	"unicode/utf8"
 )
 
 // spaceMark is how SentencePiece writes a space inside a token: U+2581.
@@ -113,25 +112,5 @@ func (s *spm) encodeWord(dst []int32, text string, m *merger) []int32 {
 		}
 		return id, -float64(s.scores[id]), true
 	}
-	for i := 0; i < len(text); {
-		_, size := utf8.DecodeRuneInString(text[i:])
-		id, ok := s.ids[text[i:i+size]]
-		if !ok {
-			id = -1
-		}
-		m.add(id, size)
-		i += size
-	}
-	m.merge()
-	for i := range m.symbols {
-		sym := &m.symbols[i]
-		switch {
-		case sym.size == 0:
-		case sym.id >= 0:
-			dst = append(dst, sym.id)
-		default:
-			dst = spell(dst, text[sym.start:sym.start+sym.size], &s.byteID, *s.unk)
-		}
-	}
-	return dst
+	return m.mergeCharacters(dst, text, s.ids, &s.byteID, *s.unk)
 }

@@ -1,4 +1,3 @@
-// Package scan walks along sequences: causal convolutions of a few taps, and the recurrence of state spaces.
 package scan
 
 import (

@@ -1,0 +1,2 @@
+// Package gguf reads and writes GGUF files (versions 2 and 3), the container of llama.cpp.
+package gguf

@@ -115,6 +115,7 @@ func TestUsage(t *testing.T) {
 		{"eval MODEL", "no --text FILE given"},
 		{"eval MODEL x", `unexpected argument "x"`},
 		{"eval MODEL --txt x", "unknown flag --txt; did you mean --text?"},
+		{"convert MODEL -o x.gguf --type=", "no type given"},
 		{"eval MODEL -x", "unknown shorthand flag: 'x'"},
 		{"eval MODEL --text x --contxt=5", "unknown flag --contxt; did you mean --context?"},
 		{"eval MODEL --text x --context five", `invalid argument "five" for "--context"`},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -93,6 +94,12 @@ do to each, and each to the predictions, is measured first, and the best choice 
 			if err := refuseZero(cmd.Flags(), "bits", "max-size", "max-bpw", "int8-fallback"); err != nil {
 				return err
 			}
+			var ofGPTQ []string // a recipe that was printed has them for any method
+			for _, name := range []string{"act-order", "damping", "refine"} {
+				if cmd.Flags().Changed(name) {
+					ofGPTQ = append(ofGPTQ, "--"+name)
+				}
+			}
 			switch opts.Recipe {
 			case "":
 			case autoRecipe:
@@ -104,6 +111,9 @@ do to each, and each to the predictions, is measured first, and the best choice 
 				if err := loadRecipe(opts.Recipe, cmd.Flags()); err != nil {
 					return err
 				}
+			}
+			if m := opts.Method.m; len(ofGPTQ) > 0 && m != nil && !pipeline.UsesGPTQ(m) {
+				a.warn("%s: no effect, as GPTQ has no part in --method %s", strings.Join(ofGPTQ, ", "), m.Name())
 			}
 			if opts.PrintRecipe {
 				recipe, err := opts.recipe()

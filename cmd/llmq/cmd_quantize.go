@@ -112,29 +112,25 @@ do to each, and each to the predictions, is measured first, and the best choice 
 					return err
 				}
 			}
-			if m := opts.Method.m; len(ofGPTQ) > 0 && m != nil && !pipeline.UsesGPTQ(m) {
-				a.warn("%s: no effect, as GPTQ has no part in --method %s", strings.Join(ofGPTQ, ", "), m.Name())
+			recipe, err := opts.recipe()
+			if err != nil {
+				return err
+			}
+			if len(ofGPTQ) > 0 && !pipeline.UsesGPTQ(recipe.Method) {
+				a.warn("%s: no effect, as GPTQ has no part in --method %s", strings.Join(ofGPTQ, ", "), recipe.Method.Name())
 			}
 			if opts.PrintRecipe {
-				recipe, err := opts.recipe()
-				if err != nil {
-					return err
-				}
 				return a.printRecipe(&opts, recipe)
 			}
 			opts.Checkpoint = args[0]
-			return a.runQuantize(cmd.Context(), opts)
+			return a.runQuantize(cmd.Context(), opts, recipe)
 		},
 	}
 	opts.AddFlags(cmd)
 	return cmd
 }
 
-func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
-	recipe, err := opts.recipe()
-	if err != nil {
-		return err
-	}
+func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {

@@ -60,6 +60,15 @@ func WithGPTQ(m quant.Method, opt gptq.Options) quant.Method {
 	return named(methods(gptq.Method{Options: opt}), m.Name())
 }
 
+// UsesGPTQ says whether GPTQ, and so its options, have a part in m.
+func UsesGPTQ(m quant.Method) bool {
+	switch m.(type) {
+	case gptq.Method, scaledGPTQ, auto:
+		return true
+	}
+	return false
+}
+
 // scaledGPTQ is GPTQ after AWQ's scales.
 type scaledGPTQ struct{ gptq.Method }
 

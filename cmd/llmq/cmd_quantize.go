@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -95,6 +96,12 @@ do to each, and each to the predictions, is measured first, and the best choice 
 			if err := refuseZero(cmd.Flags(), "bits", "max-size", "max-bpw", "int8-fallback"); err != nil {
 				return err
 			}
+			var ofGPTQ []string // a recipe that was printed has them for any method
+			for _, name := range []string{"act-order", "damping", "refine"} {
+				if cmd.Flags().Changed(name) {
+					ofGPTQ = append(ofGPTQ, "--"+name)
+				}
+			}
 			switch opts.Recipe {
 			case "":
 			case autoRecipe:
@@ -107,26 +114,25 @@ do to each, and each to the predictions, is measured first, and the best choice 
 					return err
 				}
 			}
+			recipe, err := opts.recipe()
+			if err != nil {
+				return err
+			}
+			if len(ofGPTQ) > 0 && !pipeline.UsesGPTQ(recipe.Method) {
+				a.warn("%s: no effect, as GPTQ has no part in --method %s", strings.Join(ofGPTQ, ", "), recipe.Method.Name())
+			}
 			if opts.PrintRecipe {
-				recipe, err := opts.recipe()
-				if err != nil {
-					return err
-				}
 				return a.printRecipe(&opts, recipe)
 			}
 			opts.Checkpoint = args[0]
-			return a.runQuantize(cmd.Context(), opts)
+			return a.runQuantize(cmd.Context(), opts, recipe)
 		},
 	}
 	opts.AddFlags(cmd)
 	return cmd
 }
 
-func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
-	recipe, err := opts.recipe()
-	if err != nil {
-		return err
-	}
+func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {

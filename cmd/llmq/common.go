@@ -104,6 +104,30 @@ func refuseEmpty(flags *pflag.FlagSet) (err error) {
 	return err
 }
 
+// takeOne has a flag that names one file refuse a second: the last would count, as it does of numbers, and the others be read
+// by nobody.
+func takeOne(f *pflag.Flag) {
+	switch name, _ := pflag.UnquoteUsage(f); name {
+	case "FILE", "FOLDER", "MODEL":
+		if f.Value.Type() == "string" {
+			f.Value = &oneValue{Value: f.Value}
+		}
+	}
+}
+
+type oneValue struct {
+	pflag.Value
+	given *string
+}
+
+func (v *oneValue) Set(s string) error {
+	if v.given != nil && *v.given != s {
+		return fmt.Errorf("it is given twice, first as %q", *v.given)
+	}
+	v.given = &s
+	return v.Value.Set(s)
+}
+
 // setThreads limits the processors that computations use; 0 leaves all.
 func setThreads(n int) error {
 	const most = 1024 // the runtime makes room for each

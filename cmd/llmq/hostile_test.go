@@ -52,7 +52,7 @@ func damage(rng *rand.Rand, name string, data []byte) (damaged []byte, what stri
 // TestHostile damages one file of a checkpoint, or a GGUF file, and has the commands read it: an error or a result, but no
 // panic, no memory beyond what the files are worth, and no output or part of one where there is an error.
 func TestHostile(t *testing.T) {
-	const inputs = 100
+	const inputs = 60
 	ckpt, out := folder(t, "llama"), t.TempDir()
 	gguf := filepath.Join(t.TempDir(), "model.gguf")
 	must(t, "convert", ckpt, "-o", gguf)

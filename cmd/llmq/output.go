@@ -93,6 +93,9 @@ type reading struct{ path, what string }
 // checkOutput refuses, before anything is read, an output that cannot become a file, that would replace what the command
 // reads, or, without force, any other file. It removes what killed runs have left in the output's folder, and says so.
 func (a *app) checkOutput(output string, force bool, reads ...reading) error {
+	if output == "-" { // which other programs take for standard output
+		return errors.New("-: the output must be a file; ./- is one of that name")
+	}
 	for _, r := range reads {
 		if atomicfile.Same(r.path, output) {
 			return fmt.Errorf("%s: the output is %s", output, r.what)

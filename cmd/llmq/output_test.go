@@ -306,6 +306,8 @@ func TestFailures(t *testing.T) {
 		{"eval ckpt --text empty.txt", "empty.txt: the text is empty"},
 		{"eval ckpt --text binary.txt", "not UTF-8: byte 0xff at offset 5"},
 		{"eval ckpt --text short.txt", "tokens"},
+		{"convert ckpt -o -", "-: the output must be a file; ./- is one of that name"},
+		{"report f16.gguf -o -", "-: the output must be a file"},
 		{"inspect broken.gguf", "broken.gguf"},
 		{"tokenize ckpt --text binary.txt", "not UTF-8"},
 	} {

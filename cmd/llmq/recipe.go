@@ -197,6 +197,9 @@ func (v *methodValue) Set(s string) error {
 
 // typeNamed is ggml.ByName with the nearest name in the error.
 func typeNamed(s string) (*ggml.Type, error) {
+	if s == "" {
+		return nil, errors.New("no type given")
+	}
 	t, err := ggml.ByName(s)
 	if err != nil {
 		var names []string

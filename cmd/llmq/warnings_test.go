@@ -39,3 +39,21 @@ func TestContextWarnings(t *testing.T) {
 		}
 	}
 }
+
+// TestWithoutEffect: options of GPTQ that are given where it has no part are pointed out, those of a recipe are not.
+func TestWithoutEffect(t *testing.T) {
+	recipe := textFile(t, "recipe.yaml", "method: awq\ndamping: 0.1\n")
+	for args, want := range map[string]string{
+		"--method rtn --damping 0.1 --refine 0": "llmq: warning: --damping, --refine: no effect, as GPTQ has no part in --method rtn\n",
+		"--method awq --act-order=false":        "llmq: warning: --act-order: no effect, as GPTQ has no part in --method awq\n",
+		"--damping 0.1":                         "",
+		"--method awq+gptq --refine 1":          "",
+		"--recipe auto --refine 1":              "",
+		"--recipe " + recipe:                    "",
+		"--refine 1 --recipe " + recipe:         "llmq: warning: --refine: no effect, as GPTQ has no part in --method awq\n",
+	} {
+		if r := must(t, append([]string{"quantize", "--print-recipe"}, strings.Fields(args)...)...); r.stderr != want {
+			t.Errorf("%s: %q, want %q", args, r.stderr, want)
+		}
+	}
+}

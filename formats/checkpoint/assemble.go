@@ -27,8 +27,13 @@ func newAssembly(dir string, parts []*part, raw json.RawMessage) (*assembly, err
 		a.byName[p.name] = p
 	}
 	var err error
-	a.quant, err = readQuantization(dir, raw)
+	a.quant, err = readQuantization(dir, raw, allFloats(parts))
 	return a, err
+}
+
+// allFloats says whether all parts are floats as they are, so that no quantizer has made any of them.
+func allFloats(parts []*part) bool {
+	return !slices.ContainsFunc(parts, func(p *part) bool { return p.plainType() == nil && p.dtype != safetensors.F64 })
 }
 
 // run gathers packed tensors first; what no format claims must be plain.

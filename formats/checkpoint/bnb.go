@@ -1,8 +1,6 @@
 package checkpoint
 
 import (
-	"encoding/json"
-
 	"github.com/llmq/llmq/formats/safetensors"
 )
 
@@ -31,7 +29,7 @@ func (a *assembly) bnb4(p *part) (*logical, error) {
 	if state.dtype != safetensors.U8 || len(state.data) > 1<<16 {
 		return nil, state.errorf("%s %d is no JSON of a quant_state", state.dtype, state.shape)
 	}
-	if err := json.Unmarshal(state.packed(), &s); err != nil {
+	if err := unmarshal(state.packed(), &s); err != nil {
 		return nil, state.errorf("%v", err)
 	}
 	if err := checkShape(s.Shape); err != nil {

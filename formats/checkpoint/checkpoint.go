@@ -67,6 +67,15 @@ func unsupportedf(format string, args ...any) error {
 	return UnsupportedError(fmt.Sprintf(format, args...))
 }
 
+// unmarshal is json.Unmarshal, but that its errors speak of the file's members, not of Go's types.
+func unmarshal(b []byte, v any) error {
+	err := json.Unmarshal(b, v)
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("%sa JSON %s does not belong there", strings.TrimPrefix(wrong.Field+": ", ": "), wrong.Value)
+	}
+	return err
+}
+
 // Checkpoint is an open folder. Its methods but Close may be called from several goroutines.
 type Checkpoint struct {
 	names    []string // in the order of the files

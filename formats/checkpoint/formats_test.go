@@ -355,6 +355,17 @@ func TestWhatItIs(t *testing.T) {
 		!strings.Contains(w[1], "m.k_scale") || !strings.Contains(w[2], "position_ids") {
 		t.Errorf("%q, %q", c.Names(), w)
 	}
+	for _, config := range []string{`"x"`, `[]`, `{"bits":"4"}`} { // left over
+		c, err := Open(folder(t, []stored{{"m.weight", safetensors.F32, []int{1}, floats32(1)}}), Config{Quantization: json.RawMessage(config)})
+		if err != nil {
+			t.Errorf("%s: %v", config, err)
+			continue
+		}
+		if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], "does not belong there), but all weights are plain floats: it is ignored") {
+			t.Errorf("%s: %q", config, w)
+		}
+		c.Close()
+	}
 	_, err = Open(folder(t, []stored{{"m.weight", safetensors.U8, []int{1}, []byte{0}}}), Config{})
 	if err == nil || !strings.Contains(err.Error(), `model.safetensors: tensor "m.weight": U8 [1] is stored in no format`) {
 		t.Error(err)
@@ -378,7 +389,9 @@ func TestConfigRefuses(t *testing.T) {
 		{`{"quant_method":"auto-round","packing_format":"auto_round"}`, gptq, `packing_format "auto_round"`},
 		{`{"quant_method":"compressed-tensors","transform_config":{"a":1}}`, gptq, "transform_config"},
 		{`{"weight_block_size":[0,1]}`, gptq, "blocks of [0 1]"},
-		{`[]`, gptq, "quantization_config: json"},
+		{`[]`, gptq, "quantization_config: a JSON array does not belong there"},
+		{`{"quant_method":"gptq","bits":"4"}`, gptq, "quantization_config: bits: a JSON string does not belong there"},
+		{`{"config_groups":{"a":{"weights":{"num_bits":[]}}}}`, gptq, "num_bits: a JSON array does not belong there"},
 		{`{"quant_method":"gptq"}`, gptq[:2], `has no "m.scales" beside it`},
 		{`{"quant_method":"gptq"}`, outOfRange, "g_idx: column 0 belongs to group 4 of 4"},
 		{`{"quant_method":"fp8"}`, []stored{{"m.weight", safetensors.F8E4M3, []int{1, 1}, []byte{1}}}, `"m.weight_scale_inv"`},

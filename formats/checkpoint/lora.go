@@ -250,7 +250,7 @@ func readAdapter(path string) (adapter, error) {
 		Replicated json.RawMessage `json:"layer_replication"`
 		Invocation json.RawMessage `json:"alora_invocation_tokens"`
 	}
-	if err := json.Unmarshal(b, &c); err != nil {
+	if err := unmarshal(b, &c); err != nil {
 		return adapter{}, formatErrorf("%s: %v", path, err)
 	}
 	given := func(raw json.RawMessage) bool {

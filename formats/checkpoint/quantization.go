@@ -27,8 +27,8 @@ type quantization struct {
 // quantizationFile holds ModelOpt's configuration where config.json has none.
 const quantizationFile = "hf_quant_config.json"
 
-// readQuantization reads quantization_config.
-func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
+// readQuantization reads quantization_config. Where all weights are floats it does not matter whether it can be read.
+func readQuantization(dir string, raw json.RawMessage, floats bool) (quantization, error) {
 	var q quantization
 	if len(raw) == 0 || string(raw) == "null" {
 		b, err := text.ReadFile(filepath.Join(dir, quantizationFile), maxJSONBytes)
@@ -46,7 +46,7 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 				Algo string `json:"quant_algo"`
 			} `json:"quantization"`
 		}
-		if err := json.Unmarshal(b, &file); err != nil {
+		if err := unmarshal(b, &file); err != nil {
 			return q, formatErrorf("%s: %v", quantizationFile, err)
 		}
 		if file.Quantization.Algo != "" {
@@ -75,7 +75,10 @@ func readQuantization(dir string, raw json.RawMessage) (quantization, error) {
 			} `json:"weights"`
 		} `json:"config_groups"`
 	}
-	if err := json.Unmarshal(raw, &c); err != nil {
+	if err := unmarshal(raw, &c); err != nil && floats {
+		q.method = "unreadable: " + err.Error() // and left over
+		return q, nil
+	} else if err != nil {
 		return q, formatErrorf("quantization_config: %v", err)
 	}
 	q.method, q.version, q.checkpointFormat = c.Method, c.Version, c.Checkpoint

@@ -3,7 +3,6 @@ package checkpoint
 import (
 	"archive/zip"
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -46,7 +45,7 @@ func torchFiles(dir string) (files []string, ok bool, err error) {
 	var index struct {
 		Map map[string]string `json:"weight_map"`
 	}
-	if err := json.Unmarshal(b, &index); err != nil {
+	if err := unmarshal(b, &index); err != nil {
 		return nil, false, formatErrorf("%s: %v", torchIndex, err)
 	}
 	set := make(map[string]bool)

@@ -115,6 +115,7 @@ func TestOtherFolders(t *testing.T) {
 		{with(map[string]string{"adapter_config.json": "{}", "adapter_model.safetensors": ""}), "it is the folder of an adapter (adapter_config.json)"},
 		{with(map[string]string{"snapshots/abc/config.json": "{}", "refs/main": "abc"}), "the checkpoint lies below, in "},
 		{with(map[string]string{"params.json": "{}", "consolidated.safetensors": ""}), "in its maker's own format"},
+		{with(map[string]string{configFile: "{}", safetensors.IndexFile: pointer}), safetensors.IndexFile + ": it is a Git LFS pointer"},
 		{with(map[string]string{configFile: pointer}), configFile + ": it is a Git LFS pointer for a file of 77 bytes"},
 		{with(map[string]string{configFile: "<!DOCTYPE html>"}), configFile + ": it is an HTML page"},
 		{with(map[string]string{configFile: string(s.json(t)), safetensors.SingleFile: pointer}), "model.safetensors: it is a Git LFS pointer"},

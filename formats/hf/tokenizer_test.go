@@ -248,7 +248,7 @@ func TestBadTokenizer(t *testing.T) {
 	}{
 		{tokenizerFile, nil, "holds none of tokenizer.json, tokenizer.model, tekken.json, ranks (tiktoken.model, *.tiktoken), " +
 			"vocab.json with merges.txt"},
-		{tokenizerFile, []byte("[]"), "tokenizer.json: not a JSON object"},
+		{tokenizerFile, []byte("[]"), "tokenizer.json: not a JSON object, but of the kind array"},
 		{tokenizerFile, []byte("{}"), "tokenizer.json: model: is missing"},
 		{tokenizerFile, model(settings{"type": "Unigram"}), `model.type: is "Unigram"; supported: BPE`},
 		{tokenizerFile, model(settings{"end_of_word_suffix": "</w>"}), `model.end_of_word_suffix: is "</w>"`},

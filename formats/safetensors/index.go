@@ -7,6 +7,7 @@ import (
 
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/mmap"
+	"github.com/llmq/llmq/internal/sniff"
 )
 
 // readIndex returns the shard of every tensor, as a sharded checkpoint's index gives it.
@@ -16,6 +17,9 @@ func readIndex(path string) (map[string]string, error) {
 		return nil, fmt.Errorf("safetensors: %w", err)
 	}
 	defer m.Close()
+	if what := sniff.Impostor(m.Data); what != "" {
+		return nil, formatErrorf("%s: it is %s", path, what)
+	}
 	places, err := parseIndex(m.Data)
 	if err != nil {
 		return nil, formatErrorf("%s: %v", filepath.Base(path), err)

@@ -73,6 +73,7 @@ func EachRecord(content []byte, where func(line int) string, f func(line int, r 
 	}
 	for line := 1; len(content) > 0; line++ {
 		b, rest, _ := bytes.Cut(content, newline)
+		b = TrimBOM(b) // of a file that was appended to another
 		if content = rest; len(bytes.TrimSpace(b)) == 0 {
 			continue
 		}

@@ -55,6 +55,7 @@ func TestEachRecord(t *testing.T) {
 	for content, want := range map[string][]string{
 		a + "\n" + b:                              want(1, 2),
 		bom + a + "\r\n\r\n" + b:                  want(1, 3),
+		bom + a + "\n" + bom + b:                  want(1, 2),
 		"\n" + a + "\n \t\n" + b + " ":            want(2, 4),
 		"[" + a + "," + b + "]":                   want(1, 1),
 		"[" + a + "]\n[]\n[" + b + "]":            want(1, 3),

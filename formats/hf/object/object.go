@@ -5,6 +5,7 @@ package object
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -39,6 +40,9 @@ func Parse(file string, data []byte) (*Object, error) {
 			o.fields = nil
 			err = json.Unmarshal(quoted, &o.fields)
 		}
+	}
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return nil, fmt.Errorf("%s: not a JSON object, but of the kind %s", file, wrong.Value)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: not a JSON object: %w", file, err)

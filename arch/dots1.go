@@ -148,7 +148,7 @@ func convertDots1(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, false, true)
+		l.qwenAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.mixture(i, r, m)
 	}

@@ -153,7 +153,7 @@ var unbiased = []member{
 }
 
 var biased = []member{
-	{config{"attention_bias": true}, used},
+	{config{"attention_bias": true}, "!attention_bias: is true"},
 	{config{"attention_bias": nil}, same},
 	{config{"mlp_bias": true}, "mlp_bias: no effect"},
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
@@ -23,11 +22,18 @@ type Weights interface {
 	Blocks(name string) bool
 }
 
+// Options are the options of Convert.
+type Options struct {
+	// DropMTP leaves out layers that predict further tokens, which are kept where llama.cpp's converter keeps them.
+	DropMTP bool
+}
+
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
 type Conversion struct {
 	Family *Family
 	Class  string         // in config.json
 	Config *object.Object // with text_config's members in the place of those around it
+	Options
 	// Metadata are the hyperparameters, and Tensors the tensors in the order in which the forward pass needs them.
 	Metadata gguf.Metadata
 	Tensors  []*Tensor
@@ -71,7 +77,7 @@ type Tensors []*Tensor
 
 // Convert finds the family of a checkpoint and has it describe the conversion. A checkpoint whose class several families
 // share goes to the first that takes it.
-func Convert(config *object.Object, weights Weights) (*Conversion, error) {
+func Convert(config *object.Object, weights Weights, opt Options) (*Conversion, error) {
 	classes := config.Strings("architectures")
 	if err := config.Err(); err != nil {
 		return nil, err
@@ -82,7 +88,7 @@ func Convert(config *object.Object, weights Weights) (*Conversion, error) {
 	if len(classes) == 0 {
 		return nil, fmt.Errorf("%s: architectures: is missing", config.File)
 	}
-	c := &Conversion{Class: classes[0], Config: config, weights: weights, used: map[string]bool{}}
+	c := &Conversion{Class: classes[0], Config: config, Options: opt, weights: weights, used: map[string]bool{}}
 	if text := config.Object("text_config"); text != nil {
 		c.Config = text.Over(config)
 	}
@@ -225,36 +231,6 @@ func (c *Conversion) SkipAll(names *regexp.Regexp) {
 		if names.MatchString(name) {
 			c.used[name] = true
 		}
-	}
-}
-
-// SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
-func (c *Conversion) SkipLayers(first, count int) {
-	skipped := 0
-	for _, name := range c.weights.Names() {
-		_, rest, ok := strings.Cut(name, "layers.")
-		number, _, _ := strings.Cut(rest, ".")
-		if n, err := strconv.Atoi(number); ok && err == nil && n >= first && n-first < count {
-			c.used[name] = true
-			skipped++
-		}
-	}
-	if skipped > 0 {
-		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
-	}
-}
-
-// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
-func (c *Conversion) SkipMTP() {
-	skipped := 0
-	for _, name := range c.weights.Names() {
-		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
-			c.used[name] = true
-			skipped++
-		}
-	}
-	if skipped > 0 {
-		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
 	}
 }
 

@@ -180,7 +180,7 @@ func convertGLM4MoE(c *Conversion) {
 	rope := c.readRoPE(r, ropeOptions{Partial: true, PartialDefault: 0.5})
 	m := c.readMixture(r, mixture{experts: 128, used: 8, ffn: 1408, shared: 1, dense: 1, groups: 1, groupsUsed: 1, normalize: true})
 	bias, headNorms := o.Bool("attention_bias", false), o.Bool("use_qk_norm", false)
-	further := o.Int("num_nextn_predict_layers", 0, 0, maxLayers)
+	further := c.nextn(r)
 	if o.Err() != nil {
 		return
 	}
@@ -188,9 +188,9 @@ func convertGLM4MoE(c *Conversion) {
 	c.setHeadDim(r)
 	c.SetInt("rope.dimension_count", rope.dims)
 	c.setMixture(m)
-	c.SetInt("nextn_predict_layers", 0)
+	c.setNextn(r, further)
 	c.Embeddings(r)
-	for i := range r.Layers {
+	for i := range r.Layers + further {
 		l := c.Layer(i)
 		l.Norm("attn_norm", "input_layernorm", r.Dim)
 		l.attention(r, bias, false)
@@ -199,7 +199,9 @@ func convertGLM4MoE(c *Conversion) {
 		}
 		l.Norm("post_attention_norm", "post_attention_layernorm", r.Dim)
 		l.mixture(i, r, m)
+		if i >= r.Layers {
+			l.nextn(r)
+		}
 	}
-	c.SkipLayers(r.Layers, further)
 	c.Head(r)
 }

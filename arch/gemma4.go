@@ -388,7 +388,7 @@ func (h *gemma4) attention(b *model.Loader, i int) *model.Attention {
 	case i >= h.own:
 		a.Takes = kept
 		for _, name := range []string{"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"} {
-			b.Unused(name)
+			b.Unused(name, false)
 		}
 	default:
 		a.K = b.Linear("attn_k", kv, h.dim, model.Absent)

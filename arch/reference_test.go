@@ -44,7 +44,8 @@ func references(t *testing.T) []string {
 
 // about is what about.json says of a reference checkpoint.
 type about struct {
-	Pre string `json:"tokenizer_pre"`
+	Pre   string   `json:"tokenizer_pre"`
+	Flags []string `json:"converter_flags"`
 }
 
 // openReference opens a reference checkpoint as a folder, with the adapter beside it if there is one.
@@ -57,7 +58,7 @@ func openReference(t *testing.T, dir string) *hf.Checkpoint {
 	if err := json.Unmarshal(data, &a); err != nil {
 		t.Fatal(err)
 	}
-	opt := hf.Options{Pre: a.Pre}
+	opt := hf.Options{Pre: a.Pre, DropMTP: slices.Contains(a.Flags, "--no-mtp")}
 	if a.Pre == "default" {
 		opt.Pre = ""
 	}

@@ -86,7 +86,7 @@ func Convert(config *object.Object, weights Weights, opt Options) (*Conversion, 
 		classes = classesOf(config.String("model_type", ""))
 	}
 	if len(classes) == 0 {
-		return nil, fmt.Errorf("%s: architectures: is missing", config.File)
+		return nil, fmt.Errorf("%s: architectures: is missing, and no class is known by model_type, %.64q", config.File, config.String("model_type", ""))
 	}
 	c := &Conversion{Class: classes[0], Config: config, Options: opt, weights: weights, used: map[string]bool{}}
 	if text := config.Object("text_config"); text != nil {
@@ -113,9 +113,16 @@ func Convert(config *object.Object, weights Weights, opt Options) (*Conversion, 
 	return c, c.leftover()
 }
 
+// renamed has the language model classes of model_types that are called otherwise.
+var renamed = map[string]string{"kimi_k2": "DeepseekV3ForCausalLM", "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+	"hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM"}
+
 // classesOf returns the language model class for a model_type, where architectures is missing: qwen3_moe stands for
 // Qwen3MoeForCausalLM, gemma3 for Gemma3ForConditionalGeneration, gemma3_text for Gemma3ForCausalLM.
 func classesOf(modelType string) []string {
+	if class := renamed[modelType]; class != "" {
+		return []string{class}
+	}
 	bare := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "_", "") }
 	stem, text := strings.CutSuffix(modelType, "_text")
 	suffixes := []string{"ForConditionalGeneration", "ForCausalLM", "LMHeadModel"}

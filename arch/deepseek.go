@@ -18,7 +18,8 @@ func init() {
 		Spec:    specDeepseek,
 	})
 	tokenizes(&Tokenizer{Pre: "glm4", Tokens: []SpecialToken{{Kind: "bos", Content: "[gMASK]"}, {Kind: "unk", Content: "<|endoftext|>"},
-		{Kind: "eot", Content: "<|user|>"}, {Kind: "eom", Content: "<|observation|>"}}}, "Glm4MoeLiteForCausalLM", "Glm4MoeForCausalLM")
+		{Kind: "eot", Content: "<|user|>"}, {Kind: "eom", Content: "<|observation|>"}}}, "Glm4MoeLiteForCausalLM", "Glm4MoeForCausalLM",
+		"Glm4vMoeForConditionalGeneration")
 	// Of ranks: DeepSeek's own models have tokenizer.json.
 	tokenizes(&Tokenizer{Pre: "kimi-k2"}, "DeepseekV3ForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration")
 }

@@ -17,7 +17,7 @@ func init() {
 				b.Residual(s.residual(h, b, "ffn_norm", model.Optional))
 			})
 		}})
-	register(&Family{Name: "glm4moe", Classes: []string{"Glm4MoeForCausalLM"}, Convert: convertGLM4MoE,
+	register(&Family{Name: "glm4moe", Classes: []string{"Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"}, Convert: convertGLM4MoE,
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves)
 			s := h.readSigmoid(k)

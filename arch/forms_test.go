@@ -124,7 +124,7 @@ func TestFused(t *testing.T) {
 		if fused == 0 {
 			t.Errorf("%s: nothing to fuse", name)
 		}
-		m.Precision = kernels.F32
+		m.Precision, m.TableGELU = kernels.F32, true
 		compareLogits(t, m, dir)
 	}
 }

@@ -166,6 +166,32 @@ func TestReferenceLogits(t *testing.T) {
 	}
 }
 
+// TestReferenceScales compares logits where llama.cpp's converter has kept NVFP4, with a factor of each weight beside it.
+func TestReferenceScales(t *testing.T) {
+	for _, dir := range references(t) {
+		if !strings.HasPrefix(filepath.Base(dir), "nvfp4") {
+			continue
+		}
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			f, err := gguf.Open(filepath.Join(dir, "expected.gguf"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			s, err := gguf.Scales(f)
+			if err != nil || s == nil {
+				t.Fatal(s, err)
+			}
+			m, err := arch.Open(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Precision = kernels.F32
+			compareLogits(t, m, dir)
+		})
+	}
+}
+
 func compareLogits(t *testing.T, m *model.Model, dir string) {
 	st, err := safetensors.Open(filepath.Join(dir, "logits.safetensors"))
 	if err != nil {

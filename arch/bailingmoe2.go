@@ -47,7 +47,7 @@ func convertBailing2(c *Conversion) {
 		c.Refuse("num_shared_experts", "GGUF readers demand a shared expert")
 	}
 	bias := o.Bool("moe_router_enable_expert_bias", true)
-	further := o.Int("num_nextn_predict_layers", 0, 0, maxLayers)
+	further := c.nextn(r)
 	c.wantUndivided(r)
 	if o.Err() != nil {
 		return
@@ -58,10 +58,10 @@ func convertBailing2(c *Conversion) {
 	c.SetInt("vocab_size", r.Vocab)
 	c.setMixture(m)
 	c.SetInt("expert_shared_feed_forward_length", each) // readers multiply by the experts
-	c.SetInt("nextn_predict_layers", 0)
+	c.setNextn(r, further)
 	c.EmbeddingsFrom("model.word_embeddings.weight", r)
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
-	for i := range r.Layers {
+	for i := range r.Layers + further {
 		l := c.Layer(i)
 		l.Norm("attn_norm", "input_layernorm", r.Dim)
 		l.Linear("attn_qkv", "attention.query_key_value", q+2*kv, r.Dim, false)
@@ -69,6 +69,10 @@ func convertBailing2(c *Conversion) {
 		l.Norm("attn_k_norm", "attention.key_layernorm", r.HeadDim)
 		l.Linear("attn_output", "attention.dense", r.Dim, q, false)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
+		if i >= r.Layers {
+			l.nextn(r)
+			l.Norm("layer_output_norm", "final_layernorm", r.Dim)
+		}
 		if i < m.dense {
 			l.gatedMLP(r, false)
 			continue
@@ -79,6 +83,5 @@ func convertBailing2(c *Conversion) {
 		l.experts(r, m.experts, m.ffn)
 		l.sharedExpert(r, "mlp.shared_experts", m.shared*each)
 	}
-	c.SkipLayers(r.Layers, further)
 	c.OwnHead(r)
 }

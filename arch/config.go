@@ -123,23 +123,6 @@ func (c *Conversion) Refuse(key, why string) {
 	c.Config.Fail(key, "is %s: %s", c.Config.Excerpt(key), why)
 }
 
-// SetCommon sets the hyperparameters that llama.cpp's converter sets for nearly all classes. ffn 0: the architecture has
-// lists of it.
-func (c *Conversion) SetCommon(r *Config) {
-	c.SetInt("block_count", r.Layers)
-	c.SetInt("context_length", r.Context)
-	c.SetInt("embedding_length", r.Dim)
-	if r.FFN > 0 {
-		c.SetInt("feed_forward_length", r.FFN)
-	}
-	c.SetInt("attention.head_count", r.Heads)
-	c.SetInt("attention.head_count_kv", r.KVHeads)
-	c.SetFloat("attention.layer_norm_rms_epsilon", r.Eps)
-	if c.Config.Has("head_dim") {
-		c.setHeadDim(r)
-	}
-}
-
 func (c *Conversion) setHeadDim(r *Config) {
 	c.SetInt("attention.key_length", r.HeadDim)
 	c.SetInt("attention.value_length", r.HeadDim)

@@ -86,7 +86,7 @@ func convertOdd(t *testing.T, config map[string]json.RawMessage, weights stored)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := arch.Convert(o, weights)
+	c, err := arch.Convert(o, weights, arch.Options{})
 	if err != nil {
 		if !strings.Contains(err.Error(), "config.json") && !strings.Contains(err.Error(), "tensor") {
 			t.Errorf("error %q names neither the file nor a tensor", err)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -24,11 +23,18 @@ type Weights interface {
 	Blocks(name string) bool
 }
 
+// Options are the options of Convert.
+type Options struct {
+	// DropMTP leaves out layers that predict further tokens, which are kept where llama.cpp's converter keeps them.
+	DropMTP bool
+}
+
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.
 type Conversion struct {
 	Family *Family
 	Class  string         // in config.json
 	Config *object.Object // with text_config's members in the place of those around it
+	Options
 	// Metadata are the hyperparameters, and Tensors the tensors in the order in which the forward pass needs them.
 	Metadata gguf.Metadata
 	Tensors  []*Tensor
@@ -72,7 +78,7 @@ type Tensors []*Tensor
 
 // Convert finds the family of a checkpoint and has it describe the conversion. A checkpoint whose class several families
 // share goes to the first that takes it.
-func Convert(config *object.Object, weights Weights) (*Conversion, error) {
+func Convert(config *object.Object, weights Weights, opt Options) (*Conversion, error) {
 	classes := config.Strings("architectures")
 	if err := config.Err(); err != nil {
 		return nil, err
@@ -81,9 +87,9 @@ func Convert(config *object.Object, weights Weights) (*Conversion, error) {
 		classes = classesOf(config.String("model_type", ""))
 	}
 	if len(classes) == 0 {
-		return nil, fmt.Errorf("%s: architectures: is missing", config.File)
+		return nil, fmt.Errorf("%s: architectures: is missing, and no class is known by model_type, %.64q", config.File, config.String("model_type", ""))
 	}
-	c := &Conversion{Class: classes[0], Config: config, weights: weights, used: map[string]bool{}}
+	c := &Conversion{Class: classes[0], Config: config, Options: opt, weights: weights, used: map[string]bool{}}
 	if text := config.Object("text_config"); text != nil {
 		c.Config = text.Over(config)
 	}
@@ -109,9 +115,16 @@ func Convert(config *object.Object, weights Weights) (*Conversion, error) {
 	return c, c.leftover()
 }
 
+// renamed has the language model classes of model_types that are called otherwise.
+var renamed = map[string]string{"kimi_k2": "DeepseekV3ForCausalLM", "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+	"hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM"}
+
 // classesOf returns the language model class for a model_type, where architectures is missing: qwen3_moe stands for
 // Qwen3MoeForCausalLM, gemma3 for Gemma3ForConditionalGeneration, gemma3_text for Gemma3ForCausalLM.
 func classesOf(modelType string) []string {
+	if class := renamed[modelType]; class != "" {
+		return []string{class}
+	}
 	bare := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "_", "") }
 	stem, text := strings.CutSuffix(modelType, "_text")
 	suffixes := []string{"ForConditionalGeneration", "ForCausalLM", "LMHeadModel"}
@@ -220,36 +233,6 @@ func (c *Conversion) SkipAll(names *regexp.Regexp) {
 		if names.MatchString(name) {
 			c.used[name] = true
 		}
-	}
-}
-
-// SkipLayers leaves out count layers from first on: those that predict further tokens, if the checkpoint has them.
-func (c *Conversion) SkipLayers(first, count int) {
-	skipped := 0
-	for _, name := range c.weights.Names() {
-		_, rest, ok := strings.Cut(name, "layers.")
-		number, _, _ := strings.Cut(rest, ".")
-		if n, err := strconv.Atoi(number); ok && err == nil && n >= first && n-first < count {
-			c.used[name] = true
-			skipped++
-		}
-	}
-	if skipped > 0 {
-		c.Warn("%d tensors of layers from %d on are left out: they predict further tokens", skipped, first)
-	}
-}
-
-// SkipMTP leaves out what predicts further tokens where it is beside the layers, as llama.cpp's converter does with --no-mtp.
-func (c *Conversion) SkipMTP() {
-	skipped := 0
-	for _, name := range c.weights.Names() {
-		if strings.HasPrefix(name, "mtp.") || strings.HasPrefix(name, "model.mtp.") {
-			c.used[name] = true
-			skipped++
-		}
-	}
-	if skipped > 0 {
-		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
 	}
 }
 

@@ -18,7 +18,8 @@ func init() {
 		Spec:    specDeepseek,
 	})
 	tokenizes(&Tokenizer{Pre: "glm4", Tokens: []SpecialToken{{Kind: "bos", Content: "[gMASK]"}, {Kind: "unk", Content: "<|endoftext|>"},
-		{Kind: "eot", Content: "<|user|>"}, {Kind: "eom", Content: "<|observation|>"}}}, "Glm4MoeLiteForCausalLM", "Glm4MoeForCausalLM")
+		{Kind: "eot", Content: "<|user|>"}, {Kind: "eom", Content: "<|observation|>"}}}, "Glm4MoeLiteForCausalLM", "Glm4MoeForCausalLM",
+		"Glm4vMoeForConditionalGeneration")
 	// Of ranks: DeepSeek's own models have tokenizer.json.
 	tokenizes(&Tokenizer{Pre: "kimi-k2"}, "DeepseekV3ForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration")
 }
@@ -116,12 +117,23 @@ func convertDeepseek(c *Conversion) {
 	if s := rope.scaling; s != nil && s.Has("mscale_all_dim") {
 		c.SetFloat("rope.scaling.yarn_log_multiplier", 0.1*s.Float("mscale_all_dim", 0, 0, maxWidth))
 	}
+	further := 0
+	if c.Class == "Glm4MoeLiteForCausalLM" {
+		if further = c.nextn(r); further > 0 {
+			c.setNextn(r, further)
+		}
+	} else {
+		c.SkipLayers(r.Layers, o.Int(nextnKey, 0, 0, maxLayers))
+	}
 	c.Embeddings(r)
-	for i := range r.Layers {
+	for i := range r.Layers + further {
 		l := c.Layer(i)
 		l.Norm("attn_norm", "input_layernorm", r.Dim)
 		l.latentAttention(r, &a)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
+		if i >= r.Layers {
+			l.nextn(r)
+		}
 		if i < dense {
 			l.gatedMLP(r, false)
 			continue
@@ -137,7 +149,6 @@ func convertDeepseek(c *Conversion) {
 		l.Linear("ffn_up_shexp", "mlp.shared_experts.up_proj", shared*ffn, r.Dim, false)
 		l.Linear("ffn_down_shexp", "mlp.shared_experts.down_proj", r.Dim, shared*ffn, false)
 	}
-	c.SkipLayers(r.Layers, o.Int("num_nextn_predict_layers", 0, 0, maxLayers))
 	c.Head(r)
 }
 
@@ -229,6 +240,7 @@ func specDeepseek(k *model.Keys) *model.Spec {
 	if (h.layers == 47 || h.layers == 48) && h.vocab == 154880 { // files of GLM-4.7-Flash that do not say
 		gating = model.GateSigmoid
 	}
+	h.dropNextn(k)
 	routing := h.readRouting(k, gating)
 	if k.Has("attention.temperature_scale") {
 		k.Fail("attention.temperature_scale", "is not supported with latent attention")

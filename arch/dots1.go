@@ -17,7 +17,7 @@ func init() {
 				b.Residual(s.residual(h, b, "ffn_norm", model.Optional))
 			})
 		}})
-	register(&Family{Name: "glm4moe", Classes: []string{"Glm4MoeForCausalLM"}, Convert: convertGLM4MoE,
+	register(&Family{Name: "glm4moe", Classes: []string{"Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"}, Convert: convertGLM4MoE,
 		Spec: func(k *model.Keys) *model.Spec {
 			h := readHyper(k, elementwise.RoPEHalves)
 			s := h.readSigmoid(k)
@@ -55,7 +55,7 @@ func convertDots1(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, false, true)
+		l.qwenAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.mixture(i, r, m)
 	}
@@ -87,7 +87,7 @@ func convertGLM4MoE(c *Conversion) {
 	rope := c.readRoPE(r, ropeOptions{Partial: true, PartialDefault: 0.5})
 	m := c.readMixture(r, mixture{experts: 128, used: 8, ffn: 1408, shared: 1, dense: 1, groups: 1, groupsUsed: 1, normalize: true})
 	bias, headNorms := o.Bool("attention_bias", false), o.Bool("use_qk_norm", false)
-	further := o.Int("num_nextn_predict_layers", 0, 0, maxLayers)
+	further := c.nextn(r)
 	if o.Err() != nil {
 		return
 	}
@@ -95,9 +95,9 @@ func convertGLM4MoE(c *Conversion) {
 	c.setHeadDim(r)
 	c.SetInt("rope.dimension_count", rope.dims)
 	c.setMixture(m)
-	c.SetInt("nextn_predict_layers", 0)
+	c.setNextn(r, further)
 	c.Embeddings(r)
-	for i := range r.Layers {
+	for i := range r.Layers + further {
 		l := c.Layer(i)
 		l.Norm("attn_norm", "input_layernorm", r.Dim)
 		l.attention(r, bias, false)
@@ -106,7 +106,9 @@ func convertGLM4MoE(c *Conversion) {
 		}
 		l.Norm("post_attention_norm", "post_attention_layernorm", r.Dim)
 		l.mixture(i, r, m)
+		if i >= r.Layers {
+			l.nextn(r)
+		}
 	}
-	c.SkipLayers(r.Layers, further)
 	c.Head(r)
 }

@@ -49,6 +49,9 @@ func convertFalconH1(c *Conversion) {
 		rope.scaling.Fail("rope_type", "is %q: GGUF readers do not scale RoPE for %s", rope.kind, c.Class)
 	}
 	m := c.readFalconMultipliers()
+	if m.embedding == 0 && r.Tied && o.Err() == nil {
+		c.Refuse("embedding_multiplier", "the head is tied to embeddings that it makes zero")
+	}
 	s := stateSpace{heads: o.Int("mamba_n_heads", 128, 1, maxWidth), groups: o.Int("mamba_n_groups", 1, 1, maxWidth),
 		state: o.Int("mamba_d_state", 256, 1, maxWidth), width: o.Int("mamba_d_conv", 4, 1, maxWidth)}
 	if s.inner = o.Int("mamba_d_ssm", 1024, 1, maxWidth); o.Present("mamba_d_ssm") && !o.Has("mamba_d_ssm") {
@@ -79,8 +82,7 @@ func convertFalconH1(c *Conversion) {
 	c.setHeadDim(r)
 	c.SetInt("vocab_size", r.Vocab)
 	c.setStateSpace(&s)
-	embeddings := c.EmbeddingsFrom("model.embed_tokens.weight", r)
-	Tensors{embeddings}.Times(float32(m.embedding))
+	Tensors{c.EmbeddingsFrom("model.embed_tokens.weight", r)}.Times(float32(m.embedding))
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	for i := range r.Layers {
 		l := c.Layer(i)
@@ -97,14 +99,15 @@ func convertFalconH1(c *Conversion) {
 		l.Linear("ffn_up", "feed_forward.up_proj", r.FFN, r.Dim, false)
 		l.Linear("ffn_down", "feed_forward.down_proj", r.Dim, r.FFN, false).Times(float32(m.mlp[1]))
 	}
-	c.Tensor("output_norm.weight", "model.final_layernorm.weight", r.Dim)
-	if r.Tied && m.head != m.embedding && !c.Has(headName) { // tied but for the multipliers
-		Tensors{c.Tensor("output.weight", embeddings.Parts[0].Name, r.Vocab, r.Dim)}.Times(float32(m.head))
-		return
-	}
+	outputNorm := Tensors{c.Tensor("output_norm.weight", "model.final_layernorm.weight", r.Dim)}
 	n := len(c.Tensors)
 	c.Output(r, headName)
-	Tensors(c.Tensors[n:]).Times(float32(m.head))
+	if head := Tensors(c.Tensors[n:]); len(head) > 0 {
+		head.Times(float32(m.head))
+		return
+	}
+	// The head is token_embd.weight, which has the embeddings' multiplier: the norm before it makes up for that.
+	outputNorm.Times(float32(m.head / m.embedding))
 }
 
 // inTurn multiplies all values by one constant after the other.

@@ -62,7 +62,7 @@ func TestNextn(t *testing.T) {
 func TestFused(t *testing.T) {
 	for _, dir := range references(t) {
 		name := filepath.Base(dir)
-		if !slices.Contains([]string{"llama", "qwen2moe", "qwen3vlmoe", "granitemoe", "qwen35", "qwen35moe", "cohere2"}, name) {
+		if !slices.Contains([]string{"llama", "qwen2moe", "qwen3vlmoe", "granitemoe", "qwen35", "qwen35moe", "cohere2", "gemma4"}, name) {
 			continue
 		}
 		f, err := gguf.Open(filepath.Join(dir, "expected.gguf"))
@@ -124,7 +124,7 @@ func TestFused(t *testing.T) {
 		if fused == 0 {
 			t.Errorf("%s: nothing to fuse", name)
 		}
-		m.Precision = kernels.F32
+		m.Precision, m.TableGELU = kernels.F32, true
 		compareLogits(t, m, dir)
 	}
 }

@@ -383,18 +383,25 @@ func (h *gemma4) attention(b *model.Loader, i int) *model.Attention {
 		a.HeadDim, a.RoPE, kept.At = h.headDimLocal, h.local, h.keptLocal
 	}
 	q, kv := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
-	a.Q = b.Linear("attn_q", q, h.dim, model.Absent)
+	fused := i < h.own && b.Has("attn_qkv.weight") // as converters make them where they are asked to
+	if fused {
+		a.QKV = b.Linear("attn_qkv", q+2*kv, h.dim, model.Absent)
+	} else {
+		a.Q = b.Linear("attn_q", q, h.dim, model.Absent)
+	}
 	a.QNorm = b.Norm("attn_q_norm", a.HeadDim, h.eps)
 	switch {
 	case i >= h.own:
 		a.Takes = kept
 		for _, name := range []string{"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"} {
-			b.Unused(name)
+			b.Unused(name, false)
 		}
 	default:
-		a.K = b.Linear("attn_k", kv, h.dim, model.Absent)
+		if !fused {
+			a.K = b.Linear("attn_k", kv, h.dim, model.Absent)
+		}
 		a.KNorm = b.Norm("attn_k_norm", a.HeadDim, h.eps)
-		if b.Has("attn_v.weight") { // the values are the keys otherwise
+		if !fused && b.Has("attn_v.weight") { // the values are the keys otherwise
 			a.V = b.Linear("attn_v", kv, h.dim, model.Absent)
 		}
 		a.VNorm = model.Unweighted(a.HeadDim, h.eps)

@@ -2,6 +2,7 @@ package arch
 
 import (
 	"math"
+	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels/attention"
@@ -102,7 +103,7 @@ func (h *hyper) spec(layer func(b *model.Loader, i int)) *model.Spec {
 		Layer: layer,
 		Outer: func(b *model.Loader) model.Ends {
 			for _, name := range h.unused {
-				b.Unused(name)
+				b.Unused(name, strings.Contains(name, ".ffn_gate_inp"))
 			}
 			return model.Ends{Norm: h.norm(b, "output_norm")}
 		},

@@ -38,7 +38,7 @@ func (c *Conversion) wantPlainGELU(r *Config) {
 // converter sets neither for some architectures.
 func (c *Conversion) setUnusualRoPE(e *rope) {
 	if e.theta != 10000 || e.kind != "default" {
-		c.setRoPE(e, false)
+		c.setScaling(e)
 	}
 }
 

@@ -68,8 +68,7 @@ func convertLlama(c *Conversion) {
 	if c.Config.Err() != nil {
 		return
 	}
-	c.SetCommon(r)
-	c.setHeadDim(r)
+	c.SetBase(r, rope)
 	if window > 0 {
 		c.SetInt("attention.sliding_window", window)
 	}
@@ -77,7 +76,7 @@ func convertLlama(c *Conversion) {
 		c.SetExperts(experts, used, 0)
 	}
 	c.SetInt("vocab_size", r.Vocab)
-	c.setRoPE(rope, true)
+	c.SetInt("rope.dimension_count", rope.dims)
 	c.Embeddings(r)
 	c.ropeFactors(rope)
 	c.plainLayers(r, rope, attnBias, mlpBias, experts)

@@ -153,7 +153,7 @@ var unbiased = []member{
 }
 
 var biased = []member{
-	{config{"attention_bias": true}, used},
+	{config{"attention_bias": true}, "!attention_bias: is true"},
 	{config{"attention_bias": nil}, same},
 	{config{"mlp_bias": true}, "mlp_bias: no effect"},
 }
@@ -360,7 +360,7 @@ func TestModelTypes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := arch.Convert(bare, nothing{}); err == nil || !strings.Contains(err.Error(), "is missing") ||
+		if _, err := arch.Convert(bare, nothing{}, arch.Options{}); err == nil || !strings.Contains(err.Error(), "is missing") ||
 			strings.Contains(err.Error(), "architectures") {
 			t.Errorf("%s: %v, want that members of %s are missing", kind, err, want)
 		}
@@ -370,7 +370,7 @@ func TestModelTypes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := arch.Convert(bare, nothing{}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := arch.Convert(bare, nothing{}, arch.Options{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", kind, err, want)
 		}
 	}

@@ -86,7 +86,12 @@ func convertNemotronH(c *Conversion) {
 	c.Set("rope.scaling.finetuned", false)
 	c.setHeadDim(r)
 	c.setStateSpace(&s)
-	kv, wide := make([]int32, r.Layers), make([]int32, r.Layers)
+	further := c.nemotronMTP(mixture)
+	kv, wide := make([]int32, r.Layers+further), make([]int32, r.Layers+further)
+	if further > 0 { // attention, and experts behind it
+		kv[r.Layers], wide[r.Layers] = int32(r.KVHeads), int32(ffn)
+		c.setNextn(r, further)
+	}
 	for i, m := range mixers {
 		switch {
 		case m == "attention":
@@ -115,9 +120,7 @@ func convertNemotronH(c *Conversion) {
 	}
 	c.EmbeddingsFrom(root+"embeddings.weight", r)
 	q, k := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
-	for i, m := range mixers {
-		l := c.LayerAt(i, fmt.Sprintf("%slayers.%d.", root, i))
-		l.Norm("attn_norm", "norm", r.Dim)
+	mixer := func(l *Layer, m string) {
 		switch m {
 		case "mamba":
 			l.mamba2("mixer.", r, &s, convBias, true)
@@ -138,9 +141,36 @@ func convertNemotronH(c *Conversion) {
 			l.Linear("ffn_down_shexp", "mixer.shared_experts.down_proj", r.Dim, sharedFFN, false)
 		}
 	}
-	c.SkipMTP()
+	for i, m := range mixers {
+		l := c.LayerAt(i, fmt.Sprintf("%slayers.%d.", root, i))
+		l.Norm("attn_norm", "norm", r.Dim)
+		mixer(l, m)
+	}
+	if further > 0 {
+		l := c.LayerAt(r.Layers, "mtp.layers.0.")
+		l.nextn(r)
+		l.Norm("attn_norm", "norm", r.Dim)
+		mixer(l, "attention")
+		l = c.LayerAt(r.Layers, "mtp.layers.1.")
+		l.Norm("post_attention_norm", "norm", r.Dim)
+		mixer(l, "moe")
+		l.Norm("nextn.shared_head_norm", "final_layernorm", r.Dim)
+	}
 	c.Tensor("output_norm.weight", root+"norm_f.weight", r.Dim)
 	c.Output(r, headName)
+}
+
+// nemotronMTP returns 1 where the checkpoint has a layer that predicts a further token and that is kept: attention, and
+// experts behind it, which the checkpoint has as two.
+func (c *Conversion) nemotronMTP(mixture bool) int {
+	n, pattern := c.Config.Int(nextnKey, 0, 0, maxLayers), c.Config.String("mtp_hybrid_override_pattern", "*E")
+	if c.mtpLayers() == 2 && mixture && n == 1 && pattern == "*E" {
+		return 1
+	}
+	if !c.DropMTP {
+		c.skipMTP()
+	}
+	return 0
 }
 
 // wantNemotronParts refuses what readers take for granted otherwise.
@@ -171,6 +201,7 @@ func specNemotronH(k *model.Keys) *model.Spec {
 	if n := k.Int("moe_latent_size", 0, 0, model.MaxWidth); n > 0 {
 		k.Fail("moe_latent_size", "is %d: experts in a narrower space are not supported", n)
 	}
+	h.dropNextn(k)
 	return h.spec(func(b *model.Loader, i int) {
 		r := model.Residual{Pre: h.norm(b, "attn_norm")}
 		switch {

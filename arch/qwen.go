@@ -49,20 +49,19 @@ func convertQwen(c *Conversion, d Defaults, headNorms bool) {
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
-	bias := headNorms && c.Config.Bool("attention_bias", false)
+	if headNorms {
+		c.wantFalse("attention_bias")
+	}
 	window, windowed := c.qwenWindow(r)
 	if c.Config.Err() != nil {
 		return
 	}
-	c.SetCommon(r)
-	c.setHeadDim(r)
+	c.SetBase(r, rope)
 	c.setWindow(window, windowed)
-	c.SetInt("vocab_size", r.Vocab)
-	c.setRoPE(rope, true)
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, bias, headNorms)
+		l.qwenAttention(r, headNorms)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.gatedMLP(r, false)
 	}
@@ -70,16 +69,16 @@ func convertQwen(c *Conversion, d Defaults, headNorms bool) {
 }
 
 // qwenAttention declares Qwen2's attention, where q, k and v have biases, or Qwen3's, where heads have norms.
-func (l *Layer) qwenAttention(r *Config, bias, headNorms bool) {
+func (l *Layer) qwenAttention(r *Config, headNorms bool) {
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
 	l.Norm("attn_norm", "input_layernorm", r.Dim)
-	l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, bias || !headNorms)
-	l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, bias || !headNorms)
-	l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, bias || !headNorms)
+	l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, !headNorms)
+	l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, !headNorms)
+	l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, !headNorms)
 	if headNorms {
 		l.headNorms(r)
 	}
-	l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, bias)
+	l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, false)
 }
 
 // qwenWindow reads the sliding window and which layers have it: those that layer_types names or, without it, those from

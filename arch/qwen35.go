@@ -1,6 +1,8 @@
 package arch
 
 import (
+	"fmt"
+
 	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/deltanet"
 	"github.com/llmq/llmq/kernels/elementwise"
@@ -8,8 +10,8 @@ import (
 )
 
 // Qwen3-Next and Qwen3.5 (Qwen team, github.com/QwenLM): gated DeltaNet in most layers, attention with an output gate in the
-// others, norms that are stored without their 1, and an MLP or Qwen2-MoE's experts with normalised weights. The layer for
-// multi-token prediction is left out.
+// others, norms that are stored without their 1, and an MLP or Qwen2-MoE's experts with normalised weights. Layers
+// for multi-token prediction are like those of attention.
 func init() {
 	register(&Family{Name: "qwen35", Classes: []string{"Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"},
 		Convert: convertQwen35, Spec: func(k *model.Keys) *model.Spec {
@@ -190,6 +192,8 @@ func convertQwen35(c *Conversion) {
 	}
 	d := c.readLinearHeads()
 	recurrent, interval := c.readRecurrent(r.Layers)
+	further := c.mtpLayers()
+	o.Int("mtp_num_hidden_layers", 0, 0, maxLayers) // the tensors say
 	if o.Err() != nil {
 		return
 	}
@@ -210,12 +214,19 @@ func convertQwen35(c *Conversion) {
 	c.SetInt("ssm.group_count", d.KeyHeads)
 	c.SetInt("ssm.time_step_rank", d.Heads)
 	c.SetInt("ssm.inner_size", d.Heads*d.ValueDim)
+	recurrent = append(recurrent, make([]bool, further)...)
 	c.Set("attention.recurrent_layers", recurrent)
+	if further > 0 {
+		c.setNextn(r, further)
+	}
 	c.SetInt("full_attention_interval", interval)
 	c.SetInt("rope.dimension_count", rope.dims)
 	c.Embeddings(r)
-	for i := range r.Layers {
+	for i := range r.Layers + further {
 		l := c.Layer(i)
+		if i >= r.Layers {
+			l = c.LayerAt(i, fmt.Sprintf("mtp.layers.%d.", i-r.Layers))
+		}
 		l.Norm("attn_norm", "input_layernorm", r.Dim).Plus(1)
 		switch {
 		case !recurrent[i]:
@@ -233,9 +244,15 @@ func convertQwen35(c *Conversion) {
 			l.gatedMLP(r, false)
 		}
 	}
+	if further > 0 {
+		l := c.LayerAt(r.Layers, "mtp.")
+		l.Linear("nextn.eh_proj", "fc", r.Dim, 2*r.Dim, false)
+		l.Norm("nextn.enorm", "pre_fc_norm_embedding", r.Dim).Plus(1)
+		l.Norm("nextn.hnorm", "pre_fc_norm_hidden", r.Dim).Plus(1)
+		l.Norm("nextn.shared_head_norm", "norm", r.Dim).Plus(1)
+	}
 	Tensors{c.Tensor("output_norm.weight", "model.norm.weight", r.Dim)}.Plus(1)
 	c.Output(r, headName)
-	c.SkipMTP()
 }
 
 // gatedAttention declares attention whose q has a gate for each head after its queries.

@@ -37,7 +37,7 @@ func convertQwen3MoE(c *Conversion) {
 	c.WantAct(r, "silu")
 	o := c.Config
 	rope := c.readRoPE(r, ropeOptions{LayerType: "full_attention"})
-	bias := o.Bool("attention_bias", false)
+	c.wantFalse("attention_bias")
 	experts := o.Int(c.alias("num_experts", "num_local_experts"), 128, 1, maxWidth)
 	ffn := o.Int("moe_intermediate_size", 768, 1, maxWidth)
 	if !o.Bool("norm_topk_prob", false) {
@@ -62,7 +62,7 @@ func convertQwen3MoE(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, bias, true)
+		l.qwenAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.experts(r, experts, ffn)
 	}

@@ -45,7 +45,7 @@ func convertQwen3VL(c *Conversion) {
 	r.FFN = c.readFFN()
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{})
-	bias := c.Config.Bool("attention_bias", false)
+	c.wantFalse("attention_bias")
 	if c.Config.Err() != nil {
 		return
 	}
@@ -56,7 +56,7 @@ func convertQwen3VL(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, bias, true)
+		l.qwenAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.gatedMLP(r, false)
 	}
@@ -69,7 +69,7 @@ func convertQwen3VLMoE(c *Conversion) {
 	r.FFN = o.Int("intermediate_size", 5632, 1, maxWidth)
 	c.WantAct(r, "silu")
 	rope := c.readRoPE(r, ropeOptions{})
-	bias := o.Bool("attention_bias", false)
+	c.wantFalse("attention_bias")
 	experts := o.Int(c.alias("num_experts", "num_local_experts"), 60, 1, maxWidth)
 	used := o.Int("num_experts_per_tok", 4, 1, max(experts, 1))
 	ffn := o.Int("moe_intermediate_size", 1408, 1, maxWidth)
@@ -85,7 +85,7 @@ func convertQwen3VLMoE(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, bias, true)
+		l.qwenAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.Linear("ffn_gate_inp", "mlp.gate", experts, r.Dim, false)
 		l.FusedExperts("ffn_gate_exps", "mlp.experts.gate_up_proj", experts, ffn, r.Dim, 0, 2*ffn, true)

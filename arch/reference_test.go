@@ -44,7 +44,8 @@ func references(t *testing.T) []string {
 
 // about is what about.json says of a reference checkpoint.
 type about struct {
-	Pre string `json:"tokenizer_pre"`
+	Pre   string   `json:"tokenizer_pre"`
+	Flags []string `json:"converter_flags"`
 }
 
 // openReference opens a reference checkpoint as a folder, with the adapter beside it if there is one.
@@ -57,7 +58,7 @@ func openReference(t *testing.T, dir string) *hf.Checkpoint {
 	if err := json.Unmarshal(data, &a); err != nil {
 		t.Fatal(err)
 	}
-	opt := hf.Options{Pre: a.Pre}
+	opt := hf.Options{Pre: a.Pre, DropMTP: slices.Contains(a.Flags, "--no-mtp")}
 	if a.Pre == "default" {
 		opt.Pre = ""
 	}
@@ -160,6 +161,32 @@ func TestReferenceLogits(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.Precision, m.TableGELU = kernels.F32, true
+			compareLogits(t, m, dir)
+		})
+	}
+}
+
+// TestReferenceScales compares logits where llama.cpp's converter has kept NVFP4, with a factor of each weight beside it.
+func TestReferenceScales(t *testing.T) {
+	for _, dir := range references(t) {
+		if !strings.HasPrefix(filepath.Base(dir), "nvfp4") {
+			continue
+		}
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			f, err := gguf.Open(filepath.Join(dir, "expected.gguf"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			s, err := gguf.Scales(f)
+			if err != nil || s == nil {
+				t.Fatal(s, err)
+			}
+			m, err := arch.Open(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Precision = kernels.F32
 			compareLogits(t, m, dir)
 		})
 	}

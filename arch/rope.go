@@ -179,28 +179,6 @@ func yarnMagnitude(o *object.Object, factor float64) float64 {
 	return o.Float("attention_factor", attention, 0, maxWidth) / scale(1)
 }
 
-// setRoPE sets the base and the scaling under llama.cpp's keys, and rope.dimension_count if dims is asked for.
-func (c *Conversion) setRoPE(e *rope, dims bool) {
-	if dims {
-		c.SetInt("rope.dimension_count", e.dims)
-	}
-	c.SetFloat("rope.freq_base", e.theta)
-	switch e.kind {
-	case "linear":
-		c.Set("rope.scaling.type", "linear")
-		c.SetFloat("rope.scaling.factor", e.factor)
-	case "yarn":
-		c.Set("rope.scaling.type", "yarn")
-		c.SetFloat("rope.scaling.factor", e.factor)
-		c.SetInt("rope.scaling.original_context_length", e.original)
-		c.SetFloat("rope.scaling.yarn_beta_fast", e.betaFast)
-		c.SetFloat("rope.scaling.yarn_beta_slow", e.betaSlow)
-		if float32(e.magnitude) != 1 {
-			c.SetFloat("rope.scaling.attn_factor", e.magnitude)
-		}
-	}
-}
-
 // ropeFactors declares rope_freqs.weight, by which the frequency of each pair is divided: Llama 3.1 stretches slow
 // frequencies by factor, leaves fast ones, and goes over smoothly in between. Nothing without llama3.
 func (c *Conversion) ropeFactors(e *rope) {

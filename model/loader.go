@@ -231,10 +231,15 @@ func (b *Loader) Table(name string, rows, cols int) func(dst *tensor.Matrix, tok
 	return func(dst *tensor.Matrix, tokens []int32) error { return b.m.rows(dst, name, tokens) }
 }
 
-// Unused notes a tensor that a file has and that nothing here computes with.
-func (b *Loader) Unused(name string) {
+// Unused notes a tensor that a file has and that nothing here computes with. kept: readers keep it in float32, as they do
+// in layers that are computed.
+func (b *Loader) Unused(name string, kept bool) {
+	role := RoleUnused
+	if kept {
+		role = RoleKept
+	}
 	if s := b.Shape(name); s != nil {
-		b.want(name, RoleUnused, Optional, s...)
+		b.want(name, role, Optional, s...)
 	}
 }
 

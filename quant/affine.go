@@ -109,6 +109,19 @@ func (g *Affine) HasMinimum() bool { return g.Minimums.Kind != NoMinimum }
 // OneScale says whether a block has one scale and all else is codes that are their own levels: signed integers.
 func (g *Affine) OneScale() bool { return !g.Scales.OfGroups() && !g.HasMinimum() && g.Codebook == nil }
 
+// MakePositive makes the scale of b positive where d·q and (−d)(−q) are both blocks: where codes are signed integers of some
+// bits and none is the least, whose opposite there is not. What is rounded to nearest, and what was and is found again, then
+// agree.
+func (g *Affine) MakePositive(b *Block) {
+	if !g.OneScale() || g.CodeMin != -g.CodeMax-1 || !(b.D < 0) || slices.Contains(b.Codes, int8(g.CodeMin)) {
+		return
+	}
+	b.D = -b.D
+	for j, q := range b.Codes {
+		b.Codes[j] = -q
+	}
+}
+
 // Scale returns the scale and the minimum of b's group k as the decoder computes them.
 func (g *Affine) Scale(b *Block, k int) (scale, minimum float32) {
 	if f := g.Scales.Floats; f != nil {

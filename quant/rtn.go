@@ -16,6 +16,9 @@ func Round(g Grid, b []Block, w, importance []float32) {
 			its = importance[i*n : (i+1)*n]
 		}
 		g.Round(&b[i], w[i*n:(i+1)*n], its)
+		if a, ok := g.(*Affine); ok {
+			a.MakePositive(&b[i])
+		}
 	}
 }
 

@@ -41,6 +41,13 @@ func (a *app) openSource(path string, opt hf.Options) (pipeline.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	switch scaled, err := gguf.Scales(f); {
+	case err != nil:
+		f.Close()
+		return nil, err
+	case scaled != nil:
+		return scaled, nil
+	}
 	return f, nil
 }
 

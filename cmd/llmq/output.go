@@ -28,6 +28,7 @@ type outputOptions struct {
 	PartBytes     partSize
 	Pre           string
 	LoRA          string
+	MTP           mtpValue
 	Threads       int
 	DryRun        bool
 	Force         bool
@@ -47,6 +48,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.PartBytes, "split-max-size", "write parts NAME-00001-of-00003.gguf and so on with at most `SIZE` of tensors in each, such as 50G, as llama.cpp does; readers open the first")
 	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
 	f.StringVar(&o.LoRA, "lora", "", "`FOLDER` of a LoRA adapter of the peft library to merge into the weights")
+	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
@@ -68,7 +70,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoSubstitute = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
-	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA})
+	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, DropMTP: bool(o.MTP)})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -376,6 +378,27 @@ func (v *typeValue) Set(s string) error {
 	t, err := typeNamed(s)
 	v.t = t
 	return err
+}
+
+// mtpValue is a flag that says whether layers that predict further tokens are dropped.
+type mtpValue bool
+
+func (v *mtpValue) Type() string { return "keep|drop" }
+
+func (v *mtpValue) String() string {
+	if *v {
+		return "drop"
+	}
+	return "keep"
+}
+
+func (v *mtpValue) Set(s string) error {
+	switch s {
+	case "keep", "drop":
+		*v = s == "drop"
+		return nil
+	}
+	return errors.New("want keep or drop")
 }
 
 // ruleList is a repeatable flag of REGEX=TYPE.

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/pipeline"
 )
@@ -51,7 +50,7 @@ var partName = regexp.MustCompile(`-\d{5}-of-\d{5}\.gguf$`)
 // as those of the input are refused whatever their number.
 func (o *outputOptions) checkParts(a *app, src pipeline.Source, plan *pipeline.Plan) error {
 	stem := strings.TrimSuffix(filepath.Base(o.Output), ".gguf")
-	if f, ok := src.(*gguf.File); ok {
+	if f, ok := src.(interface{ Paths() []string }); ok {
 		for _, in := range f.Paths() {
 			switch name := filepath.Base(in); {
 			case atomicfile.Same(in, o.Output):

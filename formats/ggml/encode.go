@@ -2,6 +2,7 @@ package ggml
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
@@ -64,6 +65,7 @@ func (t *Type) encodePlain(dst []byte, w []float32) (noise float64) {
 	for len(w) > 0 {
 		blocks := min(kernels.Lanes, len(w)/t.BlockLen)
 		d := search.OneScale(w[:blocks*t.BlockLen])
+		t.makePositive(d[:blocks], w)
 		t.round(dst[:blocks*t.BlockBytes], w[:blocks*t.BlockLen], d[:blocks])
 		for _, v := range d[:blocks] {
 			noise += float64(v) * float64(v) * float64(t.BlockLen) / 12 // Grid.Noise
@@ -71,4 +73,15 @@ func (t *Type) encodePlain(dst []byte, w []float32) (noise float64) {
 		w, dst = w[blocks*t.BlockLen:], dst[blocks*t.BlockBytes:]
 	}
 	return noise
+}
+
+// makePositive is quant.Affine.MakePositive before w is rounded: a negative scale stays where a weight is nearest to the
+// least code.
+func (t *Type) makePositive(d, w []float32) {
+	least := float32(t.Grid.(*quant.Affine).CodeMin)
+	for i, v := range d {
+		if v < 0 && slices.Max(w[i*t.BlockLen:(i+1)*t.BlockLen]) < (least+0.5)*v {
+			d[i] = -v
+		}
+	}
 }

@@ -1,11 +1,13 @@
 package ggml
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
 )
 
 // TestEncodeExact rounds weights to a type, stores what it decodes to as a checkpoint may, and finds the same bytes again.
@@ -42,14 +44,8 @@ func TestEncodeExact(t *testing.T) {
 					}
 				}
 				a, b := parsed(typ, data), parsed(typ, back)
-				sign := 1 // of codes and scale: the weights do not tell
 				for j, q := range a {
-					if q != 0 && int(b[j]) == -int(q) {
-						sign = -1
-					}
-				}
-				for j, q := range a {
-					if int(b[j]) == sign*int(q) {
+					if b[j] == q {
 						same++
 					}
 				}
@@ -64,6 +60,44 @@ func TestEncodeExact(t *testing.T) {
 				t.Errorf("%s stored as %s: %v of the codes are as first rounded", typ.Name, from.Name, share)
 			}
 		}
+	}
+}
+
+// TestEncodeExactOfGGML does so with weights that ggml has rounded to Q4_0, the largest of each block to −8.
+func TestEncodeExactOfGGML(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 9))
+	same, codes := 0, 0
+	for range 2000 {
+		w, b := make([]float32, 32), quant.Block{Sc: []int8{1}, M: []int8{0}, Codes: make([]int8, 32)}
+		var top float32
+		for j := range w {
+			if w[j] = 0.05 * float32(rng.NormFloat64()); math.Abs(float64(w[j])) > math.Abs(float64(top)) {
+				top = w[j]
+			}
+		}
+		d := top / -8 // quantize_row_q4_0_ref
+		for j, v := range w {
+			b.Codes[j] = int8(min(15, int(v*(1/d)+8.5)) - 8)
+		}
+		b.D = tensor.RoundF16(d)
+		data, back := make([]byte, Q4_0.BlockBytes), make([]byte, Q4_0.BlockBytes)
+		Q4_0.Pack(data, &b)
+		Q4_0.Decode(w, data)
+		stored := make([]byte, BF16.RowBytes(len(w)))
+		BF16.Encode(stored, w, nil)
+		BF16.Decode(w, stored)
+		if !Q4_0.EncodeExact(back, w, BF16) {
+			t.Fatalf("not found in %v", w)
+		}
+		for j, q := range parsed(Q4_0, back) {
+			if q == b.Codes[j] {
+				same++
+			}
+		}
+		codes += len(w)
+	}
+	if share := float64(same) / float64(codes); share < 0.9999 {
+		t.Errorf("%v of the codes are as first rounded", share)
 	}
 }
 

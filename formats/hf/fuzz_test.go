@@ -34,7 +34,7 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c, err := arch.Convert(o, all)
+		c, err := arch.Convert(o, all, arch.Options{})
 		if err != nil {
 			return
 		}

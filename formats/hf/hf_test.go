@@ -492,7 +492,7 @@ func convert(t testing.TB, file string, s, of settings) (*arch.Conversion, error
 	if err != nil {
 		t.Fatal(err)
 	}
-	return arch.Convert(o, listed(weights(of)))
+	return arch.Convert(o, listed(weights(of)), arch.Options{})
 }
 
 func TestTensorErrors(t *testing.T) {

@@ -17,7 +17,8 @@ type Storage struct {
 
 // Exact sets b to the block on g that the weights w, one block, were before a checkpoint stored them as s: the one with
 // s.Round(ŵ) = w for each. It says whether there is one; b's content is unspecified if not. Of several the one closest to w is
-// taken, then the one that uses g's outermost codes. Blocks w = d·q and (−d)(−q) are not told apart. Grids with a
+// taken, then the one that uses g's outermost codes. Where w = d·q and (−d)(−q) are both blocks, d is
+// positive, as it is when weights are rounded to nearest. Grids with a
 // super-block's scales have none.
 //
 // Checkpoints whose weights lie on a grid are those of quantization-aware training, and those that were quantized before and
@@ -123,6 +124,7 @@ func (e *exact) scale() bool {
 	}
 	b.D = scale
 	copy(b.Codes, best[:])
+	g.MakePositive(b)
 	return found
 }
 

@@ -18,22 +18,23 @@ import (
 
 // Differential is what a gradient meets on its way back through a layer.
 type Differential struct {
-	// See is shown the gradient at the output of a linear, before its bias: rows×Out, for rows of the batch that reach it. dy is
-	// to be left alone. It may be nil.
-	See func(lin *Linear, dy *tensor.Matrix) error
+	// See is shown the gradient at the output of a linear, rows×Out, which is to be left alone. tokens are the batch's rows that
+	// reach it; nil: all.
+	See func(lin *Linear, dy *tensor.Matrix, tokens []int) error
 	// Opaque are the branches, named after their first site, that have no derivative here: the gradient goes around them, along
 	// their residual connection, and the linears inside are not shown.
 	Opaque []string
 
 	aux    *tensor.Matrix // the gradient at State.Aux, which Attention.Keeps and Takes share; nil if there is none
 	stream *tensor.Matrix // the gradient at State.X, for what of a branch does not look at its input
+	tokens []int          // that reach the expert in whose derivatives the gradient is; nil: all
 	err    error
 }
 
 // see shows the gradient at a linear's output.
 func (d *Differential) see(lin *Linear, dy *tensor.Matrix) {
-	if d.See != nil && d.err == nil && dy.Rows > 0 {
-		d.err = d.See(lin, dy)
+	if d.err == nil {
+		d.err = d.See(lin, dy, d.tokens)
 	}
 }
 

@@ -41,7 +41,7 @@ func linearSums(t *testing.T, m *model.Model, tokens []int32, labels []int) (map
 	dx := tensor.New(x.Rows, x.Cols)
 	h.Backward(st, dx, x, func(t int, _ []float32) int { return labels[t] })
 	sums := map[string][]float64{}
-	d := &model.Differential{See: func(lin *model.Linear, dy *tensor.Matrix) error {
+	d := &model.Differential{See: func(lin *model.Linear, dy *tensor.Matrix, _ []int) error {
 		if sums[lin.ID()] == nil {
 			sums[lin.ID()] = make([]float64, lin.Out)
 		}

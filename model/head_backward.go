@@ -1,8 +1,6 @@
 package model
 
 import (
-	"math"
-
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/tensor"
@@ -16,42 +14,49 @@ const (
 )
 
 // Backward sets dx, tokens×Width, to the gradient of Σ log p(label) at the last layer's output x, tokens×Width, p being the
-// model's predictions. label is shown the logits of token t of x and chooses the token whose probability counts; it may be
-// called from several goroutines.
-func (h *Head) Backward(st *State, dx, x *tensor.Matrix, label func(t int, logits []float32) int) {
+// model's predictions. label is shown those of token t of x, which sum to about 1, and chooses the token whose probability
+// counts; it may be called from several goroutines.
+func (h *Head) Backward(st *State, dx, x *tensor.Matrix, label func(t int, p []float32) int) {
 	step := max(16, headLogits/h.m.Vocab)
 	for lo := 0; lo < x.Rows; lo += step {
 		hi := min(lo+step, x.Rows)
-		h.backward(st, dx.View(lo, hi, 0, dx.Cols), x.View(lo, hi, 0, x.Cols), func(t int, logits []float32) int {
-			return label(lo+t, logits)
+		h.backward(st, dx.View(lo, hi, 0, dx.Cols), x.View(lo, hi, 0, x.Cols), func(t int, p []float32) int {
+			return label(lo+t, p)
 		})
 	}
 }
 
-func (h *Head) backward(st *State, dx, x *tensor.Matrix, label func(t int, logits []float32) int) {
+func (h *Head) backward(st *State, dx, x *tensor.Matrix, label func(t int, p []float32) int) {
 	in := st.Scratch("back head in", x.Rows, h.m.Dim)
 	h.In(in, x)
 	logits := st.Scratch("back logits", x.Rows, h.m.Vocab)
 	h.Part(logits, in, 0, h.m.Vocab)
+	var slopes *tensor.Matrix // of the logits in what the softcap makes of them
 	scale, c := h.m.ends.LogitScale, h.m.ends.Softcap
 	if scale == 0 {
 		scale = 1
 	}
+	if c != 0 {
+		slopes = st.Scratch("back slopes", logits.Rows, logits.Cols)
+	}
 	byRows(logits.Rows, func(lo, hi int) {
 		for t := lo; t < hi; t++ {
 			row := logits.Row(t)
+			if c != 0 {
+				for j, v := range row {
+					slopes.Row(t)[j] = 1 - v/c*v/c
+				}
+			}
+			softmaxRow(row)
 			y := label(t, row)
-			sum := elementwise.LogSumExp(row)
-			slope := scale // of the logit in what the output weights give
-			for j, v := range row {
-				g := -float32(math.Exp(float64(v) - sum))
-				if j == y {
-					g++
+			for j, p := range row {
+				row[j] = -p * scale
+			}
+			row[y] += scale
+			if c != 0 {
+				for j, s := range slopes.Row(t) {
+					row[j] *= s
 				}
-				if c != 0 {
-					slope = scale * (1 - v/c*v/c)
-				}
-				row[j] = g * slope
 			}
 		}
 	})
@@ -68,4 +73,18 @@ func (h *Head) backward(st *State, dx, x *tensor.Matrix, label func(t int, logit
 		return
 	}
 	copyTo(grad, 0, dIn)
+}
+
+// softmaxRow replaces logits by their softmax. Exponentials are summed in float64, 1024 at a time.
+func softmaxRow(row []float32) {
+	largest := elementwise.Max(row)
+	var sum float64
+	for i := 0; i < len(row); i += 1024 {
+		part := row[i:min(i+1024, len(row))]
+		sum += float64(elementwise.ExpSum(part, part, largest))
+	}
+	inverse := float32(1 / sum)
+	for i := range row {
+		row[i] *= inverse
+	}
 }

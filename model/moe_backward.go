@@ -46,6 +46,8 @@ func (f *MoE) back(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 func (f *MoE) expertBack(st *State, d *Differential, e int, dy, dh *tensor.Matrix) []float32 {
 	r, down := st.routes, f.Down[e]
 	tokens, weights := r.tokens[e], r.weights[e]
+	d.tokens = tokens
+	defer func() { d.tokens = nil }()
 	x := f.gather(st, e)
 	inner := &MLP{Up: nil, Down: down, Act: f.Act}
 	switch {

@@ -1,8 +1,7 @@
 package model
 
 import (
-	"math"
-
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -30,27 +29,20 @@ func (f *MLP) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 // gatedBack sets dGate and dUp to the gradients at gate and up for dz, that at act(gate)·up. They may be gate and up.
 func (f Activation) gatedBack(dGate, dUp, dz, gate, up *tensor.Matrix) {
 	byRows(dz.Rows, func(lo, hi int) {
+		value, slope := make([]float32, dz.Cols), make([]float32, dz.Cols)
 		for t := lo; t < hi; t++ {
-			g, u, in, toGate, toUp := gate.Row(t), up.Row(t), dz.Row(t), dGate.Row(t), dUp.Row(t)
-			for j, dv := range in {
-				x, y, dv := float64(g[j]), float64(u[j]), float64(dv)
+			f.derivative(value, slope, gate.Row(t))
+			u, toGate, toUp := up.Row(t), dGate.Row(t), dUp.Row(t)
+			for j, dv := range dz.Row(t) {
+				y := u[j]
+				toUp[j] = dv * value[j]
 				if f == SwiGLUO {
-					const limit, alpha = 7, 1.702
-					c := min(x, limit)
-					s := 1 / (1 + math.Exp(-alpha*c))
-					value, slope := c*s, s*(1+alpha*c*(1-s))
-					if x > limit {
-						slope = 0
+					if y > swigluoLimit || y < -swigluoLimit {
+						toUp[j] = 0
 					}
-					toGate[j] = float32(dv * slope * (max(-limit, min(y, limit)) + 1))
-					if y > limit || y < -limit {
-						value = 0
-					}
-					toUp[j] = float32(dv * value)
-					continue
+					y = max(-swigluoLimit, min(y, swigluoLimit)) + 1
 				}
-				value, slope := f.derivative(x)
-				toGate[j], toUp[j] = float32(dv*slope*y), float32(dv*value)
+				toGate[j] = dv * slope[j] * y
 			}
 		}
 	})
@@ -59,29 +51,63 @@ func (f Activation) gatedBack(dGate, dUp, dz, gate, up *tensor.Matrix) {
 // plainBack sets dx to the gradient at x for dz, that at act(x). dx may be x.
 func (f Activation) plainBack(dx, dz, x *tensor.Matrix) {
 	byRows(dz.Rows, func(lo, hi int) {
+		value, slope := make([]float32, dz.Cols), make([]float32, dz.Cols)
 		for t := lo; t < hi; t++ {
-			in, out := x.Row(t), dx.Row(t)
+			f.derivative(value, slope, x.Row(t))
+			out := dx.Row(t)
 			for j, dv := range dz.Row(t) {
-				_, slope := f.derivative(float64(in[j]))
-				out[j] = float32(float64(dv) * slope)
+				out[j] = dv * slope[j]
 			}
 		}
 	})
 }
 
-// derivative returns act(x) and act'(x).
-func (f Activation) derivative(x float64) (value, slope float64) {
+// What elementwise.SwiGLUOMul computes with.
+const swigluoLimit, swigluoAlpha = 7, 1.702
+
+// derivative sets value to act(x), element by element, and slope to act'(x): with s = σ(a·x), the x·s that SiLU is has the slope
+// s·(1 + a·x·(1−s)).
+func (f Activation) derivative(value, slope, x []float32) {
+	sigmoid := func(arg []float32) { // slope = σ(arg)
+		for j := range slope {
+			slope[j] = 1
+		}
+		elementwise.SigmoidMul(tensor.FromSlice(1, len(x), slope), tensor.FromSlice(1, len(x), arg))
+	}
 	switch f {
 	case SiLU:
-		s := 1 / (1 + math.Exp(-x))
-		return x * s, s * (1 + x*(1-s))
-	case GELU:
-		c := math.Sqrt(2 / math.Pi)
-		s := 1 / (1 + math.Exp(-2*c*(x+0.044715*x*x*x)))
-		return x * s, s + x*s*(1-s)*2*c*(1+3*0.044715*x*x)
+		sigmoid(x)
+		for j, s := range slope {
+			value[j], slope[j] = x[j]*s, s*(1+x[j]*(1-s))
+		}
+	case GELU: // x·σ(2u), as elementwise.GELU
+		const c = 0.7978845608028654 // √(2/π)
+		for j, v := range x {
+			value[j] = 2 * c * (v + 0.044715*v*v*v)
+		}
+		sigmoid(value)
+		for j, s := range slope {
+			v := x[j]
+			value[j], slope[j] = v*s, s+v*s*(1-s)*2*c*(1+3*0.044715*v*v)
+		}
 	case ReLU2:
-		v := max(x, 0)
-		return v * v, 2 * v
+		for j, v := range x {
+			v = max(v, 0)
+			value[j], slope[j] = v*v, 2*v
+		}
+	case SwiGLUO:
+		for j, v := range x {
+			value[j] = swigluoAlpha * min(v, swigluoLimit)
+		}
+		sigmoid(value)
+		for j, s := range slope {
+			v := min(x[j], swigluoLimit)
+			value[j], slope[j] = v*s, s*(1+swigluoAlpha*v*(1-s))
+			if x[j] > swigluoLimit {
+				slope[j] = 0
+			}
+		}
+	default:
+		panic("model: no derivative of this activation")
 	}
-	panic("model: no derivative of this activation")
 }

@@ -120,9 +120,9 @@ func newBatches(h *tensor.Matrix) (*batches, error) {
 	l := tensor.New(n, n)
 	for damping := outputDamping; ; damping *= 10 {
 		for i, r := range b.order {
-			src, row := h.Row(r), l.Row(i)[:i+1]
+			row := l.Row(i)[:i+1]
 			for j, c := range b.order[:i+1] {
-				row[j] = src[c]
+				row[j] = h.Row(max(r, c))[min(r, c)]
 			}
 			row[i] += float32(damping * mean)
 		}
@@ -183,7 +183,7 @@ func (b *batches) feedback(dst []kernels.Lane, errs *tensor.Matrix, i int) {
 // OutputGain predicts from gradients that fit has not seen what quantizing with fit's H_O does to the error tr(H_O·E·H·Eᵀ): its
 // share of the error without. Rounding makes each row's target err alike, so that LᵀE = diag(L_BBᵀ)·U with the same energy in
 // every row of U; the same rows of E alone are the error without. fit and held are H_O over some gradients and over others, in
-// blocks as in quant.Job.
+// blocks as in quant.Job, of which only what is on and below the diagonal is read.
 func OutputGain(fit, held []*tensor.Matrix) (float64, error) {
 	var with, without float64
 	for i, h := range fit {
@@ -195,7 +195,7 @@ func OutputGain(fit, held []*tensor.Matrix) (float64, error) {
 		m := tensor.New(n, n) // L⁻¹·V·L⁻ᵀ, V being held's block with its rows in order
 		for p, r := range b.order {
 			for k, c := range b.order {
-				m.Row(p)[k] = held[i].Row(r)[c]
+				m.Row(p)[k] = held[i].Row(max(r, c))[min(r, c)]
 			}
 			without += float64(held[i].Row(r)[r])
 		}

@@ -192,7 +192,7 @@ func addColumns(dst, x *tensor.Matrix) {
 }
 
 // backTile is how many queries' scores exist at a time.
-const backTile = 128
+const backTile = 64
 
 // coreBack adds to dq, dk and dv the gradients at what attention.Of takes for that at its result, do. With P the softmax and
 // dP = do·Vᵀ, the scores' gradient is P∘(dP − Σ P∘dP), and the rest are products (Dao et al., arXiv:2205.14135, appendix B).

@@ -49,6 +49,9 @@ const (
 	outputGain = 0.99
 	// heldOutEvery: of so many sequences one judges whether the others' gradients pay.
 	heldOutEvery = 8
+	// wideEvery: outputs that are wider than the residual stream, an MLP's, are seen in one of so many batches: their products would
+	// take longer than all others, and they gain least.
+	wideEvery = 4
 )
 
 // OutputReport tells of the Hessians of outputs. The JSON names are part of the command line's interface.
@@ -326,26 +329,28 @@ func (b *backwardPass) layer(i int) error {
 	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
 	d := &model.Differential{}
 	err = b.each(i, func(batch int, x, y *tensor.Matrix) error {
-		seq, _ := b.inputs[i].Sequences(batch)
 		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
 			s := sums[lin.ID()]
 			if s == nil {
 				return nil
 			}
-			for lo := 0; lo < dy.Rows; { // rows of sequences of one kind follow each other
-				hi := lo
-				held := func(r int) bool {
-					if tokens != nil {
-						r = tokens[r]
-					}
-					return auto && (seq+r/seqLen)%heldOutEvery == heldOutEvery-1
+			row := func(seq int) int { // the first of dy's that is of this sequence of the batch or a later one
+				if tokens == nil {
+					return seq * seqLen
 				}
-				for hi < dy.Rows && held(hi) == held(lo) {
-					hi++
-				}
-				s.observe(dy.View(lo, hi, 0, dy.Cols), held(lo))
-				lo = hi
+				r, _ := slices.BinarySearch(tokens, seq*seqLen)
+				return r
 			}
+			from := 0
+			if lin.Out > b.m.Dim {
+				from = row(b.lastOf(i, batch, wideEvery))
+			}
+			held := dy.Rows
+			if auto {
+				held = row(b.lastOf(i, batch, heldOutEvery))
+			}
+			s.observe(dy.View(min(from, held), held, 0, dy.Cols), false)
+			s.observe(dy.View(held, dy.Rows, 0, dy.Cols), true)
 			return nil
 		}
 		return l.Backward(b.ctx, b.st, x, y, seqLen, d)
@@ -368,6 +373,20 @@ func (b *backwardPass) layer(i int) error {
 	return b.inputs[i].Close() // nobody needs the states before this layer any more
 }
 
+// lastOf returns how many sequences of a batch come before the last of every so many, its end. Batches of few sequences belong
+// to them as a whole, or not at all.
+func (b *backwardPass) lastOf(i, batch, every int) int {
+	lo, hi := b.inputs[i].Sequences(batch)
+	switch n := hi - lo; {
+	case n >= every:
+		return n - n/every
+	case batch%every == every-1:
+		return 0
+	default:
+		return n
+	}
+}
+
 // finish stores the Hessian of a linear's output, if it pays.
 func (b *backwardPass) finish(lin *model.Linear, s *outputSums, auto bool) error {
 	if !auto {
@@ -384,7 +403,7 @@ func (b *backwardPass) finish(lin *model.Linear, s *outputSums, auto bool) error
 	}
 	for k, h := range s.fit {
 		for i := range h.Rows {
-			for j, v := range s.held[k].Row(i) {
+			for j, v := range s.held[k].Row(i)[:i+1] {
 				h.Row(i)[j] += v
 			}
 			b.present += float64(s.held[k].Row(i)[i])
@@ -395,20 +414,23 @@ func (b *backwardPass) finish(lin *model.Linear, s *outputSums, auto bool) error
 	return b.put(lin.ID(), s.fit)
 }
 
-// outputSums are Σ ggᵀ over the gradients at a linear's output: of most sequences, and of those that judge them.
+// outputSums are Σ ggᵀ, on and below the diagonal, over the gradients at a linear's output: of most sequences, and of those that judge them.
 type outputSums struct {
 	fit, held []*tensor.Matrix
 	tokens    int
 }
 
 func (s *outputSums) observe(g *tensor.Matrix, held bool) {
+	if g.Rows == 0 {
+		return
+	}
 	blocks := s.fit
 	if held {
 		blocks = s.held
 	}
 	at := 0
 	for _, h := range blocks {
-		gemm.Syrk(h, g.View(0, g.Rows, at, at+h.Rows), kernels.Auto)
+		gemm.SyrkLower(h, g.View(0, g.Rows, at, at+h.Rows), kernels.Auto)
 		at += h.Rows
 	}
 	s.tokens += g.Rows

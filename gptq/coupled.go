@@ -1,8 +1,10 @@
 package gptq
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -96,16 +98,20 @@ type batches struct {
 	share [][]kernels.Lane
 }
 
-// newBatches factors h, which it leaves as it is. Rows far from each other make up a batch, as neighbours, of one attention
-// head say, have the most to do with each other.
+// batchRows is how many rows make up a batch of n: few, as rows of a batch do not see each other's errors, but as many as there
+// are lanes where there is much to do.
+func batchRows(n int) int { return max(4, min(n/32, kernels.Lanes)) }
+
+// newBatches factors h, of which it reads what is on and below the diagonal. The rows that matter most come last in order, so
+// first in time: all others can then make up for their errors. Without that order gradients that H_O was not made of predict 3%
+// more error for an MLP's or attention's output, and a third more for queries, keys and values.
 func newBatches(h *tensor.Matrix) (*batches, error) {
 	n := h.Rows
-	b := &batches{count: (n + kernels.Lanes - 1) / kernels.Lanes}
-	for i := range b.count {
-		for r := i; r < n; r += b.count {
-			b.order = append(b.order, r)
-		}
+	b := &batches{count: (n + batchRows(n) - 1) / batchRows(n), order: make([]int, n)}
+	for i := range b.order {
+		b.order[i] = i
 	}
+	slices.SortStableFunc(b.order, func(x, y int) int { return cmp.Compare(h.Row(x)[x], h.Row(y)[y]) })
 	var mean float64
 	for i := range n {
 		d := h.Row(i)[i]

@@ -41,17 +41,16 @@ func ParseOutputHessian(s string) (OutputHessian, error) {
 }
 
 const (
-	// outputRows is the most rows of a block of H_O; wider outputs have several, as equal as can be.
-	outputRows = 4096
+	// outputRows is the most rows of a block of H_O. Wider outputs have several, as equal as can be, and so have those of more than
+	// wideOutputs times the residual stream's width, an MLP's: whole, they would take more time than all others, for the least gain.
+	outputRows  = 4096
+	wideOutputs = 2
 	// expertRows is the same for experts, of which there are many.
 	expertRows = 512
 	// outputGain is the share of the error below which H_O pays, by gradients that it was not made of.
 	outputGain = 0.99
 	// heldOutEvery: of so many sequences one judges whether the others' gradients pay.
 	heldOutEvery = 8
-	// wideEvery: outputs that are wider than the residual stream, an MLP's, are seen in one of so many batches: their products would
-	// take longer than all others, and they gain least.
-	wideEvery = 4
 )
 
 // OutputReport tells of the Hessians of outputs. The JSON names are part of the command line's interface.
@@ -341,15 +340,11 @@ func (b *backwardPass) layer(i int) error {
 				r, _ := slices.BinarySearch(tokens, seq*seqLen)
 				return r
 			}
-			from := 0
-			if lin.Out > b.m.Dim {
-				from = row(b.lastOf(i, batch, wideEvery))
-			}
 			held := dy.Rows
 			if auto {
-				held = row(b.lastOf(i, batch, heldOutEvery))
+				held = row(b.heldFrom(i, batch))
 			}
-			s.observe(dy.View(min(from, held), held, 0, dy.Cols), false)
+			s.observe(dy.View(0, held, 0, dy.Cols), false)
 			s.observe(dy.View(held, dy.Rows, 0, dy.Cols), true)
 			return nil
 		}
@@ -373,14 +368,14 @@ func (b *backwardPass) layer(i int) error {
 	return b.inputs[i].Close() // nobody needs the states before this layer any more
 }
 
-// lastOf returns how many sequences of a batch come before the last of every so many, its end. Batches of few sequences belong
-// to them as a whole, or not at all.
-func (b *backwardPass) lastOf(i, batch, every int) int {
+// heldFrom returns how many sequences of a batch come before those that are held out, its last. Batches of few sequences are
+// held out as a whole, or not at all.
+func (b *backwardPass) heldFrom(i, batch int) int {
 	lo, hi := b.inputs[i].Sequences(batch)
 	switch n := hi - lo; {
-	case n >= every:
-		return n - n/every
-	case batch%every == every-1:
+	case n >= heldOutEvery:
+		return n - n/heldOutEvery
+	case batch%heldOutEvery == heldOutEvery-1:
 		return 0
 	default:
 		return n
@@ -444,7 +439,7 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 			continue
 		}
 		s := &outputSums{}
-		for _, n := range outputBlocks(lin.Out, lin.Expert >= 0) {
+		for _, n := range b.blocks(lin) {
 			s.fit = append(s.fit, tensor.New(n, n))
 			s.held = append(s.held, tensor.New(n, n))
 		}
@@ -453,14 +448,17 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 	return sums
 }
 
-// outputBlocks divides the rows of a linear.
-func outputBlocks(rows int, expert bool) []int {
+// blocks divides the rows of a linear.
+func (b *backwardPass) blocks(lin *model.Linear) []int {
 	most := outputRows
-	if expert {
+	switch {
+	case lin.Expert >= 0:
 		most = expertRows
+	case lin.Out > wideOutputs*b.m.Dim:
+		most = min(most, b.m.Dim)
 	}
 	var blocks []int
-	for left, n := rows, (rows+most-1)/most; n > 0; n-- {
+	for left, n := lin.Out, (lin.Out+most-1)/most; n > 0; n-- {
 		size := (left + n - 1) / n
 		blocks = append(blocks, size)
 		left -= size

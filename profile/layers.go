@@ -11,6 +11,7 @@ import (
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -31,6 +32,7 @@ type run struct {
 
 	importance map[string][]float32 // mean squares of the features, by input
 	outlying   int8outlier.Collector
+	standing   store.Standing
 }
 
 // watched is a site while its layer runs.
@@ -51,30 +53,34 @@ func (r *run) layers() error {
 		return err
 	}
 	perBatch := max(1, min(batchTokens/seqLen, len(r.set.Sequences)/minBatches))
-	store, err := states.New(len(r.set.Sequences), seqLen, m.Width, perBatch, r.opt.Memory, r.opt.TempDir)
+	hidden, err := states.New(len(r.set.Sequences), seqLen, m.Width, perBatch, r.opt.Memory, r.opt.TempDir)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	for b := range store.Batches() {
-		x, err := store.Get(b)
+	defer hidden.Close()
+	for b := range hidden.Batches() {
+		x, err := hidden.Get(b)
 		if err != nil {
 			return err
 		}
-		lo, hi := store.Sequences(b)
+		lo, hi := hidden.Sequences(b)
 		for k := lo; k < hi; k++ {
 			x := x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width)
 			if err := m.Embed(x, r.set.Sequences[k], seqLen, nil); err != nil {
 				return err
 			}
 		}
-		if err := store.Put(b, x); err != nil {
+		if err := hidden.Put(b, x); err != nil {
 			return err
 		}
 	}
-	for i := range m.Layers() {
+	next, err := r.resume(hidden)
+	if err != nil {
+		return err
+	}
+	for i := next; i < m.Layers(); i++ {
 		r.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, m.Layers()))
-		if err := r.layer(store, i); err != nil {
+		if err := r.keep(hidden, i, func() error { return r.layer(hidden, i) }); err != nil {
 			return fmt.Errorf("%s: layer %d: %w", m.Source.Name(), i, err)
 		}
 	}
@@ -82,7 +88,7 @@ func (r *run) layers() error {
 }
 
 // layer runs all batches through layer i, watches its inputs, and then rounds its linears.
-func (r *run) layer(store *states.Store, i int) error {
+func (r *run) layer(hidden *states.Store, i int) error {
 	m := r.m
 	l, err := m.LoadLayer(i)
 	if err != nil {
@@ -96,12 +102,12 @@ func (r *run) layer(store *states.Store, i int) error {
 		sites[s] = w
 		inOrder = append(inOrder, w)
 	}
-	for b := range store.Batches() {
-		x, err := store.Get(b)
+	for b := range hidden.Batches() {
+		x, err := hidden.Get(b)
 		if err != nil {
 			return err
 		}
-		lo, hi := store.Sequences(b)
+		lo, hi := hidden.Sequences(b)
 		r.st.Enter(m, x, r.set.SeqLen)
 		err = l.Run(r.ctx, r.st, 0, len(l.Stages), func(s *model.Site, in *tensor.Matrix, tokens []int) error {
 			if in.Rows == 0 { // an expert that none of these tokens reaches
@@ -112,7 +118,7 @@ func (r *run) layer(store *states.Store, i int) error {
 		if err != nil {
 			return err
 		}
-		if err := store.Put(b, x); err != nil {
+		if err := hidden.Put(b, x); err != nil {
 			return err
 		}
 		r.opt.Progress.Add(m.LayerWeights(i) * int64((hi-lo)*r.set.SeqLen))

@@ -15,6 +15,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -36,6 +37,8 @@ type Options struct {
 	Memory   int64
 	TempDir  string
 	Progress eval.Progress // may be nil
+	// Work keeps what is known of each layer, and the hidden states behind it, so that Run goes on there; nil: it keeps nothing.
+	Work eval.Work
 }
 
 // Profile is what was measured. The JSON names are part of the command line's interface.
@@ -170,6 +173,8 @@ func Run(ctx context.Context, src model.Source, set *calib.Set, opt Options) (*P
 		}
 	}
 	r := &run{ctx: ctx, m: m, st: m.NewState(), set: set, opt: opt, importance: map[string][]float32{}}
+	r.standing = store.Standing{Model: src.Name(), Type: opt.Type.Name, Phase: store.PhaseProfile, Run: 1, Layers: m.Layers(),
+		LayerSeconds: []float64{}}
 	r.p = &Profile{
 		Model: src.Name(), Layers: m.Layers(), Type: opt.Type.Name, Fallback: []Fallback{},
 		Calibration: Calibration{
@@ -195,7 +200,7 @@ func Run(ctx context.Context, src model.Source, set *calib.Set, opt Options) (*P
 	}
 	r.p.advise(opt)
 	r.p.Seconds = time.Since(start).Seconds()
-	return r.p, nil
+	return r.p, r.finishWork()
 }
 
 // tensorLinears are the linears of one tensor: one, or all of its experts.

@@ -5,7 +5,7 @@ import "time"
 // Standing is how far a run is. The JSON names are part of the command line's interface.
 type Standing struct {
 	Model  string `json:"model"`
-	Output string `json:"output"` // "" of an evaluation, which has no method and type either
+	Output string `json:"output"` // "" of evaluations and profiles, which have no method either
 	Method string `json:"method"`
 	Type   string `json:"type"`
 	Phase  string `json:"phase"`
@@ -17,13 +17,14 @@ type Standing struct {
 	Head         bool      `json:"head"` // is quantized too, after the layers
 }
 
-// Phases of a run, in order; an evaluation has one.
+// Phases of a run, in order; evaluations and profiles have one.
 const (
 	PhaseTypes    = "types"    // measuring what types do to tensors
 	PhaseLayers   = "layers"   // quantizing the layers
 	PhaseHead     = "head"     // quantizing the head
 	PhaseValidate = "validate" // comparing the file to the original
 	PhaseEvaluate = "evaluate"
+	PhaseProfile  = "profile"
 	PhaseDone     = "done"
 )
 

@@ -33,6 +33,7 @@ type profileOptions struct {
 	Memory        byteSize
 	Threads       int
 	Force         bool
+	Work          string
 }
 
 // Defaults of the divergence measurement: cheap beside the calibration.
@@ -54,6 +55,7 @@ func (o *profileOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.Memory, "memory", memoryUsage)
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
+	f.StringVar(&o.Work, "work", "", workUsage)
 	o.calibOptions.AddFlags(cmd)
 }
 
@@ -122,10 +124,24 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 			return err
 		}
 	}
+	done := false
+	if opts.Work != "" {
+		work, err := opts.openWork(src, set, &popt)
+		if err != nil {
+			return err
+		}
+		defer work.Close()
+		popt.Work = work
+		defer func() {
+			progress.Done()
+			a.printWork(work, done)
+		}()
+	}
 	p, err := profile.Run(ctx, src, set, popt)
 	if err != nil {
 		return err
 	}
+	done = true
 	progress.Done()
 	data, err := json.MarshalIndent(p, "", " ")
 	if err != nil {

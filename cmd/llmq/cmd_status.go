@@ -75,7 +75,7 @@ func (a *app) printStatus(r *statusReport) error {
 	}
 	phase := map[string]string{
 		store.PhaseTypes: "measuring what types cost", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
-		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseDone: "done",
+		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseProfile: "profiling", store.PhaseDone: "done",
 	}[r.Phase]
 	switch {
 	case r.Standing.Done():

@@ -9,10 +9,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/profile"
 	"github.com/llmq/llmq/store"
 )
 
@@ -82,6 +84,21 @@ func (o *evalOptions) openWork(m *model.Model, tokens []int32, eopt *eval.Option
 		store.Part{What: "set of options", Digest: fmt.Sprintf("%d %d %v %d %q %v", eopt.Context, eopt.Chunks, eopt.ScoreAll, bos, eopt.Activations, m.Precision)},
 		pipeline.TierPart())
 	return openWork(o.Work, parts, sources)
+}
+
+// openWork opens the folder of --work for a profile of src on a calibration set.
+func (o *profileOptions) openWork(src pipeline.Source, set *calib.Set, popt *profile.Options) (*store.Dir, error) {
+	digest, err := pipeline.SourceDigest(src)
+	if err != nil {
+		return nil, err
+	}
+	return openWork(o.Work, []store.Part{
+		{What: "model", Digest: digest},
+		{What: "calibration text", Digest: fmt.Sprintf("%d %d %s %v", len(set.Sequences), set.SeqLen, set.SHA256(), set.Metadata())},
+		{What: "held-out text", Digest: store.Digest(func(w io.Writer) { fmt.Fprint(w, popt.HeldOut) })},
+		{What: "set of options", Digest: fmt.Sprintf("%s %v %d", popt.Type.Name, popt.FallbackError, popt.KLLinears)},
+		pipeline.TierPart(),
+	}, []pipeline.Source{src})
 }
 
 // filesDigest is a digest of names, sizes and times of change of files, and in folders of what a checkpoint consists of: what

@@ -150,3 +150,32 @@ func TestEvalWork(t *testing.T) {
 		t.Errorf("other options: exit %d, %s", r.code, r.stderr)
 	}
 }
+
+// TestProfileWork: a profile that is killed goes on, and writes what an undisturbed one writes, but for the time.
+func TestProfileWork(t *testing.T) {
+	dir, out, work := folder(t, "llama"), t.TempDir(), filepath.Join(t.TempDir(), "work")
+	profile := func(name string, more ...string) []string {
+		return slices.Concat([]string{"profile", dir, "-o", filepath.Join(out, name), "--kl-tokens", "128"}, calibrate, more)
+	}
+	read := func(name string) map[string]any {
+		b, err := os.ReadFile(filepath.Join(out, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v map[string]any
+		if err := json.Unmarshal(b, &v); err != nil {
+			t.Fatal(err)
+		}
+		delete(v, "seconds")
+		return v
+	}
+	must(t, profile("whole.json")...)
+	runUntil(t, "profile: layer 2/2", syscall.SIGKILL, profile("out.json", "--work", work)...)
+	if r := llmq(t, profile("out.json", "--work", work, "--type", "q3_k")...); r.code != exitFailure || !strings.Contains(r.stderr, "another set of options") {
+		t.Errorf("another type: exit %d, %s", r.code, r.stderr)
+	}
+	must(t, profile("out.json", "--work", work)...)
+	if !reflect.DeepEqual(read("out.json"), read("whole.json")) {
+		t.Error("another profile than without --work")
+	}
+}

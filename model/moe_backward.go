@@ -112,7 +112,7 @@ func (f *MoE) sharedBack(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 	copyTo(dOut, 0, dy)
 	var gate *tensor.Matrix
 	if f.SharedGate != nil {
-		gate = st.Scratch("shared gate", h.Rows, 1)
+		gate = st.Scratch("back shared gate", h.Rows, 1)
 		f.SharedGate.exact(gate, h)
 		for t := range dOut.Rows {
 			s := float32(1 / (1 + math.Exp(-float64(gate.Row(t)[0]))))

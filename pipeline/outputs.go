@@ -14,6 +14,7 @@ import (
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -170,6 +171,9 @@ func (p *passage) gradients() error {
 	if p.found.outputs != nil || !p.plan.Recipe.wantsOutputs() ||
 		p.plan.Recipe.OutputHessian == OutputHessianAuto && len(set.Sequences) < heldOutEvery {
 		return nil
+	}
+	if err := p.kept.note(store.PhaseGradients); err != nil {
+		return err
 	}
 	if p.kept != nil {
 		var err error
@@ -459,15 +463,20 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 
 // blocks divides the rows of a linear.
 func (b *backwardPass) blocks(lin *model.Linear) []int {
+	return outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0)
+}
+
+// outputBlocks divides out rows of a linear, or of an expert's, in a model whose residual stream is dim wide.
+func outputBlocks(out, dim int, expert bool) []int {
 	most := outputRows
 	switch {
-	case lin.Expert >= 0:
+	case expert:
 		most = expertRows
-	case lin.Out > wideOutputs*b.m.Dim:
-		most = min(most, b.m.Dim)
+	case out > wideOutputs*dim:
+		most = min(most, dim)
 	}
 	var blocks []int
-	for left, n := lin.Out, (lin.Out+most-1)/most; n > 0; n-- {
+	for left, n := out, (out+most-1)/most; n > 0; n-- {
 		size := (left + n - 1) / n
 		blocks = append(blocks, size)
 		left -= size

@@ -423,9 +423,7 @@ func (h *gemma4) experts(b *model.Loader) *model.MoE {
 	scale, plain := b.Vector("ffn_gate_inp.scale", h.dim, model.Required), model.Unweighted(h.dim, h.eps)
 	f := &model.MoE{
 		Router: b.Kept("ffn_gate_inp", n, h.dim, model.Absent), Top: h.expertsUsed, Normalize: true, Act: model.GELU,
-		RouterIn: func(st *model.State) *tensor.Matrix {
-			return plain.Scaled(st, "router in", st.X, scale, 1/math.Sqrt(float64(h.dim)))
-		},
+		RouterIn: &model.RouterInput{Norm: plain, Scale: scale, Factor: 1 / math.Sqrt(float64(h.dim))},
 	}
 	if b.Has("ffn_gate_up_exps.weight") {
 		f.GateUp = b.Experts("ffn_gate_up_exps", n, 2*h.expertFFN, h.dim, model.Absent)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/linalg"
@@ -53,6 +54,9 @@ type Factor struct {
 	l        *tensor.Matrix // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
 	order    []int          // order[p] is the column at position p; the last is quantized first
 	block    int            // columns of a block stay together in order; 0: they need not
+
+	mu      sync.Mutex
+	windows map[*quant.Affine][]*window // of refine, by grid
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not

@@ -15,7 +15,7 @@ type Method struct{ Options Options }
 func (Method) Name() string { return "gptq" }
 
 // Needs are the inputs' Hessian and what the original model has in the inputs' place.
-func (Method) Needs() quant.Needs { return quant.Needs{Stats: true, Original: true} }
+func (Method) Needs() quant.Needs { return quant.Needs{Stats: true, Original: true, Outputs: true} }
 
 // Memory counts the factor, and of all rows the weights, the corrected and the decoded ones, codes, and what sweep and descent
 // keep beside them: eight values for a weight, as pipeline's TestNeedsMemory measures.
@@ -43,7 +43,12 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 		return quant.Result{}, err
 	}
 	target := f.Correct(j.W, s.in)
-	w, err := f.Quantize(ctx, target, j.Grid)
+	var w *quant.Weight
+	if j.Outputs == nil {
+		w, err = f.Quantize(ctx, target, j.Grid)
+	} else {
+		w, err = f.QuantizeCoupled(ctx, target, j.Grid, j.Outputs)
+	}
 	return quant.Result{Weight: w, Target: target, Damping: f.Damping}, err
 }
 

@@ -33,13 +33,8 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 	for j, d := range f.diagonal {
 		damping[j] = d - f.h.Row(j)[j]
 	}
-	step := max(refineColumns, g.Block) / g.Block * g.Block
-	windows := make([]*window, 0, (n+step-1)/step)
-	for i0 := 0; i0 < n; i0 += step {
-		i1 := min(i0+step, n)
-		h := f.damped(i0, i1)
-		windows = append(windows, &window{i0, i1, h, groupSums(h, g)})
-	}
+	step := windowColumns(g)
+	windows := f.windowsOf(g)
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), 2*n) }}
 	descents := sync.Pool{New: func() any { return newDescent(g, min(step, n)) }}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
@@ -90,6 +85,29 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 		}
 		return nil
 	})
+}
+
+// windowColumns is the number of columns of a window.
+func windowColumns(g *quant.Affine) int { return max(refineColumns, g.Block) / g.Block * g.Block }
+
+// windowsOf returns the windows for weights on g's grid, which it makes once.
+func (f *Factor) windowsOf(g *quant.Affine) []*window {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.windows[g] != nil {
+		return f.windows[g]
+	}
+	var windows []*window
+	for i0, n := 0, f.h.Rows; i0 < n; i0 += windowColumns(g) {
+		i1 := min(i0+windowColumns(g), n)
+		h := f.damped(i0, i1)
+		windows = append(windows, &window{i0, i1, h, groupSums(h, g)})
+	}
+	if f.windows == nil {
+		f.windows = map[*quant.Affine][]*window{}
+	}
+	f.windows[g] = windows
+	return windows
 }
 
 // addScaled sets grad += diff·diag(d).

@@ -113,6 +113,15 @@ func Solve(b, l *tensor.Matrix) {
 	})
 }
 
+// SolveTransposed sets b, rows×n, to b·L⁻ᵀ, L being n×n lower triangular as Cholesky leaves it.
+func SolveTransposed(b, l *tensor.Matrix) {
+	checkSquare(l)
+	if b.Cols != l.Rows {
+		panic("linalg: the system's shapes do not agree")
+	}
+	solveRight(b, l, invertBlocks(l), newScratch(b))
+}
+
 // solveRightLower sets b = b·L⁻¹, L lower triangular.
 func solveRightLower(b, l *tensor.Matrix, inv inverses, s scratch) {
 	n := l.Rows

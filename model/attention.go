@@ -67,7 +67,7 @@ func (a *Attention) Branch() Branch {
 			Sites: []*Site{{Name: "attn_in", Expert: -1, Linears: linears, Shares: "attn_in"}},
 			Apply: func(st *State) { st.In = a.attend(st, st.In) }, ReadsAux: a.Takes != nil,
 		}},
-		Out: out, Costly: true, Narrows: true,
+		Out: out, Costly: true, Narrows: true, Back: a.back,
 	}
 }
 
@@ -176,8 +176,7 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 	if rope != nil {
 		rope.Table(st.SeqLen) // made before it is used from several goroutines
 	}
-	shape := attention.Shape{Heads: a.Heads, KVHeads: a.KVHeads, KeyDim: a.HeadDim, ValueDim: a.HeadDim,
-		Window: a.Window, Scale: a.Scale, Softcap: a.Softcap, Sinks: a.Sinks}
+	shape := a.shape()
 	for i := range seqs {
 		qs, out := q.View(i*last, (i+1)*last, 0, q.Cols), dst.View(i*last, (i+1)*last, 0, dst.Cols)
 		ks, vs := k.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, k.Cols), v.View(i*st.SeqLen, (i+1)*st.SeqLen, 0, v.Cols)
@@ -189,6 +188,12 @@ func (a *Attention) Attend(st *State, dst, q, k, v *tensor.Matrix) {
 		}
 		attention.Of(&shape, out, qs, ks, vs, st.precision)
 	}
+}
+
+// shape is what attention.Of takes.
+func (a *Attention) shape() attention.Shape {
+	return attention.Shape{Heads: a.Heads, KVHeads: a.KVHeads, KeyDim: a.HeadDim, ValueDim: a.HeadDim,
+		Window: a.Window, Scale: a.Scale, Softcap: a.Softcap, Sinks: a.Sinks}
 }
 
 // rotate applies the norm of heads and RoPE, if there are any. x has no padding; its first token is at position at.

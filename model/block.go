@@ -17,6 +17,9 @@ type Branch struct {
 	Out *Site
 	// Costly says that Out's input is expensive to compute.
 	Costly bool
+	// Back takes dy, the gradient at the input of Out, or at the output where there is no Out, to that at the branch's input h,
+	// and adds it to dh. st.X is the residual stream from which the branch starts. nil: there is no derivative.
+	Back func(st *State, d *Differential, h, dy, dh *tensor.Matrix)
 	// Narrows says that the branch may leave the output of State.last tokens alone, having narrowed st.X.
 	Narrows bool
 }
@@ -89,7 +92,9 @@ func (r Residual) stages() []Stage {
 
 // Residual adds a residual connection to the layer.
 func (b *Loader) Residual(r Residual) {
+	at, own := len(b.layer.Stages), newPart(r)
 	stages := r.stages()
+	b.layer.spans = append(b.layer.spans, span{[]part{own}, at, at + len(stages)})
 	first := &stages[0]
 	first.Begins = true
 	first.Prepare = prepared(first.Prepare, func(st *State) { st.In = normed(st, "norm", r.Pre) })
@@ -103,6 +108,10 @@ func (b *Loader) Residual(r Residual) {
 // narrow.
 func (b *Loader) Parallel(rs ...Residual) {
 	var tails []Stage
+	around := span{from: len(b.layer.Stages)}
+	for _, r := range rs {
+		around.parts = append(around.parts, newPart(r))
+	}
 	for i := 0; i < len(rs); {
 		j := i + 1
 		for j < len(rs) && rs[j].Pre == rs[i].Pre {
@@ -140,6 +149,8 @@ func (b *Loader) Parallel(rs ...Residual) {
 		i = j
 	}
 	b.layer.Stages = append(b.layer.Stages, tails...)
+	around.to = len(b.layer.Stages)
+	b.layer.spans = append(b.layer.spans, around)
 }
 
 // prepared runs two preparations one after the other; the second may be nil.

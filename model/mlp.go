@@ -79,7 +79,8 @@ func (f *MLP) Branch() Branch {
 			Sites: []*Site{{Name: "mlp_in", Expert: -1, Linears: linears, Shares: "mlp_in"}},
 			Apply: func(st *State) { st.In = f.inner(st, "", st.In) },
 		}},
-		Out: out,
+		Out:  out,
+		Back: f.back,
 	}
 }
 

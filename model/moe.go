@@ -48,7 +48,30 @@ type MoE struct {
 	SharedGate *Linear
 
 	// RouterIn, where not nil, makes the router's input of the residual stream. It is the experts' otherwise.
-	RouterIn func(st *State) *tensor.Matrix
+	RouterIn *RouterInput
+}
+
+// RouterInput is the residual stream normalised, times Scale feature by feature and times Factor.
+type RouterInput struct {
+	Norm   *Norm
+	Scale  []float32
+	Factor float64
+}
+
+// of returns the router's input, in scratch memory.
+func (r *RouterInput) of(st *State) *tensor.Matrix {
+	y := st.Scratch("router in", st.X.Rows, st.X.Cols)
+	r.Norm.apply(y, st.X)
+	r.scale(y)
+	return y
+}
+
+func (r *RouterInput) scale(y *tensor.Matrix) {
+	for t := range y.Rows {
+		for j, v := range y.Row(t) {
+			y.Row(t)[j] = v * float32(r.Factor) * r.Scale[j]
+		}
+	}
 }
 
 // routes is which tokens of a batch reach which expert.
@@ -118,14 +141,14 @@ func (f *MoE) Branch() Branch {
 		}
 		return f.part(st, st.In, i), st.routes.tokens[i]
 	}
-	return Branch{Stages: []Stage{in, out}}
+	return Branch{Stages: []Stage{in, out}, Back: f.back}
 }
 
 // route chooses the experts of each token of the batch. st.In, their input, is normalised.
 func (f *MoE) route(st *State) {
 	h, x := st.In, st.In
 	if f.RouterIn != nil {
-		x = f.RouterIn(st)
+		x = f.RouterIn.of(st)
 	}
 	logits := st.Scratch("router", x.Rows, f.Router.Out)
 	f.Router.exact(logits, x)

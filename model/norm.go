@@ -44,18 +44,6 @@ func (n *Norm) heads(x *tensor.Matrix, headDim int) {
 	n.rows(heads, heads)
 }
 
-// Scaled returns the normalised rows of x, times scale feature by feature and times c, in scratch memory.
-func (n *Norm) Scaled(st *State, name string, x *tensor.Matrix, scale []float32, c float64) *tensor.Matrix {
-	y := st.Scratch(name, x.Rows, x.Cols)
-	n.apply(y, x)
-	for t := range y.Rows {
-		for j, v := range y.Row(t) {
-			y.Row(t)[j] = v * float32(c) * scale[j]
-		}
-	}
-	return y
-}
-
 // Unweighted returns an RMSNorm over n features whose weights are all 1.
 func Unweighted(n int, eps float32) *Norm {
 	w := make([]float32, n)

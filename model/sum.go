@@ -1,6 +1,10 @@
 package model
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/llmq/llmq/tensor"
+)
 
 // Sum is Σ Post(branch(Pre(x))) of the residual stream x over several branches: what has a norm of its own around it
 // before it is added to x. The parts' Scale and LayerScale have no effect, and none of their branches may narrow.
@@ -9,6 +13,10 @@ type Sum []Residual
 // Branch is the sum. It looks at the residual stream, not at its normalised input.
 func (s Sum) Branch() Branch {
 	var stages []Stage
+	var parts []part
+	for _, r := range s {
+		parts = append(parts, newPart(r))
+	}
 	for i, part := range s {
 		own := part.Branch.Stages
 		if site := part.Branch.Out; site != nil {
@@ -26,7 +34,14 @@ func (s Sum) Branch() Branch {
 		}
 		stages = append(stages, own...)
 	}
-	return Branch{Stages: stages}
+	return Branch{Stages: stages, Back: func(st *State, d *Differential, _, dy, dh *tensor.Matrix) {
+		dy = dy.Clone() // parts use the scratch memory that it is in
+		sum := dh.Clone()
+		for i := range parts {
+			parts[i].back(st, d, sum, dy)
+		}
+		copyTo(dh, 0, sum)
+	}}
 }
 
 // collect adds part i's output, which is in st.In, to those before it.

@@ -13,6 +13,7 @@ type Layer struct {
 	Stages []Stage
 
 	m       *Model
+	spans   []span
 	linears []*Linear // in the order of the forward pass
 	vectors map[string][]float32
 	// narrows says that attention can leave out the tokens that ForwardLast does not want.
@@ -159,5 +160,5 @@ func (l *Layer) Release() {
 			lin.tensor = nil
 		}
 	}
-	l.linears, l.Stages = nil, nil
+	l.linears, l.Stages, l.spans = nil, nil, nil
 }

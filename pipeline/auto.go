@@ -40,6 +40,8 @@ type findings struct {
 	plain     map[string]*plainRounding
 	kl        map[string]float64 // by linear: the divergence that rounding it alone causes; nil before it is measured
 
+	outputs *outputs // nil: none, or not yet
+
 	validation *Validation
 	runs       []ValidatedRun
 	int8       int // linears that the limit has given Q8_0

@@ -252,7 +252,7 @@ func (a *assigner) measureLinear(u *use, parts []*model.Linear, in *quant.Stats,
 			_, q := encode(t.Type, w, nil)
 			return q, nil
 		}
-		q, err := round(a.ctx, t, w, parts[0].Product, solver)
+		q, err := round(a.ctx, t, quant.Job{W: w, Product: parts[0].Product}, solver)
 		return q.decoded, err
 	}, func(w, q *tensor.Matrix) float64 { return quant.OutputError(w, q, in.H) })
 }

@@ -33,6 +33,9 @@ type passage struct {
 // that come from everything quantized before it; a second stream of hidden states shows what the original model has in
 // their place.
 func (p *passage) layers() error {
+	if err := p.gradients(); err != nil {
+		return err
+	}
 	set := p.opt.Calib
 	budget := newStateBudget(p.opt.Memory)
 	s, err := newStream(p.m, set.Sequences, set.SeqLen, true, budget, p.tempDir, p.roundEmbeddings())
@@ -234,6 +237,9 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 			job := &rowsJob{tensor: t, w: w, product: lin.Product, solver: solver, in: in, rounding: p.mayFallBack()}
 			if lin.F32 == nil && t.Type.Grid != nil && lin.W.Format.Name == t.Type.Name {
 				job.stored = lin.W.Data
+			}
+			if job.outputs, err = p.found.outputs.of(lin, p.scaled.outputs[lin.Name]); err != nil {
+				return err
 			}
 			q, err := quantizeRows(ctx, job)
 			if err != nil {

@@ -29,6 +29,8 @@ type Recipe struct {
 	// BiasCorrection adds to each quantized linear's bias what its output has lost in the mean, and gives biases to
 	// linears without one where the architecture's readers load them.
 	BiasCorrection bool
+	// OutputHessian says whether rows are rounded with regard to each other, by what errors of the outputs do to the predictions.
+	OutputHessian OutputHessian
 	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
 	Requantize bool
 	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewPlan. 0: it does not.

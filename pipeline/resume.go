@@ -25,6 +25,7 @@ import (
 //	runN-statesI   the hidden states of both models before layer I; those before the last that is done are removed
 //	runN-head      the head's rows
 //	runN-outcome   how attempt N ended, where another had to follow: then nothing else of it is left
+//	outputs        the Hessians of outputs, as of which all attempts have the same
 //	types          what Assign has measured; before it is complete, types-layerI and types-statesI are as above
 //
 // and goes on from there by doing everything again in its order, but for what has its output in the folder.
@@ -208,7 +209,9 @@ func (t *task) attemptOnce(path string, found *findings) (outcome, []FallbackRep
 				return nil, nil, err
 			}
 		}
+		outputs := found.outputs
 		*found = *newFindings()
+		found.outputs = outputs
 		f := &kept.Findings
 		found.add(f, &t.plan.Recipe)
 		found.validation, found.runs, found.int8 = f.Validation, f.Runs, f.Int8

@@ -10,15 +10,16 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// rowsJob is rows of a linear to be quantized. Rows do not depend on each other.
+// rowsJob is rows of a linear to be quantized. Rows depend on each other through outputs alone.
 type rowsJob struct {
 	tensor   *Tensor // whose type they get
 	w        *tensor.Matrix
 	product  bool // of quant.Job
 	solver   quant.Solver
-	in       *quant.Stats // the inputs that the solver knows, by which errors are measured
-	rounding bool         // the error of rounding alone is asked for
-	stored   []byte       // the rows as the checkpoint has them, where that is in the tensor's type; else nil
+	in       *quant.Stats     // the inputs that the solver knows, by which errors are measured
+	outputs  []*tensor.Matrix // of quant.Job
+	rounding bool             // the error of rounding alone is asked for
+	stored   []byte           // the rows as the checkpoint has them, where that is in the tensor's type; else nil
 }
 
 // rows is what became of a rowsJob.
@@ -33,7 +34,7 @@ func quantizeRows(ctx context.Context, j *rowsJob) (rows, error) {
 	r := rounding{target: j.w, data: j.stored, decoded: j.w, exact: true}
 	if j.stored == nil {
 		var err error
-		if r, err = round(ctx, j.tensor, j.w, j.product, j.solver); err != nil {
+		if r, err = round(ctx, j.tensor, quant.Job{W: j.w, Product: j.product, Outputs: j.outputs}, j.solver); err != nil {
 			return rows{}, err
 		}
 	}
@@ -63,8 +64,9 @@ type rounding struct {
 	exact   bool           // the weights were on the type's grid: nothing is lost
 }
 
-// round gives rows w of a tensor its type by a solver that knows the inputs.
-func round(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s quant.Solver) (rounding, error) {
+// round gives the job's rows of a tensor its type by a solver that knows the inputs.
+func round(ctx context.Context, t *Tensor, j quant.Job, s quant.Solver) (rounding, error) {
+	w := j.W
 	if t.Type.Grid == nil {
 		data, decoded := encode(t.Type, w, nil)
 		return rounding{target: w, data: data, decoded: decoded}, nil
@@ -76,7 +78,8 @@ func round(ctx context.Context, t *Tensor, w *tensor.Matrix, product bool, s qua
 		}
 		return rounding{target: w, data: data, decoded: decoded, exact: true}, nil
 	}
-	res, err := s.Quantize(ctx, quant.Job{W: w, Grid: t.Type.Grid, Product: product})
+	j.Grid = t.Type.Grid
+	res, err := s.Quantize(ctx, j)
 	if err != nil {
 		return rounding{}, err
 	}

@@ -75,6 +75,8 @@ type Report struct {
 	Ranges []GroupRanges `json:"ranges"`
 	// NoBias names the quantized linears that bias correction left alone, as GGUF readers load no bias for them.
 	NoBias []string `json:"no_bias"`
+	// OutputHessian is nil where there is none.
+	OutputHessian *OutputReport `json:"output_hessian"`
 	// Assignment is that of the plan.
 	Assignment *Assignment `json:"assignment"`
 }
@@ -153,6 +155,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	start := time.Now()
 	fallbacks := []FallbackReport{}
 	found := newFindings()
+	defer func() { found.outputs.close() }()
 	for n := 1; ; n++ {
 		t := &task{ctx: ctx, src: src, plan: p, opt: opt, tempDir: filepath.Dir(path)}
 		if opt.Work != nil {
@@ -267,6 +270,7 @@ func (t *task) report(w *writer, scaled *transformer, found *findings, paths []s
 		Foldings: append([]quant.Folding{}, scaled.foldings...), Ranges: append([]GroupRanges{}, scaled.ranges...),
 		NoBias: append([]string{}, p.NoBias...), Assignment: p.Assignment,
 		Decisions: append([]Decision{}, found.decisions...), Validation: found.validation,
+		OutputHessian: found.outputs.report(),
 	}
 	if len(paths) > 0 {
 		rep.Output = paths[0]

@@ -30,6 +30,7 @@ type transformer struct {
 	foldings []quant.Folding
 	ranges   []GroupRanges
 	scales   map[string][]float32 // of the inputs, by the first linear of the group
+	outputs  map[string][]float32 // what outputs have been divided by, by linear
 }
 
 // transform scales the groups of a layer whose weights are still the checkpoint's, by what the calibration inputs in s
@@ -151,6 +152,7 @@ func (r *transformer) transformed(groups []*quant.Group, ranges []GroupRanges, f
 func (r *transformer) fold(g *quant.Group, f *quant.Folding) {
 	if f.Scale != nil {
 		g.Scale(f.Scale)
+		r.noteOutputs(g, f.Scale)
 		r.noteScale(g.Linears[0].Name, f.Scale)
 	}
 	r.foldings = append(r.foldings, *f)

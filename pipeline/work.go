@@ -39,13 +39,24 @@ func (k *keeper) room(t *task) error {
 	return k.work.Room(t.workBytes(t.opt.Calib.Tokens()))
 }
 
-// workBytes is the most that a work folder holds at a time: the rows of all layers, and the hidden states before and
-// behind one.
+// workBytes is the most that a work folder holds at a time: the rows of all layers, Hessians of their outputs, and the
+// hidden states before and behind one.
 func (t *task) workBytes(tokens int) int64 {
 	var bytes int64
 	for i := range t.plan.Tensors {
 		if tensor := &t.plan.Tensors[i]; t.calibrates(tensor) {
 			bytes += tensor.Bytes()
+		}
+	}
+	if t.plan.Recipe.wantsOutputs() {
+		for i := range t.m.Layers() {
+			for _, site := range t.m.Shape(i) {
+				for _, out := range site.Out {
+					for _, n := range outputBlocks(out, t.m.Dim, site.Expert >= 0) {
+						bytes += 4 * int64(n) * int64(n+1) / 2
+					}
+				}
+			}
 		}
 	}
 	streams := int64(1)
@@ -123,7 +134,7 @@ func digestMetadata(w io.Writer, md gguf.Metadata) {
 
 func digestRecipe(w io.Writer, p *Plan, b Budget, opt *Options) {
 	r := p.Recipe.Resolved()
-	fmt.Fprintf(w, "%T %+v %v %v %v\n", r.Method, r.Method, r.BiasCorrection, r.NoSubstitute, r.PartBytes)
+	fmt.Fprintf(w, "%T %+v %v %v %v %v\n", r.Method, r.Method, r.OutputHessian, r.BiasCorrection, r.NoSubstitute, r.PartBytes)
 	if r.Smooth != nil {
 		fmt.Fprintf(w, "smooth %+v\n", *r.Smooth)
 	}

@@ -95,6 +95,16 @@ func (w *Weight) SetBlock(row, i int, b *Block) {
 	w.D[k], w.DMin[k] = b.D, b.DMin
 }
 
+// SetRow gives w the content of a row of src, which is on the same grid and as wide.
+func (w *Weight) SetRow(row int, src *Weight, from int) {
+	blocks, groups := w.Cols/w.shape.Block, w.Cols/w.shape.Group
+	copy(w.Codes[row*w.Cols:(row+1)*w.Cols], src.Codes[from*w.Cols:])
+	copy(w.D[row*blocks:(row+1)*blocks], src.D[from*blocks:])
+	copy(w.DMin[row*blocks:(row+1)*blocks], src.DMin[from*blocks:])
+	copy(w.Sc[row*groups:(row+1)*groups], src.Sc[from*groups:])
+	copy(w.M[row*groups:(row+1)*groups], src.M[from*groups:])
+}
+
 // DecodeTo sets dst, Rows×Cols, to the values that a reader of the written blocks will see.
 func (w *Weight) DecodeTo(dst *tensor.Matrix) {
 	n := w.shape.Block

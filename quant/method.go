@@ -34,6 +34,8 @@ type Needs struct {
 	// Decides: the method decides for each site how it is quantized, and gives a type of more bits to linears that cost too
 	// much for a limit. Trials is set too.
 	Decides bool
+	// Outputs: the method goes by Job.Outputs.
+	Outputs bool
 	// Int8Inputs: the model is to run with inputs of eight bits. Its weights have eight bits too, and the ranges of the
 	// inputs are stored beside them.
 	Int8Inputs bool
@@ -45,12 +47,16 @@ type Solver interface {
 	Quantize(ctx context.Context, j Job) (Result, error)
 }
 
-// Job is rows of a linear to be quantized. Rows do not depend on each other.
+// Job is rows of a linear to be quantized. Rows depend on each other through Outputs alone.
 type Job struct {
 	W    *tensor.Matrix // rows×in; it is not changed
 	Grid Grid
 	// Product: the outputs are multiplied with those of another linear, as queries are with keys.
 	Product bool
+	// Outputs, where not nil, tell how much errors of the outputs matter to the model's predictions, and together: Σ ggᵀ, g being
+	// gradients of log-probabilities at the outputs. They are blocks on the diagonal, of consecutive rows, W's all together; what
+	// is outside the blocks is not known. A method may leave them out of account.
+	Outputs []*tensor.Matrix
 }
 
 // Result is what became of a Job.

@@ -19,13 +19,14 @@ type Standing struct {
 
 // Phases of a run, in order; evaluations and profiles have one.
 const (
-	PhaseTypes    = "types"    // measuring what types do to tensors
-	PhaseLayers   = "layers"   // quantizing the layers
-	PhaseHead     = "head"     // quantizing the head
-	PhaseValidate = "validate" // comparing the file to the original
-	PhaseEvaluate = "evaluate"
-	PhaseProfile  = "profile"
-	PhaseDone     = "done"
+	PhaseTypes     = "types"     // measuring what types do to tensors
+	PhaseGradients = "gradients" // how outputs matter to the predictions
+	PhaseLayers    = "layers"    // quantizing the layers
+	PhaseHead      = "head"      // quantizing the head
+	PhaseValidate  = "validate"  // comparing the file to the original
+	PhaseEvaluate  = "evaluate"
+	PhaseProfile   = "profile"
+	PhaseDone      = "done"
 )
 
 // Left is the number of layers that are yet to be done, and how long they will take: as long each as the last ones. ok is

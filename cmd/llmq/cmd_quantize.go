@@ -33,6 +33,7 @@ type quantizeOptions struct {
 	Damping        float64
 	ActOrder       bool
 	Refine         int
+	OutputHessian  outputHessianValue
 	Memory         byteSize
 	Fallback       float64
 	MaxSize        byteSize
@@ -56,6 +57,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
 	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
+	f.Var(&o.OutputHessian, "output-hessian", "GPTQ rounds rows with regard to each other, by what errors of the outputs do to the predictions: on, off, or auto, where held-out calibration text says that it pays")
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
 	o.calibOptions.AddFlags(cmd)
@@ -226,7 +228,11 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		Damping: o.Damping, NoActOrder: !o.ActOrder, Refine: o.Refine, NoRefine: o.Refine == 0,
 	})
 	needs := method.Needs()
+	if o.OutputHessian.o == pipeline.OutputHessianOn && !needs.Outputs {
+		return pipeline.Recipe{}, usagef("--output-hessian on is for methods with GPTQ, not %s", method.Name())
+	}
 	r := pipeline.Recipe{Method: method, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
+	r.OutputHessian = o.OutputHessian.o
 	r.Rules, r.Embedding, r.Output, r.NoSubstitute = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	if why, ok := r.Calibrated(); ok && o.lacksText() {
 		if needs.Stats {
@@ -277,6 +283,17 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 
 // lacksText says whether calibration text is missing from what the options are for.
 func (o *quantizeOptions) lacksText() bool { return len(o.Calib) == 0 && !o.DryRun && !o.PrintRecipe }
+
+// outputHessianValue is a flag that says where Hessians of outputs are used.
+type outputHessianValue struct{ o pipeline.OutputHessian }
+
+func (v *outputHessianValue) Type() string   { return "WHEN" }
+func (v *outputHessianValue) String() string { return v.o.String() }
+
+func (v *outputHessianValue) Set(s string) (err error) {
+	v.o, err = pipeline.ParseOutputHessian(s)
+	return err
+}
 
 // smoothValue is a flag that takes SmoothQuant's α, or auto.
 type smoothValue struct{ s *smoothquant.Smoothing }

@@ -74,7 +74,7 @@ func (a *app) printStatus(r *statusReport) error {
 		t.row("output", "%s, %s by %s", plain(r.Output), r.Type, r.Method)
 	}
 	phase := map[string]string{
-		store.PhaseTypes: "measuring what types cost", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
+		store.PhaseTypes: "measuring what types cost", store.PhaseGradients: "measuring how outputs matter", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
 		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseProfile: "profiling", store.PhaseDone: "done",
 	}[r.Phase]
 	switch {

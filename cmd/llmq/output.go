@@ -268,6 +268,9 @@ func (a *app) printReport(o *outputOptions, rep *pipeline.Report) error {
 		t.row("relative error", "mean %.3g over %d quantized tensors, largest %.3g in %s", sum/float64(n), n,
 			worst.RelativeError, worst.Name)
 	}
+	if o := rep.OutputHessian; o != nil {
+		t.row("output Hessian", "%s", outputHessians(o))
+	}
 	if lossless > 0 {
 		t.row("lossless", "%d of %d quantized tensors lie on their types' grids and are copied code by code", lossless, n)
 	}
@@ -414,4 +417,16 @@ func (v *ruleList) Set(s string) error {
 	}
 	v.rules = append(v.rules, r)
 	return nil
+}
+
+// outputHessians says where Hessians of outputs were used, and what they promised.
+func outputHessians(o *pipeline.OutputReport) string {
+	s := fmt.Sprintf("%d of %d linears, from %d tokens", o.Linears, o.Linears+o.Skipped, o.Tokens)
+	if o.Predicted > 0 {
+		s += fmt.Sprintf("; held-out gradients predict %.2f of the error there", o.Predicted)
+	}
+	if n := len(o.Opaque); n > 0 {
+		s += fmt.Sprintf("; %d branches without derivatives are left out, such as %s", n, o.Opaque[0])
+	}
+	return s
 }

@@ -79,16 +79,21 @@ func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 // an element is at most (512 + n/512)·2⁻²⁴·Σ|x_i·x_j|, and about the root of that in practice. If p.Rounds(), the blocks
 // are of 1024, and inputs are first rounded, by at most 2⁻⁸ of themselves.
 func Syrk(dst, x *tensor.Matrix, p kernels.Precision) {
+	SyrkLower(dst, x, p)
+	mirror(dst)
+}
+
+// SyrkLower is Syrk for the part of dst on and below the diagonal; what is above becomes undefined.
+func SyrkLower(dst, x *tensor.Matrix, p kernels.Precision) {
 	if dst.Rows != x.Cols || dst.Cols != x.Cols {
 		panic("gemm: syrk shapes do not agree")
 	}
 	t := tile.For(p)
 	if t == nil {
 		syrkGo(dst, x)
-	} else {
-		productOfRows(t, dst, 1, x, x, addLower)
+		return
 	}
-	mirror(dst)
+	productOfRows(t, dst, 1, x, x, addLower)
 }
 
 // mirror copies the lower triangle of a square matrix onto the upper one.

@@ -1,0 +1,245 @@
+package model
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/unpack"
+	"github.com/llmq/llmq/kernels/vector"
+	"github.com/llmq/llmq/tensor"
+)
+
+// The derivative of the forward pass, activations only: a layer takes the gradient of some function of the predictions at
+// its output to that at its input, and shows the gradient at the output of each of its linears on the way. Nothing is kept
+// from the forward pass but the layer's input; what else the derivatives need is computed again, a branch at a time.
+
+// Differential is what a gradient meets on its way back through a layer.
+type Differential struct {
+	// See is shown the gradient at the output of a linear, rows×Out, which is to be left alone. tokens are the batch's rows that
+	// reach it; nil: all.
+	See func(lin *Linear, dy *tensor.Matrix, tokens []int) error
+	// Opaque are the branches, named after their first site, that have no derivative here: the gradient goes around them, along
+	// their residual connection, and the linears inside are not shown.
+	Opaque []string
+
+	aux    *tensor.Matrix // the gradient at State.Aux, which Attention.Keeps and Takes share; nil if there is none
+	stream *tensor.Matrix // the gradient at State.X, for what of a branch does not look at its input
+	tokens []int          // that reach the expert in whose derivatives the gradient is; nil: all
+	err    error
+}
+
+// see shows the gradient at a linear's output.
+func (d *Differential) see(lin *Linear, dy *tensor.Matrix) {
+	if d.err == nil {
+		d.err = d.See(lin, dy, d.tokens)
+	}
+}
+
+// back shows dy, rows×Out, and adds what it makes of the gradient at lin's input to dx, rows×In.
+func (d *Differential) back(st *State, lin *Linear, dx, dy *tensor.Matrix) {
+	d.see(lin, dy)
+	gemm.NN(dx, 1, dy, lin.decoded(st), st.precision)
+}
+
+// decoded returns the weights in float32, in scratch memory where they are stored otherwise.
+func (l *Linear) decoded(st *State) *tensor.Matrix {
+	if l.F32 != nil {
+		return l.F32
+	}
+	w := st.Scratch("back weights", l.Out, l.In)
+	kernels.Parallel(l.Out, 16, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			unpack.F32(l.W.Format, w.Row(r), l.W.Row(r))
+		}
+	})
+	return w
+}
+
+// span is a place where branches leave the residual stream and return to it: stages [from,to) of the layer.
+type span struct {
+	parts    []part
+	from, to int
+}
+
+// part is a residual connection with the stages of its branch as the branch has them, without what composing a layer puts
+// around them.
+type part struct {
+	Residual
+	stages []Stage
+}
+
+func newPart(r Residual) part { return part{r, slices.Clone(r.Branch.Stages)} }
+
+// Backward takes dx, tokens×Width, the gradient at the layer's output, to that at its input x, tokens×Width, in place. x is
+// the layer's input as Forward gets it, and stays as it is. It stops between branches when ctx ends; dx is then of no use.
+func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, seqLen int, d *Differential) error {
+	work := st.Scratch("back x", x.Rows, x.Cols)
+	copyTo(work, 0, x)
+	st.Enter(l.m, work, seqLen)
+	grad := dx
+	d.aux, d.err = nil, nil
+	if x.Cols > l.m.Dim {
+		grad, d.aux = dx.View(0, dx.Rows, 0, l.m.Dim), dx.View(0, dx.Rows, l.m.Dim, dx.Cols)
+	}
+	inputs := make([]*tensor.Matrix, len(l.spans))
+	for i, s := range l.spans {
+		inputs[i] = st.Scratch("back input "+string(rune('a'+i)), st.X.Rows, st.X.Cols)
+		copyTo(inputs[i], 0, st.X)
+		if i+1 < len(l.spans) {
+			if err := l.Run(ctx, st, s.from, s.to, nil); err != nil {
+				return err
+			}
+		}
+	}
+	for i := len(l.spans) - 1; i >= 0; i-- {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s := &l.spans[i]
+		copyTo(st.X, 0, inputs[i])
+		dy := st.Scratch("back dy", grad.Rows, grad.Cols)
+		copyTo(dy, 0, grad)
+		for k := range s.parts {
+			s.parts[k].back(st, d, grad, dy)
+		}
+		if d.err != nil {
+			return d.err
+		}
+	}
+	return nil
+}
+
+// back adds to dx, the gradient at the residual stream st.X from which the branch starts, what the branch makes of dy, the
+// gradient at the stream to which it returns. On entry dx is dy, or what other branches from the same place have added to it.
+func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
+	scale := float32(1)
+	if p.Scale != 0 {
+		scale = p.Scale
+	}
+	if p.LayerScale != nil && p.LayerScale.V != nil {
+		// The stream itself is multiplied too: no branch shares its place with one that does that.
+		scale *= p.LayerScale.V[0]
+		for t := range dx.Rows {
+			for j, v := range dx.Row(t) {
+				dx.Row(t)[j] = v * p.LayerScale.V[0]
+			}
+		}
+	}
+	name := p.stages[0].Sites[0].Name
+	h := normed(st, "back norm", p.Pre)
+	dOut := st.Scratch("back branch", dy.Rows, dy.Cols)
+	byRows(dy.Rows, func(lo, hi int) {
+		for t := lo; t < hi; t++ {
+			for j, v := range dy.Row(t) {
+				dOut.Row(t)[j] = scale * v
+			}
+		}
+	})
+	if p.Post != nil {
+		p.Post.back(dOut, p.output(st, h), dOut)
+		h = normed(st, "back norm", p.Pre) // the branch may have used its scratch memory
+	}
+	if p.Branch.Back == nil {
+		if p.Branch.Out != nil {
+			d.see(p.Branch.Out.Linears[0], dOut)
+		}
+		if !slices.Contains(d.Opaque, name) {
+			d.Opaque = append(d.Opaque, name)
+		}
+		return
+	}
+	if site := p.Branch.Out; site != nil {
+		lin := site.Linears[0]
+		dz := st.Scratch("back out", dOut.Rows, lin.In)
+		dz.Zero()
+		d.back(st, lin, dz, dOut)
+		dOut = dz
+	}
+	dh := st.Scratch("back in", h.Rows, h.Cols)
+	dh.Zero()
+	st.In, d.stream = h, dx
+	p.Branch.Back(st, d, h, dOut, dh)
+	if p.Pre != nil {
+		p.Pre.back(dh, st.X, dh)
+	}
+	byRows(dx.Rows, func(lo, hi int) {
+		for t := lo; t < hi; t++ {
+			vector.Axpy(dx.Row(t), 1, dh.Row(t))
+		}
+	})
+}
+
+// output returns the branch's output for its input h, before the norm that comes after it.
+func (p *part) output(st *State, h *tensor.Matrix) *tensor.Matrix {
+	st.In = h
+	for i := range p.stages {
+		if p.stages[i].Prepare != nil {
+			p.stages[i].Prepare(st)
+		}
+		p.stages[i].Apply(st)
+	}
+	if p.Branch.Out == nil {
+		return st.In
+	}
+	return st.apply(st.In, []string{"back output"}, p.Branch.Out.Linears[0])[0]
+}
+
+// back sets dx to the gradient at the norm's input x for that at its output, dy. dx may be dy.
+func (n *Norm) back(dx, x, dy *tensor.Matrix) {
+	byRows(x.Rows, func(lo, hi int) {
+		n.rowsBack(dx.View(lo, hi, 0, dx.Cols), x.View(lo, hi, 0, x.Cols), dy.View(lo, hi, 0, dy.Cols))
+	})
+}
+
+// rowsBack is back on one goroutine: with s = 1/√(mean(x²)+eps) and u = dy·W, dx = s·u − s³·x·mean(x·u), and for LayerNorm
+// the same of x − mean(x), less its mean.
+func (n *Norm) rowsBack(dx, x, dy *tensor.Matrix) {
+	for t := range x.Rows {
+		in, grad, out := x.Row(t), dy.Row(t), dx.Row(t)
+		count := float64(len(in))
+		var mean float64
+		if n.Layer {
+			for _, v := range in {
+				mean += float64(v)
+			}
+			mean /= count
+		}
+		var square, product, sum float64
+		for i, v := range in {
+			c, u := float64(v)-mean, float64(grad[i])*float64(n.W[i])
+			square += c * c
+			product += c * u
+			sum += u
+		}
+		s := 1 / math.Sqrt(square/count+float64(n.Eps))
+		along := s * s * s * product / count
+		if n.Layer {
+			sum *= s / count
+		} else {
+			sum = 0
+		}
+		for i, v := range in {
+			out[i] = float32(s*float64(grad[i])*float64(n.W[i]) - along*(float64(v)-mean) - sum)
+		}
+	}
+}
+
+// headsBack is back for heads, whose gradient dy is replaced. x and dy have no padding.
+func (n *Norm) headsBack(x, dy *tensor.Matrix, headDim int) {
+	if n.PerHead {
+		byRows(x.Rows, func(lo, hi int) {
+			for at := 0; at < x.Cols; at += headDim {
+				one := Norm{W: n.W[at : at+headDim], Eps: n.Eps, Layer: n.Layer}
+				d := dy.View(lo, hi, at, at+headDim)
+				one.rowsBack(d, x.View(lo, hi, at, at+headDim), d)
+			}
+		})
+		return
+	}
+	heads := x.Rows * x.Cols / headDim
+	d := tensor.FromSlice(heads, headDim, dy.Data)
+	n.back(d, tensor.FromSlice(heads, headDim, x.Data), d)
+}

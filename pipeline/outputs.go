@@ -1,0 +1,507 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"unsafe"
+
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
+	"github.com/llmq/llmq/tensor"
+)
+
+// OutputHessian says whether linears are quantized with what errors of their outputs, together, do to the predictions
+// (quant.Job.Outputs). That takes a pass of the calibration text through the original model and back.
+type OutputHessian int
+
+const (
+	// OutputHessianAuto takes it for the linears where, by gradients that it was not made of, it pays.
+	OutputHessianAuto OutputHessian = iota
+	OutputHessianOn
+	OutputHessianOff
+)
+
+var outputHessianNames = []string{"auto", "on", "off"}
+
+func (o OutputHessian) String() string { return outputHessianNames[o] }
+
+// ParseOutputHessian is String's inverse.
+func ParseOutputHessian(s string) (OutputHessian, error) {
+	if i := slices.Index(outputHessianNames, s); i >= 0 {
+		return OutputHessian(i), nil
+	}
+	return 0, fmt.Errorf("%q: want on, off or auto", s)
+}
+
+const (
+	// outputRows is the most rows of a block of H_O. Wider outputs have several, as equal as can be, and so have those of more than
+	// wideOutputs times the residual stream's width, an MLP's: whole, they would take more time than all others, for the least gain.
+	outputRows  = 4096
+	wideOutputs = 2
+	// expertRows is the same for experts, of which there are many.
+	expertRows = 512
+	// outputGain is the share of the error below which H_O pays, by gradients that it was not made of.
+	outputGain = 0.99
+	// heldOutEvery: of so many sequences one judges whether the others' gradients pay.
+	heldOutEvery = 8
+)
+
+// OutputReport tells of the Hessians of outputs. The JSON names are part of the command line's interface.
+type OutputReport struct {
+	Tokens  int `json:"tokens"`
+	Linears int `json:"linears"` // quantized with them
+	Skipped int `json:"skipped"` // linears where they do not pay
+	// Predicted is the mean share of the error, weighted by the effect of the outputs on the predictions, that is left by gradients
+	// that the Hessians were not made of; 0 where nobody asked.
+	Predicted float64 `json:"predicted"`
+	// Opaque are the branches without a derivative. Their linears are quantized without, and gradients went around them.
+	Opaque []string `json:"opaque"`
+}
+
+// outputs are the Hessians of linears' outputs, in a temporary file until the linears are quantized. Nil has none.
+type outputs struct {
+	file *os.File
+	end  int64
+	at   map[string][]outputBlock // by the linear's ID
+	rep  OutputReport
+	// Σ of predicted and present errors of the held-out gradients.
+	predicted, present float64
+}
+
+// outputBlock is where a block's lower triangle is, row by row.
+type outputBlock struct {
+	rows   int
+	offset int64
+}
+
+func newOutputs(dir string) (*outputs, error) {
+	file, err := os.CreateTemp(dir, ".llmq-outputs-*")
+	if err != nil {
+		return nil, fmt.Errorf("output Hessians: %w", err)
+	}
+	os.Remove(file.Name()) // as in package states
+	return &outputs{file: file, at: map[string][]outputBlock{}, rep: OutputReport{Opaque: []string{}}}, nil
+}
+
+func (o *outputs) close() {
+	if o != nil {
+		o.file.Close()
+		os.Remove(o.file.Name())
+	}
+}
+
+func (o *outputs) report() *OutputReport {
+	if o == nil {
+		return nil
+	}
+	rep := o.rep
+	if o.present > 0 {
+		rep.Predicted = o.predicted / o.present
+	}
+	return &rep
+}
+
+// put stores the blocks of a linear.
+func (o *outputs) put(id string, blocks []*tensor.Matrix) error {
+	for _, h := range blocks {
+		packed := make([]float32, 0, h.Rows*(h.Rows+1)/2)
+		for i := range h.Rows {
+			packed = append(packed, h.Row(i)[:i+1]...)
+		}
+		if _, err := o.file.WriteAt(raw(packed), o.end); err != nil {
+			return fmt.Errorf("output Hessians: writing %d bytes: %w", 4*len(packed), err)
+		}
+		o.at[id] = append(o.at[id], outputBlock{h.Rows, o.end})
+		o.end += 4 * int64(len(packed))
+	}
+	return nil
+}
+
+// of returns the blocks of a linear whose outputs have been divided by scale, if any; nil if there are none.
+func (o *outputs) of(lin *model.Linear, scale []float32) ([]*tensor.Matrix, error) {
+	if o == nil {
+		return nil, nil
+	}
+	var blocks []*tensor.Matrix
+	first := 0
+	for _, b := range o.at[lin.ID()] {
+		packed := make([]float32, b.rows*(b.rows+1)/2)
+		if _, err := o.file.ReadAt(raw(packed), b.offset); err != nil {
+			return nil, fmt.Errorf("output Hessians: %s: %w", lin.ID(), err)
+		}
+		h := tensor.New(b.rows, b.rows)
+		for i := range b.rows {
+			for j, v := range packed[:i+1] {
+				if scale != nil {
+					v *= scale[first+i] * scale[first+j]
+				}
+				h.Row(i)[j], h.Row(j)[i] = v, v
+			}
+			packed = packed[i+1:]
+		}
+		blocks = append(blocks, h)
+		first += b.rows
+	}
+	return blocks, nil
+}
+
+// raw is values in the machine's own byte order: the file never leaves the process.
+func raw(v []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 4*len(v))
+}
+
+// wantsOutputs says whether Hessians of outputs are made.
+func (r *Recipe) wantsOutputs() bool {
+	return r.OutputHessian != OutputHessianOff && r.Method.Needs().Outputs
+}
+
+// gradients takes the calibration text through the original model and the gradients of its predictions back, and keeps the
+// Hessians of the outputs of all linears that are to be quantized, unless an earlier attempt has done so. Labels are drawn from
+// the predictions themselves: what is summed then is the Fisher information, not how wrong the model is.
+func (p *passage) gradients() error {
+	set := p.opt.Calib
+	if p.found.outputs != nil || !p.plan.Recipe.wantsOutputs() ||
+		p.plan.Recipe.OutputHessian == OutputHessianAuto && len(set.Sequences) < heldOutEvery {
+		return nil
+	}
+	if err := p.kept.note(store.PhaseGradients); err != nil {
+		return err
+	}
+	if p.kept != nil {
+		var err error
+		if p.found.outputs, err = recallOutputs(p.opt.Work, p.tempDir); err != nil || p.found.outputs != nil {
+			return err
+		}
+	}
+	o, err := newOutputs(p.tempDir)
+	if err != nil {
+		return err
+	}
+	p.found.outputs = o
+	o.rep.Tokens = len(set.Sequences) * set.SeqLen
+	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState()}
+	defer b.close()
+	if err := b.forward(); err != nil {
+		return err
+	}
+	if err := b.head(); err != nil {
+		return err
+	}
+	for i := p.m.Layers() - 1; i >= 0; i-- {
+		p.opt.Progress.Item(fmt.Sprintf("gradients of layer %d/%d", i+1, p.m.Layers()))
+		if err := b.layer(i); err != nil {
+			return fmt.Errorf("gradients: layer %d: %w", i, err)
+		}
+	}
+	if p.kept != nil {
+		return o.keep(p.opt.Work)
+	}
+	return nil
+}
+
+// backwardPass is the way of the calibration text through the original model and back.
+type backwardPass struct {
+	*task
+	*outputs
+	st *model.State
+	// inputs are the hidden states before each layer, then, last, those after all layers, which the gradients replace.
+	inputs []*states.Store
+}
+
+func (b *backwardPass) close() error {
+	var err error
+	for _, s := range b.inputs {
+		err = errors.Join(err, s.Close())
+	}
+	return err
+}
+
+// forward fills b.inputs.
+func (b *backwardPass) forward() error {
+	set := b.opt.Calib
+	budget := newStateBudget(b.opt.Memory)
+	s, err := newStream(b.m, set.Sequences, set.SeqLen, false, budget, b.tempDir, nil)
+	if err != nil {
+		return err
+	}
+	b.inputs = append(b.inputs, s.x)
+	for i := range b.m.Layers() {
+		b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i+1, b.m.Layers()))
+		limit := int64(1)
+		if budget.fits(s.x.Bytes()) {
+			limit = 0
+		}
+		next, err := states.New(len(set.Sequences), set.SeqLen, b.m.Width, max(1, batchTokens/set.SeqLen), limit, b.tempDir)
+		if err != nil {
+			return err
+		}
+		b.inputs = append(b.inputs, next)
+		if err := b.forwardLayer(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *backwardPass) forwardLayer(i int) error {
+	l, err := b.m.LoadLayer(i)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	return b.each(i, func(_ int, x, y *tensor.Matrix) error {
+		copy(y.Data, x.Data)
+		return l.Forward(b.ctx, b.st, y, b.opt.Calib.SeqLen)
+	})
+}
+
+// each calls f with every batch of the hidden states before layer i and of what comes after it, which f changes.
+func (b *backwardPass) each(i int, f func(batch int, x, y *tensor.Matrix) error) error {
+	from, to := b.inputs[i], b.inputs[len(b.inputs)-1]
+	for batch := range from.Batches() {
+		if err := b.ctx.Err(); err != nil {
+			return err
+		}
+		x, err := from.Get(batch)
+		if err != nil {
+			return err
+		}
+		y, err := to.Get(batch)
+		if err != nil {
+			return err
+		}
+		if err := f(batch, x, y); err != nil {
+			return err
+		}
+		if err := to.Put(batch, y); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// labelSeed is that of the labels. Each token of the calibration text has a generator of its own, so that labels do not depend
+// on how tokens are divided among processors.
+const labelSeed = 0x6f757470757473
+
+// head replaces the hidden states after all layers by the gradients there.
+func (b *backwardPass) head() error {
+	h, err := b.m.LoadHead()
+	if err != nil {
+		return err
+	}
+	defer h.Release()
+	last := len(b.inputs) - 1
+	return b.each(last, func(batch int, x, y *tensor.Matrix) error {
+		seq, _ := b.inputs[last].Sequences(batch)
+		first := seq * b.opt.Calib.SeqLen
+		h.Backward(b.st, y, x.Clone(), func(t int, p []float32) int {
+			return drawToken(p, rand.New(rand.NewPCG(labelSeed, uint64(first+t))).Float64())
+		})
+		return nil
+	})
+}
+
+// drawToken returns the first token at which the sum of probabilities passes u times the sum of all.
+func drawToken(p []float32, u float64) int {
+	var all float64
+	for _, v := range p {
+		all += float64(v)
+	}
+	var sum float64
+	last := 0
+	for i, v := range p {
+		if v > 0 {
+			last = i
+		}
+		if sum += float64(v); sum > u*all {
+			return i
+		}
+	}
+	return last
+}
+
+// layer takes the gradients back through a layer, and stores the Hessians of its linears' outputs.
+func (b *backwardPass) layer(i int) error {
+	l, err := b.m.LoadLayer(i)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	sums := b.sums(l)
+	seqLen := b.opt.Calib.SeqLen
+	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
+	d := &model.Differential{}
+	err = b.each(i, func(batch int, x, y *tensor.Matrix) error {
+		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
+			s := sums[lin.ID()]
+			if s == nil {
+				return nil
+			}
+			row := func(seq int) int { // the first of dy's that is of this sequence of the batch or a later one
+				if tokens == nil {
+					return seq * seqLen
+				}
+				r, _ := slices.BinarySearch(tokens, seq*seqLen)
+				return r
+			}
+			held := dy.Rows
+			if auto {
+				held = row(b.heldFrom(i, batch))
+			}
+			s.observe(dy.View(0, held, 0, dy.Cols), false)
+			s.observe(dy.View(held, dy.Rows, 0, dy.Cols), true)
+			return nil
+		}
+		return l.Backward(b.ctx, b.st, x, y, seqLen, d)
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range d.Opaque {
+		b.rep.Opaque = append(b.rep.Opaque, fmt.Sprintf("blk.%d.%s", i, name))
+	}
+	for _, lin := range l.Linears() {
+		s := sums[lin.ID()]
+		if s == nil || s.tokens == 0 {
+			continue
+		}
+		if err := b.finish(lin, s, auto); err != nil {
+			return fmt.Errorf("%s: %w", lin.ID(), err)
+		}
+	}
+	return b.inputs[i].Close() // nobody needs the states before this layer any more
+}
+
+// heldFrom returns how many sequences of a batch come before those that are held out, its last. Batches of few sequences are
+// held out as a whole, or not at all.
+func (b *backwardPass) heldFrom(i, batch int) int {
+	lo, hi := b.inputs[i].Sequences(batch)
+	switch n := hi - lo; {
+	case n >= heldOutEvery:
+		return n - n/heldOutEvery
+	case batch%heldOutEvery == heldOutEvery-1:
+		return 0
+	default:
+		return n
+	}
+}
+
+// finish stores the Hessian of a linear's output, if it pays.
+func (b *backwardPass) finish(lin *model.Linear, s *outputSums, auto bool) error {
+	if !auto {
+		b.rep.Linears++
+		return b.put(lin.ID(), s.fit)
+	}
+	share, err := gptq.OutputGain(s.fit, s.held)
+	if err != nil {
+		return err
+	}
+	if !(share < outputGain) {
+		b.rep.Skipped++
+		return nil
+	}
+	for k, h := range s.fit {
+		for i := range h.Rows {
+			for j, v := range s.held[k].Row(i)[:i+1] {
+				h.Row(i)[j] += v
+			}
+			b.present += float64(s.held[k].Row(i)[i])
+			b.predicted += share * float64(s.held[k].Row(i)[i])
+		}
+	}
+	b.rep.Linears++
+	return b.put(lin.ID(), s.fit)
+}
+
+// outputSums are Σ ggᵀ, on and below the diagonal, over the gradients at a linear's output: of most sequences, and of those that judge them.
+type outputSums struct {
+	fit, held []*tensor.Matrix
+	tokens    int
+}
+
+func (s *outputSums) observe(g *tensor.Matrix, held bool) {
+	if g.Rows == 0 {
+		return
+	}
+	blocks := s.fit
+	if held {
+		blocks = s.held
+	}
+	at := 0
+	for _, h := range blocks {
+		gemm.SyrkLower(h, g.View(0, g.Rows, at, at+h.Rows), kernels.Auto)
+		at += h.Rows
+	}
+	s.tokens += g.Rows
+}
+
+// sums makes room for the sums of the layer's linears that are to be quantized.
+func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
+	sums := map[string]*outputSums{}
+	for _, lin := range l.Linears() {
+		if t := b.plan.Lookup(lin.Name); t.Role != model.RoleLinear || t.Type.Grid == nil {
+			continue
+		}
+		s := &outputSums{}
+		for _, n := range b.blocks(lin) {
+			s.fit = append(s.fit, tensor.New(n, n))
+			s.held = append(s.held, tensor.New(n, n))
+		}
+		sums[lin.ID()] = s
+	}
+	return sums
+}
+
+// blocks divides the rows of a linear.
+func (b *backwardPass) blocks(lin *model.Linear) []int {
+	return outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0)
+}
+
+// outputBlocks divides out rows of a linear, or of an expert's, in a model whose residual stream is dim wide.
+func outputBlocks(out, dim int, expert bool) []int {
+	most := outputRows
+	switch {
+	case expert:
+		most = expertRows
+	case out > wideOutputs*dim:
+		most = min(most, dim)
+	}
+	var blocks []int
+	for left, n := out, (out+most-1)/most; n > 0; n-- {
+		size := (left + n - 1) / n
+		blocks = append(blocks, size)
+		left -= size
+	}
+	return blocks
+}
+
+// noteOutputs notes that the outputs of what comes before a group have been divided by scale, channel by channel.
+func (r *transformer) noteOutputs(g *quant.Group, scale []float32) {
+	if g.Prev == nil || g.Before == nil {
+		return
+	}
+	if r.outputs == nil {
+		r.outputs = map[string][]float32{}
+	}
+	s := r.outputs[g.Prev.Name]
+	if s == nil {
+		s = slices.Repeat([]float32{1}, g.Before.W.Rows)
+		r.outputs[g.Prev.Name] = s
+	}
+	done := make([]bool, len(s))
+	for j, row := range g.Prev.Row {
+		if !done[row] {
+			done[row] = true
+			s[row] *= scale[j]
+		}
+	}
+}

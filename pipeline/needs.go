@@ -51,11 +51,50 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	}
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
 	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(min(tokens, batchTokens)))
+	if p.Recipe.wantsOutputs() {
+		memory, disk := p.gradientNeeds(m, tokens, budget)
+		needs.Memory = max(needs.Memory, memory)
+		needs.Disk += disk
+	}
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
 	}
 	return needs
 }
+
+// gradientNeeds estimates the pass of gradients: the hidden states before every layer and the gradients, of which the budget keeps
+// what fits in memory, the sums of one layer, and what a batch computes on its way forth and back; and on the disk the states that
+// do not fit and the sums of all layers.
+func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) (memory, disk int64) {
+	left := newStateBudget(budget)
+	for range m.Layers() + 1 {
+		bytes := stateBytes(tokens, m.Width)
+		if !left.fits(bytes) {
+			disk += bytes
+			bytes = stateBytes(min(tokens, batchTokens), m.Width)
+		}
+		memory += bytes
+	}
+	var sums, stage int64
+	for i := range m.Layers() {
+		var layer int64
+		for _, s := range m.Shape(i) {
+			for _, out := range s.Out {
+				for _, n := range outputBlocks(out, m.Dim, s.Expert >= 0 && !s.Head) {
+					layer += 4 * int64(n) * int64(n)
+				}
+			}
+		}
+		disk += layer / 2
+		sums = max(sums, 2*layer) // of gradients, and of those that judge
+		stage = max(stage, 3*(int64(m.Dim+m.Widest())+m.Computed(i)))
+	}
+	logits := 4 * min(int64(m.Vocab)*int64(min(tokens, batchTokens)), headLogits)
+	return memory + sums + 4*stage*int64(min(tokens, batchTokens)) + logits, disk
+}
+
+// headLogits bounds the logits that exist at a time on the way back through the head: model.Head.Backward.
+const headLogits = 1 << 25
 
 // layerNeeds is the memory for the sums over the inputs of a layer's sites and for the method's work.
 func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {

@@ -452,7 +452,7 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 			continue
 		}
 		s := &outputSums{}
-		for _, n := range b.blocks(lin) {
+		for _, n := range outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0) {
 			s.fit = append(s.fit, tensor.New(n, n))
 			s.held = append(s.held, tensor.New(n, n))
 		}
@@ -461,22 +461,17 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 	return sums
 }
 
-// blocks divides the rows of a linear.
-func (b *backwardPass) blocks(lin *model.Linear) []int {
-	return outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0)
-}
-
-// outputBlocks divides out rows of a linear, or of an expert's, in a model whose residual stream is dim wide.
-func outputBlocks(out, dim int, expert bool) []int {
+// outputBlocks divides the rows of a linear of a model whose residual stream is dim wide.
+func outputBlocks(rows, dim int, expert bool) []int {
 	most := outputRows
 	switch {
 	case expert:
 		most = expertRows
-	case out > wideOutputs*dim:
+	case rows > wideOutputs*dim:
 		most = min(most, dim)
 	}
 	var blocks []int
-	for left, n := out, (out+most-1)/most; n > 0; n-- {
+	for left, n := rows, (rows+most-1)/most; n > 0; n-- {
 		size := (left + n - 1) / n
 		blocks = append(blocks, size)
 		left -= size

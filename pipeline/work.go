@@ -52,7 +52,7 @@ func (t *task) workBytes(tokens int) int64 {
 		for i := range t.m.Layers() {
 			for _, site := range t.m.Shape(i) {
 				for _, out := range site.Out {
-					for _, n := range outputBlocks(out, t.m.Dim, site.Expert >= 0) {
+					for _, n := range outputBlocks(out, t.m.Dim, site.Expert >= 0 && !site.Head) {
 						bytes += 4 * int64(n) * int64(n+1) / 2
 					}
 				}

@@ -1,0 +1,103 @@
+package pipeline
+
+import (
+	"bytes"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/tensor"
+)
+
+// TestOutputHessian: all linears are quantized with Hessians of their outputs, to the same bytes at any number of goroutines and
+// wherever the hidden states are; off means none.
+func TestOutputHessian(t *testing.T) {
+	tm := testmodel.New("qwen3")
+	set := testSet(tm)
+	set.Sequences = set.Sequences[:16]
+	r := Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	var first []byte
+	for _, c := range []struct {
+		threads int
+		memory  int64
+	}{{1, 0}, {3, 1}} {
+		runtime.GOMAXPROCS(c.threads)
+		path, rep := mustRun(t, tm.Source(), r, Options{Calib: set, Memory: c.memory})
+		if o := rep.OutputHessian; o == nil || o.Linears != 14 || o.Tokens != 16*set.SeqLen || len(o.Opaque) != 0 {
+			t.Errorf("reported: %+v", rep.OutputHessian)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = data
+		} else if !bytes.Equal(first, data) {
+			t.Errorf("%d threads, %d bytes of memory: another file", c.threads, c.memory)
+		}
+	}
+	r.OutputHessian = OutputHessianOff
+	path, rep := mustRun(t, tm.Source(), r, Options{Calib: set})
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.OutputHessian != nil || bytes.Equal(first, data) {
+		t.Error("off: the same file, or a report")
+	}
+}
+
+// TestOutputsStored: what is stored comes back, symmetric, with the outputs' scales multiplied in.
+func TestOutputsStored(t *testing.T) {
+	o, err := newOutputs(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	h := tensor.FromSlice(2, 2, []float32{1, -99, 2, 3}) // what is above the diagonal is not read
+	if err := o.put("blk.0.attn_v.weight", []*tensor.Matrix{h, tensor.FromSlice(1, 1, []float32{5})}); err != nil {
+		t.Fatal(err)
+	}
+	r := &transformer{}
+	v := &quant.Linear{Name: "blk.0.attn_v.weight", W: tensor.New(3, 4)}
+	r.noteOutputs(&quant.Group{Prev: &quant.Scaler{Name: v.Name, Row: []int{0, 1, 2, 0, 1, 2}}, Before: v}, []float32{2, 3, 4, 2, 3, 4})
+	got, err := o.of(&model.Linear{Name: v.Name, Expert: -1}, r.outputs[v.Name])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := [][]float32{{4, 12, 12, 27}, {80}}
+	for i, w := range want {
+		for j, x := range w {
+			if got[i].Data[j] != x {
+				t.Errorf("block %d: %v, want %v", i, got[i].Data, w)
+			}
+		}
+	}
+}
+
+func TestOutputBlocks(t *testing.T) {
+	for _, c := range []struct {
+		rows, dim int
+		expert    bool
+		want      []int
+	}{
+		{256, 256, false, []int{256}}, {4096, 2560, false, []int{4096}}, {14336, 4096, false, []int{3584, 3584, 3584, 3584}},
+		{768, 2048, true, []int{384, 384}}, {5000, 5000, false, []int{2500, 2500}}, {7, 3, false, []int{3, 2, 2}},
+	} {
+		got := outputBlocks(c.rows, c.dim, c.expert)
+		if len(got) != len(c.want) {
+			t.Errorf("%d rows: %v, want %v", c.rows, got, c.want)
+			continue
+		}
+		for i := range got {
+			if got[i] != c.want[i] {
+				t.Errorf("%d rows: %v, want %v", c.rows, got, c.want)
+			}
+		}
+	}
+}

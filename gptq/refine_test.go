@@ -280,7 +280,7 @@ func TestRefine(t *testing.T) {
 					t.Fatal(err)
 				}
 				kernels.SetTier(tier)
-				err := f.refine(t.Context(), got, g, w, passes)
+				err := f.refine(t.Context(), got, w, passes)
 				kernels.SetTier(previous)
 				if err != nil {
 					t.Fatal(err)

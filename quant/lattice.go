@@ -7,6 +7,7 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/codebook"
+	"github.com/llmq/llmq/tensor"
 )
 
 // Lattice is the grid of a block type that stores the levels of several columns as one word of a codebook. A group's scale
@@ -160,6 +161,37 @@ func (g *Lattice) Round(b *Block, w, importance []float32) {
 			}
 		}
 	}
+}
+
+// MoveGroup moves the scale of b's group k to that of the odd multiples beside the best with which e, in the scale alone, is
+// least, and says whether it moved.
+func (g *Lattice) MoveGroup(b *Block, k int, e *Quadratic) bool {
+	unit := float64(b.D * g.Step)
+	sc := float64(b.Sc[k])
+	wanted := sc + e.P/e.A/unit
+	if wanted-wanted != 0 {
+		return false
+	}
+	least, best := -1e-9*math.Abs(e.A)*unit*unit, sc
+	below := 2*math.Floor((wanted-1)/2) + 1
+	for _, s := range [2]float64{below, below + 2} {
+		s = min(max(s, 1), float64(g.MaxScale))
+		if v := e.At((s-sc)*unit, 0); v < least {
+			least, best = v, s
+		}
+	}
+	b.Sc[k] = int8(best)
+	return best != sc
+}
+
+// MoveBlock moves b's D to the float16 value with which e, in D alone, is least, and says whether it moved.
+func (g *Lattice) MoveBlock(b *Block, e *Quadratic) bool {
+	d := tensor.RoundF16(b.D + float32(e.P/e.A))
+	if !(d > 0) || d-d != 0 || d == b.D || e.At(float64(d)-float64(b.D), 0) >= 0 {
+		return false
+	}
+	b.D = d
+	return true
 }
 
 // inverseOf returns 1/scale, and 0 for 0.

@@ -33,6 +33,8 @@ type Format struct {
 	Unpack func(dst []float32, src []byte)
 	// Levels is nil for the floating-point types.
 	Levels *LevelFormat
+	// Words is the table of a type of codebooks: the levels of each word, a byte each. Without it there is no fast decoder.
+	Words []byte
 }
 
 // RowBytes is the size of cols weights; cols must be a multiple of BlockLen.

@@ -56,6 +56,17 @@ func NewCodebook(width int, levels []int8, bitmap []byte) *Codebook {
 // Len is the number of words.
 func (c *Codebook) Len() int { return len(c.numbers) }
 
+// Table returns the levels of each word, a byte each.
+func (c *Codebook) Table() []byte {
+	table := make([]byte, 0, c.Len()*c.Width)
+	for _, v := range c.packed {
+		for j := range c.Width {
+			table = append(table, byte(v>>(8*j)))
+		}
+	}
+	return table
+}
+
 // signMasks have a byte of ones for each bit of a number.
 var signMasks = func() (m [256]uint64) {
 	for i := range m {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
@@ -35,7 +36,9 @@ var blockTypes = []blockType{
 // formats/ggml give, and to those values rounded to bfloat16. formats/ggml documents the layouts.
 func unpack(g *gen) {
 	c, l := g.constants(), g.levels16()
-	for _, t := range blockTypes {
+	words := g.wordConstants()
+	for _, t := range append(slices.Clone(blockTypes), wordTypes...) {
+		ofWords := slices.ContainsFunc(wordTypes, func(w blockType) bool { return w.name == t.name })
 		for _, v := range []struct {
 			isa
 			half bool
@@ -52,9 +55,20 @@ func unpack(g *gen) {
 				name = "unpack" + t.name + "BF16"
 				what = what[:len(what)-len("float32 values.")] + "bfloat16 values."
 			}
-			g.function(name, "func(dst, src *byte, n int)", what)
-			u := &unpacker{gen: g, constants: c, isa: v.isa, half: v.half, floats16: l, dst: g.gp("dst"), src: g.gp("src")}
+			signature := "func(dst, src *byte, n int)"
+			if ofWords {
+				if v.isa == avx2 {
+					continue
+				}
+				signature = "func(dst, src *byte, n int, table *byte)"
+				what += " table holds the levels of each word, a byte each."
+			}
+			g.function(name, signature, what)
+			u := &unpacker{gen: g, constants: c, isa: v.isa, half: v.half, floats16: l, words: words, dst: g.gp("dst"), src: g.gp("src")}
 			n := g.gp("n")
+			if ofWords {
+				u.levelsOf = g.gp("table")
+			}
 			if t.weights == 256 {
 				u.scales = g.AllocLocal(128)
 			}
@@ -82,6 +96,8 @@ type unpacker struct {
 	half     bool     // bfloat16 output
 	floats16 levels16 // with half
 	dst, src reg.Register
+	words    *wordConstants
+	levelsOf reg.Register  // a table of words
 	levels   *levelsOutput // where not nil, output as levels and scales
 	product  func(at int)  // where not nil, takes the 32 float32 values from position at on instead of memory
 	scales   operand.Mem   // 32 float32: scales of up to 16 groups, then their minima

@@ -22,8 +22,34 @@ var decoders = map[string]struct{ avx2, avx512, bf16 Decoder }{
 	"IQ4_XS": {unpackIQ4_XSAVX2, unpackIQ4_XSAVX512, unpackIQ4_XSBF16},
 }
 
+// wordDecoder decodes formats of codebooks: table is Format.Words.
+type wordDecoder func(dst, src *byte, n int, table *byte)
+
+// wordDecoders are those of each block type of words, by Format.Name.
+var wordDecoders = map[string]struct{ avx512, bf16 wordDecoder }{
+	"IQ1_S":   {unpackIQ1_SAVX512, unpackIQ1_SBF16},
+	"IQ1_M":   {unpackIQ1_MAVX512, unpackIQ1_MBF16},
+	"IQ2_XXS": {unpackIQ2_XXSAVX512, unpackIQ2_XXSBF16},
+	"IQ2_XS":  {unpackIQ2_XSAVX512, unpackIQ2_XSBF16},
+	"IQ2_S":   {unpackIQ2_SAVX512, unpackIQ2_SBF16},
+	"IQ3_XXS": {unpackIQ3_XXSAVX512, unpackIQ3_XXSBF16},
+	"IQ3_S":   {unpackIQ3_SAVX512, unpackIQ3_SBF16},
+}
+
+// on is the decoder with f's table.
+func (d wordDecoder) on(f *kernels.Format) Decoder {
+	table := &f.Words[0]
+	return func(dst, src *byte, n int) { d(dst, src, n, table) }
+}
+
 // decoderF32 returns the tier's decoder, nil if there is none.
 func decoderF32(f *kernels.Format) Decoder {
+	if f.Words != nil {
+		if d := wordDecoders[f.Name].avx512; d != nil && kernels.CurrentTier() >= kernels.AVX512 {
+			return d.on(f)
+		}
+		return nil
+	}
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512:
 		return decoders[f.Name].avx512
@@ -37,6 +63,9 @@ func decoderF32(f *kernels.Format) Decoder {
 func DecoderBF16(f *kernels.Format) Decoder {
 	if kernels.CurrentTier() < kernels.AVX512BF16 {
 		return nil
+	}
+	if d := wordDecoders[f.Name].bf16; d != nil && f.Words != nil {
+		return d.on(f)
 	}
 	return decoders[f.Name].bf16
 }

@@ -208,3 +208,73 @@ func unpackIQ4_XSAVX512(dst *byte, src *byte, n int)
 //
 //go:noescape
 func unpackIQ4_XSBF16(dst *byte, src *byte, n int)
+
+// unpackIQ1_SAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_SAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ1_SBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_SBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ1_MAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_MAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ1_MBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_MBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XXSAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XXSAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XXSBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XXSBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XSAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XSAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XSBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XSBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_SAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_SAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_SBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_SBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_XXSAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_XXSAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_XXSBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_XXSBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_SAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_SAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_SBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_SBF16(dst *byte, src *byte, n int, table *byte)

@@ -26,7 +26,7 @@ func levels(g *gen) {
 		u := &unpacker{gen: g, constants: c, isa: avx2, dst: g.gp("level"), src: g.gp("src"),
 			levels: &levelsOutput{g.gp("scale"), g.gp("minimum"), offset, signs}}
 		n := g.gp("n")
-		if t.weights == 256 {
+		if t.weights > 32 {
 			u.scales = g.AllocLocal(128)
 		}
 		g.Label("block")
@@ -35,7 +35,7 @@ func levels(g *gen) {
 		g.ADDQ(operand.I32(int32(t.weights)), u.dst)
 		group := 32
 		switch t.name {
-		case "Q2_K", "Q3_K", "Q6_K":
+		case "Q2_K", "Q3_K", "Q6_K", "NVFP4":
 			group = 16
 		}
 		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.scale)

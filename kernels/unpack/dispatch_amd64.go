@@ -20,6 +20,12 @@ var decoders = map[string]struct{ avx2, avx512, bf16 Decoder }{
 	"Q5_K":   {unpackQ5_KAVX2, unpackQ5_KAVX512, unpackQ5_KBF16},
 	"Q6_K":   {unpackQ6_KAVX2, unpackQ6_KAVX512, unpackQ6_KBF16},
 	"IQ4_XS": {unpackIQ4_XSAVX2, unpackIQ4_XSAVX512, unpackIQ4_XSBF16},
+	"MXFP4":  {unpackMXFP4AVX2, unpackMXFP4AVX512, unpackMXFP4BF16},
+	"NVFP4":  {unpackNVFP4AVX2, unpackNVFP4AVX512, unpackNVFP4BF16},
+	"TQ1_0":  {unpackTQ1_0AVX2, unpackTQ1_0AVX512, unpackTQ1_0BF16},
+	"TQ2_0":  {unpackTQ2_0AVX2, unpackTQ2_0AVX512, unpackTQ2_0BF16},
+	"Q1_0":   {unpackQ1_0AVX2, unpackQ1_0AVX512, unpackQ1_0BF16},
+	"Q2_0":   {unpackQ2_0AVX2, unpackQ2_0AVX512, unpackQ2_0BF16},
 }
 
 // wordDecoder decodes formats of codebooks: table is Format.Words.
@@ -74,7 +80,8 @@ func DecoderBF16(f *kernels.Format) Decoder {
 var levels = map[string]func(level *byte, scale, minimum *float32, src *byte, n int){
 	"Q8_0": levelsQ8_0, "Q4_0": levelsQ4_0, "Q4_1": levelsQ4_1, "Q5_0": levelsQ5_0, "Q5_1": levelsQ5_1,
 	"IQ4_NL": levelsIQ4_NL, "Q2_K": levelsQ2_K, "Q3_K": levelsQ3_K, "Q4_K": levelsQ4_K, "Q5_K": levelsQ5_K,
-	"Q6_K": levelsQ6_K, "IQ4_XS": levelsIQ4_XS,
+	"Q6_K": levelsQ6_K, "IQ4_XS": levelsIQ4_XS, "MXFP4": levelsMXFP4, "NVFP4": levelsNVFP4,
+	"TQ1_0": levelsTQ1_0, "TQ2_0": levelsTQ2_0, "Q1_0": levelsQ1_0, "Q2_0": levelsQ2_0,
 }
 
 // DecoderLevels returns the decoder of n > 0 blocks to their whole numbers, one a byte, with 128 added if the type has no

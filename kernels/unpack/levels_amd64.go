@@ -75,3 +75,39 @@ func levelsQ6_K(level *byte, scale *float32, minimum *float32, src *byte, n int)
 //
 //go:noescape
 func levelsIQ4_XS(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsMXFP4 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsMXFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsNVFP4 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsNVFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsTQ1_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsTQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsTQ2_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsTQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsQ1_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsQ2_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)

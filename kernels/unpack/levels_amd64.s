@@ -100,6 +100,36 @@ DATA dwords32<>+16(SB)/8, $0x0000002000000020
 DATA dwords32<>+24(SB)/8, $0x0000002000000020
 GLOBL dwords32<>(SB), RODATA|NOPTR, $32
 
+DATA twos<>+0(SB)/8, $0x0202020202020202
+DATA twos<>+8(SB)/8, $0x0202020202020202
+DATA twos<>+16(SB)/8, $0x0202020202020202
+DATA twos<>+24(SB)/8, $0x0202020202020202
+GLOBL twos<>(SB), RODATA|NOPTR, $32
+
+DATA lowBytes<>+0(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+8(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+16(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+24(SB)/8, $0x00ff00ff00ff00ff
+GLOBL lowBytes<>(SB), RODATA|NOPTR, $32
+
+DATA e2m1Levels<>+0(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+8(SB)/8, $0xf4f8fafcfdfeff00
+DATA e2m1Levels<>+16(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+24(SB)/8, $0xf4f8fafcfdfeff00
+GLOBL e2m1Levels<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Bits<>+0(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+8(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+16(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+24(SB)/8, $0x0000007f0000007f
+GLOBL e4m3Bits<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Unit<>+0(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+8(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+16(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+24(SB)/8, $0x7b0000007b000000
+GLOBL e4m3Unit<>(SB), RODATA|NOPTR, $32
+
 DATA offset128<>+0(SB)/8, $0x8080808080808080
 DATA offset128<>+8(SB)/8, $0x8080808080808080
 DATA offset128<>+16(SB)/8, $0x8080808080808080
@@ -1367,5 +1397,578 @@ block:
 	ADDQ         $+32, BX
 	DECQ         SI
 	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsMXFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, CMOV
+TEXT ·levelsMXFP4(SB), NOSPLIT, $0-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	MOVBLZX      (CX), DI
+	LEAL         -1(DI), R8
+	SHLL         $0x17, R8
+	MOVL         DI, R9
+	INCL         R9
+	SHLL         $0x15, R9
+	CMPL         DI, $0x02
+	CMOVLCS      R9, R8
+	VMOVD        R8, X4
+	VBROADCASTSS X4, Y4
+	VMOVDQU      1(CX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	ADDQ         $+17, CX
+	ADDQ         $+32, AX
+	ADDQ         $+4, DX
+	ADDQ         $+4, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsNVFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX
+TEXT ·levelsNVFP4(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPMOVZXBD (CX), X8
+	VPCMPEQD  e4m3Bits<>+0(SB), X8, X9
+	VPAND     e4m3Bits<>+0(SB), X8, X8
+	VPSLLD    $0x14, X8, X8
+	VMULPS    e4m3Unit<>+0(SB), X8, X8
+	VPANDN    X8, X9, X8
+	VMOVUPS   X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Y4
+	VBROADCASTSS 4(SP), Y6
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VMOVSS       X6, 4(DX)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      20(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS 8(SP), Y4
+	VBROADCASTSS 12(SP), Y6
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 8(DX)
+	VMOVSS       X6, 12(DX)
+	ADDQ         $+36, CX
+	ADDQ         $+64, AX
+	ADDQ         $+16, DX
+	ADDQ         $+16, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsTQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsTQ1_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW 52(CX), X4
+	VCVTPH2PS    X4, Y4
+	VPMOVZXBW    (CX), Y10
+	VPMOVZXBW    16(CX), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 4(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 64(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 80(AX)
+	VMOVSS       X4, 8(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 96(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 112(AX)
+	VMOVSS       X4, 12(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 128(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 144(AX)
+	VMOVSS       X4, 16(DX)
+	VPMOVZXBW    32(CX), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 160(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 176(AX)
+	VMOVSS       X4, 20(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 192(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 208(AX)
+	VMOVSS       X4, 24(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD        48(CX), X10
+	VPMOVZXBW    X10, Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPUNPCKLDQ   X13, X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X14
+	VPACKUSWB    X14, X7, X14
+	VPSUBB       ones<>+0(SB), X14, X14
+	VPUNPCKLDQ   X14, X13, X13
+	VPUNPCKLQDQ  X13, X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 224(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 240(AX)
+	VMOVSS       X4, 28(DX)
+	ADDQ         $+54, CX
+	ADDQ         $+256, AX
+	ADDQ         $+32, DX
+	ADDQ         $+32, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsTQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsTQ2_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW 64(CX), X4
+	VCVTPH2PS    X4, Y4
+	VMOVDQU      (CX), X12
+	VMOVDQU      16(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 4(DX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 64(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 80(AX)
+	VMOVSS       X4, 8(DX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 96(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 112(AX)
+	VMOVSS       X4, 12(DX)
+	VMOVDQU      32(CX), X12
+	VMOVDQU      48(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 128(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 144(AX)
+	VMOVSS       X4, 16(DX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 160(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 176(AX)
+	VMOVSS       X4, 20(DX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 192(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 208(AX)
+	VMOVSS       X4, 24(DX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 224(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 240(AX)
+	VMOVSS       X4, 28(DX)
+	ADDQ         $+66, CX
+	ADDQ         $+256, AX
+	ADDQ         $+32, DX
+	ADDQ         $+32, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsQ1_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW (CX), X4
+	VCVTPH2PS    X4, Y4
+	VPBROADCASTD 2(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VPBROADCASTD 6(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 4(DX)
+	VPBROADCASTD 10(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 64(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 80(AX)
+	VMOVSS       X4, 8(DX)
+	VPBROADCASTD 14(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 96(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 112(AX)
+	VMOVSS       X4, 12(DX)
+	ADDQ         $+18, CX
+	ADDQ         $+128, AX
+	ADDQ         $+16, DX
+	ADDQ         $+16, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsQ2_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW (CX), X4
+	VCVTPH2PS    X4, Y4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 2(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 6(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPXOR     offset128<>+0(SB), X8, X8
+	VMOVDQU   X8, (AX)
+	VPXOR     offset128<>+0(SB), X9, X9
+	VMOVDQU   X9, 16(AX)
+	VMOVSS    X4, (DX)
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 10(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 14(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPXOR     offset128<>+0(SB), X8, X8
+	VMOVDQU   X8, 32(AX)
+	VPXOR     offset128<>+0(SB), X9, X9
+	VMOVDQU   X9, 48(AX)
+	VMOVSS    X4, 4(DX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	ADDQ      $+8, DX
+	ADDQ      $+8, BX
+	DECQ      SI
+	JNZ       block
 	VZEROUPPER
 	RET

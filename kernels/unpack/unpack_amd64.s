@@ -100,6 +100,36 @@ DATA dwords32<>+16(SB)/8, $0x0000002000000020
 DATA dwords32<>+24(SB)/8, $0x0000002000000020
 GLOBL dwords32<>(SB), RODATA|NOPTR, $32
 
+DATA twos<>+0(SB)/8, $0x0202020202020202
+DATA twos<>+8(SB)/8, $0x0202020202020202
+DATA twos<>+16(SB)/8, $0x0202020202020202
+DATA twos<>+24(SB)/8, $0x0202020202020202
+GLOBL twos<>(SB), RODATA|NOPTR, $32
+
+DATA lowBytes<>+0(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+8(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+16(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+24(SB)/8, $0x00ff00ff00ff00ff
+GLOBL lowBytes<>(SB), RODATA|NOPTR, $32
+
+DATA e2m1Levels<>+0(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+8(SB)/8, $0xf4f8fafcfdfeff00
+DATA e2m1Levels<>+16(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+24(SB)/8, $0xf4f8fafcfdfeff00
+GLOBL e2m1Levels<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Bits<>+0(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+8(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+16(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+24(SB)/8, $0x0000007f0000007f
+GLOBL e4m3Bits<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Unit<>+0(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+8(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+16(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+24(SB)/8, $0x7b0000007b000000
+GLOBL e4m3Unit<>(SB), RODATA|NOPTR, $32
+
 DATA levels<>+0(SB)/4, $0x00000000
 DATA levels<>+4(SB)/4, $0x3f800000
 DATA levels<>+8(SB)/4, $0x40000000
@@ -5154,6 +5184,2147 @@ block:
 	VMOVDQU   Y3, 480(AX)
 	ADDQ      $+136, CX
 	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       block
+	VZEROUPPER
+	RET
+
+// func unpackMXFP4AVX2(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, CMOV
+TEXT ·unpackMXFP4AVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	MOVBLZX      (CX), BX
+	LEAL         -1(BX), SI
+	SHLL         $0x17, SI
+	MOVL         BX, DI
+	INCL         DI
+	SHLL         $0x15, DI
+	CMPL         BX, $0x02
+	CMOVLCS      DI, SI
+	VMOVD        SI, X4
+	VBROADCASTSS X4, Y4
+	VMOVDQU      1(CX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	ADDQ         $+17, CX
+	ADDQ         $+128, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackMXFP4AVX512(dst *byte, src *byte, n int)
+// Requires: AVX, AVX512F, CMOV
+TEXT ·unpackMXFP4AVX512(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	MOVBLZX      (CX), BX
+	LEAL         -1(BX), SI
+	SHLL         $0x17, SI
+	MOVL         BX, DI
+	INCL         DI
+	SHLL         $0x15, DI
+	CMPL         BX, $0x02
+	CMOVLCS      DI, SI
+	VMOVD        SI, X4
+	VBROADCASTSS X4, Z4
+	VMOVDQU      1(CX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	ADDQ         $+17, CX
+	ADDQ         $+128, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackMXFP4BF16(dst *byte, src *byte, n int)
+// Requires: AVX, AVX512F, CMOV
+TEXT ·unpackMXFP4BF16(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	MOVBLZX      (CX), BX
+	LEAL         -1(BX), SI
+	SHLL         $0x17, SI
+	MOVL         BX, DI
+	INCL         DI
+	SHLL         $0x15, DI
+	CMPL         BX, $0x02
+	CMOVLCS      DI, SI
+	VMOVD        SI, X4
+	VBROADCASTSS X4, Z4
+	VMOVDQU      1(CX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, (AX)
+	ADDQ         $+17, CX
+	ADDQ         $+64, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackNVFP4AVX2(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2
+TEXT ·unpackNVFP4AVX2(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPMOVZXBD (CX), X8
+	VPCMPEQD  e4m3Bits<>+0(SB), X8, X9
+	VPAND     e4m3Bits<>+0(SB), X8, X8
+	VPSLLD    $0x14, X8, X8
+	VMULPS    e4m3Unit<>+0(SB), X8, X8
+	VPANDN    X8, X9, X8
+	VMOVUPS   X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Y4
+	VBROADCASTSS 4(SP), Y6
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y6, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y6, Y3, Y3
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      20(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS 8(SP), Y4
+	VBROADCASTSS 12(SP), Y6
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y6, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y6, Y3, Y3
+	VMOVUPS      Y0, 128(AX)
+	VMOVUPS      Y1, 160(AX)
+	VMOVUPS      Y2, 192(AX)
+	VMOVUPS      Y3, 224(AX)
+	ADDQ         $+36, CX
+	ADDQ         $+256, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackNVFP4AVX512(dst *byte, src *byte, n int)
+// Requires: AVX, AVX512F
+TEXT ·unpackNVFP4AVX512(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPMOVZXBD (CX), X8
+	VPCMPEQD  e4m3Bits<>+0(SB), X8, X9
+	VPAND     e4m3Bits<>+0(SB), X8, X8
+	VPSLLD    $0x14, X8, X8
+	VMULPS    e4m3Unit<>+0(SB), X8, X8
+	VPANDN    X8, X9, X8
+	VMOVUPS   X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Z4
+	VBROADCASTSS 4(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      20(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS 8(SP), Z4
+	VBROADCASTSS 12(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	VMOVUPS      Z0, 128(AX)
+	VMOVUPS      Z1, 192(AX)
+	ADDQ         $+36, CX
+	ADDQ         $+256, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackNVFP4BF16(dst *byte, src *byte, n int)
+// Requires: AVX, AVX512F
+TEXT ·unpackNVFP4BF16(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPMOVZXBD (CX), X8
+	VPCMPEQD  e4m3Bits<>+0(SB), X8, X9
+	VPAND     e4m3Bits<>+0(SB), X8, X8
+	VPSLLD    $0x14, X8, X8
+	VMULPS    e4m3Unit<>+0(SB), X8, X8
+	VPANDN    X8, X9, X8
+	VMOVUPS   X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Z4
+	VBROADCASTSS 4(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, (AX)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      20(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS 8(SP), Z4
+	VBROADCASTSS 12(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 64(AX)
+	ADDQ         $+36, CX
+	ADDQ         $+128, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackTQ1_0AVX2(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·unpackTQ1_0AVX2(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW 52(CX), X4
+	VCVTPH2PS    X4, Y4
+	VPMOVZXBW    (CX), Y10
+	VPMOVZXBW    16(CX), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 128(AX)
+	VMOVUPS      Y1, 160(AX)
+	VMOVUPS      Y2, 192(AX)
+	VMOVUPS      Y3, 224(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 256(AX)
+	VMOVUPS      Y1, 288(AX)
+	VMOVUPS      Y2, 320(AX)
+	VMOVUPS      Y3, 352(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 384(AX)
+	VMOVUPS      Y1, 416(AX)
+	VMOVUPS      Y2, 448(AX)
+	VMOVUPS      Y3, 480(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 512(AX)
+	VMOVUPS      Y1, 544(AX)
+	VMOVUPS      Y2, 576(AX)
+	VMOVUPS      Y3, 608(AX)
+	VPMOVZXBW    32(CX), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 640(AX)
+	VMOVUPS      Y1, 672(AX)
+	VMOVUPS      Y2, 704(AX)
+	VMOVUPS      Y3, 736(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 768(AX)
+	VMOVUPS      Y1, 800(AX)
+	VMOVUPS      Y2, 832(AX)
+	VMOVUPS      Y3, 864(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD        48(CX), X10
+	VPMOVZXBW    X10, Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPUNPCKLDQ   X13, X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X14
+	VPACKUSWB    X14, X7, X14
+	VPSUBB       ones<>+0(SB), X14, X14
+	VPUNPCKLDQ   X14, X13, X13
+	VPUNPCKLQDQ  X13, X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 896(AX)
+	VMOVUPS      Y1, 928(AX)
+	VMOVUPS      Y2, 960(AX)
+	VMOVUPS      Y3, 992(AX)
+	ADDQ         $+54, CX
+	ADDQ         $+1024, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackTQ1_0AVX512(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackTQ1_0AVX512(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW 52(CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VPMOVZXBW    (CX), Y10
+	VPMOVZXBW    16(CX), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 128(AX)
+	VMOVUPS      Z1, 192(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 256(AX)
+	VMOVUPS      Z1, 320(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 384(AX)
+	VMOVUPS      Z1, 448(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 512(AX)
+	VMOVUPS      Z1, 576(AX)
+	VPMOVZXBW    32(CX), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 640(AX)
+	VMOVUPS      Z1, 704(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 768(AX)
+	VMOVUPS      Z1, 832(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD        48(CX), X10
+	VPMOVZXBW    X10, Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPUNPCKLDQ   X13, X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X14
+	VPACKUSWB    X14, X7, X14
+	VPSUBB       ones<>+0(SB), X14, X14
+	VPUNPCKLDQ   X14, X13, X13
+	VPUNPCKLQDQ  X13, X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 896(AX)
+	VMOVUPS      Z1, 960(AX)
+	ADDQ         $+54, CX
+	ADDQ         $+1024, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackTQ1_0BF16(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackTQ1_0BF16(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW 52(CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VPMOVZXBW    (CX), Y10
+	VPMOVZXBW    16(CX), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, (AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 64(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 128(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 192(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 256(AX)
+	VPMOVZXBW    32(CX), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 320(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 384(AX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD        48(CX), X10
+	VPMOVZXBW    X10, Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPUNPCKLDQ   X13, X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X14
+	VPACKUSWB    X14, X7, X14
+	VPSUBB       ones<>+0(SB), X14, X14
+	VPUNPCKLDQ   X14, X13, X13
+	VPUNPCKLQDQ  X13, X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 448(AX)
+	ADDQ         $+54, CX
+	ADDQ         $+512, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackTQ2_0AVX2(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·unpackTQ2_0AVX2(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW 64(CX), X4
+	VCVTPH2PS    X4, Y4
+	VMOVDQU      (CX), X12
+	VMOVDQU      16(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 128(AX)
+	VMOVUPS      Y1, 160(AX)
+	VMOVUPS      Y2, 192(AX)
+	VMOVUPS      Y3, 224(AX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 256(AX)
+	VMOVUPS      Y1, 288(AX)
+	VMOVUPS      Y2, 320(AX)
+	VMOVUPS      Y3, 352(AX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 384(AX)
+	VMOVUPS      Y1, 416(AX)
+	VMOVUPS      Y2, 448(AX)
+	VMOVUPS      Y3, 480(AX)
+	VMOVDQU      32(CX), X12
+	VMOVDQU      48(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 512(AX)
+	VMOVUPS      Y1, 544(AX)
+	VMOVUPS      Y2, 576(AX)
+	VMOVUPS      Y3, 608(AX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 640(AX)
+	VMOVUPS      Y1, 672(AX)
+	VMOVUPS      Y2, 704(AX)
+	VMOVUPS      Y3, 736(AX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 768(AX)
+	VMOVUPS      Y1, 800(AX)
+	VMOVUPS      Y2, 832(AX)
+	VMOVUPS      Y3, 864(AX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 896(AX)
+	VMOVUPS      Y1, 928(AX)
+	VMOVUPS      Y2, 960(AX)
+	VMOVUPS      Y3, 992(AX)
+	ADDQ         $+66, CX
+	ADDQ         $+1024, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackTQ2_0AVX512(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackTQ2_0AVX512(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW 64(CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VMOVDQU      (CX), X12
+	VMOVDQU      16(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 128(AX)
+	VMOVUPS      Z1, 192(AX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 256(AX)
+	VMOVUPS      Z1, 320(AX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 384(AX)
+	VMOVUPS      Z1, 448(AX)
+	VMOVDQU      32(CX), X12
+	VMOVDQU      48(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 512(AX)
+	VMOVUPS      Z1, 576(AX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 640(AX)
+	VMOVUPS      Z1, 704(AX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 768(AX)
+	VMOVUPS      Z1, 832(AX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 896(AX)
+	VMOVUPS      Z1, 960(AX)
+	ADDQ         $+66, CX
+	ADDQ         $+1024, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackTQ2_0BF16(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackTQ2_0BF16(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW 64(CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VMOVDQU      (CX), X12
+	VMOVDQU      16(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, (AX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 64(AX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 128(AX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 192(AX)
+	VMOVDQU      32(CX), X12
+	VMOVDQU      48(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 256(AX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 320(AX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 384(AX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 448(AX)
+	ADDQ         $+66, CX
+	ADDQ         $+512, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackQ1_0AVX2(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·unpackQ1_0AVX2(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW (CX), X4
+	VCVTPH2PS    X4, Y4
+	VPBROADCASTD 2(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	VPBROADCASTD 6(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 128(AX)
+	VMOVUPS      Y1, 160(AX)
+	VMOVUPS      Y2, 192(AX)
+	VMOVUPS      Y3, 224(AX)
+	VPBROADCASTD 10(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 256(AX)
+	VMOVUPS      Y1, 288(AX)
+	VMOVUPS      Y2, 320(AX)
+	VMOVUPS      Y3, 352(AX)
+	VPBROADCASTD 14(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Y0
+	VPSHUFD      $0xee, X8, X8
+	VPMOVSXBD    X8, Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y4, Y1, Y1
+	VPMOVSXBD    X9, Y2
+	VPSHUFD      $0xee, X9, X9
+	VPMOVSXBD    X9, Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VMOVUPS      Y0, 384(AX)
+	VMOVUPS      Y1, 416(AX)
+	VMOVUPS      Y2, 448(AX)
+	VMOVUPS      Y3, 480(AX)
+	ADDQ         $+18, CX
+	ADDQ         $+512, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackQ1_0AVX512(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackQ1_0AVX512(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW (CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VPBROADCASTD 2(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VPBROADCASTD 6(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 128(AX)
+	VMOVUPS      Z1, 192(AX)
+	VPBROADCASTD 10(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 256(AX)
+	VMOVUPS      Z1, 320(AX)
+	VPBROADCASTD 14(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z0, 384(AX)
+	VMOVUPS      Z1, 448(AX)
+	ADDQ         $+18, CX
+	ADDQ         $+512, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackQ1_0BF16(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackQ1_0BF16(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW (CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VPBROADCASTD 2(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, (AX)
+	VPBROADCASTD 6(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 64(AX)
+	VPBROADCASTD 10(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 128(AX)
+	VPBROADCASTD 14(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	LONG         $0x4877f262
+	WORD         $0xd072
+	VMOVUPS      Z2, 192(AX)
+	ADDQ         $+18, CX
+	ADDQ         $+256, AX
+	DECQ         DX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func unpackQ2_0AVX2(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·unpackQ2_0AVX2(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW (CX), X4
+	VCVTPH2PS    X4, Y4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 2(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 6(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPMOVSXBD X8, Y0
+	VPSHUFD   $0xee, X8, X8
+	VPMOVSXBD X8, Y1
+	VCVTDQ2PS Y0, Y0
+	VMULPS    Y4, Y0, Y0
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y4, Y1, Y1
+	VPMOVSXBD X9, Y2
+	VPSHUFD   $0xee, X9, X9
+	VPMOVSXBD X9, Y3
+	VCVTDQ2PS Y2, Y2
+	VMULPS    Y4, Y2, Y2
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y4, Y3, Y3
+	VMOVUPS   Y0, (AX)
+	VMOVUPS   Y1, 32(AX)
+	VMOVUPS   Y2, 64(AX)
+	VMOVUPS   Y3, 96(AX)
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 10(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 14(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPMOVSXBD X8, Y0
+	VPSHUFD   $0xee, X8, X8
+	VPMOVSXBD X8, Y1
+	VCVTDQ2PS Y0, Y0
+	VMULPS    Y4, Y0, Y0
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y4, Y1, Y1
+	VPMOVSXBD X9, Y2
+	VPSHUFD   $0xee, X9, X9
+	VPMOVSXBD X9, Y3
+	VCVTDQ2PS Y2, Y2
+	VMULPS    Y4, Y2, Y2
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y4, Y3, Y3
+	VMOVUPS   Y0, 128(AX)
+	VMOVUPS   Y1, 160(AX)
+	VMOVUPS   Y2, 192(AX)
+	VMOVUPS   Y3, 224(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+256, AX
+	DECQ      DX
+	JNZ       block
+	VZEROUPPER
+	RET
+
+// func unpackQ2_0AVX512(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackQ2_0AVX512(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW (CX), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 2(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 6(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPMOVSXBD X8, Z0
+	VCVTDQ2PS Z0, Z0
+	VMULPS    Z4, Z0, Z0
+	VPMOVSXBD X9, Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z4, Z1, Z1
+	VMOVUPS   Z0, (AX)
+	VMOVUPS   Z1, 64(AX)
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 10(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 14(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPMOVSXBD X8, Z0
+	VCVTDQ2PS Z0, Z0
+	VMULPS    Z4, Z0, Z0
+	VPMOVSXBD X9, Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z4, Z1, Z1
+	VMOVUPS   Z0, 128(AX)
+	VMOVUPS   Z1, 192(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+256, AX
+	DECQ      DX
+	JNZ       block
+	VZEROUPPER
+	RET
+
+// func unpackQ2_0BF16(dst *byte, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·unpackQ2_0BF16(SB), NOSPLIT, $128-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+block:
+	VPBROADCASTW (CX), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 2(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 6(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPMOVSXBD X8, Z0
+	VCVTDQ2PS Z0, Z0
+	VMULPS    Z4, Z0, Z0
+	VPMOVSXBD X9, Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z4, Z1, Z1
+	LONG      $0x4877f262
+	WORD      $0xd072
+	VMOVUPS   Z2, (AX)
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 10(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 14(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPMOVSXBD X8, Z0
+	VCVTDQ2PS Z0, Z0
+	VMULPS    Z4, Z0, Z0
+	VPMOVSXBD X9, Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z4, Z1, Z1
+	LONG      $0x4877f262
+	WORD      $0xd072
+	VMOVUPS   Z2, 64(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+128, AX
 	DECQ      DX
 	JNZ       block
 	VZEROUPPER

@@ -233,8 +233,14 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 		if d.CommonTokens > 0 {
 			t.row("compared", "the %d tokens that both vocabularies have", d.CommonTokens)
 		}
-		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
-		t.row("same top token", "%.2f%%", 100*d.SameTop)
+		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f, 99.9th %.5f ± %.5f", d.KL, d.KLStdErr, d.KLMedian,
+			d.KLP99, d.KLP999, d.KLP999StdErr)
+		if d.BelowFloat16() {
+			t.row("", "below %.1g, what logits in float16 can tell", d.Float16)
+		}
+		t.row("same top token", "%.2f%% ± %.2f%%, of the top five %.2f%% ± %.2f%%", 100*d.SameTop, 100*d.SameTopStdErr,
+			100*d.SameTop5, 100*d.SameTop5StdErr)
+		t.row("RMS Δp", "%.3f%% ± %.3f%%", 100*d.RMSShift, 100*d.RMSShiftStdErr)
 	}
 	t.row("took", "%.1f s, %.0f tokens/s, peak memory %s", res.Seconds, res.TokensPerSecond, formatBytes(peakRSS()))
 	return t.flush()

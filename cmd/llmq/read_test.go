@@ -30,7 +30,8 @@ func TestEval(t *testing.T) {
 	}
 	// The checkpoint against its own values in another container.
 	based := mustJSON(t, evalKeys+" kl_divergence kl_divergence_stderr kl_divergence_median kl_divergence_p99"+
-		" kl_divergence_max same_top base_perplexity perplexity_increase perplexity_increase_stderr", append([]string{"eval", f32, "--base", dir}, args...)...)
+		" kl_divergence_p999 kl_divergence_p999_stderr kl_divergence_float16 kl_divergence_max same_top same_top_stderr same_top5"+
+		" same_top5_stderr rms_delta_p rms_delta_p_stderr base_perplexity perplexity_increase perplexity_increase_stderr", append([]string{"eval", f32, "--base", dir}, args...)...)
 	if p, b := based["perplexity"].(float64), v["perplexity"].(float64); math.Abs(p/b-1) > 0.01 || based["base_perplexity"] != b {
 		t.Errorf("perplexity %v from the file, %v from the folder, %v as base", p, b, based["base_perplexity"])
 	}

@@ -144,7 +144,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions) error {
 				return err
 			}
 		}
-		if plan, err = plan.With(set.Metadata()); err != nil {
+		md := set.Metadata()
+		if heldOut != nil {
+			md = append(md, pipeline.ValidationMetadata()...)
+		}
+		if plan, err = plan.With(md); err != nil {
 			return err
 		}
 	}

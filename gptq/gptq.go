@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/linalg"
@@ -54,6 +55,10 @@ type Factor struct {
 	order    []int          // order[p] is the column at position p; the last is quantized first
 	block    int            // columns of a block stay together in order; 0: they need not
 	unit     int            // columns of a unit are neighbours in order
+
+	mu      sync.Mutex
+	windows map[quant.Grid][]*window // of refine, by grid
+	units   []unitTriangle           // of sweepWords, by position
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not

@@ -187,6 +187,7 @@ func TestBetter(t *testing.T) {
 func TestThreads(t *testing.T) {
 	testThreads(t, ggml.Q4_K, 37, 768)
 	testThreads(t, ggml.Q4_0, 2*bandRows+37, 128)
+	testThreads(t, ggml.IQ2_XXS, 37, 768)
 }
 
 func testThreads(t *testing.T, typ *ggml.Type, rows, cols int) {

@@ -33,19 +33,8 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	for j, d := range f.diagonal {
 		damping[j] = d - f.h.Row(j)[j]
 	}
-	step := max(refineColumns, block) / block * block
-	windows := make([]*window, 0, (n+step-1)/step)
-	for i0 := 0; i0 < n; i0 += step {
-		i1 := min(i0+step, n)
-		at := &window{i0: i0, i1: i1, h: f.damped(i0, i1)}
-		switch g := q.Grid.(type) {
-		case *quant.Affine:
-			at.sums = groupSums(at.h, g)
-		case *quant.Lattice:
-			at.units = unitsOf(at.h, g.Unit())
-		}
-		windows = append(windows, at)
-	}
+	step := windowColumns(q.Grid)
+	windows := f.windowsOf(q.Grid)
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), 2*n) }}
 	descents := sync.Pool{New: func() any {
 		if g, ok := q.Grid.(*quant.Lattice); ok {
@@ -100,6 +89,38 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 		}
 		return nil
 	})
+}
+
+// windowColumns is the number of columns of a window.
+func windowColumns(g quant.Grid) int {
+	block := g.Shape().Block
+	return max(refineColumns, block) / block * block
+}
+
+// windowsOf returns the windows for weights on g's grid, which it makes once.
+func (f *Factor) windowsOf(g quant.Grid) []*window {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.windows[g] != nil {
+		return f.windows[g]
+	}
+	var windows []*window
+	for i0, n := 0, f.h.Rows; i0 < n; i0 += windowColumns(g) {
+		i1 := min(i0+windowColumns(g), n)
+		at := &window{i0: i0, i1: i1, h: f.damped(i0, i1)}
+		switch g := g.(type) {
+		case *quant.Affine:
+			at.sums = groupSums(at.h, g)
+		case *quant.Lattice:
+			at.units = unitsOf(at.h, g.Unit())
+		}
+		windows = append(windows, at)
+	}
+	if f.windows == nil {
+		f.windows = map[quant.Grid][]*window{}
+	}
+	f.windows[g] = windows
+	return windows
 }
 
 // addScaled sets grad += diff·diag(d).

@@ -23,28 +23,9 @@ import (
 // sweepWords is sweep for words.
 func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Lattice, w *tensor.Matrix) error {
 	n := w.Cols
-	unit := g.Unit()
-	metrics := make([]*unitMetric, n/unit)
-	triangles := make([][]float32, n/unit) // L_UUᵀ
-	kernels.Parallel(len(metrics), rowGrain, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
-			l := f.l.View(i*unit, (i+1)*unit, i*unit, (i+1)*unit)
-			m, t := make([]float32, unit*unit), make([]float32, unit*unit)
-			for a := range unit {
-				for b := range a + 1 {
-					t[b*unit+a] = l.Row(a)[b]
-					var sum float64
-					for k := range b + 1 {
-						sum += float64(l.Row(a)[k]) * float64(l.Row(b)[k])
-					}
-					m[a*unit+b], m[b*unit+a] = float32(sum), float32(sum)
-				}
-			}
-			metrics[i], triangles[i] = newUnitMetric(unit, m), t
-		}
-	})
+	units := f.unitTriangles()
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), n+g.Block) }}
-	sweepers := sync.Pool{New: func() any { return newWordSweeper(f, g, metrics, triangles) }}
+	sweepers := sync.Pool{New: func() any { return newWordSweeper(f, g, units) }}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
 		m := matrices.Get().(*tensor.Matrix)
 		defer matrices.Put(m)
@@ -66,22 +47,56 @@ func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Latti
 	})
 }
 
+// unitTriangle is what a unit's own triangle of the factor, L_UU, makes of errors.
+type unitTriangle struct {
+	metric     *unitMetric // L_UU·L_UUᵀ
+	transposed []float32   // L_UUᵀ
+}
+
+// unitTriangles returns those of the units at positions 0, unit, 2·unit, …, which it makes once.
+func (f *Factor) unitTriangles() []unitTriangle {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.units != nil {
+		return f.units
+	}
+	n := f.unit
+	f.units = make([]unitTriangle, f.h.Rows/n)
+	kernels.Parallel(len(f.units), rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			l := f.l.View(i*n, (i+1)*n, i*n, (i+1)*n)
+			m, t := make([]float32, n*n), make([]float32, n*n)
+			for a := range n {
+				for b := range a + 1 {
+					t[b*n+a] = l.Row(a)[b]
+					var sum float64
+					for k := range b + 1 {
+						sum += float64(l.Row(a)[k]) * float64(l.Row(b)[k])
+					}
+					m[a*n+b], m[b*n+a] = float32(sum), float32(sum)
+				}
+			}
+			f.units[i] = unitTriangle{newUnitMetric(n, m), t}
+		}
+	})
+	return f.units
+}
+
 // wordSweeper quantizes the block at positions [i0,i0+Block) of 16 rows at a time, one in each lane.
 type wordSweeper struct {
-	f         *Factor
-	g         *quant.Lattice
-	metrics   []*unitMetric // of the units, by position
-	triangles [][]float32
-	rounder   unitRounder
+	f       *Factor
+	g       *quant.Lattice
+	units   []unitTriangle // by position
+	rounder unitRounder
 
 	weights, sums, errs, targets []kernels.Lane // weights and targets by column, sums and errs by position
 	fitted, importance           []float32      // targets row by row, and what each column counts
 	blocks                       []quant.Block
 }
 
-func newWordSweeper(f *Factor, g *quant.Lattice, metrics []*unitMetric, triangles [][]float32) *wordSweeper {
+func newWordSweeper(f *Factor, g *quant.Lattice, units []unitTriangle) *wordSweeper {
 	lanes := func() []kernels.Lane { return make([]kernels.Lane, g.Block) }
-	return &wordSweeper{f: f, g: g, metrics: metrics, triangles: triangles, weights: lanes(), sums: lanes(), errs: lanes(),
+	return &wordSweeper{f: f, g: g, units: units, weights: lanes(), sums: lanes(), errs: lanes(),
 		targets: lanes(), fitted: make([]float32, kernels.Lanes*g.Block), importance: make([]float32, kernels.Lanes*g.Block),
 		blocks: make([]quant.Block, kernels.Lanes)}
 }
@@ -120,10 +135,11 @@ func (s *wordSweeper) rows(q *quant.Weight, w, sums, errs *tensor.Matrix, r0, i0
 		for r := range w.Rows {
 			t.scale[r] = g.Scale(&s.blocks[r], at/g.Group)
 		}
-		t.metric = s.metrics[p/unit]
+		u := &s.units[p/unit]
+		t.metric = u.metric
 		grad := t.grad[:unit]
 		clear(grad)
-		columns.Update(grad, s.triangles[p/unit], unit, s.sums[j:j+unit])
+		columns.Update(grad, u.transposed, unit, s.sums[j:j+unit])
 		t.round(g, s.weights[at:at+unit], nil)
 		for k := range unit {
 			for i, v := range t.moved[k] {

@@ -31,7 +31,7 @@ const (
 	gopher4m = "../../testdata/gopher-4m"
 	// context is what the gopher models were trained on; chunks of it are read.
 	context = 256
-	chunks  = 24
+	chunks  = 12
 	// maxPerplexity and minSameTop allow for llama.cpp's rounding of activations to 8 bits, which we do not do.
 	maxPerplexity = 0.005 // relative
 	minSameTop    = 0.97
@@ -161,29 +161,21 @@ func compare(t *testing.T, path string, text string) {
 	t.Helper()
 	f := openFile(t, path)
 	tokens := f.tok.Encode(text, tokenizer.EncodeOptions{})
-	opt := eval.Options{Context: context, Chunks: chunks}
-	if bos, add := f.tok.BOS(); add {
-		opt.BOS = &bos
-	}
-	ours, err := eval.Perplexity(t.Context(), f.m, tokens, opt)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cs := f.cut(tokens)
-	top, _ := f.predict(t, cs, context/2+1)
+	top, ours := f.predict(t, cs, context/2+1)
 	theirs := askLlamaCpp(t, request{Model: path, Chunks: cs, First: context/2 + 1})
-	if len(theirs.Top) != len(top) || len(top) != ours.TokensScored || len(top) < 1000 {
-		t.Fatalf("%d tokens scored by eval, %d here, %d by llama.cpp", ours.TokensScored, len(top), len(theirs.Top))
+	if len(theirs.Top) != len(top) {
+		t.Fatalf("the top tokens of %d places here, of %d in llama.cpp", len(top), len(theirs.Top))
 	}
+	difference, _ := increase(t, ours, theirs)
 	same := 0
 	for i := range top {
 		if top[i] == theirs.Top[i] {
 			same++
 		}
 	}
-	difference := float64(ours.Perplexity)/theirs.Perplexity - 1
 	share := float64(same) / float64(len(top))
-	t.Logf("perplexity %.4f, llama.cpp's %.4f (%+.3f%%); same top token %.2f%% of %d", ours.Perplexity, theirs.Perplexity,
+	t.Logf("perplexity %.4f, llama.cpp's %.4f (%+.3f%%); same top token %.2f%% of %d", theirs.Perplexity*(1+difference), theirs.Perplexity,
 		100*difference, 100*share, len(top))
 	if math.Abs(difference) > maxPerplexity {
 		t.Errorf("perplexity differs by %.2f%%, more than %.2f%%", 100*difference, 100*maxPerplexity)
@@ -199,6 +191,7 @@ func TestBlockTypes(t *testing.T) {
 	src := openFolder(t, gopher4m)
 	for _, typ := range ggml.Types {
 		t.Run(typ.Name, func(t *testing.T) {
+			t.Parallel()
 			compare(t, write(t, src, pipeline.Recipe{Method: pipeline.RTN, Type: typ}, pipeline.Options{}), text)
 		})
 	}
@@ -274,6 +267,7 @@ func TestMethods(t *testing.T) {
 		{name: "int8 smooth", recipe: pipeline.Recipe{Method: pipeline.Int8, Type: ggml.Q8_0, Smooth: half}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			c.opt.Calib = set
 			path := write(t, src, c.recipe, c.opt)
 			compare(t, path, text)
@@ -409,21 +403,20 @@ func TestTokens(t *testing.T) {
 	}
 	texts = append(texts, goText(t)[:100_000])
 	path := write(t, openFolder(t, gopher4m), pipeline.Recipe{Method: pipeline.RTN, Type: ggml.Q8_0}, pipeline.Options{})
-	compareTokens(t, path, texts)
+	paths := []string{path}
 	if dir, ok := shared.Lookup("vocab"); ok {
 		files, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no vocabularies in %s: %v", dir, err)
 		}
-		for _, path := range files {
-			compareTokens(t, path, texts)
-		}
+		paths = append(paths, files...)
 	}
 	if dir, ok := shared.Lookup("archs"); ok { // SentencePiece without a space before the text, and BPE of characters
 		for _, name := range []string{"gemma", "gemma3", "gemma4", "ernie4_5", "phi3", "internlm2"} {
-			compareTokens(t, filepath.Join(dir, name, "expected.gguf"), texts)
+			paths = append(paths, filepath.Join(dir, name, "expected.gguf"))
 		}
 	}
+	compareTokens(t, paths, texts)
 }
 
 // TestPreTokenizers: llama.cpp splits texts as we do, whatever pre-tokenizer is named. Where the original splits otherwise
@@ -434,6 +427,7 @@ func TestPreTokenizers(t *testing.T) {
 		"Hello, world!  It's they'LL\n\n\tx = 1234567.89e-10;\r\n", "日本語 한국어 ไทย العربية", "a  b   c    d\n \n  \n", "//--==>>",
 	}
 	src := openFolder(t, gopher4m)
+	var paths []string
 	for _, p := range tokenizer.PreNames() {
 		pre, _ := tokenizer.PreByName(p)
 		if pre.Characters || p != pre.Names[0] {
@@ -452,30 +446,40 @@ func TestPreTokenizers(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		compareTokens(t, path, texts)
+		paths = append(paths, path)
 	}
+	compareTokens(t, paths, texts)
 }
 
-func compareTokens(t *testing.T, path string, texts []string) {
-	t.Run(filepath.Base(path), func(t *testing.T) {
-		src, err := gguf.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer src.Close()
-		tok, err := tokenizer.New(src)
-		if err != nil {
-			t.Fatal(err)
-		}
-		theirs := askLlamaCpp(t, request{Model: path, VocabOnly: true, Texts: texts})
-		for i, text := range texts {
-			ours := tok.Encode(text, tokenizer.EncodeOptions{NoBOS: true})
-			if !slices.Equal(ours, theirs.Tokens[i]) {
-				t.Errorf("%.80q: %d tokens %v, llama.cpp's %d %v", text, len(ours), head(ours), len(theirs.Tokens[i]),
-					head(theirs.Tokens[i]))
+// compareTokens compares how files' tokenizers split texts.
+func compareTokens(t *testing.T, paths []string, texts []string) {
+	var requests []request
+	for _, path := range paths {
+		requests = append(requests, request{Model: path, VocabOnly: true, Texts: texts})
+	}
+	for k, theirs := range askLlamaCppAll(t, requests) {
+		t.Run(filepath.Base(paths[k]), func(t *testing.T) {
+			if theirs.Error != "" {
+				t.Fatalf("llama.cpp: %s", theirs.Error)
 			}
-		}
-	})
+			src, err := gguf.Open(paths[k])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			tok, err := tokenizer.New(src)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, text := range texts {
+				ours := tok.Encode(text, tokenizer.EncodeOptions{NoBOS: true})
+				if !slices.Equal(ours, theirs.Tokens[i]) {
+					t.Errorf("%.80q: %d tokens %v, llama.cpp's %d %v", text, len(ours), head(ours), len(theirs.Tokens[i]),
+						head(theirs.Tokens[i]))
+				}
+			}
+		})
+	}
 }
 
 func head(ids []int32) []int32 { return ids[:min(len(ids), 32)] }

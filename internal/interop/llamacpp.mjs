@@ -48,8 +48,9 @@ async function score(model, request, response) {
     const sequence = context.getSequence();
     for (const chunk of request.chunks) {
         await sequence.clearHistory();
-        // The token at position i is judged by what the model says after position i−1.
-        const input = chunk.map((token, i) => (i + 1 < request.first || i + 1 === chunk.length)
+        // The token at position i is judged by what the model says after position i−1, so the last one is not read. llama.cpp
+        // has no place for a token that it reads without a prediction in Qwen3-VL's last layer, if images enter there.
+        const input = chunk.slice(0, -1).map((token, i) => (i + 1 < request.first)
             ? token
             : [token, {generateNext: {
                 // Without a temperature the selected token is the most probable one. (includeMax leaves it out.)

@@ -4,6 +4,7 @@ package kerneltest
 import (
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/kernels"
@@ -69,10 +70,15 @@ func Random(rng *rand.Rand, rows, cols int) *tensor.Matrix {
 	return m
 }
 
-// EachTier runs f on every tier of this machine.
+// EachTier runs f on every tier of this machine; in short runs, as the race detector's are, on its highest alone: all
+// share the goroutines, and the references that they are compared with take minutes there.
 func EachTier(t *testing.T, f func(t *testing.T)) {
+	tiers := kernels.Tiers()
+	if testing.Short() {
+		tiers = []kernels.Tier{slices.Max(tiers)}
+	}
 	defer kernels.SetTier(kernels.SetTier(kernels.PureGo))
-	for _, tier := range kernels.Tiers() {
+	for _, tier := range tiers {
 		kernels.SetTier(tier)
 		t.Run(tier.String(), f)
 	}

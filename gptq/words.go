@@ -230,6 +230,7 @@ type unitRounder struct {
 	level   [maxUnit]kernels.Lane // the codes
 	moved   [maxUnit]kernels.Lane // δ = ŵ − values
 	better  [kernels.Lanes]bool   // lanes that moved
+	least   kernels.Lane          // −2·G·δ + δ·M·δ
 
 	x, tried, step, product [maxUnit]kernels.Lane
 }
@@ -241,7 +242,8 @@ func (t *unitRounder) round(g *quant.Lattice, values, codes []kernels.Lane) {
 	n := u.n
 	grad, level, moved := t.grad[:n], t.level[:n], t.moved[:n]
 	x, tried, step, product := t.x[:n], t.tried[:n], t.step[:n], t.product[:n]
-	var inverse, least kernels.Lane
+	var inverse kernels.Lane
+	t.least = kernels.Lane{}
 	for i, v := range t.scale {
 		if v != 0 {
 			inverse[i] = 1 / v
@@ -277,10 +279,10 @@ func (t *unitRounder) round(g *quant.Lattice, values, codes []kernels.Lane) {
 		columns.Update(product, u.m, n, step)
 		a, b := columns.Dot(grad, step), columns.Dot(step, product)
 		any := false
-		for i := range least {
+		for i := range t.least {
 			e := b[i] - 2*a[i]
-			if at == 0 && codes == nil || e < least[i] {
-				least[i], t.better[i], any = e, true, true
+			if at == 0 && codes == nil || e < t.least[i] {
+				t.least[i], t.better[i], any = e, true, true
 				for j := range level {
 					level[j][i], moved[j][i] = tried[j][i], step[j][i]
 				}

@@ -84,11 +84,21 @@ var levels = map[string]func(level *byte, scale, minimum *float32, src *byte, n 
 	"TQ1_0": levelsTQ1_0, "TQ2_0": levelsTQ2_0, "Q1_0": levelsQ1_0, "Q2_0": levelsQ2_0,
 }
 
+// wordLevels are those of block types of words, in AVX-512.
+var wordLevels = map[string]func(level *byte, scale, minimum *float32, src *byte, n int, table *byte){
+	"IQ1_S": levelsIQ1_S, "IQ1_M": levelsIQ1_M, "IQ2_XXS": levelsIQ2_XXS, "IQ2_XS": levelsIQ2_XS, "IQ2_S": levelsIQ2_S,
+	"IQ3_XXS": levelsIQ3_XXS, "IQ3_S": levelsIQ3_S,
+}
+
 // DecoderLevels returns the decoder of n > 0 blocks to their whole numbers, one a byte, with 128 added if the type has no
 // minimum, and for each group its scale, and its minimum if the type has one; nil if there is none.
 func DecoderLevels(f *kernels.Format) func(level *byte, scale, minimum *float32, src *byte, n int) {
 	if kernels.CurrentTier() < kernels.AVX2 {
 		return nil
+	}
+	if d := wordLevels[f.Name]; d != nil && f.Words != nil && kernels.CurrentTier() >= kernels.AVX512 {
+		table := &f.Words[0]
+		return func(level *byte, scale, minimum *float32, src *byte, n int) { d(level, scale, minimum, src, n, table) }
 	}
 	return levels[f.Name]
 }

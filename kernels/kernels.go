@@ -10,6 +10,7 @@
 //	unpack       decoders of block types
 //	encode       encoders of float16, bfloat16 and of blocks with given scales
 //	search       searches for the scales of blocks
+//	codebook     searches of codebooks for the nearest words
 //	columns      rounding and updating of columns, of 16 rows at a time
 //	peak         the machine's limits
 //

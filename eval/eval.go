@@ -101,9 +101,20 @@ type Divergence struct {
 	KLStdErr       float64 `json:"kl_divergence_stderr"`
 	KLMedian       float64 `json:"kl_divergence_median"`
 	KLP99          float64 `json:"kl_divergence_p99"`
+	KLP999         float64 `json:"kl_divergence_p999"`
 	KLMax          float64 `json:"kl_divergence_max"`
 	SameTop        float64 `json:"same_top"` // share of tokens for which both models think the same token likeliest
 	BasePerplexity Figure  `json:"base_perplexity"`
+	SameTop5       float64 `json:"same_top5"`   // share of the base's five likeliest tokens that are among the model's
+	RMSShift       float64 `json:"rms_delta_p"` // root mean square of the change of the next token's probability
+	// Standard errors go by chunks; both models have read the same.
+	KLP999StdErr   float64 `json:"kl_divergence_p999_stderr"`
+	SameTopStdErr  float64 `json:"same_top_stderr"`
+	SameTop5StdErr float64 `json:"same_top5_stderr"`
+	RMSShiftStdErr float64 `json:"rms_delta_p_stderr"`
+	// Float16 is the KL divergence that rounding the base's logits to float16 would make. What is measured from such logits
+	// cannot tell less; see BelowFloat16.
+	Float16 float64 `json:"kl_divergence_float16"`
 	// CommonTokens is the vocabulary that KL and SameTop compare, where one model's is larger than the other's, each model's
 	// probabilities taken relative to their sum over it; 0 where both have as many tokens. Perplexities are over all tokens.
 	CommonTokens int `json:"common_tokens,omitempty"`
@@ -112,6 +123,9 @@ type Divergence struct {
 	Increase       Figure `json:"perplexity_increase"`
 	IncreaseStdErr Figure `json:"perplexity_increase_stderr"`
 }
+
+// BelowFloat16 says whether the divergence is below what logits in float16, as llama.cpp keeps a base's, can tell.
+func (d *Divergence) BelowFloat16() bool { return d.KL < d.Float16 }
 
 // Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches as
 // long as no product of a batch is of four tokens or fewer, whose inputs gemm.MatMul rounds in another way: contexts

@@ -18,6 +18,8 @@ type scores struct {
 	baseNLL []float64 // with a base only, as are:
 	kl      []float64
 	same    []bool
+	top     []float64 // share of the base's likeliest tokens that are the model's
+	noise   []float64 // float16Noise of the base's logits
 }
 
 // headColumns is how many logits of a prediction exist at a time. Every weight of the head is unpacked once for each
@@ -38,6 +40,7 @@ type prediction struct {
 	target float64 // the next token's logit
 	top    int     // the likeliest of the common tokens
 	best   float32 // its logit
+	most   likeliest
 }
 
 // add takes the logits from token first on. Either all of these tokens are common, or none.
@@ -53,6 +56,7 @@ func (d *prediction) add(logits []float32, first, target int, common bool) {
 	if i := argmax(logits); first == 0 || logits[i] > d.best {
 		d.top, d.best = first+i, logits[i]
 	}
+	d.most.add(logits, first)
 }
 
 // logAddExp returns log(exp(a)+exp(b)).
@@ -118,10 +122,12 @@ func (t *tally) scores() *scores {
 	}
 	s.baseNLL = nll(t.predictions[1])
 	s.kl, s.same = make([]float64, len(s.nll)), make([]bool, len(s.nll))
+	s.top, s.noise = make([]float64, len(s.nll)), make([]float64, len(s.nll))
 	for i := range s.kl {
 		d, base := &t.predictions[0][i], &t.predictions[1][i]
 		s.kl[i] = max(0, t.difference[i]-base.common+d.common) // below zero by rounding only
 		s.same[i] = d.top == base.top
+		s.top[i], s.noise[i] = base.most.common(&d.most), float16Noise(base.best)
 	}
 	return s
 }
@@ -276,13 +282,18 @@ func (s *scores) result(p *plan) *Result {
 		d.CommonTokens = p.common
 	}
 	d.KL, d.KLStdErr = meanAndError(s.kl)
-	same := 0
-	for _, ok := range s.same {
+	same, shift := make([]float64, len(s.same)), make([]float64, len(s.same))
+	for i, ok := range s.same {
 		if ok {
-			same++
+			same[i] = 1
 		}
+		shift[i] = math.Exp(-s.nll[i]) - math.Exp(-s.baseNLL[i])
 	}
-	d.SameTop = float64(same) / float64(len(s.same))
+	d.SameTop, d.SameTopStdErr = estimate(same, p.chunks, meanOf)
+	d.SameTop5, d.SameTop5StdErr = estimate(s.top, p.chunks, meanOf)
+	d.RMSShift, d.RMSShiftStdErr = estimate(shift, p.chunks, rootMeanSquare)
+	d.KLP999, d.KLP999StdErr = estimate(s.kl, p.chunks, percentile999)
+	d.Float16 = meanOf(s.noise)
 	base, _ := meanAndError(s.baseNLL)
 	d.BasePerplexity = Figure(math.Exp(base))
 	more := make([]float64, len(s.nll))

@@ -54,9 +54,11 @@ type Factor struct {
 	l        *tensor.Matrix // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
 	order    []int          // order[p] is the column at position p; the last is quantized first
 	block    int            // columns of a block stay together in order; 0: they need not
+	unit     int            // columns of a unit are neighbours in order
 
 	mu      sync.Mutex
-	windows map[*quant.Affine][]*window // of refine, by grid
+	windows map[quant.Grid][]*window // of refine, by grid
+	units   []unitTriangle           // of sweepWords, by position
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not
@@ -91,12 +93,15 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options)
 	} else {
 		mean = 1
 	}
-	unit := 1
-	if words, ok := g.(*quant.Lattice); ok {
-		f.block, unit = words.Block, words.Unit()
+	unit := unitOf(g)
+	if f.unit = unit; unit > 1 {
+		f.block = g.Shape().Block
 	}
 	f.order = columnOrder(diagonal, f.block, unit, !opt.NoActOrder)
 	slices.Reverse(f.order)
+	for i := 0; unit > 1 && i < n; i += unit {
+		slices.Reverse(f.order[i : i+unit]) // a unit is rounded as one: its columns stay as they are
+	}
 	for i, d := range diagonal {
 		if d == 0 {
 			// No token excites this input. Any positive value keeps H invertible; the mean keeps it well scaled.
@@ -116,6 +121,14 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options)
 		}
 	}
 	return nil, errors.New("gptq: no damping makes the Hessian positive definite")
+}
+
+// unitOf is how many columns of a grid are rounded as one.
+func unitOf(g quant.Grid) int {
+	if words, ok := g.(*quant.Lattice); ok {
+		return words.Unit()
+	}
+	return 1
 }
 
 // damped returns the damped Hessian of columns [c0,c1).
@@ -172,45 +185,43 @@ func columnOrder(diagonal []float32, block, unit int, sorted bool) []int {
 		slices.SortFunc(order, byDiagonal)
 		return order
 	}
-	byFirst := func(a, b []int) int { return byDiagonal(a[0], b[0]) }
+	byLargest := func(a, b []int) int { return byDiagonal(slices.MinFunc(a, byDiagonal), slices.MinFunc(b, byDiagonal)) }
 	blocks := make([][]int, 0, n/block)
 	for b := 0; b < n; b += block {
 		units := make([][]int, 0, block/unit)
 		for cols := order[b : b+block]; len(cols) > 0; cols = cols[unit:] {
-			slices.SortFunc(cols[:unit], byDiagonal)
 			units = append(units, cols[:unit])
 		}
-		slices.SortFunc(units, byFirst)
+		slices.SortFunc(units, byLargest)
 		blocks = append(blocks, slices.Concat(units...))
 	}
-	slices.SortFunc(blocks, byFirst)
+	slices.SortFunc(blocks, byLargest)
 	return slices.Concat(blocks...)
 }
 
 // Quantize rounds w, out×in, onto g's grid with the options that f was made with. f must have been made for a grid with g's block length. w is not changed.
 func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (*quant.Weight, error) {
 	block := g.Shape().Block
-	if w.Cols != f.h.Rows || w.Cols%block != 0 || f.block != 0 && f.block != block {
+	if w.Cols != f.h.Rows || w.Cols%block != 0 || f.block != 0 && f.block != block || f.unit != unitOf(g) {
 		panic("gptq: the factor does not fit the weight")
 	}
 	q := quant.NewWeight(g, w.Rows, w.Cols)
-	if words, ok := g.(*quant.Lattice); ok {
-		if err := f.sweepWords(ctx, q, words, w); err != nil {
-			return nil, err
-		}
-		return q, nil
+	var err error
+	switch g := g.(type) {
+	case *quant.Affine:
+		err = f.sweep(ctx, q, g, w)
+	case *quant.Lattice:
+		err = f.sweepWords(ctx, q, g, w)
+	default:
+		err = fmt.Errorf("gptq: %s is not a grid of codes or words", g)
 	}
-	a, ok := g.(*quant.Affine)
-	if !ok {
-		return nil, fmt.Errorf("gptq: %s is not a grid of codes or words", g)
-	}
-	if err := f.sweep(ctx, q, a, w); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if f.opt.NoRefine {
 		return q, nil
 	}
-	if err := f.refine(ctx, q, a, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {
+	if err := f.refine(ctx, q, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {
 		return nil, err
 	}
 	return q, nil

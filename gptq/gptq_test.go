@@ -184,7 +184,7 @@ func TestBetter(t *testing.T) {
 			last = e
 		}
 		t.Logf("%-7s rtn %.3e, gptq %.3e, refined %.3e", typ.Name, rtn, swept, last)
-		if !(swept < rtn && (words || last < swept)) {
+		if !(swept < rtn && last < swept) {
 			t.Errorf("%s: error %.6g to nearest, %.6g with GPTQ, %.6g refined", typ.Name, rtn, swept, last)
 		}
 	}
@@ -195,6 +195,7 @@ func TestBetter(t *testing.T) {
 func TestThreads(t *testing.T) {
 	testThreads(t, ggml.Q4_K, 37, 768)
 	testThreads(t, ggml.Q4_0, 2*bandRows+37, 128)
+	testThreads(t, ggml.IQ2_XXS, 37, 768)
 }
 
 func testThreads(t *testing.T, typ *ggml.Type, rows, cols int) {

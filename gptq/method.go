@@ -24,17 +24,20 @@ func (Method) Memory(out, in int) int64 {
 	return 4 * (n*n + 8*n*int64(out))
 }
 
-// Open returns a solver that makes one Factor for all grids of the same block length.
+// Open returns a solver that makes one Factor for all grids whose columns come in the same order.
 func (m Method) Open(in *quant.Stats) quant.Solver {
-	return &solver{opt: m.Options, in: in, factors: map[int]*Factor{}}
+	return &solver{opt: m.Options, in: in, factors: map[order]*Factor{}}
 }
+
+// order is what a grid asks of the order of columns.
+type order struct{ block, unit int }
 
 type solver struct {
 	opt Options
 	in  *quant.Stats
 
 	mu      sync.Mutex
-	factors map[int]*Factor // by block length
+	factors map[order]*Factor
 }
 
 func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error) {
@@ -55,14 +58,14 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 func (s *solver) factor(ctx context.Context, g quant.Grid) (*Factor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	block := g.Shape().Block
-	if f := s.factors[block]; f != nil {
+	key := order{g.Shape().Block, unitOf(g)}
+	if f := s.factors[key]; f != nil {
 		return f, nil
 	}
 	f, err := NewFactor(ctx, s.in.H, g, s.opt)
 	if err != nil {
 		return nil, err
 	}
-	s.factors[block] = f
+	s.factors[key] = f
 	return f, nil
 }

@@ -24,19 +24,24 @@ const (
 // refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's
 // super-scales, each group's scale and minimum, and each code in turn moves to its best value, for the given number of
 // passes or until nothing moves.
-func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w *tensor.Matrix, passes int) error {
+func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, passes int) error {
 	if passes <= 0 {
 		return nil
 	}
-	n := w.Cols
+	n, block := w.Cols, q.Grid.Shape().Block
 	damping := make([]float32, n) // of H's diagonal: f.h has none
 	for j, d := range f.diagonal {
 		damping[j] = d - f.h.Row(j)[j]
 	}
-	step := windowColumns(g)
-	windows := f.windowsOf(g)
+	step := windowColumns(q.Grid)
+	windows := f.windowsOf(q.Grid)
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), 2*n) }}
-	descents := sync.Pool{New: func() any { return newDescent(g, min(step, n)) }}
+	descents := sync.Pool{New: func() any {
+		if g, ok := q.Grid.(*quant.Lattice); ok {
+			return newWordDescent(g, min(step, n))
+		}
+		return newDescent(q.Grid.(*quant.Affine), min(step, n))
+	}}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
 		m := matrices.Get().(*tensor.Matrix)
 		defer matrices.Put(m)
@@ -46,9 +51,9 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 		kernels.Parallel(rows, rowGrain, func(lo, hi int) {
 			for r := lo; r < hi; r++ {
 				d := diff.Row(r)
-				for i := range n / g.Block {
+				for i := range n / block {
 					b := q.Block(r0+r, i)
-					g.Decode(d[i*g.Block:(i+1)*g.Block], &b)
+					q.Grid.Decode(d[i*block:(i+1)*block], &b)
 				}
 				for j, v := range w.Row(r0 + r) {
 					d[j] = v - d[j]
@@ -64,9 +69,8 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 					return err
 				}
 				lost := diff.View(0, rows, 0, at.i1-at.i0)
-				inLanes(rows, &descents, func(t *descent, a, b int) {
-					t.window = at
-					moved.Add(int64(t.rows(q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
+				inLanes(rows, &descents, func(t descender, a, b int) {
+					moved.Add(int64(t.rows(at, q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
 				})
 				// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
 				from := 0
@@ -88,10 +92,13 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, g *quant.Affine, w
 }
 
 // windowColumns is the number of columns of a window.
-func windowColumns(g *quant.Affine) int { return max(refineColumns, g.Block) / g.Block * g.Block }
+func windowColumns(g quant.Grid) int {
+	block := g.Shape().Block
+	return max(refineColumns, block) / block * block
+}
 
 // windowsOf returns the windows for weights on g's grid, which it makes once.
-func (f *Factor) windowsOf(g *quant.Affine) []*window {
+func (f *Factor) windowsOf(g quant.Grid) []*window {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.windows[g] != nil {
@@ -100,11 +107,17 @@ func (f *Factor) windowsOf(g *quant.Affine) []*window {
 	var windows []*window
 	for i0, n := 0, f.h.Rows; i0 < n; i0 += windowColumns(g) {
 		i1 := min(i0+windowColumns(g), n)
-		h := f.damped(i0, i1)
-		windows = append(windows, &window{i0, i1, h, groupSums(h, g)})
+		at := &window{i0: i0, i1: i1, h: f.damped(i0, i1)}
+		switch g := g.(type) {
+		case *quant.Affine:
+			at.sums = groupSums(at.h, g)
+		case *quant.Lattice:
+			at.units = unitsOf(at.h, g.Unit())
+		}
+		windows = append(windows, at)
 	}
 	if f.windows == nil {
-		f.windows = map[*quant.Affine][]*window{}
+		f.windows = map[quant.Grid][]*window{}
 	}
 	f.windows[g] = windows
 	return windows
@@ -122,11 +135,18 @@ func addScaled(grad, diff *tensor.Matrix, d []float32) {
 	})
 }
 
+// descender improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there;
+// lost receives what the weights have lost.
+type descender interface {
+	rows(at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int
+}
+
 // window is the part of the Hessian in which columns [i0,i1), some whole blocks, meet each other.
 type window struct {
 	i0, i1 int
 	h      *tensor.Matrix // damped
-	sums   *tensor.Matrix // h's groupSums
+	sums   *tensor.Matrix // h's groupSums, for codes
+	units  []*unitMetric  // h's, for words
 }
 
 // groupSums returns S, groups×columns: S[k][c] = Σ h[c][j] over the columns j of group k in c's own block.
@@ -175,9 +195,9 @@ func newDescent(g *quant.Affine, columns int) *descent {
 	return t
 }
 
-// rows improves rows [r0,r1) of the window's columns, and returns how many numbers moved. grad is G there; lost receives
-// what the weights have lost.
-func (t *descent) rows(q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
+// rows is descender's.
+func (t *descent) rows(at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
+	t.window = at
 	t.n = r1 - r0
 	n := t.i1 - t.i0
 	toLanes(t.grad[:n], grad)

@@ -279,7 +279,7 @@ func TestRefine(t *testing.T) {
 			for _, tier := range kernels.Tiers() {
 				got := clone(start)
 				kernels.SetTier(tier)
-				err := f.refine(t.Context(), got, g, w, passes)
+				err := f.refine(t.Context(), got, w, passes)
 				kernels.SetTier(previous)
 				if err != nil {
 					t.Fatal(err)

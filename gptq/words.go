@@ -2,34 +2,30 @@ package gptq
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/columns"
 	"github.com/llmq/llmq/kernels/gemm"
-	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
 // GPTQ on codebooks: the columns of a word are rounded as one. With s = Σ e_k·L_kU over the columns k that are done, a unit U
-// of columns adds ‖e_U·L_UU + s‖² to the output error, L_UU being its own triangle of the factor. That is least at the target
+// of columns adds ‖e_U·L_UU + s‖² to the output error, L_UU being its own triangle of the factor. For ŵ = w + δ, e = −δ, that
+// is a constant and
 //
-//	t = w_U + s·L_UU⁻¹, and elsewhere (t−ŵ)·M·(t−ŵ)ᵀ, M = L_UU·L_UUᵀ.
+//	−2·G·δᵀ + δ·M·δᵀ,   M = L_UU·L_UUᵀ,   G = s·L_UUᵀ.
 //
-// Words are searched under a diagonal metric. D ≥ M with D_p = Σ_q |M_pq| gives one that is above the true error everywhere and
-// meets it at the ŵ there is: the word nearest to ŵ + (t−ŵ)·M·D⁻¹ is never worse (majorise and minimise).
-
-// wordSteps is how many such steps are taken after rounding under M's diagonal.
-const wordSteps = 4
-
-// maxUnit is the largest unit: a group of IQ1_S.
-const maxUnit = 32
+// Descent meets the same with the Hessian's own M = H_UU, where G = ((W−Ŵ)H)_U and δ is what ŵ moves by.
 
 // sweepWords is sweep for words.
 func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Lattice, w *tensor.Matrix) error {
 	n := w.Cols
+	units := f.unitTriangles()
 	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), n+g.Block) }}
-	units := f.unitMetrics(g.Unit())
+	sweepers := sync.Pool{New: func() any { return newWordSweeper(f, g, units) }}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
 		m := matrices.Get().(*tensor.Matrix)
 		defer matrices.Put(m)
@@ -40,11 +36,8 @@ func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Latti
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			kernels.Parallel(rows, 1, func(lo, hi int) {
-				s := wordSweeper{f: f, g: g, units: units, i0: i0}
-				for r := lo; r < hi; r++ {
-					s.row(q, w.Row(r0+r), sums.Row(r), errs.Row(r), r0+r)
-				}
+			inLanes(rows, &sweepers, func(s *wordSweeper, a, b int) {
+				s.rows(q, w.View(r0+a, r0+b, 0, n), sums.View(a, b, i0, i0+g.Block), errs.View(a, b, 0, g.Block), r0+a, i0)
 			})
 			if i0 > 0 {
 				gemm.NN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i0+g.Block, 0, i0), kernels.Auto)
@@ -54,134 +47,249 @@ func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Latti
 	})
 }
 
-// unitMetric is what one unit's errors cost together.
-type unitMetric struct {
-	m        [maxUnit][maxUnit]float32 // M
-	diagonal [maxUnit]float32          // M's
-	bound    [maxUnit]float32          // D
+// unitTriangle is what a unit's own triangle of the factor, L_UU, makes of errors.
+type unitTriangle struct {
+	metric     *unitMetric // L_UU·L_UUᵀ
+	transposed []float32   // L_UUᵀ
 }
 
-// unitMetrics returns the metrics of the units at positions 0, unit, 2·unit, …
-func (f *Factor) unitMetrics(unit int) []unitMetric {
-	units := make([]unitMetric, len(f.order)/unit)
-	kernels.Parallel(len(units), rowGrain, func(lo, hi int) {
+// unitTriangles returns those of the units at positions 0, unit, 2·unit, …, which it makes once.
+func (f *Factor) unitTriangles() []unitTriangle {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.units != nil {
+		return f.units
+	}
+	n := f.unit
+	f.units = make([]unitTriangle, f.h.Rows/n)
+	kernels.Parallel(len(f.units), rowGrain, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			u := &units[i]
-			for a := range unit {
+			l := f.l.View(i*n, (i+1)*n, i*n, (i+1)*n)
+			m, t := make([]float32, n*n), make([]float32, n*n)
+			for a := range n {
 				for b := range a + 1 {
-					p := i * unit
-					v := vector.Dot(f.l.Row(p + a)[p:p+b+1], f.l.Row(p + b)[p:p+b+1])
-					u.m[a][b], u.m[b][a] = v, v
+					t[b*n+a] = l.Row(a)[b]
+					var sum float64
+					for k := range b + 1 {
+						sum += float64(l.Row(a)[k]) * float64(l.Row(b)[k])
+					}
+					m[a*n+b], m[b*n+a] = float32(sum), float32(sum)
 				}
 			}
-			var largest float32
-			for a := range unit {
-				u.diagonal[a] = u.m[a][a]
-				for _, v := range u.m[a][:unit] {
-					u.bound[a] += max(v, -v)
-				}
-				largest = max(largest, u.bound[a])
-			}
-			for a := range unit { // RoundGroup's weights are from 0 to 1
-				u.diagonal[a] /= largest
-				u.bound[a] /= largest
-				for b := range unit {
-					u.m[a][b] /= largest
-				}
-			}
+			f.units[i] = unitTriangle{newUnitMetric(n, m), t}
 		}
 	})
-	return units
+	return f.units
 }
 
-// wordSweeper quantizes the block at positions [i0,i0+Block) of a row.
+// wordSweeper quantizes the block at positions [i0,i0+Block) of 16 rows at a time, one in each lane.
 type wordSweeper struct {
-	f     *Factor
-	g     *quant.Lattice
-	units []unitMetric
-	i0    int
+	f       *Factor
+	g       *quant.Lattice
+	units   []unitTriangle // by position
+	rounder unitRounder
 
-	target, importance [256]float32
+	weights, sums, errs, targets []kernels.Lane // weights and targets by column, sums and errs by position
+	fitted, importance           []float32      // targets row by row, and what each column counts
+	blocks                       []quant.Block
 }
 
-// row quantizes the block of row r. sums and errs are the row's, by position.
-func (s *wordSweeper) row(q *quant.Weight, w, sums, errs []float32, r int) {
+func newWordSweeper(f *Factor, g *quant.Lattice, units []unitTriangle) *wordSweeper {
+	lanes := func() []kernels.Lane { return make([]kernels.Lane, g.Block) }
+	return &wordSweeper{f: f, g: g, units: units, weights: lanes(), sums: lanes(), errs: lanes(),
+		targets: lanes(), fitted: make([]float32, kernels.Lanes*g.Block), importance: make([]float32, kernels.Lanes*g.Block),
+		blocks: make([]quant.Block, kernels.Lanes)}
+}
+
+// rows quantizes the block of w's rows, at most 16, the first of which is row r0 of q. sums and errs are theirs, by position.
+func (s *wordSweeper) rows(q *quant.Weight, w, sums, errs *tensor.Matrix, r0, i0 int) {
 	g, f := s.g, s.f
-	order := f.order[s.i0 : s.i0+g.Block]
+	order := f.order[i0 : i0+g.Block]
+	unit := g.Unit()
 	first := order[0] / g.Block * g.Block
-	b := q.Block(r, first/g.Block)
+	toLanes(s.weights, w.View(0, w.Rows, first, first+g.Block))
+	toLanes(s.sums, sums)
 	for j, c := range order {
-		d := f.l.Row(s.i0 + j)[s.i0+j]
-		s.target[c-first], s.importance[c-first] = w[c], d*d
+		d := f.l.Row(i0 + j)[i0+j]
+		to := &s.targets[c-first]
+		*to = s.weights[c-first]
 		if !f.opt.StaticScales {
-			s.target[c-first] += sums[s.i0+j] / d
+			for i, v := range s.sums[j] {
+				to[i] += v / d
+			}
+		}
+		s.importance[c-first] = d * d
+	}
+	fromLanes(tensor.FromSlice(w.Rows, g.Block, s.fitted[:w.Rows*g.Block]), s.targets)
+	for r := range w.Rows {
+		copy(s.importance[r*g.Block:], s.importance[:g.Block])
+		s.blocks[r] = q.Block(r0+r, first/g.Block)
+	}
+	g.Fit(s.blocks[:w.Rows], s.fitted[:w.Rows*g.Block], s.importance[:w.Rows*g.Block], quant.Coarse)
+	for r := range w.Rows {
+		q.SetBlock(r0+r, first/g.Block, &s.blocks[r])
+	}
+	t := &s.rounder
+	for j := g.Block - unit; j >= 0; j -= unit {
+		p, at := i0+j, order[j]-first // units are in their natural order inside
+		for r := range w.Rows {
+			t.scale[r] = g.Scale(&s.blocks[r], at/g.Group)
+		}
+		u := &s.units[p/unit]
+		t.metric = u.metric
+		grad := t.grad[:unit]
+		clear(grad)
+		columns.Update(grad, u.transposed, unit, s.sums[j:j+unit])
+		t.round(g, s.weights[at:at+unit], nil)
+		for k := range unit {
+			for i, v := range t.moved[k] {
+				s.errs[j+k][i] = -v
+			}
+			for r := range w.Rows {
+				s.blocks[r].Codes[at+k] = int8(t.level[k][r])
+			}
+		}
+		columns.Update(s.sums[:j], f.l.Data[p*f.l.Stride+i0:], f.l.Stride, s.errs[j:j+unit])
+	}
+	fromLanes(errs, s.errs)
+}
+
+// maxUnit is the largest unit: a group of IQ1_S.
+const maxUnit = 32
+
+// unitMetric is M, what moving a unit's columns costs: δ·M·δᵀ. Words are searched under diagonal metrics. D ≥ M with
+// D_p = Σ_q |M_pq| gives one that is above the true cost everywhere: from any ŵ, the word nearest to ŵ + G·D⁻¹ under it is
+// never worse (majorise and minimise). M's own diagonal gives a first guess around the target w + G·M⁻¹.
+type unitMetric struct {
+	n               int
+	m, inverse      []float32
+	diagonal, bound []kernels.Lane // M's and D, the largest being 1
+	inverseOfBound  []float32      // 1/D
+}
+
+// newUnitMetric keeps m, n×n and positive definite.
+func newUnitMetric(n int, m []float32) *unitMetric {
+	u := &unitMetric{n: n, m: m, inverse: make([]float32, n*n), diagonal: make([]kernels.Lane, n), bound: make([]kernels.Lane, n),
+		inverseOfBound: make([]float32, n)}
+	bound := make([]float32, n)
+	for a := range n {
+		for _, v := range m[a*n : (a+1)*n] {
+			bound[a] += max(v, -v)
+		}
+		u.inverseOfBound[a] = 1 / bound[a]
+	}
+	largest := slices.Max(bound)
+	for a := range n {
+		for i := range kernels.Lanes {
+			u.diagonal[a][i], u.bound[a][i] = m[a*n+a]/largest, bound[a]/largest
 		}
 	}
-	blocks := [1]quant.Block{b}
-	g.Fit(blocks[:], s.target[:g.Block], s.importance[:g.Block], quant.Coarse)
-	b = blocks[0]
-	q.SetBlock(r, first/g.Block, &b)
-	unit := g.Unit()
-	for j := g.Block - unit; j >= 0; j -= unit {
-		p := s.i0 + j
-		at := order[j] - first
-		at -= at % unit
-		s.unit(b.Codes[at:at+unit], w, sums, errs[j:j+unit], p, first+at, g.Scale(&b, at/g.Group))
-		for k := range unit {
-			vector.Axpy(sums[s.i0:p], errs[j+k], f.l.Row(p + k)[s.i0:p])
+	invert(u.inverse, m, n)
+	return u
+}
+
+// invert sets dst to the inverse of m, n×n, symmetric and positive definite, by Gauss's and Jordan's elimination.
+func invert(dst, m []float32, n int) {
+	var a [maxUnit * 2 * maxUnit]float64
+	w := 2 * n
+	for i := range n {
+		for j := range n {
+			a[i*w+j] = float64(m[i*n+j])
+		}
+		a[i*w+n+i] = 1
+	}
+	for k := range n {
+		pivot := 1 / a[k*w+k]
+		for j := range w {
+			a[k*w+j] *= pivot
+		}
+		for i := range n {
+			if f := a[i*w+k]; i != k && f != 0 {
+				for j := range w {
+					a[i*w+j] -= f * a[k*w+j]
+				}
+			}
+		}
+	}
+	for i := range n {
+		for j := range n {
+			dst[i*n+j] = float32(a[i*w+n+j])
 		}
 	}
 }
 
-// unit rounds the unit at position p, whose columns are column and after.
-func (s *wordSweeper) unit(codes []int8, w, sums, errs []float32, p, column int, scale float32) {
-	n := len(codes)
-	u := &s.units[p/n]
-	order := s.f.order[p : p+n]
-	var z [maxUnit]float32 // s·L_UU⁻¹
-	var t [maxUnit]float32 // the target, by position
-	for i := n - 1; i >= 0; i-- {
-		v := sums[p+i]
-		for k := i + 1; k < n; k++ {
-			v -= z[k] * s.f.l.Row(p + k)[p+i]
+// unitSteps is how many steps of majorising and minimising are taken after the first guess.
+const unitSteps = 4
+
+// unitRounder rounds a unit of 16 rows, one in each lane.
+type unitRounder struct {
+	rounder quant.Rounder
+	metric  *unitMetric
+	scale   kernels.Lane
+	grad    [maxUnit]kernels.Lane // G
+	level   [maxUnit]kernels.Lane // the codes
+	moved   [maxUnit]kernels.Lane // δ = ŵ − values
+	better  [kernels.Lanes]bool   // lanes that moved
+	least   kernels.Lane          // −2·G·δ + δ·M·δ
+
+	x, tried, step, product [maxUnit]kernels.Lane
+}
+
+// round finds codes with which −2·G·δ + δ·M·δ is small, δ = scale·code − values. codes, if they are not
+// nil, are those of values, and a lane that finds nothing better keeps them.
+func (t *unitRounder) round(g *quant.Lattice, values, codes []kernels.Lane) {
+	u := t.metric
+	n := u.n
+	grad, level, moved := t.grad[:n], t.level[:n], t.moved[:n]
+	x, tried, step, product := t.x[:n], t.tried[:n], t.step[:n], t.product[:n]
+	var inverse kernels.Lane
+	t.least = kernels.Lane{}
+	for i, v := range t.scale {
+		if v != 0 {
+			inverse[i] = 1 / v
 		}
-		z[i] = v / s.f.l.Row(p + i)[p+i]
-		t[i] = w[order[i]] + z[i]
 	}
-	// Words go by columns.
-	var x, weight [maxUnit]float32
-	var tried [maxUnit]int8
-	least := float32(-1)
-	for step := range 1 + wordSteps {
-		var lost [maxUnit]float32 // t−ŵ by position
-		if step == 0 {
-			for i, c := range order {
-				x[c-column], weight[c-column] = t[i], u.diagonal[i]
-			}
+	t.better = [kernels.Lanes]bool{}
+	clear(moved)
+	if codes != nil {
+		copy(level, codes) // values are theirs: least and moved are 0
+	}
+	for at := range 1 + unitSteps {
+		weight := u.bound
+		if at == 0 {
+			weight = u.diagonal
+			copy(x, values)
+			columns.Update(x, u.inverse, n, grad)
 		} else {
-			for i, c := range order {
-				lost[i] = t[i] - scale*float32(codes[c-column])
+			clear(product)
+			columns.Update(product, u.m, n, moved)
+			for j := range x {
+				for i, v := range values[j] {
+					x[j][i] = v + moved[j][i] + (grad[j][i]-product[j][i])*u.inverseOfBound[j]
+				}
 			}
-			for i, c := range order {
-				x[c-column] = scale*float32(codes[c-column]) + vector.Dot(u.m[i][:n], lost[:n])/u.bound[i]
-				weight[c-column] = u.bound[i]
+		}
+		g.RoundLanes(&t.rounder, tried, x, weight, &inverse)
+		for j := range step {
+			for i, v := range tried[j] {
+				step[j][i] = float32(t.scale[i]*v) - values[j][i]
 			}
 		}
-		s.g.RoundGroup(tried[:n], x[:n], weight[:n], scale)
-		for i, c := range order {
-			lost[i] = t[i] - scale*float32(tried[c-column])
+		clear(product)
+		columns.Update(product, u.m, n, step)
+		a, b := columns.Dot(grad, step), columns.Dot(step, product)
+		any := false
+		for i := range t.least {
+			e := b[i] - 2*a[i]
+			if at == 0 && codes == nil || e < t.least[i] {
+				t.least[i], t.better[i], any = e, true, true
+				for j := range level {
+					level[j][i], moved[j][i] = tried[j][i], step[j][i]
+				}
+			}
 		}
-		var e float32
-		for i := range n {
-			e += lost[i] * vector.Dot(u.m[i][:n], lost[:n])
-		}
-		if step > 0 && !(e < least) {
+		if !any && at > 0 {
 			break
 		}
-		least = e
-		copy(codes, tried[:n])
-	}
-	for i, c := range order {
-		errs[i] = w[c] - scale*float32(codes[c-column])
 	}
 }

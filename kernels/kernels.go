@@ -10,6 +10,7 @@
 //	unpack       decoders of block types
 //	encode       encoders of float16, bfloat16 and of blocks with given scales
 //	search       searches for the scales of blocks
+//	codebook     searches of codebooks for the nearest words
 //	columns      rounding and updating of columns, of 16 rows at a time
 //	peak         the machine's limits
 //
@@ -33,6 +34,8 @@ type Format struct {
 	Unpack func(dst []float32, src []byte)
 	// Levels is nil for the floating-point types.
 	Levels *LevelFormat
+	// Words is the table of a type of codebooks: the levels of each word, a byte each. Without it there is no fast decoder.
+	Words []byte
 }
 
 // RowBytes is the size of cols weights; cols must be a multiple of BlockLen.

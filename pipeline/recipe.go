@@ -3,6 +3,7 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"strings"
 
@@ -76,17 +77,37 @@ func ParseRule(s string) (Rule, error) {
 	return Rule{pattern, t}, nil
 }
 
-// bitTypes are the types that --bits stands for.
-var bitTypes = map[int]*ggml.Type{
-	2: ggml.Q2_K, 3: ggml.Q3_K, 4: ggml.Q4_K, 5: ggml.Q5_K, 6: ggml.Q6_K, 8: ggml.Q8_0,
+// bitTypes are the types that --bits stands for: the best of their size, as measured.
+var bitTypes = map[float64]*ggml.Type{
+	2: ggml.IQ2_S, 3: ggml.Q3_K, 4: ggml.Q4_K, 5: ggml.Q5_K, 6: ggml.Q6_K, 8: ggml.Q8_0,
 }
 
-// TypeForBits returns the block type of a number of bits: 2, 3, 4, 5, 6 or 8.
-func TypeForBits(bits int) (*ggml.Type, error) {
+// sizedTypes are those that bits with a fraction stand for, by the bits per weight that they take.
+var sizedTypes = []*ggml.Type{ggml.IQ1_S, ggml.IQ1_M, ggml.IQ2_XXS, ggml.IQ2_XS, ggml.IQ2_S, ggml.Q2_K, ggml.IQ3_XXS, ggml.IQ3_S,
+	ggml.IQ4_XS, ggml.Q4_K, ggml.Q5_K, ggml.Q6_K, ggml.Q8_0}
+
+// sizeSlack is how far from a type's bits per weight those that stand for it are at most: 2.5 is IQ2_S, 2.5625.
+const sizeSlack = 0.0651
+
+// TypeForBits returns the block type of a number of bits: 2, 3, 4, 5, 6 or 8, or bits per weight with a fraction.
+func TypeForBits(bits float64) (*ggml.Type, error) {
 	if t := bitTypes[bits]; t != nil {
 		return t, nil
 	}
-	return nil, fmt.Errorf("%d: want 2, 3, 4, 5, 6 or 8", bits)
+	var best *ggml.Type
+	least := sizeSlack
+	sizes := make([]string, len(sizedTypes))
+	for i, t := range sizedTypes {
+		size := 8 * float64(t.BlockBytes) / float64(t.BlockLen)
+		if d := math.Abs(size - bits); d < least {
+			best, least = t, d
+		}
+		sizes[i] = fmt.Sprintf("%.4g", size)
+	}
+	if best == nil || bits == math.Trunc(bits) {
+		return nil, fmt.Errorf("%g: want 2, 3, 4, 5, 6 or 8, or about the bits per weight of a type: %s", bits, strings.Join(sizes, ", "))
+	}
+	return best, nil
 }
 
 const (

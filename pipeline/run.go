@@ -239,6 +239,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 			}
 			return refused{newLimitError(report(nil))}, fallbacks, nil
 		}
+		if err := w.setDivergence(found.validation); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := model.Unchanged(t.src); err != nil {
 		return nil, nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -107,6 +108,23 @@ func (o *Validate) check(set *calib.Set) error {
 		return fmt.Errorf("%d tokens of calibration text are held out: want whole sequences of %d", len(o.Tokens), set.SeqLen)
 	}
 	return nil
+}
+
+// ValidationMetadata is room in a plan for what validation will measure; see model.KLKey.
+func ValidationMetadata() gguf.Metadata {
+	return gguf.Metadata{{Key: model.KLKey, Value: float32(0)}, {Key: model.KLTokensKey, Value: uint32(0)},
+		{Key: model.KLTextKey, Value: "held out of the calibration text"}}
+}
+
+// setDivergence stores what validation measured, where the plan has room for it.
+func (w *writer) setDivergence(v *Validation) error {
+	if _, ok := w.plan.Metadata.Get(model.KLKey); !ok {
+		return nil
+	}
+	if err := w.file.SetMeta(model.KLKey, float32(v.KL)); err != nil {
+		return err
+	}
+	return w.file.SetMeta(model.KLTokensKey, uint32(v.Tokens))
 }
 
 // validate compares the file that has just been completed to the original.

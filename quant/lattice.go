@@ -3,6 +3,11 @@ package quant
 import (
 	"math"
 	"math/bits"
+	"sync"
+
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/codebook"
+	"github.com/llmq/llmq/tensor"
 )
 
 // Lattice is the grid of a block type that stores the levels of several columns as one word of a codebook. A group's scale
@@ -38,11 +43,9 @@ const (
 	ShiftedGroups
 )
 
-const inf32 = float32(math.MaxFloat32)
-
-// maxSpan is the largest group, and maxLattice the largest block.
+// maxUnit is the largest unit, a group of IQ1_S, and maxLattice the largest block.
 const (
-	maxSpan    = 32
+	maxUnit    = 32
 	maxLattice = 256
 )
 
@@ -132,128 +135,206 @@ func (g *Lattice) Round(b *Block, w, importance []float32) {
 		largest = max(largest, v)
 	}
 	largest = min(largest, math.MaxFloat32)
-	var weight [maxLattice]float32
-	for j := range g.Block {
-		weight[j] = 1
-		if largest > 0 {
-			weight[j] = max(min(importance[j], largest)/largest, 0)
+	s := rounders.Get().(*Rounder)
+	defer rounders.Put(s)
+	// The block's units go to the lanes.
+	n := g.Unit()
+	var level, x, weight [maxUnit]kernels.Lane
+	for first := 0; first < g.Block; first += n * kernels.Lanes {
+		lanes := min(kernels.Lanes, (g.Block-first)/n)
+		var inverse kernels.Lane
+		for i := range lanes {
+			at := first + i*n
+			inverse[i] = inverseOf(g.Scale(b, at/g.Group))
+			for j := range n {
+				x[j][i], weight[j][i] = w[at+j], 1
+				if largest > 0 {
+					weight[j][i] = max(min(importance[at+j], largest)/largest, 0)
+				}
+			}
 		}
-	}
-	for k := range g.Groups() {
-		lo, hi := k*g.Group, (k+1)*g.Group
-		g.RoundGroup(b.Codes[lo:hi], w[lo:hi], weight[lo:hi], g.Scale(b, k))
+		g.RoundLanes(s, level[:n], x[:n], weight[:n], &inverse)
+		for i := range lanes {
+			codes := b.Codes[first+i*n:][:n]
+			for j := range codes {
+				codes[j] = int8(level[j][i])
+			}
+		}
 	}
 }
 
-// RoundGroup sets the codes of a group, or of any of its units, to the words with which Σ weight·(w−ŵ)² is least under a
-// scale. weight is from 0 to 1.
-func (g *Lattice) RoundGroup(codes []int8, w, weight []float32, scale float32) {
-	var inverse float32
-	if scale != 0 {
-		inverse = 1 / scale
+// MoveGroup moves the scale of b's group k to that of the odd multiples beside the best with which e, in the scale alone, is
+// least, and says whether it moved.
+func (g *Lattice) MoveGroup(b *Block, k int, e *Quadratic) bool {
+	unit := float64(b.D * g.Step)
+	sc := float64(b.Sc[k])
+	wanted := sc + e.P/e.A/unit
+	if wanted-wanted != 0 {
+		return false
 	}
-	var t [maxSpan]float32
-	for j, v := range w {
-		t[j] = v * inverse
-	}
-	switch g.Signs {
-	case ShiftedGroups:
-		g.roundShifted(codes, t[:len(w)], weight)
-	case ShiftedWords:
-		for j := 0; j < len(w); j += g.Codebook.Width {
-			end := j + g.Codebook.Width
-			g.roundShifted(codes[j:end], t[j:end], weight[j:end])
+	least, best := -1e-9*math.Abs(e.A)*unit*unit, sc
+	below := 2*math.Floor((wanted-1)/2) + 1
+	for _, s := range [2]float64{below, below + 2} {
+		s = min(max(s, 1), float64(g.MaxScale))
+		if v := e.At((s-sc)*unit, 0); v < least {
+			least, best = v, s
 		}
-	default:
-		for j := 0; j < len(w); j += 8 {
-			g.roundEight(codes[j:j+8], t[j:j+8], weight[j:j+8])
+	}
+	b.Sc[k] = int8(best)
+	return best != sc
+}
+
+// MoveBlock moves b's D to the float16 value with which e, in D alone, is least, and says whether it moved.
+func (g *Lattice) MoveBlock(b *Block, e *Quadratic) bool {
+	d := tensor.RoundF16(b.D + float32(e.P/e.A))
+	if !(d > 0) || d-d != 0 || d == b.D || e.At(float64(d)-float64(b.D), 0) >= 0 {
+		return false
+	}
+	b.D = d
+	return true
+}
+
+// inverseOf returns 1/scale, and 0 for 0.
+func inverseOf(scale float32) float32 {
+	if scale == 0 {
+		return 0
+	}
+	return 1 / scale
+}
+
+// Rounder is room for RoundLanes.
+type Rounder struct {
+	search codebook.Search
+	target [maxUnit]kernels.Lane
+}
+
+var rounders = sync.Pool{New: func() any { return new(Rounder) }}
+
+// farAway bounds targets, in levels: what is beyond is as near to each word, and its square must not overflow.
+const farAway = 1 << 40
+
+// RoundLanes rounds a unit, or several, in each lane: it sets level to the codes with which Σ weight·(x − scale·code)² is
+// least, which are what a lane's scale multiplies. inverse is 1/scale, or 0; weight is from 0 to 1.
+func (g *Lattice) RoundLanes(s *Rounder, level, x, weight []kernels.Lane, inverse *kernels.Lane) {
+	n := g.Unit()
+	for j := 0; j < len(x); j += n {
+		if level, x, weight := level[j:j+n], x[j:j+n], weight[j:j+n]; g.Signs == ShiftedGroups || g.Signs == ShiftedWords {
+			g.roundShifted(s, level, x, weight, inverse)
+		} else {
+			g.roundSigned(s, level, x, weight, inverse)
 		}
 	}
 }
 
 // roundShifted rounds words that share a shift.
-func (g *Lattice) roundShifted(codes []int8, t, weight []float32) {
+func (g *Lattice) roundShifted(s *Rounder, level, x, weight []kernels.Lane, inverse *kernels.Lane) {
 	c := g.Codebook
+	t := s.target[:len(x)]
+	for j := range t {
+		for i, v := range x[j] {
+			t[j][i] = min(max(v*inverse[i], -farAway), farAway)
+		}
+	}
 	n := c.Width
-	var words [2][maxSpan / 8]int
-	var cost [2]float32
-	var low, high halfCosts
-	for s := range cost {
-		for i := range len(t) / n {
-			t, weight := t[i*n:(i+1)*n], weight[i*n:(i+1)*n]
-			low.fill(g.levels[1+s], t[:n/2], weight[:n/2], false)
-			high.fill(g.levels[1+s], t[n/2:], weight[n/2:], false)
-			word, e := c.nearest(&low, &high)
-			words[s][i] = word
-			cost[s] += e
-		}
-	}
-	s, shift := 0, int8(1)
-	if cost[1] < cost[0] {
-		s, shift = 1, -1
-	}
-	for i, word := range words[s][:len(t)/n] {
-		c.Put(codes[i*n:], word, 0)
-	}
-	for j := range codes {
-		codes[j] += shift
-	}
-}
-
-// roundEight rounds eight columns to a word of eight, or two of four, and signs.
-func (g *Lattice) roundEight(codes []int8, signed, weight []float32) {
-	c := g.Codebook
-	var t [8]float32
-	var signs byte
-	for j, v := range signed {
-		t[j] = v
-		if v < 0 {
-			t[j], signs = -v, signs|1<<j
-		}
-	}
-	odd := g.Signs == EvenSigns && bits.OnesCount8(signs)%2 == 1
-	levels := g.levels[0]
-	var low, high halfCosts
-	if c.Width == 8 {
-		low.fill(levels, t[:4], weight[:4], odd)
-		high.fill(levels, t[4:], weight[4:], odd)
-		word, _ := 0, inf32
-		if odd {
-			word, _ = c.nearestFlipped(&low, &high)
-			signs ^= 1 << c.cheapest(word, t[:], weight)
-		} else {
-			word, _ = c.nearest(&low, &high)
-		}
-		c.Put(codes, word, signs)
-		return
-	}
-	var words [2]int
-	extra, flipped, at := inf32, 0, 0 // what turning a sign costs, and the word and half where that is least
-	for i := range words {
-		t, weight := t[4*i:4*i+4], weight[4*i:4*i+4]
-		low.fill(levels, t[:2], weight[:2], odd)
-		high.fill(levels, t[2:], weight[2:], odd)
-		word, e := c.nearest(&low, &high)
-		words[i] = word
-		if odd {
-			if word, f := c.nearestFlipped(&low, &high); f-e < extra || i == 0 {
-				extra, flipped, at = f-e, word, i
+	var words [2][maxUnit / 8][kernels.Lanes]int32
+	var cost [2]kernels.Lane
+	for shift := range cost {
+		for k := range len(t) / n {
+			var e kernels.Lane
+			s.search.Nearest(&words[shift][k], &e, c.words, g.levels[1+shift], t[k*n:(k+1)*n], weight[k*n:(k+1)*n], nil)
+			for i, v := range e {
+				cost[shift][i] += v
 			}
 		}
 	}
-	if odd {
-		words[at] = flipped
-		signs ^= 1 << (4*at + c.cheapest(flipped, t[4*at:4*at+4], weight[4*at:4*at+4]))
+	for i := range kernels.Lanes {
+		at, shift := 0, int8(1)
+		if cost[1][i] < cost[0][i] {
+			at, shift = 1, -1
+		}
+		for k := range len(t) / n {
+			packed := c.packed[words[at][k][i]]
+			for j := range n {
+				level[k*n+j][i] = float32(int8(packed>>(8*j)) + shift)
+			}
+		}
 	}
-	c.Put(codes, words[0], signs&15)
-	c.Put(codes[4:], words[1], signs>>4)
 }
 
-// cheapest returns the column of a word whose sign costs least to turn.
-func (c *Codebook) cheapest(word int, t, weight []float32) (column int) {
-	least := inf32
-	for j, v := range t {
-		if e := float32(weight[j]*v) * float32(int8(c.packed[word]>>(8*j))); e < least {
+// roundSigned rounds eight columns to a word of eight, or two of four, and signs.
+func (g *Lattice) roundSigned(s *Rounder, level, x, weight []kernels.Lane, inverse *kernels.Lane) {
+	c := g.Codebook
+	t := s.target[:8]
+	var signs [kernels.Lanes]uint32
+	for j := range t {
+		for i, v := range x[j] {
+			v *= inverse[i]
+			bits := math.Float32bits(v)
+			signs[i] |= bits >> 31 << j
+			t[j][i] = min(math.Float32frombits(bits&^(1<<31)), farAway)
+		}
+	}
+	// Where an even number must be negative and an odd one is, the sign of one column is turned.
+	var turn [kernels.Lanes]int32
+	turning := false
+	if g.Signs == EvenSigns {
+		for i, v := range signs {
+			turn[i] = -int32(bits.OnesCount32(v) & 1)
+			turning = turning || turn[i] != 0
+		}
+	}
+	levels, n := g.levels[0], c.Width
+	var words [2][kernels.Lanes]int32
+	var cost kernels.Lane
+	switch {
+	case n == 8 && turning:
+		s.search.Nearest(&words[0], &cost, c.words, levels, t, weight, &turn)
+	case n == 8:
+		s.search.Nearest(&words[0], &cost, c.words, levels, t, weight, nil)
+	default:
+		// Of two words either has a sign turned.
+		var plain, turned [2]kernels.Lane
+		var other [2][kernels.Lanes]int32
+		for k := range words {
+			t, weight := t[4*k:4*k+4], weight[4*k:4*k+4]
+			s.search.Nearest(&words[k], &plain[k], c.words, levels, t, weight, nil)
+			if turning {
+				s.search.Nearest(&other[k], &turned[k], c.words, levels, t, weight, &turn)
+			}
+		}
+		if turning {
+			for i := range kernels.Lanes {
+				if turn[i] == 0 {
+					continue
+				}
+				k := 0
+				if turned[1][i]-plain[1][i] < turned[0][i]-plain[0][i] {
+					k = 1
+				}
+				words[k][i] = other[k][i]
+				signs[i] ^= 1 << (4*k + c.cheapest(int(words[k][i]), i, t[4*k:4*k+4], weight[4*k:4*k+4]))
+			}
+		}
+	}
+	for i := range kernels.Lanes {
+		if n == 8 && turn[i] != 0 {
+			signs[i] ^= 1 << c.cheapest(int(words[0][i]), i, t, weight)
+		}
+		packed := c.signed(int(words[0][i]), byte(signs[i]))
+		if n == 4 {
+			packed = c.signed(int(words[0][i]), byte(signs[i]&15)) | c.signed(int(words[1][i]), byte(signs[i]>>4))<<32
+		}
+		for j := range 8 {
+			level[j][i] = float32(int8(packed >> (8 * j)))
+		}
+	}
+}
+
+// cheapest returns the column of a word whose sign costs lane i least to turn.
+func (c *Codebook) cheapest(word, i int, t, weight []kernels.Lane) (column int) {
+	least := float32(math.Inf(1))
+	for j := range t {
+		if e := float32(weight[j][i]*t[j][i]) * float32(int8(c.packed[word]>>(8*j))); e < least {
 			least, column = e, j
 		}
 	}

@@ -3,31 +3,51 @@ package quant_test
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/quant"
 )
 
-// TestRoundGroup compares the words that are found with all words under all signs that are allowed.
-func TestRoundGroup(t *testing.T) {
+// TestRoundLanes compares the words that are found with all words under all signs that are allowed, in every tier.
+func TestRoundLanes(t *testing.T) {
+	defer kernels.SetTier(kernels.CurrentTier())
 	rng := rand.New(rand.NewPCG(15, 1))
 	for _, typ := range []*ggml.Type{ggml.IQ1_S, ggml.IQ1_M, ggml.IQ2_XXS, ggml.IQ2_XS, ggml.IQ2_S, ggml.IQ3_XXS, ggml.IQ3_S} {
 		g := typ.Grid.(*quant.Lattice)
 		top := float64(g.Codebook.Levels[len(g.Codebook.Levels)-1])
-		codes, x, wt := make([]int8, g.Group), make([]float32, g.Group), make([]float32, g.Group)
-		for range 20 {
-			scale := float32(math.Exp(rng.NormFloat64()))
+		level, x, wt := make([]kernels.Lane, g.Group), make([]kernels.Lane, g.Group), make([]kernels.Lane, g.Group)
+		var scale, inverse kernels.Lane
+		for i := range scale {
+			scale[i] = float32(math.Exp(rng.NormFloat64()))
+			inverse[i] = 1 / scale[i]
 			for j := range x {
-				x[j], wt[j] = scale*float32(0.5*top*rng.NormFloat64()), float32(rng.Float64())
+				x[j][i], wt[j][i] = scale[i]*float32(0.5*top*rng.NormFloat64()), float32(rng.Float64())
 			}
-			g.RoundGroup(codes, x, wt, scale)
+		}
+		want := make([]kernels.Lane, g.Group)
+		var r quant.Rounder
+		for _, tier := range kernels.Tiers() {
+			kernels.SetTier(tier)
+			g.RoundLanes(&r, level, x, wt, &inverse)
+			if tier == kernels.PureGo {
+				copy(want, level)
+			}
+			if !slices.Equal(level, want) {
+				t.Errorf("%s: %v does not find what Go does", typ, tier)
+			}
+		}
+		for i := range scale {
 			var got float64
-			for j, q := range codes {
-				d := float64(x[j]) - float64(scale)*float64(q)
-				got += float64(wt[j]) * d * d
+			ofLane, weights := make([]float32, g.Group), make([]float32, g.Group)
+			for j := range level {
+				d := float64(x[j][i]) - float64(scale[i])*float64(level[j][i])
+				got += float64(wt[j][i]) * d * d
+				ofLane[j], weights[j] = x[j][i], wt[j][i]
 			}
-			if want := leastError(g, x, wt, scale); math.Abs(got-want) > 1e-5*want {
+			if want := leastError(g, ofLane, weights, scale[i]); math.Abs(got-want) > 1e-5*want {
 				t.Fatalf("%s: error %g, the least is %g", typ, got, want)
 			}
 		}

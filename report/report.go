@@ -43,7 +43,8 @@ type Subject struct {
 // Evaluation is what eval --text prints with --json.
 type Evaluation struct {
 	Subject
-	Text        string `json:"text"`        // path as given
+	Text        string `json:"text"` // path as given
+	Name        string `json:"name,omitempty"`
 	Activations string `json:"activations"` // as given; "" for the default
 	*eval.Result
 	PeakRSS int64 `json:"peak_rss_bytes"`

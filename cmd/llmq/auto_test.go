@@ -4,6 +4,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/model"
 )
 
 const validationKeys = "tokens ppl_original ppl_quantized increase increase_stderr kl_divergence limit met runs"
@@ -36,6 +39,17 @@ func TestRecipeAuto(t *testing.T) {
 	if tokens := int(validation["tokens"].(float64)); tokens%63 != 0 || tokens < 16*63 {
 		t.Errorf("%d tokens were predicted, want many times 63", tokens)
 	}
+	f, err := gguf.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]any{model.KLKey: float32(validation["kl_divergence"].(float64)),
+		model.KLTokensKey: uint32(validation["tokens"].(float64)), model.KLTextKey: "held out of the calibration text"} {
+		if got, _ := f.Metadata().Get(key); got != want {
+			t.Errorf("%s: %v in the file, %v measured", key, got, want)
+		}
+	}
+	f.Close()
 	r := must(t, args...)
 	for _, want := range []string{"perplexity", " held-out tokens; limit 50%: met", "decisions", "attn_in", "blk.1"} {
 		if !strings.Contains(r.stdout, want) {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -22,7 +24,7 @@ import (
 
 type evalOptions struct {
 	Model       string
-	Text        string
+	Texts       []string
 	Task        string
 	Examples    int
 	Context     int
@@ -42,7 +44,7 @@ type evalOptions struct {
 
 func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.Text, "text", "", "UTF-8 text `FILE` to predict")
+	f.StringArrayVar(&o.Texts, "text", nil, "UTF-8 text `FILE` to predict, or NAME=FILE to call it NAME (repeatable: a row for each)")
 	f.StringVar(&o.Task, "task", "", "instead of --text, task `FILE` to answer: JSON records (.jsonl, .ndjson, .json) with \"question\", \"choices\" and \"answer\", or \"text\" whose last word is asked for; or llama.cpp's HellaSwag text")
 	f.IntVar(&o.Examples, "examples", 0, "answer only the first `N` examples of the task (0: all)")
 	f.IntVar(&o.Context, "context", 0, fmt.Sprintf("tokens in a chunk (default %d)", eval.DefaultContext))
@@ -75,6 +77,7 @@ A task counts right answers: by the probability of each choice, by that per char
 whether the model would write a text's last word.`,
 		Example: `  llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt
   llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt --base Qwen3-8B --chunks 100 --json
+  llmq eval qwen3-8b-q4_k.gguf --text wiki=wiki.test.txt --text chat=chats.txt --base Qwen3-8B
   llmq eval Qwen3-8B --text wiki.test.txt --preset gptq-2048
   llmq eval qwen3-8b-q4_k.gguf --task arc.jsonl --base Qwen3-8B`,
 		Args: exactArgs("MODEL"),
@@ -116,8 +119,12 @@ whether the model would write a text's last word.`,
 }
 
 func (a *app) runEval(ctx context.Context, opts evalOptions) error {
-	if opts.Text == "" {
-		return usagef("no --text FILE given, nor --task FILE")
+	texts, err := parseTexts(opts.Texts)
+	if err != nil {
+		return err
+	}
+	if opts.Work != "" && len(texts) > 1 {
+		return usagef("--work is for one --text, not %d", len(texts))
 	}
 	eopt := eval.Options{Context: opts.Context}
 	switch opts.Preset {
@@ -141,9 +148,10 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	defer progress.Done()
 	eopt.Chunks, eopt.Memory, eopt.Progress = opts.Chunks, int64(opts.Memory), progress
 
-	content, err := text.ReadUTF8(opts.Text)
-	if err != nil {
-		return err
+	for i := range texts {
+		if texts[i].content, err = text.ReadUTF8(texts[i].Path); err != nil {
+			return err
+		}
 	}
 	m, tok, err := a.openModel(opts.Model)
 	if err != nil {
@@ -158,8 +166,11 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	default:
 		return usagef("unknown activations %q; known: f32, %s, %s, %s, %s", act, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
 	}
-	tokens := tok.Encode(content, tokenizer.EncodeOptions{})
-	longest := min(cmp.Or(eopt.Context, eval.DefaultContext), len(tokens))
+	longest := 0
+	for i := range texts {
+		texts[i].tokens = tok.Encode(texts[i].content, tokenizer.EncodeOptions{})
+		longest = max(longest, min(cmp.Or(eopt.Context, eval.DefaultContext), len(texts[i].tokens)))
+	}
 	a.warnContext(m.Source, longest)
 	m.Precision = precision
 	sources := []model.Source{m.Source}
@@ -173,9 +184,11 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		}
 		defer base.Source.Close()
 		sources = append(sources, base.Source)
-		if !slices.Equal(tokens, baseTok.Encode(content, tokenizer.EncodeOptions{})) {
-			return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
-				opts.Model, opts.Base, opts.Text)
+		for _, t := range texts {
+			if !slices.Equal(t.tokens, baseTok.Encode(t.content, tokenizer.EncodeOptions{})) {
+				return fmt.Errorf("%s and %s split %s into different tokens: their predictions cannot be compared",
+					opts.Model, opts.Base, t.Path)
+			}
 		}
 		a.warnContext(base.Source, longest)
 		base.Precision = precision
@@ -183,7 +196,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	}
 	done := false
 	if opts.Work != "" {
-		work, err := opts.openWork(m, tokens, &eopt)
+		work, err := opts.openWork(m, texts[0].tokens, &eopt)
 		if err != nil {
 			return err
 		}
@@ -194,27 +207,112 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			a.printWork(work, done)
 		}()
 	}
-	res, err := eval.Perplexity(ctx, m, tokens, eopt)
-	if err = unchanged(err, sources...); err != nil {
-		return err
+	infinite := false
+	for i := range texts {
+		t := &texts[i]
+		t.Result, err = eval.Perplexity(ctx, m, t.tokens, eopt)
+		if err = unchanged(err, sources...); err != nil {
+			if len(texts) > 1 {
+				err = fmt.Errorf("%s: %w", t.Path, err)
+			}
+			return err
+		}
+		infinite = infinite || !t.Perplexity.Finite() || t.Divergence != nil && !t.BasePerplexity.Finite()
 	}
 	done = true
 	progress.Done()
-	if d := res.Divergence; d != nil && d.CommonTokens > 0 {
+	if d := texts[0].Divergence; d != nil && d.CommonTokens > 0 {
 		a.warn("%s has %d tokens, the base %s %d: divergences are of the %d that both have", opts.Model, m.Vocab, opts.Base,
 			eopt.Base.Vocab, d.CommonTokens)
 	}
-	if opts.JSON {
-		err = a.printJSON(report.Evaluation{
-			Subject: opts.subject(m), Text: opts.Text, Activations: opts.Activations, Result: res, PeakRSS: peakRSS(),
-		})
-	} else {
-		err = a.printEval(opts, eopt, len(tokens), res)
+	subject := opts.subject(m)
+	evaluation := func(t *namedText) report.Evaluation {
+		return report.Evaluation{Subject: subject, Text: t.Path, Name: t.Name, Activations: opts.Activations, Result: t.Result,
+			PeakRSS: peakRSS()}
 	}
-	if err == nil && (!res.Perplexity.Finite() || res.Divergence != nil && !res.BasePerplexity.Finite()) {
+	switch {
+	case opts.JSON && len(texts) == 1:
+		err = a.printJSON(evaluation(&texts[0]))
+	case opts.JSON:
+		var all struct {
+			Evaluations []report.Evaluation `json:"evaluations"`
+		}
+		for i := range texts {
+			all.Evaluations = append(all.Evaluations, evaluation(&texts[i]))
+		}
+		err = a.printJSON(all)
+	case len(texts) == 1:
+		err = a.printEval(opts, eopt, &texts[0])
+	default:
+		err = a.printTexts(opts, texts)
+	}
+	if err == nil && infinite {
 		return errInfinite
 	}
 	return err
+}
+
+// namedText is a text to predict, and what was measured on it.
+type namedText struct {
+	Name, Path string // Name is "" without one
+	content    string
+	tokens     []int32
+	*eval.Result
+}
+
+// label is what rows call a text.
+func (t *namedText) label() string { return cmp.Or(t.Name, t.Path) }
+
+var textName = regexp.MustCompile(`^[A-Za-z0-9_.-]+=`)
+
+// parseTexts takes FILE and NAME=FILE. A file that has such a name itself is a file.
+func parseTexts(values []string) ([]namedText, error) {
+	if len(values) == 0 || slices.Contains(values, "") {
+		return nil, usagef("no --text FILE given, nor --task FILE")
+	}
+	var texts []namedText
+	for _, v := range values {
+		t := namedText{Path: v}
+		if prefix := textName.FindString(v); prefix != "" {
+			if _, err := os.Stat(v); err != nil {
+				t.Name, t.Path = prefix[:len(prefix)-1], v[len(prefix):]
+			}
+		}
+		if slices.ContainsFunc(texts, func(o namedText) bool { return o.label() == t.label() }) {
+			return nil, usagef("--text %s: %q is there already", v, t.label())
+		}
+		texts = append(texts, t)
+	}
+	return texts, nil
+}
+
+// printTexts prints a row for each text.
+func (a *app) printTexts(opts evalOptions, texts []namedText) error {
+	t := newTable(a.stdout)
+	t.row("model", "%s", opts.Model)
+	t.row("protocol", "chunks of %d tokens", texts[0].Context)
+	header := "tokens scored\tperplexity"
+	if opts.Base != "" {
+		t.row("base", "%s", opts.Base)
+		header += "\tincrease\tKL divergence\t99.9th percentile\tsame top\tsame top five\tRMS Δp"
+	}
+	t.row("text", "%s", header)
+	for i := range texts {
+		x := &texts[i]
+		row := fmt.Sprintf("%d\t%s ± %s", x.TokensScored, formatFigure("%.4f", x.Perplexity), formatFigure("%.4f", x.StdErr))
+		if d := x.Divergence; d != nil {
+			below := ""
+			if d.BelowFloat16() {
+				below = " (below float16's)"
+			}
+			row += fmt.Sprintf("\t%s ± %s\t%.5f ± %.5f%s\t%.4f ± %.4f\t%.2f%% ± %.2f%%\t%.2f%% ± %.2f%%\t%.3f%% ± %.3f%%",
+				formatFigure("%+.2f%%", 100*d.Increase), formatFigure("%.2f%%", 100*d.IncreaseStdErr), d.KL, d.KLStdErr, below,
+				d.KLP999, d.KLP999StdErr, 100*d.SameTop, 100*d.SameTopStdErr, 100*d.SameTop5, 100*d.SameTop5StdErr,
+				100*d.RMSShift, 100*d.RMSShiftStdErr)
+		}
+		t.row(x.label(), "%s", row)
+	}
+	return t.flush()
 }
 
 // errInfinite makes a command fail that has measured, and printed, what no text that suits its model gives.
@@ -228,10 +326,11 @@ func formatFigure(format string, f eval.Figure) string {
 	return fmt.Sprintf(format, f)
 }
 
-func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *eval.Result) error {
+func (a *app) printEval(opts evalOptions, eopt eval.Options, x *namedText) error {
+	res := x.Result
 	t := newTable(a.stdout)
 	t.row("model", "%s", opts.Model)
-	t.row("text", "%s, %d tokens", opts.Text, tokens)
+	t.row("text", "%s, %d tokens", x.label(), len(x.tokens))
 	scored, bos := "second half scored", "as it is"
 	if eopt.ScoreAll {
 		scored = "every token scored"
@@ -251,8 +350,14 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, tokens int, res *ev
 		if d.CommonTokens > 0 {
 			t.row("compared", "the %d tokens that both vocabularies have", d.CommonTokens)
 		}
-		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f", d.KL, d.KLStdErr, d.KLMedian, d.KLP99)
-		t.row("same top token", "%.2f%%", 100*d.SameTop)
+		t.row("KL divergence", "%.5f ± %.5f, median %.5f, 99th percentile %.5f, 99.9th %.5f ± %.5f", d.KL, d.KLStdErr, d.KLMedian,
+			d.KLP99, d.KLP999, d.KLP999StdErr)
+		if d.BelowFloat16() {
+			t.row("", "below %.1g, what logits in float16 can tell", d.Float16)
+		}
+		t.row("same top token", "%.2f%% ± %.2f%%, of the top five %.2f%% ± %.2f%%", 100*d.SameTop, 100*d.SameTopStdErr,
+			100*d.SameTop5, 100*d.SameTop5StdErr)
+		t.row("RMS Δp", "%.3f%% ± %.3f%%", 100*d.RMSShift, 100*d.RMSShiftStdErr)
 	}
 	t.row("took", "%.1f s, %.0f tokens/s, peak memory %s", res.Seconds, res.TokensPerSecond, formatBytes(peakRSS()))
 	return t.flush()

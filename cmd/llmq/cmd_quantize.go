@@ -28,7 +28,7 @@ type quantizeOptions struct {
 	MaxIncrease    shareValue
 	Smooth         smoothValue
 	BiasCorrection bool
-	Bits           int
+	Bits           float64
 	Type           typeValue
 	Damping        float64
 	ActOrder       bool
@@ -52,7 +52,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group, or off")
 	f.Var(&o.MaxIncrease, "max-ppl-increase", "most that perplexity on held-out calibration text may rise, standard error included, such as 1%; past it nothing is written and the exit code is 3")
 	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
-	f.IntVar(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for q2_k, q3_k, q4_k, q5_k, q6_k, q8_0 (default 4)")
+	f.Float64Var(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for iq2_s, q3_k, q4_k, q5_k, q6_k, q8_0, or about the bits per weight of another type: 1.56, 1.75, 2.06, 2.31, 2.5, 2.63, 3.06, 3.44, 4.25, ... (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
 	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
@@ -154,7 +154,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 				return err
 			}
 		}
-		if plan, err = plan.With(append(set.Metadata(), pipeline.ShardsMetadata()...)); err != nil {
+		md := append(set.Metadata(), pipeline.ShardsMetadata()...)
+		if heldOut != nil {
+			md = append(md, pipeline.ValidationMetadata()...)
+		}
+		if plan, err = plan.With(md); err != nil {
 			return err
 		}
 	}
@@ -272,8 +276,13 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 			return r, usagef("--bits %w", err)
 		}
 		r.Type = t
-	} else if n := codeBits(r.Type); o.Bits != 0 && o.Bits != n {
-		return r, usagef("--bits %d contradicts --type %s, which has %d", o.Bits, r.Type.Name, n)
+	} else if o.Bits != 0 {
+		if t, err := pipeline.TypeForBits(o.Bits); t != r.Type && o.Bits != float64(codeBits(r.Type)) {
+			if err != nil {
+				return r, usagef("--bits %w", err)
+			}
+			return r, usagef("--bits %g contradicts --type %s, which has %d", o.Bits, r.Type.Name, codeBits(r.Type))
+		}
 	}
 	if needs.Int8Inputs && r.Type != ggml.Q8_0 {
 		return r, usagef("--method %s has q8_0 weights, not %s; --tensor-type changes single tensors", method.Name(), r.Type.Name)

@@ -18,6 +18,10 @@ import (
 const evalKeys = "model bytes bits_per_weight base text activations " +
 	"perplexity perplexity_stderr tokens_scored context chunks bos seconds tokens_per_second peak_rss_bytes"
 
+const divergenceKeys = " kl_divergence kl_divergence_stderr kl_divergence_median kl_divergence_p99 kl_divergence_p999" +
+	" kl_divergence_p999_stderr kl_divergence_float16 kl_divergence_max same_top same_top_stderr same_top5 same_top5_stderr" +
+	" rms_delta_p rms_delta_p_stderr base_perplexity perplexity_increase perplexity_increase_stderr"
+
 func TestEval(t *testing.T) {
 	dir := folder(t, "llama")
 	f32 := filepath.Join(t.TempDir(), "f32.gguf")
@@ -29,8 +33,7 @@ func TestEval(t *testing.T) {
 		t.Errorf("%v", v)
 	}
 	// The checkpoint against its own values in another container.
-	based := mustJSON(t, evalKeys+" kl_divergence kl_divergence_stderr kl_divergence_median kl_divergence_p99"+
-		" kl_divergence_max same_top base_perplexity perplexity_increase perplexity_increase_stderr", append([]string{"eval", f32, "--base", dir}, args...)...)
+	based := mustJSON(t, evalKeys+divergenceKeys, append([]string{"eval", f32, "--base", dir}, args...)...)
 	if p, b := based["perplexity"].(float64), v["perplexity"].(float64); math.Abs(p/b-1) > 0.01 || based["base_perplexity"] != b {
 		t.Errorf("perplexity %v from the file, %v from the folder, %v as base", p, b, based["base_perplexity"])
 	}
@@ -47,6 +50,29 @@ func TestEval(t *testing.T) {
 	preset := mustJSON(t, evalKeys, "eval", dir, "--text", license, "--preset", "gptq-2048", "--chunks", "1")
 	if preset["context"] != 2048.0 || preset["tokens_scored"] != 2047.0 {
 		t.Errorf("%v", preset)
+	}
+}
+
+// TestEvalTexts: several texts have a row each, and in JSON an object each, as alone.
+func TestEvalTexts(t *testing.T) {
+	dir := folder(t, "llama")
+	args := []string{"eval", dir, "--base", dir, "--context", "64", "--chunks", "2"}
+	alone := mustJSON(t, evalKeys+divergenceKeys, append(args, "--text", license)...)
+	texts := append(args, "--text", "law="+license, "--text", "main_test.go")
+	all := mustJSON(t, "evaluations", texts...)["evaluations"].([]any)
+	first, second := all[0].(map[string]any), all[1].(map[string]any)
+	if len(all) != 2 || first["perplexity"] != alone["perplexity"] || first["name"] != "law" || first["text"] != license ||
+		second["text"] != "main_test.go" || second["perplexity"] == first["perplexity"] || second["name"] != nil {
+		t.Errorf("%v", all)
+	}
+	r := must(t, texts...)
+	for _, want := range []string{"\nlaw ", "\nmain_test.go ", "same top five", "RMS Δp", "(below float16's)"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("no %q in %q", want, r.stdout)
+		}
+	}
+	if r := llmq(t, append(args, "--text", license, "--text", license)...); r.code != exitUsage || !strings.Contains(r.stderr, "is there already") {
+		t.Errorf("exit %d, %q", r.code, r.stderr)
 	}
 }
 

@@ -113,7 +113,7 @@ func filesDigest(paths []string) (string, error) {
 		}
 		for _, e := range entries {
 			switch filepath.Ext(e.Name()) {
-			case ".safetensors", ".json", ".model", ".jinja", ".txt":
+			case ".safetensors", ".bin", ".pth", ".json", ".model", ".tiktoken", ".jinja", ".txt":
 				files = append(files, filepath.Join(path, e.Name()))
 			}
 		}

@@ -18,9 +18,8 @@ import (
 //
 // The grid's scales are 2·sc + 1.
 var IQ2_S = &Type{
-	Format:    kernels.Format{Name: "IQ2_S", BlockLen: 256, BlockBytes: 82},
-	ID:        22,
-	ByRequest: true,
+	Format: kernels.Format{Name: "IQ2_S", BlockLen: 256, BlockBytes: 82},
+	ID:     22,
 	Grid: fit.NewLattice(quant.Lattice{Name: "IQ2_S", Block: 256, Group: 16, Codebook: codebook2S,
 		Signs: quant.FreeSigns, Step: 1. / 8, MaxScale: 31}),
 	Pack:  packIQ2_S,

@@ -18,9 +18,8 @@ import (
 //
 // The sign of a word's eighth column is set if an odd number of the others are. The grid's scales are 2·sc + 1.
 var IQ2_XS = &Type{
-	Format:    kernels.Format{Name: "IQ2_XS", BlockLen: 256, BlockBytes: 74},
-	ID:        17,
-	ByRequest: true,
+	Format: kernels.Format{Name: "IQ2_XS", BlockLen: 256, BlockBytes: 74},
+	ID:     17,
 	Grid: fit.NewLattice(quant.Lattice{Name: "IQ2_XS", Block: 256, Group: 16, Codebook: codebook2XS,
 		Signs: quant.EvenSigns, Step: 1. / 8, MaxScale: 31}),
 	Pack:  packIQ2_XS,

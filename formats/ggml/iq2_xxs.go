@@ -17,9 +17,8 @@ import (
 //
 // The sign of a word's eighth column is set if an odd number of the others are. The grid's scales are 2·sc + 1.
 var IQ2_XXS = &Type{
-	Format:    kernels.Format{Name: "IQ2_XXS", BlockLen: 256, BlockBytes: 66},
-	ID:        16,
-	ByRequest: true,
+	Format: kernels.Format{Name: "IQ2_XXS", BlockLen: 256, BlockBytes: 66},
+	ID:     16,
 	Grid: fit.NewLattice(quant.Lattice{Name: "IQ2_XXS", Block: 256, Group: 32, Codebook: codebook2XXS,
 		Signs: quant.EvenSigns, Step: 1. / 8, MaxScale: 31}),
 	Pack:  packIQ2_XXS,

@@ -18,9 +18,8 @@ import (
 //
 // The grid's scales are 2·sc + 1.
 var IQ3_S = &Type{
-	Format:    kernels.Format{Name: "IQ3_S", BlockLen: 256, BlockBytes: 110},
-	ID:        21,
-	ByRequest: true,
+	Format: kernels.Format{Name: "IQ3_S", BlockLen: 256, BlockBytes: 110},
+	ID:     21,
 	Grid: fit.NewLattice(quant.Lattice{Name: "IQ3_S", Block: 256, Group: 32, Codebook: codebook3S,
 		Signs: quant.FreeSigns, Step: 1, MaxScale: 31}),
 	Pack:  packIQ3_S,

@@ -18,9 +18,8 @@ import (
 //
 // The sign of each eighth column is set if an odd number of the seven before are. The grid's scales are 2·sc + 1.
 var IQ3_XXS = &Type{
-	Format:    kernels.Format{Name: "IQ3_XXS", BlockLen: 256, BlockBytes: 98},
-	ID:        18,
-	ByRequest: true,
+	Format: kernels.Format{Name: "IQ3_XXS", BlockLen: 256, BlockBytes: 98},
+	ID:     18,
 	Grid: fit.NewLattice(quant.Lattice{Name: "IQ3_XXS", Block: 256, Group: 32, Codebook: codebook3XXS,
 		Signs: quant.EvenSigns, Step: 1. / 4, MaxScale: 31}),
 	Pack:  packIQ3_XXS,

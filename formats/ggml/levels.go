@@ -16,6 +16,7 @@ func init() {
 		case *quant.Lattice:
 			t.Levels = &kernels.LevelFormat{Group: g.Group, Unpack: t.unpackWords}
 			t.Unpack = t.unpackBlocks
+			t.Words = g.Codebook.Table()
 		}
 	}
 }

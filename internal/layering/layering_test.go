@@ -33,6 +33,7 @@ var allowed = map[string]string{
 	"kernels/q8":       "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
 	"kernels/i8":       "tensor kernels",
 	"kernels/search":   "kernels",
+	"kernels/codebook": "kernels",
 	"kernels/columns":  "kernels kernels/internal/words kernels/internal/pack",
 	"kernels/peak":     "kernels",
 

@@ -42,7 +42,7 @@ func few(g *gen) {
 			x, rowX := g.gp("x"), g.gp("rowX")
 			k.src = g.gp("src")
 			n := g.gp("n")
-			if t.weights == 256 {
+			if t.weights > 32 {
 				k.scales = g.AllocLocal(128)
 			}
 			k.tokenPointers(x, rowX)

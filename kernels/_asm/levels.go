@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -11,22 +13,30 @@ type levelsOutput struct {
 	offset, signs  operand.Mem
 }
 
-// levels writes decoders to levels and scales, in AVX2 alone: what they write is in bytes.
+// levels writes decoders to levels and scales, in AVX2 alone: what they write is in bytes. Those of words gather in AVX-512.
 func levels(g *gen) {
-	c := g.constants()
+	c, words := g.constants(), g.wordConstants()
 	offset := g.bytes32("offset128", func(int) byte { return 128 })
 	signs := g.bytes32("signs", func(i int) byte { return []byte{0, 0, 0, 128}[i%4] })
-	for _, t := range blockTypes {
+	for _, t := range append(slices.Clone(blockTypes), wordTypes...) {
 		if t.bytes == 2*t.weights {
 			continue // floating-point
 		}
-		g.function("levels"+t.name, "func(level *byte, scale, minimum *float32, src *byte, n int)",
+		ofWords := slices.ContainsFunc(wordTypes, func(w blockType) bool { return w.name == t.name })
+		parameter, v := "", avx2
+		if ofWords {
+			parameter, v = ", table *byte", avx512
+		}
+		g.function("levels"+t.name, "func(level *byte, scale, minimum *float32, src *byte, n int"+parameter+")",
 			"decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its",
 			"minimum, if the type has one: a weight is scale·level − minimum.")
-		u := &unpacker{gen: g, constants: c, isa: avx2, dst: g.gp("level"), src: g.gp("src"),
+		u := &unpacker{gen: g, constants: c, isa: v, words: words, dst: g.gp("level"), src: g.gp("src"),
 			levels: &levelsOutput{g.gp("scale"), g.gp("minimum"), offset, signs}}
 		n := g.gp("n")
-		if t.weights == 256 {
+		if ofWords {
+			u.levelsOf = g.gp("table")
+		}
+		if t.weights > 32 {
 			u.scales = g.AllocLocal(128)
 		}
 		g.Label("block")
@@ -35,7 +45,7 @@ func levels(g *gen) {
 		g.ADDQ(operand.I32(int32(t.weights)), u.dst)
 		group := 32
 		switch t.name {
-		case "Q2_K", "Q3_K", "Q6_K":
+		case "Q2_K", "Q3_K", "Q6_K", "NVFP4", "IQ1_M", "IQ2_XS", "IQ2_S":
 			group = 16
 		}
 		g.ADDQ(operand.I32(int32(4*t.weights/group)), u.levels.scale)

@@ -35,6 +35,7 @@ var topics = []struct {
 	{"i8", "i8", i8},
 	{"q8", "q8", q8},
 	{"columns", "columns", columns},
+	{"codebook", "codebook", codebook},
 	{"search", "search", search},
 	{"search", "measure", measure},
 	{"peak", "peak", peak},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
@@ -29,13 +30,21 @@ var blockTypes = []blockType{
 	{"Q5_K", 256, 176, func(u *unpacker) { u.q45_K(true) }},
 	{"Q6_K", 256, 210, (*unpacker).q6_K},
 	{"IQ4_XS", 256, 136, (*unpacker).iq4_XS},
+	{"MXFP4", 32, 17, (*unpacker).mxfp4},
+	{"NVFP4", 64, 36, (*unpacker).nvfp4},
+	{"TQ1_0", 256, 54, (*unpacker).tq1_0},
+	{"TQ2_0", 256, 66, (*unpacker).tq2_0},
+	{"Q1_0", 128, 18, (*unpacker).q1_0},
+	{"Q2_0", 64, 18, (*unpacker).q2_0},
 }
 
 // unpack writes the decoders of block types: to float32 in AVX2 and AVX-512, bit for bit what the plain decoders of
 // formats/ggml give, and to those values rounded to bfloat16. formats/ggml documents the layouts.
 func unpack(g *gen) {
 	c, l := g.constants(), g.levels16()
-	for _, t := range blockTypes {
+	words := g.wordConstants()
+	for _, t := range append(slices.Clone(blockTypes), wordTypes...) {
+		ofWords := slices.ContainsFunc(wordTypes, func(w blockType) bool { return w.name == t.name })
 		for _, v := range []struct {
 			isa
 			half bool
@@ -52,10 +61,21 @@ func unpack(g *gen) {
 				name = "unpack" + t.name + "BF16"
 				what = what[:len(what)-len("float32 values.")] + "bfloat16 values."
 			}
-			g.function(name, "func(dst, src *byte, n int)", what)
-			u := &unpacker{gen: g, constants: c, isa: v.isa, half: v.half, floats16: l, dst: g.gp("dst"), src: g.gp("src")}
+			signature := "func(dst, src *byte, n int)"
+			if ofWords {
+				if v.isa == avx2 {
+					continue
+				}
+				signature = "func(dst, src *byte, n int, table *byte)"
+				what += " table holds the levels of each word, a byte each."
+			}
+			g.function(name, signature, what)
+			u := &unpacker{gen: g, constants: c, isa: v.isa, half: v.half, floats16: l, words: words, dst: g.gp("dst"), src: g.gp("src")}
 			n := g.gp("n")
-			if t.weights == 256 {
+			if ofWords {
+				u.levelsOf = g.gp("table")
+			}
+			if t.weights > 32 {
 				u.scales = g.AllocLocal(128)
 			}
 			g.Label("block")
@@ -82,6 +102,8 @@ type unpacker struct {
 	half     bool     // bfloat16 output
 	floats16 levels16 // with half
 	dst, src reg.Register
+	words    *wordConstants
+	levelsOf reg.Register  // a table of words
 	levels   *levelsOutput // where not nil, output as levels and scales
 	product  func(at int)  // where not nil, takes the 32 float32 values from position at on instead of memory
 	scales   operand.Mem   // 32 float32: scales of up to 16 groups, then their minima
@@ -92,6 +114,7 @@ type constants struct {
 	ones, threes, fifteens, sixteens, thirtyTwos, fortyEights, fours, eights operand.Mem // in every byte
 	spread, bits                                                             operand.Mem // for expand
 	iq4Levels, shifts2, shifts4, dwords3, dwords15, dwords32                 operand.Mem
+	twos, lowBytes, e2m1Levels, e4m3Bits, e4m3Unit                           operand.Mem
 }
 
 func (g *gen) constants() constants {
@@ -128,6 +151,11 @@ func (g *gen) constants() constants {
 		dwords3:     dwords("dwords3", func(int) byte { return 3 }),
 		dwords15:    dwords("dwords15", func(int) byte { return 15 }),
 		dwords32:    dwords("dwords32", func(int) byte { return 32 }),
+		twos:        all("twos", 2),
+		lowBytes:    fill("lowBytes", func(i int) byte { return byte(i%2) - 1 }),
+		e2m1Levels:  fill("e2m1Levels", func(i int) byte { return byte(e2m1Levels[i%16]) }),
+		e4m3Bits:    dwords("e4m3Bits", func(int) byte { return 127 }),
+		e4m3Unit:    fill("e4m3Unit", func(i int) byte { return []byte{0, 0, 0, 0x7b}[i%4] }), // 2¹¹⁹
 	}
 }
 

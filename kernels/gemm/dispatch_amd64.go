@@ -20,6 +20,12 @@ var products = map[string]rowProducts{
 	"Q5_K":   {dotQ5_Kx1, dotQ5_Kx2, dotQ5_Kx4},
 	"Q6_K":   {dotQ6_Kx1, dotQ6_Kx2, dotQ6_Kx4},
 	"IQ4_XS": {dotIQ4_XSx1, dotIQ4_XSx2, dotIQ4_XSx4},
+	"MXFP4":  {dotMXFP4x1, dotMXFP4x2, dotMXFP4x4},
+	"NVFP4":  {dotNVFP4x1, dotNVFP4x2, dotNVFP4x4},
+	"TQ1_0":  {dotTQ1_0x1, dotTQ1_0x2, dotTQ1_0x4},
+	"TQ2_0":  {dotTQ2_0x1, dotTQ2_0x2, dotTQ2_0x4},
+	"Q1_0":   {dotQ1_0x1, dotQ1_0x2, dotQ1_0x4},
+	"Q2_0":   {dotQ2_0x1, dotQ2_0x2, dotQ2_0x4},
 }
 
 // productsOf returns f's products with one, two and four tokens; ok is false if there are none.

@@ -88,6 +88,42 @@ func dotQ6_Kx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 //go:noescape
 func dotIQ4_XSx1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotMXFP4x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotMXFP4x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotNVFP4x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotNVFP4x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotTQ1_0x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotTQ1_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotTQ2_0x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotTQ2_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ1_0x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ1_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ2_0x1 sets dst to the products of n > 0 blocks with 1 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ2_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotF16x2 sets dst to the products of n > 0 runs of 32 weights with 2 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
@@ -172,6 +208,42 @@ func dotQ6_Kx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 //go:noescape
 func dotIQ4_XSx2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 
+// dotMXFP4x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotMXFP4x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotNVFP4x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotNVFP4x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotTQ1_0x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotTQ1_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotTQ2_0x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotTQ2_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ1_0x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ1_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ2_0x2 sets dst to the products of n > 0 blocks with 2 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ2_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
 // dotF16x4 sets dst to the products of n > 0 runs of 32 weights with 4 tokens.
 // Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
 //
@@ -255,3 +327,39 @@ func dotQ6_Kx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
 //
 //go:noescape
 func dotIQ4_XSx4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotMXFP4x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotMXFP4x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotNVFP4x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotNVFP4x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotTQ1_0x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotTQ1_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotTQ2_0x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotTQ2_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ1_0x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ1_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+
+// dotQ2_0x4 sets dst to the products of n > 0 blocks with 4 tokens.
+// Tokens are rowX bytes apart in x, their results rowDst bytes in dst.
+//
+//go:noescape
+func dotQ2_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)

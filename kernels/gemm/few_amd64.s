@@ -100,6 +100,36 @@ DATA dwords32<>+16(SB)/8, $0x0000002000000020
 DATA dwords32<>+24(SB)/8, $0x0000002000000020
 GLOBL dwords32<>(SB), RODATA|NOPTR, $32
 
+DATA twos<>+0(SB)/8, $0x0202020202020202
+DATA twos<>+8(SB)/8, $0x0202020202020202
+DATA twos<>+16(SB)/8, $0x0202020202020202
+DATA twos<>+24(SB)/8, $0x0202020202020202
+GLOBL twos<>(SB), RODATA|NOPTR, $32
+
+DATA lowBytes<>+0(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+8(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+16(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+24(SB)/8, $0x00ff00ff00ff00ff
+GLOBL lowBytes<>(SB), RODATA|NOPTR, $32
+
+DATA e2m1Levels<>+0(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+8(SB)/8, $0xf4f8fafcfdfeff00
+DATA e2m1Levels<>+16(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+24(SB)/8, $0xf4f8fafcfdfeff00
+GLOBL e2m1Levels<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Bits<>+0(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+8(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+16(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+24(SB)/8, $0x0000007f0000007f
+GLOBL e4m3Bits<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Unit<>+0(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+8(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+16(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+24(SB)/8, $0x7b0000007b000000
+GLOBL e4m3Unit<>(SB), RODATA|NOPTR, $32
+
 DATA levels<>+0(SB)/4, $0x00000000
 DATA levels<>+4(SB)/4, $0x3f800000
 DATA levels<>+8(SB)/4, $0x40000000
@@ -1915,6 +1945,797 @@ block:
 	VFMADD231PS   960(CX), Z1, Z27
 	ADDQ          $+136, DX
 	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotMXFP4x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, CMOV, MMX+
+TEXT ·dotMXFP4x1(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	MOVBLZX       (DX), SI
+	LEAL          -1(SI), DI
+	SHLL          $0x17, DI
+	MOVL          SI, R8
+	INCL          R8
+	SHLL          $0x15, R8
+	CMPL          SI, $0x02
+	CMOVLCS       R8, DI
+	VMOVD         DI, X4
+	VBROADCASTSS  X4, Z4
+	VMOVDQU       1(DX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	ADDQ          $+17, DX
+	ADDQ          $+128, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotNVFP4x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotNVFP4x1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1 8192(DX)
+	VPMOVZXBD  (DX), X8
+	VPCMPEQD   e4m3Bits<>+0(SB), X8, X9
+	VPAND      e4m3Bits<>+0(SB), X8, X8
+	VPSLLD     $0x14, X8, X8
+	VMULPS     e4m3Unit<>+0(SB), X8, X8
+	VPANDN     X8, X9, X8
+	VMOVUPS    X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(DX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Z4
+	VBROADCASTSS 4(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	VFMADD231PS  (CX), Z0, Z24
+	VFMADD231PS  64(CX), Z1, Z25
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU       20(DX), X10
+	VPSRLW        $0x04, X10, X11
+	VPAND         fifteens<>+0(SB), X10, X10
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ   X11, X10, X8
+	VPUNPCKHQDQ   X11, X10, X9
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	ADDQ          $+36, DX
+	ADDQ          $+256, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotTQ1_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotTQ1_0x1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(DX)
+	VPBROADCASTW 52(DX), Y4
+	VCVTPH2PS    Y4, Z4
+	VPMOVZXBW    (DX), Y10
+	VPMOVZXBW    16(DX), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  (CX), Z0, Z24
+	VFMADD231PS  64(CX), Z1, Z25
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  128(CX), Z0, Z26
+	VFMADD231PS  192(CX), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  256(CX), Z0, Z24
+	VFMADD231PS  320(CX), Z1, Z25
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  384(CX), Z0, Z26
+	VFMADD231PS  448(CX), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  512(CX), Z0, Z24
+	VFMADD231PS  576(CX), Z1, Z25
+	VPMOVZXBW    32(DX), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  640(CX), Z0, Z26
+	VFMADD231PS  704(CX), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  768(CX), Z0, Z24
+	VFMADD231PS  832(CX), Z1, Z25
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD         48(DX), X10
+	VPMOVZXBW     X10, Y10
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X9
+	VPACKUSWB     X9, X7, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X13
+	VPACKUSWB     X13, X7, X13
+	VPSUBB        ones<>+0(SB), X13, X13
+	VPUNPCKLDQ    X13, X9, X9
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X13
+	VPACKUSWB     X13, X7, X13
+	VPSUBB        ones<>+0(SB), X13, X13
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X14
+	VPACKUSWB     X14, X7, X14
+	VPSUBB        ones<>+0(SB), X14, X14
+	VPUNPCKLDQ    X14, X13, X13
+	VPUNPCKLQDQ   X13, X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+54, DX
+	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotTQ2_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotTQ2_0x1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	PREFETCHT1    8256(DX)
+	VPBROADCASTW  64(DX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVDQU       (DX), X12
+	VMOVDQU       16(DX), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	VMOVDQU       32(DX), X12
+	VMOVDQU       48(DX), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   512(CX), Z0, Z24
+	VFMADD231PS   576(CX), Z1, Z25
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   640(CX), Z0, Z26
+	VFMADD231PS   704(CX), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   768(CX), Z0, Z24
+	VFMADD231PS   832(CX), Z1, Z25
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   896(CX), Z0, Z26
+	VFMADD231PS   960(CX), Z1, Z27
+	ADDQ          $+66, DX
+	ADDQ          $+1024, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ1_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ1_0x1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(DX)
+	VPBROADCASTW  (DX), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTD  2(DX), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (CX), Z0, Z24
+	VFMADD231PS   64(CX), Z1, Z25
+	VPBROADCASTD  6(DX), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	VPBROADCASTD  10(DX), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   256(CX), Z0, Z24
+	VFMADD231PS   320(CX), Z1, Z25
+	VPBROADCASTD  14(DX), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   384(CX), Z0, Z26
+	VFMADD231PS   448(CX), Z1, Z27
+	ADDQ          $+18, DX
+	ADDQ          $+512, CX
+	DECQ          BX
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VMOVUPS       Z26, Z2
+	VMOVUPS       Z27, Z3
+	VADDPS        Z2, Z0, Z0
+	VADDPS        Z3, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ2_0x1(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ2_0x1(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), CX
+	MOVQ   rowX+24(FP), DX
+	MOVQ   src+32(FP), DX
+	MOVQ   n+40(FP), BX
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(DX)
+	VPBROADCASTW (DX), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD   2(DX), X8
+	VMOVDQA     X8, X10
+	VPSLLD      $0x06, X10, X11
+	VPOR        X11, X8, X8
+	VPSLLD      $0x0c, X10, X11
+	VPOR        X11, X8, X8
+	VPSLLD      $0x12, X10, X11
+	VPOR        X11, X8, X8
+	VPAND       threes<>+0(SB), X8, X8
+	VPSUBB      ones<>+0(SB), X8, X8
+	VPMOVZXBD   6(DX), X9
+	VMOVDQA     X9, X10
+	VPSLLD      $0x06, X10, X11
+	VPOR        X11, X9, X9
+	VPSLLD      $0x0c, X10, X11
+	VPOR        X11, X9, X9
+	VPSLLD      $0x12, X10, X11
+	VPOR        X11, X9, X9
+	VPAND       threes<>+0(SB), X9, X9
+	VPSUBB      ones<>+0(SB), X9, X9
+	VPMOVSXBD   X8, Z0
+	VCVTDQ2PS   Z0, Z0
+	VMULPS      Z4, Z0, Z0
+	VPMOVSXBD   X9, Z1
+	VCVTDQ2PS   Z1, Z1
+	VMULPS      Z4, Z1, Z1
+	VFMADD231PS (CX), Z0, Z24
+	VFMADD231PS 64(CX), Z1, Z25
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD     10(DX), X8
+	VMOVDQA       X8, X10
+	VPSLLD        $0x06, X10, X11
+	VPOR          X11, X8, X8
+	VPSLLD        $0x0c, X10, X11
+	VPOR          X11, X8, X8
+	VPSLLD        $0x12, X10, X11
+	VPOR          X11, X8, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPMOVZXBD     14(DX), X9
+	VMOVDQA       X9, X10
+	VPSLLD        $0x06, X10, X11
+	VPOR          X11, X9, X9
+	VPSLLD        $0x0c, X10, X11
+	VPOR          X11, X9, X9
+	VPSLLD        $0x12, X10, X11
+	VPOR          X11, X9, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(CX), Z0, Z26
+	VFMADD231PS   192(CX), Z1, Z27
+	ADDQ          $+18, DX
+	ADDQ          $+256, CX
 	DECQ          BX
 	JNZ           block
 	VMOVUPS       Z24, Z0
@@ -3968,6 +4789,919 @@ block:
 	ADDQ          $+136, SI
 	ADDQ          $+1024, DX
 	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotMXFP4x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, CMOV, MMX+
+TEXT ·dotMXFP4x2(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	MOVBLZX       (SI), BX
+	LEAL          -1(BX), R9
+	SHLL          $0x17, R9
+	MOVL          BX, R10
+	INCL          R10
+	SHLL          $0x15, R10
+	CMPL          BX, $0x02
+	CMOVLCS       R10, R9
+	VMOVD         R9, X4
+	VBROADCASTSS  X4, Z4
+	VMOVDQU       1(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	ADDQ          $+17, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotNVFP4x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotNVFP4x2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1 8192(SI)
+	VPMOVZXBD  (SI), X8
+	VPCMPEQD   e4m3Bits<>+0(SB), X8, X9
+	VPAND      e4m3Bits<>+0(SB), X8, X8
+	VPSLLD     $0x14, X8, X8
+	VMULPS     e4m3Unit<>+0(SB), X8, X8
+	VPANDN     X8, X9, X8
+	VMOVUPS    X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(SI), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Z4
+	VBROADCASTSS 4(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	VFMADD231PS  (DX), Z0, Z24
+	VFMADD231PS  (R8), Z0, Z26
+	VFMADD231PS  64(DX), Z1, Z25
+	VFMADD231PS  64(R8), Z1, Z27
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU       20(SI), X10
+	VPSRLW        $0x04, X10, X11
+	VPAND         fifteens<>+0(SB), X10, X10
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ   X11, X10, X8
+	VPUNPCKHQDQ   X11, X10, X9
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	ADDQ          $+36, SI
+	ADDQ          $+256, DX
+	ADDQ          $+256, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotTQ1_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotTQ1_0x2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW 52(SI), Y4
+	VCVTPH2PS    Y4, Z4
+	VPMOVZXBW    (SI), Y10
+	VPMOVZXBW    16(SI), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  (DX), Z0, Z24
+	VFMADD231PS  (R8), Z0, Z26
+	VFMADD231PS  64(DX), Z1, Z25
+	VFMADD231PS  64(R8), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  128(DX), Z0, Z24
+	VFMADD231PS  128(R8), Z0, Z26
+	VFMADD231PS  192(DX), Z1, Z25
+	VFMADD231PS  192(R8), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  256(DX), Z0, Z24
+	VFMADD231PS  256(R8), Z0, Z26
+	VFMADD231PS  320(DX), Z1, Z25
+	VFMADD231PS  320(R8), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  384(DX), Z0, Z24
+	VFMADD231PS  384(R8), Z0, Z26
+	VFMADD231PS  448(DX), Z1, Z25
+	VFMADD231PS  448(R8), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  512(DX), Z0, Z24
+	VFMADD231PS  512(R8), Z0, Z26
+	VFMADD231PS  576(DX), Z1, Z25
+	VFMADD231PS  576(R8), Z1, Z27
+	VPMOVZXBW    32(SI), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  640(DX), Z0, Z24
+	VFMADD231PS  640(R8), Z0, Z26
+	VFMADD231PS  704(DX), Z1, Z25
+	VFMADD231PS  704(R8), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  768(DX), Z0, Z24
+	VFMADD231PS  768(R8), Z0, Z26
+	VFMADD231PS  832(DX), Z1, Z25
+	VFMADD231PS  832(R8), Z1, Z27
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD         48(SI), X10
+	VPMOVZXBW     X10, Y10
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X9
+	VPACKUSWB     X9, X7, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X13
+	VPACKUSWB     X13, X7, X13
+	VPSUBB        ones<>+0(SB), X13, X13
+	VPUNPCKLDQ    X13, X9, X9
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X13
+	VPACKUSWB     X13, X7, X13
+	VPSUBB        ones<>+0(SB), X13, X13
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X14
+	VPACKUSWB     X14, X7, X14
+	VPSUBB        ones<>+0(SB), X14, X14
+	VPUNPCKLDQ    X14, X13, X13
+	VPUNPCKLQDQ   X13, X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+54, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotTQ2_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotTQ2_0x2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	VPBROADCASTW  64(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVDQU       (SI), X12
+	VMOVDQU       16(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VMOVDQU       32(SI), X12
+	VMOVDQU       48(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	ADDQ          $+66, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ1_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ1_0x2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VPBROADCASTW  (SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTD  2(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VPBROADCASTD  6(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VPBROADCASTD  10(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VPBROADCASTD  14(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	ADDQ          $+18, SI
+	ADDQ          $+512, DX
+	ADDQ          $+512, R8
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ2_0x2(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ2_0x2(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD   2(SI), X8
+	VMOVDQA     X8, X10
+	VPSLLD      $0x06, X10, X11
+	VPOR        X11, X8, X8
+	VPSLLD      $0x0c, X10, X11
+	VPOR        X11, X8, X8
+	VPSLLD      $0x12, X10, X11
+	VPOR        X11, X8, X8
+	VPAND       threes<>+0(SB), X8, X8
+	VPSUBB      ones<>+0(SB), X8, X8
+	VPMOVZXBD   6(SI), X9
+	VMOVDQA     X9, X10
+	VPSLLD      $0x06, X10, X11
+	VPOR        X11, X9, X9
+	VPSLLD      $0x0c, X10, X11
+	VPOR        X11, X9, X9
+	VPSLLD      $0x12, X10, X11
+	VPOR        X11, X9, X9
+	VPAND       threes<>+0(SB), X9, X9
+	VPSUBB      ones<>+0(SB), X9, X9
+	VPMOVSXBD   X8, Z0
+	VCVTDQ2PS   Z0, Z0
+	VMULPS      Z4, Z0, Z0
+	VPMOVSXBD   X9, Z1
+	VCVTDQ2PS   Z1, Z1
+	VMULPS      Z4, Z1, Z1
+	VFMADD231PS (DX), Z0, Z24
+	VFMADD231PS (R8), Z0, Z26
+	VFMADD231PS 64(DX), Z1, Z25
+	VFMADD231PS 64(R8), Z1, Z27
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD     10(SI), X8
+	VMOVDQA       X8, X10
+	VPSLLD        $0x06, X10, X11
+	VPOR          X11, X8, X8
+	VPSLLD        $0x0c, X10, X11
+	VPOR          X11, X8, X8
+	VPSLLD        $0x12, X10, X11
+	VPOR          X11, X8, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPMOVZXBD     14(SI), X9
+	VMOVDQA       X9, X10
+	VPSLLD        $0x06, X10, X11
+	VPOR          X11, X9, X9
+	VPSLLD        $0x0c, X10, X11
+	VPOR          X11, X9, X9
+	VPSLLD        $0x12, X10, X11
+	VPOR          X11, X9, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	ADDQ          $+18, SI
+	ADDQ          $+256, DX
+	ADDQ          $+256, R8
 	DECQ          DI
 	JNZ           block
 	VMOVUPS       Z24, Z0
@@ -6676,6 +8410,1211 @@ block:
 	ADDQ          $+1024, R8
 	ADDQ          $+1024, R9
 	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotMXFP4x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, CMOV, MMX+
+TEXT ·dotMXFP4x4(SB), NOSPLIT, $0-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	MOVBLZX       (SI), BX
+	LEAL          -1(BX), R11
+	SHLL          $0x17, R11
+	MOVL          BX, R12
+	INCL          R12
+	SHLL          $0x15, R12
+	CMPL          BX, $0x02
+	CMOVLCS       R12, R11
+	VMOVD         R11, X4
+	VBROADCASTSS  X4, Z4
+	VMOVDQU       1(SI), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	ADDQ          $+17, SI
+	ADDQ          $+128, DX
+	ADDQ          $+128, R8
+	ADDQ          $+128, R9
+	ADDQ          $+128, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotNVFP4x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·dotNVFP4x4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1 8192(SI)
+	VPMOVZXBD  (SI), X8
+	VPCMPEQD   e4m3Bits<>+0(SB), X8, X9
+	VPAND      e4m3Bits<>+0(SB), X8, X8
+	VPSLLD     $0x14, X8, X8
+	VMULPS     e4m3Unit<>+0(SB), X8, X8
+	VPANDN     X8, X9, X8
+	VMOVUPS    X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(SI), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Z4
+	VBROADCASTSS 4(SP), Z6
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z6, Z1, Z1
+	VFMADD231PS  (DX), Z0, Z24
+	VFMADD231PS  (R8), Z0, Z26
+	VFMADD231PS  (R9), Z0, Z28
+	VFMADD231PS  (R10), Z0, Z30
+	VFMADD231PS  64(DX), Z1, Z25
+	VFMADD231PS  64(R8), Z1, Z27
+	VFMADD231PS  64(R9), Z1, Z29
+	VFMADD231PS  64(R10), Z1, Z31
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU       20(SI), X10
+	VPSRLW        $0x04, X10, X11
+	VPAND         fifteens<>+0(SB), X10, X10
+	VPAND         fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ   X11, X10, X8
+	VPUNPCKHQDQ   X11, X10, X9
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X8, X12, X8
+	VMOVDQU       e2m1Levels<>+0(SB), X12
+	VPSHUFB       X9, X12, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z6, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	ADDQ          $+36, SI
+	ADDQ          $+256, DX
+	ADDQ          $+256, R8
+	ADDQ          $+256, R9
+	ADDQ          $+256, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotTQ1_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotTQ1_0x4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW 52(SI), Y4
+	VCVTPH2PS    Y4, Z4
+	VPMOVZXBW    (SI), Y10
+	VPMOVZXBW    16(SI), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  (DX), Z0, Z24
+	VFMADD231PS  (R8), Z0, Z26
+	VFMADD231PS  (R9), Z0, Z28
+	VFMADD231PS  (R10), Z0, Z30
+	VFMADD231PS  64(DX), Z1, Z25
+	VFMADD231PS  64(R8), Z1, Z27
+	VFMADD231PS  64(R9), Z1, Z29
+	VFMADD231PS  64(R10), Z1, Z31
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  128(DX), Z0, Z24
+	VFMADD231PS  128(R8), Z0, Z26
+	VFMADD231PS  128(R9), Z0, Z28
+	VFMADD231PS  128(R10), Z0, Z30
+	VFMADD231PS  192(DX), Z1, Z25
+	VFMADD231PS  192(R8), Z1, Z27
+	VFMADD231PS  192(R9), Z1, Z29
+	VFMADD231PS  192(R10), Z1, Z31
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  256(DX), Z0, Z24
+	VFMADD231PS  256(R8), Z0, Z26
+	VFMADD231PS  256(R9), Z0, Z28
+	VFMADD231PS  256(R10), Z0, Z30
+	VFMADD231PS  320(DX), Z1, Z25
+	VFMADD231PS  320(R8), Z1, Z27
+	VFMADD231PS  320(R9), Z1, Z29
+	VFMADD231PS  320(R10), Z1, Z31
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  384(DX), Z0, Z24
+	VFMADD231PS  384(R8), Z0, Z26
+	VFMADD231PS  384(R9), Z0, Z28
+	VFMADD231PS  384(R10), Z0, Z30
+	VFMADD231PS  448(DX), Z1, Z25
+	VFMADD231PS  448(R8), Z1, Z27
+	VFMADD231PS  448(R9), Z1, Z29
+	VFMADD231PS  448(R10), Z1, Z31
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  512(DX), Z0, Z24
+	VFMADD231PS  512(R8), Z0, Z26
+	VFMADD231PS  512(R9), Z0, Z28
+	VFMADD231PS  512(R10), Z0, Z30
+	VFMADD231PS  576(DX), Z1, Z25
+	VFMADD231PS  576(R8), Z1, Z27
+	VFMADD231PS  576(R9), Z1, Z29
+	VFMADD231PS  576(R10), Z1, Z31
+	VPMOVZXBW    32(SI), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  640(DX), Z0, Z24
+	VFMADD231PS  640(R8), Z0, Z26
+	VFMADD231PS  640(R9), Z0, Z28
+	VFMADD231PS  640(R10), Z0, Z30
+	VFMADD231PS  704(DX), Z1, Z25
+	VFMADD231PS  704(R8), Z1, Z27
+	VFMADD231PS  704(R9), Z1, Z29
+	VFMADD231PS  704(R10), Z1, Z31
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPMOVSXBD    X8, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VPMOVSXBD    X9, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VFMADD231PS  768(DX), Z0, Z24
+	VFMADD231PS  768(R8), Z0, Z26
+	VFMADD231PS  768(R9), Z0, Z28
+	VFMADD231PS  768(R10), Z0, Z30
+	VFMADD231PS  832(DX), Z1, Z25
+	VFMADD231PS  832(R8), Z1, Z27
+	VFMADD231PS  832(R9), Z1, Z29
+	VFMADD231PS  832(R10), Z1, Z31
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD         48(SI), X10
+	VPMOVZXBW     X10, Y10
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X9
+	VPACKUSWB     X9, X7, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X13
+	VPACKUSWB     X13, X7, X13
+	VPSUBB        ones<>+0(SB), X13, X13
+	VPUNPCKLDQ    X13, X9, X9
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X13
+	VPACKUSWB     X13, X7, X13
+	VPSUBB        ones<>+0(SB), X13, X13
+	VPADDW        Y10, Y10, Y7
+	VPADDW        Y7, Y10, Y10
+	VPSRLW        $0x08, Y10, Y7
+	VPAND         lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128  $0x01, Y7, X14
+	VPACKUSWB     X14, X7, X14
+	VPSUBB        ones<>+0(SB), X14, X14
+	VPUNPCKLDQ    X14, X13, X13
+	VPUNPCKLQDQ   X13, X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+54, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotTQ2_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotTQ2_0x4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	PREFETCHT1    8256(SI)
+	VPBROADCASTW  64(SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVDQU       (SI), X12
+	VMOVDQU       16(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	VMOVDQU       32(SI), X12
+	VMOVDQU       48(SI), X13
+	VPAND         threes<>+0(SB), X12, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPAND         threes<>+0(SB), X13, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   512(DX), Z0, Z24
+	VFMADD231PS   512(R8), Z0, Z26
+	VFMADD231PS   512(R9), Z0, Z28
+	VFMADD231PS   512(R10), Z0, Z30
+	VFMADD231PS   576(DX), Z1, Z25
+	VFMADD231PS   576(R8), Z1, Z27
+	VFMADD231PS   576(R9), Z1, Z29
+	VFMADD231PS   576(R10), Z1, Z31
+	VPSRLW        $0x02, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x02, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   640(DX), Z0, Z24
+	VFMADD231PS   640(R8), Z0, Z26
+	VFMADD231PS   640(R9), Z0, Z28
+	VFMADD231PS   640(R10), Z0, Z30
+	VFMADD231PS   704(DX), Z1, Z25
+	VFMADD231PS   704(R8), Z1, Z27
+	VFMADD231PS   704(R9), Z1, Z29
+	VFMADD231PS   704(R10), Z1, Z31
+	VPSRLW        $0x04, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x04, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   768(DX), Z0, Z24
+	VFMADD231PS   768(R8), Z0, Z26
+	VFMADD231PS   768(R9), Z0, Z28
+	VFMADD231PS   768(R10), Z0, Z30
+	VFMADD231PS   832(DX), Z1, Z25
+	VFMADD231PS   832(R8), Z1, Z27
+	VFMADD231PS   832(R9), Z1, Z29
+	VFMADD231PS   832(R10), Z1, Z31
+	VPSRLW        $0x06, X12, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPSRLW        $0x06, X13, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   896(DX), Z0, Z24
+	VFMADD231PS   896(R8), Z0, Z26
+	VFMADD231PS   896(R9), Z0, Z28
+	VFMADD231PS   896(R10), Z0, Z30
+	VFMADD231PS   960(DX), Z1, Z25
+	VFMADD231PS   960(R8), Z1, Z27
+	VFMADD231PS   960(R9), Z1, Z29
+	VFMADD231PS   960(R10), Z1, Z31
+	ADDQ          $+66, SI
+	ADDQ          $+1024, DX
+	ADDQ          $+1024, R8
+	ADDQ          $+1024, R9
+	ADDQ          $+1024, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ1_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ1_0x4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1    8192(SI)
+	VPBROADCASTW  (SI), Y4
+	VCVTPH2PS     Y4, Z4
+	VPBROADCASTD  2(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   (DX), Z0, Z24
+	VFMADD231PS   (R8), Z0, Z26
+	VFMADD231PS   (R9), Z0, Z28
+	VFMADD231PS   (R10), Z0, Z30
+	VFMADD231PS   64(DX), Z1, Z25
+	VFMADD231PS   64(R8), Z1, Z27
+	VFMADD231PS   64(R9), Z1, Z29
+	VFMADD231PS   64(R10), Z1, Z31
+	VPBROADCASTD  6(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	VPBROADCASTD  10(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   256(DX), Z0, Z24
+	VFMADD231PS   256(R8), Z0, Z26
+	VFMADD231PS   256(R9), Z0, Z28
+	VFMADD231PS   256(R10), Z0, Z30
+	VFMADD231PS   320(DX), Z1, Z25
+	VFMADD231PS   320(R8), Z1, Z27
+	VFMADD231PS   320(R9), Z1, Z29
+	VFMADD231PS   320(R10), Z1, Z31
+	VPBROADCASTD  14(SI), Y10
+	VPSHUFB       spread<>+0(SB), Y10, Y10
+	VMOVDQU       bits<>+0(SB), Y11
+	VPAND         Y11, Y10, Y10
+	VPCMPEQB      Y11, Y10, Y10
+	VPAND         twos<>+0(SB), Y10, Y10
+	VPSUBB        ones<>+0(SB), Y10, Y10
+	VMOVDQA       X10, X8
+	VEXTRACTI128  $0x01, Y10, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   384(DX), Z0, Z24
+	VFMADD231PS   384(R8), Z0, Z26
+	VFMADD231PS   384(R9), Z0, Z28
+	VFMADD231PS   384(R10), Z0, Z30
+	VFMADD231PS   448(DX), Z1, Z25
+	VFMADD231PS   448(R8), Z1, Z27
+	VFMADD231PS   448(R9), Z1, Z29
+	VFMADD231PS   448(R10), Z1, Z31
+	ADDQ          $+18, SI
+	ADDQ          $+512, DX
+	ADDQ          $+512, R8
+	ADDQ          $+512, R9
+	ADDQ          $+512, R10
+	DECQ          DI
+	JNZ           block
+	VMOVUPS       Z24, Z0
+	VMOVUPS       Z25, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z26, Z0
+	VMOVUPS       Z27, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z28, Z0
+	VMOVUPS       Z29, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          CX, AX
+	VMOVUPS       Z30, Z0
+	VMOVUPS       Z31, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVHLPS      X0, X1, X1
+	VADDPS        X1, X0, X0
+	VMOVSHDUP     X0, X1
+	VADDSS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ2_0x4(dst *float32, rowDst int, x *float32, rowX int, src *byte, n int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·dotQ2_0x4(SB), NOSPLIT, $128-48
+	MOVQ   dst+0(FP), AX
+	MOVQ   rowDst+8(FP), CX
+	MOVQ   x+16(FP), DX
+	MOVQ   rowX+24(FP), BX
+	MOVQ   src+32(FP), SI
+	MOVQ   n+40(FP), DI
+	MOVQ   DX, R8
+	ADDQ   BX, R8
+	MOVQ   R8, R9
+	ADDQ   BX, R9
+	MOVQ   R9, R10
+	ADDQ   BX, R10
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+block:
+	PREFETCHT1   8192(SI)
+	VPBROADCASTW (SI), Y4
+	VCVTPH2PS    Y4, Z4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD   2(SI), X8
+	VMOVDQA     X8, X10
+	VPSLLD      $0x06, X10, X11
+	VPOR        X11, X8, X8
+	VPSLLD      $0x0c, X10, X11
+	VPOR        X11, X8, X8
+	VPSLLD      $0x12, X10, X11
+	VPOR        X11, X8, X8
+	VPAND       threes<>+0(SB), X8, X8
+	VPSUBB      ones<>+0(SB), X8, X8
+	VPMOVZXBD   6(SI), X9
+	VMOVDQA     X9, X10
+	VPSLLD      $0x06, X10, X11
+	VPOR        X11, X9, X9
+	VPSLLD      $0x0c, X10, X11
+	VPOR        X11, X9, X9
+	VPSLLD      $0x12, X10, X11
+	VPOR        X11, X9, X9
+	VPAND       threes<>+0(SB), X9, X9
+	VPSUBB      ones<>+0(SB), X9, X9
+	VPMOVSXBD   X8, Z0
+	VCVTDQ2PS   Z0, Z0
+	VMULPS      Z4, Z0, Z0
+	VPMOVSXBD   X9, Z1
+	VCVTDQ2PS   Z1, Z1
+	VMULPS      Z4, Z1, Z1
+	VFMADD231PS (DX), Z0, Z24
+	VFMADD231PS (R8), Z0, Z26
+	VFMADD231PS (R9), Z0, Z28
+	VFMADD231PS (R10), Z0, Z30
+	VFMADD231PS 64(DX), Z1, Z25
+	VFMADD231PS 64(R8), Z1, Z27
+	VFMADD231PS 64(R9), Z1, Z29
+	VFMADD231PS 64(R10), Z1, Z31
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD     10(SI), X8
+	VMOVDQA       X8, X10
+	VPSLLD        $0x06, X10, X11
+	VPOR          X11, X8, X8
+	VPSLLD        $0x0c, X10, X11
+	VPOR          X11, X8, X8
+	VPSLLD        $0x12, X10, X11
+	VPOR          X11, X8, X8
+	VPAND         threes<>+0(SB), X8, X8
+	VPSUBB        ones<>+0(SB), X8, X8
+	VPMOVZXBD     14(SI), X9
+	VMOVDQA       X9, X10
+	VPSLLD        $0x06, X10, X11
+	VPOR          X11, X9, X9
+	VPSLLD        $0x0c, X10, X11
+	VPOR          X11, X9, X9
+	VPSLLD        $0x12, X10, X11
+	VPOR          X11, X9, X9
+	VPAND         threes<>+0(SB), X9, X9
+	VPSUBB        ones<>+0(SB), X9, X9
+	VPMOVSXBD     X8, Z0
+	VCVTDQ2PS     Z0, Z0
+	VMULPS        Z4, Z0, Z0
+	VPMOVSXBD     X9, Z1
+	VCVTDQ2PS     Z1, Z1
+	VMULPS        Z4, Z1, Z1
+	VFMADD231PS   128(DX), Z0, Z24
+	VFMADD231PS   128(R8), Z0, Z26
+	VFMADD231PS   128(R9), Z0, Z28
+	VFMADD231PS   128(R10), Z0, Z30
+	VFMADD231PS   192(DX), Z1, Z25
+	VFMADD231PS   192(R8), Z1, Z27
+	VFMADD231PS   192(R9), Z1, Z29
+	VFMADD231PS   192(R10), Z1, Z31
+	ADDQ          $+18, SI
+	ADDQ          $+256, DX
+	ADDQ          $+256, R8
+	ADDQ          $+256, R9
+	ADDQ          $+256, R10
 	DECQ          DI
 	JNZ           block
 	VMOVUPS       Z24, Z0

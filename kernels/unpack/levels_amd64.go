@@ -75,3 +75,81 @@ func levelsQ6_K(level *byte, scale *float32, minimum *float32, src *byte, n int)
 //
 //go:noescape
 func levelsIQ4_XS(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsMXFP4 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsMXFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsNVFP4 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsNVFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsTQ1_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsTQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsTQ2_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsTQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsQ1_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsQ2_0 decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+
+// levelsIQ1_S decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ1_S(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+
+// levelsIQ1_M decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ1_M(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+
+// levelsIQ2_XXS decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ2_XXS(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+
+// levelsIQ2_XS decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ2_XS(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+
+// levelsIQ2_S decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ2_S(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+
+// levelsIQ3_XXS decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ3_XXS(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+
+// levelsIQ3_S decodes n > 0 blocks into levels, with 128 added if the type has no minimum, and for each group its scale and its
+// minimum, if the type has one: a weight is scale·level − minimum.
+//
+//go:noescape
+func levelsIQ3_S(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)

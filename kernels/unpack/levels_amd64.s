@@ -100,6 +100,154 @@ DATA dwords32<>+16(SB)/8, $0x0000002000000020
 DATA dwords32<>+24(SB)/8, $0x0000002000000020
 GLOBL dwords32<>(SB), RODATA|NOPTR, $32
 
+DATA twos<>+0(SB)/8, $0x0202020202020202
+DATA twos<>+8(SB)/8, $0x0202020202020202
+DATA twos<>+16(SB)/8, $0x0202020202020202
+DATA twos<>+24(SB)/8, $0x0202020202020202
+GLOBL twos<>(SB), RODATA|NOPTR, $32
+
+DATA lowBytes<>+0(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+8(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+16(SB)/8, $0x00ff00ff00ff00ff
+DATA lowBytes<>+24(SB)/8, $0x00ff00ff00ff00ff
+GLOBL lowBytes<>(SB), RODATA|NOPTR, $32
+
+DATA e2m1Levels<>+0(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+8(SB)/8, $0xf4f8fafcfdfeff00
+DATA e2m1Levels<>+16(SB)/8, $0x0c08060403020100
+DATA e2m1Levels<>+24(SB)/8, $0xf4f8fafcfdfeff00
+GLOBL e2m1Levels<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Bits<>+0(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+8(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+16(SB)/8, $0x0000007f0000007f
+DATA e4m3Bits<>+24(SB)/8, $0x0000007f0000007f
+GLOBL e4m3Bits<>(SB), RODATA|NOPTR, $32
+
+DATA e4m3Unit<>+0(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+8(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+16(SB)/8, $0x7b0000007b000000
+DATA e4m3Unit<>+24(SB)/8, $0x7b0000007b000000
+GLOBL e4m3Unit<>(SB), RODATA|NOPTR, $32
+
+DATA by7<>+0(SB)/4, $0x00000000
+DATA by7<>+4(SB)/4, $0x00000007
+DATA by7<>+8(SB)/4, $0x0000000e
+DATA by7<>+12(SB)/4, $0x00000015
+DATA by7<>+16(SB)/4, $0x00000000
+DATA by7<>+20(SB)/4, $0x00000007
+DATA by7<>+24(SB)/4, $0x0000000e
+DATA by7<>+28(SB)/4, $0x00000015
+GLOBL by7<>(SB), RODATA|NOPTR, $32
+
+DATA by2<>+0(SB)/4, $0x00000000
+DATA by2<>+4(SB)/4, $0x00000002
+DATA by2<>+8(SB)/4, $0x00000004
+DATA by2<>+12(SB)/4, $0x00000006
+DATA by2<>+16(SB)/4, $0x00000008
+DATA by2<>+20(SB)/4, $0x0000000a
+DATA by2<>+24(SB)/4, $0x0000000c
+DATA by2<>+28(SB)/4, $0x0000000e
+GLOBL by2<>(SB), RODATA|NOPTR, $32
+
+DATA by3<>+0(SB)/4, $0x00000000
+DATA by3<>+4(SB)/4, $0x00000003
+DATA by3<>+8(SB)/4, $0x00000006
+DATA by3<>+12(SB)/4, $0x00000009
+DATA by3<>+16(SB)/4, $0x00000010
+DATA by3<>+20(SB)/4, $0x00000013
+DATA by3<>+24(SB)/4, $0x00000016
+DATA by3<>+28(SB)/4, $0x00000019
+GLOBL by3<>(SB), RODATA|NOPTR, $32
+
+DATA by4<>+0(SB)/4, $0x00000000
+DATA by4<>+4(SB)/4, $0x00000004
+DATA by4<>+8(SB)/4, $0x00000008
+DATA by4<>+12(SB)/4, $0x0000000c
+DATA by4<>+16(SB)/4, $0x00000010
+DATA by4<>+20(SB)/4, $0x00000014
+DATA by4<>+24(SB)/4, $0x00000018
+DATA by4<>+28(SB)/4, $0x0000001c
+GLOBL by4<>(SB), RODATA|NOPTR, $32
+
+DATA toSign<>+0(SB)/4, $0x0000000f
+DATA toSign<>+4(SB)/4, $0x0000000f
+DATA toSign<>+8(SB)/4, $0x0000000f
+DATA toSign<>+12(SB)/4, $0x0000000f
+DATA toSign<>+16(SB)/4, $0x0000001f
+DATA toSign<>+20(SB)/4, $0x0000001f
+DATA toSign<>+24(SB)/4, $0x0000001f
+DATA toSign<>+28(SB)/4, $0x0000001f
+GLOBL toSign<>(SB), RODATA|NOPTR, $32
+
+DATA first4<>+0(SB)/1, $0x00
+DATA first4<>+1(SB)/1, $0x01
+DATA first4<>+2(SB)/1, $0x02
+DATA first4<>+3(SB)/1, $0x03
+DATA first4<>+4(SB)/1, $0x08
+DATA first4<>+5(SB)/1, $0x09
+DATA first4<>+6(SB)/1, $0x0a
+DATA first4<>+7(SB)/1, $0x0b
+DATA first4<>+8(SB)/1, $0x00
+DATA first4<>+9(SB)/1, $0x01
+DATA first4<>+10(SB)/1, $0x02
+DATA first4<>+11(SB)/1, $0x03
+DATA first4<>+12(SB)/1, $0x08
+DATA first4<>+13(SB)/1, $0x09
+DATA first4<>+14(SB)/1, $0x0a
+DATA first4<>+15(SB)/1, $0x0b
+GLOBL first4<>(SB), RODATA|NOPTR, $16
+
+DATA scalesLow<>+0(SB)/8, $0x0000000000000000
+DATA scalesLow<>+8(SB)/8, $0x0000000000000003
+DATA scalesLow<>+16(SB)/8, $0x0000000000000006
+DATA scalesLow<>+24(SB)/8, $0x0000000000000009
+DATA scalesLow<>+32(SB)/8, $0x0000000000000010
+DATA scalesLow<>+40(SB)/8, $0x0000000000000013
+DATA scalesLow<>+48(SB)/8, $0x0000000000000016
+DATA scalesLow<>+56(SB)/8, $0x0000000000000019
+GLOBL scalesLow<>(SB), RODATA|NOPTR, $64
+
+DATA scalesHigh<>+0(SB)/8, $0x0000000000000020
+DATA scalesHigh<>+8(SB)/8, $0x0000000000000023
+DATA scalesHigh<>+16(SB)/8, $0x0000000000000026
+DATA scalesHigh<>+24(SB)/8, $0x0000000000000029
+DATA scalesHigh<>+32(SB)/8, $0x0000000000000030
+DATA scalesHigh<>+40(SB)/8, $0x0000000000000033
+DATA scalesHigh<>+48(SB)/8, $0x0000000000000036
+DATA scalesHigh<>+56(SB)/8, $0x0000000000000039
+GLOBL scalesHigh<>(SB), RODATA|NOPTR, $64
+
+DATA dword1<>+0(SB)/4, $0x00000001
+GLOBL dword1<>(SB), RODATA|NOPTR, $4
+
+DATA dword2<>+0(SB)/4, $0x00000002
+GLOBL dword2<>(SB), RODATA|NOPTR, $4
+
+DATA dword7<>+0(SB)/4, $0x00000007
+GLOBL dword7<>(SB), RODATA|NOPTR, $4
+
+DATA dword7f<>+0(SB)/4, $0x0000007f
+GLOBL dword7f<>(SB), RODATA|NOPTR, $4
+
+DATA dword80<>+0(SB)/4, $0x00000080
+GLOBL dword80<>(SB), RODATA|NOPTR, $4
+
+DATA dword1ff<>+0(SB)/4, $0x000001ff
+GLOBL dword1ff<>(SB), RODATA|NOPTR, $4
+
+DATA dword100<>+0(SB)/4, $0x00000100
+GLOBL dword100<>(SB), RODATA|NOPTR, $4
+
+DATA dword1010101<>+0(SB)/4, $0x01010101
+GLOBL dword1010101<>(SB), RODATA|NOPTR, $4
+
+DATA dword3e000000<>+0(SB)/4, $0x3e000000
+GLOBL dword3e000000<>(SB), RODATA|NOPTR, $4
+
+DATA dword3e800000<>+0(SB)/4, $0x3e800000
+GLOBL dword3e800000<>(SB), RODATA|NOPTR, $4
+
 DATA offset128<>+0(SB)/8, $0x8080808080808080
 DATA offset128<>+8(SB)/8, $0x8080808080808080
 DATA offset128<>+16(SB)/8, $0x8080808080808080
@@ -1367,5 +1515,1884 @@ block:
 	ADDQ         $+32, BX
 	DECQ         SI
 	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsMXFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, CMOV
+TEXT ·levelsMXFP4(SB), NOSPLIT, $0-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	MOVBLZX      (CX), DI
+	LEAL         -1(DI), R8
+	SHLL         $0x17, R8
+	MOVL         DI, R9
+	INCL         R9
+	SHLL         $0x15, R9
+	CMPL         DI, $0x02
+	CMOVLCS      R9, R8
+	VMOVD        R8, X4
+	VBROADCASTSS X4, Y4
+	VMOVDQU      1(CX), X8
+	VPSRLW       $0x04, X8, X9
+	VPAND        fifteens<>+0(SB), X8, X8
+	VPAND        fifteens<>+0(SB), X9, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	ADDQ         $+17, CX
+	ADDQ         $+32, AX
+	ADDQ         $+4, DX
+	ADDQ         $+4, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsNVFP4(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX
+TEXT ·levelsNVFP4(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPMOVZXBD (CX), X8
+	VPCMPEQD  e4m3Bits<>+0(SB), X8, X9
+	VPAND     e4m3Bits<>+0(SB), X8, X8
+	VPSLLD    $0x14, X8, X8
+	VMULPS    e4m3Unit<>+0(SB), X8, X8
+	VPANDN    X8, X9, X8
+	VMOVUPS   X8, (SP)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      4(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS (SP), Y4
+	VBROADCASTSS 4(SP), Y6
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VMOVSS       X6, 4(DX)
+
+	// Eight bytes are a group: low halves, then high halves.
+	VMOVDQU      20(CX), X10
+	VPSRLW       $0x04, X10, X11
+	VPAND        fifteens<>+0(SB), X10, X10
+	VPAND        fifteens<>+0(SB), X11, X11
+	VPUNPCKLQDQ  X11, X10, X8
+	VPUNPCKHQDQ  X11, X10, X9
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X8, X12, X8
+	VMOVDQU      e2m1Levels<>+0(SB), X12
+	VPSHUFB      X9, X12, X9
+	VBROADCASTSS 8(SP), Y4
+	VBROADCASTSS 12(SP), Y6
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 8(DX)
+	VMOVSS       X6, 12(DX)
+	ADDQ         $+36, CX
+	ADDQ         $+64, AX
+	ADDQ         $+16, DX
+	ADDQ         $+16, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsTQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsTQ1_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW 52(CX), X4
+	VCVTPH2PS    X4, Y4
+	VPMOVZXBW    (CX), Y10
+	VPMOVZXBW    16(CX), Y11
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 4(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 64(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 80(AX)
+	VMOVSS       X4, 8(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 96(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 112(AX)
+	VMOVSS       X4, 12(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y11, Y11, Y7
+	VPADDW       Y7, Y11, Y11
+	VPSRLW       $0x08, Y11, Y7
+	VPAND        lowBytes<>+0(SB), Y11, Y11
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 128(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 144(AX)
+	VMOVSS       X4, 16(DX)
+	VPMOVZXBW    32(CX), Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 160(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 176(AX)
+	VMOVSS       X4, 20(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 192(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 208(AX)
+	VMOVSS       X4, 24(DX)
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X8
+	VPACKUSWB    X8, X7, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+
+	// The last 16 weights: four digits of four bytes.
+	VMOVD        48(CX), X10
+	VPMOVZXBW    X10, Y10
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X9
+	VPACKUSWB    X9, X7, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPUNPCKLDQ   X13, X9, X9
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X13
+	VPACKUSWB    X13, X7, X13
+	VPSUBB       ones<>+0(SB), X13, X13
+	VPADDW       Y10, Y10, Y7
+	VPADDW       Y7, Y10, Y10
+	VPSRLW       $0x08, Y10, Y7
+	VPAND        lowBytes<>+0(SB), Y10, Y10
+	VEXTRACTI128 $0x01, Y7, X14
+	VPACKUSWB    X14, X7, X14
+	VPSUBB       ones<>+0(SB), X14, X14
+	VPUNPCKLDQ   X14, X13, X13
+	VPUNPCKLQDQ  X13, X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 224(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 240(AX)
+	VMOVSS       X4, 28(DX)
+	ADDQ         $+54, CX
+	ADDQ         $+256, AX
+	ADDQ         $+32, DX
+	ADDQ         $+32, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsTQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsTQ2_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW 64(CX), X4
+	VCVTPH2PS    X4, Y4
+	VMOVDQU      (CX), X12
+	VMOVDQU      16(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 4(DX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 64(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 80(AX)
+	VMOVSS       X4, 8(DX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 96(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 112(AX)
+	VMOVSS       X4, 12(DX)
+	VMOVDQU      32(CX), X12
+	VMOVDQU      48(CX), X13
+	VPAND        threes<>+0(SB), X12, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPAND        threes<>+0(SB), X13, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 128(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 144(AX)
+	VMOVSS       X4, 16(DX)
+	VPSRLW       $0x02, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x02, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 160(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 176(AX)
+	VMOVSS       X4, 20(DX)
+	VPSRLW       $0x04, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x04, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 192(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 208(AX)
+	VMOVSS       X4, 24(DX)
+	VPSRLW       $0x06, X12, X8
+	VPAND        threes<>+0(SB), X8, X8
+	VPSUBB       ones<>+0(SB), X8, X8
+	VPSRLW       $0x06, X13, X9
+	VPAND        threes<>+0(SB), X9, X9
+	VPSUBB       ones<>+0(SB), X9, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 224(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 240(AX)
+	VMOVSS       X4, 28(DX)
+	ADDQ         $+66, CX
+	ADDQ         $+256, AX
+	ADDQ         $+32, DX
+	ADDQ         $+32, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsQ1_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsQ1_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW (CX), X4
+	VCVTPH2PS    X4, Y4
+	VPBROADCASTD 2(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, (AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 16(AX)
+	VMOVSS       X4, (DX)
+	VPBROADCASTD 6(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 32(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 48(AX)
+	VMOVSS       X4, 4(DX)
+	VPBROADCASTD 10(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 64(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 80(AX)
+	VMOVSS       X4, 8(DX)
+	VPBROADCASTD 14(CX), Y10
+	VPSHUFB      spread<>+0(SB), Y10, Y10
+	VMOVDQU      bits<>+0(SB), Y11
+	VPAND        Y11, Y10, Y10
+	VPCMPEQB     Y11, Y10, Y10
+	VPAND        twos<>+0(SB), Y10, Y10
+	VPSUBB       ones<>+0(SB), Y10, Y10
+	VMOVDQA      X10, X8
+	VEXTRACTI128 $0x01, Y10, X9
+	VPXOR        offset128<>+0(SB), X8, X8
+	VMOVDQU      X8, 96(AX)
+	VPXOR        offset128<>+0(SB), X9, X9
+	VMOVDQU      X9, 112(AX)
+	VMOVSS       X4, 12(DX)
+	ADDQ         $+18, CX
+	ADDQ         $+128, AX
+	ADDQ         $+16, DX
+	ADDQ         $+16, BX
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func levelsQ2_0(level *byte, scale *float32, minimum *float32, src *byte, n int)
+// Requires: AVX, AVX2, F16C
+TEXT ·levelsQ2_0(SB), NOSPLIT, $128-40
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+
+block:
+	VPBROADCASTW (CX), X4
+	VCVTPH2PS    X4, Y4
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 2(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 6(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPXOR     offset128<>+0(SB), X8, X8
+	VMOVDQU   X8, (AX)
+	VPXOR     offset128<>+0(SB), X9, X9
+	VMOVDQU   X9, 16(AX)
+	VMOVSS    X4, (DX)
+
+	// A byte in each dword holds four weights, from its lowest bits on.
+	VPMOVZXBD 10(CX), X8
+	VMOVDQA   X8, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X8, X8
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X8, X8
+	VPAND     threes<>+0(SB), X8, X8
+	VPSUBB    ones<>+0(SB), X8, X8
+	VPMOVZXBD 14(CX), X9
+	VMOVDQA   X9, X10
+	VPSLLD    $0x06, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x0c, X10, X11
+	VPOR      X11, X9, X9
+	VPSLLD    $0x12, X10, X11
+	VPOR      X11, X9, X9
+	VPAND     threes<>+0(SB), X9, X9
+	VPSUBB    ones<>+0(SB), X9, X9
+	VPXOR     offset128<>+0(SB), X8, X8
+	VMOVDQU   X8, 32(AX)
+	VPXOR     offset128<>+0(SB), X9, X9
+	VMOVDQU   X9, 48(AX)
+	VMOVSS    X4, 4(DX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	ADDQ      $+8, DX
+	ADDQ      $+8, BX
+	DECQ      SI
+	JNZ       block
+	VZEROUPPER
+	RET
+
+// func levelsIQ1_S(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
+TEXT ·levelsIQ1_S(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	VPBROADCASTW  (CX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMULPS.BCST   dword3e000000<>+0(SB), Z4, Z4
+	VPMOVZXWD     34(CX), Y8
+	VPSRLD        $0x0c, Y8, Y8
+	VPANDD.BCST   dword7<>+0(SB), Y8, Y8
+	VPADDD        Y8, Y8, Y8
+	VPADDD.BCST   dword1<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VPMOVZXBD     2(CX), Y11
+	VPBROADCASTD  34(CX), Y12
+	VPSRLVD       by3<>+0(SB), Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLVD       toSign<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X6, (DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X6, 4(DX)
+	VPMOVZXBD     10(CX), Y11
+	VPBROADCASTD  38(CX), Y12
+	VPSRLVD       by3<>+0(SB), Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLVD       toSign<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  8(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X6, 8(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X6, 12(DX)
+	VPMOVZXBD     18(CX), Y11
+	VPBROADCASTD  42(CX), Y12
+	VPSRLVD       by3<>+0(SB), Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLVD       toSign<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X6, 16(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X6, 20(DX)
+	VPMOVZXBD     26(CX), Y11
+	VPBROADCASTD  46(CX), Y12
+	VPSRLVD       by3<>+0(SB), Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLVD       toSign<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  24(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X6, 24(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X6, 28(DX)
+	ADDQ          $+50, CX
+	ADDQ          $+256, AX
+	ADDQ          $+32, DX
+	ADDQ          $+32, BX
+	DECQ          SI
+	JNZ           block
+	VZEROUPPER
+	RET
+
+// func levelsIQ1_M(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
+TEXT ·levelsIQ1_M(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	// d is the top four bits of each of the four numbers.
+	MOVQ          48(CX), R8
+	XORQ          R10, R10
+	MOVQ          R8, R9
+	SHRQ          $0x0c, R9
+	ANDQ          $0x0000000f, R9
+	ORQ           R9, R10
+	MOVQ          R8, R9
+	SHRQ          $0x18, R9
+	ANDQ          $0x000000f0, R9
+	ORQ           R9, R10
+	MOVQ          R8, R9
+	SHRQ          $0x24, R9
+	ANDQ          $0x00000f00, R9
+	ORQ           R9, R10
+	MOVQ          R8, R9
+	SHRQ          $0x30, R9
+	ANDQ          $0x0000f000, R9
+	ORQ           R9, R10
+	VMOVQ         R10, X4
+	VPBROADCASTW  X4, Y4
+	VCVTPH2PS     Y4, Z4
+	VMULPS.BCST   dword3e000000<>+0(SB), Z4, Z4
+	VPBROADCASTQ  48(CX), Z8
+	VPSRLVQ       scalesLow<>+0(SB), Z8, Z8
+	VPMOVQD       Z8, Y8
+	VPANDD.BCST   dword7<>+0(SB), Y8, Y8
+	VPADDD        Y8, Y8, Y8
+	VPADDD.BCST   dword1<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VPBROADCASTQ  48(CX), Z8
+	VPSRLVQ       scalesHigh<>+0(SB), Z8, Z8
+	VPMOVQD       Z8, Y8
+	VPANDD.BCST   dword7<>+0(SB), Y8, Y8
+	VPADDD        Y8, Y8, Y8
+	VPADDD.BCST   dword1<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, 32(SP)
+	VPMOVZXBD     (CX), Y11
+	VPBROADCASTD  32(CX), Y12
+	VPSRLVD       by4<>+0(SB), Y12, Y12
+	VMOVDQA       Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLD        $0x03, Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X4, (DX)
+	VMOVSS        X6, 4(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X4, 8(DX)
+	VMOVSS        X6, 12(DX)
+	VPMOVZXBD     8(CX), Y11
+	VPBROADCASTD  36(CX), Y12
+	VPSRLVD       by4<>+0(SB), Y12, Y12
+	VMOVDQA       Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLD        $0x03, Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X4, 16(DX)
+	VMOVSS        X6, 20(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X4, 24(DX)
+	VMOVSS        X6, 28(DX)
+	VPMOVZXBD     16(CX), Y11
+	VPBROADCASTD  40(CX), Y12
+	VPSRLVD       by4<>+0(SB), Y12, Y12
+	VMOVDQA       Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLD        $0x03, Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X4, 32(DX)
+	VMOVSS        X6, 36(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X4, 40(DX)
+	VMOVSS        X6, 44(DX)
+	VPMOVZXBD     24(CX), Y11
+	VPBROADCASTD  44(CX), Y12
+	VPSRLVD       by4<>+0(SB), Y12, Y12
+	VMOVDQA       Y12, Y13
+	VPANDD.BCST   dword7<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	VPSRLD        $0x03, Y12, Y12
+	VPANDD.BCST   dword1<>+0(SB), Y12, Y12
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXOR         Y13, Y13, Y13
+	VPSUBD        Y12, Y13, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	VPBROADCASTD  dword1010101<>+0(SB), Z13
+	VPADDB        Z13, Z10, Z10
+	VPADDB        Z13, Z13, Z13
+	VPSUBB        Z13, Z10, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X4, 48(DX)
+	VMOVSS        X6, 52(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X4, 56(DX)
+	VMOVSS        X6, 60(DX)
+	ADDQ          $+56, CX
+	ADDQ          $+256, AX
+	ADDQ          $+64, DX
+	ADDQ          $+64, BX
+	DECQ          SI
+	JNZ           block
+	VZEROUPPER
+	RET
+
+// func levelsIQ2_XXS(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
+TEXT ·levelsIQ2_XXS(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	VPBROADCASTW (CX), Y4
+	VCVTPH2PS    Y4, Z4
+	VMULPS.BCST  dword3e000000<>+0(SB), Z4, Z4
+
+	// A group's scale is the top of its eight bytes.
+	VMOVDQU64     2(CX), Z8
+	VPSRLQ        $0x3c, Z8, Z8
+	VPMOVQD       Z8, Y8
+	VPADDD        Y8, Y8, Y8
+	VPADDD.BCST   dword1<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VMOVDQU       2(CX), X12
+	VPSHUFB       first4<>+0(SB), X12, X11
+	VPMOVZXBD     X11, Y11
+	VPSHUFD       $0x55, X12, X13
+	VPSHUFD       $0xff, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X6, (DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X6, 4(DX)
+	VMOVDQU       18(CX), X12
+	VPSHUFB       first4<>+0(SB), X12, X11
+	VPMOVZXBD     X11, Y11
+	VPSHUFD       $0x55, X12, X13
+	VPSHUFD       $0xff, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  8(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X6, 8(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X6, 12(DX)
+	VMOVDQU       34(CX), X12
+	VPSHUFB       first4<>+0(SB), X12, X11
+	VPMOVZXBD     X11, Y11
+	VPSHUFD       $0x55, X12, X13
+	VPSHUFD       $0xff, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X6, 16(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X6, 20(DX)
+	VMOVDQU       50(CX), X12
+	VPSHUFB       first4<>+0(SB), X12, X11
+	VPMOVZXBD     X11, Y11
+	VPSHUFD       $0x55, X12, X13
+	VPSHUFD       $0xff, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  24(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X6, 24(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X6, 28(DX)
+	ADDQ          $+66, CX
+	ADDQ          $+256, AX
+	ADDQ          $+32, DX
+	ADDQ          $+32, BX
+	DECQ          SI
+	JNZ           block
+	VZEROUPPER
+	RET
+
+// func levelsIQ2_XS(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
+TEXT ·levelsIQ2_XS(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	VPBROADCASTW  (CX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMULPS.BCST   dword3e000000<>+0(SB), Z4, Z4
+	VMOVQ         66(CX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPUNPCKLBW    X9, X8, X8
+	VPADDB        X8, X8, X8
+	VPADDB        ones<>+0(SB), X8, X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VPMOVZXWD     2(CX), Y11
+	VPSRLD        $0x09, Y11, Y12
+	VPANDD.BCST   dword1ff<>+0(SB), Y11, Y11
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X4, (DX)
+	VMOVSS        X6, 4(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X4, 8(DX)
+	VMOVSS        X6, 12(DX)
+	VPMOVZXWD     18(CX), Y11
+	VPSRLD        $0x09, Y11, Y12
+	VPANDD.BCST   dword1ff<>+0(SB), Y11, Y11
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X4, 16(DX)
+	VMOVSS        X6, 20(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X4, 24(DX)
+	VMOVSS        X6, 28(DX)
+	VPMOVZXWD     34(CX), Y11
+	VPSRLD        $0x09, Y11, Y12
+	VPANDD.BCST   dword1ff<>+0(SB), Y11, Y11
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X4, 32(DX)
+	VMOVSS        X6, 36(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X4, 40(DX)
+	VMOVSS        X6, 44(DX)
+	VPMOVZXWD     50(CX), Y11
+	VPSRLD        $0x09, Y11, Y12
+	VPANDD.BCST   dword1ff<>+0(SB), Y11, Y11
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X4, 48(DX)
+	VMOVSS        X6, 52(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X4, 56(DX)
+	VMOVSS        X6, 60(DX)
+	ADDQ          $+74, CX
+	ADDQ          $+256, AX
+	ADDQ          $+64, DX
+	ADDQ          $+64, BX
+	DECQ          SI
+	JNZ           block
+	VZEROUPPER
+	RET
+
+// func levelsIQ2_S(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F
+TEXT ·levelsIQ2_S(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	VPBROADCASTW  (CX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMULPS.BCST   dword3e000000<>+0(SB), Z4, Z4
+	VMOVQ         74(CX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPUNPCKLBW    X9, X8, X8
+	VPADDB        X8, X8, X8
+	VPADDB        ones<>+0(SB), X8, X8
+	VPMOVSXBD     X8, Y0
+	VPSHUFD       $0xee, X8, X1
+	VPMOVSXBD     X1, Y1
+	VCVTDQ2PS     Y0, Y0
+	VMULPS        Y4, Y0, Y0
+	VMOVUPS       Y0, (SP)
+	VCVTDQ2PS     Y1, Y1
+	VMULPS        Y4, Y1, Y1
+	VMOVUPS       Y1, 32(SP)
+	VPMOVZXBD     2(CX), Y11
+	MOVWLZX       66(CX), R8
+	VMOVD         R8, X13
+	VPBROADCASTD  X13, Y13
+	VPSRLVD       by2<>+0(SB), Y13, Y13
+	VPAND         dwords3<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	MOVQ          34(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z4
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X4, (DX)
+	VMOVSS        X6, 4(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  8(SP), Z4
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X4, 8(DX)
+	VMOVSS        X6, 12(DX)
+	VPMOVZXBD     10(CX), Y11
+	MOVWLZX       68(CX), R8
+	VMOVD         R8, X13
+	VPBROADCASTD  X13, Y13
+	VPSRLVD       by2<>+0(SB), Y13, Y13
+	VPAND         dwords3<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	MOVQ          42(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z4
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X4, 16(DX)
+	VMOVSS        X6, 20(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  24(SP), Z4
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X4, 24(DX)
+	VMOVSS        X6, 28(DX)
+	VPMOVZXBD     18(CX), Y11
+	MOVWLZX       70(CX), R8
+	VMOVD         R8, X13
+	VPBROADCASTD  X13, Y13
+	VPSRLVD       by2<>+0(SB), Y13, Y13
+	VPAND         dwords3<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	MOVQ          50(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  32(SP), Z4
+	VBROADCASTSS  36(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X4, 32(DX)
+	VMOVSS        X6, 36(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  40(SP), Z4
+	VBROADCASTSS  44(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X4, 40(DX)
+	VMOVSS        X6, 44(DX)
+	VPMOVZXBD     26(CX), Y11
+	MOVWLZX       72(CX), R8
+	VMOVD         R8, X13
+	VPBROADCASTD  X13, Y13
+	VPSRLVD       by2<>+0(SB), Y13, Y13
+	VPAND         dwords3<>+0(SB), Y13, Y13
+	VPSLLD        $0x08, Y13, Y13
+	VPOR          Y13, Y11, Y11
+	MOVQ          58(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDQ    (DI)(Y11*8), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  48(SP), Z4
+	VBROADCASTSS  52(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X4, 48(DX)
+	VMOVSS        X6, 52(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  56(SP), Z4
+	VBROADCASTSS  60(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X4, 56(DX)
+	VMOVSS        X6, 60(DX)
+	ADDQ          $+82, CX
+	ADDQ          $+256, AX
+	ADDQ          $+64, DX
+	ADDQ          $+64, BX
+	DECQ          SI
+	JNZ           block
+	VZEROUPPER
+	RET
+
+// func levelsIQ3_XXS(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL
+TEXT ·levelsIQ3_XXS(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	VPBROADCASTW  (CX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMULPS.BCST   dword3e800000<>+0(SB), Z4, Z4
+	VMOVDQU       66(CX), Y8
+	VPSRLD        $0x1c, Y8, Y8
+	VPADDD        Y8, Y8, Y8
+	VPADDD.BCST   dword1<>+0(SB), Y8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VPMOVZXBD     2(CX), Z11
+	VMOVQ         66(CX), X12
+	VPSHUFD       $0x00, X12, X13
+	VPSHUFD       $0x55, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X6, (DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X6, 4(DX)
+	VPMOVZXBD     18(CX), Z11
+	VMOVQ         74(CX), X12
+	VPSHUFD       $0x00, X12, X13
+	VPSHUFD       $0x55, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  8(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X6, 8(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X6, 12(DX)
+	VPMOVZXBD     34(CX), Z11
+	VMOVQ         82(CX), X12
+	VPSHUFD       $0x00, X12, X13
+	VPSHUFD       $0x55, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X6, 16(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X6, 20(DX)
+	VPMOVZXBD     50(CX), Z11
+	VMOVQ         90(CX), X12
+	VPSHUFD       $0x00, X12, X13
+	VPSHUFD       $0x55, X12, X14
+	VINSERTI128   $0x01, X14, Y13, Y12
+	VPSRLVD       by7<>+0(SB), Y12, Y12
+	VPANDD.BCST   dword7f<>+0(SB), Y12, Y12
+	VPSRLD        $0x04, Y12, Y13
+	VPXOR         Y12, Y13, Y13
+	VPSRLD        $0x02, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSRLD        $0x01, Y13, Y14
+	VPXOR         Y14, Y13, Y13
+	VPSLLD        $0x07, Y13, Y13
+	VPANDD.BCST   dword80<>+0(SB), Y13, Y13
+	VPOR          Y13, Y12, Y12
+	VPMOVDB       Y12, X13
+	VMOVQ         X13, R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  24(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X6, 24(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X6, 28(DX)
+	ADDQ          $+98, CX
+	ADDQ          $+256, AX
+	ADDQ          $+32, DX
+	ADDQ          $+32, BX
+	DECQ          SI
+	JNZ           block
+	VZEROUPPER
+	RET
+
+// func levelsIQ3_S(level *byte, scale *float32, minimum *float32, src *byte, n int, table *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512F
+TEXT ·levelsIQ3_S(SB), NOSPLIT, $128-48
+	MOVQ level+0(FP), AX
+	MOVQ src+24(FP), CX
+	MOVQ scale+8(FP), DX
+	MOVQ minimum+16(FP), BX
+	MOVQ n+32(FP), SI
+	MOVQ table+40(FP), DI
+
+block:
+	VPBROADCASTW  (CX), Y4
+	VCVTPH2PS     Y4, Z4
+	VMOVD         106(CX), X8
+	VPSRLW        $0x04, X8, X9
+	VPAND         fifteens<>+0(SB), X8, X8
+	VPAND         fifteens<>+0(SB), X9, X9
+	VPUNPCKLBW    X9, X8, X8
+	VPADDB        X8, X8, X8
+	VPADDB        ones<>+0(SB), X8, X8
+	VPMOVZXBD     X8, Y8
+	VCVTDQ2PS     Y8, Y8
+	VMULPS        Y4, Y8, Y8
+	VMOVUPS       Y8, (SP)
+	VPMOVZXBD     2(CX), Z11
+	MOVWLZX       66(CX), R8
+	KMOVW         R8, K1
+	VPORD.BCST    dword100<>+0(SB), Z11, K1, Z11
+	MOVQ          74(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  (SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, (AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 16(AX)
+	VMOVSS        X6, (DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  4(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 32(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 48(AX)
+	VMOVSS        X6, 4(DX)
+	VPMOVZXBD     18(CX), Z11
+	MOVWLZX       68(CX), R8
+	KMOVW         R8, K1
+	VPORD.BCST    dword100<>+0(SB), Z11, K1, Z11
+	MOVQ          82(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  8(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 64(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 80(AX)
+	VMOVSS        X6, 8(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  12(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 96(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 112(AX)
+	VMOVSS        X6, 12(DX)
+	VPMOVZXBD     34(CX), Z11
+	MOVWLZX       70(CX), R8
+	KMOVW         R8, K1
+	VPORD.BCST    dword100<>+0(SB), Z11, K1, Z11
+	MOVQ          90(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  16(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 128(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 144(AX)
+	VMOVSS        X6, 16(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  20(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 160(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 176(AX)
+	VMOVSS        X6, 20(DX)
+	VPMOVZXBD     50(CX), Z11
+	MOVWLZX       72(CX), R8
+	KMOVW         R8, K1
+	VPORD.BCST    dword100<>+0(SB), Z11, K1, Z11
+	MOVQ          98(CX), R8
+	KMOVQ         R8, K2
+	KXNORW        K1, K1, K1
+	VPXORD        Z10, Z10, Z10
+	VPGATHERDD    (DI)(Z11*4), K1, Z10
+	VPXORD        Z13, Z13, Z13
+	VPSUBB        Z10, Z13, K2, Z10
+	VEXTRACTI32X4 $0x00, Z10, X8
+	VEXTRACTI32X4 $0x01, Z10, X9
+	VBROADCASTSS  24(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 192(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 208(AX)
+	VMOVSS        X6, 24(DX)
+	VEXTRACTI32X4 $0x02, Z10, X8
+	VEXTRACTI32X4 $0x03, Z10, X9
+	VBROADCASTSS  28(SP), Z6
+	VPXOR         offset128<>+0(SB), X8, X8
+	VMOVDQU       X8, 224(AX)
+	VPXOR         offset128<>+0(SB), X9, X9
+	VMOVDQU       X9, 240(AX)
+	VMOVSS        X6, 28(DX)
+	ADDQ          $+110, CX
+	ADDQ          $+256, AX
+	ADDQ          $+32, DX
+	ADDQ          $+32, BX
+	DECQ          SI
+	JNZ           block
 	VZEROUPPER
 	RET

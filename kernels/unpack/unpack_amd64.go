@@ -208,3 +208,163 @@ func unpackIQ4_XSAVX512(dst *byte, src *byte, n int)
 //
 //go:noescape
 func unpackIQ4_XSBF16(dst *byte, src *byte, n int)
+
+// unpackMXFP4AVX2 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackMXFP4AVX2(dst *byte, src *byte, n int)
+
+// unpackMXFP4AVX512 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackMXFP4AVX512(dst *byte, src *byte, n int)
+
+// unpackMXFP4BF16 decodes n > 0 blocks into bfloat16 values.
+//
+//go:noescape
+func unpackMXFP4BF16(dst *byte, src *byte, n int)
+
+// unpackNVFP4AVX2 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackNVFP4AVX2(dst *byte, src *byte, n int)
+
+// unpackNVFP4AVX512 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackNVFP4AVX512(dst *byte, src *byte, n int)
+
+// unpackNVFP4BF16 decodes n > 0 blocks into bfloat16 values.
+//
+//go:noescape
+func unpackNVFP4BF16(dst *byte, src *byte, n int)
+
+// unpackTQ1_0AVX2 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackTQ1_0AVX2(dst *byte, src *byte, n int)
+
+// unpackTQ1_0AVX512 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackTQ1_0AVX512(dst *byte, src *byte, n int)
+
+// unpackTQ1_0BF16 decodes n > 0 blocks into bfloat16 values.
+//
+//go:noescape
+func unpackTQ1_0BF16(dst *byte, src *byte, n int)
+
+// unpackTQ2_0AVX2 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackTQ2_0AVX2(dst *byte, src *byte, n int)
+
+// unpackTQ2_0AVX512 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackTQ2_0AVX512(dst *byte, src *byte, n int)
+
+// unpackTQ2_0BF16 decodes n > 0 blocks into bfloat16 values.
+//
+//go:noescape
+func unpackTQ2_0BF16(dst *byte, src *byte, n int)
+
+// unpackQ1_0AVX2 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackQ1_0AVX2(dst *byte, src *byte, n int)
+
+// unpackQ1_0AVX512 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackQ1_0AVX512(dst *byte, src *byte, n int)
+
+// unpackQ1_0BF16 decodes n > 0 blocks into bfloat16 values.
+//
+//go:noescape
+func unpackQ1_0BF16(dst *byte, src *byte, n int)
+
+// unpackQ2_0AVX2 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackQ2_0AVX2(dst *byte, src *byte, n int)
+
+// unpackQ2_0AVX512 decodes n > 0 blocks into float32 values.
+//
+//go:noescape
+func unpackQ2_0AVX512(dst *byte, src *byte, n int)
+
+// unpackQ2_0BF16 decodes n > 0 blocks into bfloat16 values.
+//
+//go:noescape
+func unpackQ2_0BF16(dst *byte, src *byte, n int)
+
+// unpackIQ1_SAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_SAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ1_SBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_SBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ1_MAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_MAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ1_MBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ1_MBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XXSAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XXSAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XXSBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XXSBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XSAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XSAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_XSBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_XSBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_SAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_SAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ2_SBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ2_SBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_XXSAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_XXSAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_XXSBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_XXSBF16(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_SAVX512 decodes n > 0 blocks into float32 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_SAVX512(dst *byte, src *byte, n int, table *byte)
+
+// unpackIQ3_SBF16 decodes n > 0 blocks into bfloat16 values. table holds the levels of each word, a byte each.
+//
+//go:noescape
+func unpackIQ3_SBF16(dst *byte, src *byte, n int, table *byte)

@@ -38,7 +38,7 @@ func expectError(t *testing.T, err error, want string) {
 // TestBytes compares a file with what the format's description asks for, byte by byte.
 func TestBytes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
-	write(t, path, []safetensors.Info{{Name: "b", DType: safetensors.U8, Shape: []int{3}}, {Name: "a", DType: safetensors.F16}}, 0)
+	write(t, path, []safetensors.Info{{Name: "b", DType: safetensors.U8, Shape: []int{3}}, {Name: "a", DType: safetensors.F16}}, 5)
 	header := `{"__metadata__":{"format":"pt"},"b":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},` +
 		`"a":{"dtype":"F16","shape":[],"data_offsets":[3,5]}}`
 	for len(header)%8 != 0 {

@@ -83,8 +83,10 @@ func (m *Model) Source() *Source {
 	set("attention.head_count", uint32(c.NumAttentionHeads))
 	set("attention.head_count_kv", uint32(c.NumKeyValueHeads))
 	set("attention.layer_norm_rms_epsilon", float32(c.RMSNormEps))
-	set("vocab_size", uint32(c.VocabSize))
-	set("rope.dimension_count", uint32(c.headDim()))
+	if arch == "llama" {
+		set("vocab_size", uint32(c.VocabSize))
+		set("rope.dimension_count", uint32(c.headDim()))
+	}
 	set("rope.freq_base", float32(c.RopeTheta))
 	if c.HeadDim != 0 {
 		set("attention.key_length", uint32(c.HeadDim))

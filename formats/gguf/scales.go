@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/tensor"
 )
 
 // Scaled is a file whose weights of NVFP4 have a further factor, as llama.cpp's converter keeps NVIDIA's checkpoints: X.scale
@@ -61,7 +60,7 @@ func (f *File) factors(info, weight *ggml.Info) ([]float32, error) {
 		return nil, err
 	}
 	values := make([]float32, n)
-	tensor.DecodeF32(values, t.Data)
+	ggml.F32.Decode(values, t.Data)
 	for i, v := range values {
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
 			return nil, fmt.Errorf("gguf: %s: tensor %q: element %d is %v", f.Name(), info.Name, i, v)
@@ -114,7 +113,7 @@ func (s *Scaled) decoded(t *ggml.Tensor, first int) *ggml.Tensor {
 		for j := range row {
 			row[j] *= factor
 		}
-		tensor.EncodeF32(out.Data[4*r*cols:], row)
+		ggml.F32.Encode(out.Data[4*r*cols:4*(r+1)*cols], row, nil)
 	}
 	return out
 }

@@ -312,7 +312,7 @@ func TestArchitectures(t *testing.T) {
 		{small("LlamaForCausalLM").with(settings{"attention_bias": true, "mlp_bias": true, "head_dim": 16}), 16,
 			map[string]any{"llama.attention.key_length": uint32(16), "llama.rope.dimension_count": uint32(16)}},
 		{small("LlamaForCausalLM").with(settings{"num_key_value_heads": nil, "tie_word_embeddings": true}), 9,
-			map[string]any{"llama.attention.head_count_kv": uint32(4)}},
+			map[string]any{"llama.attention.head_count_kv": nil}},
 		// What the transformers library takes for members that are not there.
 		{small("LlamaForCausalLM").with(settings{"rms_norm_eps": nil, "max_position_embeddings": nil}), 9,
 			map[string]any{"llama.attention.layer_norm_rms_epsilon": float32(1e-6), "llama.context_length": uint32(2048)}},
@@ -393,8 +393,8 @@ func TestRoPE(t *testing.T) {
 			map[string]any{
 				"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": float32(4),
 				"qwen2.rope.scaling.original_context_length": uint32(32),
-				"qwen2.rope.scaling.yarn_beta_fast":          float32(32),
-				"qwen2.rope.scaling.yarn_beta_slow":          float32(1), "qwen2.rope.scaling.attn_factor": nil}},
+				"qwen2.rope.scaling.yarn_beta_fast":          nil, // 32 and 1 for readers
+				"qwen2.rope.scaling.yarn_beta_slow":          nil, "qwen2.rope.scaling.attn_factor": nil}},
 		{scaled("Qwen3ForCausalLM", "rope_scaling", settings{"rope_type": "yarn", "factor": math.E,
 			"attention_factor": 2.2}),
 			map[string]any{

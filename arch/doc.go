@@ -6,5 +6,5 @@
 // (conversion/*.py) and graphs (src/models/*.cpp), which read the files that we write.
 //
 // What families share is beside them: layer.go (tensors of a layer), hyper.go (hyperparameters), rope.go, routing.go,
-// window.go, mamba2.go. A new family is a new file with an init that registers it.
+// window.go, mixture.go, sections.go, embedding.go, mamba2.go. A new family is a new file with an init that registers it.
 package arch

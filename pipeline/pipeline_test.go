@@ -347,7 +347,7 @@ func TestPlan(t *testing.T) {
 	}{
 		{phi, Recipe{Method: RTN, Type: ggml.Q8_0}, `general.architecture is "nosuch", supported are `},
 		{part, Recipe{Method: RTN, Type: ggml.Q8_0}, "is missing"},
-		{odd, Recipe{Method: RTN, Type: ggml.Q4_K, NoSubstitute: true}, `columns are not a multiple of Q4_K's block of 256`},
+		{odd, Recipe{Method: RTN, Type: ggml.Q4_K, NoFallback: true}, `columns are not a multiple of Q4_K's block of 256`},
 		{llama, Recipe{Method: RTN, Type: ggml.Q4_K, Rules: []Rule{rule("attn_qkv=q8_0")}}, `"attn_qkv" matches no tensor`},
 		{quantized, Recipe{Method: RTN, Type: ggml.Q4_K}, `"blk.1.ffn_up.weight" is Q8_0, already quantized`},
 	} {

@@ -23,8 +23,8 @@ type Recipe struct {
 	// Embedding and Output are the types of token_embd.weight and output.weight; nil means Type if that is a
 	// floating-point type, else F16. A tied embedding is one tensor, and goes by Embedding.
 	Embedding, Output *ggml.Type
-	// NoSubstitute makes it an error if a type's block does not divide a tensor's columns.
-	NoSubstitute bool
+	// NoFallback makes it an error if a type's block does not divide a tensor's columns.
+	NoFallback bool
 	// Smooth, where not nil, is done before anything else.
 	Smooth *smoothquant.Smoothing
 	// BiasCorrection adds to each quantized linear's bias what its output has lost in the mean, and gives biases to
@@ -155,7 +155,7 @@ func (r *Recipe) typeOf(info *ggml.Info, role model.Role) (t, wanted *ggml.Type,
 		return nil, nil, rule, errors.New("the recipe has no type")
 	}
 	wanted = t
-	if t = ggml.Substitute(wanted, info.Cols()); t != wanted && r.NoSubstitute {
+	if t = ggml.Substitute(wanted, info.Cols()); t != wanted && r.NoFallback {
 		return nil, nil, rule, fmt.Errorf("tensor %q: %d columns are not a multiple of %s's block of %d",
 			info.Name, info.Cols(), wanted.Name, wanted.BlockLen)
 	}

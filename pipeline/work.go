@@ -134,7 +134,7 @@ func digestMetadata(w io.Writer, md gguf.Metadata) {
 
 func digestRecipe(w io.Writer, p *Plan, b Budget, opt *Options) {
 	r := p.Recipe.Resolved()
-	fmt.Fprintf(w, "%T %+v %v %v %v %v\n", r.Method, r.Method, r.OutputHessian, r.BiasCorrection, r.NoSubstitute, r.PartBytes)
+	fmt.Fprintf(w, "%T %+v %v %v %v %v\n", r.Method, r.Method, r.OutputHessian, r.BiasCorrection, r.NoFallback, r.PartBytes)
 	if r.Smooth != nil {
 		fmt.Fprintf(w, "smooth %+v\n", *r.Smooth)
 	}

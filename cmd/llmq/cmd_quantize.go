@@ -237,7 +237,7 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	}
 	r := pipeline.Recipe{Method: method, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
 	r.OutputHessian = o.OutputHessian.o
-	r.Rules, r.Embedding, r.Output, r.NoSubstitute = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
+	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	if why, ok := r.Calibrated(); ok && o.lacksText() {
 		if needs.Stats {
 			return r, usagef("%s needs calibration text: give some with --calib FILE, or use --method rtn", why)

@@ -69,7 +69,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 		}
 	}
 	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
-	r.Rules, r.Embedding, r.Output, r.NoSubstitute = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
+	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, DropMTP: bool(o.MTP)})
 	if err != nil {
 		return nil, nil, err

@@ -23,13 +23,13 @@ import (
 type OutputHessian int
 
 const (
-	// OutputHessianAuto takes it for the linears where, by gradients that it was not made of, it pays.
-	OutputHessianAuto OutputHessian = iota
+	OutputHessianOff OutputHessian = iota
 	OutputHessianOn
-	OutputHessianOff
+	// OutputHessianAuto takes it for the linears where, by gradients that it was not made of, it pays.
+	OutputHessianAuto
 )
 
-var outputHessianNames = []string{"auto", "on", "off"}
+var outputHessianNames = []string{"off", "on", "auto"}
 
 func (o OutputHessian) String() string { return outputHessianNames[o] }
 

@@ -57,6 +57,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
 	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
+	o.OutputHessian.o = pipeline.OutputHessianAuto
 	f.Var(&o.OutputHessian, "output-hessian", "GPTQ rounds rows with regard to each other, by what errors of the outputs do to the predictions: on, off, or auto, where held-out calibration text says that it pays")
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)

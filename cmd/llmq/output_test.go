@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	reportKeys = "output parts bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment decisions validation"
+	reportKeys = "output parts bytes bits_per_weight seconds peak_rss_bytes tensors int8_fallbacks foldings ranges no_bias assignment decisions validation output_hessian"
 	tensorKeys = "name type bytes relative_error weight_error expected_error damping fallback requantized_from lossless"
 )
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/llmq/llmq/internal/testmodel"
@@ -42,11 +41,14 @@ func TestBenchModel(t *testing.T) {
 	if err := testmodel.New("qwen3").WriteFolder(dir); err != nil {
 		t.Fatal(err)
 	}
-	r := must(t, "bench", dir, "--tokens", "16")
-	for _, want := range []string{"blk.1.ffn_down.weight", "blk.0 after attn_in", "head", "tokens/s"} {
-		if !strings.Contains(r.stdout, want) {
-			t.Errorf("no %q in:\n%s", want, r.stdout)
+	v := mustJSON(t, "tier tokens seconds tokens_per_second operations", "bench", dir, "--tokens", "16")
+	timed := map[string]bool{}
+	for _, op := range v["operations"].([]any) {
+		timed[op.(map[string]any)["name"].(string)] = true
+	}
+	for _, want := range []string{"blk.1.ffn_down.weight", "blk.0 after attn_in", "head"} {
+		if !timed[want] {
+			t.Errorf("no %q in %v", want, timed)
 		}
 	}
-	mustJSON(t, "tier tokens seconds tokens_per_second operations", "bench", dir, "--tokens", "16")
 }

@@ -46,7 +46,7 @@ func TestBenchModel(t *testing.T) {
 	for _, op := range v["operations"].([]any) {
 		timed[op.(map[string]any)["name"].(string)] = true
 	}
-	for _, want := range []string{"blk.1.ffn_down.weight", "blk.0 after attn_in", "head"} {
+	for _, want := range []string{"blk.1.ffn_down.weight", "after attn_in", "head"} {
 		if !timed[want] {
 			t.Errorf("no %q in %v", want, timed)
 		}

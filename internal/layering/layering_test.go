@@ -49,7 +49,7 @@ var allowed = map[string]string{
 	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
 	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff internal/text",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
-	"formats/gguf":        "tensor formats/ggml internal/atomicfile internal/mmap internal/sniff",
+	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff internal/text tokenizer arch",
 

@@ -21,9 +21,13 @@ NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
 # Packages that start goroutines, or write from several.
 CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
 
-# Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 empty  :=
-SLOWLY := $(subst $(empty) $(empty),|,TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
+# Tests of what does not depend on how products are made, minutes without assembly.
+ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
+	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestWork)
+
+# Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
+SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
 
 .PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
 
@@ -64,7 +68,7 @@ generate: ## write the assembly from its generator
 
 purego: ## build and test without assembly, but for what takes minutes then
 	$(GO) build -tags purego ./...
-	$(GO) test -tags purego -short -skip '^TestLlamaCpp$$' ./...
+	$(GO) test -tags purego -short -skip '^($(ANYHOW))$$' ./...
 
 cross: ## compile, tests included, for the systems that CI does not run on
 	GOOS=darwin GOARCH=arm64 $(GO) vet ./...

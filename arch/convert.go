@@ -25,8 +25,8 @@ type Weights interface {
 
 // Options are the options of Convert.
 type Options struct {
-	// DropMTP leaves out layers that predict further tokens, which are kept where llama.cpp's converter keeps them.
-	DropMTP bool
+	// MTP says which layers that predict further tokens are kept.
+	MTP MTP
 }
 
 // Conversion describes the GGUF file that a checkpoint becomes, while a family's Convert fills it in.

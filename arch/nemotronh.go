@@ -167,7 +167,7 @@ func (c *Conversion) nemotronMTP(mixture bool) int {
 	if c.mtpLayers() == 2 && mixture && n == 1 && pattern == "*E" {
 		return 1
 	}
-	if !c.DropMTP {
+	if c.MTP == KeepMTP {
 		c.skipMTP()
 	}
 	return 0

@@ -8,7 +8,18 @@ import (
 
 // Layers that predict further tokens (multi-token prediction; DeepSeek-V3, arXiv:2412.19437, section 2.2) are behind the
 // model's own, and readers run them for speculative decoding alone. GGUF counts them as the last layers, with tensors
-// called nextn beside those of a layer. They are kept for the families for which llama.cpp's converter keeps them.
+// called nextn beside those of a layer. They can be kept for the families for which llama.cpp's converter keeps them.
+
+// MTP says which layers that predict further tokens are kept.
+type MTP int
+
+const (
+	// AutoMTP keeps those that a class numbers as layers of the model, which every llama.cpp that has the family loads. Those
+	// that it keeps apart, under mtp, the transformers library does not load, and llama.cpp only since it runs them.
+	AutoMTP MTP = iota
+	KeepMTP
+	DropMTP
+)
 
 // nextnKey is the member of config.json that has their number in most classes.
 const nextnKey = "num_nextn_predict_layers"
@@ -17,7 +28,7 @@ const nextnKey = "num_nextn_predict_layers"
 // are dropped or if the checkpoint has no layers behind the model's own.
 func (c *Conversion) nextn(r *Config) int {
 	n := c.Config.Int(nextnKey, 0, 0, maxLayers)
-	if c.DropMTP {
+	if c.MTP == DropMTP {
 		c.SkipLayers(r.Layers, n)
 	}
 	for _, name := range c.weights.Names() {
@@ -33,7 +44,7 @@ func (c *Conversion) setNextn(r *Config, n int) {
 	if n > 0 {
 		c.SetInt("block_count", r.Layers+n)
 	}
-	if n > 0 || c.Config.Has(nextnKey) && !c.DropMTP {
+	if n > 0 || c.Config.Has(nextnKey) && c.MTP != DropMTP {
 		c.SetInt("nextn_predict_layers", n)
 	}
 }
@@ -80,10 +91,10 @@ func (c *Conversion) SkipLayers(first, count int) {
 // mtp matches the tensors of layers that predict further tokens, where they are numbered on their own.
 var mtp = regexp.MustCompile(`^(model\.)?mtp\.(layers\.(\d+)\.)?`)
 
-// mtpLayers is how many layers the checkpoint has that predict further tokens and are numbered on their own; none, if they
-// are dropped.
+// mtpLayers is how many layers the checkpoint has that predict further tokens and are numbered on their own; none, unless
+// they are to be kept.
 func (c *Conversion) mtpLayers() int {
-	if c.DropMTP {
+	if c.MTP != KeepMTP {
 		c.skipMTP()
 		return 0
 	}
@@ -108,6 +119,6 @@ func (c *Conversion) skipMTP() {
 		}
 	}
 	if skipped > 0 {
-		c.Warn("%d tensors of mtp are left out: they predict further tokens", skipped)
+		c.Warn("%d tensors of mtp are left out: they predict further tokens (--mtp keep)", skipped)
 	}
 }

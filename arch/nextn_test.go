@@ -77,15 +77,17 @@ func TestNextnConversion(t *testing.T) {
 	for _, c := range []struct {
 		of     func() (map[string]any, shapes)
 		layers int
+		auto   bool // keeps them
 		want   []string
 	}{
-		{glm4MoE, 2, append(slices.Clone(attention), "exp_probs_b.bias", "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight",
+		{glm4MoE, 2, true, append(slices.Clone(attention), "exp_probs_b.bias", "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight",
 			"ffn_down_exps.weight", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight")},
-		{qwen35, 1, append(slices.Clone(attention), "attn_q_norm.weight", "attn_k_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")},
+		{qwen35, 1, false, append(slices.Clone(attention), "attn_q_norm.weight", "attn_k_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")},
 	} {
-		for _, drop := range []bool{false, true} {
+		for _, mtp := range []arch.MTP{arch.AutoMTP, arch.KeepMTP, arch.DropMTP} {
+			drop := mtp == arch.DropMTP || mtp == arch.AutoMTP && !c.auto
 			config, weights := c.of()
-			got := convertShapes(t, config, weights, arch.Options{DropMTP: drop})
+			got := convertShapes(t, config, weights, arch.Options{MTP: mtp})
 			prefix := "blk." + string(rune('0'+c.layers)) + "."
 			var names []string
 			for _, s := range got.Tensors {

@@ -58,7 +58,10 @@ func openReference(t *testing.T, dir string) *hf.Checkpoint {
 	if err := json.Unmarshal(data, &a); err != nil {
 		t.Fatal(err)
 	}
-	opt := hf.Options{Pre: a.Pre, DropMTP: slices.Contains(a.Flags, "--no-mtp")}
+	opt := hf.Options{Pre: a.Pre}
+	if !slices.Contains(a.Flags, "--no-mtp") {
+		opt.MTP = arch.KeepMTP
+	}
 	if a.Pre == "default" {
 		opt.Pre = ""
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/atomicfile"
@@ -48,7 +49,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.PartBytes, "split-max-size", "write parts NAME-00001-of-00003.gguf and so on with at most `SIZE` of tensors in each, such as 50G, as llama.cpp does; readers open the first")
 	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
 	f.StringVar(&o.LoRA, "lora", "", "`FOLDER` of a LoRA adapter of the peft library to merge into the weights")
-	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0")
+	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0; auto keeps those among the model's layers, which any llama.cpp loads, and drops those apart, as Qwen3.5's")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
@@ -70,7 +71,7 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
-	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, DropMTP: bool(o.MTP)})
+	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -383,25 +384,21 @@ func (v *typeValue) Set(s string) error {
 	return err
 }
 
-// mtpValue is a flag that says whether layers that predict further tokens are dropped.
-type mtpValue bool
+// mtpValue is a flag that says which layers that predict further tokens are kept.
+type mtpValue struct{ v arch.MTP }
 
-func (v *mtpValue) Type() string { return "keep|drop" }
+var mtpNames = []string{arch.AutoMTP: "auto", arch.KeepMTP: "keep", arch.DropMTP: "drop"}
 
-func (v *mtpValue) String() string {
-	if *v {
-		return "drop"
-	}
-	return "keep"
-}
+func (v *mtpValue) Type() string   { return "keep|drop|auto" }
+func (v *mtpValue) String() string { return mtpNames[v.v] }
 
 func (v *mtpValue) Set(s string) error {
-	switch s {
-	case "keep", "drop":
-		*v = s == "drop"
-		return nil
+	i := slices.Index(mtpNames, s)
+	if i < 0 {
+		return errors.New("want keep, drop or auto")
 	}
-	return errors.New("want keep or drop")
+	v.v = arch.MTP(i)
+	return nil
 }
 
 // ruleList is a repeatable flag of REGEX=TYPE.

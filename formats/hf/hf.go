@@ -24,8 +24,8 @@ type Options struct {
 	Pre string
 	// LoRA is the folder of an adapter that is merged into the weights; "": none.
 	LoRA string
-	// DropMTP leaves out layers that predict further tokens, which are kept where llama.cpp's converter keeps them.
-	DropMTP bool
+	// MTP says which layers that predict further tokens are kept.
+	MTP arch.MTP
 }
 
 // Checkpoint is an open checkpoint folder. It is a model.Source.
@@ -89,7 +89,7 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 
 func (c *Checkpoint) load(config *object.Object, opt Options) error {
 	// The tensors come first: they bound the vocabulary's size.
-	conv, err := arch.Convert(config, c.weights, arch.Options{DropMTP: opt.DropMTP})
+	conv, err := arch.Convert(config, c.weights, arch.Options{MTP: opt.MTP})
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.dir, err)
 	}

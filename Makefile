@@ -29,7 +29,7 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork T
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
 
-.PHONY: help build demo test check purego cross neon race fuzz interop speed speed-gptq bench generate clean
+.PHONY: help build demo test check wide purego cross neon race fuzz interop speed speed-gptq bench generate clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ check: ## formatting, vet, staticcheck, dependency directions, generated files
 
 generate: ## write the assembly from its generator
 	$(GO) generate ./kernels
+
+wide: ## run the tests that quantize the built-in model again and again
+	WIDE=1 $(GO) test -run '^(TestPlantedGopher|TestAssignGopher)$$' ./pipeline
 
 purego: ## build and test without assembly, but for what takes minutes then
 	$(GO) build -tags purego ./...

@@ -255,8 +255,8 @@ func ownText(t *testing.T, pkgs ...string) (paths []string, text string) {
 // TestAssignGopher: within the bytes of a file of one type, assigned types lose much less, and about as much as predicted.
 func TestAssignGopher(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("evaluates a trained model")
+	if os.Getenv("WIDE") == "" {
+		t.Skip("quantizes and evaluates a trained model: make wide")
 	}
 	src, err := hf.Open("../testdata/gopher-4m", hf.Options{})
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 // scaling makes up for it, and AWQ is ahead of rounding to nearest on the clean model.
 func TestPlantedGopher(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("quantizes a trained model five times")
+	if os.Getenv("WIDE") == "" {
+		t.Skip("quantizes a trained model five times: make wide")
 	}
 	const context = 256 // that the model was trained with
 	clean, err := hf.Open("../testdata/gopher-4m", hf.Options{})

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
@@ -158,6 +159,16 @@ func raw(v []float32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 4*len(v))
 }
 
+// roomForGradients refuses a disk on which the pass of gradients would run out of room after hours. To go on without the
+// Hessians would make the file's bytes depend on the disk.
+func roomForGradients(needed int64, free uint64, dir string) error {
+	if needed > 0 && uint64(needed) > free {
+		return fmt.Errorf("output Hessians need %d bytes of temporary files in %s, where %d are free: make room, let more stay in memory "+
+			"(--memory), or do without (--output-hessian off)", needed, dir, free)
+	}
+	return nil
+}
+
 // wantsOutputs says whether Hessians of outputs are made.
 func (r *Recipe) wantsOutputs() bool {
 	return r.OutputHessian != OutputHessianOff && r.Method.Needs().Outputs
@@ -178,6 +189,12 @@ func (p *passage) gradients() error {
 	if p.kept != nil {
 		var err error
 		if p.found.outputs, err = recallOutputs(p.opt.Work, p.tempDir); err != nil || p.found.outputs != nil {
+			return err
+		}
+	}
+	if free, ok := atomicfile.Free(p.tempDir); ok {
+		_, needed := p.plan.gradientNeeds(p.m, set.Tokens(), p.opt.Memory)
+		if err := roomForGradients(needed, free, p.tempDir); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -99,5 +100,16 @@ func TestOutputBlocks(t *testing.T) {
 				t.Errorf("%d rows: %v, want %v", c.rows, got, c.want)
 			}
 		}
+	}
+}
+
+// TestRoomForGradients: a disk without room is refused before the work, in numbers.
+func TestRoomForGradients(t *testing.T) {
+	if err := roomForGradients(1000, 1000, "dir"); err != nil {
+		t.Error(err)
+	}
+	err := roomForGradients(1001, 1000, "dir")
+	if err == nil || !strings.Contains(err.Error(), "1001 bytes of temporary files in dir, where 1000 are free") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -60,7 +60,7 @@ var allowed = map[string]string{
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
-		"internal/mmap internal/states internal/knapsack store",
+		"internal/atomicfile internal/mmap internal/states internal/knapsack store",
 
 	"store":  "internal/atomicfile",
 	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",

@@ -119,6 +119,10 @@ func (c *Conversion) skipMTP() {
 		}
 	}
 	if skipped > 0 {
-		c.Warn("%d tensors of mtp are left out: they predict further tokens (--mtp keep)", skipped)
+		hint := " (--mtp keep)"
+		if c.MTP == KeepMTP {
+			hint = ", and llama.cpp does not take them as they are here"
+		}
+		c.Warn("%d tensors of mtp are left out: they predict further tokens%s", skipped, hint)
 	}
 }

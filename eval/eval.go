@@ -124,7 +124,7 @@ type Divergence struct {
 	IncreaseStdErr Figure `json:"perplexity_increase_stderr"`
 }
 
-// BelowFloat16 says whether the divergence is below what logits in float16, as llama.cpp keeps a base's, can tell.
+// BelowFloat16 says whether the divergence is below what logits in float16 can tell.
 func (d *Divergence) BelowFloat16() bool { return d.KL < d.Float16 }
 
 // Perplexity evaluates m on tokens, a whole text. The result does not depend on the number of threads, nor on batches as

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -45,6 +46,9 @@ func (a *assigner) usesKept(noted map[string]bool) (list []keptUse) {
 func (a *assigner) recallUses(list []keptUse) error {
 	for _, k := range list {
 		u := a.uses[k.Site]
+		if u == nil {
+			return fmt.Errorf("the work folder: %s is not to be given a type", k.Site)
+		}
 		t, err := ggml.ByName(k.ProbeType)
 		if err != nil {
 			return err

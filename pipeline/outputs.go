@@ -402,10 +402,11 @@ func (b *backwardPass) layer(i int) error {
 // held out as a whole, or not at all.
 func (b *backwardPass) heldFrom(i, batch int) int {
 	lo, hi := b.inputs[i].Sequences(batch)
+	every := min(heldOutEvery, b.inputs[i].Batches()) // of few batches the last one judges
 	switch n := hi - lo; {
 	case n >= heldOutEvery:
 		return n - n/heldOutEvery
-	case batch%heldOutEvery == heldOutEvery-1:
+	case batch%every == every-1:
 		return 0
 	default:
 		return n
@@ -471,7 +472,9 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 		s := &outputSums{}
 		for _, n := range outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0) {
 			s.fit = append(s.fit, tensor.New(n, n))
-			s.held = append(s.held, tensor.New(n, n))
+			if b.plan.Recipe.OutputHessian == OutputHessianAuto {
+				s.held = append(s.held, tensor.New(n, n))
+			}
 		}
 		sums[lin.ID()] = s
 	}

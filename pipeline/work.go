@@ -135,6 +135,9 @@ func digestMetadata(w io.Writer, md gguf.Metadata) {
 func digestRecipe(w io.Writer, p *Plan, b Budget, opt *Options) {
 	r := p.Recipe.Resolved()
 	fmt.Fprintf(w, "%T %+v %v %v %v %v\n", r.Method, r.Method, r.OutputHessian, r.BiasCorrection, r.NoFallback, r.PartBytes)
+	if b != (Budget{}) { // Assign chooses types where the recipe has none
+		fmt.Fprintf(w, "open %v %v\n", p.Recipe.Embedding == nil, p.Recipe.Output == nil)
+	}
 	if r.Smooth != nil {
 		fmt.Fprintf(w, "smooth %+v\n", *r.Smooth)
 	}

@@ -159,8 +159,10 @@ func differing(a, b []Part) (what []string) {
 			what = append(what, p.What)
 		}
 	}
-	if len(what) == 0 && len(a) != len(b) {
-		what = []string{"kind"}
+	for _, p := range a {
+		if !slices.ContainsFunc(b, func(o Part) bool { return o.What == p.What }) {
+			what = append(what, p.What)
+		}
 	}
 	return what
 }

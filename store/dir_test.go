@@ -200,7 +200,7 @@ func TestOtherRun(t *testing.T) {
 		"another calibration text:":                change(1),
 		"another llmq version:":                    change(2),
 		"another model, another calibration text:": change(0, 1),
-		"another kind:":                            parts[:2],
+		"with another llmq version:":               parts[:2],
 	} {
 		_, err := OpenDir(path, p)
 		if other, ok := errors.AsType[*OtherRunError](err); !ok || other.Path != path || !strings.Contains(err.Error(), want) {

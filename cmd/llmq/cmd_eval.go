@@ -366,13 +366,17 @@ func (a *app) printEval(opts evalOptions, eopt eval.Options, x *namedText) error
 // subject describes m, the model being evaluated.
 func (o *evalOptions) subject(m *model.Model) report.Subject {
 	s := report.Subject{Model: o.Model, Base: o.Base}
+	src := m.Source
+	if scaled, ok := src.(*gguf.Scaled); ok {
+		src = scaled.File // as it is stored
+	}
 	var weights int64
-	for _, t := range m.Source.Tensors() {
+	for _, t := range src.Tensors() {
 		s.Bytes += t.Bytes()
 		weights += int64(t.Elements())
 	}
 	s.BitsPerWeight = 8 * float64(s.Bytes) / float64(max(weights, 1))
-	if f, ok := m.Source.(*gguf.File); ok {
+	if f, ok := src.(*gguf.File); ok {
 		s.Bytes = f.Size()
 	}
 	return s

@@ -48,7 +48,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Recipe, "recipe", "", "take options that are not given from `FILE`, YAML whose keys are flags, as --print-recipe prints it; or auto, which is --method auto: choose by measuring, validate the file, give linears q8_0 until --max-ppl-increase is met")
 	f.BoolVar(&o.PrintRecipe, "print-recipe", false, "print the options in force as a recipe, and do nothing else")
 	o.Method.m = pipeline.GPTQ
-	f.Var(&o.Method, "method", "rtn (round to nearest), gptq, awq, awq+gptq, auto (the best of these for each group, measured), or int8 (q8_0 with calibrated scales for eight-bit activations)")
+	f.Var(&o.Method, "method", "rtn (round to nearest), gptq, awq, awq+gptq, auto (for each group the best of gptq, also behind SmoothQuant, awq+gptq and awq, measured), or int8 (q8_0 with calibrated scales for eight-bit activations)")
 	f.Var(&o.Smooth, "smooth", "SmoothQuant before the method, with this `ALPHA` from 0 to 1, or auto for the best of each group, or off")
 	f.Var(&o.MaxIncrease, "max-ppl-increase", "most that perplexity on held-out calibration text may rise, standard error included, such as 1%; past it nothing is written and the exit code is 3")
 	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
@@ -257,7 +257,7 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
-	case o.Work != "" && len(o.Calib) == 0:
+	case o.Work != "" && o.lacksText():
 		return r, usagef("--work keeps what is done with calibration text: give some with --calib FILE; without, a run is done again at the disk's speed")
 	}
 	if err := o.checkBudget(); err != nil {
@@ -278,7 +278,8 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		}
 		r.Type = t
 	} else if o.Bits != 0 {
-		if t, err := pipeline.TypeForBits(o.Bits); t != r.Type && o.Bits != float64(codeBits(r.Type)) {
+		stored := 8 * float64(r.Type.BlockBytes) / float64(r.Type.BlockLen)
+		if t, err := pipeline.TypeForBits(o.Bits); t != r.Type && o.Bits != float64(codeBits(r.Type)) && math.Abs(o.Bits-stored) > 0.01 {
 			if err != nil {
 				return r, usagef("--bits %w", err)
 			}

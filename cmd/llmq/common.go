@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/kernels"
@@ -36,6 +37,9 @@ func (a *app) openSource(path string, opt hf.Options) (pipeline.Source, error) {
 	}
 	if opt.LoRA != "" {
 		return nil, fmt.Errorf("%s: --lora is for checkpoint folders: an adapter is merged into weights under their original names", path)
+	}
+	if opt.MTP != arch.AutoMTP {
+		return nil, fmt.Errorf("%s: --mtp is for checkpoint folders: a GGUF file's layers stay as they are", path)
 	}
 	f, err := gguf.Open(path)
 	if err != nil {

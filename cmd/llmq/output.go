@@ -12,6 +12,7 @@ import (
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/pipeline"
@@ -51,7 +52,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.LoRA, "lora", "", "`FOLDER` of a LoRA adapter of the peft library to merge into the weights")
 	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0; auto keeps those among the model's layers, which any llama.cpp loads, and drops those apart, as Qwen3.5's")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
-	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers alone; write nothing")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers and the calibration text, with a budget after measuring; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
@@ -74,6 +75,10 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v})
 	if err != nil {
 		return nil, nil, err
+	}
+	if s, ok := src.(*gguf.Scaled); ok && !o.Requantize { // its weights look like floats
+		return nil, nil, errors.Join(fmt.Errorf("%s: has weights of type nvfp4: they are quantized already. Take the original checkpoint, or "+
+			"accept with --allow-requantize that its errors stay", s.Name()), src.Close())
 	}
 	plan, err := pipeline.NewPlan(src, r)
 	if err == nil && !o.DryRun {

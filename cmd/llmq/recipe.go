@@ -22,7 +22,7 @@ import (
 // printed: all that the output depends on besides the checkpoint.
 var recipeKeys = []string{
 	"method", "bits", "type", "embedding-type", "output-type", "tensor-type", "no-fallback", "smooth", "bias-correction",
-	"damping", "act-order", "refine", "output-hessian", "int8-fallback", "max-size", "max-bpw", "max-ppl-increase", "pre",
+	"damping", "act-order", "refine", "output-hessian", "int8-fallback", "max-size", "max-bpw", "max-ppl-increase", "pre", "mtp",
 	"calib", "calib-tokens", "seq-len", "seed",
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/eval"
-	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/profile"
@@ -24,7 +23,7 @@ const workUsage = "keep what is done in `FOLDER`: the same command goes on there
 func openWork(folder string, parts []store.Part, sources []pipeline.Source, others ...string) (*store.Dir, error) {
 	var files []string
 	for _, src := range sources {
-		if f, ok := src.(*gguf.File); ok {
+		if f, ok := src.(interface{ Paths() []string }); ok {
 			files = append(files, f.Paths()...)
 		} else {
 			files = append(files, src.Name())

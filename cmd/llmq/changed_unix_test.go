@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -121,15 +122,24 @@ func tokensFile(t *testing.T, sequences, length int) string {
 type whenAdded struct {
 	name string
 	f    func()
-	at   bool
+
+	mu sync.Mutex // guards what follows, and f: evaluations report from several goroutines
+	at bool
 }
 
 func (p *whenAdded) Stage(string, int64) {}
-func (p *whenAdded) Item(name string)    { p.at = name == p.name }
 func (p *whenAdded) Detail(string)       {}
 func (p *whenAdded) Done()               {}
 
+func (p *whenAdded) Item(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at = name == p.name
+}
+
 func (p *whenAdded) Add(int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.at && p.f != nil {
 		p.f()
 		p.f = nil

@@ -231,7 +231,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
 		err = errInfinite
 	}
-	return errors.Join(a.printReport(&opts.outputOptions, rep), err)
+	return errors.Join(opts.writeModelfile(rep), a.printReport(&opts.outputOptions, rep), err)
 }
 
 // readImatrix reads an importance matrix, and notes it in the plan.

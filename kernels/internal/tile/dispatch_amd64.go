@@ -25,12 +25,20 @@ var (
 		Kernels:   []MicroKernel{{4, gemmBF16x4}, {8, gemmBF16x8}, {12, gemmBF16x12}},
 		Transpose: pack.TransposeAVX512, CopyStrip: pack.PairStrip, CopyWords: pack.CopyStripAVX512,
 	}
+	// A panel of 32 rows and 256 steps is 32 KiB, which stay in an L1 of 48; B's strips come from L2 at 32 bytes a cycle.
+	tilesAMX = Tiling{
+		Lanes: 16, KC: 256, NC: 512, Pairs: true, RowsOnly: true,
+		Kernels:   []MicroKernel{{16, gemmAMXx16}, {32, gemmAMXx32}},
+		Transpose: pack.TransposeAVX512, CopyStrip: pack.PairStrip, CopyWords: pack.CopyStripAVX512,
+	}
 )
 
 // For returns the micro-kernels for products of float32 values, or of bfloat16 pairs where the tier has them and the
 // precision allows it; nil in pure Go.
 func For(p kernels.Precision) *Tiling {
 	switch t := kernels.CurrentTier(); {
+	case p.Rounds() && t >= kernels.AMX:
+		return &tilesAMX
 	case p.Rounds():
 		return &tilesBF16
 	case t >= kernels.AVX512:

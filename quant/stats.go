@@ -3,6 +3,7 @@ package quant
 import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -94,12 +95,18 @@ func (s *Stats) MeanShift(w, q *tensor.Matrix) []float32 {
 	return shift
 }
 
-// addRows adds the rows of x to sum.
+// addRows adds the rows of x to sum, which come from some in float32 at a time: single additions in float64 took 8% of a run.
 func addRows(sum []float64, x *tensor.Matrix) {
+	const block = 32 // rows
 	// Each column belongs to one goroutine, so its sum does not depend on their number.
-	kernels.Parallel(x.Cols, 16, func(lo, hi int) {
-		for t := range x.Rows {
-			for j, v := range x.Row(t)[lo:hi] {
+	kernels.Parallel(x.Cols, 256, func(lo, hi int) {
+		part := make([]float32, hi-lo)
+		for t := 0; t < x.Rows; t += block {
+			clear(part)
+			for u := t; u < min(t+block, x.Rows); u++ {
+				vector.Axpy(part, 1, x.Row(u)[lo:hi])
+			}
+			for j, v := range part {
 				sum[lo+j] += float64(v)
 			}
 		}

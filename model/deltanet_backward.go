@@ -7,7 +7,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dz is the gradient at O's input, Norm(y) ⊙ SiLU(Gate·h).
+// back is a derivative: dz is the gradient at O's input, Norm(y) ⊙ SiLU(Gate·h).
 func (d *DeltaNet) back(st *State, diff *Differential, h, dz, dh *tensor.Matrix) {
 	rows, n := h.Rows, d.KeyHeads*d.KeyDim
 	qkv := st.apply(h, []string{"deltanet qkv"}, d.QKV)[0]
@@ -21,14 +21,16 @@ func (d *DeltaNet) back(st *State, diff *Differential, h, dz, dh *tensor.Matrix)
 		V: conv.View(0, rows, 2*n, conv.Cols), G: alpha, Beta: beta}
 	q0, k0 := st.columns("back deltanet q", conv, 0, n), st.columns("back deltanet k", conv, n, 2*n)
 	unit := d.unit()
-	unit.heads(in.Q, d.KeyDim)
-	unit.heads(in.K, d.KeyDim)
+	byRows(rows, func(lo, hi int) {
+		unit.heads(in.Q.View(lo, hi, 0, n), d.KeyDim)
+		unit.heads(in.K.View(lo, hi, 0, n), d.KeyDim)
+	})
 	y := st.Scratch("deltanet", rows, d.Heads*d.ValueDim)
 	deltanet.Scan(&d.Shape, y, in.Q, in.K, in.V, in.G, in.Beta, st.SeqLen)
 
 	gate, dy := st.apply(h, []string{"deltanet gate"}, d.Gate)[0], st.Scratch("back deltanet y", rows, y.Cols)
 	normed := st.columns("back deltanet normed", y, 0, y.Cols)
-	d.Norm.heads(normed, d.ValueDim)
+	byRows(rows, func(lo, hi int) { d.Norm.heads(normed.View(lo, hi, 0, normed.Cols), d.ValueDim) })
 	SiLU.gatedBack(gate, dy, dz, gate, normed)
 	diff.back(st, d.Gate, dh, gate)
 	d.Norm.headsBack(y, dy, d.ValueDim)

@@ -8,7 +8,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dz is the gradient at Out's input, Norm(y ⊙ SiLU(z)).
+// back is a derivative: dz is the gradient at Out's input, Norm(y ⊙ SiLU(z)).
 func (m *Mamba2) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	all := st.apply(h, []string{"ssm in"}, m.In)[0]
 	channels, wide, rows := m.Channels(), m.Groups*m.State, all.Rows

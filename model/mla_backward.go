@@ -6,7 +6,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dz is the gradient at O's input, the heads' results.
+// back is a derivative: dz is the gradient at O's input, the heads' results.
 func (a *MLA) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	rows, wide := h.Rows, a.Nope+a.Rope
 	kv := st.apply(h, []string{"kv_a"}, a.KVA)[0]

@@ -10,6 +10,78 @@ import (
 
 // Branches in float64, from their definitions, for one sequence: with what they have for options, as families use them.
 
+// Float64 takes hidden states of one sequence, tokens×Width, through a layer whose linears have their weights in F32, by the
+// definitions of its branches. Also told is which experts were chosen on the way.
+func (l *Layer) Float64(hidden [][]float64) (after [][]float64, chosen []int) {
+	var places [][]part64
+	for _, s := range l.spans {
+		var parts []part64
+		for _, p := range s.parts {
+			parts = append(parts, p.float64())
+		}
+		places = append(places, parts)
+	}
+	choices = nil
+	after = layer64(hidden, l.m.Dim, places)
+	return after, choices
+}
+
+func (p *part) float64() part64 {
+	var ref func(h, x, aux [][]float64) [][]float64
+	switch b := p.Branch.Back.(type) {
+	case *Attention:
+		ref = b.ref
+	case *MLP:
+		ref = byToken(b.ref)
+	case *MoE:
+		ref = b.ref
+	case *PerLayer:
+		ref = b.ref
+	case *MLA:
+		ref = recurrent(b.ref)
+	case *ShortConv:
+		ref = recurrent(b.ref)
+	case *Mamba2:
+		ref = recurrent(b.ref)
+	case *DeltaNet:
+		ref = recurrent(b.ref)
+	case sumParts:
+		var parts []part64
+		for _, p := range b {
+			parts = append(parts, p.float64())
+		}
+		ref = sum64(parts)
+	default:
+		panic("a branch without a reference in float64")
+	}
+	return part64{p.Residual, ref}
+}
+
+// Float64 returns the logits for the hidden state x of a token, Width features.
+func (h *Head) Float64(x []float64) []float64 {
+	logits := h.Linear.ref(h.Norm.ref(x[:h.m.Dim]))
+	for j, v := range logits {
+		if scale := h.m.ends.LogitScale; scale != 0 {
+			v *= float64(scale)
+		}
+		if c := float64(h.m.ends.Softcap); c != 0 {
+			v = c * math.Tanh(v/c)
+		}
+		logits[j] = v
+	}
+	return logits
+}
+
+// Nudge has a linear's outputs moved by values, of all tokens, in float64 alone; nil: not.
+func Nudge(lin *Linear, by []float64) {
+	if nudges[lin] = by; by == nil {
+		delete(nudges, lin)
+	}
+}
+
+// choices are the experts that MoE.ref has chosen.
+var choices []int
+
 // part64 is a residual connection with its branch in float64: of the normalised inputs h, the residual stream x, and what hidden
 // states have beside it, aux, which it may change.
 type part64 struct {
@@ -20,6 +92,11 @@ type part64 struct {
 // byToken is the reference of a branch that sees each token by itself.
 func byToken(ref func(x []float64) []float64) func(h, x, aux [][]float64) [][]float64 {
 	return func(h, _, _ [][]float64) [][]float64 { return each(h, ref) }
+}
+
+// recurrent is the reference of a mixer that takes normalised inputs alone.
+func recurrent(ref func(h [][]float64) [][]float64) func(h, x, aux [][]float64) [][]float64 {
+	return func(h, _, _ [][]float64) [][]float64 { return ref(h) }
 }
 
 func each(x [][]float64, f func(x []float64) []float64) [][]float64 {
@@ -268,6 +345,7 @@ func (f *MoE) ref(h, x, _ [][]float64) [][]float64 {
 			}
 		}
 		chosen, weights := f.refChoice(f.Router.ref(router))
+		choices = append(choices, chosen...)
 		for i, e := range chosen {
 			in, w := slices.Clone(in), weights[i]
 			if f.WeightFirst {

@@ -5,7 +5,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dz is the gradient at Out's input, c ⊙ conv(b⊙x).
+// back is a derivative: dz is the gradient at Out's input, c ⊙ conv(b⊙x).
 func (s *ShortConv) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	n := s.Out.In
 	all := st.apply(h, []string{"conv in"}, s.In)[0]

@@ -67,7 +67,7 @@ func (a *Attention) Branch() Branch {
 			Sites: []*Site{{Name: "attn_in", Expert: -1, Linears: linears, Shares: "attn_in"}},
 			Apply: func(st *State) { st.In = a.attend(st, st.In) }, ReadsAux: a.Takes != nil,
 		}},
-		Out: out, Costly: true, Narrows: true, Back: a.back,
+		Out: out, Costly: true, Narrows: true, Back: a,
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dz is the gradient at O's input.
+// back is a derivative: dz is the gradient at O's input.
 func (a *Attention) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	q, k, v, gate := a.project(st, h)
 	rope := a.RoPE.For(st.SeqLen)

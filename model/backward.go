@@ -161,7 +161,7 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 	dh := st.Scratch("back in", h.Rows, h.Cols)
 	dh.Zero()
 	st.In, d.stream = h, dx
-	p.Branch.Back(st, d, h, dOut, dh)
+	p.Branch.Back.back(st, d, h, dOut, dh)
 	if p.Pre != nil {
 		p.Pre.back(dh, st.X, dh)
 	}

@@ -17,11 +17,17 @@ type Branch struct {
 	Out *Site
 	// Costly says that Out's input is expensive to compute.
 	Costly bool
-	// Back takes dy, the gradient at the input of Out, or at the output where there is no Out, to that at the branch's input h,
-	// and adds it to dh. st.X is the residual stream from which the branch starts. nil: there is no derivative.
-	Back func(st *State, d *Differential, h, dy, dh *tensor.Matrix)
+	// Back is the branch's derivative; nil: there is none.
+	Back derivative
 	// Narrows says that the branch may leave the output of State.last tokens alone, having narrowed st.X.
 	Narrows bool
+}
+
+// derivative is what a branch is made of, as it goes backward.
+type derivative interface {
+	// back takes dy, the gradient at the input of Out, or at the output where there is no Out, to that at the branch's input h,
+	// and adds it to dh. st.X is the residual stream from which the branch starts.
+	back(st *State, d *Differential, h, dy, dh *tensor.Matrix)
 }
 
 // Residual is x = LayerScale·(x + Scale·Post(branch(Pre(x)))).

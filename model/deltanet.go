@@ -43,7 +43,7 @@ func (d *DeltaNet) Branch() Branch {
 		}},
 		// The norm before the output has weights for one head, which all heads share: it takes no scaling of channels.
 		Out:    &Site{Name: "attn_out", Expert: -1, Linears: []*Linear{d.O}},
-		Costly: true, Narrows: true,
+		Costly: true, Narrows: true, Back: d,
 	}
 }
 

@@ -41,7 +41,7 @@ func (m *Mamba2) Branch() Branch {
 			Sites: []*Site{{Name: "ssm_in", Expert: -1, Linears: []*Linear{m.In}, Shares: "attn_in"}},
 			Apply: m.apply,
 		}},
-		Out: out, Costly: true, Narrows: true,
+		Out: out, Costly: true, Narrows: true, Back: m,
 	}
 }
 

@@ -191,6 +191,9 @@ func (a *MLA) ref(h [][]float64) [][]float64 {
 			weights, sum := make([]float64, t+1), 0.0
 			for s := range weights {
 				score := 0.0
+				for r, nudge := range nudges[a.KB[head]] { // of what meets the latents
+					score += nudge * latents[s][r]
+				}
 				for n := range a.Nope { // the key's feature n is Σ_r KB[r][n]·c_r
 					key := 0.0
 					for r, c := range latents[s] {

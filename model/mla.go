@@ -51,7 +51,7 @@ func (a *MLA) Branch() Branch {
 	return Branch{
 		Stages: append(stages, key, value),
 		Out:    &Site{Name: "attn_out", Expert: -1, Linears: []*Linear{a.O}},
-		Costly: true, Narrows: true,
+		Costly: true, Narrows: true, Back: a,
 	}
 }
 

@@ -80,7 +80,7 @@ func (f *MLP) Branch() Branch {
 			Apply: func(st *State) { st.In = f.inner(st, "", st.In) },
 		}},
 		Out:  out,
-		Back: f.back,
+		Back: f,
 	}
 }
 

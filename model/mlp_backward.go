@@ -5,7 +5,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dz is the gradient at Down's input.
+// back is a derivative: dz is the gradient at Down's input.
 func (f *MLP) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	n := f.Down.In
 	switch {

@@ -141,7 +141,7 @@ func (f *MoE) Branch() Branch {
 		}
 		return f.part(st, st.In, i), st.routes.tokens[i]
 	}
-	return Branch{Stages: []Stage{in, out}, Back: f.back}
+	return Branch{Stages: []Stage{in, out}, Back: f}
 }
 
 // route chooses the experts of each token of the batch. st.In, their input, is normalised.

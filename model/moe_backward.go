@@ -8,7 +8,7 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// back is Branch.Back: dy is the gradient at the mixture's output. Which experts are chosen is a step function, whose derivative
+// back is a derivative: dy is the gradient at the mixture's output. Which experts are chosen is a step function, whose derivative
 // is zero; their weights have one.
 func (f *MoE) back(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 	st.In = h

@@ -34,9 +34,18 @@ func norm(rng *rand.Rand, n int) *Norm {
 
 // In float64, for one token each.
 
+// nudges are added to the outputs of linears, in float64 alone.
+var nudges = map[*Linear][]float64{}
+
 func (l *Linear) ref(x []float64) []float64 {
 	y := make([]float64, l.Out)
 	for r := range y {
+		if l.Bias != nil {
+			y[r] = float64(l.Bias[r])
+		}
+		if nudge := nudges[l]; nudge != nil {
+			y[r] += nudge[r]
+		}
 		for c, w := range l.F32.Row(r) {
 			y[r] += float64(w) * x[c]
 		}
@@ -48,13 +57,21 @@ func (n *Norm) ref(x []float64) []float64 {
 	if n == nil {
 		return x
 	}
-	var sum float64
+	var mean, sum float64
+	if n.Layer {
+		for _, v := range x {
+			mean += v / float64(len(x))
+		}
+	}
 	for _, v := range x {
-		sum += v * v
+		sum += (v - mean) * (v - mean)
 	}
 	y := make([]float64, len(x))
 	for i, v := range x {
-		y[i] = v * float64(n.W[i]) / math.Sqrt(sum/float64(len(x))+float64(n.Eps))
+		y[i] = (v - mean) * float64(n.W[i]) / math.Sqrt(sum/float64(len(x))+float64(n.Eps))
+		if n.B != nil {
+			y[i] += float64(n.B[i])
+		}
 	}
 	return y
 }
@@ -63,13 +80,42 @@ func geluRef(x float64) float64 {
 	return 0.5 * x * (1 + math.Tanh(math.Sqrt(2/math.Pi)*(x+0.044715*x*x*x)))
 }
 
-// ref is down(gelu(gate(x))·up(x)).
-func (f *MLP) ref(x []float64) []float64 {
-	g, u := f.Gate.ref(x), f.Up.ref(x)
-	for i := range g {
-		g[i] = geluRef(g[i]) * u[i]
+// ref is act(gate)·up, or act(up) where gate is nil.
+func (f Activation) ref(gate, up []float64) []float64 {
+	y := make([]float64, len(up))
+	for i, u := range up {
+		g := u
+		if gate != nil {
+			g = gate[i]
+		}
+		switch f {
+		case SiLU:
+			g /= 1 + math.Exp(-g)
+		case GELU:
+			g = geluRef(g)
+		case ReLU2:
+			g = max(g, 0) * max(g, 0)
+		case SwiGLUO:
+			g, u = min(g, 7), max(-7, min(u, 7))+1
+			g /= 1 + math.Exp(-1.702*g)
+		}
+		if y[i] = g; gate != nil {
+			y[i] *= u
+		}
 	}
-	return f.Down.ref(g)
+	return y
+}
+
+func (f *MLP) ref(x []float64) []float64 {
+	up := f.Up.ref(x)
+	switch n := f.Down.In; {
+	case f.Gate != nil:
+		return f.Down.ref(f.Act.ref(f.Gate.ref(x), up))
+	case len(up) == 2*n:
+		return f.Down.ref(f.Act.ref(up[:n], up[n:]))
+	default:
+		return f.Down.ref(f.Act.ref(nil, up))
+	}
 }
 
 func wide(row []float32) []float64 {

@@ -30,14 +30,17 @@ func (f *PerLayer) Branch() Branch {
 				st.In = g
 			},
 		}},
-		Out: &Site{Name: "per_layer_out", Expert: -1, Linears: []*Linear{f.Proj}},
-		Back: func(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
-			g := st.apply(h, []string{"per layer"}, f.Gate)[0]
-			unused := st.Scratch("back per layer", g.Rows, g.Cols) // the embedding does not depend on any linear of a layer
-			f.Act.gatedBack(g, unused, dz, g, st.Aux.View(0, st.Aux.Rows, f.At, f.At+f.Gate.Out))
-			d.back(st, f.Gate, dh, g)
-		},
+		Out:  &Site{Name: "per_layer_out", Expert: -1, Linears: []*Linear{f.Proj}},
+		Back: f,
 	}
+}
+
+// back is a derivative: dz is the gradient at Proj's input.
+func (f *PerLayer) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
+	g := st.apply(h, []string{"per layer"}, f.Gate)[0]
+	unused := st.Scratch("back per layer", g.Rows, g.Cols) // the embedding does not depend on any linear of a layer
+	f.Act.gatedBack(g, unused, dz, g, st.Aux.View(0, st.Aux.Rows, f.At, f.At+f.Gate.Out))
+	d.back(st, f.Gate, dh, g)
 }
 
 // PerLayerEmbeddings makes the embeddings e of a token for all layers: those of a table and a projection of the token's

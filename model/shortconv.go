@@ -27,7 +27,7 @@ func (s *ShortConv) Branch() Branch {
 			Apply: s.apply,
 		}},
 		Out:     &Site{Name: "conv_out", Expert: -1, Linears: []*Linear{s.Out}, Prev: &quant.Scaler{Name: s.In.Name, Row: rows}},
-		Narrows: true,
+		Narrows: true, Back: s,
 	}
 }
 

@@ -13,7 +13,7 @@ type Sum []Residual
 // Branch is the sum. It looks at the residual stream, not at its normalised input.
 func (s Sum) Branch() Branch {
 	var stages []Stage
-	var parts []part
+	var parts sumParts
 	for _, r := range s {
 		parts = append(parts, newPart(r))
 	}
@@ -34,14 +34,20 @@ func (s Sum) Branch() Branch {
 		}
 		stages = append(stages, own...)
 	}
-	return Branch{Stages: stages, Back: func(st *State, d *Differential, _, dy, dh *tensor.Matrix) {
-		dy = dy.Clone() // parts use the scratch memory that it is in
-		sum := dh.Clone()
-		for i := range parts {
-			parts[i].back(st, d, sum, dy)
-		}
-		copyTo(dh, 0, sum)
-	}}
+	return Branch{Stages: stages, Back: parts}
+}
+
+// sumParts are a Sum's branches, each with the stages that it has by itself.
+type sumParts []part
+
+// back is a derivative: dy is the gradient at the sum.
+func (s sumParts) back(st *State, d *Differential, _, dy, dh *tensor.Matrix) {
+	dy = dy.Clone() // parts use the scratch memory that it is in
+	sum := dh.Clone()
+	for i := range s {
+		s[i].back(st, d, sum, dy)
+	}
+	copyTo(dh, 0, sum)
 }
 
 // collect adds part i's output, which is in st.In, to those before it.

@@ -28,8 +28,8 @@ var allowed = map[string]string{
 		"kernels/internal/words kernels/internal/pack kernels/internal/tile",
 	"kernels/attention": "tensor kernels kernels/vector kernels/elementwise kernels/internal/words " +
 		"kernels/internal/pack kernels/internal/tile",
-	"kernels/scan":     "tensor kernels kernels/elementwise kernels/gemm",
-	"kernels/deltanet": "tensor kernels kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",
+	"kernels/scan":     "tensor kernels kernels/vector kernels/elementwise kernels/gemm",
+	"kernels/deltanet": "tensor kernels kernels/scan kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",
 	"kernels/q8":       "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
 	"kernels/i8":       "tensor kernels",
 	"kernels/search":   "kernels",

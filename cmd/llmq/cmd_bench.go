@@ -212,7 +212,7 @@ func (a *app) runBenchModel(ctx context.Context, opts benchOptions) error {
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, hf.Options{})
+	src, err := a.openSource(ctx, opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

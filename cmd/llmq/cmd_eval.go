@@ -153,7 +153,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return err
 		}
 	}
-	m, tok, err := a.openModel(opts.Model)
+	m, tok, err := a.openModel(ctx, opts.Model)
 	if err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
 	}
 	if opts.Base != "" {
-		base, baseTok, err := a.openModel(opts.Base)
+		base, baseTok, err := a.openModel(ctx, opts.Base)
 		if err != nil {
 			return err
 		}
@@ -383,8 +383,8 @@ func (o *evalOptions) subject(m *model.Model) report.Subject {
 }
 
 // openModel opens a model and its tokenizer; the caller closes the model's Source.
-func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error) {
-	src, err := a.openSource(path, hf.Options{})
+func (a *app) openModel(ctx context.Context, path string) (*model.Model, *tokenizer.Tokenizer, error) {
+	src, err := a.openSource(ctx, path, hf.Options{})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -137,7 +137,7 @@ do to each, and each to the predictions, is measured first, and the best choice 
 
 func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
-	src, plan, err := opts.open(a, recipe)
+	src, plan, err := opts.open(ctx, a, recipe)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,8 +22,12 @@ import (
 	"github.com/llmq/llmq/pipeline"
 )
 
-// openSource opens a checkpoint folder, with options, or a GGUF file.
-func (a *app) openSource(path string, opt hf.Options) (pipeline.Source, error) {
+// openSource opens a checkpoint folder, with options, or a GGUF file. One of the hub is fetched.
+func (a *app) openSource(ctx context.Context, path string, opt hf.Options) (pipeline.Source, error) {
+	path, err := a.local(ctx, path)
+	if err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -58,7 +59,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 }
 
 // open checks the paths, opens the checkpoint and plans the output; the caller closes the source.
-func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
+func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
 	if o.Output == "" {
 		return nil, nil, usagef("no output given: -o FILE")
 	}
@@ -72,7 +73,11 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
-	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v})
+	var err error
+	if o.LoRA, err = a.local(ctx, o.LoRA); err != nil { // --work looks at its files
+		return nil, nil, err
+	}
+	src, err := a.openSource(ctx, o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -62,11 +62,12 @@ var allowed = map[string]string{
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
 		"internal/atomicfile internal/mmap internal/states internal/knapsack store",
 
+	"hub":    "internal/atomicfile",
 	"store":  "internal/atomicfile",
 	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval profile pipeline report store kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
+		"calib eval hub profile pipeline report store kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",

@@ -231,6 +231,8 @@ type precisionValue struct{ p kernels.Precision }
 
 const precisionUsage = "auto (matrix products may round their inputs to bfloat16) or f32"
 
+var precisionNames = []string{"auto", "f32"}
+
 func (v *precisionValue) Type() string { return "precision" }
 
 func (v *precisionValue) String() string {
@@ -247,7 +249,7 @@ func (v *precisionValue) Set(s string) error {
 	case "f32":
 		v.p = kernels.F32
 	default:
-		return fmt.Errorf("unknown precision %q; known: auto, f32", s)
+		return fmt.Errorf("unknown precision %q; known: %s", s, strings.Join(precisionNames, ", "))
 	}
 	return nil
 }

@@ -77,6 +77,7 @@ var allowed = map[string]string{
 	"internal/knapsack":   "",
 	"internal/layering":   "",
 	"internal/mmap":       "",
+	"internal/sbom":       "",
 	"internal/shared":     "",
 	"internal/sniff":      "",
 	"internal/states":     "tensor",

@@ -28,6 +28,7 @@ type Client struct {
 	token, tokenFrom string // where it comes from, for messages
 	http             *http.Client
 	sleep            func(context.Context, time.Duration) error
+	small            int64 // smallTensor
 }
 
 // DefaultConnections is that of huggingface_hub.
@@ -118,9 +119,9 @@ func (r *retry) wait(ctx context.Context, cause error, after time.Duration) erro
 	return r.c.sleep(ctx, d)
 }
 
-// get asks for an address of the hub until there is an answer, and returns one of status 200 or 206. from is the first byte that is
-// wanted. ref and what are for messages.
-func (c *Client) get(ctx context.Context, ref Ref, address string, from int64, r *retry) (*http.Response, error) {
+// get asks for an address of the hub until there is an answer, and returns one of status 200 or 206. want are the bytes
+// that are wanted; without an end, to the last. ref is for messages.
+func (c *Client) get(ctx context.Context, ref Ref, address string, want span, r *retry) (*http.Response, error) {
 	if c.Offline {
 		return nil, fmt.Errorf("hub: %s: HF_HUB_OFFLINE is set: nothing is asked for", r.what)
 	}
@@ -131,8 +132,11 @@ func (c *Client) get(ctx context.Context, ref Ref, address string, from int64, r
 		}
 		req.Header.Set("User-Agent", "llmq")
 		req.Header.Set("Accept-Encoding", "identity") // else the length would not be known, nor ranges be of the file
-		if from > 0 {
-			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+		switch {
+		case want.hi > 0:
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", want.lo, want.hi-1))
+		case want.lo > 0:
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", want.lo))
 		}
 		if c.token != "" {
 			req.Header.Set("Authorization", "Bearer "+c.token)

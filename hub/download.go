@@ -26,16 +26,21 @@ func (c *Client) Snapshot(ctx context.Context, ref Ref) (dir string, err error) 
 	if err := c.noteRevision(l); err != nil {
 		return "", err
 	}
-	dir = c.snapshot(ref, l.Commit)
-	t := &tree{
-		c: c, l: l, dir: dir, root: filepath.Join(c.Cache, ref.folder()),
+	t := c.tree(l)
+	return t.dir, t.download(ctx)
+}
+
+// tree is a listing in the cache.
+func (c *Client) tree(l *Listing) *tree {
+	dir := c.snapshot(l.Ref, l.Commit)
+	return &tree{
+		c: c, l: l, dir: dir, root: filepath.Join(c.Cache, l.folder()),
 		place: func(f File) place { return c.cachePlace(l, f) },
 		has: func(f File, _ place) (bool, error) {
 			info, err := os.Stat(filepath.Join(dir, filepath.FromSlash(f.Path)))
 			return err == nil && info.Size() == f.Bytes, nil
 		},
 	}
-	return dir, t.download(ctx)
 }
 
 // Folder writes the files of a model that are needed into a folder. Those that the cache has are copied. A file in the folder that
@@ -78,16 +83,22 @@ func (t *tree) download(ctx context.Context) error {
 	if err := t.ensure(ctx, files); err != nil {
 		return err
 	}
-	var index []byte
-	if name := t.l.index(); name != "" {
-		if index, err = os.ReadFile(filepath.Join(t.dir, name)); err != nil {
-			return fmt.Errorf("hub: %w", err)
-		}
-	}
-	if files, err = t.l.weights(index); err != nil {
+	if files, err = t.weights(); err != nil {
 		return err
 	}
 	return t.ensure(ctx, files)
+}
+
+// weights lists the files of weights, when those beside them are there.
+func (t *tree) weights() ([]File, error) {
+	var index []byte
+	if name := t.l.index(); name != "" {
+		var err error
+		if index, err = os.ReadFile(filepath.Join(t.dir, name)); err != nil {
+			return nil, fmt.Errorf("hub: %w", err)
+		}
+	}
+	return t.l.weights(index)
 }
 
 // ensure fetches those of files that are not there.

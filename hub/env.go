@@ -40,6 +40,7 @@ func FromEnvironment() (*Client, error) {
 		Offline:  isOn("HF_HUB_OFFLINE") || isOn("TRANSFORMERS_OFFLINE"),
 		http:     &http.Client{Transport: transport(), CheckRedirect: checkRedirect},
 		sleep:    sleep,
+		small:    smallTensor,
 	}
 	if isOn("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
 		return c, nil

@@ -126,7 +126,7 @@ func (e *wrongLength) Error() string { return e.message }
 func (t *transfer) once(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	resp, err := t.c.get(ctx, t.l.Ref, t.c.address(t.l, t.f), t.have, &t.retry)
+	resp, err := t.c.get(ctx, t.l.Ref, t.c.address(t.l, t.f), span{lo: t.have}, &t.retry)
 	if err != nil {
 		return &finalError{err}
 	}
@@ -137,7 +137,7 @@ func (t *transfer) once(ctx context.Context) error {
 			return &finalError{err}
 		}
 	}
-	if err := t.checkRange(resp); err != nil {
+	if err := checkRange(resp, t.have, t.f.Bytes); err != nil {
 		return err
 	}
 	idle := fmt.Errorf("%s has sent nothing for %s", hostOf(resp), maxIdle)
@@ -155,23 +155,23 @@ func (t *transfer) once(ctx context.Context) error {
 	return nil
 }
 
-// checkRange demands an answer that begins where it should, about a file of the listed size.
-func (t *transfer) checkRange(resp *http.Response) error {
+// checkRange demands an answer that begins at byte from, about a file of size bytes.
+func checkRange(resp *http.Response, from, size int64) error {
 	if resp.StatusCode == http.StatusOK {
-		if n := resp.ContentLength; n >= 0 && n != t.f.Bytes {
-			return &wrongLength{fmt.Sprintf("%s has %d bytes of it, the repository lists %d", hostOf(resp), n, t.f.Bytes)}
+		if n := resp.ContentLength; n >= 0 && n != size {
+			return &wrongLength{fmt.Sprintf("%s has %d bytes of it, the repository lists %d", hostOf(resp), n, size)}
 		}
 		return nil
 	}
 	header := resp.Header.Get("Content-Range") // bytes 100-199/200
-	span, total, ok := strings.Cut(strings.TrimPrefix(header, "bytes "), "/")
-	first, _, ok2 := strings.Cut(span, "-")
-	from, err := strconv.ParseInt(first, 10, 64)
+	begins, total, ok := strings.Cut(strings.TrimPrefix(header, "bytes "), "/")
+	first, _, ok2 := strings.Cut(begins, "-")
+	begin, err := strconv.ParseInt(first, 10, 64)
 	switch {
-	case !ok || !ok2 || err != nil || from != t.have:
-		return &wrongLength{fmt.Sprintf("asked for bytes from %d, %s answers with %.60q", t.have, hostOf(resp), header)}
-	case total != "*" && total != strconv.FormatInt(t.f.Bytes, 10):
-		return &wrongLength{fmt.Sprintf("%s has %.30s bytes of it, the repository lists %d", hostOf(resp), total, t.f.Bytes)}
+	case !ok || !ok2 || err != nil || begin != from:
+		return &wrongLength{fmt.Sprintf("asked for bytes from %d, %s answers with %.60q", from, hostOf(resp), header)}
+	case total != "*" && total != strconv.FormatInt(size, 10):
+		return &wrongLength{fmt.Sprintf("%s has %.30s bytes of it, the repository lists %d", hostOf(resp), total, size)}
 	}
 	return nil
 }

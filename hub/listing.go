@@ -34,7 +34,7 @@ func (c *Client) List(ctx context.Context, ref Ref) (*Listing, error) {
 	r := &retry{c: c, what: ref.String()}
 	var b []byte
 	for {
-		resp, err := c.get(ctx, ref, address, 0, r)
+		resp, err := c.get(ctx, ref, address, span{}, r)
 		if err != nil {
 			return nil, err
 		}

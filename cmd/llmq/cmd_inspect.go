@@ -117,7 +117,7 @@ func (a *app) list(ctx context.Context, path string) (l *gguf.Listing, format st
 		l, err := gguf.List(path)
 		return l, "gguf", err
 	}
-	src, err := a.openSource(ctx, path, hf.Options{})
+	src, err := a.openHeaders(ctx, path, hf.Options{})
 	if err != nil {
 		return nil, "", err
 	}

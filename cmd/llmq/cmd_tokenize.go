@@ -49,7 +49,7 @@ func (a *app) runTokenize(ctx context.Context, opts tokenizeOptions) error {
 	if opts.Text == "" {
 		return usagef("no --text FILE given")
 	}
-	src, err := a.openSource(ctx, opts.Model, hf.Options{})
+	src, err := a.openHeaders(ctx, opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ type Lazy struct {
 	mu      sync.Mutex
 	shards  map[string]*shard // by path; nil where the cache has the file
 	again   bool              // it was told that bytes come a second time
+	layer   int               // the last that was read
 }
 
 // shard is a file of weights. It is a mmap.Filler.
@@ -55,6 +56,8 @@ type shard struct {
 	have     spans // that are there
 	needed   spans // that somebody reads
 	kept     spans // that stay
+	read     spans // that somebody has read at some time
+	passed   spans // that nobody has read since another layer came
 	complete bool  // all were there at one time, and had the digest
 }
 
@@ -83,7 +86,7 @@ func (c *Client) Lazy(ctx context.Context, ref Ref, folder string) (*Lazy, error
 	if err != nil {
 		return nil, err
 	}
-	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
+	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, layer: -1, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
 	if err := os.MkdirAll(z.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("hub: %w", err)
 	}
@@ -236,7 +239,13 @@ func (s *shard) Fill(lo, hi int64) error {
 	z := s.z
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	s.needed = s.needed.with(lo, hi)
+	s.needed, s.passed = s.needed.with(lo, hi), s.passed.without(lo, hi)
+	if len(spans{{lo, hi}}.less(s.read)) > 0 {
+		s.read = s.read.with(lo, hi)
+		if err := s.note("read %d %d", lo, hi); err != nil {
+			return err
+		}
+	}
 	if hi-lo <= z.c.small {
 		s.kept = s.kept.with(lo, hi)
 	}
@@ -297,17 +306,35 @@ func (s *shard) Keep(lo, hi int64) {
 	s.kept = s.kept.with(lo, hi)
 }
 
+// Layer says which layer is read next. What the one before has read and nobody needs may go then, and not before: a layer may lie in two
+// shards, and is read more than once.
+func (z *Lazy) Layer(layer int) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if layer == z.layer {
+		return
+	}
+	first := z.layer < 0 // of a run that goes on: what is read was read of this layer, perhaps
+	z.layer = layer
+	for _, s := range z.shards {
+		if !first {
+			s.passed = s.read.less(s.needed)
+		}
+	}
+}
+
 // leave gives up the bytes of a complete shard that nobody needs.
 func (s *shard) leave() error {
 	if !s.complete {
 		return nil
 	}
-	for _, a := range s.have.less(s.needed).less(s.kept) {
+	for _, a := range s.passed.less(s.kept) {
+		s.passed = s.passed.without(a.lo, a.hi)
 		// First what is remembered, then what is: a process that ends in between has bytes that it does not know of, and no holes.
 		if err := s.note("gone %d %d", a.lo, a.hi); err != nil {
 			return err
 		}
-		s.have = s.have.without(a.lo, a.hi)
+		s.have, s.read = s.have.without(a.lo, a.hi), s.read.without(a.lo, a.hi)
 		if s.m != nil && s.m.Data != nil {
 			if err := s.m.Forbid(a.lo, a.hi); err != nil {
 				return fmt.Errorf("hub: %s: %w", s.path, err)
@@ -322,7 +349,7 @@ func (s *shard) leave() error {
 
 // forget gives up all.
 func (s *shard) forget() error {
-	s.have, s.complete = nil, false
+	s.have, s.read, s.complete = nil, nil, false
 	if err := s.note("gone 0 %d", s.f.Bytes); err != nil {
 		return err
 	}
@@ -354,8 +381,10 @@ func (s *shard) replay() error {
 			s.complete = true
 		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
 			s.have = s.have.with(lo, hi)
+		case scan(line, "read %d %d\n", &lo, &hi):
+			s.read = s.read.with(lo, hi)
 		case scan(line, "gone %d %d\n", &lo, &hi):
-			s.have = s.have.without(lo, hi)
+			s.have, s.read = s.have.without(lo, hi), s.read.without(lo, hi)
 			if lo == 0 && hi == s.f.Bytes {
 				s.complete = false
 			}

@@ -30,7 +30,7 @@ func lazily(t *testing.T, c *Client, folder string) (*Lazy, *hf.Checkpoint) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := hf.Open(z.Dir(), hf.Options{Lazy: z.Open, Identity: z.Identity()})
+	src, err := hf.Open(z.Dir(), hf.Options{Lazy: z.Open, Identity: z.Identity(), Layer: z.Layer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestLazy(t *testing.T) {
 				c.sleep = func(context.Context, time.Duration) error { return errKilled }
 				h.On(func(w http.ResponseWriter, r *http.Request, path string) bool {
 					if path == shard2 && !strings.HasPrefix(killed, "layer") && r.Host == strings.TrimPrefix(h.Storage.URL, "http://") {
-						h.Send(w, r, path, 60_000)
+						h.Send(w, r, path, 10_000)
 					}
 					return false
 				})

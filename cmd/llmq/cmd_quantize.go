@@ -138,6 +138,9 @@ do to each, and each to the predictions, is measured first, and the best choice 
 func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
 	opts.measures = opts.assigns()
+	if opts.LowDisk && recipe.Method.Needs().Outputs && opts.OutputHessian.o == pipeline.OutputHessianAuto {
+		a.warn("--low-disk: as with --output-hessian off, which would take a pass of its own through the weights")
+	}
 	if opts.Work != "" {
 		opts.lazyIn = opts.Work + ".checkpoint"
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/hub"
 	"github.com/llmq/llmq/internal/hubtest"
 )
 
@@ -85,5 +86,78 @@ func TestHubRefusals(t *testing.T) {
 	}
 	if left, _ := filepath.Glob("x.gguf*"); len(left) > 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestLowDisk: weights that come when they are due give the same file, and none come where none are needed.
+func TestLowDisk(t *testing.T) {
+	if !hub.Lazily {
+		t.Skip("not on this system")
+	}
+	dir := folder(t, "llama3-tied")
+	h := hubtest.OfFolder(t, dir)
+	cache := h.Environment(t)
+	out := t.TempDir()
+	text := textFile(t, "a.txt", strings.Repeat("The first of these is that of the others.\n", 200))
+	quantize := []string{"--calib", text, "--calib-tokens", "512", "--seq-len", "32", "--type", "q4_0", "--embedding-type", "q8_0"}
+
+	must(t, "inspect", onHub)
+	must(t, "tokenize", onHub, "--text", text)
+	must(t, "convert", onHub, "-o", filepath.Join(out, "x.gguf"), "--dry-run")
+	must(t, append([]string{"quantize", onHub, "-o", filepath.Join(out, "x.gguf"), "--dry-run"}, quantize...)...)
+	weights := func() (sent int64) {
+		for _, name := range []string{"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} {
+			sent += h.Sent(name)
+		}
+		return sent
+	}
+	const headers = 4 * 2 * 8000 // four commands, two files
+	if n := weights(); n == 0 || n > headers {
+		t.Errorf("%d bytes of weights' files were sent to commands that read only their headers", n)
+	}
+
+	low, full := filepath.Join(out, "low.gguf"), filepath.Join(out, "full.gguf")
+	work := filepath.Join(out, "work")
+	r := must(t, append([]string{"quantize", onHub, "-o", low, "--low-disk", "--work", work}, quantize...)...)
+	if !strings.Contains(r.stderr, "--output-hessian off") {
+		t.Errorf("nothing is said of --output-hessian: %q", r.stderr)
+	}
+	must(t, "convert", onHub, "-o", filepath.Join(out, "low16.gguf"), "--low-disk")
+	for _, left := range []string{work + ".checkpoint", filepath.Join(cache, "models--acme--tiny", "blobs", h.Digest("model-00001-of-00002.safetensors"))} {
+		if _, err := os.Stat(left); err == nil {
+			t.Errorf("%s is left", left)
+		}
+	}
+	must(t, append([]string{"quantize", onHub, "-o", full, "--output-hessian", "off"}, quantize...)...)
+	sameFiles(t, low, full)
+	must(t, "convert", onHub, "-o", filepath.Join(out, "full16.gguf"))
+	sameFiles(t, filepath.Join(out, "low16.gguf"), filepath.Join(out, "full16.gguf"))
+	if left, _ := filepath.Glob(filepath.Join(out, ".llmq*")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+
+	for _, c := range []struct{ args, stderr string }{
+		{"quantize " + dir + " --method rtn", "--low-disk is for hf:ORG/NAME: " + dir},
+		{"quantize hf:acme/tiny --calib " + text + " --max-size 1M", "--low-disk fetches weights once: --max-size"},
+		{"quantize hf:acme/tiny --calib " + text + " --recipe auto", "--low-disk fetches weights once: --max-ppl-increase and the method auto"},
+		{"quantize hf:acme/tiny --calib " + text + " --int8-fallback 0.1", "--low-disk fetches weights once: --int8-fallback"},
+		{"quantize hf:acme/tiny --calib " + text + " --output-hessian on", "--low-disk fetches weights once: --output-hessian on"},
+		{"convert hf:acme/tiny --lora x", "give no --lora"},
+	} {
+		args := append(strings.Fields(c.args), "--low-disk", "-o", filepath.Join(out, "x.gguf"))
+		if r := llmq(t, args...); r.code != exitUsage || !strings.Contains(r.stderr, c.stderr) {
+			t.Errorf("llmq %q: exit %d, %q; want %q", args, r.code, r.stderr, c.stderr)
+		}
+	}
+}
+
+func sameFiles(t *testing.T, a, b string) {
+	t.Helper()
+	x, err := os.ReadFile(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if y, err := os.ReadFile(b); err != nil || !bytes.Equal(x, y) {
+		t.Errorf("%s and %s differ, %v", a, b, err)
 	}
 }

@@ -31,6 +31,8 @@ type Options struct {
 	// what they are, so that nobody has to look (Checkpoint.Identity).
 	Lazy     func(path string) (*mmap.Map, error)
 	Identity string
+	// Layer, where not nil, is told before a tensor of a layer is read which that is.
+	Layer func(layer int)
 }
 
 // Checkpoint is an open checkpoint folder. It is a model.Source.
@@ -43,6 +45,7 @@ type Checkpoint struct {
 	index    map[string]int // of sources, by GGUF name
 	warnings []string
 	identity string
+	layer    func(layer int) // Options.Layer
 }
 
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
@@ -85,7 +88,7 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity}
+	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity, layer: opt.Layer}
 	if err := c.load(config, opt); err != nil {
 		w.Close()
 		return nil, err
@@ -190,6 +193,11 @@ func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 		return nil, fmt.Errorf("hf: %s: no tensor %q", c.dir, name)
 	}
 	s := &c.sources[i]
+	if c.layer != nil {
+		if n := ggml.ParseName(name).Layer; n >= 0 {
+			c.layer(n)
+		}
+	}
 	data, err := s.rows(c.weights, lo, hi)
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)

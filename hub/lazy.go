@@ -163,6 +163,14 @@ func (z *Lazy) open(f File) (err error) {
 		return fmt.Errorf("hub: %w", err)
 	}
 	z.shards[s.path] = s
+	if _, err := os.Readlink(s.path); err == nil { // of when the cache had it: what it leads to is not ours to write to
+		if err := os.Remove(s.path); err != nil {
+			return fmt.Errorf("hub: %w", err)
+		}
+		if err := os.Remove(s.path + ".have"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("hub: %w", err)
+		}
+	}
 	if s.file, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o644); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}

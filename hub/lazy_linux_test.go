@@ -257,6 +257,18 @@ func TestLazyHeld(t *testing.T) {
 	if err := errors.Join(src.Close(), z.Close()); err != nil {
 		t.Fatal(err)
 	}
+	// A blob that somebody has damaged is not written through.
+	blob := filepath.Join(c.Cache, ref.folder(), "blobs", h.Digest(shard1))
+	if err := os.WriteFile(blob, []byte("damaged"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	z, src = lazily(t, c, filepath.Dir(filepath.Dir(filepath.Dir(z.Dir()))))
+	if b, err := os.ReadFile(blob); string(b) != "damaged" {
+		t.Errorf("the cache's blob has %d bytes now, %v", len(b), err)
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestSpans compares with a byte each.

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/hub"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -21,7 +22,7 @@ func complete(cmd *cobra.Command) {
 	switch _, args, _ := strings.Cut(cmd.Use, " "); {
 	case strings.HasPrefix(args, "FOLDER"):
 		cmd.ValidArgsFunction = directories
-	case !strings.HasPrefix(strings.TrimPrefix(args, "["), "FILE") && !strings.HasPrefix(args, "CHECKPOINT") && !strings.Contains(args, "MODEL"):
+	case args == "", strings.HasPrefix(args, hub.Scheme):
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
 	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {

@@ -38,6 +38,7 @@ func TestCompletion(t *testing.T) {
 		{[]string{"bench", "--type", ""}, "q4_k\n", ":4"},
 		{[]string{"bench", ""}, "", ":0"},
 		{[]string{"inspect", ""}, "", ":0"},
+		{[]string{"diff", "a", ""}, "", ":0"},
 		{[]string{"status", ""}, "", ":16"},
 		{[]string{"download", ""}, "", ":4"},
 		{[]string{"version", ""}, "", ":4"},

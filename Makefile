@@ -19,7 +19,7 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
 
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
+CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./hub ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
 
 # What releases are built for, and with, whatever the environment says.
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64

@@ -19,7 +19,11 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
 
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
+CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./hub ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
+
+# What releases are built for, and with, whatever the environment says.
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+PINNED    := CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0
 
 empty  :=
 # Tests of what does not depend on how products are made, minutes without assembly.
@@ -29,7 +33,7 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork T
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
 
-.PHONY: help build demo test check wide purego cross neon race fuzz interop speed speed-gptq bench generate clean
+.PHONY: help build demo test check wide purego cross neon race fuzz interop speed speed-gptq bench generate release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,5 +113,24 @@ speed-gptq: ## time GPTQ beside its authors' code in AUTHORS, a folder with thei
 bench: ## run the Go benchmarks of BENCH (a regular expression), ready for benchstat
 	$(GO) test -run '^$$' -bench '$(BENCH)' -count 6 ./...
 
+# The same commit and Go version give the same bytes, wherever they are built and whatever the environment says.
+release: ## build dist: programs for every system, manual pages, completions, checksums, an SBOM; of a commit as it is
+	@test -z "$$(git status --porcelain)" || { echo "make release: there are changes that are not committed"; exit 1; }
+	rm -rf dist
+	@mkdir -p dist/man dist/completion
+	@version=$$(git describe --tags --always); for platform in $(PLATFORMS); do \
+		os=$${platform%/*} arch=$${platform#*/}; \
+		case $$os in windows) exe=.exe;; *) exe=;; esac; \
+		echo "build $$platform"; \
+		GOOS=$$os GOARCH=$$arch $(PINNED) $(GO) build -trimpath -buildvcs=true -ldflags '-s -w' \
+			-o dist/llmq-$$version-$$os-$$arch$$exe ./cmd/llmq || exit 1; \
+	done
+	@$(PINNED) $(GO) build -trimpath -buildvcs=true -o dist/llmq ./cmd/llmq
+	dist/llmq man dist/man
+	@for shell in bash zsh fish; do dist/llmq completion $$shell > dist/completion/llmq.$$shell; done
+	@rm dist/llmq
+	$(GO) run ./internal/sbom dist/llmq-* > dist/llmq.spdx.json
+	cd dist && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | sed 's,^\./,,' | xargs sha256sum > SHA256SUMS
+
 clean: ## remove what make wrote
-	rm -rf bin out internal/interop/node_modules
+	rm -rf bin out dist internal/interop/node_modules

@@ -34,6 +34,9 @@ var outputHessianNames = []string{"off", "on", "auto"}
 
 func (o OutputHessian) String() string { return outputHessianNames[o] }
 
+// OutputHessianNames lists what ParseOutputHessian takes.
+func OutputHessianNames() []string { return slices.Clone(outputHessianNames) }
+
 // ParseOutputHessian is String's inverse.
 func ParseOutputHessian(s string) (OutputHessian, error) {
 	if i := slices.Index(outputHessianNames, s); i >= 0 {

@@ -219,6 +219,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 		if err := pass.layers(); err != nil {
 			return nil, nil, err
 		}
+		if err := w.convertHead(); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := t.ctx.Err(); err != nil {
 		return nil, nil, err

@@ -97,9 +97,14 @@ func SourceDigest(src Source) (string, error) {
 // digestSource writes a source's metadata, its tensors' names, types and shapes, and the first row of each.
 func digestSource(w io.Writer, src Source) error {
 	digestMetadata(w, src.Metadata())
+	identity := ""
+	if i, ok := src.(interface{ Identity() string }); ok {
+		identity = i.Identity()
+	}
+	fmt.Fprintf(w, "%q\n", identity)
 	for _, info := range src.Tensors() {
 		fmt.Fprintf(w, "%q %s %d\n", info.Name, info.Type.Name, info.Shape)
-		if len(info.Shape) == 0 || info.Elements() == 0 {
+		if identity != "" || len(info.Shape) == 0 || info.Elements() == 0 {
 			continue
 		}
 		rows, ok := src.(model.RowSource)

@@ -37,22 +37,32 @@ type writer struct {
 
 func newWriter(t *task, path string) (*writer, error) {
 	w := &writer{task: t, buffers: make(chan []byte, pendingWrites+1), reports: map[string]*TensorReport{}, sums: map[string]*rowsReport{}}
-	w.pending, w.failed = errgroup.WithContext(t.ctx)
-	w.pending.SetLimit(pendingWrites)
 	var err error
 	w.file, err = gguf.Create(path, t.plan.Metadata, t.plan.infos(), gguf.Options{Overwrite: t.opt.Overwrite,
 		PartBytes: t.plan.Recipe.PartBytes})
 	return w, err
 }
 
-// convertAll writes the tensors that no calibration reaches, one after the other: without calibration all.
+// convertAll writes the tensors that no calibration reaches, one after the other: without calibration all. The head is for
+// convertHead.
 func (w *writer) convertAll() error {
+	return w.convertThose(func(t *Tensor) bool { return w.m == nil || t.Role != model.RoleHead })
+}
+
+// convertHead writes the head behind the layers, if no calibration reaches it: in a checkpoint it lies with the last of them.
+func (w *writer) convertHead() error {
+	return w.convertThose(func(t *Tensor) bool { return w.m != nil && t.Role == model.RoleHead })
+}
+
+func (w *writer) convertThose(those func(t *Tensor) bool) error {
 	var converted []*Tensor
 	for i := range w.plan.Tensors {
-		if t := &w.plan.Tensors[i]; !w.calibrates(t) {
+		if t := &w.plan.Tensors[i]; !w.calibrates(t) && those(t) {
 			converted = append(converted, t)
 		}
 	}
+	w.pending, w.failed = errgroup.WithContext(w.ctx)
+	w.pending.SetLimit(pendingWrites)
 	item := ""
 	for i, t := range converted {
 		if i+1 < len(converted) && 4*converted[i+1].Elements() <= readAheadBytes {

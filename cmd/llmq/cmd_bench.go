@@ -27,6 +27,7 @@ type benchOptions struct {
 func (o *benchOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringSliceVar(&o.Types, "type", nil, "block types to measure (default all)")
+	choose(f, "type", typeNames())
 	f.IntSliceVar(&o.Tokens, "tokens", nil, fmt.Sprintf("tokens in a product (default %s); for MODEL, in its sequence (default 512)", join(bench.Tokens)))
 	f.StringSliceVar(&o.Shapes, "shape", nil, "INxOUT of a linear (default 2048x2048,4096x4096,4096x14336,14336x4096)")
 	f.Var(&o.Precision, "precision", precisionUsage)
@@ -212,7 +213,7 @@ func (a *app) runBenchModel(ctx context.Context, opts benchOptions) error {
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, hf.Options{})
+	src, err := a.openSource(ctx, opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

@@ -46,12 +46,12 @@ func (a *app) runDiff(ctx context.Context, opts diffOptions) error {
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
-	srcA, err := a.openSource(opts.A, hf.Options{})
+	srcA, err := a.openSource(ctx, opts.A, hf.Options{})
 	if err != nil {
 		return err
 	}
 	defer srcA.Close()
-	srcB, err := a.openSource(opts.B, hf.Options{})
+	srcB, err := a.openSource(ctx, opts.B, hf.Options{})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -50,11 +51,13 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Context, "context", 0, fmt.Sprintf("tokens in a chunk (default %d)", eval.DefaultContext))
 	f.IntVar(&o.Chunks, "chunks", 0, "read only the first `N` chunks (0: all)")
 	f.StringVar(&o.Preset, "preset", "", "gptq-2048: score every token of 2048-token chunks, as the GPTQ paper does")
+	choose(f, "preset", []string{presetGPTQ})
 	f.StringVar(&o.Base, "base", "", "also measure KL divergence and equal top tokens against `MODEL`; with --task, its accuracy")
 	f.StringVar(&o.Tokens, "tokens", "", "instead of --text, safetensors `FILE` with token ids to run: the tensor \"tokens\", [sequences, length], each row by itself and with no BOS put in")
 	f.StringVar(&o.Logits, "logits", "", "write what the model says of --tokens to safetensors `FILE`: the tensor \"logits\", float32 [sequences, length, vocabulary]")
 	f.BoolVar(&o.Force, "force", false, "replace the file of --logits")
 	f.StringVar(&o.Activations, "activations", "", "inputs of the layers' linears in eight bits and products in integers: q8 (steps for 32 values, stored weights: fast), int8-static, int8-dynamic or llm.int8; or exactly in f32")
+	choose(f, "activations", activationNames)
 	f.Var(&o.Precision, "precision", precisionUsage)
 	o.Memory = defaultMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
@@ -62,6 +65,11 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Work, "work", "", workUsage+"; of --text")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
+
+// What --preset and --activations can be.
+const presetGPTQ = "gptq-2048"
+
+var activationNames = []string{"f32", string(eval.Q8), string(eval.Int8Static), string(eval.Int8Dynamic), string(eval.LLMInt8)}
 
 func (a *app) evalCommand() *cobra.Command {
 	var opts evalOptions
@@ -129,13 +137,13 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	eopt := eval.Options{Context: opts.Context}
 	switch opts.Preset {
 	case "":
-	case "gptq-2048":
+	case presetGPTQ:
 		if opts.Context != 0 {
 			return usagef("--preset %s sets the context; give no --context", opts.Preset)
 		}
 		eopt = eval.GPTQ2048()
 	default:
-		return usagef("unknown preset %q; known: gptq-2048", opts.Preset)
+		return usagef("unknown preset %q; known: %s", opts.Preset, presetGPTQ)
 	}
 	precision := opts.Precision.p
 	if opts.Context < 0 || opts.Chunks < 0 {
@@ -153,7 +161,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			return err
 		}
 	}
-	m, tok, err := a.openModel(opts.Model)
+	m, tok, err := a.openModel(ctx, opts.Model)
 	if err != nil {
 		return err
 	}
@@ -164,7 +172,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	case "f32":
 		precision = kernels.F32
 	default:
-		return usagef("unknown activations %q; known: f32, %s, %s, %s, %s", act, eval.Q8, eval.Int8Static, eval.Int8Dynamic, eval.LLMInt8)
+		return usagef("unknown activations %q; known: %s", act, strings.Join(activationNames, ", "))
 	}
 	longest := 0
 	for i := range texts {
@@ -178,7 +186,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		eopt.BOS = &id // the GPTQ paper's protocol replaces nothing
 	}
 	if opts.Base != "" {
-		base, baseTok, err := a.openModel(opts.Base)
+		base, baseTok, err := a.openModel(ctx, opts.Base)
 		if err != nil {
 			return err
 		}
@@ -383,8 +391,8 @@ func (o *evalOptions) subject(m *model.Model) report.Subject {
 }
 
 // openModel opens a model and its tokenizer; the caller closes the model's Source.
-func (a *app) openModel(path string) (*model.Model, *tokenizer.Tokenizer, error) {
-	src, err := a.openSource(path, hf.Options{})
+func (a *app) openModel(ctx context.Context, path string) (*model.Model, *tokenizer.Tokenizer, error) {
+	src, err := a.openSource(ctx, path, hf.Options{})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -31,7 +31,7 @@ func (a *app) runLogits(ctx context.Context, opts evalOptions) error {
 	if err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, hf.Options{})
+	src, err := a.openSource(ctx, opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (a *app) runTask(ctx context.Context, opts evalOptions) error {
 
 // answer runs the task on one model, and describes that as the subject of the evaluation.
 func (a *app) answer(ctx context.Context, opts evalOptions, path string, task *eval.Task) (*eval.TaskResult, report.Subject, error) {
-	m, tok, err := a.openModel(path)
+	m, tok, err := a.openModel(ctx, path)
 	if err != nil {
 		return nil, report.Subject{}, err
 	}

@@ -73,7 +73,7 @@ func (a *app) runImatrix(ctx context.Context, opts imatrixOptions) error {
 	if err := a.checkOutput(opts.Output, opts.Force, append(opts.reads(), reading{opts.Model, "the input"})...); err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Model, hf.Options{Pre: opts.Pre})
+	src, err := a.openSource(ctx, opts.Model, hf.Options{Pre: opts.Pre})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"os"
@@ -37,9 +38,9 @@ those up to the next tensor.`,
 		Example: `  llmq inspect qwen3-8b-q4_k.gguf
   llmq inspect Qwen3-8B --json`,
 		Args: exactArgs("FILE|FOLDER"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Path = args[0]
-			return a.runInspect(opts)
+			return a.runInspect(cmd.Context(), opts)
 		},
 	}
 	opts.AddFlags(cmd)
@@ -54,8 +55,8 @@ type typeTotal struct {
 	Bytes   int64  `json:"bytes"`
 }
 
-func (a *app) runInspect(opts inspectOptions) error {
-	l, format, err := a.list(opts.Path)
+func (a *app) runInspect(ctx context.Context, opts inspectOptions) error {
+	l, format, err := a.list(ctx, opts.Path)
 	if err != nil {
 		return err
 	}
@@ -111,12 +112,12 @@ func (a *app) runInspect(opts inspectOptions) error {
 }
 
 // list lists what a GGUF file or a checkpoint folder holds.
-func (a *app) list(path string) (l *gguf.Listing, format string, err error) {
+func (a *app) list(ctx context.Context, path string) (l *gguf.Listing, format string, err error) {
 	if info, err := os.Stat(path); err == nil && !info.IsDir() && !strings.HasSuffix(path, ".safetensors") {
 		l, err := gguf.List(path)
 		return l, "gguf", err
 	}
-	src, err := a.openSource(path, hf.Options{})
+	src, err := a.openHeaders(ctx, path, hf.Options{})
 	if err != nil {
 		return nil, "", err
 	}

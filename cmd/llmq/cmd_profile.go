@@ -104,7 +104,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 	if err := a.checkOutput(opts.Output, opts.Force, append(opts.reads(), reading{opts.Checkpoint, "the input"})...); err != nil {
 		return err
 	}
-	src, err := a.openSource(opts.Checkpoint, hf.Options{Pre: opts.Pre})
+	src, err := a.openSource(ctx, opts.Checkpoint, hf.Options{Pre: opts.Pre})
 	if err != nil {
 		return err
 	}

@@ -140,7 +140,14 @@ do to each, and each to the predictions, is measured first, and the best choice 
 
 func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"}, reading{opts.Imatrix, "the importance matrix"})
-	src, plan, err := opts.open(a, recipe)
+	opts.measures = opts.assigns()
+	if opts.LowDisk && recipe.Method.Needs().Outputs && opts.OutputHessian.o == pipeline.OutputHessianAuto {
+		a.warn("--low-disk: as with --output-hessian off, which would take a pass of its own through the weights")
+	}
+	if opts.Work != "" {
+		opts.lazyIn = opts.Work + ".checkpoint"
+	}
+	src, plan, err := opts.open(ctx, a, recipe)
 	if err != nil {
 		return err
 	}
@@ -228,6 +235,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	}
 	done = true
 	progress.Done()
+	if s, ok := src.(*lazySource); ok && opts.lazyIn != "" {
+		if err := s.lazy.Remove(); err != nil {
+			return err
+		}
+	}
 	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
 		err = errInfinite
 	}
@@ -261,6 +273,12 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	}
 	r := pipeline.Recipe{Method: method, Type: o.Type.t, Smooth: o.Smooth.s, BiasCorrection: o.BiasCorrection}
 	r.OutputHessian = o.OutputHessian.o
+	if o.LowDisk {
+		if err := o.checkPasses(); err != nil {
+			return r, err
+		}
+		r.OutputHessian = pipeline.OutputHessianOff // --output-hessian auto
+	}
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
 	if why, ok := r.Calibrated(); ok && o.lacksText() {
 		if needs.Stats {
@@ -317,6 +335,22 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--method %s has q8_0 weights, not %s; --tensor-type changes single tensors", method.Name(), r.Type.Name)
 	}
 	return r, nil
+}
+
+// checkPasses refuses with --low-disk what takes more than one pass through the original's weights.
+func (o *quantizeOptions) checkPasses() error {
+	const why = "--low-disk fetches weights once: %s"
+	switch {
+	case o.validates():
+		return usagef(why, "--max-ppl-increase and the method auto compare the file with the original when that has gone")
+	case o.assigns():
+		return usagef(why, "--max-size and --max-bpw measure all of them first")
+	case o.Fallback > 0:
+		return usagef(why, "--int8-fallback starts over")
+	case o.OutputHessian.o == pipeline.OutputHessianOn:
+		return usagef(why, "--output-hessian on takes a pass of its own before the first layer")
+	}
+	return nil
 }
 
 // lacksText says whether calibration text is missing from what the options are for.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -35,20 +36,20 @@ be a vocabulary without tensors. Spellings of control tokens in the text are tex
 		Example: `  echo 'Hello world' | llmq tokenize Qwen3-8B --text -
   llmq tokenize model.gguf --text book.txt --json --no-bos`,
 		Args: exactArgs("MODEL"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Model = args[0]
-			return a.runTokenize(opts)
+			return a.runTokenize(cmd.Context(), opts)
 		},
 	}
 	opts.AddFlags(cmd)
 	return cmd
 }
 
-func (a *app) runTokenize(opts tokenizeOptions) error {
+func (a *app) runTokenize(ctx context.Context, opts tokenizeOptions) error {
 	if opts.Text == "" {
 		return usagef("no --text FILE given")
 	}
-	src, err := a.openSource(opts.Model, hf.Options{})
+	src, err := a.openHeaders(ctx, opts.Model, hf.Options{})
 	if err != nil {
 		return err
 	}

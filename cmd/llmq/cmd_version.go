@@ -14,7 +14,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Print the version and how it was built",
 		Args:  exactArgs(),
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(a.stdout, "llmq %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(a.stdout, "llmq %s %s %s/%s\n%s", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH, commit())
 			return err
 		},
 	}
@@ -27,4 +27,16 @@ func version() string {
 		return "(devel)"
 	}
 	return info.Main.Version
+}
+
+// commit is a line about the commit that was built, "" where that is not known.
+func commit() string {
+	hash, at := buildSetting("vcs.revision"), buildSetting("vcs.time")
+	switch {
+	case hash == "":
+		return ""
+	case buildSetting("vcs.modified") == "true":
+		at += ", with changes"
+	}
+	return fmt.Sprintf("commit %s of %s\n", hash, at)
 }

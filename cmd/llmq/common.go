@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,8 +22,12 @@ import (
 	"github.com/llmq/llmq/pipeline"
 )
 
-// openSource opens a checkpoint folder, with options, or a GGUF file.
-func (a *app) openSource(path string, opt hf.Options) (pipeline.Source, error) {
+// openSource opens a checkpoint folder, with options, or a GGUF file. One of the hub is fetched.
+func (a *app) openSource(ctx context.Context, path string, opt hf.Options) (pipeline.Source, error) {
+	path, err := a.local(ctx, path)
+	if err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
@@ -226,6 +231,8 @@ type precisionValue struct{ p kernels.Precision }
 
 const precisionUsage = "auto (matrix products may round their inputs to bfloat16) or f32"
 
+var precisionNames = []string{"auto", "f32"}
+
 func (v *precisionValue) Type() string { return "precision" }
 
 func (v *precisionValue) String() string {
@@ -242,7 +249,7 @@ func (v *precisionValue) Set(s string) error {
 	case "f32":
 		v.p = kernels.F32
 	default:
-		return fmt.Errorf("unknown precision %q; known: auto, f32", s)
+		return fmt.Errorf("unknown precision %q; known: %s", s, strings.Join(precisionNames, ", "))
 	}
 	return nil
 }

@@ -116,6 +116,8 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `llmq turns a Hugging Face checkpoint into the best GGUF of its size, on a CPU, one layer at a time, and proves it by
 measuring perplexity itself.
 
+Where a command takes a CHECKPOINT or MODEL, hf:ORG/NAME[@REVISION] is one of the Hugging Face hub, which is fetched first.
+
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrupted.`,
 		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
   llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt --base Qwen3-8B`,
@@ -137,11 +139,11 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.imatrixCommand(), a.diffCommand(), a.reportCommand(), a.inspectCommand(),
-		a.tokenizeCommand(), a.statusCommand(), a.benchCommand(), a.versionCommand())
+	root.AddCommand(a.downloadCommand(), a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.imatrixCommand(), a.diffCommand(),
+		a.reportCommand(), a.inspectCommand(), a.tokenizeCommand(), a.statusCommand(), a.benchCommand(), a.versionCommand(), a.manCommand())
 	for _, cmd := range root.Commands() {
+		complete(cmd)
 		cmd.Flags().VisitAll(takeOne)
 	}
 	return root

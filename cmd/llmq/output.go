@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/hub"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/pipeline"
 )
@@ -33,11 +35,14 @@ type outputOptions struct {
 	Modelfile     string
 	MTP           mtpValue
 	Threads       int
+	LowDisk       bool
 	DryRun        bool
 	Force         bool
 	JSON          bool
 
-	besides []reading // the checkpoint
+	besides  []reading // the checkpoint
+	measures bool      // a dry run reads the weights too
+	lazyIn   string    // where --low-disk keeps what has come; "" if nowhere
 }
 
 func (o *outputOptions) AddFlags(cmd *cobra.Command) {
@@ -54,17 +59,21 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Modelfile, "modelfile", "", "write `FILE` too, a Modelfile of the output, which ollama create takes")
 	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0; auto keeps those among the model's layers, which any llama.cpp loads, and drops those apart, as Qwen3.5's")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
+	f.BoolVar(&o.LowDisk, "low-disk", false, "with hf:ORG/NAME, fetch each file of weights when its tensors are due, and drop it when those of the next are (Linux)")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers and the calibration text, with a budget after measuring; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
 
 // open checks the paths, opens the checkpoint and plans the output; the caller closes the source.
-func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
+func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
 	if o.Output == "" {
 		return nil, nil, usagef("no output given: -o FILE")
 	}
 	if err := setThreads(o.Threads); err != nil {
+		return nil, nil, err
+	}
+	if err := o.checkLowDisk(); err != nil {
 		return nil, nil, err
 	}
 	if !o.DryRun && o.PartBytes == 0 { // the names of parts are known when their number is
@@ -79,7 +88,11 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	r.Requantize, r.PartBytes = o.Requantize, int64(o.PartBytes)
 	r.Rules, r.Embedding, r.Output, r.NoFallback = o.Rules.rules, o.EmbeddingType.t, o.OutputType.t, o.NoFallback
-	src, err := a.openSource(o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v})
+	var err error
+	if o.LoRA, err = a.local(ctx, o.LoRA); err != nil { // --work looks at its files
+		return nil, nil, err
+	}
+	src, err := o.openCheckpoint(ctx, a)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -95,6 +108,32 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 		return nil, nil, errors.Join(err, src.Close())
 	}
 	return src, plan, nil
+}
+
+// openCheckpoint opens what is to be written.
+func (o *outputOptions) openCheckpoint(ctx context.Context, a *app) (pipeline.Source, error) {
+	opt := hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v}
+	switch {
+	case o.DryRun && !o.measures:
+		return a.openHeaders(ctx, o.Checkpoint, opt)
+	case o.LowDisk:
+		return a.openLazily(ctx, o.Checkpoint, opt, o.lazyIn, filepath.Dir(o.Output))
+	}
+	return a.openSource(ctx, o.Checkpoint, opt)
+}
+
+// checkLowDisk says what --low-disk is not for.
+func (o *outputOptions) checkLowDisk() error {
+	switch {
+	case !o.LowDisk:
+	case !hub.IsName(o.Checkpoint):
+		return usagef("--low-disk is for %sORG/NAME: %s is there already", hub.Scheme, o.Checkpoint)
+	case !hub.Lazily:
+		return usagef("--low-disk needs files with holes, which llmq makes on Linux only")
+	case o.LoRA != "":
+		return usagef("--low-disk: an adapter cannot be merged into weights that come and go: give no --lora")
+	}
+	return nil
 }
 
 // inputs lists what the command reads.

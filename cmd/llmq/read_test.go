@@ -108,7 +108,7 @@ func TestTokenize(t *testing.T) {
 // TestTokenizeVocabulary: a GGUF file without tensors is enough.
 func TestTokenizeVocabulary(t *testing.T) {
 	dir := folder(t, "llama")
-	src, err := (&app{stderr: os.Stderr}).openSource(dir, hf.Options{})
+	src, err := (&app{stderr: os.Stderr}).openSource(t.Context(), dir, hf.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

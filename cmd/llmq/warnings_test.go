@@ -11,7 +11,7 @@ import (
 // TestContextWarnings: sequences that are longer than what the model was trained for are pointed out, others are not.
 func TestContextWarnings(t *testing.T) {
 	dir := folder(t, "llama")
-	src, err := (&app{}).openSource(dir, hf.Options{})
+	src, err := (&app{}).openSource(t.Context(), dir, hf.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,9 @@ const workUsage = "keep what is done in `FOLDER`: the same command goes on there
 func openWork(folder string, parts []store.Part, sources []pipeline.Source, others ...string) (*store.Dir, error) {
 	var files []string
 	for _, src := range sources {
+		if i, ok := src.(interface{ Identity() string }); ok && i.Identity() != "" {
+			continue // SourceDigest has it
+		}
 		if f, ok := src.(interface{ Paths() []string }); ok {
 			files = append(files, f.Paths()...)
 		} else {

@@ -45,6 +45,9 @@ func (a *assembly) run() error {
 			return err
 		}
 		if t != nil {
+			if p.m != nil && p.m.Lazy() { // what decodes it takes all of its parts to be there
+				return unsupportedf("%s: tensor %q is quantized: only plain floats can be fetched when they are needed", p.file, t.Name)
+			}
 			if err := checkShape(t.Shape); err != nil {
 				return p.errorf("%v", err)
 			}

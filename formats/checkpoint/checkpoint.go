@@ -20,6 +20,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/mmap"
 )
 
 // Info describes a logical tensor.
@@ -49,6 +50,9 @@ type Config struct {
 	Quantization json.RawMessage
 	// LoRA is the folder of an adapter to merge into the weights; "" for none.
 	LoRA string
+	// Open maps a file of safetensors; nil means mmap.Open. Of a file that is not all there (mmap.OpenLazy), tensors come when their
+	// rows are asked for; all must be plain floats.
+	Open func(path string) (*mmap.Map, error)
 }
 
 // A FormatError reports that the input is not a valid checkpoint.
@@ -116,11 +120,12 @@ type span struct {
 type pages interface {
 	Release([]byte)
 	ReadAhead([]byte)
+	Keep([]byte)
 }
 
 // Open reads the headers of a folder's weights, but no weights.
 func Open(dir string, cfg Config) (*Checkpoint, error) {
-	parts, files, err := openFolder(dir)
+	parts, files, err := openFolder(dir, cfg.Open)
 	if err != nil {
 		return nil, err
 	}
@@ -180,6 +185,9 @@ func (c *Checkpoint) Rows(name string, lo, hi int) ([]byte, error) {
 		return nil, nil
 	}
 	b, err := t.rows(lo, hi)
+	if absent, ok := errors.AsType[*absentError](err); ok {
+		return nil, fmt.Errorf("checkpoint: %s: tensor %q: %w", t.File, name, absent.error)
+	}
 	if err != nil {
 		return nil, formatErrorf("%s: tensor %q: %v", t.File, name, err)
 	}
@@ -198,6 +206,14 @@ func (c *Checkpoint) Release(name string, lo, hi int) {
 func (c *Checkpoint) ReadAhead(name string, lo, hi int) {
 	for _, s := range c.spans(name, lo, hi) {
 		s.ReadAhead(s.data)
+	}
+}
+
+// Keep has rows of a file that is not all there stay, once they have come, whatever is released. A name that is not there is
+// ignored.
+func (c *Checkpoint) Keep(name string, lo, hi int) {
+	for _, s := range c.spans(name, lo, hi) {
+		s.Keep(s.data)
 	}
 }
 

@@ -29,13 +29,16 @@ type part struct {
 }
 
 // openFolder lists the stored tensors of a folder: of safetensors files, else of torch's.
-func openFolder(dir string) (parts []*part, files []file, err error) {
+func openFolder(dir string, open func(path string) (*mmap.Map, error)) (parts []*part, files []file, err error) {
 	if fi, err := os.Stat(dir); err != nil {
 		return nil, nil, fmt.Errorf("checkpoint: %w", err)
 	} else if !fi.IsDir() {
 		return nil, nil, fmt.Errorf("checkpoint: %s: not a folder", dir)
 	}
-	st, err := safetensors.Open(dir)
+	if open == nil {
+		open = mmap.Open
+	}
+	st, err := safetensors.OpenWith(dir, open)
 	if err == nil {
 		parts, err = safetensorsParts(st)
 		if err != nil {
@@ -152,6 +155,11 @@ func newPlain(p *part) plain {
 }
 
 func (t plain) rows(lo, hi int) ([]byte, error) {
+	if t.part.m != nil { // the tensor as a whole, be it a little at a time that is read
+		if err := t.part.m.Need(t.part.data); err != nil {
+			return nil, &absentError{err}
+		}
+	}
 	if t.part.strides != nil {
 		return t.part.gather(lo, hi), nil
 	}
@@ -159,6 +167,9 @@ func (t plain) rows(lo, hi int) ([]byte, error) {
 }
 
 func (t plain) spans(lo, hi int) []span { return t.part.rowSpan(lo, hi, t.rowBytes) }
+
+// absentError says why a part of a file that is not all there has not come.
+type absentError struct{ error }
 
 // double is a tensor of float64, which is rounded to float32.
 type double struct{ plain }

@@ -14,6 +14,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/formats/hf/object"
+	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/text"
 )
 
@@ -26,6 +27,12 @@ type Options struct {
 	LoRA string
 	// MTP says which layers that predict further tokens are kept.
 	MTP arch.MTP
+	// Lazy opens files of weights that come when they are needed; nil where the folder has them. Identity says, if it is not empty,
+	// what they are, so that nobody has to look (Checkpoint.Identity).
+	Lazy     func(path string) (*mmap.Map, error)
+	Identity string
+	// Layer, where not nil, is told before a tensor of a layer is read which that is.
+	Layer func(layer int)
 }
 
 // Checkpoint is an open checkpoint folder. It is a model.Source.
@@ -37,6 +44,8 @@ type Checkpoint struct {
 	sources  []source
 	index    map[string]int // of sources, by GGUF name
 	warnings []string
+	identity string
+	layer    func(layer int) // Options.Layer
 }
 
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
@@ -75,11 +84,11 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if text := config.Object("text_config"); text != nil && quantization == nil {
 		quantization, _ = text.Get("quantization_config")
 	}
-	w, err := checkpoint.Open(dir, checkpoint.Config{Quantization: quantization, LoRA: opt.LoRA})
+	w, err := checkpoint.Open(dir, checkpoint.Config{Quantization: quantization, LoRA: opt.LoRA, Open: opt.Lazy})
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings()}
+	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity, layer: opt.Layer}
 	if err := c.load(config, opt); err != nil {
 		w.Close()
 		return nil, err
@@ -184,6 +193,11 @@ func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 		return nil, fmt.Errorf("hf: %s: no tensor %q", c.dir, name)
 	}
 	s := &c.sources[i]
+	if c.layer != nil {
+		if n := ggml.ParseName(name).Layer; n >= 0 {
+			c.layer(n)
+		}
+	}
 	data, err := s.rows(c.weights, lo, hi)
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)
@@ -207,6 +221,13 @@ func (c *Checkpoint) eachPart(name string, f func(name string, lo, hi int)) {
 		s.reads(c.weights, 0, s.info.Rows(), f)
 	}
 }
+
+// Identity says what the weights are, such as a hub's digest of them: the same in every run, and with other weights another. It is ""
+// where that is not known without reading them.
+func (c *Checkpoint) Identity() string { return c.identity }
+
+// Keep has a tensor's data stay once it has come, where Options.Lazy is set, though it is released: it will be read again.
+func (c *Checkpoint) Keep(name string) { c.eachPart(name, c.weights.Keep) }
 
 // Changed is an error that names the first file of weights that was written to since it was opened.
 func (c *Checkpoint) Changed() error {

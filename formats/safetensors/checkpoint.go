@@ -58,26 +58,32 @@ type home struct {
 	data []byte // a view of the shard
 }
 
+// opener maps a file.
+type opener func(path string) (*mmap.Map, error)
+
 // Open maps a checkpoint and reads its headers, but no weights. The path is a folder with model.safetensors, or with
 // shards and their index; or a .safetensors file; or an index file.
-func Open(path string) (*Checkpoint, error) {
+func Open(path string) (*Checkpoint, error) { return OpenWith(path, mmap.Open) }
+
+// OpenWith is Open with another function to map shards than mmap.Open.
+func OpenWith(path string, open func(path string) (*mmap.Map, error)) (*Checkpoint, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("safetensors: %w", err)
 	}
 	if !fi.IsDir() {
 		if strings.HasSuffix(path, ".json") {
-			return openIndex(path)
+			return openIndex(path, open)
 		}
-		return openShards(filepath.Dir(path), []string{filepath.Base(path)}, nil)
+		return openShards(filepath.Dir(path), []string{filepath.Base(path)}, nil, open)
 	}
 	// The order is that of Hugging Face's own loader.
 	if _, err := os.Lstat(filepath.Join(path, SingleFile)); err == nil {
-		return openShards(path, []string{SingleFile}, nil)
+		return openShards(path, []string{SingleFile}, nil, open)
 	}
 	index := filepath.Join(path, IndexFile)
 	if _, err := os.Lstat(index); !errors.Is(err, fs.ErrNotExist) {
-		return openIndex(index)
+		return openIndex(index, open)
 	}
 	files, err := numberedShards(path)
 	if err != nil {
@@ -86,7 +92,7 @@ func Open(path string) (*Checkpoint, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("safetensors: %s: holds neither %s nor %s: %w", path, SingleFile, IndexFile, fs.ErrNotExist)
 	}
-	return openShards(path, files, nil)
+	return openShards(path, files, nil, open)
 }
 
 // numberedShards lists model-00001-of-0000N.safetensors to model-0000N-of-0000N.safetensors of a folder without an index,
@@ -115,7 +121,7 @@ func numberedShards(dir string) ([]string, error) {
 }
 
 // openIndex opens the shards that an index names.
-func openIndex(path string) (*Checkpoint, error) {
+func openIndex(path string, open opener) (*Checkpoint, error) {
 	places, err := readIndex(path)
 	if err != nil {
 		return nil, err
@@ -124,14 +130,14 @@ func openIndex(path string) (*Checkpoint, error) {
 	for _, file := range places {
 		files[file] = true
 	}
-	return openShards(filepath.Dir(path), sortedKeys(files), places)
+	return openShards(filepath.Dir(path), sortedKeys(files), places, open)
 }
 
 // openShards opens the named files of dir. The index says which file holds each tensor; nil allows all that there are.
-func openShards(dir string, files []string, index map[string]string) (*Checkpoint, error) {
+func openShards(dir string, files []string, index map[string]string, open opener) (*Checkpoint, error) {
 	c := &Checkpoint{index: make(map[string]int)}
 	for _, file := range files {
-		s, entries, err := openShard(dir, file, index)
+		s, entries, err := openShard(dir, file, index, open)
 		if err != nil {
 			c.Close()
 			return nil, err
@@ -176,9 +182,9 @@ func checkPlace(shard, tensor string, index map[string]string) error {
 	}
 }
 
-func openShard(dir, file string, index map[string]string) (*shard, []entry, error) {
+func openShard(dir, file string, index map[string]string, open opener) (*shard, []entry, error) {
 	s := &shard{name: file, path: filepath.Join(dir, filepath.FromSlash(file))}
-	m, err := mmap.Open(s.path)
+	m, err := open(s.path)
 	if errors.Is(err, fs.ErrNotExist) && index != nil {
 		n := 0
 		for _, f := range index {

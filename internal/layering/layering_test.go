@@ -51,7 +51,7 @@ var allowed = map[string]string{
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff internal/text tokenizer arch",
+	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/mmap internal/sniff internal/text tokenizer arch",
 
 	"tokenizer": "",
 	"model":     "tensor kernels/... quant formats/ggml",
@@ -64,19 +64,22 @@ var allowed = map[string]string{
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
 		"internal/atomicfile internal/mmap internal/states internal/knapsack store imatrix",
 
+	"hub":    "internal/atomicfile internal/mmap",
 	"store":  "internal/atomicfile",
 	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval profile pipeline report store imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
+		"calib eval hub profile pipeline report store imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",
+	"internal/hubtest":    "",
 	"internal/interop":    "",
 	"internal/jinja":      "",
 	"internal/bench":      "tensor kernels/... gptq formats/ggml model",
 	"internal/knapsack":   "",
 	"internal/layering":   "",
 	"internal/mmap":       "",
+	"internal/sbom":       "",
 	"internal/shared":     "",
 	"internal/sniff":      "",
 	"internal/states":     "tensor",

@@ -18,9 +18,10 @@ type Map struct {
 	// Data is the file's content. It must not be written to, and must not be used after Close.
 	Data []byte
 
-	path string
-	file *os.File    // what Data is a map of; nil where Data is a copy
-	info fs.FileInfo // of file when it was mapped
+	path   string
+	file   *os.File    // what Data is a map of; nil where Data is a copy
+	info   fs.FileInfo // of file when it was mapped
+	filler Filler      // nil where all of the file is there
 }
 
 // Open maps the file at path, which must be a regular file (or a link to one): opening a pipe could wait for ever.
@@ -80,7 +81,7 @@ func (m *Map) Changed() error {
 		return err
 	case now.Size() != m.info.Size():
 		return fmt.Errorf("%s: the file was changed while it was read: it had %d bytes, and has %d", m.path, m.info.Size(), now.Size())
-	case !now.ModTime().Equal(m.info.ModTime()):
+	case m.filler == nil && !now.ModTime().Equal(m.info.ModTime()):
 		return fmt.Errorf("%s: the file was written to while it was read, at %s", m.path, now.ModTime().Format("15:04:05"))
 	}
 	return nil

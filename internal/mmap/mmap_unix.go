@@ -21,6 +21,9 @@ func unmap(data []byte) error { return unix.Munmap(data) }
 // Release tells the kernel that the pages which lie wholly inside b, a part of Data, need not stay resident, and are the
 // first to take when memory is short. They come back from the file when they are read again.
 func (m *Map) Release(b []byte) {
+	if m.filler != nil && len(b) > 0 {
+		m.filler.Free(m.offsets(b))
+	}
 	if pages := m.pages(b, true); pages != nil {
 		// Advice: nothing depends on its being taken.
 		cool(pages)
@@ -30,6 +33,9 @@ func (m *Map) Release(b []byte) {
 
 // ReadAhead tells the kernel that b, a part of Data, will be read soon, and does not wait for it.
 func (m *Map) ReadAhead(b []byte) {
+	if m.filler != nil {
+		return // what is not there comes when it is needed
+	}
 	if pages := m.pages(b, false); pages != nil {
 		_ = unix.Madvise(pages, unix.MADV_WILLNEED)
 	}

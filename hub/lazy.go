@@ -1,0 +1,495 @@
+package hub
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/gofrs/flock"
+
+	"github.com/llmq/llmq/internal/atomicfile"
+	"github.com/llmq/llmq/internal/mmap"
+)
+
+// smallTensor is the size up to which a tensor is fetched by itself, and stays: norms, biases, routers. A larger one brings the rest
+// of its shard, whose digest is checked then.
+const smallTensor = 4 << 20
+
+// Lazy is a model of the hub in a folder whose weights come when they are needed and go when those of another shard are. A shard's file
+// has its full length from the beginning and takes the room of what is there (a sparse file). What has come and gone is written
+// down beside it, so that another process goes on with the same folder.
+//
+//	FOLDER/models--ORG--NAME/snapshots/COMMIT/SHARD           the bytes that are there, and holes
+//	FOLDER/models--ORG--NAME/snapshots/COMMIT/SHARD.have      a line for each time that bytes came or went
+type Lazy struct {
+	c   *Client
+	l   *Listing
+	ctx context.Context
+	dir string
+
+	weights []File
+	held    *flock.Flock
+	mu      sync.Mutex
+	shards  map[string]*shard // by path; nil where the cache has the file
+	again   bool              // it was told that bytes come a second time
+	layer   int               // the last that was read
+}
+
+// shard is a file of weights. It is a mmap.Filler.
+type shard struct {
+	z        *Lazy
+	f        File
+	path     string
+	file     *os.File
+	journal  *os.File
+	m        *mmap.Map
+	first    int64 // bytes of the header
+	have     spans // that are there
+	needed   spans // that somebody reads
+	kept     spans // that stay
+	read     spans // that somebody has read at some time
+	passed   spans // that nobody has read since another layer came
+	complete bool  // all were there at one time, and had the digest
+}
+
+// Lazy makes folder hold a model whose weights come when they are needed. ctx ends what is fetched then. Only Linux has files and maps
+// that allow it.
+func (c *Client) Lazy(ctx context.Context, ref Ref, folder string) (*Lazy, error) {
+	if c.Offline {
+		return nil, fmt.Errorf("hub: %s: HF_HUB_OFFLINE is set: nothing is asked for", ref)
+	}
+	l, err := c.List(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.noteRevision(l); err != nil {
+		return nil, err
+	}
+	cached := c.tree(l)
+	beside, err := l.beside()
+	if err != nil {
+		return nil, err
+	}
+	if err := cached.ensure(ctx, beside); err != nil {
+		return nil, err
+	}
+	weights, err := cached.weights()
+	if err != nil {
+		return nil, err
+	}
+	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, layer: -1, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
+	if err := os.MkdirAll(z.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("hub: %w", err)
+	}
+	z.held = flock.New(filepath.Join(z.dir, ".lock"))
+	if ok, err := z.held.TryLock(); err != nil {
+		return nil, fmt.Errorf("hub: %w", err)
+	} else if !ok {
+		return nil, fmt.Errorf("hub: %s: another process works in this folder", z.dir)
+	}
+	if err := z.fill(cached, beside, weights); err != nil {
+		z.Close()
+		return nil, err
+	}
+	return z, nil
+}
+
+// fill makes the folder: links to what the cache has, and the other files of weights with holes.
+func (z *Lazy) fill(cached *tree, beside, weights []File) error {
+	for _, f := range beside {
+		if err := z.link(cached, f); err != nil {
+			return err
+		}
+	}
+	for _, f := range weights {
+		if !strings.HasSuffix(f.Path, ".safetensors") {
+			return fmt.Errorf("hub: %s: %s is no safetensors file, of which alone parts can be fetched", z.l.Ref, f.Path)
+		}
+		z.weights = append(z.weights, f)
+		there, err := cached.has(f, cached.place(f))
+		if err == nil && there {
+			err = z.link(cached, f)
+		} else if err == nil {
+			err = z.open(f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// link shows a file of the cache.
+func (z *Lazy) link(cached *tree, f File) error {
+	name := filepath.Join(z.dir, filepath.FromSlash(f.Path))
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("hub: %w", err)
+	}
+	if err := os.Symlink(filepath.Join(cached.dir, filepath.FromSlash(f.Path)), name); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	return nil
+}
+
+// Dir is the folder to open as a checkpoint, with Open for its files of weights.
+func (z *Lazy) Dir() string { return z.dir }
+
+// Identity is the digests of the weights.
+func (z *Lazy) Identity() string {
+	var parts []string
+	for _, f := range z.weights {
+		parts = append(parts, f.Path+" "+string(f.Digest))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
+
+// open readies a shard: its file, what is known to be there, its header.
+func (z *Lazy) open(f File) (err error) {
+	s := &shard{z: z, f: f, path: filepath.Join(z.dir, filepath.FromSlash(f.Path))}
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	z.shards[s.path] = s
+	if _, err := os.Readlink(s.path); err == nil { // of when the cache had it: what it leads to is not ours to write to
+		if err := os.Remove(s.path); err != nil {
+			return fmt.Errorf("hub: %w", err)
+		}
+		if err := os.Remove(s.path + ".have"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("hub: %w", err)
+		}
+	}
+	if s.file, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	if s.journal, err = os.OpenFile(s.path+".have", os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	if err := s.replay(); err != nil {
+		return err
+	}
+	if err := s.file.Truncate(f.Bytes); err != nil {
+		return fmt.Errorf("hub: %s: %w", s.path, err)
+	}
+	if f.Bytes < 8 {
+		return fmt.Errorf("hub: %s: %s: %d bytes are too few for a safetensors file", z.l.Ref, f.Path, f.Bytes)
+	}
+	if err := s.fetch(spans{{0, 8}}); err != nil {
+		return err
+	}
+	var length [8]byte
+	if _, err := s.file.ReadAt(length[:], 0); err != nil {
+		return fmt.Errorf("hub: %s: %w", s.path, err)
+	}
+	const most = 100_000_000 // the format's own limit
+	n := binary.LittleEndian.Uint64(length[:])
+	if n > most || int64(n) > f.Bytes-8 {
+		return fmt.Errorf("hub: %s: %s: its header's length is %d, of %d bytes", z.l.Ref, f.Path, n, f.Bytes)
+	}
+	s.first = 8 + int64(n)
+	s.kept = s.kept.with(0, s.first)
+	return s.fetch(spans{{8, s.first}})
+}
+
+// Open maps a shard, for a reader of the folder.
+func (z *Lazy) Open(path string) (*mmap.Map, error) {
+	s := z.shards[path]
+	if s == nil {
+		return mmap.Open(path)
+	}
+	m, err := mmap.OpenLazy(path, s.first, s)
+	if err != nil {
+		return nil, err
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	s.m = m
+	return m, nil
+}
+
+// Remove takes the folder away. What is open stays as it is, and takes its room until Close.
+func (z *Lazy) Remove() error {
+	repository := filepath.Dir(filepath.Dir(z.dir))
+	if err := os.RemoveAll(repository); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	os.Remove(filepath.Dir(repository)) // if nothing else is in it
+	return nil
+}
+
+// Close closes the files. Maps are their readers' to close.
+func (z *Lazy) Close() error {
+	var errs []error
+	for _, s := range z.shards {
+		for _, f := range []*os.File{s.file, s.journal} {
+			if f != nil {
+				errs = append(errs, f.Close())
+			}
+		}
+	}
+	return errors.Join(append(errs, z.held.Close())...)
+}
+
+// Fill has bytes lo to hi be there.
+func (s *shard) Fill(lo, hi int64) error {
+	z := s.z
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	s.needed, s.passed = s.needed.with(lo, hi), s.passed.without(lo, hi)
+	if len(spans{{lo, hi}}.less(s.read)) > 0 {
+		s.read = s.read.with(lo, hi)
+		if err := s.note("read %d %d", lo, hi); err != nil {
+			return err
+		}
+	}
+	if hi-lo <= z.c.small {
+		s.kept = s.kept.with(lo, hi)
+	}
+	want := spans{{lo, hi}}
+	missing := want.less(s.have)
+	switch {
+	case len(missing) == 0:
+		return nil
+	case s.complete:
+		if !z.again {
+			z.again = true
+			z.c.notify("%s: a tensor is needed that had gone already: it is fetched again", z.l.Ref)
+		}
+		return s.fetch(missing)
+	case hi-lo <= z.c.small:
+		return s.fetch(missing)
+	}
+	for _, other := range z.shards {
+		if err := other.leave(); err != nil {
+			return err
+		}
+	}
+	missing = spans{{0, s.f.Bytes}}.less(s.have)
+	if free, known := atomicfile.Free(z.dir); known && uint64(missing.bytes()) > free {
+		return fmt.Errorf("hub: %s: %s: %d bytes are to be fetched, %s has %d bytes free", z.l.Ref, s.f.Path, missing.bytes(), z.dir, free)
+	}
+	z.c.notify("fetching %s, %d bytes", s.f.Path, missing.bytes())
+	if err := s.fetch(missing); err != nil {
+		return err
+	}
+	h := s.f.summer()
+	if _, err := copyAll(z.ctx, h, io.NewSectionReader(s.file, 0, s.f.Bytes)); err != nil {
+		return fmt.Errorf("hub: %s: %w", s.path, err)
+	}
+	if got := sum(h); got != s.f.Digest {
+		// Its small tensors have been used already, so this run is lost.
+		return errors.Join(fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s: start again", z.l.Ref, s.f.Path, got, s.f.Digest),
+			s.forget())
+	}
+	if err := s.file.Sync(); err != nil {
+		return fmt.Errorf("hub: %s: %w", s.path, err)
+	}
+	s.complete = true
+	return s.note("complete")
+}
+
+// Free says that bytes lo to hi are not read for now.
+func (s *shard) Free(lo, hi int64) {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	s.needed = s.needed.without(lo, hi)
+}
+
+// Keep has bytes lo to hi stay.
+func (s *shard) Keep(lo, hi int64) {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	s.kept = s.kept.with(lo, hi)
+}
+
+// Layer says which layer is read next. What the one before has read and nobody needs may go then, and not before: a layer may lie in two
+// shards, and is read more than once.
+func (z *Lazy) Layer(layer int) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if layer == z.layer {
+		return
+	}
+	first := z.layer < 0 // of a run that goes on: what is read was read of this layer, perhaps
+	z.layer = layer
+	for _, s := range z.shards {
+		if !first {
+			s.passed = s.read.less(s.needed)
+		}
+	}
+}
+
+// leave gives up the bytes of a complete shard that nobody needs.
+func (s *shard) leave() error {
+	if !s.complete {
+		return nil
+	}
+	for _, a := range s.passed.less(s.kept) {
+		s.passed = s.passed.without(a.lo, a.hi)
+		// First what is remembered, then what is: a process that ends in between has bytes that it does not know of, and no holes.
+		if err := s.note("gone %d %d", a.lo, a.hi); err != nil {
+			return err
+		}
+		s.have, s.read = s.have.without(a.lo, a.hi), s.read.without(a.lo, a.hi)
+		if s.m != nil && s.m.Data != nil {
+			if err := s.m.Forbid(a.lo, a.hi); err != nil {
+				return fmt.Errorf("hub: %s: %w", s.path, err)
+			}
+		}
+		if err := punch(s.file, a.lo, a.hi); err != nil {
+			return fmt.Errorf("hub: %s: cannot give up bytes %d to %d: %w", s.path, a.lo, a.hi, err)
+		}
+	}
+	return nil
+}
+
+// forget gives up all.
+func (s *shard) forget() error {
+	s.have, s.read, s.complete = nil, nil, false
+	if err := s.note("gone 0 %d", s.f.Bytes); err != nil {
+		return err
+	}
+	return punch(s.file, 0, s.f.Bytes)
+}
+
+// note adds a line to what is known.
+func (s *shard) note(format string, args ...any) error {
+	if _, err := fmt.Fprintf(s.journal, format+"\n", args...); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	return nil
+}
+
+// replay reads what is known. A last line that a killed process has left unfinished counts for nothing.
+func (s *shard) replay() error {
+	b, err := io.ReadAll(s.journal)
+	if err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	end := strings.LastIndexByte(string(b), '\n') + 1
+	if err := s.journal.Truncate(int64(end)); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	for line := range strings.Lines(string(b[:end])) {
+		var lo, hi int64
+		switch {
+		case line == "complete\n":
+			s.complete = true
+		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
+			s.have = s.have.with(lo, hi)
+		case scan(line, "read %d %d\n", &lo, &hi):
+			s.read = s.read.with(lo, hi)
+		case scan(line, "gone %d %d\n", &lo, &hi):
+			s.have, s.read = s.have.without(lo, hi), s.read.without(lo, hi)
+			if lo == 0 && hi == s.f.Bytes {
+				s.complete = false
+			}
+		default:
+			return fmt.Errorf("hub: %s.have: %.80q is no line of it: remove the folder to start over", s.path, line)
+		}
+	}
+	return nil
+}
+
+func scan(line, format string, args ...any) bool {
+	n, err := fmt.Sscanf(line, format, args...)
+	return err == nil && n == len(args)
+}
+
+// fetch brings those of want that are not there.
+func (s *shard) fetch(want spans) error {
+	z := s.z
+	missing := want.less(s.have)
+	if len(missing) == 0 {
+		return nil
+	}
+	r := &retry{c: z.c, what: z.l.Repo + ": " + s.f.Path}
+	for _, a := range missing {
+		for a.lo < a.hi {
+			n, err := s.once(a, r)
+			a.lo += n
+			var disk *writeError
+			var final *finalError
+			switch {
+			case errors.As(err, &final):
+				return final.error
+			case errors.As(err, &disk):
+				return fmt.Errorf("hub: %s: %w", s.path, err)
+			case n > 0:
+				r.attempts = 0
+			}
+			if err != nil {
+				if err := r.wait(z.ctx, plainError(err), 0); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// once makes one request for bytes, and returns how many have come.
+func (s *shard) once(a span, r *retry) (n int64, err error) {
+	z := s.z
+	ctx, cancel := context.WithCancelCause(z.ctx)
+	defer cancel(nil)
+	resp, err := z.c.get(ctx, z.l.Ref, z.c.address(z.l, s.f), a, r)
+	if err != nil {
+		return 0, &finalError{err}
+	}
+	defer resp.Body.Close()
+	whole := a == span{0, s.f.Bytes}
+	if resp.StatusCode != http.StatusPartialContent && !whole {
+		return 0, &finalError{fmt.Errorf("hub: %s: %s does not send parts of a file", r.what, hostOf(resp))}
+	}
+	if err := checkRange(resp, a.lo, s.f.Bytes); err != nil {
+		return 0, &finalError{fmt.Errorf("hub: %s: %w", r.what, err)}
+	}
+	idle := fmt.Errorf("%s has sent nothing for %s", hostOf(resp), maxIdle)
+	body, stop := withoutIdling(resp.Body, func() { cancel(idle) })
+	defer stop()
+	w := &landing{s, a}
+	_, err = copyAll(ctx, w, body)
+	n = w.lo - a.lo
+	if context.Cause(ctx) == idle {
+		err = idle
+	} else if err == nil && w.lo < a.hi {
+		err = fmt.Errorf("%s has ended the connection after %d of %d bytes", hostOf(resp), n, a.hi-a.lo)
+	}
+	return n, err
+}
+
+// landing is where bytes of a shard are to go.
+type landing struct {
+	s *shard
+	span
+}
+
+func (w *landing) Write(p []byte) (int, error) {
+	if int64(len(p)) > w.hi-w.lo {
+		return 0, errors.New("more bytes arrive than were asked for")
+	}
+	n, err := w.s.file.WriteAt(p, w.lo)
+	if err != nil {
+		return n, err
+	}
+	hi := w.lo + int64(n)
+	if err := w.s.note("have %d %d", w.lo, hi); err != nil {
+		return n, err
+	}
+	w.s.have = w.s.have.with(w.lo, hi)
+	w.lo = hi
+	return n, nil
+}

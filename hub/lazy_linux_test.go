@@ -1,0 +1,310 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/internal/hubtest"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/store"
+)
+
+// lazily opens a model of the hub whose larger tensors come by shards.
+func lazily(t *testing.T, c *Client, folder string) (*Lazy, *hf.Checkpoint) {
+	t.Helper()
+	c.small = 1024
+	z, err := c.Lazy(t.Context(), ref, folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := hf.Open(z.Dir(), hf.Options{Lazy: z.Open, Identity: z.Identity(), Layer: z.Layer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.Keep(model.EmbedName)
+	return z, src
+}
+
+// tinyFolder writes the test model under the name of its repository, which is its metadata's.
+func tinyFolder(t *testing.T) (*testmodel.Model, string) {
+	t.Helper()
+	m := testmodel.New("llama3-tied")
+	dir := filepath.Join(t.TempDir(), "tiny")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WriteFolder(dir); err != nil {
+		t.Fatal(err)
+	}
+	return m, dir
+}
+
+type stopper struct {
+	at   string
+	stop func()
+}
+
+func (stopper) Stage(string, int64) {}
+func (s stopper) Item(name string) {
+	if s.stop != nil && strings.HasPrefix(name, s.at) {
+		s.stop()
+	}
+}
+func (stopper) Detail(string) {}
+func (stopper) Add(int64)     {}
+func (stopper) Done()         {}
+
+// quantized runs GPTQ, kept in work if that is not empty, and returns the file.
+func quantized(t *testing.T, ctx context.Context, m *testmodel.Model, src pipeline.Source, out, work string, p pipeline.Progress) ([]byte, error) {
+	t.Helper()
+	const sequences, length = 8, 32
+	set := &calib.Set{SeqLen: length}
+	for i := range sequences {
+		set.Sequences = append(set.Sequences, m.Tokens(length, uint64(i)))
+	}
+	plan, err := pipeline.NewPlan(src, pipeline.Recipe{Method: pipeline.GPTQ, Type: ggml.Q4_0, OutputHessian: pipeline.OutputHessianOff})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt := pipeline.Options{Calib: set, Progress: p, Overwrite: true}
+	if work != "" {
+		parts, err := pipeline.WorkParts(src, plan, pipeline.Budget{}, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, err := store.OpenDir(work, parts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		opt.Work = dir
+	}
+	if _, err := pipeline.Run(ctx, src, plan, out, opt); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, nil
+}
+
+// onDisk is what a model takes.
+func (z *Lazy) onDisk() (n int64) {
+	for _, s := range z.shards {
+		n += s.have.bytes()
+	}
+	return n
+}
+
+// TestLazy quantizes a model of two shards whose weights come and go: the same file comes of it, no byte is fetched twice, and there is
+// never more than a shard, what stays, and the layer that lies in both.
+func TestLazy(t *testing.T) {
+	m, dir := tinyFolder(t)
+	local, err := hf.Open(dir, hf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	out := filepath.Join(t.TempDir(), "out.gguf")
+	want, err := quantized(t, t.Context(), m, local, out, "", stopper{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	errKilled := errors.New("killed")
+	for _, killed := range []string{"", "layer 2", "the middle of a shard"} {
+		t.Run("killed at "+killed, func(t *testing.T) {
+			h := hubtest.OfFolder(t, dir)
+			h.Environment(t)
+			c, _, _ := client(t)
+			folder, work := filepath.Join(t.TempDir(), "lazy"), ""
+			var z *Lazy
+			var peak int64
+			c.Notify = func(s string) {
+				if name, _, ok := strings.Cut(strings.TrimPrefix(s, "fetching "), ","); ok && z != nil { // before it is
+					shard := z.shards[filepath.Join(z.dir, name)]
+					peak = max(peak, z.onDisk()+shard.f.Bytes-shard.have.bytes())
+				}
+				if strings.Contains(s, "fetched again") {
+					t.Error(s)
+				}
+			}
+			z, src := lazily(t, c, folder)
+			if n := h.Sent(shard1) + h.Sent(shard2); n != z.onDisk() || n > 20_000 {
+				t.Errorf("%d bytes are fetched to open the model, %d are there", n, z.onDisk())
+			}
+			if killed != "" {
+				work = filepath.Join(t.TempDir(), "work")
+				ctx, cancel := context.WithCancel(t.Context())
+				c.sleep = func(context.Context, time.Duration) error { return errKilled }
+				h.On(func(w http.ResponseWriter, r *http.Request, path string) bool {
+					if path == shard2 && !strings.HasPrefix(killed, "layer") && r.Host == strings.TrimPrefix(h.Storage.URL, "http://") {
+						h.Send(w, r, path, 10_000)
+					}
+					return false
+				})
+				_, err := quantized(t, ctx, m, src, out, work, stopper{killed, cancel})
+				if !errors.Is(err, context.Canceled) && !errors.Is(err, errKilled) {
+					t.Fatalf("error %v", err)
+				}
+				h.On(nil)
+				if err := errors.Join(src.Close(), z.Close()); err != nil {
+					t.Fatal(err)
+				}
+				z, src = lazily(t, c, folder)
+			}
+			got, err := quantized(t, t.Context(), m, src, out, work, stopper{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Error("the file is another than that of the folder")
+			}
+			var largest, all, kept int64
+			for _, s := range z.shards {
+				largest, all, kept = max(largest, s.f.Bytes), all+s.f.Bytes, kept+s.kept.bytes()
+				if n := h.Sent(s.f.Path); n != s.f.Bytes {
+					t.Errorf("%s: %d bytes were sent of %d", s.f.Path, n, s.f.Bytes)
+				}
+			}
+			layers, _ := src.Meta("llama.block_count")
+			layer := all / int64(layers.(uint32))
+			t.Logf("%d bytes at most of %d, the largest shard has %d, %d stay, a layer has %d", peak, all, largest, kept, layer)
+			if peak > largest+kept+layer || peak >= all {
+				t.Errorf("%d bytes are there at a time", peak)
+			}
+			if err := errors.Join(src.Close(), z.Close(), z.Remove()); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(folder); err == nil {
+				t.Error("the folder is left")
+			}
+		})
+	}
+}
+
+// TestLazyDigest: a shard whose content is not what is listed is noticed when it is complete.
+func TestLazyDigest(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	z, src := lazily(t, c, t.TempDir())
+	b, err := os.ReadFile(filepath.Join(dir, shard2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	for _, s := range z.shards { // as listed before
+		if s.f.Path == shard2 {
+			h.Change(hubtest.Commit, shard2, b)
+		}
+	}
+	for _, info := range src.Tensors() {
+		if _, err = src.Tensor(info.Name); err != nil {
+			break
+		}
+	}
+	if err == nil || !strings.Contains(err.Error(), shard2+": what has come has digest") {
+		t.Errorf("error %v", err)
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Error(err)
+	}
+	if n := z.shards[filepath.Join(z.dir, shard2)].have.bytes(); n != 0 {
+		t.Errorf("%d bytes of it are kept", n)
+	}
+}
+
+// TestLazyHeld: two processes do not share a folder; and what the cache has is not fetched.
+func TestLazyHeld(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	folder := t.TempDir()
+	z, src := lazily(t, c, folder)
+	if _, err := c.Lazy(t.Context(), ref, folder); err == nil || !strings.Contains(err.Error(), "another process works in this folder") {
+		t.Errorf("error %v", err)
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	fetched(t, c)
+	h.Requests()
+	z, src = lazily(t, c, t.TempDir())
+	for _, info := range src.Tensors() {
+		if _, err := src.Tensor(info.Name); err != nil {
+			t.Error(err)
+		}
+	}
+	if r := h.Requests(); len(r) != 1 {
+		t.Errorf("what the cache has is asked for: %v", r)
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	// A blob that somebody has damaged is not written through.
+	blob := filepath.Join(c.Cache, ref.folder(), "blobs", h.Digest(shard1))
+	if err := os.WriteFile(blob, []byte("damaged"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	z, src = lazily(t, c, filepath.Dir(filepath.Dir(filepath.Dir(z.Dir()))))
+	if b, err := os.ReadFile(blob); string(b) != "damaged" {
+		t.Errorf("the cache's blob has %d bytes now, %v", len(b), err)
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSpans compares with a byte each.
+func TestSpans(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	const size = 40
+	var s spans
+	var there [size]bool
+	for range 2000 {
+		lo := rng.Int64N(size)
+		hi := lo + rng.Int64N(size-lo+1)
+		add := rng.IntN(2) == 0
+		if add {
+			s = s.with(lo, hi)
+		} else {
+			s = s.without(lo, hi)
+		}
+		for i := lo; i < hi; i++ {
+			there[i] = add
+		}
+		var want spans
+		for i := range int64(size) {
+			if there[i] && (i == 0 || !there[i-1]) {
+				want = append(want, span{i, i})
+			}
+			if there[i] {
+				want[len(want)-1].hi = i + 1
+			}
+		}
+		if len(s) != len(want) {
+			t.Fatalf("%v, want %v", s, want)
+		}
+		for i := range s {
+			if s[i] != want[i] {
+				t.Fatalf("%v, want %v", s, want)
+			}
+		}
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"math"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 )
 
@@ -28,10 +30,13 @@ import (
 // with S shards, x in four bytes, and M the sums of the dense linears (2in² of H, packed; 4in² of D; 4in·out of S):
 //
 //	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards
-//	rows          H and D in, S/N in      what rows need; their bytes out, and all rows' in
+//	needs         H and D in, S/N in      what rows need
+//	rows          all rows' bytes in      a machine's own out
 //	experts       2T·dim in a stream      inputs in bfloat16 to all; results 4T·k·dim/N a stream, in and out
 //	states        4T·width/N a stream out what a lost machine's shards go on from
 //	weights       dense in, experts' /N   of the checkpoint
+//
+// H_O's sums go as sums do, then to all.
 //
 // A machine sends while it receives, and computes when that is done: the longer of both directions counts.
 
@@ -57,6 +62,8 @@ type Cost struct {
 	Seconds   float64    `json:"seconds"`
 	// Efficiency is the time of one machine over that of all machines' together.
 	Efficiency float64 `json:"efficiency"`
+	// LeftOut is what the run does besides.
+	LeftOut []string `json:"left_out"`
 }
 
 // PhaseCost is the time of a kind of units, or of moving bytes.
@@ -86,17 +93,21 @@ const (
 // Kinds of Transfer.
 const (
 	movedSums    = "sums"
-	movedRows    = "rows"
+	movedNeeds   = "what rows need"
+	movedRows    = "quantized rows"
 	movedExperts = "experts' inputs and results"
 	movedStates  = "hidden states"
 	movedWeights = "weights"
 )
 
-// Cost estimates a run that is calibrated on so many tokens in sequences of seqLen, by machines of the same speed. What methods try
-// out before they decide (Needs.Trials) and what follows the run, its validation, are left out.
+// Cost estimates a run that is calibrated on so many tokens in sequences of seqLen, by machines of the same speed. With nil it is not
+// calibrated. What methods try out before they decide is left out, and what an attempt is followed by: a validation, or another.
 func (p *Plan) Cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cost {
 	c := p.cost(m, tokens, seqLen, machines, s)
-	c.Efficiency = 1
+	c.Efficiency, c.LeftOut = 1, []string{}
+	if p.Recipe.Method.Needs().Trials || len(p.Recipe.transforms()) > 0 {
+		c.LeftOut = append(c.LeftOut, "the scales and ways that are tried out before a layer is quantized")
+	}
 	if machines > 1 {
 		c.Efficiency = p.cost(m, tokens, seqLen, 1, s).Seconds / (float64(machines) * c.Seconds)
 	}
@@ -139,7 +150,7 @@ func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 			cost.Seconds += t
 		}
 	}
-	for _, name := range []string{movedSums, movedRows, movedExperts, movedStates, movedWeights} {
+	for _, name := range []string{movedSums, movedNeeds, movedRows, movedExperts, movedStates, movedWeights} {
 		if in, out := e.in[name], e.out[name]; in+out > 0 {
 			cost.Transfers = append(cost.Transfers, Transfer{name, int64(in), int64(out)})
 		}
@@ -174,13 +185,15 @@ func (e *estimate) share() float64 { return math.Ceil(e.shards/e.machines) / e.s
 // siteCost is a site of a layer, and what its linears become.
 type siteCost struct {
 	model.SiteShape
-	experts           float64 // in its stage; 0: it is none
-	tokens            float64 // that pass it
-	weights           float64 // of its linears
-	quantized         float64 // rows that are quantized
-	blocks            []int   // rows of H_O's blocks
-	stored, written   float64 // bytes of the checkpoint and of the file
-	correction, drift bool    // the original model is compared; by D, not S
+	experts         float64 // in its stage; 0: it is none
+	tokens          float64 // that pass it
+	weights         float64 // of its linears
+	attention       float64 // operations between its outputs and the next stage
+	quantized       float64 // rows that are quantized
+	blocks          []int   // rows of H_O's blocks
+	stored, written float64 // bytes of the checkpoint and of the file
+	// The original model is compared: by D, in place of S, and enough tokens pass for its correction.
+	drift, correction bool
 }
 
 func (e *estimate) site(s model.SiteShape, experts map[int]int) siteCost {
@@ -238,7 +251,8 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 		n := float64(s.In)
 		forward := 2 * s.tokens * s.weights / e.speeds.Products
 		if k+1 < len(sites) && sites[k+1].Stage != s.Stage && sites[k+1].Carries {
-			forward += 2 * e.seqLen * float64(sites[k+1].In) * e.tokens / e.speeds.Products
+			s.attention = 2 * e.seqLen * float64(sites[k+1].In) * e.tokens
+			forward += s.attention / e.speeds.Products
 		}
 		share := e.share()
 		if s.experts > 0 {
@@ -282,7 +296,8 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 			needed += 4 * n * s.quantized / e.machines
 		}
 		add(movedSums, e.shards*moved/e.machines, e.shards*moved/e.machines)
-		add(movedRows, needed+s.written, s.written/e.machines)
+		add(movedNeeds, needed, 0)
+		add(movedRows, s.written, s.written/e.machines)
 	}
 	add(movedWeights, dense+expertWeights/e.machines, 0)
 	if expertWeights > 0 {
@@ -300,7 +315,14 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 // rounding is how long a site's linears take: for the factor, and for all their rows.
 func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 	n := float64(s.In)
-	rows = s.quantized * n * (e.speeds.Weight + n*e.speeds.Column)
+	each := n * (e.speeds.Weight + n*e.speeds.Column)
+	rows = s.quantized * each
+	if len(s.blocks) > 0 {
+		rows = 0
+		for _, b := range s.blocks { // batches of fewer rows than there are lanes take as long
+			rows += float64(b) * each * kernels.Lanes / float64(gptq.BatchRows(b))
+		}
+	}
 	ops := n * n * s.quantized // errors
 	if solves := UsesGPTQ(e.plan.Recipe.Method); solves {
 		factor = n * n * n / 3 / e.speeds.Float32
@@ -336,8 +358,8 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	var blocks float64      // bytes of the dense linears'
 	for i := range sites {
 		s := &sites[i]
-		// Forward, forward again for what derivatives need, and back.
-		seconds := 6 * s.tokens * s.weights
+		// Forward, forward again for what derivatives need, and back: one product of a linear, four of attention's two.
+		seconds := 6*s.tokens*s.weights + 4*s.attention
 		for _, b := range s.blocks {
 			seconds += s.tokens * float64(b) * float64(b)
 			if s.experts == 0 {

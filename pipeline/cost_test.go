@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/arch"
@@ -107,9 +108,9 @@ func qwenHeaders() *headers {
 	return h
 }
 
-// deepseekHeaders is DeepSeek-V3 without the layer that predicts a further token.
-func deepseekHeaders() *headers {
-	const layers, dense, dim, ffn, heads, experts, qRank, rank, rope, nope, value = 61, 3, 7168, 2048, 128, 256, 1536, 512, 64, 128, 128
+// deepseekHeaders is DeepSeek-V3, which has 61 layers, 3 of them dense, without that which predicts a further token.
+func deepseekHeaders(layers, dense int) *headers {
+	const dim, ffn, heads, experts, qRank, rank, rope, nope, value = 7168, 2048, 128, 256, 1536, 512, 64, 128, 128
 	h := newHeaders("deepseek2", layers, dim, 18432, heads, 1, rope)
 	h.set("leading_dense_block_count", dense)
 	h.set("attention.q_lora_rank", qRank)
@@ -167,9 +168,9 @@ func TestCostNote(t *testing.T) {
 	const teraflops = 1e12
 	machines := []int{2, 4, 8, 16, 32}
 	for _, m := range []struct {
-		name   string
-		src    *headers
-		layers float64
+		name string
+		src  *headers
+		like *headers // what the note counts the bytes of: DeepSeek-V3 without its dense layers
 		// T = 262144, machines of 4 TFLOP/s.
 		layer      float64   // seconds, on one machine
 		hours      float64   // likewise, of all layers
@@ -180,13 +181,13 @@ func TestCostNote(t *testing.T) {
 		// GB a layer at N = 8: in, of each kind.
 		sums, rows, experts, states, weights float64
 	}{
-		{"Llama-70B", llamaHeaders(80, 8192, 28672, 64, 8), 80, 519, 11.5, []float64{95, 93, 90, 84, 72},
+		{"Llama-70B", llamaHeaders(80, 8192, 28672, 64, 8), nil, 519, 11.5, []float64{95, 93, 90, 84, 72},
 			4.0, 76, 81, 57, 61. / 8, 2.6 + 1.2/8, 0, 17. / 8, 1.7},
-		{"Qwen3-235B-A22B", qwenHeaders(), 94, 181, 4.7, []float64{87, 86, 83, 79, 70},
+		{"Qwen3-235B-A22B", qwenHeaders(), nil, 181, 4.7, []float64{87, 86, 83, 79, 70},
 			1.8, 85, 65, 47, 5.9 / 8, 0.24 + 0.13/8, 4.3 + 69./8, 8.6 / 8, 0.14 + 4.8/8},
-		{"DeepSeek-V3", deepseekHeaders(), 58, 760, 12.3, []float64{93, 93, 91, 88, 81},
+		{"DeepSeek-V3", deepseekHeaders(61, 3), deepseekHeaders(2, 0), 760, 12.3, []float64{93, 93, 91, 88, 81},
 			5.7, 92, 80, 65, 27. / 8, 1.2 + 0.5/8, 7.5 + 120./8, 15. / 8, 2 * (0.2 + 11.3/8)},
-		{"Llama-405B", llamaHeaders(126, 16384, 53248, 128, 8), 126, 2143, 75, []float64{95, 93, 88, 80, 66},
+		{"Llama-405B", llamaHeaders(126, 16384, 53248, 128, 8), nil, 2143, 75, []float64{95, 93, 88, 80, 66},
 			31, 75, 80, 53, 0, 0, 0, 0, 0},
 	} {
 		p, md := planned(t, m.src, OutputHessianOff)
@@ -213,18 +214,94 @@ func TestCostNote(t *testing.T) {
 		if m.sums == 0 {
 			continue
 		}
+		if m.like != nil {
+			p, md = planned(t, m.like, OutputHessianOff)
+		}
 		moved := map[string]Transfer{}
 		for _, tr := range p.Cost(md, many, seqLen, 8, noted(4*teraflops)).Transfers {
 			moved[tr.Name] = tr
 		}
-		gigabytes := func(n int64) float64 { return float64(n) / m.layers / 1e9 }
+		gigabytes := func(n int64) float64 { return float64(n) / float64(md.Layers()) / 1e9 }
 		check("GB of sums in", gigabytes(moved[movedSums].In), m.sums)
 		check("GB of sums out", gigabytes(moved[movedSums].Out), m.sums)
-		check("GB of rows", gigabytes(moved[movedRows].In), m.rows)
+		check("GB that rows need", gigabytes(moved[movedNeeds].In), m.rows)
 		check("GB of states", gigabytes(moved[movedStates].Out), m.states)
 		check("GB of weights", gigabytes(moved[movedWeights].In), m.weights)
 		if m.experts > 0 {
 			check("GB of experts", gigabytes(moved[movedExperts].In), m.experts)
 		}
+	}
+}
+
+// TestStageRuns: how often layers' linears are applied is what streams do; in the note's words, c.
+func TestStageRuns(t *testing.T) {
+	m, err := arch.Open(testmodel.New("llama").Source())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// q, k and v; o; gate and up, which the quantized model computes once to see what down gets, and again to go on; down.
+	if got := stageRuns(m.Shape(0), true); !slices.Equal(got, []stageRun{{2, 0}, {3, 0}, {2, 1}, {2, 1}}) {
+		t.Errorf("with the original: %v", got)
+	}
+	if got := stageRuns(m.Shape(0), false); !slices.Equal(got, []stageRun{{1, 0}, {1, 0}, {1, 1}, {0, 1}}) {
+		t.Errorf("alone: %v", got)
+	}
+}
+
+// TestCostParts: what a run does besides has its part in the estimate, and what cannot be divided is not.
+func TestCostParts(t *testing.T) {
+	src := llamaHeaders(2, 4096, 14336, 32, 8)
+	phases := func(c *Cost) map[string]float64 {
+		got := map[string]float64{}
+		var sum float64
+		for _, p := range c.Phases {
+			got[p.Name] = p.Seconds
+			sum += p.Seconds
+		}
+		if math.Abs(sum-c.Seconds) > 1e-9*sum {
+			t.Errorf("phases take %g s, all together %g", sum, c.Seconds)
+		}
+		return got
+	}
+	s := noted(1e12)
+	s.Disk = 1e9
+	const tokens, seqLen = 65536, 512
+	off, m := planned(t, src, OutputHessianOff)
+	on, _ := planned(t, src, OutputHessianAuto)
+	one := phases(off.Cost(m, tokens, seqLen, 1, s))
+	if one[costOutputs] != 0 || one[costStore] != 0 || len(off.Cost(m, tokens, seqLen, 1, s).Transfers) > 0 {
+		t.Errorf("one machine: %v", one)
+	}
+	if want := (2*float64(off.Elements()) + float64(off.File.Size())) / 1e9; math.Abs(one[costDisk]/want-1) > 1e-3 {
+		t.Errorf("disk: %g s, want %g", one[costDisk], want)
+	}
+	coupled := phases(on.Cost(m, tokens, seqLen, 1, s))
+	var weights float64
+	for i := range m.Layers() {
+		weights += float64(m.LayerWeights(i))
+	}
+	// Six operations for a weight and token, and the head, at least; and rows wait for each other's errors.
+	if least := tokens * (6*weights + 4*32000*4096) / 1e12; coupled[costOutputs] < least || coupled[costOutputs] > 1.5*least {
+		t.Errorf("output Hessians take %g s, products alone %g", coupled[costOutputs], least)
+	}
+	if !(coupled[costRows] > one[costRows]) || coupled[costObserve] != one[costObserve] {
+		t.Errorf("with output Hessians %v, without %v", coupled, one)
+	}
+	// attn_output has one block of 4096 rows: a second machine has none.
+	for n, divides := range map[*Plan]bool{off: true, on: false} {
+		two, many := phases(n.Cost(m, tokens, seqLen, 2, s)), phases(n.Cost(m, tokens, seqLen, 16, s))
+		if faster := two[costRows]/many[costRows] > 3; faster != divides {
+			t.Errorf("rows on 2 machines take %g s, on 16 %g", two[costRows], many[costRows])
+		}
+	}
+	// 16 shards: 12 machines take as long as 8 do.
+	if a, b := phases(off.Cost(m, tokens, seqLen, 8, s)), phases(off.Cost(m, tokens, seqLen, 12, s)); a[costObserve] != b[costObserve] {
+		t.Errorf("8 machines observe for %g s, 12 for %g", a[costObserve], b[costObserve])
+	}
+	if few := phases(off.Cost(m, tokens/64, seqLen, 1, s)); math.Abs(64*few[costObserve]/one[costObserve]-1) > 1e-9 || !(few[costRows] < one[costRows]) {
+		t.Errorf("a 64th of the tokens: %v, all: %v", few, one)
+	}
+	if plain := off.Cost(nil, 0, 0, 1, s); len(plain.Phases) != 2 || plain.Phases[0].Name != costRows {
+		t.Errorf("without calibration: %+v", plain.Phases)
 	}
 }

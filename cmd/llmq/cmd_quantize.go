@@ -39,6 +39,8 @@ type quantizeOptions struct {
 	MaxSize        byteSize
 	MaxBPW         float64
 	Work           string
+	Machines       int
+	Link           linkValue
 }
 
 const defaultBits = 4
@@ -66,6 +68,9 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
 	f.StringVar(&o.Work, "work", "", workUsage)
+	f.IntVar(&o.Machines, "machines", 0, "with --dry-run: how long the run will take on `N` machines like this one, which is measured for a second, and what goes between them")
+	o.Link = defaultLink
+	f.Var(&o.Link, "link", "with --machines: how fast each is connected to the store of all, such as 10Gbit")
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -199,7 +204,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 				return err
 			}
 		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
+		cost, err := opts.cost(ctx, plan, m, set)
+		if err != nil {
+			return err
+		}
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)), cost)
 	}
 	if popt.Work != nil {
 		m, err := arch.Open(src)
@@ -255,6 +264,12 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--int8-fallback %g: need more than 0, and finite", o.Fallback)
 	case o.Fallback > 0 && o.lacksText():
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
+	case o.Machines < 0 || o.cmd.Flags().Changed("machines") && o.Machines == 0:
+		return r, usagef("--machines %d: need 1 or more", o.Machines)
+	case o.Machines > 0 && !o.DryRun:
+		return r, usagef("--machines is for --dry-run")
+	case o.cmd.Flags().Changed("link") && o.Machines < 2:
+		return r, usagef("--link is for --machines: one machine has nothing to send")
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
 	case o.Work != "" && o.lacksText():

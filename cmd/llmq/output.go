@@ -170,8 +170,8 @@ func isPart(folder, file string) bool {
 // runtimeBytes is what the process holds besides a run's data: the program, its stacks, the tokenizer.
 const runtimeBytes = 32 << 20
 
-// printPlan prints what a run would write, and what it needs.
-func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs) error {
+// printPlan prints what a run would write, what it needs, and, where it is known, how long it takes.
+func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs, cost *pipeline.Cost) error {
 	memory := needs.Memory*(100+gcPercent)/100 + runtimeBytes
 	if o.JSON {
 		type tensorJSON struct {
@@ -204,7 +204,8 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
-		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment})
+			Cost       *pipeline.Cost       `json:"cost"` // null without --machines
+		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment, cost})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -227,6 +228,9 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 		t.row("", "with --work at most %s more", formatBytes(needs.Work))
 	}
 	if err := t.flush(); err != nil {
+		return err
+	}
+	if err := a.printCost(cost); err != nil {
 		return err
 	}
 	if err := a.printAssignment(plan.Assignment); err != nil {

@@ -70,6 +70,9 @@ func readUnturned(k *model.Keys) *hyper {
 		k.Fail("embedding_length", "is %d, but there is no matrix %q", h.dim, model.EmbedName)
 		return h
 	}
+	if k.Err() == nil && embed[0] > model.MaxVocab {
+		k.Fail("vocab_size", "is taken from %q, which has %d rows: more than %d", model.EmbedName, embed[0], model.MaxVocab)
+	}
 	if k.Err() == nil {
 		h.vocab = k.Int("vocab_size", embed[0], 1, model.MaxVocab)
 	}

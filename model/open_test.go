@@ -74,6 +74,9 @@ func TestOpenErrors(t *testing.T) {
 		{"a part", "llama", set("split.count", uint16(3)), "split.count: is 3: the file is one of so many parts of a model; join them first"},
 		{"experts", "qwen2", set("qwen2.expert_count", uint32(8)), "expert_count: is 8: mixtures of experts are not supported in qwen2 models"},
 		{"vocabulary", "llama", set("llama.vocab_size", uint32(300)), `"token_embd.weight" is [279 256], the metadata say [300 256]`},
+		{"bytes of the vocabulary", "qwen2", func(s *testmodel.Source) {
+			s.Find("token_embd.weight").Shape = []int{math.MaxInt64 - 92, 256}
+		}, "vocab_size: is taken from \"token_embd.weight\", which has 9223372036854775715 rows"},
 		{"tokens beyond the vocabulary", "llama", set("tokenizer.ggml.tokens", make([]string, 280)), "280 tokens"},
 		{"no embeddings", "llama", drop("token_embd.weight"), `no matrix "token_embd.weight"`},
 		{"no norm", "qwen3", drop("blk.1.attn_q_norm.weight"), `"blk.1.attn_q_norm.weight" is missing`},

@@ -182,7 +182,12 @@ func (d *Dir) Damaged() []string {
 }
 
 // Close lets others work in the folder. What it holds stays.
-func (d *Dir) Close() error { return d.held.Close() }
+func (d *Dir) Close() error {
+	if d.held == nil { // as JoinDir opens it
+		return nil
+	}
+	return d.held.Close()
+}
 
 func (d *Dir) file(name string) string { return filepath.Join(d.path, name+valueSuffix) }
 
@@ -295,7 +300,11 @@ type dirWriter struct {
 
 // Create implements Store.
 func (d *Dir) Create(name string) (Writer, error) {
-	f, err := atomicfile.Create(d.file(name), 0, atomicfile.Options{Overwrite: true})
+	return d.create(name, atomicfile.Options{Overwrite: true})
+}
+
+func (d *Dir) create(name string, opt atomicfile.Options) (*dirWriter, error) {
+	f, err := atomicfile.Create(d.file(name), 0, opt)
 	if err != nil {
 		return nil, fmt.Errorf("the work folder: %w", err)
 	}

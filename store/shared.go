@@ -1,0 +1,87 @@
+package store
+
+import (
+	"bufio"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/llmq/llmq/internal/atomicfile"
+)
+
+// Shared is a Store to which several processes put values. Values are pure functions of their names, so whoever comes first
+// will do: what is there is not replaced.
+type Shared interface {
+	Store
+	// Put keeps what write writes, unless the value is there already, and returns its digest in either case: two digests of
+	// one name that differ come from a process that computes something else.
+	Put(name string, write func(w io.Writer) error) (digest string, err error)
+	// Digest is the digest of a value that is there; an error that is fs.ErrNotExist if it is not, or not as it was written.
+	Digest(name string) (string, error)
+}
+
+// JoinDir opens the folder of a run that another process holds, to put values there and to read them.
+func JoinDir(path string) (*Dir, error) {
+	r, err := readRun(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{path: path, id: identity(r.Parts), whole: map[string]bool{}}, nil
+}
+
+// ID tells the run that the folder belongs to from others.
+func (d *Dir) ID() string { return d.id }
+
+// Put implements Shared.
+func (d *Dir) Put(name string, write func(w io.Writer) error) (digest string, err error) {
+	w, err := d.create(name, atomicfile.Options{})
+	if errors.Is(err, fs.ErrExist) {
+		h := d.hash(name)
+		b := bufio.NewWriterSize(h, 1<<16)
+		if err := write(b); err != nil {
+			return "", err
+		}
+		b.Flush() // a hash takes everything
+		return hex.EncodeToString(h.Sum(nil)), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer w.Abort() // no effect after Commit
+	if err := write(w); err != nil {
+		return "", err
+	}
+	digest = hex.EncodeToString(w.h.Sum(nil))
+	if err := w.Commit(); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return digest, nil
+}
+
+// Digest implements Shared.
+func (d *Dir) Digest(name string) (string, error) {
+	r, err := d.Open(name)
+	if err != nil {
+		return "", err
+	}
+	if err := r.Close(); err != nil {
+		return "", err
+	}
+	f, err := os.Open(d.file(name))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	digest := make([]byte, trailerSize-len(magic))
+	if _, err := f.ReadAt(digest, info.Size()-int64(len(digest))); err != nil {
+		return "", fmt.Errorf("the work folder: %s: %w", name, err)
+	}
+	return hex.EncodeToString(digest), nil
+}

@@ -196,7 +196,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	}
 	done := false
 	if opts.Work != "" {
-		work, err := opts.openWork(m, texts[0].tokens, &eopt)
+		work, err := opts.openWork(ctx, a, m, texts[0].tokens, &eopt)
 		if err != nil {
 			return err
 		}

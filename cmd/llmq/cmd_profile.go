@@ -126,7 +126,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 	}
 	done := false
 	if opts.Work != "" {
-		work, err := opts.openWork(src, set, &popt)
+		work, err := opts.openWork(ctx, a, src, set, &popt)
 		if err != nil {
 			return err
 		}

@@ -180,7 +180,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		Progress:  progress,
 	}
 	if opts.Work != "" && !opts.DryRun {
-		work, err := opts.openWork(src, plan, popt)
+		work, err := opts.openWork(ctx, a, src, plan, popt)
 		if err != nil {
 			return err
 		}

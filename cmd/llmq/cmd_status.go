@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -18,12 +19,13 @@ func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status FOLDER",
 		Short: "Show how far a run with --work FOLDER is",
-		Long: `Shows how far the run that keeps its work in FOLDER is, whether it is being worked on, what is left, and how long that will
+		Long: `Shows how far the run that keeps its work in FOLDER, or s3://BUCKET/PREFIX, is, whether it is being worked on, what is left, and how long that will
 take if layers go on taking as long as the last ones did.`,
 		Example: `  llmq status /scratch/qwen3-8b
+  llmq status s3://models/qwen3-8b
   watch llmq status /scratch/qwen3-8b`,
 		Args: exactArgs("FOLDER"),
-		RunE: func(_ *cobra.Command, args []string) error { return a.runStatus(args[0], opts) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runStatus(cmd.Context(), args[0], opts) },
 	}
 	cmd.Flags().BoolVar(&opts.JSON, "json", false, "print one JSON object")
 	return cmd
@@ -41,8 +43,8 @@ type statusReport struct {
 	Noted      time.Time `json:"noted"` // when the last of this was
 }
 
-func (a *app) runStatus(folder string, opts statusOptions) error {
-	o, err := store.Look(folder)
+func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) error {
+	o, err := store.Look(ctx, folder)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/llmq/llmq/internal/s3test"
 )
 
 // runUntil starts a command line in a process of its own and sends it a signal when its progress has a line that begins
@@ -177,5 +180,52 @@ func TestProfileWork(t *testing.T) {
 	must(t, profile("out.json", "--work", work)...)
 	if !reflect.DeepEqual(read("out.json"), read("whole.json")) {
 		t.Error("another profile than without --work")
+	}
+}
+
+// TestWorkBucket: a run that keeps its work in a bucket, that is killed and finds a value damaged when it goes on, writes what it
+// would have written; status tells how far it is, and nothing that is not needed stays there.
+func TestWorkBucket(t *testing.T) {
+	s := s3test.Start(t)
+	dir, out := folder(t, "llama"), t.TempDir()
+	const work = "s3://" + s3test.Bucket + "/runs/tiny"
+	options := append([]string{"--refine", "200", "--calib-tokens", "512"}, calibrate...)
+	run := func(file string, more ...string) []string {
+		return slices.Concat([]string{"quantize", dir, "-o", filepath.Join(out, file)}, options, more)
+	}
+	must(t, run("whole.gguf")...)
+	want, err := os.ReadFile(filepath.Join(out, "whole.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumed := run("out.gguf", "--work", work)
+	runUntil(t, "quantize: layer 2/2", syscall.SIGKILL, resumed...)
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "1 of 2") || !strings.Contains(r.stdout, ", running") {
+		t.Errorf("just after it was killed, status prints\n%s", r.stdout)
+	}
+	s.Advance(2 * time.Minute) // its lease runs out
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "stopped: the same command goes on") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+	const layer = "runs/tiny/run1-layer0000.value"
+	damaged := s.Get(t, layer)
+	if damaged == nil {
+		t.Fatalf("kept are %q", s.Keys(t))
+	}
+	damaged[len(damaged)/2] ^= 1
+	s.Put(t, layer, damaged)
+	r := must(t, resumed...)
+	if !strings.Contains(r.stderr, "run1-layer0000 was not what had been written there, and has been made again") {
+		t.Errorf("nothing is said of a damaged value:\n%s", r.stderr)
+	}
+	got, err := os.ReadFile(filepath.Join(out, "out.gguf"))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another file than without --work, %v", err)
+	}
+	if keys := s.Keys(t); !slices.Equal(keys, []string{"runs/tiny/progress.json", "runs/tiny/run.json"}) {
+		t.Errorf("in the end the bucket holds %q", keys)
+	}
+	if r := llmq(t, run("out.gguf", "--work", "s3://absent/x")...); r.code != exitFailure || !strings.Contains(r.stderr, `there is no bucket "absent"`) {
+		t.Errorf("no bucket: exit %d, %s", r.code, r.stderr)
 	}
 }

@@ -75,6 +75,7 @@ var allowed = map[string]string{
 	"internal/knapsack":   "",
 	"internal/layering":   "",
 	"internal/mmap":       "",
+	"internal/s3test":     "",
 	"internal/shared":     "",
 	"internal/sniff":      "",
 	"internal/states":     "tensor",

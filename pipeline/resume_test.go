@@ -24,13 +24,13 @@ var errKilled = errors.New("killed")
 // mortal is a work folder whose process is killed when some more values have been kept: as the next one is begun, or, when
 // half of it is written.
 type mortal struct {
-	store.Folder
+	*store.Dir
 	left int // values until the end; negative: for ever
 	kept int
 }
 
 func (m *mortal) Create(name string) (store.Writer, error) {
-	w, err := m.Folder.Create(name)
+	w, err := m.Dir.Create(name)
 	return &mortalWriter{w, m}, err
 }
 
@@ -91,8 +91,8 @@ func (j job) in(t *testing.T, work string, left int) (file [sha256.Size]byte, re
 	opt.Progress = c
 	m := &mortal{left: left}
 	if work != "" {
-		m.Folder = openWork(t, work, j.src, p, opt)
-		defer m.Folder.Close()
+		m.Dir = openWork(t, work, j.src, p, opt)
+		defer m.Dir.Close()
 		opt.Work = m
 	}
 	path := filepath.Join(t.TempDir(), "out.gguf")
@@ -108,13 +108,13 @@ func (j job) in(t *testing.T, work string, left int) (file [sha256.Size]byte, re
 	return file, rep, c.layers, m.kept, err
 }
 
-func openWork(t *testing.T, path string, src Source, p *Plan, opt Options) store.Folder {
+func openWork(t *testing.T, path string, src Source, p *Plan, opt Options) *store.Dir {
 	t.Helper()
 	parts, err := WorkParts(src, p, Budget{}, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := store.Open(t.Context(), path, parts, func(message string) { t.Log(message) })
+	d, err := store.OpenDir(path, parts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -189,7 +189,7 @@ func TestWorkBucket(t *testing.T) {
 	s := s3test.Start(t)
 	dir, out := folder(t, "llama"), t.TempDir()
 	const work = "s3://" + s3test.Bucket + "/runs/tiny"
-	options := append([]string{"--refine", "200", "--calib-tokens", "512"}, calibrate...)
+	options := append([]string{"--refine", "30", "--calib-tokens", "256"}, calibrate...)
 	run := func(file string, more ...string) []string {
 		return slices.Concat([]string{"quantize", dir, "-o", filepath.Join(out, file)}, options, more)
 	}
@@ -225,7 +225,7 @@ func TestWorkBucket(t *testing.T) {
 	if keys := s.Keys(t); !slices.Equal(keys, []string{"runs/tiny/progress.json", "runs/tiny/run.json"}) {
 		t.Errorf("in the end the bucket holds %q", keys)
 	}
-	if r := llmq(t, run("out.gguf", "--work", "s3://absent/x")...); r.code != exitFailure || !strings.Contains(r.stderr, `there is no bucket "absent"`) {
+	if r := llmq(t, run("none.gguf", "--work", "s3://absent/x")...); r.code != exitFailure || !strings.Contains(r.stderr, `there is no bucket "absent"`) {
 		t.Errorf("no bucket: exit %d, %s", r.code, r.stderr)
 	}
 }

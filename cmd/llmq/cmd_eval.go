@@ -204,7 +204,11 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		eopt.Work = work
 		defer func() {
 			progress.Done()
-			a.printWork(work, done)
+			sources := []model.Source{m.Source}
+			if eopt.Base != nil {
+				sources = append(sources, eopt.Base.Source)
+			}
+			a.printWork(work, done, sources...)
 		}()
 	}
 	infinite := false

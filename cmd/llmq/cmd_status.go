@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,6 +68,13 @@ func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) 
 	return a.printStatus(&r)
 }
 
+// exists says whether the file of an output is there, or the first of its parts.
+func exists(output string) bool {
+	first, err := filepath.Glob(strings.TrimSuffix(output, ".gguf") + "-00001-of-*.gguf")
+	_, whole := os.Stat(output)
+	return whole == nil || err == nil && len(first) > 0
+}
+
 func (a *app) printStatus(r *statusReport) error {
 	t := newTable(a.stdout)
 	if r.Phase == "" {
@@ -77,10 +87,12 @@ func (a *app) printStatus(r *statusReport) error {
 	}
 	phase := map[string]string{
 		store.PhaseTypes: "measuring what types cost", store.PhaseGradients: "measuring how outputs matter", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
-		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseProfile: "profiling", store.PhaseDone: "done",
+		store.PhaseValidate: "validating the file", store.PhaseFinish: "finishing the file", store.PhaseEvaluate: "evaluating", store.PhaseProfile: "profiling", store.PhaseDone: "done",
 	}[r.Phase]
 	switch {
 	case r.Standing.Done():
+	case r.Phase == store.PhaseFinish && !r.Working && exists(r.Output):
+		phase = "done, but it was killed before it cleared the folder: remove it"
 	case r.Working:
 		phase += ", running"
 	default:

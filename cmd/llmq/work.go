@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -55,6 +57,19 @@ func (o *quantizeOptions) openWork(ctx context.Context, a *app, src pipeline.Sou
 		return nil, err
 	}
 	return a.openWork(ctx, o.Work, parts, []pipeline.Source{src}, o.LoRA)
+}
+
+// finished adds to err, which says that the output exists, that the run in the folder of --work has written it, if so: it was killed
+// before it could clear the folder.
+func (o *quantizeOptions) finished(ctx context.Context, err error) error {
+	if o.Work == "" || !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	look, e := store.Look(ctx, o.Work)
+	if e != nil || look.Working || look.Phase != store.PhaseFinish || look.Output != o.Output {
+		return err
+	}
+	return fmt.Errorf("%w: the run in %s has finished it, and was killed before it cleared that folder: remove the folder", err, o.Work)
 }
 
 // openWork opens the folder of --work for an evaluation of m on tokens.
@@ -151,12 +166,18 @@ func buildDigest() (string, error) {
 	return digest, err
 }
 
-// printWork says, when a run has ended, what its folder was good for.
-func (a *app) printWork(work store.Folder, done bool) {
+// printWork says, when a run of some sources has ended, what its folder was good for.
+func (a *app) printWork(work store.Folder, done bool, sources ...model.Source) {
 	for _, name := range work.Damaged() {
 		a.warn("%s: %s was not what had been written there, and has been made again", work.Path(), name)
 	}
-	if !done {
+	if done {
+		return
+	}
+	changed := slices.ContainsFunc(sources, func(src model.Source) bool { return model.Unchanged(src) != nil })
+	if changed {
+		fmt.Fprintf(a.stderr, "llmq: what is done of the files as they were is kept in %s: for those that are there now, remove it or give another\n", work.Path())
+	} else {
 		fmt.Fprintf(a.stderr, "llmq: what is done is kept in %s: the same command goes on there\n", work.Path())
 	}
 }

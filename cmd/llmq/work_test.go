@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"github.com/llmq/llmq/internal/s3test"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/store"
 )
 
 // runUntil starts a command line in a process of its own and sends it a signal when its progress has a line that begins
@@ -227,5 +230,54 @@ func TestWorkBucket(t *testing.T) {
 	}
 	if r := llmq(t, run("none.gguf", "--work", "s3://absent/x")...); r.code != exitFailure || !strings.Contains(r.stderr, `there is no bucket "absent"`) {
 		t.Errorf("no bucket: exit %d, %s", r.code, r.stderr)
+	}
+}
+
+// TestWorkFinished: a run that was killed after its file had its name, and before its folder was cleared, is known to be over.
+func TestWorkFinished(t *testing.T) {
+	dir, work := folder(t, "llama"), filepath.Join(t.TempDir(), "work")
+	out := filepath.Join(t.TempDir(), "out.gguf")
+	run := append([]string{"quantize", dir, "-o", out, "--work", work, "--calib-tokens", "128", "--refine", "0", "--output-hessian", "off"}, calibrate...)
+	must(t, run...)
+	progress := filepath.Join(work, "progress.json")
+	b, err := os.ReadFile(progress)
+	if err == nil {
+		err = os.WriteFile(progress, bytes.Replace(b, []byte(`"done"`), []byte(`"finish"`), 1), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "done, but it was killed before it cleared the folder: remove it") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+	if r := llmq(t, run...); r.code != exitFailure || !strings.Contains(r.stderr, "has finished it") || !strings.Contains(r.stderr, "remove the folder") {
+		t.Errorf("again: exit %d, %s", r.code, r.stderr)
+	}
+	if err := os.Remove(out); err != nil {
+		t.Fatal(err)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "stopped: the same command goes on") {
+		t.Errorf("without its file, status prints\n%s", r.stdout)
+	}
+	must(t, run...)
+}
+
+// changedSource is a source whose files are not what they were.
+type changedSource struct{ pipeline.Source }
+
+func (changedSource) Changed() error { return errors.New("it was changed") }
+
+// TestWorkOfOthers: nobody is told that the same command goes on in a folder that will be refused.
+func TestWorkOfOthers(t *testing.T) {
+	work, err := store.OpenDir(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer work.Close()
+	var said strings.Builder
+	a := &app{stderr: &said}
+	a.printWork(work, false, changedSource{})
+	if s := said.String(); strings.Contains(s, "the same command goes on") || !strings.Contains(s, "of the files as they were") {
+		t.Errorf("said %q", s)
 	}
 }

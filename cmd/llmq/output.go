@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,12 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
+
+// existsError says that an output is there; it is fs.ErrExist.
+type existsError string
+
+func (e existsError) Error() string        { return string(e) + " exists; --force replaces it" }
+func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 
 // open checks the paths, opens the checkpoint and plans the output; the caller closes the source.
 func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
@@ -130,7 +137,7 @@ func (a *app) checkOutput(output string, force bool, reads ...reading) error {
 			}
 		}
 		if !force {
-			return fmt.Errorf("%s exists; --force replaces it", output)
+			return existsError(output)
 		}
 	}
 	for _, l := range atomicfile.Sweep(filepath.Dir(target)) {

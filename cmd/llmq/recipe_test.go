@@ -124,7 +124,7 @@ func TestRecipeKeys(t *testing.T) {
 			without = append(without, f.Name)
 		}
 	})
-	want := []string{"allow-requantize", "dry-run", "force", "held-out", "json", "link", "lora", "machines", "memory", "output", "print-recipe", "recipe", "split-max-size",
+	want := []string{"allow-requantize", "dry-run", "force", "held-out", "imatrix", "json", "link", "lora", "machines", "memory", "modelfile", "output", "print-recipe", "recipe", "split-max-size",
 		"threads", "work"}
 	if !slices.Equal(without, want) {
 		t.Errorf("flags that are no recipe's: %v, want %v", without, want)

@@ -378,11 +378,15 @@ func TestBucketOtherRun(t *testing.T) {
 // TestBucketLease: two processes do not work in one place; what a killed one has left runs out.
 func TestBucketLease(t *testing.T) {
 	s := s3test.Start(t)
-	first := newTestBucket(t)
+	c1 := &testClock{}
+	first, err := tryBucket(t, t.Context(), c1, &said{}, parts)
+	if err != nil {
+		t.Fatal(err)
+	}
 	// Another waits, and sees that the first is alive.
 	c, heard := &testClock{}, &said{}
 	c.waited = func(time.Duration) { first.bucket.renew(t.Context()) }
-	_, err := tryBucket(t, t.Context(), c, heard, parts)
+	_, err = tryBucket(t, t.Context(), c, heard, parts)
 	host, _ := os.Hostname()
 	if err == nil || !strings.Contains(err.Error(), "another process works there: process ") || !strings.Contains(err.Error(), host) {
 		t.Errorf("twice: %v", err)
@@ -401,8 +405,9 @@ func TestBucketLease(t *testing.T) {
 	}
 	put(t, second, "a", []byte("second"))
 	// It was not dead after all. When it is heard of, it is late, and learns it.
-	c1 := &testClock{ahead: leaseTime}
-	first.bucket.clock = c1.clock()
+	c1.mu.Lock()
+	c1.ahead = leaseTime
+	c1.mu.Unlock()
 	if _, err := first.Create("a"); !errors.Is(err, errLost) {
 		t.Errorf("the first writes: %v", err)
 	}

@@ -69,8 +69,11 @@ func (b *bucket) acquire() error {
 			h, at, etag, err = b.leaseThere(b.ctx)
 			return err
 		})
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has been given back since
+		if errors.Is(err, fs.ErrNotExist) { // it has been given back since
+			if err := b.clock.wait(b.ctx, time.Second/4); err != nil {
+				return err
+			}
+			continue
 		}
 		if err != nil {
 			return err

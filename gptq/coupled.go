@@ -98,16 +98,16 @@ type batches struct {
 	share [][]kernels.Lane
 }
 
-// batchRows is how many rows make up a batch of n: few, as rows of a batch do not see each other's errors, but as many as there
-// are lanes where there is much to do.
-func batchRows(n int) int { return max(4, min(n/32, kernels.Lanes)) }
+// BatchRows is how many rows make up a batch of n whose outputs are coupled: few, as rows of a batch do not see each other's errors,
+// but as many as there are lanes where there is much to do.
+func BatchRows(n int) int { return max(4, min(n/32, kernels.Lanes)) }
 
 // newBatches factors h, of which it reads what is on and below the diagonal. The rows that matter most come last in order, so
 // first in time: all others can then make up for their errors. Without that order gradients that H_O was not made of predict 3%
 // more error for an MLP's or attention's output, and a third more for queries, keys and values.
 func newBatches(h *tensor.Matrix) (*batches, error) {
 	n := h.Rows
-	b := &batches{count: (n + batchRows(n) - 1) / batchRows(n), order: make([]int, n)}
+	b := &batches{count: (n + BatchRows(n) - 1) / BatchRows(n), order: make([]int, n)}
 	for i := range b.order {
 		b.order[i] = i
 	}

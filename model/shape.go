@@ -8,8 +8,9 @@ type SiteShape struct {
 	In      int
 	Out     []int // of each linear
 	Names   []string
-	Carries bool // of its stage
-	Adds    bool
+	// Of its stage: its place in the layer, and as Stage has them.
+	Stage                 int
+	Begins, Carries, Adds bool
 }
 
 // shape describes the layer's sites.
@@ -17,7 +18,8 @@ func (l *Layer) shape() []SiteShape {
 	var shapes []SiteShape
 	for i := range l.Stages {
 		for _, s := range l.Stages[i].Sites {
-			shape := SiteShape{Name: s.Name, Expert: s.Expert, Head: s.Head, In: s.In(), Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds}
+			shape := SiteShape{Name: s.Name, Expert: s.Expert, Head: s.Head, In: s.In(), Stage: i,
+				Begins: l.Stages[i].Begins, Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds}
 			for _, lin := range s.Linears {
 				shape.Out = append(shape.Out, lin.Out)
 				shape.Names = append(shape.Names, lin.Name)

@@ -204,7 +204,7 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 		return nil, nil, err
 	}
 	defer w.file.Abort() // no effect after Close
-	if err := t.kept.room(t); err != nil {
+	if err := t.kept.room(t, found); err != nil {
 		return nil, nil, err
 	}
 	pass := &passage{task: t, out: w, scaled: &transformer{task: t}, found: found}
@@ -254,6 +254,9 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 		}
 	}
 	if err := model.Unchanged(t.src); err != nil {
+		return nil, nil, err
+	}
+	if err := t.kept.note(store.PhaseFinish); err != nil {
 		return nil, nil, err
 	}
 	if err := w.file.Close(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
@@ -31,12 +32,19 @@ func (k *keeper) note(phase string) error {
 	return k.work.Note(&k.done)
 }
 
-// room refuses a disk without room for what the run keeps.
-func (k *keeper) room(t *task) error {
+// room refuses a disk without room for what the run keeps. Hessians of outputs that are yet to be made are there twice, if their
+// temporary file is on the same disk.
+func (k *keeper) room(t *task, found *findings) error {
 	if k == nil || t.m == nil {
 		return nil
 	}
-	return k.work.Room(t.workBytes(t.opt.Calib.Tokens()))
+	bytes := t.workBytes(t.opt.Calib.Tokens())
+	folder, ok := k.work.(interface{ Path() string })
+	if t.plan.Recipe.wantsOutputs() && found.outputs == nil && ok && atomicfile.SameDisk(folder.Path(), t.tempDir) {
+		_, temporary := t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Memory)
+		bytes += temporary
+	}
+	return k.work.Room(bytes)
 }
 
 // workBytes is the most that a work folder holds at a time: the rows of all layers, Hessians of their outputs, and the

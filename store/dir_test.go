@@ -221,7 +221,7 @@ func TestForeignFolder(t *testing.T) {
 		if _, err := OpenDir(path, parts); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", path, err)
 		}
-		if _, err := Look(path); err == nil {
+		if _, err := Look(t.Context(), path); err == nil {
 			t.Errorf("%s: has an overview", path)
 		}
 	}
@@ -240,14 +240,14 @@ func TestForeignFolder(t *testing.T) {
 func TestLook(t *testing.T) {
 	path := t.TempDir()
 	d := openDir(t, path, parts)
-	if o, err := Look(path); err != nil || !o.Noted.IsZero() || o.Bytes != 0 {
+	if o, err := Look(t.Context(), path); err != nil || !o.Noted.IsZero() || o.Bytes != 0 {
 		t.Errorf("at first: %+v, %v", o, err)
 	}
 	put(t, d, "a", make([]byte, 1000))
 	if err := errors.Join(d.Note(&Standing{Layers: 1}), d.Note(&Standing{Layers: 2})); err != nil {
 		t.Fatal(err)
 	}
-	o, err := Look(path)
+	o, err := Look(t.Context(), path)
 	if err != nil || o.Layers != 2 || o.Bytes != 1000+int64(trailerSize) || o.Noted.IsZero() {
 		t.Errorf("%+v, %v", o, err)
 	}
@@ -255,7 +255,7 @@ func TestLook(t *testing.T) {
 		t.Error("nobody is seen to work")
 	}
 	d.Close()
-	if o, err := Look(path); err != nil || o.Working {
+	if o, err := Look(t.Context(), path); err != nil || o.Working {
 		t.Errorf("in the end: %+v, %v", o, err)
 	}
 }

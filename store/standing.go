@@ -24,6 +24,7 @@ const (
 	PhaseLayers    = "layers"    // quantizing the layers
 	PhaseHead      = "head"      // quantizing the head
 	PhaseValidate  = "validate"  // comparing the file to the original
+	PhaseFinish    = "finish"    // giving the file its name, then clearing the folder
 	PhaseEvaluate  = "evaluate"
 	PhaseProfile   = "profile"
 	PhaseDone      = "done"

@@ -204,7 +204,7 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 	}
 	done := false
 	if opts.Work != "" {
-		work, err := opts.openWork(m, texts[0].tokens, &eopt)
+		work, err := opts.openWork(ctx, a, m, texts[0].tokens, &eopt)
 		if err != nil {
 			return err
 		}
@@ -212,7 +212,11 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		eopt.Work = work
 		defer func() {
 			progress.Done()
-			a.printWork(work, done)
+			sources := []model.Source{m.Source}
+			if eopt.Base != nil {
+				sources = append(sources, eopt.Base.Source)
+			}
+			a.printWork(work, done, sources...)
 		}()
 	}
 	infinite := false

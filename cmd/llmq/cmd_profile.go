@@ -126,7 +126,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 	}
 	done := false
 	if opts.Work != "" {
-		work, err := opts.openWork(src, set, &popt)
+		work, err := opts.openWork(ctx, a, src, set, &popt)
 		if err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 		popt.Work = work
 		defer func() {
 			progress.Done()
-			a.printWork(work, done)
+			a.printWork(work, done, src)
 		}()
 	}
 	p, err := profile.Run(ctx, src, set, popt)

@@ -40,6 +40,8 @@ type quantizeOptions struct {
 	MaxSize        byteSize
 	MaxBPW         float64
 	Work           string
+	Machines       int
+	Link           linkValue
 	Imatrix        string
 }
 
@@ -69,6 +71,9 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
 	f.StringVar(&o.Imatrix, "imatrix", "", "llama.cpp's importance matrix `FILE` in the place of calibration text, for --method rtn: scales are searched by it")
 	f.StringVar(&o.Work, "work", "", workUsage)
+	f.IntVar(&o.Machines, "machines", 0, "with --dry-run: how long the run will take on `N` machines like this one, which is measured for a second, and what goes between them")
+	o.Link = defaultLink
+	f.Var(&o.Link, "link", "with --machines: how fast each is connected to the store of all, such as 10Gbit")
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -149,7 +154,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	}
 	src, plan, err := opts.open(ctx, a, recipe)
 	if err != nil {
-		return err
+		return opts.finished(ctx, err)
 	}
 	defer src.Close()
 	_, calibrated := recipe.Calibrated()
@@ -192,7 +197,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		Progress:  progress,
 	}
 	if opts.Work != "" && !opts.DryRun {
-		work, err := opts.openWork(src, plan, popt)
+		work, err := opts.openWork(ctx, a, src, plan, popt)
 		if err != nil {
 			return err
 		}
@@ -200,7 +205,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		popt.Work = work
 		defer func() {
 			progress.Done()
-			a.printWork(work, done)
+			a.printWork(work, done, src)
 		}()
 	}
 	if opts.assigns() {
@@ -216,7 +221,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 				return err
 			}
 		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)))
+		cost, err := opts.cost(ctx, plan, m, set)
+		if err != nil {
+			return err
+		}
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)), cost)
 	}
 	if popt.Work != nil {
 		m, err := arch.Open(src)
@@ -300,6 +309,12 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--int8-fallback %g: need more than 0, and finite", o.Fallback)
 	case o.Fallback > 0 && o.lacksText():
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
+	case o.Machines < 0 || o.cmd.Flags().Changed("machines") && o.Machines == 0:
+		return r, usagef("--machines %d: need 1 or more", o.Machines)
+	case o.Machines > 0 && !o.DryRun:
+		return r, usagef("--machines is for --dry-run")
+	case o.cmd.Flags().Changed("link") && o.Machines < 2:
+		return r, usagef("--link is for --machines: one machine has nothing to send")
 	case o.Refine < 0:
 		return r, usagef("--refine %d: need 0 or more", o.Refine)
 	case o.Work != "" && o.lacksText():

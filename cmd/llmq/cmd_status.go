@@ -1,7 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,12 +22,13 @@ func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status FOLDER",
 		Short: "Show how far a run with --work FOLDER is",
-		Long: `Shows how far the run that keeps its work in FOLDER is, whether it is being worked on, what is left, and how long that will
+		Long: `Shows how far the run that keeps its work in FOLDER, or s3://BUCKET/PREFIX, is, whether it is being worked on, what is left, and how long that will
 take if layers go on taking as long as the last ones did.`,
 		Example: `  llmq status /scratch/qwen3-8b
+  llmq status s3://models/qwen3-8b
   watch llmq status /scratch/qwen3-8b`,
 		Args: exactArgs("FOLDER"),
-		RunE: func(_ *cobra.Command, args []string) error { return a.runStatus(args[0], opts) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runStatus(cmd.Context(), args[0], opts) },
 	}
 	cmd.Flags().BoolVar(&opts.JSON, "json", false, "print one JSON object")
 	return cmd
@@ -41,8 +46,8 @@ type statusReport struct {
 	Noted      time.Time `json:"noted"` // when the last of this was
 }
 
-func (a *app) runStatus(folder string, opts statusOptions) error {
-	o, err := store.Look(folder)
+func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) error {
+	o, err := store.Look(ctx, folder)
 	if err != nil {
 		return err
 	}
@@ -63,6 +68,13 @@ func (a *app) runStatus(folder string, opts statusOptions) error {
 	return a.printStatus(&r)
 }
 
+// exists says whether the file of an output is there, or the first of its parts.
+func exists(output string) bool {
+	first, err := filepath.Glob(strings.TrimSuffix(output, ".gguf") + "-00001-of-*.gguf")
+	_, whole := os.Stat(output)
+	return whole == nil || err == nil && len(first) > 0
+}
+
 func (a *app) printStatus(r *statusReport) error {
 	t := newTable(a.stdout)
 	if r.Phase == "" {
@@ -75,10 +87,12 @@ func (a *app) printStatus(r *statusReport) error {
 	}
 	phase := map[string]string{
 		store.PhaseTypes: "measuring what types cost", store.PhaseGradients: "measuring how outputs matter", store.PhaseLayers: "quantizing layers", store.PhaseHead: "quantizing the head",
-		store.PhaseValidate: "validating the file", store.PhaseEvaluate: "evaluating", store.PhaseProfile: "profiling", store.PhaseDone: "done",
+		store.PhaseValidate: "validating the file", store.PhaseFinish: "finishing the file", store.PhaseEvaluate: "evaluating", store.PhaseProfile: "profiling", store.PhaseDone: "done",
 	}[r.Phase]
 	switch {
 	case r.Standing.Done():
+	case r.Phase == store.PhaseFinish && !r.Working && exists(r.Output):
+		phase = "done, but it was killed before it cleared the folder: remove it"
 	case r.Working:
 		phase += ", running"
 	default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,6 +65,12 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
+
+// existsError says that an output is there; it is fs.ErrExist.
+type existsError string
+
+func (e existsError) Error() string        { return string(e) + " exists; --force replaces it" }
+func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 
 // open checks the paths, opens the checkpoint and plans the output; the caller closes the source.
 func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pipeline.Source, *pipeline.Plan, error) {
@@ -169,7 +176,7 @@ func (a *app) checkOutput(output string, force bool, reads ...reading) error {
 			}
 		}
 		if !force {
-			return fmt.Errorf("%s exists; --force replaces it", output)
+			return existsError(output)
 		}
 	}
 	for _, l := range atomicfile.Sweep(filepath.Dir(target)) {
@@ -216,8 +223,8 @@ func isPart(folder, file string) bool {
 // runtimeBytes is what the process holds besides a run's data: the program, its stacks, the tokenizer.
 const runtimeBytes = 32 << 20
 
-// printPlan prints what a run would write, and what it needs.
-func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs) error {
+// printPlan prints what a run would write, what it needs, and, where it is known, how long it takes.
+func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs, cost *pipeline.Cost) error {
 	memory := needs.Memory*(100+gcPercent)/100 + runtimeBytes
 	if o.JSON {
 		type tensorJSON struct {
@@ -250,7 +257,8 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
-		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment})
+			Cost       *pipeline.Cost       `json:"cost"` // null without --machines
+		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment, cost})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -273,6 +281,9 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 		t.row("", "with --work at most %s more", formatBytes(needs.Work))
 	}
 	if err := t.flush(); err != nil {
+		return err
+	}
+	if err := a.printCost(cost); err != nil {
 		return err
 	}
 	if err := a.printAssignment(plan.Assignment); err != nil {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -17,10 +20,10 @@ import (
 	"github.com/llmq/llmq/store"
 )
 
-const workUsage = "keep what is done in `FOLDER`: the same command goes on there after it was interrupted or killed; see llmq status"
+const workUsage = "keep what is done in `FOLDER`, or s3://BUCKET/PREFIX: the same command goes on there after it was interrupted or killed; see llmq status"
 
 // openWork opens the folder of --work for a run that depends on parts, on the files of some sources and on others.
-func openWork(folder string, parts []store.Part, sources []pipeline.Source, others ...string) (*store.Dir, error) {
+func (a *app) openWork(ctx context.Context, folder string, parts []store.Part, sources []pipeline.Source, others ...string) (store.Folder, error) {
 	var files []string
 	for _, src := range sources {
 		if i, ok := src.(interface{ Identity() string }); ok && i.Identity() != "" {
@@ -45,22 +48,35 @@ func openWork(folder string, parts []store.Part, sources []pipeline.Source, othe
 	if err != nil {
 		return nil, err
 	}
-	return store.OpenDir(folder, slices.Concat(parts, []store.Part{
+	return store.Open(ctx, folder, slices.Concat(parts, []store.Part{
 		{What: "state of the model's files", Digest: digest}, {What: "llmq version", Digest: build},
-	}))
+	}), func(message string) { fmt.Fprintln(a.stderr, "llmq:", message) })
 }
 
 // openWork opens the folder of --work for a run.
-func (o *quantizeOptions) openWork(src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) (*store.Dir, error) {
+func (o *quantizeOptions) openWork(ctx context.Context, a *app, src pipeline.Source, plan *pipeline.Plan, popt pipeline.Options) (store.Folder, error) {
 	parts, err := pipeline.WorkParts(src, plan, o.budget(), popt)
 	if err != nil {
 		return nil, err
 	}
-	return openWork(o.Work, parts, []pipeline.Source{src}, o.LoRA)
+	return a.openWork(ctx, o.Work, parts, []pipeline.Source{src}, o.LoRA)
+}
+
+// finished adds to err, which says that the output exists, that the run in the folder of --work has written it, if so: it was killed
+// before it could clear the folder.
+func (o *quantizeOptions) finished(ctx context.Context, err error) error {
+	if o.Work == "" || !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	look, e := store.Look(ctx, o.Work)
+	if e != nil || look.Working || look.Phase != store.PhaseFinish || look.Output != o.Output {
+		return err
+	}
+	return fmt.Errorf("%w: the run in %s has finished it, and was killed before it cleared that folder: remove the folder", err, o.Work)
 }
 
 // openWork opens the folder of --work for an evaluation of m on tokens.
-func (o *evalOptions) openWork(m *model.Model, tokens []int32, eopt *eval.Options) (*store.Dir, error) {
+func (o *evalOptions) openWork(ctx context.Context, a *app, m *model.Model, tokens []int32, eopt *eval.Options) (store.Folder, error) {
 	var parts []store.Part
 	var sources []pipeline.Source
 	add := func(what string, m *model.Model) error {
@@ -85,16 +101,16 @@ func (o *evalOptions) openWork(m *model.Model, tokens []int32, eopt *eval.Option
 		store.Part{What: "text", Digest: store.Digest(func(w io.Writer) { fmt.Fprint(w, tokens) })},
 		store.Part{What: "set of options", Digest: fmt.Sprintf("%d %d %v %d %q %v", eopt.Context, eopt.Chunks, eopt.ScoreAll, bos, eopt.Activations, m.Precision)},
 		pipeline.TierPart())
-	return openWork(o.Work, parts, sources)
+	return a.openWork(ctx, o.Work, parts, sources)
 }
 
 // openWork opens the folder of --work for a profile of src on a calibration set.
-func (o *profileOptions) openWork(src pipeline.Source, set *calib.Set, popt *profile.Options) (*store.Dir, error) {
+func (o *profileOptions) openWork(ctx context.Context, a *app, src pipeline.Source, set *calib.Set, popt *profile.Options) (store.Folder, error) {
 	digest, err := pipeline.SourceDigest(src)
 	if err != nil {
 		return nil, err
 	}
-	return openWork(o.Work, []store.Part{
+	return a.openWork(ctx, o.Work, []store.Part{
 		{What: "model", Digest: digest},
 		{What: "calibration text", Digest: fmt.Sprintf("%d %d %s %v", len(set.Sequences), set.SeqLen, set.SHA256(), set.Metadata())},
 		{What: "held-out text", Digest: store.Digest(func(w io.Writer) { fmt.Fprint(w, popt.HeldOut) })},
@@ -153,12 +169,18 @@ func buildDigest() (string, error) {
 	return digest, err
 }
 
-// printWork says, when a run has ended, what its folder was good for.
-func (a *app) printWork(work *store.Dir, done bool) {
+// printWork says, when a run of some sources has ended, what its folder was good for.
+func (a *app) printWork(work store.Folder, done bool, sources ...model.Source) {
 	for _, name := range work.Damaged() {
 		a.warn("%s: %s was not what had been written there, and has been made again", work.Path(), name)
 	}
-	if !done {
+	if done {
+		return
+	}
+	changed := slices.ContainsFunc(sources, func(src model.Source) bool { return model.Unchanged(src) != nil })
+	if changed {
+		fmt.Fprintf(a.stderr, "llmq: what is done of the files as they were is kept in %s: for those that are there now, remove it or give another\n", work.Path())
+	} else {
 		fmt.Fprintf(a.stderr, "llmq: what is done is kept in %s: the same command goes on there\n", work.Path())
 	}
 }

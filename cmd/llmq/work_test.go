@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/llmq/llmq/internal/s3test"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/store"
 )
 
 // runUntil starts a command line in a process of its own and sends it a signal when its progress has a line that begins
@@ -177,5 +183,101 @@ func TestProfileWork(t *testing.T) {
 	must(t, profile("out.json", "--work", work)...)
 	if !reflect.DeepEqual(read("out.json"), read("whole.json")) {
 		t.Error("another profile than without --work")
+	}
+}
+
+// TestWorkBucket: a run that keeps its work in a bucket, that is killed and finds a value damaged when it goes on, writes what it
+// would have written; status tells how far it is, and nothing that is not needed stays there.
+func TestWorkBucket(t *testing.T) {
+	s := s3test.Start(t)
+	dir, out := folder(t, "llama"), t.TempDir()
+	const work = "s3://" + s3test.Bucket + "/runs/tiny"
+	options := append([]string{"--refine", "30", "--calib-tokens", "256"}, calibrate...)
+	run := func(file string, more ...string) []string {
+		return slices.Concat([]string{"quantize", dir, "-o", filepath.Join(out, file)}, options, more)
+	}
+	must(t, run("whole.gguf")...)
+	want, err := os.ReadFile(filepath.Join(out, "whole.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumed := run("out.gguf", "--work", work)
+	runUntil(t, "quantize: layer 2/2", syscall.SIGKILL, resumed...)
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "1 of 2") || !strings.Contains(r.stdout, ", running") {
+		t.Errorf("just after it was killed, status prints\n%s", r.stdout)
+	}
+	s.Advance(2 * time.Minute) // its lease runs out
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "stopped: the same command goes on") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+	const layer = "runs/tiny/run1-layer0000.value"
+	damaged := s.Get(t, layer)
+	if damaged == nil {
+		t.Fatalf("kept are %q", s.Keys(t))
+	}
+	damaged[len(damaged)/2] ^= 1
+	s.Put(t, layer, damaged)
+	r := must(t, resumed...)
+	if !strings.Contains(r.stderr, "run1-layer0000 was not what had been written there, and has been made again") {
+		t.Errorf("nothing is said of a damaged value:\n%s", r.stderr)
+	}
+	got, err := os.ReadFile(filepath.Join(out, "out.gguf"))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another file than without --work, %v", err)
+	}
+	if keys := s.Keys(t); !slices.Equal(keys, []string{"runs/tiny/progress.json", "runs/tiny/run.json"}) {
+		t.Errorf("in the end the bucket holds %q", keys)
+	}
+	if r := llmq(t, run("none.gguf", "--work", "s3://absent/x")...); r.code != exitFailure || !strings.Contains(r.stderr, `there is no bucket "absent"`) {
+		t.Errorf("no bucket: exit %d, %s", r.code, r.stderr)
+	}
+}
+
+// TestWorkFinished: a run that was killed after its file had its name, and before its folder was cleared, is known to be over.
+func TestWorkFinished(t *testing.T) {
+	dir, work := folder(t, "llama"), filepath.Join(t.TempDir(), "work")
+	out := filepath.Join(t.TempDir(), "out.gguf")
+	run := append([]string{"quantize", dir, "-o", out, "--work", work, "--calib-tokens", "128", "--refine", "0", "--output-hessian", "off"}, calibrate...)
+	must(t, run...)
+	progress := filepath.Join(work, "progress.json")
+	b, err := os.ReadFile(progress)
+	if err == nil {
+		err = os.WriteFile(progress, bytes.Replace(b, []byte(`"done"`), []byte(`"finish"`), 1), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "done, but it was killed before it cleared the folder: remove it") {
+		t.Errorf("status prints\n%s", r.stdout)
+	}
+	if r := llmq(t, run...); r.code != exitFailure || !strings.Contains(r.stderr, "has finished it") || !strings.Contains(r.stderr, "remove the folder") {
+		t.Errorf("again: exit %d, %s", r.code, r.stderr)
+	}
+	if err := os.Remove(out); err != nil {
+		t.Fatal(err)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "stopped: the same command goes on") {
+		t.Errorf("without its file, status prints\n%s", r.stdout)
+	}
+	must(t, run...)
+}
+
+// changedSource is a source whose files are not what they were.
+type changedSource struct{ pipeline.Source }
+
+func (changedSource) Changed() error { return errors.New("it was changed") }
+
+// TestWorkOfOthers: nobody is told that the same command goes on in a folder that will be refused.
+func TestWorkOfOthers(t *testing.T) {
+	work, err := store.OpenDir(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer work.Close()
+	var said strings.Builder
+	a := &app{stderr: &said}
+	a.printWork(work, false, changedSource{})
+	if s := said.String(); strings.Contains(s, "the same command goes on") || !strings.Contains(s, "of the files as they were") {
+		t.Errorf("said %q", s)
 	}
 }

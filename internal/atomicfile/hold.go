@@ -14,5 +14,8 @@ func Hold(path string) (f *os.File, ok bool, err error) {
 	return f, true, nil
 }
 
+// SameDisk says whether two folders share what is free, as far as that is known.
+func SameDisk(a, b string) bool { return sameDisk(a, b) }
+
 // Free is how many bytes an ordinary user may still write in dir; ok is false where that is not known.
 func Free(dir string) (bytes uint64, ok bool) { return freeBytes(dir) }

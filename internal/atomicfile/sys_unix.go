@@ -18,6 +18,11 @@ func freeBytes(dir string) (n uint64, ok bool) {
 	return st.Bavail * uint64(st.Bsize), true
 }
 
+func sameDisk(a, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev
+}
+
 // syncDir makes a rename in dir durable, where dir may be opened at all.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

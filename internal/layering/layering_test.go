@@ -61,7 +61,7 @@ var allowed = map[string]string{
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
 	"compare":   "kernels/... formats/ggml formats/gguf model",
 	"imatrix":   "tensor kernels/... formats/ggml formats/gguf model calib internal/states",
-	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
+	"pipeline": "tensor kernels/... linalg quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
 		"internal/atomicfile internal/mmap internal/states internal/knapsack store imatrix",
 
 	"hub":    "internal/atomicfile internal/mmap",
@@ -80,6 +80,7 @@ var allowed = map[string]string{
 	"internal/layering":   "",
 	"internal/mmap":       "",
 	"internal/sbom":       "",
+	"internal/s3test":     "",
 	"internal/shared":     "",
 	"internal/sniff":      "",
 	"internal/states":     "tensor",

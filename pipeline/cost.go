@@ -1,0 +1,465 @@
+package pipeline
+
+import (
+	"math"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/model"
+)
+
+// A model of what a run costs, from headers alone: floating-point operations over the speeds of a machine, and bytes over its
+// link. With T tokens, a linear of out×in weights and T' of the tokens at it (all, or T·k/E at one of E experts of which a
+// token reaches k):
+//
+//	forward       2T'·in·out     each time that a stream passes: see stageRuns
+//	attention     2L·in a token  QKᵀ and PV over half of L places, in being the width of what comes out
+//	H             T'·in²         half of a product of 2T'·in²; experts' once more, for the sum over all
+//	D             2T'·in²        where the original model is compared and no residual connection joined
+//	S             2T'·in·out     in its place, where one is
+//	factor        in³/3          Cholesky, in float32
+//	correction    2in²·out       of the triangular systems, and as much for W·D
+//	errors        in²·out        ‖(W−Ŵ)L‖², in float32
+//	rounding      out·in·(a + b·in) seconds, measured: GPTQ's sweep and descent. At a machine's full speed b is that of
+//	              in²·out·(1 + 2) operations in float32, for errors and gradient, and of 7 in bfloat16.
+//	H_O           T'·Σ block²    over the blocks of outputs, behind a pass forward and one back that computes 3 products
+//
+// N machines split a layer by calibration shards (observe, advance), by rows of a linear or blocks of H_O (quantize), and by whole
+// experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
+// with S shards, x in four bytes, and M the sums of the dense linears (2in² of H, packed; 4in² of D; 4in·out of S):
+//
+//	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards
+//	needs         H and D in, S/N in      what rows need
+//	rows          all rows' bytes in      a machine's own out
+//	experts       2T·dim in a stream      inputs in bfloat16 to all; results 4T·k·dim/N a stream, in and out
+//	states        4T·width/N a stream out what a lost machine's shards go on from
+//	weights       dense in, experts' /N   of the checkpoint
+//
+// H_O's sums go as sums do, then to all.
+//
+// A machine sends while it receives, and computes when that is done: the longer of both directions counts.
+
+// Speeds are those of a machine, of all its processors together.
+type Speeds struct {
+	Products float64 `json:"products"` // FLOP/s of products whose factors are rounded to bfloat16, where that is faster
+	Float32  float64 `json:"float32"`  // FLOP/s of float32's
+	// Rounding a weight, by the recipe's method to its type, takes Weight seconds, and Column more for each column of its row.
+	Weight float64 `json:"weight"`
+	Column float64 `json:"column"`
+	Disk   float64 `json:"disk"` // bytes/s
+	Link   float64 `json:"link"` // bytes/s in each direction between a machine and the store of all; nothing passes it for one machine
+}
+
+// Cost is what a run takes on some machines.
+type Cost struct {
+	Machines int         `json:"machines"`
+	Shards   int         `json:"shards"`
+	Speeds   Speeds      `json:"speeds"`
+	Phases   []PhaseCost `json:"phases"`
+	// Transfers are what a machine gets and gives in the whole run; none for one machine.
+	Transfers []Transfer `json:"transfers"`
+	Seconds   float64    `json:"seconds"`
+	// Efficiency is the time of one machine over that of all machines' together.
+	Efficiency float64 `json:"efficiency"`
+	// LeftOut is what the run does besides.
+	LeftOut []string `json:"left_out"`
+}
+
+// PhaseCost is the time of a kind of units, or of moving bytes.
+type PhaseCost struct {
+	Name    string  `json:"phase"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Transfer is bytes of a kind, of one machine.
+type Transfer struct {
+	Name string `json:"what"`
+	In   int64  `json:"in"`
+	Out  int64  `json:"out"`
+}
+
+// Phases of a Cost.
+const (
+	costOutputs = "output Hessians"
+	costObserve = "observe"
+	costRows    = "quantize rows"
+	costExperts = "quantize experts"
+	costAdvance = "advance"
+	costStore   = "store" // bytes between machines
+	costDisk    = "disk"
+)
+
+// Kinds of Transfer.
+const (
+	movedSums    = "sums"
+	movedNeeds   = "what rows need"
+	movedRows    = "quantized rows"
+	movedExperts = "experts' inputs and results"
+	movedStates  = "hidden states"
+	movedWeights = "weights"
+)
+
+// Cost estimates a run that is calibrated on so many tokens in sequences of seqLen, by machines of the same speed. With nil it is not
+// calibrated. What methods try out before they decide is left out, and what an attempt is followed by: a validation, or another.
+func (p *Plan) Cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cost {
+	c := p.cost(m, tokens, seqLen, machines, s)
+	c.Efficiency, c.LeftOut = 1, []string{}
+	if p.Recipe.Method.Needs().Trials || len(p.Recipe.transforms()) > 0 {
+		c.LeftOut = append(c.LeftOut, "the scales and ways that are tried out before a layer is quantized")
+	}
+	if machines > 1 {
+		c.Efficiency = p.cost(m, tokens, seqLen, 1, s).Seconds / (float64(machines) * c.Seconds)
+	}
+	return c
+}
+
+func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cost {
+	e := &estimate{
+		plan: p, m: m, speeds: s, machines: float64(machines), tokens: float64(tokens), seqLen: float64(seqLen),
+		// A machine without a shard would wait: a run for more of them has as many shards.
+		shards: float64(max(Shards, machines)), streams: 1,
+		tensors: map[string]*Tensor{}, seconds: map[string]float64{}, in: map[string]float64{}, out: map[string]float64{},
+	}
+	if p.Recipe.original() {
+		e.streams = 2
+	}
+	e.outputs = p.Recipe.wantsOutputs()
+	var from float64 // bytes of the checkpoint
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		e.tensors[t.Name] = t
+		from += stored(t.From, float64(t.Elements()))
+	}
+	if m == nil {
+		e.uncalibrated()
+	} else {
+		head := (&task{plan: p, m: m}).calibratesHead()
+		for i := range m.Layers() {
+			e.layer(m.Shape(i), i == m.Layers()-1 && !head)
+		}
+		e.head()
+	}
+	cost := &Cost{Machines: machines, Shards: int(e.shards), Speeds: s, Phases: []PhaseCost{}, Transfers: []Transfer{}}
+	if machines == 1 {
+		e.seconds[costDisk] = (from + float64(p.File.Size())) / s.Disk
+	}
+	for _, name := range []string{costOutputs, costObserve, costRows, costExperts, costAdvance, costStore, costDisk} {
+		if t := e.seconds[name]; t > 0 {
+			cost.Phases = append(cost.Phases, PhaseCost{name, t})
+			cost.Seconds += t
+		}
+	}
+	for _, name := range []string{movedSums, movedNeeds, movedRows, movedExperts, movedStates, movedWeights} {
+		if in, out := e.in[name], e.out[name]; in+out > 0 {
+			cost.Transfers = append(cost.Transfers, Transfer{name, int64(in), int64(out)})
+		}
+	}
+	return cost
+}
+
+// stored is how many bytes so many weights take.
+func stored(t *ggml.Type, weights float64) float64 {
+	return weights * float64(t.BlockBytes) / float64(t.BlockLen)
+}
+
+// estimate adds up a Cost.
+type estimate struct {
+	plan     *Plan
+	m        *model.Model
+	speeds   Speeds
+	machines float64
+	shards   float64
+	tokens   float64
+	seqLen   float64
+	streams  float64 // of hidden states: the quantized model's, and perhaps the original's
+	outputs  bool    // Hessians of outputs are made
+	tensors  map[string]*Tensor
+	seconds  map[string]float64
+	in, out  map[string]float64 // bytes of a machine
+}
+
+// share is the part of all shards that the busiest machine has.
+func (e *estimate) share() float64 { return math.Ceil(e.shards/e.machines) / e.shards }
+
+// siteCost is a site of a layer, and what its linears become.
+type siteCost struct {
+	model.SiteShape
+	experts         float64 // in its stage; 0: it is none
+	tokens          float64 // that pass it
+	weights         float64 // of its linears
+	attention       float64 // operations between its outputs and the next stage
+	quantized       float64 // rows that are quantized
+	blocks          []int   // rows of H_O's blocks
+	stored, written float64 // bytes of the checkpoint and of the file
+	// The original model is compared: by D, in place of S, and enough tokens pass for its correction.
+	drift, correction bool
+}
+
+func (e *estimate) site(s model.SiteShape, experts map[int]int) siteCost {
+	c := siteCost{SiteShape: s, tokens: e.tokens}
+	if s.Expert >= 0 && !s.Head {
+		c.experts = float64(experts[s.Stage])
+		c.tokens *= float64(e.m.ExpertsUsed()) / c.experts
+	}
+	for i, out := range s.Out {
+		n := float64(out) * float64(s.In)
+		c.weights += n
+		t := e.tensors[s.Names[i]]
+		c.stored += stored(t.From, n)
+		c.written += stored(t.Type, n)
+		if t.Type.Grid == nil {
+			continue
+		}
+		c.quantized += float64(out)
+		if e.outputs {
+			c.blocks = append(c.blocks, outputBlocks(out, e.m.Dim, c.experts > 0)...)
+		}
+	}
+	c.drift = e.streams > 1 && !s.Adds
+	c.correction = e.streams > 1 && c.tokens > float64(s.In) // gptq.Factor.Correct shrinks it to nothing otherwise
+	return c
+}
+
+// uncalibrated adds a run that rounds tensors as they are.
+func (e *estimate) uncalibrated() {
+	for _, t := range e.tensors {
+		if t.Type.Grid != nil {
+			e.seconds[costRows] += float64(t.Elements()) * (e.speeds.Weight + float64(t.Cols())*e.speeds.Column) / e.machines
+		}
+	}
+}
+
+// layer adds a layer of these sites, in the order of the forward pass. Nothing is advanced behind the last.
+func (e *estimate) layer(shapes []model.SiteShape, last bool) {
+	experts := map[int]int{}
+	for _, s := range shapes {
+		if s.Expert >= 0 && !s.Head {
+			experts[s.Stage]++
+		}
+	}
+	var sites []siteCost
+	for _, s := range shapes {
+		sites = append(sites, e.site(s, experts))
+	}
+	runs := stageRuns(shapes, e.streams > 1)
+	in, out := map[string]float64{}, map[string]float64{}
+	add := func(name string, i, o float64) { in[name] += i; out[name] += o }
+	var dense, expertWeights float64 // bytes of the checkpoint
+	for k := range sites {
+		s := &sites[k]
+		n := float64(s.In)
+		forward := 2 * s.tokens * s.weights / e.speeds.Products
+		if k+1 < len(sites) && sites[k+1].Stage != s.Stage && sites[k+1].Carries {
+			s.attention = 2 * e.seqLen * float64(sites[k+1].In) * e.tokens
+			forward += s.attention / e.speeds.Products
+		}
+		share := e.share()
+		if s.experts > 0 {
+			share = math.Ceil(s.experts/e.machines) / s.experts
+			expertWeights += s.stored
+		} else {
+			dense += s.stored
+		}
+		e.seconds[costObserve] += runs[s.Stage].observe * forward * share
+		if !last {
+			e.seconds[costAdvance] += runs[s.Stage].advance * forward * share
+		}
+		if s.quantized == 0 {
+			continue
+		}
+		sums := s.tokens * n * n
+		if s.experts > 0 {
+			sums *= 2 // into the sum over all experts too
+		}
+		switch {
+		case e.streams > 1 && s.drift:
+			sums += 2 * s.tokens * n * n
+		case e.streams > 1:
+			sums += 2 * s.tokens * n * s.quantized
+		}
+		e.seconds[costObserve] += sums / e.speeds.Products * share
+		factor, rows := e.rounding(s)
+		if s.experts > 0 {
+			e.seconds[costExperts] += (factor + rows) * share
+			continue
+		}
+		e.seconds[costRows] += factor + rows*e.rowShare(s)
+		moved := 2 * n * n
+		needed := 2 * n * n
+		switch {
+		case s.drift:
+			moved += 4 * n * n
+			needed += 4 * n * n
+		case e.streams > 1:
+			moved += 4 * n * s.quantized
+			needed += 4 * n * s.quantized / e.machines
+		}
+		add(movedSums, e.shards*moved/e.machines, e.shards*moved/e.machines)
+		add(movedNeeds, needed, 0)
+		add(movedRows, s.written, s.written/e.machines)
+	}
+	add(movedWeights, dense+expertWeights/e.machines, 0)
+	if expertWeights > 0 {
+		state := e.streams * e.tokens * float64(e.m.Dim)
+		results := 4 * state * float64(e.m.ExpertsUsed()) / e.machines
+		add(movedExperts, 2*state+results, results)
+	}
+	add(movedStates, 0, 4*e.streams*e.tokens*float64(e.m.Width)/e.machines)
+	e.move(in, out)
+	if e.outputs {
+		e.gradients(sites, dense, expertWeights)
+	}
+}
+
+// rounding is how long a site's linears take: for the factor, and for all their rows.
+func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
+	n := float64(s.In)
+	each := n * (e.speeds.Weight + n*e.speeds.Column)
+	rows = s.quantized * each
+	if len(s.blocks) > 0 {
+		rows = 0
+		for _, b := range s.blocks { // batches of fewer rows than there are lanes take as long
+			rows += float64(b) * each * kernels.Lanes / float64(gptq.BatchRows(b))
+		}
+	}
+	ops := n * n * s.quantized // errors
+	if solves := UsesGPTQ(e.plan.Recipe.Method); solves {
+		factor = n * n * n / 3 / e.speeds.Float32
+		if s.correction {
+			ops += 2 * n * n * s.quantized
+			if s.drift {
+				ops += 2 * n * n * s.quantized
+			}
+		}
+		for _, b := range s.blocks { // the errors of the rows that are done, for those to come
+			ops += float64(b) * float64(b) * n
+		}
+	}
+	return factor, rows + ops/e.speeds.Float32
+}
+
+// rowShare is the part of a dense site's rows that the busiest machine has: rows do not meet, but those of a block of H_O do.
+func (e *estimate) rowShare(s *siteCost) float64 {
+	if len(s.blocks) == 0 {
+		return 1 / e.machines
+	}
+	each := math.Ceil(float64(len(s.blocks)) / e.machines)
+	var most float64
+	for _, b := range s.blocks {
+		most = max(most, float64(b))
+	}
+	return min(1, each*most/s.quantized)
+}
+
+// gradients adds a layer's part of the pass that makes Hessians of outputs.
+func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
+	var shared, own float64 // seconds: by shards, by experts
+	var blocks float64      // bytes of the dense linears'
+	for i := range sites {
+		s := &sites[i]
+		// Forward, forward again for what derivatives need, and back: one product of a linear, four of attention's two.
+		seconds := 6*s.tokens*s.weights + 4*s.attention
+		for _, b := range s.blocks {
+			seconds += s.tokens * float64(b) * float64(b)
+			if s.experts == 0 {
+				blocks += 2 * float64(b) * float64(b)
+			}
+		}
+		if s.experts > 0 {
+			own += seconds / e.speeds.Products * math.Ceil(s.experts/e.machines) / s.experts
+		} else {
+			shared += seconds / e.speeds.Products * e.share()
+		}
+	}
+	e.seconds[costOutputs] += shared + own
+	in, out := map[string]float64{}, map[string]float64{}
+	in[movedSums] = (e.shards/e.machines + 1) * blocks
+	out[movedSums] = e.shards / e.machines * blocks
+	in[movedWeights] = 2 * (dense + experts/e.machines)
+	if experts > 0 {
+		state := e.tokens * float64(e.m.Dim)
+		in[movedExperts] = 4*state + 4*state*float64(e.m.ExpertsUsed())/e.machines
+		out[movedExperts] = 4 * state * float64(e.m.ExpertsUsed()) / e.machines
+	}
+	e.move(in, out)
+}
+
+// head adds the output head: where it is quantized, and for the predictions of the pass of gradients.
+func (e *estimate) head() {
+	dim, vocab := float64(e.m.Dim), float64(e.m.Vocab)
+	if e.outputs {
+		e.seconds[costOutputs] += 4 * e.tokens * dim * vocab / e.speeds.Products * e.share()
+	}
+	t := e.tensors[outputName]
+	if t == nil || t.Type.Grid == nil {
+		return
+	}
+	s := &siteCost{SiteShape: model.SiteShape{In: e.m.Dim}, tokens: e.tokens, quantized: vocab, drift: e.streams > 1,
+		correction: e.streams > 1 && e.tokens > dim}
+	e.seconds[costObserve] += (1 + 2*(e.streams-1)) * e.tokens * dim * dim / e.speeds.Products * e.share()
+	factor, rows := e.rounding(s)
+	e.seconds[costRows] += factor + rows/e.machines
+}
+
+// move has a machine get and give bytes, if there are others.
+func (e *estimate) move(in, out map[string]float64) {
+	if e.machines == 1 {
+		return
+	}
+	var allIn, allOut float64
+	for name, n := range in {
+		e.in[name] += n
+		allIn += n
+	}
+	for name, n := range out {
+		e.out[name] += n
+		allOut += n
+	}
+	e.seconds[costStore] += max(allIn, allOut) / e.speeds.Link
+}
+
+// stageRun is how often a stage's linears are applied to all tokens, by both streams: on the way to the inputs that are observed, and
+// then on the way to the next layer.
+type stageRun struct{ observe, advance float64 }
+
+// stageRuns follows the streams through a layer. The quantized model's stands before stages that begin or carry; from there it
+// goes to each stage's input, and in the end on to the next layer. The original's stands before stages that begin; it applies a
+// stage at once if it can stand behind it, and where that adds to the residual stream, the difference of both inputs passes it too
+// (passage.observe, stream.visit and stream.alongside).
+func stageRuns(shapes []model.SiteShape, original bool) []stageRun {
+	var begins, carries, adds []bool
+	for _, s := range shapes {
+		if s.Stage == len(begins) {
+			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries), append(adds, s.Adds)
+		}
+	}
+	n := len(begins)
+	runs := make([]stageRun, n)
+	at, originalAt := 0, 0
+	for k := range n {
+		for j := at; j < k; j++ {
+			runs[j].observe++
+		}
+		if begins[k] || carries[k] {
+			at = k
+		}
+		if !original {
+			continue
+		}
+		for j := originalAt; j < k; j++ {
+			runs[j].observe++
+		}
+		if adds[k] {
+			runs[k].observe++
+		}
+		if k+1 == n || begins[k+1] {
+			runs[k].observe++
+			originalAt = k + 1
+		}
+	}
+	for j := at; j < n; j++ {
+		runs[j].advance++
+	}
+	return runs
+}

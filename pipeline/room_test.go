@@ -1,0 +1,64 @@
+package pipeline
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/store"
+)
+
+// asked is a work folder that notes how much room it is asked for, and has none.
+type asked struct {
+	store.Folder
+	bytes int64
+}
+
+var errNoRoom = errors.New("no room")
+
+func (a *asked) Room(bytes int64) error {
+	a.bytes = bytes
+	return errNoRoom
+}
+
+// TestRoomTwice: Hessians of outputs need room in the work folder and in their temporary file, on one disk both.
+func TestRoomTwice(t *testing.T) {
+	tm := testmodel.New("llama")
+	opt := Options{Calib: sequences(tm, 12, 24)}
+	room := func(o OutputHessian, work store.Folder) (bytes, temporary int64) {
+		t.Helper()
+		p, err := NewPlan(tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_K, OutputHessian: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &asked{Folder: work}
+		opt.Work = a
+		if _, err := Run(t.Context(), tm.Source(), p, filepath.Join(t.TempDir(), "out.gguf"), opt); !errors.Is(err, errNoRoom) {
+			t.Fatal(err)
+		}
+		_, m := planned(t, llamaOf(tm), o)
+		_, temporary = p.gradientNeeds(m, opt.Calib.Tokens(), 0)
+		return a.bytes, temporary
+	}
+	here, err := store.OpenDir(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	off, _ := room(OutputHessianOff, here)
+	on, temporary := room(OutputHessianOn, here)
+	elsewhere, _ := room(OutputHessianOn, nowhere{here})
+	if temporary == 0 || on != elsewhere+temporary || elsewhere <= off {
+		t.Errorf("%d bytes on one disk, %d on two, %d of temporary file, %d without", on, elsewhere, temporary, off)
+	}
+}
+
+// nowhere is a folder on a disk of its own.
+type nowhere struct{ store.Folder }
+
+func (nowhere) Path() string { return "s3://bucket" }
+
+// llamaOf is a test model's checkpoint.
+func llamaOf(m *testmodel.Model) *headers { return &headers{*m.Source()} }

@@ -154,15 +154,16 @@ func qwen35(c config, w *writer) error {
 	return nil
 }
 
-// nemotronH is Nemotron-H of Mamba-2 layers (M in hybrid_override_pattern) and MLPs (-).
+// nemotronH is Nemotron-H of Mamba-2 layers (M in hybrid_override_pattern), attention (*) and MLPs (-).
 func nemotronH(c config, w *writer) error {
-	n, err := c.ints("vocab_size", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups",
-		"conv_kernel")
+	n, err := c.ints("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+		"head_dim", "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel")
 	if err != nil {
 		return err
 	}
 	dim, heads, inner := n["hidden_size"], n["mamba_num_heads"], n["mamba_num_heads"]*n["mamba_head_dim"]
 	channels := inner + 2*n["n_groups"]*n["ssm_state_size"]
+	q, kv := n["num_attention_heads"]*n["head_dim"], n["num_key_value_heads"]*n["head_dim"]
 	pattern, _ := c["hybrid_override_pattern"].(string)
 	w.add("backbone.embeddings.weight", n["vocab_size"], dim)
 	for i, kind := range pattern {
@@ -178,11 +179,16 @@ func nemotronH(c config, w *writer) error {
 			w.add(p+"D", heads)
 			w.add(p+"norm.weight", inner)
 			w.linear(p+"out_proj", dim, inner)
+		case '*':
+			w.linear(p+"q_proj", q, dim)
+			w.linear(p+"k_proj", kv, dim)
+			w.linear(p+"v_proj", kv, dim)
+			w.linear(p+"o_proj", dim, q)
 		case '-':
 			w.linear(p+"up_proj", n["intermediate_size"], dim)
 			w.linear(p+"down_proj", dim, n["intermediate_size"])
 		default:
-			return fmt.Errorf("config.json: hybrid_override_pattern has %q, want M or -", kind)
+			return fmt.Errorf("config.json: hybrid_override_pattern has %q, want M, * or -", kind)
 		}
 	}
 	w.add("backbone.norm_f.weight", dim)

@@ -29,6 +29,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	if p.Recipe.original() {
 		streams = 2 // the quantized model's and the original's
 	}
+	batch := min(tokens, batchOf(m))
 	var sites, stage int64
 	for i := range m.Layers() {
 		sites = max(sites, p.layerNeeds(m.Shape(i), streams))
@@ -45,12 +46,12 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		bytes := stateBytes(tokens, dim)
 		if !left.fits(bytes) {
 			needs.Disk += bytes
-			bytes = stateBytes(min(tokens, batchTokens), dim)
+			bytes = stateBytes(batch, dim)
 		}
 		states += bytes
 	}
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
-	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(min(tokens, batchTokens)))
+	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(batch))
 	if p.Recipe.wantsOutputs() {
 		memory, disk := p.gradientNeeds(m, tokens, budget)
 		needs.Memory = max(needs.Memory, memory)
@@ -63,34 +64,34 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 }
 
 // gradientNeeds estimates the pass of gradients: the hidden states before every layer and the gradients, of which the budget keeps
-// what fits in memory, the sums of one layer, and what a batch computes on its way forth and back; and on the disk the states that
+// what fits in memory, the sums that are made together of one layer, and what a batch computes on its way forth and back; and on the disk the states that
 // do not fit and the sums of all layers.
 func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) (memory, disk int64) {
-	left := newStateBudget(budget)
+	left, batch := newStateBudget(budget), min(tokens, batchOf(m))
 	for range m.Layers() + 1 {
 		bytes := stateBytes(tokens, m.Width)
 		if !left.fits(bytes) {
 			disk += bytes
-			bytes = stateBytes(min(tokens, batchTokens), m.Width)
+			bytes = stateBytes(batch, m.Width)
 		}
 		memory += bytes
 	}
 	var sums, stage int64
 	for i := range m.Layers() {
-		var layer int64
+		var layer, largest int64
 		for _, s := range m.Shape(i) {
 			for _, out := range s.Out {
-				for _, n := range outputBlocks(out, m.Dim, s.Expert >= 0 && !s.Head) {
-					layer += 4 * int64(n) * int64(n)
-				}
+				bytes := outputBytes(out, m.Dim, s.Expert >= 0 && !s.Head)
+				layer += bytes
+				largest = max(largest, bytes)
 			}
 		}
 		disk += layer / 2
-		sums = max(sums, 2*layer) // of gradients, and of those that judge
+		sums = max(sums, min(2*layer, max(outputBudget, 2*largest))) // of gradients, and of those that judge
 		stage = max(stage, 3*(int64(m.Dim+m.Widest())+m.Computed(i)))
 	}
-	logits := 4 * min(int64(m.Vocab)*int64(min(tokens, batchTokens)), headLogits)
-	return memory + sums + 4*stage*int64(min(tokens, batchTokens)) + logits, disk
+	logits := 4 * min(int64(m.Vocab)*int64(batch), headLogits)
+	return memory + sums + 4*stage*int64(batch) + logits, disk
 }
 
 // headLogits bounds the logits that exist at a time on the way back through the head: model.Head.Backward.

@@ -52,6 +52,9 @@ const (
 	wideOutputs = 2
 	// expertRows is the same for experts, of which there are many.
 	expertRows = 512
+	// outputBudget bounds the sums of a layer's linears that are made together, one linear's aside. Layers of many experts, whose
+	// sums take more, are gone through again for the others.
+	outputBudget = 4 << 30
 	// outputGain is the share of the error below which H_O pays, by gradients that it was not made of.
 	outputGain = 0.99
 	// heldOutEvery: of so many sequences one judges whether the others' gradients pay.
@@ -207,7 +210,7 @@ func (p *passage) gradients() error {
 	}
 	p.found.outputs = o
 	o.rep.Tokens = len(set.Sequences) * set.SeqLen
-	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState()}
+	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState(), budget: outputBudget}
 	defer b.close()
 	if err := b.forward(); err != nil {
 		return err
@@ -231,7 +234,8 @@ func (p *passage) gradients() error {
 type backwardPass struct {
 	*task
 	*outputs
-	st *model.State
+	st     *model.State
+	budget int64 // of sums that are made together, in bytes; one linear's are always
 	// inputs are the hidden states before each layer, then, last, those after all layers, which the gradients replace.
 	inputs []*states.Store
 }
@@ -259,7 +263,7 @@ func (b *backwardPass) forward() error {
 		if budget.fits(s.x.Bytes()) {
 			limit = 0
 		}
-		next, err := states.New(len(set.Sequences), set.SeqLen, b.m.Width, max(1, batchTokens/set.SeqLen), limit, b.tempDir)
+		next, err := states.New(len(set.Sequences), set.SeqLen, b.m.Width, max(1, batchOf(b.m)/set.SeqLen), limit, b.tempDir)
 		if err != nil {
 			return err
 		}
@@ -349,18 +353,46 @@ func drawToken(p []float32, u float64) int {
 	return last
 }
 
-// layer takes the gradients back through a layer, and stores the Hessians of its linears' outputs.
+// layer stores the Hessians of the outputs of a layer's linears, and takes the gradients back through it.
 func (b *backwardPass) layer(i int) error {
 	l, err := b.m.LoadLayer(i)
 	if err != nil {
 		return err
 	}
 	defer l.Release()
-	sums := b.sums(l)
+	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
+	groups := b.groups(l)
+	for k, linears := range groups {
+		sums, last := b.sums(linears), k == len(groups)-1
+		opaque, err := b.observe(i, l, sums, last)
+		if err != nil {
+			return err
+		}
+		if last {
+			for _, name := range opaque {
+				b.rep.Opaque = append(b.rep.Opaque, fmt.Sprintf("blk.%d.%s", i, name))
+			}
+		}
+		for _, lin := range linears {
+			s := sums[lin.ID()]
+			if s.tokens == 0 {
+				continue
+			}
+			if err := b.finish(lin, s, auto); err != nil {
+				return fmt.Errorf("%s: %w", lin.ID(), err)
+			}
+		}
+	}
+	return b.inputs[i].Close() // nobody needs the states before this layer any more
+}
+
+// observe adds to the sums the gradients at the outputs of layer i's linears. last: the gradients before the layer replace those
+// after it. It returns the branches without a derivative.
+func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSums, last bool) ([]string, error) {
 	seqLen := b.opt.Calib.SeqLen
 	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
 	d := &model.Differential{}
-	err = b.each(i, func(batch int, x, y *tensor.Matrix) error {
+	err := b.each(i, func(batch int, x, y *tensor.Matrix) error {
 		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
 			s := sums[lin.ID()]
 			if s == nil {
@@ -381,24 +413,12 @@ func (b *backwardPass) layer(i int) error {
 			s.observe(dy.View(held, dy.Rows, 0, dy.Cols), true)
 			return nil
 		}
+		if !last { // y is what the next group begins from, too
+			y = y.Clone()
+		}
 		return l.Backward(b.ctx, b.st, x, y, seqLen, d)
 	})
-	if err != nil {
-		return err
-	}
-	for _, name := range d.Opaque {
-		b.rep.Opaque = append(b.rep.Opaque, fmt.Sprintf("blk.%d.%s", i, name))
-	}
-	for _, lin := range l.Linears() {
-		s := sums[lin.ID()]
-		if s == nil || s.tokens == 0 {
-			continue
-		}
-		if err := b.finish(lin, s, auto); err != nil {
-			return fmt.Errorf("%s: %w", lin.ID(), err)
-		}
-	}
-	return b.inputs[i].Close() // nobody needs the states before this layer any more
+	return d.Opaque, err
 }
 
 // heldFrom returns how many sequences of a batch come before those that are held out, its last. Batches of few sequences are
@@ -465,13 +485,29 @@ func (s *outputSums) observe(g *tensor.Matrix, held bool) {
 	s.tokens += g.Rows
 }
 
-// sums makes room for the sums of the layer's linears that are to be quantized.
-func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
-	sums := map[string]*outputSums{}
+// groups divides the layer's linears that are to be quantized into those whose sums are made together; there is at least one group.
+func (b *backwardPass) groups(l *model.Layer) [][]*model.Linear {
+	groups := [][]*model.Linear{nil}
+	var bytes int64
 	for _, lin := range l.Linears() {
 		if t := b.plan.Lookup(lin.Name); t.Role != model.RoleLinear || t.Type.Grid == nil {
 			continue
 		}
+		n := 2 * outputBytes(lin.Out, b.m.Dim, lin.Expert >= 0)
+		if last := len(groups) - 1; bytes+n > b.budget && len(groups[last]) > 0 {
+			groups, bytes = append(groups, nil), 0
+		}
+		last := len(groups) - 1
+		groups[last] = append(groups[last], lin)
+		bytes += n
+	}
+	return groups
+}
+
+// sums makes room for the sums of linears.
+func (b *backwardPass) sums(linears []*model.Linear) map[string]*outputSums {
+	sums := map[string]*outputSums{}
+	for _, lin := range linears {
 		s := &outputSums{}
 		for _, n := range outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0) {
 			s.fit = append(s.fit, tensor.New(n, n))
@@ -482,6 +518,15 @@ func (b *backwardPass) sums(l *model.Layer) map[string]*outputSums {
 		sums[lin.ID()] = s
 	}
 	return sums
+}
+
+// outputBytes is the size of the sums over a linear's output.
+func outputBytes(rows, dim int, expert bool) int64 {
+	var bytes int64
+	for _, n := range outputBlocks(rows, dim, expert) {
+		bytes += 4 * int64(n) * int64(n)
+	}
+	return bytes
 }
 
 // outputBlocks divides the rows of a linear of a model whose residual stream is dim wide.

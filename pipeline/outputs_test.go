@@ -2,8 +2,10 @@ package pipeline
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,6 +52,73 @@ func TestOutputHessian(t *testing.T) {
 	}
 	if rep.OutputHessian != nil || bytes.Equal(first, data) {
 		t.Error("off: the same file, or a report")
+	}
+}
+
+// TestGradientGroups: Hessians do not depend on how many linears' sums fit in memory together, nor on where the hidden states are.
+func TestGradientGroups(t *testing.T) {
+	tm, src := testmodel.New("qwen3"), testmodel.Experts()
+	m := openModel(t, src)
+	plan, err := NewPlan(src, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := testSet(tm)
+	set.Sequences = set.Sequences[:8]
+	var want map[string][]*tensor.Matrix
+	for _, c := range []struct{ budget, memory int64 }{{outputBudget, 0}, {1 << 14, 0}, {1, 1}} {
+		o, err := newOutputs(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer o.close()
+		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
+		b := &backwardPass{task: work, outputs: o, st: m.NewState(), budget: c.budget}
+		defer b.close()
+		if err := errors.Join(b.forward(), b.head()); err != nil {
+			t.Fatal(err)
+		}
+		got := map[string][]*tensor.Matrix{}
+		for i := m.Layers() - 1; i >= 0; i-- {
+			l, err := m.LoadLayer(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Release()
+			if groups := len(b.groups(l)); (groups > 1) != (want != nil) {
+				t.Errorf("budget %d: %d groups", c.budget, groups)
+			}
+			if err := b.layer(i); err != nil {
+				t.Fatal(err)
+			}
+			for _, lin := range l.Linears() {
+				if got[lin.ID()], err = o.of(lin, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if want == nil {
+			want = got
+		}
+		for id, blocks := range want {
+			if len(got[id]) != len(blocks) {
+				t.Fatalf("budget %d: %s has %d blocks, want %d", c.budget, id, len(got[id]), len(blocks))
+			}
+			for k, h := range blocks {
+				if !slices.Equal(got[id][k].Data, h.Data) {
+					t.Errorf("budget %d: %s: block %d is another", c.budget, id, k)
+				}
+			}
+		}
+	}
+}
+
+// TestBatchOf: models that compute much for a token go through their stages in smaller batches, but not in ever smaller ones.
+func TestBatchOf(t *testing.T) {
+	for _, c := range []struct{ ffn, want int }{{256, batchTokens}, {1 << 16, batchTokens / 2}, {1 << 19, leastTokens}} {
+		if got := batchOf(openModel(t, wide(16, c.ffn, 0))); got != c.want {
+			t.Errorf("an MLP of %d: %d tokens, want %d", c.ffn, got, c.want)
+		}
 	}
 }
 

@@ -12,8 +12,28 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
-const batchTokens = 4096
+const (
+	// batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
+	batchTokens = 4096
+	// batchBytes bounds what a layer may compute of a batch, unless that is leastTokens already. 4096 tokens stay below it up to a
+	// stream of 8192 features with an MLP of 28672; DeepSeek-V3, whose 128 heads have queries of 576 features each, computes three
+	// times as much for a token.
+	batchBytes  = 2 << 30
+	leastTokens = 512
+)
+
+// batchOf is how many tokens of a model pass through a stage together: batchTokens, or as many as batchBytes allow.
+func batchOf(m *model.Model) int {
+	var most int64 // features of a token
+	for i := range m.Layers() {
+		most = max(most, int64(m.Dim+m.Widest())+m.Computed(i))
+	}
+	n := batchTokens
+	for n > leastTokens && 4*int64(n)*most > batchBytes {
+		n /= 2
+	}
+	return n
+}
 
 // stream carries hidden states through the stages of one version of the model. Stages are taken in the order of the
 // forward pass, each for all batches.
@@ -57,7 +77,7 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 		if budget.fits(stateBytes(len(seqs)*seqLen, dim)) {
 			limit = 0
 		}
-		return states.New(len(seqs), seqLen, dim, max(1, batchTokens/seqLen), limit, tempDir)
+		return states.New(len(seqs), seqLen, dim, max(1, batchOf(m)/seqLen), limit, tempDir)
 	}
 	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err

@@ -7,6 +7,11 @@
 //
 //	go run ./internal/synth -o /tmp/moe -layers 2 -dim 2048 -mlp 768 -heads 32 -kv-heads 4 -head-dim 128 -experts 128 -repeat
 //
+// With -config it is a checkpoint of the class and the sizes that a config.json says, Qwen3.5's, Nemotron-H's or DeepSeek-V3's, in
+// FP8 if that says so; of the flags for shapes -layers and the others have no effect:
+//
+//	go run ./internal/synth -o /tmp/deltanet -config internal/synth/testdata/deltanet.json
+//
 // The tokenizer is copied from another checkpoint, by default the built-in model; readers pad its vocabulary.
 //
 // With -plant it writes a checkpoint as F32 GGUF with outlier features planted in it, which compute what it did:
@@ -32,7 +37,7 @@ import (
 )
 
 type options struct {
-	dir, tokenizer                          string
+	dir, tokenizer, config                  string
 	layers, dim, mlp, heads, kvHeads, vocab int
 	headDim, experts, expertsUsed           int
 	repeat                                  bool
@@ -44,6 +49,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.dir, "o", "", "folder or file to write, which must not exist")
 	flag.StringVar(&o.tokenizer, "tokenizer", "testdata/gopher-4m", "checkpoint whose tokenizer is copied")
+	flag.StringVar(&o.config, "config", "", "config.json of the checkpoint to write, in place of the shape's flags")
 	flag.IntVar(&o.layers, "layers", 12, "transformer layers")
 	flag.IntVar(&o.dim, "dim", 2048, "hidden size")
 	flag.IntVar(&o.mlp, "mlp", 5632, "intermediate size")
@@ -72,9 +78,6 @@ func main() {
 	}
 }
 
-// spread is the standard deviation of weights, that of initialised transformers. Norms are 1.
-const spread = 0.02
-
 func write(o options) error {
 	if o.dir == "" || min(o.layers, o.dim, o.mlp, o.heads, o.kvHeads, o.vocab) < 1 || o.headDim == 0 && o.dim%o.heads != 0 ||
 		o.heads%o.kvHeads != 0 || min(o.experts, o.headDim) < 0 || o.experts > 0 && (o.expertsUsed < 1 || o.expertsUsed > o.experts) {
@@ -82,6 +85,17 @@ func write(o options) error {
 	}
 	if o.headDim == 0 {
 		o.headDim = o.dim / o.heads
+	}
+	infos := tensors(o)
+	var given config
+	if o.config != "" {
+		var err error
+		if given, err = readConfig(o.config, o.tokenizer); err != nil {
+			return err
+		}
+		if infos, err = given.tensors(); err != nil {
+			return err
+		}
 	}
 	if err := os.Mkdir(o.dir, 0o755); err != nil {
 		return err
@@ -95,10 +109,16 @@ func write(o options) error {
 			return err
 		}
 	}
-	if err := writeConfig(o); err != nil {
+	err := error(nil)
+	if given != nil {
+		err = given.write(o.dir)
+	} else {
+		err = writeConfig(o)
+	}
+	if err != nil {
 		return err
 	}
-	shards := split(tensors(o), o.shardBytes)
+	shards := split(infos, o.shardBytes)
 	places := map[string]string{}
 	var total int64
 	for i, infos := range shards {
@@ -213,32 +233,40 @@ const pieceRows = 256
 
 // writeWeights draws every row from a generator of its own, so that rows can be made in parallel.
 func writeWeights(out *safetensors.Writer, info safetensors.Info, o options) error {
-	cols := info.Shape[len(info.Shape)-1]
-	rows := int(info.Bytes()) / 2 / cols
+	cols, size := info.Shape[len(info.Shape)-1], 2
+	if info.DType == safetensors.F8E4M3 {
+		size = 1
+	}
+	rows := int(info.Bytes()) / size / cols
 	name := fnv.New64a()
 	name.Write([]byte(info.Name))
+	values := valuesOf(info)
 	var data []byte
 	for lo := 0; lo < rows; lo += pieceRows {
 		n := min(pieceRows, rows-lo)
-		if o.repeat && len(data) >= 2*n*cols {
-			if _, err := out.Write(data[:2*n*cols]); err != nil {
+		if o.repeat && len(data) >= size*n*cols {
+			if _, err := out.Write(data[:size*n*cols]); err != nil {
 				return err
 			}
 			continue
 		}
-		data = make([]byte, 2*n*cols)
+		data = make([]byte, size*n*cols)
 		kernels.Parallel(n, 1, func(a, b int) {
 			row := make([]float32, cols)
 			for r := a; r < b; r++ {
 				rng := rand.New(rand.NewPCG(o.seed, name.Sum64()+uint64(lo+r)))
 				for j := range row {
-					if len(info.Shape) == 1 {
-						row[j] = 1
-					} else {
-						row[j] = spread * float32(rng.NormFloat64())
+					if row[j] = values.constant; values.spread > 0 {
+						row[j] = values.spread * float32(rng.NormFloat64())
 					}
 				}
-				tensor.EncodeBF16(data[2*r*cols:2*(r+1)*cols], row)
+				if at := data[size*r*cols : size*(r+1)*cols]; size == 1 {
+					for j, v := range row {
+						at[j] = toE4M3(v)
+					}
+				} else {
+					tensor.EncodeBF16(at, row)
+				}
 			}
 		})
 		if _, err := out.Write(data); err != nil {

@@ -85,7 +85,10 @@ func newBackward(t *testing.T, m *model.Model) *backward {
 		t.Fatal(err)
 	}
 	dx := tensor.New(x.Rows, x.Cols)
-	h.Backward(st, dx, x, func(t int, _ []float32) int { return b.label(t) })
+	h.Backward(st, dx, x, func(t int, a, _ []float32) {
+		clear(a)
+		a[b.label(t)] = 1
+	})
 	d := &model.Differential{See: func(lin *model.Linear, dy *tensor.Matrix, _ []int) error {
 		if b.sums[lin.ID()] == nil {
 			b.sums[lin.ID()] = make([]float64, lin.Out)

@@ -198,8 +198,8 @@ func (p *passage) gradients() error {
 		}
 	}
 	if free, ok := atomicfile.Free(p.tempDir); ok {
-		_, needed := p.plan.gradientNeeds(p.m, set.Tokens(), p.opt.Memory)
-		if err := roomForGradients(needed, free, p.tempDir); err != nil {
+		needs := p.plan.gradientNeeds(p.m, set.Tokens(), p.opt.Memory)
+		if err := roomForGradients(needs.disk, free, p.tempDir); err != nil {
 			return err
 		}
 	}
@@ -278,6 +278,7 @@ func (b *backwardPass) forward() error {
 		return err
 	}
 	b.inputs = append(b.inputs, s.x)
+	s.x.Rest()
 	for i := range b.m.Layers() {
 		b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i+1, b.m.Layers()))
 		limit := int64(1)
@@ -311,6 +312,8 @@ func (b *backwardPass) forwardLayer(i int) error {
 // each calls f with every batch of the hidden states before layer i and of what comes after it, which f changes.
 func (b *backwardPass) each(i int, f func(batch int, x, y *tensor.Matrix) error) error {
 	from, to := b.inputs[i], b.inputs[len(b.inputs)-1]
+	defer from.Rest() // there is a store for every layer
+	defer to.Rest()
 	for batch := range from.Batches() {
 		if err := b.ctx.Err(); err != nil {
 			return err
@@ -344,11 +347,12 @@ func (b *backwardPass) head() error {
 		return err
 	}
 	defer h.Release()
+	st := b.m.NewState() // logits are many: their memory goes with it
 	last := len(b.inputs) - 1
 	return b.each(last, func(batch int, x, y *tensor.Matrix) error {
 		seq, _ := b.inputs[last].Sequences(batch)
 		first := seq * b.opt.Calib.SeqLen
-		h.Backward(b.st, y, x.Clone(), func(t int, a, p []float32) {
+		h.Backward(st, y, x.Clone(), func(t int, a, p []float32) {
 			sign(a, p, rand.NewPCG(gradientSeed, uint64(first+t)))
 		})
 		return nil

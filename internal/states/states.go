@@ -18,7 +18,7 @@ type Store struct {
 	perBatch          int // sequences
 	mem               *tensor.Matrix
 	file              *os.File
-	buf               *tensor.Matrix // the batch that Get returned last, if in a file
+	buf               *tensor.Matrix // the batch that Get returned last, if in a file; nil before the first Get and after Rest
 }
 
 // New returns a zero store of seqs sequences of seqLen tokens with dim features each, handed out perBatch sequences at a
@@ -40,16 +40,13 @@ func New(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, err
 		err = fmt.Errorf("hidden states: %d bytes in %s: %w", s.Bytes(), file.Name(), err)
 		return nil, errors.Join(err, s.Close())
 	}
-	s.buf = tensor.New(s.perBatch*seqLen, dim)
 	return s, nil
 }
 
 // Fork returns a store of the same states for another goroutine, which uses other batches. s alone is to be closed.
 func (s *Store) Fork() *Store {
 	f := *s
-	if s.file != nil {
-		f.buf = tensor.New(s.buf.Rows, s.dim)
-	}
+	f.buf = nil
 	return &f
 }
 
@@ -74,6 +71,9 @@ func (s *Store) Get(i int) (*tensor.Matrix, error) {
 	if s.file == nil {
 		return s.mem.View(lo*s.seqLen, hi*s.seqLen, 0, s.dim), nil
 	}
+	if s.buf == nil {
+		s.buf = tensor.New(s.perBatch*s.seqLen, s.dim)
+	}
 	x := s.buf.View(0, rows, 0, s.dim)
 	if _, err := s.file.ReadAt(bytes(x), s.offset(lo)); err != nil {
 		return nil, fmt.Errorf("hidden states: reading batch %d: %w", i, err)
@@ -92,6 +92,9 @@ func (s *Store) Put(i int, x *tensor.Matrix) error {
 	}
 	return nil
 }
+
+// Rest gives back the memory for a batch of states in a file, until the next Get.
+func (s *Store) Rest() { s.buf = nil }
 
 // Save writes all states, as the machine has them in memory.
 func (s *Store) Save(w io.Writer) error {
@@ -126,7 +129,7 @@ func (s *Store) Load(r io.Reader) error {
 
 // Close frees the store.
 func (s *Store) Close() error {
-	s.mem = nil
+	s.mem, s.buf = nil, nil
 	if s.file == nil {
 		return nil
 	}

@@ -37,6 +37,10 @@ func TestStore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		s.Rest()
+		if s.buf != nil {
+			t.Fatalf("budget %d: a batch is in memory after Rest", budget)
+		}
 		for i := s.Batches() - 1; i >= 0; i-- {
 			x, err := s.Get(i)
 			if err != nil {

@@ -78,17 +78,19 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 	batch := int64(min(tokens, batchTokens))
 	left := newStateBudget(budget)
 	var g gradientNeeds
-	spilled := make([]int64, m.Layers()+1) // of the states before each layer, and of the gradients
-	var states, buffer int64
+	spilled := make([]int64, m.Layers()+1)        // of the states before each layer, and of the gradients
+	states := 2 * stateBytes(int(batch), m.Width) // what is read of two stores at a time
 	for i := range spilled {
 		bytes := stateBytes(tokens, m.Width)
+		if i < m.Layers() {
+			bytes /= 2 // bfloat16
+		}
 		if left.fits(bytes) {
 			states += bytes
 			continue
 		}
 		spilled[i] = bytes
 		g.disk += bytes
-		buffer = 2 * stateBytes(int(batch), m.Width) // no more than two of the stores are read from
 	}
 	var sums, stage int64
 	there := g.disk
@@ -114,7 +116,7 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 	}
 	// Logits come and go before the first sums are there.
 	logits := 4 * min(int64(m.Vocab)*batch, headLogits)
-	g.memory = states + buffer + max(sums+4*stage*batch, logits+4*int64(m.Dim)*2*batch)
+	g.memory = states + max(sums+4*stage*batch, logits+4*int64(m.Dim)*2*batch)
 	return g
 }
 

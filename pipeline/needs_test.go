@@ -178,7 +178,7 @@ func TestGradientDisk(t *testing.T) {
 	g := p.gradientNeeds(openModel(t, src), tokens, 1)
 	packed := func(n int64) int64 { return 4 * n * (n + 1) / 2 }
 	sums := 5*packed(dim) + 2*packed(ffn)
-	states := 2 * stateBytes(tokens, dim) // before the layer, and the gradients
+	states := stateBytes(tokens, dim)/2 + stateBytes(tokens, dim) // before the layer in bfloat16, and the gradients
 	if g.sums != sums || g.disk != states+sums {
 		t.Errorf("%d bytes of sums, %d in all, want %d and %d", g.sums, g.disk, sums, states+sums)
 	}

@@ -257,7 +257,7 @@ type backwardPass struct {
 	*outputs
 	st   *model.State
 	seqs [][]int32
-	// inputs are the hidden states before each layer, then, last, those after all layers, which the gradients replace.
+	// inputs are the hidden states before each layer, in bfloat16, then, last, those after all layers, which the gradients replace.
 	inputs []*states.Store
 }
 
@@ -272,25 +272,32 @@ func (b *backwardPass) close() error {
 // forward fills b.inputs.
 func (b *backwardPass) forward() error {
 	seqLen := b.opt.Calib.SeqLen
-	budget := newStateBudget(b.opt.Memory)
-	s, err := newStream(b.m, b.seqs, seqLen, false, budget, b.tempDir, nil)
-	if err != nil {
+	if err := b.m.CheckLength(seqLen); err != nil {
 		return err
 	}
-	b.inputs = append(b.inputs, s.x)
-	s.x.Rest()
-	for i := range b.m.Layers() {
-		b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i+1, b.m.Layers()))
+	budget := newStateBudget(b.opt.Memory)
+	for i := range b.m.Layers() + 1 {
+		// A layer begins by rounding what it makes of its input, so bfloat16 does. Gradients take the place of the last states.
+		newStore, bytes := states.NewBF16, stateBytes(len(b.seqs)*seqLen, b.m.Width)/2
+		if i == b.m.Layers() {
+			newStore, bytes = states.New, 2*bytes
+		}
 		limit := int64(1)
-		if budget.fits(s.x.Bytes()) {
+		if budget.fits(bytes) {
 			limit = 0
 		}
-		next, err := states.New(len(b.seqs), seqLen, b.m.Width, max(1, batchTokens/seqLen), limit, b.tempDir)
+		x, err := newStore(len(b.seqs), seqLen, b.m.Width, max(1, batchTokens/seqLen), limit, b.tempDir)
 		if err != nil {
 			return err
 		}
-		b.inputs = append(b.inputs, next)
-		if err := b.forwardLayer(i); err != nil {
+		b.inputs = append(b.inputs, x)
+		if i == 0 {
+			err = embed(b.m, x, b.seqs, seqLen, nil)
+		} else {
+			b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i, b.m.Layers()))
+			err = b.forwardLayer(i - 1)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -92,19 +92,31 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 			return nil, errors.Join(err, s.close())
 		}
 	}
-	err = s.each(func(i int, x *tensor.Matrix) error {
-		lo, hi := s.x.Sequences(i)
-		for k := lo; k < hi; k++ {
-			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width), seqs[k], seqLen, replace); err != nil {
-				return err
-			}
-		}
-		return s.x.Put(i, x)
-	})
+	err = embed(m, s.x, seqs, seqLen, replace)
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
+}
+
+// embed fills x with the embeddings of sequences. replace is model.Model.Embed's.
+func embed(m *model.Model, x *states.Store, seqs [][]int32, seqLen int, replace func(rows *tensor.Matrix) error) error {
+	for i := range x.Batches() {
+		rows, err := x.Get(i)
+		if err != nil {
+			return err
+		}
+		lo, hi := x.Sequences(i)
+		for k := lo; k < hi; k++ {
+			if err := m.Embed(rows.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width), seqs[k], seqLen, replace); err != nil {
+				return err
+			}
+		}
+		if err := x.Put(i, rows); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stateBytes is the size of hidden states of dim features.

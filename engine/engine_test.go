@@ -67,7 +67,7 @@ func (e echo) Do(_ context.Context, u Unit) (string, error) {
 	e.mu.Lock()
 	*e.done = append(*e.done, u.Name)
 	e.mu.Unlock()
-	return e.values.Put(u.Name, func(w io.Writer) error {
+	return e.values.Put(u.Name, false, func(w io.Writer) error {
 		_, err := w.Write(u.Spec)
 		return err
 	})
@@ -88,7 +88,9 @@ func TestLocal(t *testing.T) {
 	if err := l.Begin(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	unit := func(name string, size int64) Unit { return Unit{Name: name, Spec: []byte(`"` + name + `"`), Size: size} }
+	unit := func(name string, size int64) Unit {
+		return Unit{Name: name, Spec: []byte(`"` + name + `"`), Size: size}
+	}
 	if err := l.Do(t.Context(), []Unit{unit("a", 1)}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/kernels"
-	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
@@ -34,6 +33,9 @@ type passage struct {
 // that come from everything quantized before it; a second stream of hidden states shows what the original model has in
 // their place.
 func (p *passage) layers() error {
+	if p.opt.Engine != nil {
+		return p.layersByUnits()
+	}
 	if err := p.gradients(); err != nil {
 		return err
 	}
@@ -255,11 +257,7 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 		if bias == nil {
 			continue
 		}
-		lin := site.Linears[i]
-		if lin.Bias != nil {
-			vector.Axpy(bias, 1, lin.Bias)
-		}
-		l.SetBias(lin, bias)
+		shiftBias(l, site.Linears[i], bias)
 	}
 	return nil
 }

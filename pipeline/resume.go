@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"bufio"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -297,6 +296,7 @@ type record struct {
 	First  int    // row
 	Bytes  int
 	Report keptReport
+	Shift  []float32 // of rows
 	Notes  notes
 }
 
@@ -364,11 +364,7 @@ func (u *unitWriter) rows(tensor string, first int, q *rows) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err := u.enc.Encode(&record{Tensor: tensor, First: first, Bytes: len(q.data), Report: q.rowsReport.kept()}); err != nil {
-		return err
-	}
-	_, err := u.w.Write(q.data)
-	return err
+	return saveRows(u.enc, u.w, tensor, first, q)
 }
 
 // keepUnit has a unit done, and keeps its rows and notes.
@@ -409,30 +405,7 @@ func (p *passage) recallUnit(name string) error {
 		return err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
-	dec := gob.NewDecoder(r)
-	var data []byte
-	for {
-		var rec record
-		if err := dec.Decode(&rec); err != nil {
-			return fmt.Errorf("the work folder: %s: %w", name, err)
-		}
-		if rec.Tensor == "" {
-			p.note(&rec.Notes)
-			return nil
-		}
-		t := p.plan.Lookup(rec.Tensor)
-		if t == nil || rec.Bytes < 0 || int64(rec.Bytes) > t.Bytes() {
-			return fmt.Errorf("the work folder: %s: %d bytes of tensor %q, which is not in the plan like that", name, rec.Bytes, rec.Tensor)
-		}
-		data = slices.Grow(data[:0], rec.Bytes)[:rec.Bytes]
-		if _, err := io.ReadFull(r, data); err != nil {
-			return fmt.Errorf("the work folder: %s: %w", name, err)
-		}
-		if err := p.out.rows(t, rec.First, &rows{data: data, rowsReport: rec.Report.rowsReport()}); err != nil {
-			return err
-		}
-	}
+	return eachRecord(f, name, p.plan, func(t *Tensor, first int, q *rows) error { return p.out.rows(t, first, q) }, p.note)
 }
 
 // note adds a recalled unit's notes to what is found, scaled and seen.

@@ -13,7 +13,8 @@ import (
 )
 
 // batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
-const batchTokens = 4096
+// Tests take fewer.
+var batchTokens = 4096
 
 // stream carries hidden states through the stages of one version of the model. Stages are taken in the order of the
 // forward pass, each for all batches.

@@ -17,8 +17,9 @@ import (
 type Shared interface {
 	Store
 	// Put keeps what write writes, unless the value is there already, and returns its digest in either case: two digests of
-	// one name that differ come from a process that computes something else.
-	Put(name string, write func(w io.Writer) error) (digest string, err error)
+	// one name that differ come from a process that computes something else. A value that is not lasting may be found damaged,
+	// and be absent, after a power cut.
+	Put(name string, lasting bool, write func(w io.Writer) error) (digest string, err error)
 	// Digest is the digest of a value that is there; an error that is fs.ErrNotExist if it is not, or not as it was written.
 	Digest(name string) (string, error)
 }
@@ -36,8 +37,8 @@ func JoinDir(path string) (*Dir, error) {
 func (d *Dir) ID() string { return d.id }
 
 // Put implements Shared.
-func (d *Dir) Put(name string, write func(w io.Writer) error) (digest string, err error) {
-	w, err := d.create(name, atomicfile.Options{})
+func (d *Dir) Put(name string, lasting bool, write func(w io.Writer) error) (digest string, err error) {
+	w, err := d.create(name, atomicfile.Options{Fleeting: !lasting})
 	if errors.Is(err, fs.ErrExist) {
 		h := d.hash(name)
 		b := bufio.NewWriterSize(h, 1<<16)

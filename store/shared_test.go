@@ -19,7 +19,7 @@ func TestPut(t *testing.T) {
 		t.Error("the folder has two identities")
 	}
 	putNew := func(d *Dir, content string) string {
-		digest, err := d.Put("a", func(w io.Writer) error {
+		digest, err := d.Put("a", len(content) > 3, func(w io.Writer) error {
 			_, err := io.WriteString(w, content)
 			return err
 		})
@@ -35,7 +35,7 @@ func TestPut(t *testing.T) {
 	if same := putNew(d, "one"); same != first {
 		t.Errorf("the same value has digests %s and %s", first, same)
 	}
-	if other := putNew(d, "two"); other == first {
+	if other := putNew(d, "another"); other == first {
 		t.Error("another value has the same digest")
 	}
 	for _, d := range []*Dir{d, joined} {
@@ -66,7 +66,7 @@ func TestPut(t *testing.T) {
 	}
 	// A write that fails leaves nothing.
 	boom := errors.New("boom")
-	if _, err := d.Put("b", func(io.Writer) error { return boom }); err != boom {
+	if _, err := d.Put("b", true, func(io.Writer) error { return boom }); err != boom {
 		t.Errorf("%v", err)
 	}
 	if _, err := get(d, "b"); !errors.Is(err, fs.ErrNotExist) {

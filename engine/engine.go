@@ -79,6 +79,16 @@ func Missing(values store.Shared, units []Unit) ([]Unit, error) {
 // Places says which worker is to do the units of a key. The zero value is ready.
 type Places struct{ at map[string]string }
 
+// Note says that a worker has done a unit of a key, which is to stay there unless it has a place already.
+func (p *Places) Note(key, worker string) {
+	if p.at == nil {
+		p.at = map[string]string{}
+	}
+	if _, ok := p.at[key]; !ok && key != "" {
+		p.at[key] = worker
+	}
+}
+
 // Assign returns for each unit the name of the worker that is to do it, "" where any may: units without a key. A key stays
 // where it is while its worker is among those alive and has no more of the keys than its share.
 func (p *Places) Assign(units []Unit, alive []string) []string {

@@ -229,7 +229,7 @@ func (d *Dir) Delete(names ...string) error {
 
 // Open implements Store.
 func (d *Dir) Open(name string) (io.ReadCloser, error) {
-	f, err := os.Open(d.file(name))
+	f, err := d.open(name)
 	if err != nil {
 		return nil, err
 	}

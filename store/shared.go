@@ -20,7 +20,8 @@ type Shared interface {
 	// one name that differ come from a process that computes something else. A value that is not lasting may be found damaged,
 	// and be absent, after a power cut.
 	Put(name string, lasting bool, write func(w io.Writer) error) (digest string, err error)
-	// Digest is the digest of a value that is there; an error that is fs.ErrNotExist if it is not, or not as it was written.
+	// Digest is what a value that is there says of itself, without a look at its contents; an error that is fs.ErrNotExist if
+	// there is none.
 	Digest(name string) (string, error)
 }
 
@@ -31,6 +32,19 @@ func JoinDir(path string) (*Dir, error) {
 		return nil, err
 	}
 	return &Dir{path: path, id: identity(r.Parts), whole: map[string]bool{}}, nil
+}
+
+// open opens a value's file. Over NFS another machine's may be there though a look at its name a moment ago, which the system
+// remembers, says that it is not: until the folder is opened.
+func (d *Dir) open(name string) (*os.File, error) {
+	f, err := os.Open(d.file(name))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	if folder, err := os.Open(d.path); err == nil {
+		folder.Close()
+	}
+	return os.Open(d.file(name))
 }
 
 // ID tells the run that the folder belongs to from others.
@@ -64,14 +78,7 @@ func (d *Dir) Put(name string, lasting bool, write func(w io.Writer) error) (dig
 
 // Digest implements Shared.
 func (d *Dir) Digest(name string) (string, error) {
-	r, err := d.Open(name)
-	if err != nil {
-		return "", err
-	}
-	if err := r.Close(); err != nil {
-		return "", err
-	}
-	f, err := os.Open(d.file(name))
+	f, err := d.open(name)
 	if err != nil {
 		return "", err
 	}

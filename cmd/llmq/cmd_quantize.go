@@ -17,6 +17,7 @@ import (
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
+	"github.com/llmq/llmq/store"
 )
 
 type quantizeOptions struct {
@@ -39,6 +40,7 @@ type quantizeOptions struct {
 	MaxSize        byteSize
 	MaxBPW         float64
 	Work           string
+	engineOptions
 }
 
 const defaultBits = 4
@@ -66,6 +68,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
 	f.StringVar(&o.Work, "work", "", workUsage)
+	o.engineOptions.AddFlags(cmd)
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -128,6 +131,9 @@ do to each, and each to the predictions, is measured first, and the best choice 
 				return a.printRecipe(&opts, recipe)
 			}
 			opts.Checkpoint = args[0]
+			if err := opts.describe(&opts, recipe); err != nil {
+				return err
+			}
 			return a.runQuantize(cmd.Context(), opts, recipe)
 		},
 	}
@@ -135,7 +141,7 @@ do to each, and each to the predictions, is measured first, and the best choice 
 	return cmd
 }
 
-func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
+func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) (rerr error) {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {
@@ -185,6 +191,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			progress.Done()
 			a.printWork(work, done)
 		}()
+	}
+	if opts.many() && !opts.DryRun {
+		eng, err := opts.start(ctx, a, popt.Work.(*store.Dir), plan)
+		if err != nil {
+			return err
+		}
+		defer func() { eng.end(ctx, rerr) }()
+		popt.Engine = eng
 	}
 	if opts.assigns() {
 		if plan, err = opts.assign(ctx, src, plan, popt); err != nil {
@@ -261,6 +275,9 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--work keeps what is done with calibration text: give some with --calib FILE; without, a run is done again at the disk's speed")
 	}
 	if err := o.checkBudget(); err != nil {
+		return r, err
+	}
+	if err := o.engineOptions.checkEngine(o.Work); err != nil {
 		return r, err
 	}
 	if r.Type == nil {

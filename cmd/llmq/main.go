@@ -141,6 +141,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.reportCommand(), a.inspectCommand(),
 		a.tokenizeCommand(), a.statusCommand(), a.benchCommand(), a.versionCommand())
+	a.addWorker(root)
 	for _, cmd := range root.Commands() {
 		cmd.Flags().VisitAll(takeOne)
 	}

@@ -64,6 +64,7 @@ type hello struct {
 type welcome struct {
 	Refused string // why the worker cannot take part
 	Tier    string // of the processor's instructions that all use
+	AckWait time.Duration
 	Command []byte // Options.Command
 	Job     []byte // where the worker has another, or none
 	JobID   string // "" while there is no job

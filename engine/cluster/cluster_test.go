@@ -82,7 +82,7 @@ func (cl *cluster) coordinate(opt Options) {
 // join starts a worker, which ends with the run or when cancel is called; its error comes through ended.
 func (cl *cluster) join(w Worker, name string) (cancel func(), ended <-chan error) {
 	ctx, cancel := context.WithCancel(cl.t.Context())
-	w.Name, w.Values, w.AckWait = name, cl.folder, quick
+	w.Name, w.Values = name, cl.folder
 	w.Make = func(_ context.Context, job []byte) (engine.Worker, error) {
 		if string(job) != "job" {
 			return nil, fmt.Errorf("the job is %q", job)

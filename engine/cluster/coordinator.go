@@ -141,7 +141,7 @@ func (c *Coordinator) Address() string {
 
 // Local returns how a worker in this process connects.
 func (c *Coordinator) Local() Worker {
-	return Worker{Connection: c.opt.Connection, Run: c.opt.Run, Build: c.opt.Build, AckWait: c.opt.AckWait, srv: c.srv}
+	return Worker{Connection: c.opt.Connection, Run: c.opt.Run, Build: c.opt.Build, srv: c.srv}
 }
 
 // End tells workers that the run is over, why if it has failed, and lets go of everything. A run that was interrupted is
@@ -376,7 +376,7 @@ func (c *Coordinator) greet(h *hello) *welcome {
 		c.opt.Log(fmt.Sprintf("%s is there", h.Worker))
 	}
 	p.seen, p.alive, p.unit, p.done = time.Now(), true, h.Unit, h.Done
-	w := &welcome{Tier: c.opt.Tier, Command: c.opt.Command, JobID: c.jobID}
+	w := &welcome{Tier: c.opt.Tier, AckWait: c.opt.AckWait, Command: c.opt.Command, JobID: c.jobID}
 	if h.Job != c.jobID {
 		w.Job = c.job
 	}

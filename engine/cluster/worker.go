@@ -26,9 +26,8 @@ type Worker struct {
 	Build  string // of the program
 	Values store.Shared
 	// Ready is told what the coordinator says of the run, before anything else: an error ends the worker.
-	Ready   func(tier string, command []byte) error
-	Make    engine.Factory
-	AckWait time.Duration // the coordinator's; 0: DefaultAckWait
+	Ready func(tier string, command []byte) error
+	Make  engine.Factory
 
 	srv *server.Server // in this process; else nil
 
@@ -46,6 +45,7 @@ type working struct {
 	js       jetstream.JetStream
 	own, any jetstream.Consumer // of the queues; nil: to be asked for
 	cancel   context.CancelCauseFunc
+	ackWait  time.Duration // the coordinator's
 	wake     chan struct{} // has a value when there may be units
 
 	engine engine.Worker
@@ -58,12 +58,9 @@ type working struct {
 
 // Work does units until the run is over, which is no error, or ctx ends. It waits for a coordinator that is not there, or not yet.
 func (w Worker) Work(ctx context.Context) error {
-	if w.AckWait == 0 {
-		w.AckWait = DefaultAckWait
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	g := &working{Worker: &w, subjects: runSubjects(w.Run), cancel: cancel, wake: make(chan struct{}, 1)}
+	g := &working{Worker: &w, subjects: runSubjects(w.Run), cancel: cancel, ackWait: DefaultAckWait, wake: make(chan struct{}, 1)}
 	var err error
 	if g.nc, err = w.connect(w.srv, w.Name); err != nil {
 		return err
@@ -93,6 +90,7 @@ func (g *working) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.ackWait = max(answer.AckWait, time.Millisecond)
 	if g.Ready != nil {
 		if err := g.Ready(answer.Tier, answer.Command); err != nil {
 			return err
@@ -109,7 +107,7 @@ func (g *working) work(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 			case <-g.wake:
-			case <-time.After(min(time.Second, g.AckWait/beats)): // what others have left comes without a call
+			case <-time.After(min(time.Second, g.ackWait/beats)): // what others have left comes without a call
 			}
 			continue
 		}
@@ -150,7 +148,7 @@ func (g *working) hello(ctx context.Context) (*welcome, error) {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-time.After(min(time.Second, g.AckWait/beats)):
+		case <-time.After(min(time.Second, g.ackWait/beats)):
 		}
 	}
 }
@@ -181,7 +179,7 @@ func (g *working) say(ctx context.Context) (*welcome, error) {
 
 // beat says now and then that the worker is there.
 func (g *working) beat(ctx context.Context) {
-	tick := time.NewTicker(g.AckWait / beats)
+	tick := time.NewTicker(g.ackWait / beats)
 	defer tick.Stop()
 	for {
 		select {
@@ -213,8 +211,8 @@ func (g *working) fetch(ctx context.Context, c *jetstream.Consumer, durable, sub
 	if *c == nil {
 		var err error
 		*c, err = g.js.CreateOrUpdateConsumer(ctx, g.subjects.stream(), jetstream.ConsumerConfig{Durable: durable, FilterSubject: subject,
-			AckPolicy: jetstream.AckExplicitPolicy, AckWait: g.AckWait, MaxAckPending: -1, MemoryStorage: true,
-			InactiveThreshold: time.Minute + 10*g.AckWait})
+			AckPolicy: jetstream.AckExplicitPolicy, AckWait: g.ackWait, MaxAckPending: -1, MemoryStorage: true,
+			InactiveThreshold: time.Minute + 10*g.ackWait})
 		if err != nil {
 			*c = nil
 			return nil
@@ -277,7 +275,7 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 
 // progress says that a unit is being done, so that nobody else is given it.
 func (g *working) progress(ctx context.Context, m jetstream.Msg) {
-	tick := time.NewTicker(g.AckWait / beats)
+	tick := time.NewTicker(g.ackWait / beats)
 	defer tick.Stop()
 	for {
 		select {
@@ -333,7 +331,7 @@ func (g *working) report(ctx context.Context, r *report) (over, answered bool) {
 		select {
 		case <-ctx.Done():
 			return false, false
-		case <-time.After(min(time.Second, g.AckWait/beats)):
+		case <-time.After(min(time.Second, g.ackWait/beats)):
 		}
 	}
 }

@@ -53,12 +53,12 @@ var allowed = map[string]string{
 	"formats/hf/object":   "internal/sniff",
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/sniff internal/text tokenizer arch",
 
-	"tokenizer": "",
-	"model":     "tensor kernels/... quant formats/ggml",
-	"arch":      "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
-	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
-	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
-	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
+	"tokenizer":      "",
+	"model":          "tensor kernels/... quant formats/ggml",
+	"arch":           "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
+	"calib":          "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
+	"eval":           "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
+	"profile":        "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
 	"engine":         "store",
 	"engine/cluster": "engine store",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +

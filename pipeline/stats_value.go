@@ -54,7 +54,7 @@ func loadStats(values store.Store, name string, in, out int) (*quant.Stats, erro
 		return nil, err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, 1<<20) // gob reads no further than it must from what can read single bytes
+	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
 	var v statsValue
 	if err := gob.NewDecoder(r).Decode(&v); err != nil {
 		return nil, fmt.Errorf("the work folder: %s: %w", name, err)

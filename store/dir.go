@@ -250,7 +250,7 @@ func (d *Dir) Open(name string) (io.ReadCloser, error) {
 	return struct {
 		io.Reader
 		io.Closer
-	}{bufio.NewReaderSize(io.NewSectionReader(f, 0, size), bufferBytes), f}, nil
+	}{bufio.NewReaderSize(io.NewSectionReader(f, 0, size), int(min(bufferBytes, size+1))), f}, nil
 }
 
 // check returns the size of a value's contents, −1 if they are not what was written.
@@ -269,7 +269,7 @@ func (d *Dir) check(name string, f *os.File) (size int64, err error) {
 		return size, nil
 	}
 	h := d.hash(name)
-	if _, err := io.CopyBuffer(h, io.NewSectionReader(f, 0, size), make([]byte, bufferBytes)); err != nil {
+	if _, err := io.CopyBuffer(h, io.NewSectionReader(f, 0, size), make([]byte, min(bufferBytes, size+1))); err != nil {
 		return 0, err
 	}
 	trailer := make([]byte, trailerSize)
@@ -287,6 +287,9 @@ func (d *Dir) check(name string, f *os.File) (size int64, err error) {
 
 // bufferBytes is how much is read or written at a time: enough for writes to go past the page cache.
 const bufferBytes = 4 << 20
+
+// smallBytes is what there is room for at first.
+const smallBytes = 64 << 10
 
 // dirWriter is a value on its way to the disk.
 type dirWriter struct {
@@ -308,7 +311,7 @@ func (d *Dir) create(name string, opt atomicfile.Options) (*dirWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the work folder: %w", err)
 	}
-	return &dirWriter{d: d, name: name, f: f, h: d.hash(name), buf: make([]byte, 0, bufferBytes)}, nil
+	return &dirWriter{d: d, name: name, f: f, h: d.hash(name), buf: make([]byte, 0, smallBytes)}, nil
 }
 
 func (w *dirWriter) Write(p []byte) (int, error) {
@@ -319,10 +322,13 @@ func (w *dirWriter) Write(p []byte) (int, error) {
 // append writes bytes that are not hashed.
 func (w *dirWriter) append(p []byte) error {
 	for len(p) > 0 {
-		n := min(len(p), cap(w.buf)-len(w.buf))
+		n := min(len(p), bufferBytes-len(w.buf))
+		if n > cap(w.buf)-len(w.buf) { // most values are small
+			w.buf = append(make([]byte, 0, bufferBytes), w.buf...)
+		}
 		w.buf = append(w.buf, p[:n]...)
 		p = p[n:]
-		if len(w.buf) == cap(w.buf) {
+		if len(w.buf) == bufferBytes {
 			if err := w.flush(); err != nil {
 				return err
 			}

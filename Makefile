@@ -29,7 +29,7 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork T
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
 
-.PHONY: help build demo test check wide purego cross neon race fuzz interop speed speed-gptq bench generate clean
+.PHONY: help build demo test check wide purego cross neon race fuzz interop namespaces speed speed-gptq bench generate clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ interop: ## compare block types, methods and families with llama.cpp, from node-
 	# llama.cpp's AMX code aborts on LFM2 and on quantized MLA (github.com/ggml-org/llama.cpp/issues/19184): go without it.
 	rm -f internal/interop/node_modules/@node-llama-cpp/*/bins/*/libggml-cpu-sapphirerapids.*
 	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
+
+namespaces: build ## quantize with workers in network namespaces, and have them, the coordinator and the network fail
+	engine/cluster/namespaces.sh bin/llmq
 
 speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of llama-perplexity or llama-bench)
 	@mkdir -p out

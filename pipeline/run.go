@@ -12,6 +12,7 @@ import (
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/imatrix"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/store"
@@ -21,6 +22,9 @@ import (
 type Options struct {
 	// Calib is the text that methods are calibrated on; nil: none, for methods that do without.
 	Calib *calib.Set
+	// Imatrix, where not nil, has the importance of inputs in the place of calibration text, by which rounding to nearest searches
+	// scales: see Plan.WithImatrix. Methods that calibrate do not go by it.
+	Imatrix *imatrix.Matrix
 	// NoCorrection quantizes the original weights. By default GPTQ first corrects each weight for the errors of
 	// everything quantized before it (gptq.Factor.Correct), and bias correction makes up for them, which takes a second
 	// forward pass of the original model.
@@ -145,6 +149,9 @@ func (refused) outcome() {}
 func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*Report, error) {
 	if why, ok := p.Recipe.Calibrated(); ok && opt.Calib == nil {
 		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE", why)
+	}
+	if opt.Imatrix != nil && opt.Calib != nil {
+		return nil, fmt.Errorf("an importance matrix stands in the place of calibration text: give one of them")
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}

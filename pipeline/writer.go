@@ -194,7 +194,7 @@ func (w *writer) vectors(l *model.Layer) error {
 			continue
 		}
 		x := tensor.FromSlice(1, len(v), v)
-		if err := w.check(t, x); err != nil {
+		if err := w.check(t, 0, x); err != nil {
 			return err
 		}
 		data, decoded := encode(t.Type, x, nil)
@@ -286,11 +286,11 @@ func (w *writer) recycle(b []byte) {
 	}
 }
 
-// check refuses weights that are not finite or that t's type would make infinite.
-func (w *writer) check(t *Tensor, x *tensor.Matrix) error {
+// check refuses weights, rows of t from first on, that are not finite or that t's type would make infinite.
+func (w *task) check(t *Tensor, first int, x *tensor.Matrix) error {
 	for i := range x.Rows {
 		for j, v := range x.Row(i) {
-			if err := w.checkWeight(t, i, j, v); err != nil {
+			if err := w.checkWeight(t, first+i, j, v); err != nil {
 				return err
 			}
 		}
@@ -299,7 +299,7 @@ func (w *writer) check(t *Tensor, x *tensor.Matrix) error {
 }
 
 // checkWeight refuses t's element v at [row col].
-func (w *writer) checkWeight(t *Tensor, row, col int, v float32) error {
+func (w *task) checkWeight(t *Tensor, row, col int, v float32) error {
 	const maxFloat16 = 65504
 	finite := v-v == 0
 	if finite && (t.Type != ggml.F16 || math.Abs(float64(v)) <= maxFloat16) {

@@ -137,8 +137,11 @@ func (s *Store) stored(lo, hi int, x *tensor.Matrix) []byte {
 func (s *Store) Rest() { s.buf = nil }
 
 // Save writes all states, as the machine has them in memory.
-func (s *Store) Save(w io.Writer) error {
-	for i := range s.Batches() {
+func (s *Store) Save(w io.Writer) error { return s.SaveBatches(w, 0, s.Batches()) }
+
+// SaveBatches writes batches [lo,hi): what Save writes of a store that has no others.
+func (s *Store) SaveBatches(w io.Writer, lo, hi int) error {
+	for i := lo; i < hi; i++ {
 		x, err := s.Get(i)
 		if err != nil {
 			return err
@@ -151,8 +154,11 @@ func (s *Store) Save(w io.Writer) error {
 }
 
 // Load reads what Save has written of a store of the same size.
-func (s *Store) Load(r io.Reader) error {
-	for i := range s.Batches() {
+func (s *Store) Load(r io.Reader) error { return s.LoadBatches(r, 0, s.Batches()) }
+
+// LoadBatches reads what SaveBatches has written of batches [lo,hi).
+func (s *Store) LoadBatches(r io.Reader, lo, hi int) error {
+	for i := lo; i < hi; i++ {
 		x, err := s.Get(i)
 		if err != nil {
 			return err

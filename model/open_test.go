@@ -86,10 +86,14 @@ func TestOpenErrors(t *testing.T) {
 			`"blk.0.ffn_gate_inp.weight" does not belong to a llama model`},
 		{"transposed", "llama", func(s *testmodel.Source) { s.Find("blk.0.ffn_up.weight").Shape = []int{256, 512} },
 			`"blk.0.ffn_up.weight" is [256 512], the metadata say [512 256]`},
-		{"no dimension", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = nil }, "is [], the metadata say [256]"},
+		{"no dimension", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = nil }, "F32 [] has no dimensions"},
+		{"elements", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = []int{1 << 32, 1 << 32} },
+			`"blk.0.attn_norm.weight": F32 [4294967296 4294967296]: more elements than fit 63 bits`},
+		{"elements that wrap around", "llama", func(s *testmodel.Source) { s.Find("blk.0.ffn_up.weight").Shape = []int{1<<56 + 1, 256} },
+			"more elements than fit 63 bits"},
 		{"no type", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Type = nil }, "cannot be decoded"},
 		{"block", "qwen2", func(s *testmodel.Source) { s.Find("blk.0.ffn_down.weight").Type = ggml.Q4_0 },
-			"176 columns are not a multiple of Q4_0's block of 32"},
+			"rows of 176 are not whole blocks of 32"},
 	} {
 		src := testmodel.New(c.model).Source()
 		c.spoil(src)

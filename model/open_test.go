@@ -3,6 +3,7 @@ package model_test
 import (
 	"encoding/binary"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -139,5 +141,23 @@ func TestLoadErrors(t *testing.T) {
 	binary.LittleEndian.PutUint32(norm.Data[8:], 0x7fc00000)
 	if _, err := m.LoadLayer(1); err == nil || !strings.Contains(err.Error(), "element 2 is NaN") {
 		t.Errorf("NaN in a norm: %v", err)
+	}
+}
+
+// TestManyExperts: metadata that claim thousands of layers of thousands of experts are refused before all of them are listed.
+func TestManyExperts(t *testing.T) {
+	src := testmodel.Experts()
+	name, _ := src.KV.Get("general.architecture")
+	src.KV.Set(name.(string)+".block_count", uint32(model.MaxLayers))
+	src.KV.Set(name.(string)+".expert_count", uint32(model.MaxExperts))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := arch.Open(src)
+	runtime.ReadMemStats(&after)
+	if err == nil || !strings.Contains(err.Error(), "the metadata say [16384 ") {
+		t.Errorf("%v", err)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > 128<<20 {
+		t.Errorf("%d bytes allocated", got)
 	}
 }

@@ -103,7 +103,7 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	for i, ok := range used {
 		if !ok {
-			return nil, fmt.Errorf("tensor type rule %q matches no tensor of %s", r.Rules[i].Pattern, src.Name())
+			return nil, r.unusedRule(i, src)
 		}
 	}
 	p.Metadata.Set("general.file_type", fileType(p.mainType()))

@@ -77,6 +77,28 @@ func ParseRule(s string) (Rule, error) {
 	return Rule{pattern, t}, nil
 }
 
+// unusedRule says why rule i gives no tensor its type: it matches none, or rules before it take those that it matches, or they
+// are in float32 whatever the recipe says.
+func (r *Recipe) unusedRule(i int, src Source) error {
+	rule := r.Rules[i]
+	for _, before := range r.Rules[:i] {
+		if before.Pattern.String() == rule.Pattern.String() {
+			return fmt.Errorf("tensor type rule %q is given twice, for %s and for %s", rule.Pattern, before.Type.Name, rule.Type.Name)
+		}
+	}
+	why := fmt.Sprintf("matches no tensor of %s", src.Name())
+	for _, info := range src.Tensors() {
+		matches := func(r Rule) bool { return r.Pattern.MatchString(info.Name) }
+		if matches(rule) && slices.ContainsFunc(r.Rules[:i], matches) {
+			why = fmt.Sprintf("has no effect: rules before it take the tensors that it matches, such as %s", info.Name)
+			break
+		} else if matches(rule) {
+			why = fmt.Sprintf("has no effect: what it matches has to be F32, such as %s", info.Name)
+		}
+	}
+	return fmt.Errorf("tensor type rule %q %s", rule.Pattern, why)
+}
+
 // bitTypes are the types that --bits stands for: the best of their size, as measured.
 var bitTypes = map[float64]*ggml.Type{
 	2: ggml.IQ2_S, 3: ggml.Q3_K, 4: ggml.Q4_K, 5: ggml.Q5_K, 6: ggml.Q6_K, 8: ggml.Q8_0,

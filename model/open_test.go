@@ -46,7 +46,10 @@ func TestOpenErrors(t *testing.T) {
 		{"more layers than tensors", "llama", set("llama.block_count", uint32(3)), `"blk.2.attn_k.weight" is missing`},
 		{"fewer layers than tensors", "llama", set("llama.block_count", uint32(1)), "does not belong to a llama model of 1 layers"},
 		{"layers not a number", "llama", set("llama.block_count", "2"), "block_count: is string, want one integer"},
-		{"per-layer values", "llama", set("llama.feed_forward_length", []int32{511, 512}), "blk.0.ffn_gate.weight\" is [512 256], the metadata say [511 256]"},
+		{"per-layer values", "llama", set("llama.feed_forward_length", []int32{511, 512}),
+			"feed_forward_length: is 511 for layer 0 and 512 for layer 1: in llama models llmq takes one number for all layers"},
+		{"per-layer heads", "llama", set("llama.attention.head_count_kv", []uint32{2, 1}), "head_count_kv: is 2 for layer 0 and 1 for layer 1"},
+		{"too few per-layer values", "llama", set("llama.attention.head_count_kv", []uint32{2}), "head_count_kv: is a list of 1, want 2"},
 		{"negative", "llama", set("llama.embedding_length", int32(-256)), "embedding_length: is -256"},
 		{"width", "llama", set("llama.embedding_length", uint32(512)), "token_embd.weight\" is [279 256], the metadata say [279 512]"},
 		{"MLP width", "llama", set("llama.feed_forward_length", uint64(511)), "blk.0.ffn_gate.weight\" is [512 256]"},
@@ -142,6 +145,14 @@ func TestLoadErrors(t *testing.T) {
 	if _, err := m.LoadLayer(1); err == nil || !strings.Contains(err.Error(), "element 2 is NaN") {
 		t.Errorf("NaN in a norm: %v", err)
 	}
+}
+
+// TestListedByLayer: numbers that a file lists for each layer are one number where they are the same, as long as the layers last.
+func TestListedByLayer(t *testing.T) {
+	src := testmodel.New("llama").Source()
+	src.KV.Set("llama.attention.head_count_kv", []uint32{2, 2, 7})
+	src.KV.Set("llama.feed_forward_length", []int32{512, 512})
+	open(t, src)
 }
 
 // TestManyExperts: metadata that claim thousands of layers of thousands of experts are refused before all of them are listed.

@@ -299,7 +299,7 @@ func TestFailures(t *testing.T) {
 		{"convert ckpt -o out.gguf --tensor-type ffn_down=q8_0 --tensor-type ffn_down=q8_0", `"ffn_down" is given twice, for Q8_0 and for Q8_0`},
 		{"convert ckpt -o out.gguf --tensor-type ffn=q8_0 --tensor-type ffn_down=f16",
 			`"ffn_down" has no effect: rules before it take the tensors that it matches, such as blk.0.ffn_down.weight`},
-		{"convert ckpt -o out.gguf --tensor-type norm=q8_0", `"norm" has no effect: what it matches has to be F32, such as blk.0.attn_norm.weight`},
+		{"convert ckpt -o out.gguf --tensor-type norm=q8_0", `"norm" has no effect: what it matches has to be F32, such as output_norm.weight`},
 		{"quantize ckpt -o out.gguf --calib absent.txt", "absent.txt"},
 		{"quantize ckpt -o out.gguf --calib empty.txt", "empty.txt: no text"},
 		{"quantize ckpt -o out.gguf --calib short.txt", "short.txt"},

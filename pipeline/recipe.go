@@ -33,6 +33,9 @@ type Recipe struct {
 	BiasCorrection bool
 	// OutputHessian says whether rows are rounded with regard to each other, by what errors of the outputs do to the predictions.
 	OutputHessian OutputHessian
+	// KeepCodes has linears that the checkpoint has in NVFP4, with factors beside them, and that become NVFP4, keep their codes.
+	// It is for runs that calibrate nothing.
+	KeepCodes bool
 	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
 	Requantize bool
 	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewPlan. 0: it does not.

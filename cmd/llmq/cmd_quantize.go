@@ -137,13 +137,14 @@ do to each, and each to the predictions, is measured first, and the best choice 
 
 func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
+	_, calibrated := recipe.Calibrated()
+	calibrated = calibrated || len(opts.Calib) > 0
+	recipe.KeepCodes = !calibrated
 	src, plan, err := opts.open(a, recipe)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	_, calibrated := recipe.Calibrated()
-	calibrated = calibrated || len(opts.Calib) > 0
 	var set *calib.Set
 	var heldOut []int32
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {

@@ -129,6 +129,29 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
+// TestKeptCodes: NVIDIA's NVFP4, kept code by code with its factors, loads in llama.cpp, which finds the perplexity in it that we do.
+func TestKeptCodes(t *testing.T) {
+	archs, ok := shared.Lookup("archs")
+	if !ok {
+		t.Skip("no ../shared")
+	}
+	for _, name := range []string{"nvfp4-modelopt", "nvfp4-ct"} {
+		src := openReference(t, filepath.Join(archs, name))
+		tok, err := tokenizer.New(src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens := tok.Encode(goText(t), tokenizer.EncodeOptions{NoBOS: true})[:familyChunks*familyContext]
+		path := write(t, src, pipeline.Recipe{Method: pipeline.RTN, Type: ggml.NVFP4, KeepCodes: true}, pipeline.Options{})
+		req := request{Model: path, Chunks: slices.Collect(slices.Chunk(tokens, familyContext)), First: 1}
+		theirs := askLlamaCpp(t, req)
+		if theirs.Error != "" {
+			t.Fatal(theirs.Error)
+		}
+		compareFile(t, way{pipeline.RTN, ggml.NVFP4}, req, theirs)
+	}
+}
+
 // compareFamily makes files of a checkpoint and evaluates them here and in llama.cpp.
 func compareFamily(t *testing.T, src pipeline.Source, ways []way, text string) {
 	tok, err := tokenizer.New(src)

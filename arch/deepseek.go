@@ -241,7 +241,7 @@ func specDeepseek(k *model.Keys) *model.Spec {
 		gating = model.GateSigmoid
 	}
 	h.dropNextn(k)
-	routing := h.readRouting(k, gating)
+	mlp := &lateExperts{routing: h.readRouting(k, gating), dense: dense, shared: shared * h.expertFFN}
 	if k.Has("attention.temperature_scale") {
 		k.Fail("attention.temperature_scale", "is not supported with latent attention")
 	}
@@ -262,16 +262,7 @@ func specDeepseek(k *model.Keys) *model.Spec {
 		a.VB = b.Experts("attn_v_b", heads, value, rank, model.Absent)
 		a.O = b.Linear("attn_output", h.dim, heads*value, model.Absent)
 		b.Residual(model.Residual{Pre: norm, Branch: a.Branch()})
-		norm = h.norm(b, "ffn_norm")
-		if i < dense {
-			b.Residual(model.Residual{Pre: norm, Branch: h.mlp(b, model.SiLU, model.Absent).Branch()})
-			return
-		}
-		moe := h.moe(b)
-		routing.apply(moe)
-		moe.SelectionBias = b.Vector("exp_probs_b.bias", h.experts, model.Optional)
-		moe.Shared = h.mlpOf(b, "_shexp", shared*h.expertFFN, model.SiLU, model.Absent)
-		b.Residual(model.Residual{Pre: norm, Branch: moe.Branch()})
+		b.Residual(mlp.residual(h, b, "ffn_norm", model.Optional))
 	})
 }
 

@@ -166,6 +166,14 @@ func (h *hyper) someHeads(b *model.Loader) (heads, kvHeads int) {
 	return h.heads, h.kvHeads
 }
 
+// normedAttention is attention with norms of heads, before a residual connection.
+func (h *hyper) normedAttention(b *model.Loader) model.Residual {
+	norm := h.norm(b, "attn_norm")
+	a := h.attention(b, model.Optional, model.Optional)
+	h.headNorms(b, a)
+	return model.Residual{Pre: norm, Branch: a.Branch()}
+}
+
 // jointAttention is attention with q, k and v in one linear if the file has them so, or split.
 func (h *hyper) jointAttention(b *model.Loader, qkv, out model.Presence) *model.Attention {
 	if !b.Has("attn_qkv.weight") {

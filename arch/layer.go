@@ -14,6 +14,19 @@ func (l *Layer) headNorms(r *Config) Tensors {
 	return append(l.Norm("attn_q_norm", "self_attn.q_norm", r.HeadDim), l.Norm("attn_k_norm", "self_attn.k_norm", r.HeadDim)...)
 }
 
+// normedAttention declares a norm and attention, where q, k and v have biases, or heads have norms.
+func (l *Layer) normedAttention(r *Config, headNorms bool) {
+	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
+	l.Norm("attn_norm", "input_layernorm", r.Dim)
+	l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, !headNorms)
+	l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, !headNorms)
+	l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, !headNorms)
+	if headNorms {
+		l.headNorms(r)
+	}
+	l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, false)
+}
+
 // gatedMLP declares an MLP under the usual names.
 func (l *Layer) gatedMLP(r *Config, bias bool) {
 	l.Linear("ffn_gate", "mlp.gate_proj", r.FFN, r.Dim, bias)

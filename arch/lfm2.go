@@ -153,13 +153,12 @@ func (c *Conversion) lfm2FFN() int {
 func specLFM2(k *model.Keys, h *hyper) *model.Spec {
 	kv := h.readKVHeads(k)
 	width := k.Int("shortconv.l_cache", -1, 2, model.MaxWidth)
-	dense := h.layers
-	var routing *routing
+	mlp := &lateExperts{dense: h.layers}
 	if h.experts > 0 {
-		dense = k.Int("leading_dense_block_count", 0, 0, model.MaxLayers)
+		mlp.dense = k.Int("leading_dense_block_count", 0, 0, model.MaxLayers)
 		k.Int("expert_gating_func", -1, 1, 4)
-		routing = h.readRouting(k, model.GateSigmoid)
-		routing.normalize, routing.scale, routing.groups = true, 0, 0
+		mlp.routing = h.readRouting(k, model.GateSigmoid)
+		mlp.routing.normalize, mlp.routing.scale, mlp.routing.groups = true, 0, 0
 	}
 	spec := h.spec(func(b *model.Loader, i int) {
 		norm := h.norm(b, "attn_norm")
@@ -174,15 +173,7 @@ func specLFM2(k *model.Keys, h *hyper) *model.Spec {
 				Out:  b.Linear("shortconv.out_proj", h.dim, h.dim, model.Absent)}
 			b.Residual(model.Residual{Pre: norm, Branch: s.Branch()})
 		}
-		norm = h.norm(b, "ffn_norm")
-		if i < dense {
-			b.Residual(model.Residual{Pre: norm, Branch: h.mlp(b, model.SiLU, model.Absent).Branch()})
-			return
-		}
-		moe := h.moe(b)
-		routing.apply(moe)
-		moe.SelectionBias = b.Vector("exp_probs_b.bias", h.experts, model.Required)
-		b.Residual(model.Residual{Pre: norm, Branch: moe.Branch()})
+		b.Residual(mlp.residual(h, b, "ffn_norm", model.Required))
 	})
 	spec.Outer = func(b *model.Loader) model.Ends { return model.Ends{Norm: h.norm(b, "token_embd_norm")} }
 	return spec

@@ -103,16 +103,16 @@ func (l *Layer) gatedShared(r *Config, ffn int) {
 	l.sharedExpert(r, "mlp.shared_expert", ffn)
 }
 
-// sigmoidExperts is what the metadata say of experts that sigmoids choose.
-type sigmoidExperts struct {
+// lateExperts is what the metadata say of experts that follow some dense layers.
+type lateExperts struct {
 	routing *routing
 	dense   int // layers before the others have an MLP
 	shared  int // the width of what all tokens reach; 0: nothing
 }
 
-func (h *hyper) readSigmoid(k *model.Keys) *sigmoidExperts {
+func (h *hyper) readSigmoid(k *model.Keys) *lateExperts {
 	h.dividedFFN(k)
-	s := &sigmoidExperts{routing: h.readRouting(k, model.GateSigmoid)}
+	s := &lateExperts{routing: h.readRouting(k, model.GateSigmoid)}
 	s.dense = k.Int("leading_dense_block_count", 0, 0, model.MaxLayers)
 	s.shared = k.Int("expert_shared_count", -1, 0, model.MaxWidth) * k.Int("expert_shared_feed_forward_length", h.expertFFN, 0, model.MaxWidth)
 	if s.shared > model.MaxWidth {
@@ -123,7 +123,7 @@ func (h *hyper) readSigmoid(k *model.Keys) *sigmoidExperts {
 
 // residual is the MLP of a dense layer, or the experts of another, behind a norm. bias says whether there is one for the
 // choice.
-func (s *sigmoidExperts) residual(h *hyper, b *model.Loader, norm string, bias model.Presence) model.Residual {
+func (s *lateExperts) residual(h *hyper, b *model.Loader, norm string, bias model.Presence) model.Residual {
 	r := model.Residual{Pre: h.norm(b, norm)}
 	if b.Layer() < s.dense {
 		r.Branch = h.mlp(b, model.SiLU, model.Absent).Branch()

@@ -39,7 +39,7 @@ func convertQwen2MoE(c *Conversion) {
 		c.Refuse("norm_topk_prob", "GGUF readers take the weights of a token's experts as they are")
 	}
 	c.sparseEverywhere()
-	window, windowed := c.qwenWindow(r)
+	window, windowed := c.windowFrom(r)
 	c.wantUndivided(r)
 	if o.Err() != nil {
 		return

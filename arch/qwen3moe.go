@@ -23,7 +23,7 @@ func init() {
 func (h *hyper) qwen3MoE(k *model.Keys) *model.Spec {
 	h.dividedFFN(k)
 	return h.spec(func(b *model.Loader, i int) {
-		b.Residual(h.qwen3Attention(b))
+		b.Residual(h.normedAttention(b))
 		norm := h.norm(b, "ffn_norm")
 		moe := h.moe(b)
 		moe.Normalize = true
@@ -62,7 +62,7 @@ func convertQwen3MoE(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, true)
+		l.normedAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.experts(r, experts, ffn)
 	}

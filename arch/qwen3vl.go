@@ -14,7 +14,7 @@ func init() {
 			h := readHyper(k, elementwise.RoPEHalves).dense(k)
 			h.readSections(k)
 			return h.spec(func(b *model.Loader, i int) {
-				b.Residual(h.qwen3Attention(b))
+				b.Residual(h.normedAttention(b))
 				b.Residual(model.Residual{Pre: h.norm(b, "ffn_norm"), Branch: h.mlp(b, model.SiLU, model.Absent).Branch()})
 			})
 		},
@@ -56,7 +56,7 @@ func convertQwen3VL(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, true)
+		l.normedAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.gatedMLP(r, false)
 	}
@@ -85,7 +85,7 @@ func convertQwen3VLMoE(c *Conversion) {
 	c.Embeddings(r)
 	for i := range r.Layers {
 		l := c.Layer(i)
-		l.qwenAttention(r, true)
+		l.normedAttention(r, true)
 		l.Norm("ffn_norm", "post_attention_layernorm", r.Dim)
 		l.Linear("ffn_gate_inp", "mlp.gate", experts, r.Dim, false)
 		l.FusedExperts("ffn_gate_exps", "mlp.experts.gate_up_proj", experts, ffn, r.Dim, 0, 2*ffn, true)

@@ -1,6 +1,10 @@
 package arch
 
-import "github.com/llmq/llmq/model"
+import (
+	"slices"
+
+	"github.com/llmq/llmq/model"
+)
 
 // Layers with and without a sliding window.
 
@@ -89,4 +93,27 @@ func (c *Conversion) noteWindow() {
 		c.Warn("%s: sliding_window: is %d; llama.cpp attends to all tokens in %s models, and differs in longer contexts", c.Config.File,
 			window, c.Family.Name)
 	}
+}
+
+// windowFrom reads a sliding window and which layers have it: those that layer_types names or, without it, those from
+// max_window_layers on, where use_sliding_window is true.
+func (c *Conversion) windowFrom(r *Config) (window int, windowed []bool) {
+	o := c.Config
+	use := o.Bool("use_sliding_window", false)
+	first := o.Int("max_window_layers", 28, 0, maxLayers)
+	types := c.LayerTypes(r.Layers)
+	if !use || o.Present("sliding_window") && !o.Has("sliding_window") {
+		if slices.Contains(types, "sliding_attention") {
+			o.Fail("layer_types", "has sliding_attention, but there is no window: see use_sliding_window and sliding_window")
+		}
+		return 0, nil
+	}
+	window = o.Int("sliding_window", 4096, 1, maxContext)
+	windowed = make([]bool, r.Layers)
+	for i := range windowed {
+		if windowed[i] = i >= first; types != nil {
+			windowed[i] = types[i] == "sliding_attention"
+		}
+	}
+	return window, windowed
 }

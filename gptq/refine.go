@@ -70,7 +70,7 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 				}
 				lost := diff.View(0, rows, 0, at.i1-at.i0)
 				inLanes(rows, &descents, func(t descender, a, b int) {
-					moved.Add(int64(t.rows(at, q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
+					moved.Add(int64(improveRows(t, at, q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
 				})
 				// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
 				from := 0
@@ -135,10 +135,47 @@ func addScaled(grad, diff *tensor.Matrix, d []float32) {
 	})
 }
 
-// descender improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there;
-// lost receives what the weights have lost.
+// descender improves one block of up to 16 rows, one in each lane, and returns how many numbers moved.
 type descender interface {
-	rows(at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int
+	lanes() *rowLanes
+	block(c0 int) int // of a window's columns
+}
+
+// rowLanes are up to 16 rows of a window, one in each lane.
+type rowLanes struct {
+	*window
+	n          int            // rows
+	grad, lost []kernels.Lane // of each column: G, and what the weights have lost since the descent began
+	blocks     [kernels.Lanes]quant.Block
+}
+
+func newRowLanes(columns int) rowLanes {
+	return rowLanes{grad: make([]kernels.Lane, columns), lost: make([]kernels.Lane, columns)}
+}
+
+func (t *rowLanes) lanes() *rowLanes { return t }
+
+// improveRows improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there; lost
+// receives what the weights have lost.
+func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
+	t, size := d.lanes(), q.Grid.Shape().Block
+	t.window = at
+	t.n = r1 - r0
+	n := t.i1 - t.i0
+	toLanes(t.grad[:n], grad)
+	moved := 0
+	for c0 := 0; c0 < n; c0 += size {
+		block := (t.i0 + c0) / size
+		for i := range t.n {
+			t.blocks[i] = q.Block(r0+i, block)
+		}
+		moved += d.block(c0)
+		for i := range t.n {
+			q.SetBlock(r0+i, block, &t.blocks[i])
+		}
+	}
+	fromLanes(lost, t.lost[:n])
+	return moved
 }
 
 // window is the part of the Hessian in which columns [i0,i1), some whole blocks, meet each other.
@@ -163,15 +200,11 @@ func groupSums(h *tensor.Matrix, g *quant.Affine) *tensor.Matrix {
 
 // descent is coordinate descent on some whole blocks of up to 16 rows, one in each lane.
 type descent struct {
-	*window
+	rowLanes
 	g *quant.Affine
-	n int // rows
-
-	// For each column: G, what the weights have lost since the descent began, and levels.
-	grad, lost, level []kernels.Lane
 
 	// Of the present block.
-	blocks         [kernels.Lanes]quant.Block
+	level          []kernels.Lane // of each column
 	scale, minimum []kernels.Lane // of each group
 	sc, m          []kernels.Lane // the integers behind them
 	values, before []kernels.Lane // of each column, now and before a step
@@ -182,7 +215,7 @@ type descent struct {
 // newDescent returns a descent for windows of so many columns or less.
 func newDescent(g *quant.Affine, columns int) *descent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
-	t := &descent{g: g, grad: lanes(columns), lost: lanes(columns), level: lanes(g.Block),
+	t := &descent{rowLanes: newRowLanes(columns), g: g, level: lanes(g.Block),
 		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block), hm: lanes(g.Block),
 		unit: lanes(g.Group),
@@ -193,27 +226,6 @@ func newDescent(g *quant.Affine, columns int) *descent {
 		}
 	}
 	return t
-}
-
-// rows is descender's.
-func (t *descent) rows(at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
-	t.window = at
-	t.n = r1 - r0
-	n := t.i1 - t.i0
-	toLanes(t.grad[:n], grad)
-	moved := 0
-	for c0 := 0; c0 < n; c0 += t.g.Block {
-		block := (t.i0 + c0) / t.g.Block
-		for i := range t.n {
-			t.blocks[i] = q.Block(r0+i, block)
-		}
-		moved += t.block(c0)
-		for i := range t.n {
-			q.SetBlock(r0+i, block, &t.blocks[i])
-		}
-	}
-	fromLanes(lost, t.lost[:n])
-	return moved
 }
 
 // block improves one block of each row, whose columns start at c0.

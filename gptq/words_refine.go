@@ -9,16 +9,11 @@ import (
 
 // wordDescent is coordinate descent on some whole blocks of words of up to 16 rows, one in each lane: see descent.
 type wordDescent struct {
-	*window
+	rowLanes
 	g       *quant.Lattice
-	n       int // rows
 	rounder unitRounder
 
-	// For each column: G, and what the weights have lost since the descent began.
-	grad, lost []kernels.Lane
-
 	// Of the present block.
-	blocks         [kernels.Lanes]quant.Block
 	scale          []kernels.Lane // of each group
 	level          []kernels.Lane // of each column
 	values, before []kernels.Lane // of each column, now and before a step
@@ -28,29 +23,8 @@ type wordDescent struct {
 // newWordDescent returns a descent for windows of so many columns or less.
 func newWordDescent(g *quant.Lattice, columns int) *wordDescent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
-	return &wordDescent{g: g, grad: lanes(columns), lost: lanes(columns), scale: lanes(g.Groups()), level: lanes(g.Block),
+	return &wordDescent{rowLanes: newRowLanes(columns), g: g, scale: lanes(g.Groups()), level: lanes(g.Block),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block)}
-}
-
-// rows is descent's.
-func (t *wordDescent) rows(at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
-	t.window = at
-	t.n = r1 - r0
-	n := t.i1 - t.i0
-	toLanes(t.grad[:n], grad)
-	moved := 0
-	for c0 := 0; c0 < n; c0 += t.g.Block {
-		block := (t.i0 + c0) / t.g.Block
-		for i := range t.n {
-			t.blocks[i] = q.Block(r0+i, block)
-		}
-		moved += t.block(c0)
-		for i := range t.n {
-			q.SetBlock(r0+i, block, &t.blocks[i])
-		}
-	}
-	fromLanes(lost, t.lost[:n])
-	return moved
 }
 
 // block improves one block of each row, whose columns start at c0.

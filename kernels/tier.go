@@ -16,9 +16,10 @@ const (
 	AVX2                   // AVX2, FMA and F16C
 	AVX512                 // AVX-512 F, BW, VL and DQ
 	AVX512BF16             // VDPBF16PS: products of bfloat16 pairs
+	AMX                    // TDPBF16PS: products of tiles of bfloat16 pairs
 )
 
-var tierNames = [...]string{"purego", "neon", "avx2", "avx512", "avx512bf16"}
+var tierNames = [...]string{"purego", "neon", "avx2", "avx512", "avx512bf16", "amx"}
 
 func (t Tier) String() string { return tierNames[t] }
 

@@ -14,6 +14,8 @@ func BestTier() Tier {
 		return AVX2
 	case !x.HasAVX512BF16:
 		return AVX512
+	case !(x.HasAMXTile && x.HasAMXBF16 && tilesAllowed()):
+		return AVX512BF16
 	}
-	return AVX512BF16
+	return AMX
 }

@@ -42,7 +42,7 @@ func (l *Linear) ID() string {
 	if l.Expert < 0 {
 		return l.Name
 	}
-	return fmt.Sprintf("%s[%d]", l.Name, l.Expert)
+	return ggml.ExpertName(l.Name, l.Expert)
 }
 
 // exact sets dst = x·Wᵀ + b without rounding x, as a router's choice demands.

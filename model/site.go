@@ -1,8 +1,6 @@
 package model
 
 import (
-	"fmt"
-
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -28,7 +26,7 @@ type Site struct {
 func (s *Site) ID() string {
 	id := ggml.LayerName(s.Layer) + "." + s.Name
 	if s.Expert >= 0 {
-		id += fmt.Sprintf("[%d]", s.Expert)
+		id = ggml.ExpertName(id, s.Expert)
 	}
 	return id
 }

@@ -139,7 +139,7 @@ func (c *chooser) decide(g *quant.Group, in *quant.Stats) (*quant.Folding, error
 	if slices.ContainsFunc(g.Linears, func(l *quant.Linear) bool { return l.Grid != nil }) {
 		var t *trial // of one transform at a time: its Hessian and factor are large
 		least := 0.0
-		ways := c.plan.Recipe.Method.(auto).ways()
+		ways := c.plan.Recipe.ways()
 		for _, w := range ways {
 			if t == nil || t.transform != w.transform {
 				var err error

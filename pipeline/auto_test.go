@@ -111,7 +111,7 @@ func TestAuto(t *testing.T) {
 					chosen = c.Error
 				}
 			}
-			if len(d.Candidates) != len((auto{}).ways()) || !(chosen > 0) || chosen != least {
+			if len(d.Candidates) != len((&Recipe{Method: auto{}}).ways()) || !(chosen > 0) || chosen != least {
 				t.Errorf("%s: %+v", name, d)
 			}
 			reads := strings.HasSuffix(d.Group, "_in") // the outliers

@@ -75,8 +75,8 @@ func (c *converter) free() {
 	converters.Put(c)
 }
 
-// row converts a row to dst.
-func (c *converter) row(dst []byte, row int) (sum rowSum) {
+// row converts a row to dst, by the importance of its input's features or, if that is nil, by the weights alone.
+func (c *converter) row(dst []byte, row int, importance []float32) (sum rowSum) {
 	decodeRow(c.in, c.w, row)
 	sum.den = sumSquares(c.w)
 	t := c.t.Type
@@ -89,7 +89,7 @@ func (c *converter) row(dst []byte, row int) (sum rowSum) {
 		sum.exact = 1
 		return sum
 	}
-	sum.noise = t.Encode(dst, c.w, nil)
+	sum.noise = t.Encode(dst, c.w, importance)
 	t.Decode(c.decoded, dst)
 	vector.Axpy(c.decoded, -1, c.w)
 	sum.num = sumSquares(c.decoded)

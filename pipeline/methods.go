@@ -98,8 +98,13 @@ type way struct {
 	method    quant.Method
 }
 
-// ways are what is tried for each site. The first of equals wins. Those with one transform follow each other.
-func (m auto) ways() []way {
+// ways are what is tried for each site by a method that decides: none by others. The first of equals wins. Those with one transform
+// follow each other.
+func (r *Recipe) ways() []way {
+	m, ok := r.Method.(auto)
+	if !ok {
+		return nil
+	}
 	return []way{
 		{m.Method.Name(), nil, m.Method},
 		{"smoothquant+gptq", smoothquant.Smoothing{Auto: true}, m.Method},

@@ -51,7 +51,7 @@ func (t *Tensor) linears() []string {
 	}
 	names := make([]string, t.Shape[0])
 	for e := range names {
-		names[e] = fmt.Sprintf("%s[%d]", t.Name, e)
+		names[e] = ggml.ExpertName(t.Name, e)
 	}
 	return names
 }

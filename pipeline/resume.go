@@ -502,10 +502,8 @@ func (f *findings) add(k *keptFindings, r *Recipe) {
 		f.decisions = append(f.decisions, d)
 	}
 	ways := map[string]way{}
-	if a, ok := r.Method.(auto); ok {
-		for _, w := range a.ways() {
-			ways[w.name] = w
-		}
+	for _, w := range r.ways() {
+		ways[w.name] = w
 	}
 	for group, name := range k.Ways {
 		f.ways[group] = ways[name]

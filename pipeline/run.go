@@ -11,6 +11,7 @@ import (
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/imatrix"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/store"
@@ -20,6 +21,9 @@ import (
 type Options struct {
 	// Calib is the text that methods are calibrated on; nil: none, for methods that do without.
 	Calib *calib.Set
+	// Imatrix, where not nil, has the importance of inputs in the place of calibration text, by which rounding to nearest searches
+	// scales: see Plan.WithImatrix. Methods that calibrate do not go by it.
+	Imatrix *imatrix.Matrix
 	// NoCorrection quantizes the original weights. By default GPTQ first corrects each weight for the errors of
 	// everything quantized before it (gptq.Factor.Correct), and bias correction makes up for them, which takes a second
 	// forward pass of the original model.
@@ -145,6 +149,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	}
 	if p.Recipe.KeepCodes && opt.Calib != nil {
 		return nil, errors.New("a plan that keeps the checkpoint's codes cannot be calibrated")
+	}
+	if opt.Imatrix != nil && opt.Calib != nil {
+		return nil, fmt.Errorf("an importance matrix stands in the place of calibration text: give one of them")
 	}
 	if opt.Progress == nil {
 		opt.Progress = silent{}

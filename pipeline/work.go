@@ -165,5 +165,8 @@ func digestText(w io.Writer, opt *Options) {
 		digestMetadata(w, set.Metadata())
 		fmt.Fprintln(w, len(set.Sequences), set.SeqLen, set.SHA256())
 	}
+	if opt.Imatrix != nil {
+		digestImatrix(w, opt.Imatrix)
+	}
 	binary.Write(w, binary.LittleEndian, opt.Validate.Tokens)
 }

@@ -92,6 +92,7 @@ func (w *writer) convert(t *Tensor) error {
 	w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
 	cols := t.Cols()
 	step := batchRows(t)
+	importance := w.opt.importance(t)
 	var sum rowSum
 	for lo := 0; lo < t.Rows(); lo += step {
 		if err := context.Cause(w.failed); err != nil {
@@ -112,7 +113,7 @@ func (w *writer) convert(t *Tensor) error {
 			n := max(1, rowWeights/cols)
 			for a := int(next.Add(int64(n))) - n; a < len(rows); a = int(next.Add(int64(n))) - n {
 				for i := a; i < min(a+n, len(rows)); i++ {
-					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i-first)
+					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i-first, importance.row(lo+i))
 				}
 			}
 		})

@@ -55,5 +55,8 @@ func (a *app) runConvert(ctx context.Context, opts convertOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := opts.writeModelfile(rep); err != nil {
+		return err
+	}
 	return a.printReport(&opts.outputOptions, rep)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/imatrix"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
@@ -39,6 +40,7 @@ type quantizeOptions struct {
 	MaxSize        byteSize
 	MaxBPW         float64
 	Work           string
+	Imatrix        string
 }
 
 const defaultBits = 4
@@ -65,6 +67,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
 	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
+	f.StringVar(&o.Imatrix, "imatrix", "", "llama.cpp's importance matrix `FILE` in the place of calibration text, for --method rtn: scales are searched by it")
 	f.StringVar(&o.Work, "work", "", workUsage)
 	o.outputOptions.AddFlags(cmd)
 }
@@ -136,7 +139,7 @@ do to each, and each to the predictions, is measured first, and the best choice 
 }
 
 func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
-	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"})
+	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"}, reading{opts.Imatrix, "the importance matrix"})
 	_, calibrated := recipe.Calibrated()
 	calibrated = calibrated || len(opts.Calib) > 0
 	recipe.KeepCodes = !calibrated
@@ -164,11 +167,18 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			return err
 		}
 	}
+	var matrix *imatrix.Matrix
+	if opts.Imatrix != "" {
+		if matrix, plan, err = a.readImatrix(opts.Imatrix, plan); err != nil {
+			return err
+		}
+	}
 	done := false
 	progress := a.progress()
 	defer progress.Done()
 	popt := pipeline.Options{
 		Calib:     set,
+		Imatrix:   matrix,
 		Memory:    int64(opts.Memory),
 		Fallback:  pipeline.Fallback{MaxError: opts.Fallback, MaxBytes: int64(opts.MaxSize), MaxBPW: opts.MaxBPW},
 		Validate:  pipeline.Validate{Tokens: heldOut, MaxIncrease: float64(opts.MaxIncrease)},
@@ -222,7 +232,20 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
 		err = errInfinite
 	}
-	return errors.Join(a.printReport(&opts.outputOptions, rep), err)
+	return errors.Join(opts.writeModelfile(rep), a.printReport(&opts.outputOptions, rep), err)
+}
+
+// readImatrix reads an importance matrix, and notes it in the plan.
+func (a *app) readImatrix(path string, plan *pipeline.Plan) (*imatrix.Matrix, *pipeline.Plan, error) {
+	m, err := imatrix.Read(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	plan, lacking, err := plan.WithImatrix(m, path)
+	if err == nil && lacking > 0 {
+		a.warn("%s has no sums for %d of the tensors that are quantized: their scales are searched by the weights alone", path, lacking)
+	}
+	return m, plan, err
 }
 
 // recipe checks the options that need no file, and makes a recipe of them.
@@ -250,6 +273,10 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, err
 	}
 	switch {
+	case o.Imatrix != "" && (needs.Stats || o.Smooth.s != nil || o.BiasCorrection):
+		return r, usagef("--imatrix tells the inputs' mean squares, which --method rtn alone can do with: give calibration text with --calib FILE")
+	case o.Imatrix != "" && (len(o.Calib) > 0 || o.assigns()):
+		return r, usagef("--imatrix stands in the place of calibration text, and serves no budget: give --calib FILE without it")
 	case !(o.Damping > 0 && o.Damping <= 1):
 		return r, usagef("--damping %g: need more than 0 and at most 1", o.Damping)
 	case !(o.Fallback >= 0) || math.IsInf(o.Fallback, 0):

@@ -139,7 +139,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 	root.SetErr(a.stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.reportCommand(), a.inspectCommand(),
+	root.AddCommand(a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.imatrixCommand(), a.diffCommand(), a.reportCommand(), a.inspectCommand(),
 		a.tokenizeCommand(), a.statusCommand(), a.benchCommand(), a.versionCommand())
 	for _, cmd := range root.Commands() {
 		cmd.Flags().VisitAll(takeOne)

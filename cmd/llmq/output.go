@@ -30,6 +30,7 @@ type outputOptions struct {
 	PartBytes     partSize
 	Pre           string
 	LoRA          string
+	Modelfile     string
 	MTP           mtpValue
 	Threads       int
 	DryRun        bool
@@ -50,6 +51,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.PartBytes, "split-max-size", "write parts NAME-00001-of-00003.gguf and so on with at most `SIZE` of tensors in each, such as 50G, as llama.cpp does; readers open the first")
 	f.StringVar(&o.Pre, "pre", "", "`NAME` of the pre-tokenizer, for a tokenizer.json whose patterns are not known")
 	f.StringVar(&o.LoRA, "lora", "", "`FOLDER` of a LoRA adapter of the peft library to merge into the weights")
+	f.StringVar(&o.Modelfile, "modelfile", "", "write `FILE` too, a Modelfile of the output, which ollama create takes")
 	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0; auto keeps those among the model's layers, which any llama.cpp loads, and drops those apart, as Qwen3.5's")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers and the calibration text, with a budget after measuring; write nothing")
@@ -67,6 +69,11 @@ func (o *outputOptions) open(a *app, r pipeline.Recipe) (pipeline.Source, *pipel
 	}
 	if !o.DryRun && o.PartBytes == 0 { // the names of parts are known when their number is
 		if err := a.checkOutput(o.Output, o.Force, o.inputs()...); err != nil {
+			return nil, nil, err
+		}
+	}
+	if !o.DryRun {
+		if err := o.checkModelfile(a); err != nil {
 			return nil, nil, err
 		}
 	}

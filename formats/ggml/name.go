@@ -17,6 +17,9 @@ func LayerName(layer int) string { return layerWord + strconv.Itoa(layer) }
 
 const layerWord = "blk."
 
+// ExpertName is what an expert's matrix in a tensor of several is called: "blk.0.ffn_up_exps.weight[3]".
+func ExpertName(tensor string, expert int) string { return tensor + "[" + strconv.Itoa(expert) + "]" }
+
 // ParseName takes a name apart. Every name has parts: what is no layer's is outside the layers.
 func ParseName(name string) Name {
 	n := Name{Layer: -1, Stem: name}

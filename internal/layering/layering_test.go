@@ -59,14 +59,16 @@ var allowed = map[string]string{
 	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
 	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
 	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
+	"compare":   "kernels/... formats/ggml formats/gguf model",
+	"imatrix":   "tensor kernels/... formats/ggml formats/gguf model calib internal/states",
 	"pipeline": "tensor kernels/... quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
-		"internal/atomicfile internal/mmap internal/states internal/knapsack store",
+		"internal/atomicfile internal/mmap internal/states internal/knapsack store imatrix",
 
 	"store":  "internal/atomicfile",
 	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval profile pipeline report store kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
+		"calib eval profile pipeline report store imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/interop":    "",

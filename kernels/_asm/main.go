@@ -23,6 +23,7 @@ var topics = []struct {
 }{
 	{"internal/pack", "pack", pack},
 	{"internal/tile", "tile", tile},
+	{"internal/tile", "amx", amx},
 	{"vector", "vector", vector},
 	{"unpack", "unpack", unpack},
 	{"unpack", "levels", levels},

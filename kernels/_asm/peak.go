@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
 )
 
 // peak writes loops that do nothing but one arithmetic instruction on registers, 16 independent chains of it, and loops
@@ -30,6 +31,23 @@ func peak(g *gen) {
 	loop("peakF32AVX2", avx2, 12, func(i int) { g.VFMADD231PS(y(14), y(15), y(i)) })
 	loop("peakBF16", avx512, 16, func(i int) { g.vdpbf16ps(z(30), z(31), z(i)) })
 	loop("peakInt8", avx512, 16, func(i int) { g.vpdpbusd(z(30), z(31), z(i)) })
+
+	g.function("peakAMX", "func(n int)", "runs n > 0 times through 4 independent instructions.")
+	rounds := g.gp("n")
+	cfg := reg.RAX
+	g.LEAQ(g.amxConfig("peakTiles").Offset(64*(amxSteps-1)), cfg)
+	g.tileConfig(cfg)
+	for t := range uint8(8) {
+		g.tileZero(t)
+	}
+	g.Label("loop")
+	for i := range uint8(4) {
+		g.tdpbf16ps(tileC+i, tileA+i/2, tileB+i%2)
+	}
+	g.DECQ(rounds)
+	g.JNZ(operand.LabelRef("loop"))
+	g.tileRelease()
+	g.RET()
 
 	g.function("readAVX2", "func(src *byte, n int)",
 		"loads n bytes, a multiple of 256.")

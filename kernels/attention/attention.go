@@ -80,6 +80,9 @@ func (a *Shape) check(dst, q, k, v *tensor.Matrix) {
 	}
 }
 
+// maxPanel is the most queries of a panel.
+const maxPanel = 32
+
 // keyTile is how many keys' scores of a panel of queries exist at a time: 12·256 float32 are 12 KiB of L1.
 const keyTile = 256
 
@@ -125,7 +128,7 @@ func (a *attention) queries(h, p0, p1 int) {
 	if a.Softcap != 0 {
 		scale /= a.Softcap
 	}
-	var largest, sum [16]float32
+	var largest, sum [maxPanel]float32
 	for p := p0; p < p1; p++ {
 		i0 := p * a.Panel()
 		rows := min(a.Panel(), a.q.Rows-i0)

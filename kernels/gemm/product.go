@@ -182,7 +182,7 @@ func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next 
 		j1 = min(j1, i+rows)
 	}
 	rowA, stepA := 4*pack.Pitch(n), 4
-	if r.a.Cols != nil {
+	if r.a.Cols != nil && !r.RowsOnly {
 		rowA, stepA = 4, 4*r.Panel()
 	}
 	kernel := r.Kernel(rows)
@@ -216,7 +216,10 @@ func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next 
 // packA packs steps [s0,s1) of rows i, i+1, ... of A: row after row, or step after step if that is how A lies.
 func (r *pass) packA(dst []uint32, i, s0, s1 int) {
 	rows := min(r.Panel(), r.rows-i)
-	if m := r.a.Cols; m != nil {
+	if m := r.a.Cols; m != nil && r.RowsOnly {
+		r.transposeA(dst, m, i, rows, s0, s1)
+		return
+	} else if m != nil {
 		for s := s0; s < s1; s++ {
 			row := dst[:r.Panel()]
 			dst = dst[r.Panel():]
@@ -233,5 +236,26 @@ func (r *pass) packA(dst []uint32, i, s0, s1 int) {
 			continue
 		}
 		r.ToWords(row, r.a.Rows.Row(i + y)[s0*r.Depth():min(s1*r.Depth(), r.k)])
+	}
+}
+
+// transposeA packs steps [s0,s1) of columns i, i+1, ... of m, which are A's rows, row after row.
+func (r *pass) transposeA(dst []uint32, m *tensor.Matrix, i, rows, s0, s1 int) {
+	pitch := pack.Pitch(s1 - s0)
+	s := s0
+	if rows == r.Panel() {
+		for ; s+r.Lanes <= s1; s += r.Lanes {
+			r.Transpose(&dst[s-s0], 4*pitch, words.Of(&m.Data[s*m.Stride+i]), 4*m.Stride, rows/r.Lanes)
+		}
+	}
+	for y := range r.Panel() {
+		row := words.Floats(dst[y*pitch:][:s1-s0])
+		if y >= rows {
+			clear(row)
+			continue
+		}
+		for t := s; t < s1; t++ {
+			row[t-s0] = m.Data[t*m.Stride+i+y]
+		}
 	}
 }

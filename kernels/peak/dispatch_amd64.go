@@ -24,6 +24,9 @@ func arithmeticPeaks() []arithmeticPeak {
 	if best >= kernels.AVX512BF16 {
 		p = append(p, loop("bf16 dot product, AVX-512", "GFLOP/s", 16, 2*32, peakBF16))
 	}
+	if best >= kernels.AMX {
+		p = append(p, loop("bf16 tile product, AMX", "GFLOP/s", 4, 16*16*2*32, peakAMX))
+	}
 	if best >= kernels.AVX512 && cpu.X86.HasAVX512VNNI {
 		p = append(p, loop("int8 dot product, AVX-512", "Gop/s", 16, 2*64, peakInt8))
 	}

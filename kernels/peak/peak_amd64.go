@@ -24,6 +24,11 @@ func peakBF16(n int)
 //go:noescape
 func peakInt8(n int)
 
+// peakAMX runs n > 0 times through 4 independent instructions.
+//
+//go:noescape
+func peakAMX(n int)
+
 // readAVX2 loads n bytes, a multiple of 256.
 //
 //go:noescape

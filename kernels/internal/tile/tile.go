@@ -23,11 +23,13 @@ type MicroKernel struct {
 // Tiling is what a blocked product needs to know of a tier. Packed operands are 32-bit words: a float32, or with
 // pairs two bfloat16 values that are neighbours in the summed dimension, so that a step is one word deep.
 type Tiling struct {
-	Lanes   int           // words of a vector; a strip of B is two vectors wide, a tile of C as wide as a strip
-	KC      int           // steps that are summed in registers before they are added to C
-	NC      int           // columns of B that are packed at a time, a multiple of a strip
-	Pairs   bool          // words are bfloat16 pairs
-	Kernels []MicroKernel // ascending rows; the last is the height of a panel of A
+	Lanes int  // words of a vector; a strip of B is two vectors wide, a tile of C as wide as a strip
+	KC    int  // steps that are summed in registers before they are added to C
+	NC    int  // columns of B that are packed at a time, a multiple of a strip
+	Pairs bool // words are bfloat16 pairs
+	// RowsOnly: the kernels' stepA is 4. Steps of a row of A follow each other.
+	RowsOnly bool
+	Kernels  []MicroKernel // ascending rows; the last is the height of a panel of A
 
 	// Transpose sets dst[j][i] = src[i][j] for i < Lanes, j < Lanes·n.
 	Transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int)

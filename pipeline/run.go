@@ -150,6 +150,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	if why, ok := p.Recipe.Calibrated(); ok && opt.Calib == nil {
 		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE", why)
 	}
+	if p.Recipe.KeepCodes && opt.Calib != nil {
+		return nil, errors.New("a plan that keeps the checkpoint's codes cannot be calibrated")
+	}
 	if opt.Imatrix != nil && opt.Calib != nil {
 		return nil, fmt.Errorf("an importance matrix stands in the place of calibration text: give one of them")
 	}

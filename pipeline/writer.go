@@ -140,7 +140,7 @@ func (w *writer) convert(t *Tensor) error {
 			return w.file.WriteRows(t.Name, lo, data)
 		})
 		w.opt.Progress.Add(int64((hi - lo) * cols))
-		if hi == t.Rows() {
+		if hi == t.Rows() && t.values == nil {
 			w.src.Release(in)
 		}
 	}
@@ -150,6 +150,13 @@ func (w *writer) convert(t *Tensor) error {
 
 // fetch returns a tensor, or where the source has them rows [lo,hi) of it, and which row is the first of what it returns.
 func (w *writer) fetch(t *Tensor, lo, hi int) (in *ggml.Tensor, first int, err error) {
+	switch {
+	case t.coded:
+		in, err = w.src.(coded).Codes(t.Name, lo, hi)
+		return in, lo, err
+	case t.values != nil:
+		return t.valuesTensor(), 0, nil
+	}
 	if src, ok := w.src.(model.RowSource); ok && len(t.Shape) > 1 {
 		in, err = src.Rows(t.Name, lo, hi)
 		return in, lo, err
@@ -235,8 +242,12 @@ func (w *writer) report(t *Tensor, s *rowsReport) {
 	if t.Wanted != t.Type {
 		rep.Wanted = t.Wanted.Name
 	}
-	if t.From.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
-		rep.RequantizedFrom = t.From.Name
+	from := t.From
+	if factorsOf(w.src, t.Name) != nil {
+		from = ggml.NVFP4
+	}
+	if from.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
+		rep.RequantizedFrom = from.Name
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

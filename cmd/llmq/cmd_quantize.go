@@ -158,13 +158,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	if opts.Work != "" {
 		opts.lazyIn = opts.Work + ".checkpoint"
 	}
+	_, calibrated := recipe.Calibrated()
+	calibrated = calibrated || len(opts.Calib) > 0
+	recipe.KeepCodes = !calibrated
 	src, plan, err := opts.open(ctx, a, recipe)
 	if err != nil {
 		return opts.finished(ctx, err)
 	}
 	defer src.Close()
-	_, calibrated := recipe.Calibrated()
-	calibrated = calibrated || len(opts.Calib) > 0
 	var set *calib.Set
 	var heldOut []int32
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {

@@ -24,7 +24,7 @@ func OpenLazy(path string, first int64, filler Filler) (*Map, error) {
 		return nil, err
 	}
 	m.filler = filler
-	if err := m.Forbid(0, int64(len(m.Data))); err == nil {
+	if err = m.Forbid(0, int64(len(m.Data))); err == nil {
 		err = m.allow(0, first)
 	}
 	if err != nil {

@@ -236,7 +236,11 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 			}
 			job := &rowsJob{tensor: t, w: w, product: lin.Product, solver: solver, in: in, rounding: p.mayFallBack()}
 			if lin.F32 == nil && t.Type.Grid != nil && lin.W.Format.Name == t.Type.Name {
-				job.stored = lin.W.Data
+				stored, err := lin.Weights()
+				if err != nil {
+					return err
+				}
+				job.stored = stored.Data
 			}
 			if job.outputs, err = p.found.outputs.of(lin, p.scaled.outputs[lin.Name]); err != nil {
 				return err

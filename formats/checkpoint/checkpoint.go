@@ -194,6 +194,16 @@ func (c *Checkpoint) Rows(name string, lo, hi int) ([]byte, error) {
 	return b, nil
 }
 
+// View says whether Rows gives views of a file, and of none that is not all there: not what is decoded, or gathered.
+func (c *Checkpoint) View(name string) bool {
+	t, ok := c.tensors[name]
+	if !ok {
+		return false
+	}
+	p, ok := t.decoder.(plain)
+	return ok && p.part.strides == nil
+}
+
 // Release lets the kernel drop the pages that hold only these rows. Reading them again brings them back. A name that is
 // not there is ignored.
 func (c *Checkpoint) Release(name string, lo, hi int) {

@@ -100,6 +100,9 @@ func (s *Scaled) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 	return s.decoded(t, lo), nil
 }
 
+// Copies says that rows are decoded anew each time: of a tensor that has a factor.
+func (s *Scaled) Copies(name string, _, _ int) bool { return s.scales[name] != nil }
+
 // decoded returns rows of a weight, from row first on, in float32 and multiplied.
 func (s *Scaled) decoded(t *ggml.Tensor, first int) *ggml.Tensor {
 	scales, cols := s.scales[t.Name], t.Cols()

@@ -129,11 +129,13 @@ func TestNeedsMemory(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name    string
-		source  *testmodel.Source
+		source  Source
 		methods []quant.Method
 	}{
 		{"dense", wide(512, 1024, 0), []quant.Method{GPTQ, AWQ, AWQGPTQ}},
 		{"experts", wide(512, 256, 8), []quant.Method{GPTQ}},
+		{"copied", &testmodel.Copying{Source: wide(512, 1024, 0)}, []quant.Method{GPTQ}},
+		{"copied experts", &testmodel.Copying{Source: wide(512, 256, 8)}, []quant.Method{GPTQ}},
 	} {
 		for _, method := range c.methods {
 			p, err := NewPlan(c.source, Recipe{Method: method, Type: ggml.Q4_0})

@@ -33,6 +33,15 @@ type copied struct {
 // Copies implements model.RowCopier.
 func (c *Copying) Copies(string, int, int) bool { return true }
 
+// Tensor implements model.Source.
+func (c *Copying) Tensor(name string) (*ggml.Tensor, error) {
+	t, err := c.Source.Tensor(name)
+	if err != nil {
+		return nil, err
+	}
+	return &ggml.Tensor{Info: t.Info, Data: bytes.Clone(t.Data)}, nil
+}
+
 // Rows implements model.RowSource.
 func (c *Copying) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 	if c.Fails != nil {
@@ -40,7 +49,7 @@ func (c *Copying) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 			return nil, err
 		}
 	}
-	t, err := c.Tensor(name)
+	t, err := c.Source.Tensor(name)
 	if err != nil {
 		return nil, err
 	}

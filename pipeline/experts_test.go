@@ -12,7 +12,8 @@ import (
 	"github.com/llmq/llmq/internal/testmodel"
 )
 
-// TestFetchedExperts: a run of a source that copies writes the same file, and has no more than one expert's weights at a time.
+// TestFetchedExperts: a run of a source that copies writes the same file, and has no more than one expert's weights at a time. So
+// does one that quantizes two experts at a time, for which the original model computes no others but at the end.
 func TestFetchedExperts(t *testing.T) {
 	isExperts := func(name string) bool { return strings.Contains(name, "_exps.") }
 	set := &calib.Set{SeqLen: 32}
@@ -35,8 +36,15 @@ func TestFetchedExperts(t *testing.T) {
 		}
 		return data
 	}
-	if !bytes.Equal(run(fetched), run(testmodel.Experts())) {
+	want := run(testmodel.Experts())
+	if !bytes.Equal(run(fetched), want) {
 		t.Error("another file where experts are fetched as they are used")
+	}
+	dim := int64(fetched.Find("blk.0.ffn_up_exps.weight").Cols())
+	defer func(n int64) { statsBytes = n }(statsBytes)
+	statsBytes = 2 * 3 * 4 * dim * dim
+	if !bytes.Equal(run(fetched), want) {
+		t.Error("another file where two experts are quantized at a time")
 	}
 	expert := 0
 	for _, w := range fetched.List {

@@ -19,7 +19,7 @@ calib   = out/calib-$(subst /,-,$(1)).txt
 NEON := ./kernels ./kernels/attention ./kernels/gemm ./kernels/vector
 
 # Packages that start goroutines, or write from several.
-CONCURRENT := ./awq ./calib ./cmd/llmq ./eval ./formats/gguf ./gptq ./hub ./internal/ui ./kernels/... ./linalg ./pipeline ./quant
+CONCURRENT := ./awq ./calib ./cmd/llmq ./engine/... ./eval ./formats/gguf ./gptq ./hub ./internal/ui ./kernels/... ./linalg ./pipeline ./quant ./store
 
 # What releases are built for, and with, whatever the environment says.
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
@@ -28,12 +28,12 @@ PINNED    := CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0
 empty  :=
 # Tests of what does not depend on how products are made, minutes without assembly.
 ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
-	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestWork)
+	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsResume TestWork TestWorkers)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
 
-.PHONY: help build demo test check wide purego cross neon race fuzz interop speed speed-gptq bench generate release clean
+.PHONY: help build demo test check wide purego cross neon race fuzz interop namespaces speed speed-gptq bench generate release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ interop: ## compare block types, methods and families with llama.cpp, from node-
 	# llama.cpp's AMX code aborts on LFM2 and on quantized MLA (github.com/ggml-org/llama.cpp/issues/19184): go without it.
 	rm -f internal/interop/node_modules/@node-llama-cpp/*/bins/*/libggml-cpu-sapphirerapids.*
 	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
+
+namespaces: build ## quantize with workers in network namespaces, and have them, the coordinator and the network fail
+	engine/cluster/namespaces.sh bin/llmq
 
 speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of llama-perplexity or llama-bench)
 	@mkdir -p out

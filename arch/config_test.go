@@ -37,9 +37,12 @@ func TestOddConfig(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if torch, _ := filepath.Glob(filepath.Join(dir, "*.bin")); len(torch) > 0 {
+			continue // a pickle of what other folders have in safetensors files
+		}
 		weights, err := safetensors.Open(dir)
 		if err != nil {
-			continue // of a format to come
+			t.Fatal(err)
 		}
 		t.Cleanup(func() { weights.Close() })
 		t.Run(filepath.Base(dir), func(t *testing.T) {

@@ -303,9 +303,12 @@ func (c *Conversion) vectorPart(name string, all, first, count int) Part {
 // Experts declares one tensor for n experts' linears, out×in each, which the checkpoint has one by one: from holds %d in
 // the place of the expert's number.
 func (l *Layer) Experts(name, from string, n, out, in int) *Tensor {
-	parts := make([]Part, n)
-	for e := range parts {
-		parts[e] = l.c.part(l.hf+fmt.Sprintf(from, e)+".weight", out, in)
+	var parts []Part
+	for e := range n {
+		parts = append(parts, l.c.part(l.hf+fmt.Sprintf(from, e)+".weight", out, in))
+		if l.c.err != nil { // config.json may claim thousands of layers of thousands of experts
+			break
+		}
 	}
 	return l.c.add(l.gguf+name+".weight", []int{n, out, in}, parts...)
 }

@@ -261,7 +261,7 @@ type gemma4 struct {
 }
 
 func specGemma4(k *model.Keys) *model.Spec {
-	h := &gemma4{hyper: readHyper(k, elementwise.RoPEHalves)}
+	h := &gemma4{hyper: readHyper(k, elementwise.RoPEHalves, kvHeadsKey, ffnKey)}
 	h.kvHeadsOf = k.Ints("attention.head_count_kv", h.layers, h.heads, 1, model.MaxWidth)
 	h.ffnOf = k.Ints("feed_forward_length", h.layers, -1, 1, model.MaxWidth)
 	h.headDimLocal = k.Int("attention.key_length_swa", -1, 1, model.MaxWidth)

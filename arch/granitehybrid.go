@@ -143,9 +143,9 @@ func specGraniteHybrid(k *model.Keys) *model.Spec {
 	turned := k.Bool("rope.scaling.finetuned", true)
 	var h *hyper
 	if turned {
-		h = readHyper(k, elementwise.RoPEPairs)
+		h = readHyper(k, elementwise.RoPEPairs, kvHeadsKey)
 	} else {
-		h = readUnturned(k)
+		h = readUnturned(k, kvHeadsKey)
 	}
 	h.expertFFN = h.ffn
 	kv, s := h.readKVHeads(k), readStateSpace(k)

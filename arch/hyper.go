@@ -2,6 +2,7 @@ package arch
 
 import (
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -24,23 +25,38 @@ type hyper struct {
 	unused                          []string // tensors that nothing is computed with: see dropNextn
 }
 
-// readHyper reads what an architecture with RoPE of some style has. What lists by layer are read by the families that
-// have them.
-func readHyper(k *model.Keys, style elementwise.RoPEStyle) *hyper {
-	h := readUnturned(k)
+// Keys that may list a number for each layer.
+const (
+	ffnKey     = "feed_forward_length"
+	headsKey   = "attention.head_count"
+	kvHeadsKey = "attention.head_count_kv"
+)
+
+// readHyper reads what an architecture with RoPE of some style has. Numbers that differ from layer to layer are refused, but
+// for the keys byLayer, of which the family reads the lists.
+func readHyper(k *model.Keys, style elementwise.RoPEStyle, byLayer ...string) *hyper {
+	h := readUnturned(k, byLayer...)
 	h.rope = k.RoPE(style, h.headDim, h.context)
 	return h
 }
 
 // readUnturned is readHyper for an architecture without RoPE, whatever the metadata say of one.
-func readUnturned(k *model.Keys) *hyper {
+func readUnturned(k *model.Keys, byLayer ...string) *hyper {
 	h := &hyper{arch: k.Arch}
 	h.layers = k.Int("block_count", -1, 1, model.MaxLayers)
 	h.context = k.Int("context_length", -1, 1, model.MaxContext)
 	h.dim = k.Int("embedding_length", -1, 1, model.MaxWidth)
-	h.ffn = first(k.Ints("feed_forward_length", 1, 0, 0, model.MaxWidth))
-	h.heads = first(k.Ints("attention.head_count", 1, -1, 0, model.MaxWidth))
-	h.kvHeads = first(k.Ints("attention.head_count_kv", 1, h.heads, 0, model.MaxWidth))
+	number := func(key string, absent int) int {
+		list := k.Ints(key, max(h.layers, 1), absent, 0, model.MaxWidth)
+		for i, n := range list {
+			if n != list[0] && !slices.Contains(byLayer, key) {
+				k.Fail(key, "is %d for layer 0 and %d for layer %d: in %s models llmq takes one number for all layers", list[0], n, i, h.arch)
+			}
+		}
+		return list[0]
+	}
+	h.ffn, h.heads = number(ffnKey, 0), number(headsKey, -1)
+	h.kvHeads = number(kvHeadsKey, h.heads)
 	if k.Err() == nil && h.kvHeads > 0 && h.heads%h.kvHeads != 0 {
 		k.Fail("attention.head_count_kv", "is %d, want a divisor of attention.head_count, %d", h.kvHeads, h.heads)
 	}
@@ -86,9 +102,6 @@ func (h *hyper) dense(k *model.Keys) *hyper {
 	}
 	return h
 }
-
-// first is the first element: layers may differ in a number of which one is wanted where they do not.
-func first(list []int) int { return list[0] }
 
 // dropNextn takes the layers that predict further tokens from the model's. GGUF counts them among the layers, as the last,
 // and readers do not run them; their tensors are carried over.

@@ -10,10 +10,12 @@ import (
 func init() {
 	register(&Family{Name: "lfm2", Classes: []string{"Lfm2ForCausalLM", "LFM2ForCausalLM"},
 		Convert: func(c *Conversion) { convertLFM2(c, false) },
-		Spec:    func(k *model.Keys) *model.Spec { return specLFM2(k, readHyper(k, elementwise.RoPEHalves).dense(k)) }})
+		Spec: func(k *model.Keys) *model.Spec {
+			return specLFM2(k, readHyper(k, elementwise.RoPEHalves, kvHeadsKey).dense(k))
+		}})
 	register(&Family{Name: "lfm2moe", Classes: []string{"Lfm2MoeForCausalLM"},
 		Convert: func(c *Conversion) { convertLFM2(c, true) },
-		Spec:    func(k *model.Keys) *model.Spec { return specLFM2(k, readHyper(k, elementwise.RoPEHalves)) }})
+		Spec:    func(k *model.Keys) *model.Spec { return specLFM2(k, readHyper(k, elementwise.RoPEHalves, kvHeadsKey)) }})
 	tokenizes(&Tokenizer{Pre: "lfm2"}, "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 }
 

@@ -189,7 +189,7 @@ func (c *Conversion) wantNemotronParts() {
 }
 
 func specNemotronH(k *model.Keys) *model.Spec {
-	h := readUnturned(k)
+	h := readUnturned(k, kvHeadsKey, ffnKey)
 	h.layerNorm = false // RMSNorm, whatever the key is called
 	h.eps = float32(k.Float("attention.layer_norm_rms_epsilon", float64(h.eps), 0, 1))
 	kv, s := h.readKVHeads(k), readStateSpace(k)

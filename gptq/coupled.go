@@ -10,6 +10,7 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/columns"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/linalg"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -55,8 +56,11 @@ func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *ten
 	}
 	n := w.Cols
 	errs := tensor.New(w.Rows, n) // of the rows that are done, at their positions
-	feedback := make([]kernels.Lane, n)
-	target := tensor.New(kernels.Lanes, n)
+	feedback := make([][]kernels.Lane, mostBatchRows/kernels.Lanes)
+	for k := range feedback {
+		feedback[k] = make([]kernels.Lane, n)
+	}
+	target := tensor.New(mostBatchRows, n)
 	for i := b.count - 1; i >= 0; i-- {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -67,8 +71,9 @@ func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *ten
 		t := target.View(0, rows, 0, n)
 		for r := range rows {
 			own, out := w.Row(b.order[lo+r]), t.Row(r)
+			taken, lane := feedback[r/kernels.Lanes], r%kernels.Lanes
 			for j, v := range own {
-				out[j] = v + feedback[j][r]
+				out[j] = v + taken[j][lane]
 			}
 		}
 		part, err := f.Quantize(ctx, t, g)
@@ -94,13 +99,23 @@ type batches struct {
 	count int
 	order []int          // order[p] is the row at position p
 	l     *tensor.Matrix // lower triangular, L·Lᵀ = H_O, damped, with its rows in order
-	// share has for each batch, and each position k after it, row k of L_kB·L_BB⁻¹: what its lanes take over of row k's errors.
-	share [][]kernels.Lane
+	// share has for each batch, each 16 rows of it and each position k after it, row k of L_kB·L_BB⁻¹: what these rows, one in each
+	// lane, take over of row k's errors.
+	share [][][]kernels.Lane
 }
 
-// BatchRows is how many rows make up a batch of n whose outputs are coupled: few, as rows of a batch do not see each other's errors,
-// but as many as there are lanes where there is much to do.
-func BatchRows(n int) int { return max(4, min(n/32, kernels.Lanes)) }
+// mostBatchRows bounds a batch. 64 rows make products that are worth packing a factor for, and work for several processors.
+const mostBatchRows = 4 * kernels.Lanes
+
+// BatchRows is how many rows make up a batch of n whose outputs are coupled: few, as rows of a batch do not see each other's errors, but as many as fill
+// lanes where there is much to do. A batch of a 32nd of the rows loses little; with one of a quarter half of the gain is lost.
+func BatchRows(n int) int {
+	rows := min(n/32, mostBatchRows)
+	if rows > kernels.Lanes {
+		rows -= rows % kernels.Lanes
+	}
+	return max(4, rows)
+}
 
 // newBatches factors h, of which it reads what is on and below the diagonal. The rows that matter most come last in order, so
 // first in time: all others can then make up for their errors. Without that order gradients that H_O was not made of predict 3%
@@ -139,7 +154,7 @@ func newBatches(h *tensor.Matrix) (*batches, error) {
 			return nil, fmt.Errorf("gptq: no damping makes the outputs' Hessian positive definite")
 		}
 	}
-	b.l, b.share = l, make([][]kernels.Lane, b.count)
+	b.l, b.share = l, make([][][]kernels.Lane, b.count)
 	kernels.Parallel(b.count, 1, func(from, to int) {
 		for i := from; i < to; i++ {
 			b.share[i] = b.sharesOf(l, i)
@@ -157,33 +172,39 @@ func (b *batches) bounds(i int) (lo, hi int) {
 }
 
 // sharesOf solves x·L_BB = L_kB for each position k after batch i.
-func (b *batches) sharesOf(l *tensor.Matrix, i int) []kernels.Lane {
+func (b *batches) sharesOf(l *tensor.Matrix, i int) [][]kernels.Lane {
 	lo, hi := b.bounds(i)
-	shares := make([]kernels.Lane, l.Rows-hi)
-	for k := range shares {
-		row, x := l.Row(hi + k)[lo:hi], &shares[k]
-		for j := hi - lo - 1; j >= 0; j-- {
-			v := row[j]
-			for c := j + 1; c < hi-lo; c++ {
-				v -= x[c] * l.Row(lo + c)[lo+j]
-			}
-			x[j] = v / l.Row(lo + j)[lo+j]
+	shares := make([][]kernels.Lane, (hi-lo+kernels.Lanes-1)/kernels.Lanes)
+	for part := range shares {
+		shares[part] = make([]kernels.Lane, l.Rows-hi)
+	}
+	x := make([]float32, hi-lo)
+	for k := range l.Rows - hi {
+		copy(x, l.Row(hi + k)[lo:hi])
+		for c := len(x) - 1; c >= 0; c-- { // row c of L_BB tells the elements before x_c what x_c makes of them
+			row := l.Row(lo + c)[lo : lo+c+1]
+			x[c] /= row[c]
+			vector.Axpy(x[:c], -x[c], row[:c])
+			shares[c/kernels.Lanes][k][c%kernels.Lanes] = x[c]
 		}
 	}
 	return shares
 }
 
-// feedback sets dst, one for each column, to what the rows of batch i take over of the errors errs of all rows after it.
-func (b *batches) feedback(dst []kernels.Lane, errs *tensor.Matrix, i int) {
+// feedback sets dst, for each 16 rows of batch i a vector for each column, to what they take over of the errors errs of all rows
+// after the batch.
+func (b *batches) feedback(dst [][]kernels.Lane, errs *tensor.Matrix, i int) {
 	_, hi := b.bounds(i)
-	clear(dst)
-	if hi == errs.Rows {
-		return
-	}
 	const grain = 64 // columns
-	kernels.Parallel(len(dst), grain, func(from, to int) {
-		columns.Update(dst[from:to], errs.Data[hi*errs.Stride+from:], errs.Stride, b.share[i])
-	})
+	for part, shares := range b.share[i] {
+		clear(dst[part])
+		if len(shares) == 0 {
+			continue
+		}
+		kernels.Parallel(len(dst[part]), grain, func(from, to int) {
+			columns.Update(dst[part][from:to], errs.Data[hi*errs.Stride+from:], errs.Stride, shares)
+		})
+	}
 }
 
 // OutputGain predicts from gradients that fit has not seen what quantizing with fit's H_O does to the error tr(H_O·E·H·Eᵀ): its

@@ -86,13 +86,19 @@ func TestCoupled(t *testing.T) {
 // TestCoupledTargets: each batch's rows are what Quantize makes of the targets in the comment of coupled.go, computed plainly in
 // float64; and with outputs that do not matter together, of the weights themselves.
 func TestCoupledTargets(t *testing.T) {
-	const rows, cols = 37, 64
+	for _, rows := range []int{37, 1030} { // of batches of 4 rows, and of more than there are lanes
+		testCoupledTargets(t, rows)
+	}
+}
+
+func testCoupledTargets(t *testing.T, rows int) {
+	const cols = 64
 	w, in := problem(12, rows, cols, 2*cols)
 	f, err := NewFactor(t.Context(), in.H, ggml.Q4_0.Grid, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	outputs := gradientHessian(4, rows, 4096)
+	outputs := gradientHessian(4, rows, 2048)
 	b, err := newBatches(outputs)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +188,7 @@ func TestCoupledThreads(t *testing.T) {
 }
 
 func BenchmarkCoupled(b *testing.B) {
-	for _, size := range [][2]int{{256, 256}, {768, 256}, {256, 768}, {1024, 1024}} {
+	for _, size := range [][2]int{{256, 256}, {768, 256}, {256, 768}, {1024, 1024}, {2048, 1024}} {
 		w, in := problem(1, size[0], size[1], 2*size[1])
 		f, err := NewFactor(context.Background(), in.H, ggml.Q3_K.Grid, Options{})
 		if err != nil {

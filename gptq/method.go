@@ -45,7 +45,7 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 	if err != nil {
 		return quant.Result{}, err
 	}
-	target := f.Correct(j.W, s.in)
+	target := f.Correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows))
 	var w *quant.Weight
 	if j.Outputs == nil {
 		w, err = f.Quantize(ctx, target, j.Grid)

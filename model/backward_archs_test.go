@@ -125,7 +125,10 @@ func checkArch(t *testing.T, m *model.Model) {
 	logits := tensor.New(x.Rows, m.Vocab)
 	h.Logits(logits, x)
 	dx := tensor.New(x.Rows, x.Cols)
-	h.Backward(st, dx, x, func(t int, _ []float32) int { return labels[t] })
+	h.Backward(st, dx, x, func(t int, a, _ []float32) {
+		clear(a)
+		a[labels[t]] = 1
+	})
 	g := &gradients{map[*model.Linear][]float64{}, map[*model.Linear]float64{}}
 	d := &model.Differential{See: g.see}
 	for i, l := range slices.Backward(layers) {

@@ -437,16 +437,30 @@ func TestHeadBackward(t *testing.T) {
 		tensor.EncodeF32(h.Linear.W.Data, h.Linear.F32.Data)
 		h.Linear.Bias = ends.HeadBias
 		x, dx := random(rng, tokens, width), random(rng, tokens, width)
-		label := func(t int) int { return (7*t + 3) % vocab }
-		h.Backward(m.NewState(), dx, x, func(t int, _ []float32) int { return label(t) })
+		// Label 3 of the first token, 10 of the second, …; of every other all tokens have weights, some below zero.
+		weights := func(t int, a []float32) {
+			clear(a)
+			if a[(7*t+3)%vocab] = 1; t%2 > 0 {
+				for j := range a {
+					a[j] = float32((j*5+t)%7)/3 - 1
+				}
+			}
+		}
+		h.Backward(m.NewState(), dx, x, func(t int, a, _ []float32) { weights(t, a) })
+		a := make([]float32, vocab)
 		for i := range tokens {
 			row := wide(x.Row(i))
+			weights(i, a)
 			loss := func() float64 {
 				logits, sum := h.Float64(row), 0.0
 				for _, v := range logits {
 					sum += math.Exp(v)
 				}
-				return logits[label(i)] - math.Log(sum)
+				total := 0.0
+				for j, v := range logits {
+					total += float64(a[j]) * (v - math.Log(sum))
+				}
+				return total
 			}
 			for j := range row {
 				want := richardson(loss, func(by float64) { row[j] += by })

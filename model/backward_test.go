@@ -39,7 +39,10 @@ func linearSums(t *testing.T, m *model.Model, tokens []int32, labels []int) (map
 		t.Fatal(err)
 	}
 	dx := tensor.New(x.Rows, x.Cols)
-	h.Backward(st, dx, x, func(t int, _ []float32) int { return labels[t] })
+	h.Backward(st, dx, x, func(t int, a, _ []float32) {
+		clear(a)
+		a[labels[t]] = 1
+	})
 	sums := map[string][]float64{}
 	d := &model.Differential{See: func(lin *model.Linear, dy *tensor.Matrix, _ []int) error {
 		if sums[lin.ID()] == nil {

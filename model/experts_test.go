@@ -125,3 +125,24 @@ func TestExpertsFail(t *testing.T) {
 		}
 	}
 }
+
+// TestCopied: of experts that a source copies those of a site count, of other linears all; of a source that does not copy, none.
+func TestCopied(t *testing.T) {
+	src := testmodel.Experts()
+	var linears, site int64
+	for _, w := range src.List {
+		switch {
+		case !strings.HasPrefix(w.Name, "blk.0."):
+		case strings.Contains(w.Name, "ffn_gate_exps"), strings.Contains(w.Name, "ffn_up_exps"):
+			site += int64(len(w.Data)) / testmodel.ExpertCount
+		case strings.Contains(w.Name, "attn_") && len(w.Shape) == 2:
+			linears += int64(len(w.Data))
+		}
+	}
+	if held, fetched := open(t, src).Copied(0); held != 0 || fetched != 0 {
+		t.Errorf("%d and %d bytes of views are counted", held, fetched)
+	}
+	if held, fetched := open(t, &testmodel.Copying{Source: src}).Copied(0); held != linears || fetched != site {
+		t.Errorf("%d bytes held and %d fetched, want %d and %d", held, fetched, linears, site)
+	}
+}

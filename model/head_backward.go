@@ -13,20 +13,21 @@ const (
 	headRows = 4096
 )
 
-// Backward sets dx, tokens×Width, to the gradient of Σ log p(label) at the last layer's output x, tokens×Width, p being the
-// model's predictions. label is shown those of token t of x, which sum to about 1, and chooses the token whose probability
-// counts; it may be called from several goroutines.
-func (h *Head) Backward(st *State, dx, x *tensor.Matrix, label func(t int, p []float32) int) {
+// Backward sets dx, tokens×Width, to the gradient of Σ a_j·log p_j at the last layer's output x, tokens×Width, p being the
+// model's predictions. weigh is shown those of token t of x, which sum to about 1, and sets their weights a, which are to be
+// taken as constants: a 1 for a label and zeros for the rest make it a language model's loss. It may be called from several
+// goroutines.
+func (h *Head) Backward(st *State, dx, x *tensor.Matrix, weigh func(t int, a, p []float32)) {
 	step := max(16, headLogits/h.m.Vocab)
 	for lo := 0; lo < x.Rows; lo += step {
 		hi := min(lo+step, x.Rows)
-		h.backward(st, dx.View(lo, hi, 0, dx.Cols), x.View(lo, hi, 0, x.Cols), func(t int, p []float32) int {
-			return label(lo+t, p)
+		h.backward(st, dx.View(lo, hi, 0, dx.Cols), x.View(lo, hi, 0, x.Cols), func(t int, a, p []float32) {
+			weigh(lo+t, a, p)
 		})
 	}
 }
 
-func (h *Head) backward(st *State, dx, x *tensor.Matrix, label func(t int, p []float32) int) {
+func (h *Head) backward(st *State, dx, x *tensor.Matrix, weigh func(t int, a, p []float32)) {
 	in := st.Scratch("back head in", x.Rows, h.m.Dim)
 	h.In(in, x)
 	logits := st.Scratch("back logits", x.Rows, h.m.Vocab)
@@ -40,6 +41,7 @@ func (h *Head) backward(st *State, dx, x *tensor.Matrix, label func(t int, p []f
 		slopes = st.Scratch("back slopes", logits.Rows, logits.Cols)
 	}
 	byRows(logits.Rows, func(lo, hi int) {
+		a := make([]float32, logits.Cols)
 		for t := lo; t < hi; t++ {
 			row := logits.Row(t)
 			if c != 0 {
@@ -48,11 +50,14 @@ func (h *Head) backward(st *State, dx, x *tensor.Matrix, label func(t int, p []f
 				}
 			}
 			softmaxRow(row)
-			y := label(t, row)
-			for j, p := range row {
-				row[j] = -p * scale
+			weigh(t, a, row)
+			var sum float64
+			for _, v := range a {
+				sum += float64(v)
 			}
-			row[y] += scale
+			for j, p := range row { // of Σ a_k·log p_k by logit j: a_j − p_j·Σ a_k
+				row[j] = (a[j] - float32(sum)*p) * scale
+			}
 			if c != 0 {
 				for j, s := range slopes.Row(t) {
 					row[j] *= s

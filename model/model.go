@@ -95,12 +95,19 @@ func New(src Source, spec *Spec) (*Model, error) {
 	return m, outer.err
 }
 
-// directory returns the source's tensors by name.
+// directory returns the source's tensors by name. It refuses those of types that cannot be decoded, and of sizes that
+// cannot be: from here on products of dimensions are right.
 func directory(src Source) (map[string]*ggml.Info, error) {
 	tensors := make(map[string]*ggml.Info)
 	for _, t := range src.Tensors() {
 		if tensors[t.Name] != nil {
 			return nil, fmt.Errorf("model: %s: tensor %q appears twice", src.Name(), t.Name)
+		}
+		if t.Type == nil || t.Type.Unpack == nil {
+			return nil, fmt.Errorf("model: %s: tensor %q: its type cannot be decoded", src.Name(), t.Name)
+		}
+		if _, err := t.Size(); err != nil {
+			return nil, fmt.Errorf("model: %s: tensor %q: %w", src.Name(), t.Name, err)
 		}
 		tensors[t.Name] = &t
 	}

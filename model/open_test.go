@@ -3,6 +3,7 @@ package model_test
 import (
 	"encoding/binary"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -44,7 +46,10 @@ func TestOpenErrors(t *testing.T) {
 		{"more layers than tensors", "llama", set("llama.block_count", uint32(3)), `"blk.2.attn_k.weight" is missing`},
 		{"fewer layers than tensors", "llama", set("llama.block_count", uint32(1)), "does not belong to a llama model of 1 layers"},
 		{"layers not a number", "llama", set("llama.block_count", "2"), "block_count: is string, want one integer"},
-		{"per-layer values", "llama", set("llama.feed_forward_length", []int32{511, 512}), "blk.0.ffn_gate.weight\" is [512 256], the metadata say [511 256]"},
+		{"per-layer values", "llama", set("llama.feed_forward_length", []int32{511, 512}),
+			"feed_forward_length: is 511 for layer 0 and 512 for layer 1: in llama models llmq takes one number for all layers"},
+		{"per-layer heads", "llama", set("llama.attention.head_count_kv", []uint32{2, 1}), "head_count_kv: is 2 for layer 0 and 1 for layer 1"},
+		{"too few per-layer values", "llama", set("llama.attention.head_count_kv", []uint32{2}), "head_count_kv: is a list of 1, want 2"},
 		{"negative", "llama", set("llama.embedding_length", int32(-256)), "embedding_length: is -256"},
 		{"width", "llama", set("llama.embedding_length", uint32(512)), "token_embd.weight\" is [279 256], the metadata say [279 512]"},
 		{"MLP width", "llama", set("llama.feed_forward_length", uint64(511)), "blk.0.ffn_gate.weight\" is [512 256]"},
@@ -86,10 +91,14 @@ func TestOpenErrors(t *testing.T) {
 			`"blk.0.ffn_gate_inp.weight" does not belong to a llama model`},
 		{"transposed", "llama", func(s *testmodel.Source) { s.Find("blk.0.ffn_up.weight").Shape = []int{256, 512} },
 			`"blk.0.ffn_up.weight" is [256 512], the metadata say [512 256]`},
-		{"no dimension", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = nil }, "is [], the metadata say [256]"},
+		{"no dimension", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = nil }, "F32 [] has no dimensions"},
+		{"elements", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Shape = []int{1 << 32, 1 << 32} },
+			`"blk.0.attn_norm.weight": F32 [4294967296 4294967296]: more elements than fit 63 bits`},
+		{"elements that wrap around", "llama", func(s *testmodel.Source) { s.Find("blk.0.ffn_up.weight").Shape = []int{1<<56 + 1, 256} },
+			"more elements than fit 63 bits"},
 		{"no type", "llama", func(s *testmodel.Source) { s.Find("blk.0.attn_norm.weight").Type = nil }, "cannot be decoded"},
 		{"block", "qwen2", func(s *testmodel.Source) { s.Find("blk.0.ffn_down.weight").Type = ggml.Q4_0 },
-			"176 columns are not a multiple of Q4_0's block of 32"},
+			"rows of 176 are not whole blocks of 32"},
 	} {
 		src := testmodel.New(c.model).Source()
 		c.spoil(src)
@@ -135,5 +144,31 @@ func TestLoadErrors(t *testing.T) {
 	binary.LittleEndian.PutUint32(norm.Data[8:], 0x7fc00000)
 	if _, err := m.LoadLayer(1); err == nil || !strings.Contains(err.Error(), "element 2 is NaN") {
 		t.Errorf("NaN in a norm: %v", err)
+	}
+}
+
+// TestListedByLayer: numbers that a file lists for each layer are one number where they are the same, as long as the layers last.
+func TestListedByLayer(t *testing.T) {
+	src := testmodel.New("llama").Source()
+	src.KV.Set("llama.attention.head_count_kv", []uint32{2, 2, 7})
+	src.KV.Set("llama.feed_forward_length", []int32{512, 512})
+	open(t, src)
+}
+
+// TestManyExperts: metadata that claim thousands of layers of thousands of experts are refused before all of them are listed.
+func TestManyExperts(t *testing.T) {
+	src := testmodel.Experts()
+	name, _ := src.KV.Get("general.architecture")
+	src.KV.Set(name.(string)+".block_count", uint32(model.MaxLayers))
+	src.KV.Set(name.(string)+".expert_count", uint32(model.MaxExperts))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := arch.Open(src)
+	runtime.ReadMemStats(&after)
+	if err == nil || !strings.Contains(err.Error(), "the metadata say [16384 ") {
+		t.Errorf("%v", err)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > 128<<20 {
+		t.Errorf("%d bytes allocated", got)
 	}
 }

@@ -143,7 +143,7 @@ func (a *assigner) keep(s *stream, i int, do func() error) error {
 	if err := k.keepStates(s, nil, i+1); err != nil {
 		return err
 	}
-	if err := k.work.Delete(k.statesName(i)); err != nil {
+	if err := k.work.Delete(k.shardNames(i, s.x.Batches())...); err != nil {
 		return err
 	}
 	k.done.LayerSeconds = append(k.done.LayerSeconds, l.Seconds)

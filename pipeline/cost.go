@@ -23,7 +23,7 @@ import (
 //	errors        in²·out        ‖(W−Ŵ)L‖², in float32
 //	rounding      out·in·(a + b·in) seconds, measured: GPTQ's sweep and descent. At a machine's full speed b is that of
 //	              in²·out·(1 + 2) operations in float32, for errors and gradient, and of 7 in bfloat16.
-//	H_O           T'·Σ block²    over the blocks of outputs, behind a pass forward and one back that computes 3 products
+//	H_O           T'·Σ block²    of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products
 //
 // N machines split a layer by calibration shards (observe, advance), by rows of a linear or blocks of H_O (quantize), and by whole
 // experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
@@ -320,7 +320,7 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 	if len(s.blocks) > 0 {
 		rows = 0
 		for _, b := range s.blocks { // batches of fewer rows than there are lanes take as long
-			rows += float64(b) * each * kernels.Lanes / float64(gptq.BatchRows(b))
+			rows += float64(b) * each * max(1, kernels.Lanes/float64(gptq.BatchRows(b)))
 		}
 	}
 	ops := n * n * s.quantized // errors
@@ -372,24 +372,27 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 			shared += seconds / e.speeds.Products * e.share()
 		}
 	}
-	e.seconds[costOutputs] += shared + own
+	e.seconds[costOutputs] += e.sampled() * (shared + own)
 	in, out := map[string]float64{}, map[string]float64{}
 	in[movedSums] = (e.shards/e.machines + 1) * blocks
 	out[movedSums] = e.shards / e.machines * blocks
 	in[movedWeights] = 2 * (dense + experts/e.machines)
 	if experts > 0 {
-		state := e.tokens * float64(e.m.Dim)
+		state := e.sampled() * e.tokens * float64(e.m.Dim)
 		in[movedExperts] = 4*state + 4*state*float64(e.m.ExpertsUsed())/e.machines
 		out[movedExperts] = 4 * state * float64(e.m.ExpertsUsed()) / e.machines
 	}
 	e.move(in, out)
 }
 
+// sampled is the share of the calibration tokens that gradients are taken of.
+func (e *estimate) sampled() float64 { return float64(gradientTokens(int(e.tokens))) / e.tokens }
+
 // head adds the output head: where it is quantized, and for the predictions of the pass of gradients.
 func (e *estimate) head() {
 	dim, vocab := float64(e.m.Dim), float64(e.m.Vocab)
 	if e.outputs {
-		e.seconds[costOutputs] += 4 * e.tokens * dim * vocab / e.speeds.Products * e.share()
+		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.speeds.Products * e.share()
 	}
 	t := e.tensors[outputName]
 	if t == nil || t.Type.Grid == nil {

@@ -3,6 +3,8 @@ package pipeline
 import (
 	"fmt"
 
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -21,8 +23,40 @@ func (p *passage) head(s, original *stream) error {
 		return err
 	}
 	defer h.Release()
-	sums := newShardedStats(h.Linear.In, s.x.Batches())
-	err = s.each(func(i int, x *tensor.Matrix) error {
+	in, err := p.observeHead(s, original, h)
+	if err != nil {
+		return err
+	}
+	t := p.plan.Lookup(outputName)
+	solver := p.plan.Recipe.Method.Open(in)
+	step := headRows(h.Linear.In)
+	for lo := 0; lo < h.Linear.Out; lo += step {
+		q, err := p.headPart(h, lo, min(lo+step, h.Linear.Out), &rowsJob{tensor: t, solver: solver, in: in})
+		if err != nil {
+			return err
+		}
+		if err := p.out.rows(t, lo, &q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// headRows is how many rows of a head with in columns are taken at a time.
+func headRows(in int) int { return max(1, batchWeights/in) }
+
+// headPart quantizes rows [lo,hi) of the head, whose weights it adds to the job.
+func (p *passage) headPart(h *model.Head, lo, hi int, job *rowsJob) (q rows, err error) {
+	if job.w, err = h.Linear.Part(lo, hi).Matrix(); err != nil {
+		return q, fmt.Errorf("%s: %w", p.src.Name(), err)
+	}
+	return quantizeRows(p.ctx, job)
+}
+
+// observeHead returns statistics of the head's inputs.
+func (p *passage) observeHead(s, original *stream, h *model.Head) (*quant.Stats, error) {
+	sums := s.newShardedStats(h.Linear.In)
+	err := s.each(func(i int, x *tensor.Matrix) error {
 		if err := p.ctx.Err(); err != nil {
 			return err
 		}
@@ -44,26 +78,9 @@ func (p *passage) head(s, original *stream) error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	in := sums.all()
-	t := p.plan.Lookup(outputName)
-	solver := p.plan.Recipe.Method.Open(in)
-	step := max(1, batchWeights/h.Linear.In)
-	for lo := 0; lo < h.Linear.Out; lo += step {
-		w, err := h.Linear.Part(lo, min(lo+step, h.Linear.Out)).Matrix()
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.src.Name(), err)
-		}
-		q, err := quantizeRows(p.ctx, &rowsJob{tensor: t, w: w, solver: solver, in: in})
-		if err != nil {
-			return err
-		}
-		if err := p.out.rows(t, lo, &q); err != nil {
-			return err
-		}
-	}
-	return nil
+	return sums.all(), nil
 }
 
 // roundEmbeddings makes rows of the embedding's table those that a reader of the file will see; nil if they are as they

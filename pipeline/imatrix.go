@@ -46,7 +46,7 @@ func (p *Plan) WithImatrix(m *imatrix.Matrix, path string) (next *Plan, lacking 
 
 // goesByImatrix says whether the tensor's scales are searched by the importance of its inputs, where it is known.
 func (t *Tensor) goesByImatrix() bool {
-	return t.Type.Grid != nil && (t.Role == model.RoleLinear || t.Role == model.RoleHead)
+	return t.Type.Grid != nil && !t.coded && (t.Role == model.RoleLinear || t.Role == model.RoleHead)
 }
 
 // importance is the mean squares of the inputs of a tensor's rows: of all, or of each expert's. The zero value knows none.

@@ -1,13 +1,13 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/kernels"
-	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
@@ -33,6 +33,9 @@ type passage struct {
 // that come from everything quantized before it; a second stream of hidden states shows what the original model has in
 // their place.
 func (p *passage) layers() error {
+	if p.opt.Engine != nil {
+		return p.layersByUnits()
+	}
 	if err := p.gradients(); err != nil {
 		return err
 	}
@@ -51,7 +54,7 @@ func (p *passage) layers() error {
 		defer original.close()
 	}
 	for i := 0; ; {
-		if i, err = p.recall(s, original, i); err != nil {
+		if i, err = p.recall(i, func(i int) (bool, error) { return p.kept.recallStates(s, original, i) }); err != nil {
 			return err
 		}
 		if i == p.m.Layers() {
@@ -65,7 +68,7 @@ func (p *passage) layers() error {
 		i++
 	}
 	if p.calibratesHead() {
-		return p.keepHead(func() error { return p.head(s, original) })
+		return p.keepHead(s.x.Batches(), func() error { return p.head(s, original) })
 	}
 	return nil
 }
@@ -77,7 +80,7 @@ func (p *passage) layer(s, original *stream, index int) error {
 		return err
 	}
 	defer l.Release()
-	if index+1 < p.m.Layers() || p.calibratesHead() {
+	if p.goesOn(index) {
 		p.m.ReadAhead(index + 1)
 	}
 	at := place{s: s, l: l}
@@ -108,8 +111,8 @@ func (p *passage) layer(s, original *stream, index int) error {
 			return err
 		}
 	}
-	if index == p.m.Layers()-1 && !p.calibratesHead() {
-		return nil // nothing comes after the last layer
+	if !p.goesOn(index) {
+		return nil
 	}
 	return s.advance(p.ctx, l)
 }
@@ -119,6 +122,8 @@ type place struct {
 	s, original *stream      // of the model quantized so far, and of the original one; nil if nobody compares
 	l, ol       *model.Layer // the layer of each
 	k           int          // the stage
+	// stays says that the original's stream is not taken behind the stage.
+	stays bool
 }
 
 func (at *place) stage() *model.Stage { return &at.l.Stages[at.k] }
@@ -144,19 +149,18 @@ func (p *passage) stage(at *place) error {
 // asked for, of those of all experts together.
 func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
 	stage := at.stage()
-	batches := at.s.x.Batches()
 	sums := make([]*shardedStats, last-first) // nil of an expert
 	in = make([]*quant.Stats, last-first)
 	for j, site := range stage.Sites[first:last] {
 		if site.Expert >= 0 && !site.Head {
 			in[j] = quant.NewStats(site.In())
 		} else {
-			sums[j] = newShardedStats(site.In(), batches)
+			sums[j] = at.s.newShardedStats(site.In())
 		}
 	}
 	var all *shardedStats // of all experts together
 	if pool {
-		all = newShardedStats(stage.Sites[0].In(), batches)
+		all = at.s.newShardedStats(stage.Sites[0].In())
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
 		for j, s := range sums {
@@ -186,7 +190,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		if at.original == nil {
 			return nil
 		}
-		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, in)
+		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, in, !at.stays && last == len(stage.Sites))
 	})
 	if err != nil {
 		return nil, nil, err
@@ -227,31 +231,15 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 	for i, lin := range site.Linears {
 		quantize := func() error {
 			t := p.plan.Lookup(lin.Name)
-			w, err := lin.Matrix()
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.src.Name(), err)
-			}
-			if err := p.out.check(t, w); err != nil {
-				return err
-			}
-			job := &rowsJob{tensor: t, w: w, product: lin.Product, solver: solver, in: in, rounding: p.mayFallBack()}
-			if lin.F32 == nil && t.Type.Grid != nil && lin.W.Format.Name == t.Type.Name {
-				stored, err := lin.Weights()
-				if err != nil {
-					return err
-				}
-				job.stored = stored.Data
-			}
-			if job.outputs, err = p.found.outputs.of(lin, p.scaled.outputs[lin.Name]); err != nil {
-				return err
-			}
-			q, err := quantizeRows(ctx, job)
+			outputs, err := p.found.outputs.of(lin, p.scaled.outputs[lin.Name])
 			if err != nil {
 				return err
 			}
-			if p.plan.corrects(t) {
-				shifts[i] = in.MeanShift(w, q.decoded)
+			q, err := p.linear(ctx, lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
+			if err != nil {
+				return err
 			}
+			shifts[i] = q.shift
 			q.tokens = tokens
 			if err := p.out.rows(t, lin.First(), &q); err != nil {
 				return err
@@ -269,11 +257,31 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 		if bias == nil {
 			continue
 		}
-		lin := site.Linears[i]
-		if lin.Bias != nil {
-			vector.Axpy(bias, 1, lin.Bias)
-		}
-		l.SetBias(lin, bias)
+		shiftBias(l, site.Linears[i], bias)
 	}
 	return nil
+}
+
+// linear quantizes a linear, or rows of one from job.first on, whose weights it adds to the job.
+func (p *passage) linear(ctx context.Context, lin *model.Linear, job *rowsJob) (rows, error) {
+	var err error
+	if job.w, err = lin.Matrix(); err != nil {
+		return rows{}, fmt.Errorf("%s: %w", p.src.Name(), err)
+	}
+	if err := p.check(job.tensor, job.first, job.w); err != nil {
+		return rows{}, err
+	}
+	job.rounding = p.mayFallBack()
+	if t := job.tensor.Type; lin.F32 == nil && t.Grid != nil && lin.W.Format.Name == t.Name {
+		stored, err := lin.Weights()
+		if err != nil {
+			return rows{}, err
+		}
+		job.stored = stored.Data
+	}
+	q, err := quantizeRows(ctx, job)
+	if err == nil && p.plan.corrects(job.tensor) {
+		q.shift = job.in.ForRows(job.first, job.first+job.w.Rows).MeanShift(job.w, q.decoded)
+	}
+	return q, err
 }

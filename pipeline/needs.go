@@ -42,12 +42,12 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		sums := 4 * streams * int64(m.Dim) * int64(m.Dim)
 		sites = max(sites, sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
 	}
-	var states int64
+	var states, spilled int64
 	left := newStateBudget(budget)
 	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers
 		bytes := stateBytes(tokens, dim)
 		if !left.fits(bytes) {
-			needs.Disk += bytes
+			spilled += bytes
 			bytes = stateBytes(batch, dim)
 		}
 		states += bytes
@@ -55,45 +55,74 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
 	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(batch))
 	if p.Recipe.wantsOutputs() {
-		memory, disk := p.gradientNeeds(m, tokens, budget)
-		needs.Memory = max(needs.Memory, memory+copied)
-		needs.Disk += disk
+		g := p.gradientNeeds(m, tokens, budget)
+		needs.Memory = max(needs.Memory, g.memory+copied)
+		spilled = max(spilled+g.sums, g.disk)
 	}
+	needs.Disk += spilled
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
 	}
 	return needs
 }
 
+// gradientNeeds are what the pass of gradients takes, in bytes.
+type gradientNeeds struct {
+	memory int64 // at its peak
+	disk   int64 // at its peak: hidden states, and the sums so far
+	sums   int64 // what stays on the disk until the linears are quantized
+}
+
 // gradientNeeds estimates the pass of gradients: the hidden states before every layer and the gradients, of which the budget keeps
-// what fits in memory, the sums that are made together of one layer, and what a batch computes on its way forth and back; and on the disk the states that
-// do not fit and the sums of all layers.
-func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) (memory, disk int64) {
-	left, batch := newStateBudget(budget), min(tokens, batchOf(m))
-	for range m.Layers() + 1 {
+// what fits in memory, the sums of one layer that are made together with the factors that judge one of them, and what a batch computes on its way forth
+// and back; and on the disk the states that do not fit, which go as the sums of their layers come.
+func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientNeeds {
+	tokens = gradientTokens(tokens)
+	batch := int64(min(tokens, batchOf(m)))
+	left := newStateBudget(budget)
+	var g gradientNeeds
+	spilled := make([]int64, m.Layers()+1)        // of the states before each layer, and of the gradients
+	states := 2 * stateBytes(int(batch), m.Width) // what is read of two stores at a time
+	for i := range spilled {
 		bytes := stateBytes(tokens, m.Width)
-		if !left.fits(bytes) {
-			disk += bytes
-			bytes = stateBytes(batch, m.Width)
+		if i < m.Layers() {
+			bytes /= 2 // bfloat16
 		}
-		memory += bytes
+		if left.fits(bytes) {
+			states += bytes
+			continue
+		}
+		spilled[i] = bytes
+		g.disk += bytes
 	}
 	var sums, stage int64
-	for i := range m.Layers() {
-		var layer, largest int64
+	there := g.disk
+	for i := m.Layers() - 1; i >= 0; i-- {
+		var layer, kept, largest int64
 		for _, s := range m.Shape(i) {
 			for _, out := range s.Out {
-				bytes := outputBytes(out, m.Dim, s.Expert >= 0 && !s.Head)
-				layer += bytes
-				largest = max(largest, bytes)
+				for _, n := range outputBlocks(out, m.Dim, s.Expert >= 0 && !s.Head) {
+					layer += 4 * int64(n) * int64(n)
+					kept += 4 * int64(n) * int64(n+1) / 2
+					largest = max(largest, 4*int64(n)*int64(n))
+				}
 			}
 		}
-		disk += layer / 2
-		sums = max(sums, min(2*layer, max(outputBudget, 2*largest))) // of gradients, and of those that judge
-		stage = max(stage, 3*(int64(m.Dim+m.Widest())+m.Computed(i)))
+		if p.Recipe.OutputHessian == OutputHessianAuto {
+			layer = min(2*layer, max(outputBudget, 2*largest)) + 3*largest // of the gradients that judge; gptq.OutputGain
+		} else {
+			layer = min(layer, max(outputBudget, largest))
+		}
+		sums = max(sums, layer)
+		g.sums += kept
+		g.disk = max(g.disk, there+g.sums)
+		there -= spilled[i]
+		stage = max(stage, 6*int64(m.Dim)+2*m.Computed(i))
 	}
-	logits := 4 * min(int64(m.Vocab)*int64(batch), headLogits)
-	return memory + sums + 4*stage*int64(batch) + logits, disk
+	// Logits come and go before the first sums are there.
+	logits := 4 * min(int64(m.Vocab)*batch, headLogits)
+	g.memory = states + max(sums+4*stage*batch, logits+4*int64(m.Dim)*2*batch)
+	return g
 }
 
 // headLogits bounds the logits that exist at a time on the way back through the head: model.Head.Backward.

@@ -117,32 +117,41 @@ func TestNeedsMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("quantizes matrices of some size")
 	}
-	const seqs, seqLen = 4, 128
+	const seqLen = 128
 	rng := rand.New(rand.NewPCG(3, 4))
-	set := &calib.Set{SeqLen: seqLen}
-	for range seqs {
-		seq := make([]int32, seqLen)
-		for i := range seq {
-			seq[i] = rng.Int32N(256)
+	text := func(seqs int) *calib.Set {
+		set := &calib.Set{SeqLen: seqLen}
+		for range seqs {
+			seq := make([]int32, seqLen)
+			for i := range seq {
+				seq[i] = rng.Int32N(256)
+			}
+			set.Sequences = append(set.Sequences, seq)
 		}
-		set.Sequences = append(set.Sequences, seq)
+		return set
 	}
 	for _, c := range []struct {
 		name    string
-		source  Source
+		source  *testmodel.Source
 		methods []quant.Method
+		outputs OutputHessian
+		seqs    int
 	}{
-		{"dense", wide(512, 1024, 0), []quant.Method{GPTQ, AWQ, AWQGPTQ}},
-		{"experts", wide(512, 256, 8), []quant.Method{GPTQ}},
-		{"copied", &testmodel.Copying{Source: wide(512, 1024, 0)}, []quant.Method{GPTQ}},
-		{"copied experts", &testmodel.Copying{Source: wide(512, 256, 8)}, []quant.Method{GPTQ}},
+		{"dense", wide(512, 1024, 0), []quant.Method{GPTQ, AWQ, AWQGPTQ}, OutputHessianOff, 4},
+		{"experts", wide(512, 256, 8), []quant.Method{GPTQ}, OutputHessianOff, 4},
+		{"outputs", wide(512, 1024, 0), []quant.Method{GPTQ}, OutputHessianAuto, 16},
 	} {
 		for _, method := range c.methods {
-			p, err := NewPlan(c.source, Recipe{Method: method, Type: ggml.Q4_0})
+			set := text(c.seqs)
+			p, err := NewPlan(c.source, Recipe{Method: method, Type: ggml.Q4_0, OutputHessian: c.outputs})
 			if err != nil {
 				t.Fatal(err)
 			}
-			needs := p.Needs(openModel(t, c.source), seqs*seqLen, 0).Memory
+			m := openModel(t, c.source)
+			needs := p.Needs(m, set.Tokens(), 0).Memory
+			if c.outputs != OutputHessianOff && p.gradientNeeds(m, set.Tokens(), 0).memory < needs {
+				t.Fatalf("%s: the pass of gradients is not what needs most", c.name)
+			}
 			peak := peakLive(func() {
 				_, err = Run(t.Context(), c.source, p, filepath.Join(t.TempDir(), "out.gguf"), Options{Calib: set})
 			})
@@ -154,5 +163,30 @@ func TestNeedsMemory(t *testing.T) {
 				t.Errorf("%s, %s: %d bytes are estimated, %d were in use", c.name, method.Name(), needs, peak)
 			}
 		}
+	}
+}
+
+// TestGradientDisk: states that no budget holds lie on the disk before every layer and go as the sums of their layers come, which
+// stay; what is estimated is the most that is there at a time.
+func TestGradientDisk(t *testing.T) {
+	const dim, ffn, tokens = 512, 1024, 4096
+	src := wide(dim, ffn, 0)
+	p, err := NewPlan(src, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := p.gradientNeeds(openModel(t, src), tokens, 1)
+	packed := func(n int64) int64 { return 4 * n * (n + 1) / 2 }
+	sums := 5*packed(dim) + 2*packed(ffn)
+	states := stateBytes(tokens, dim)/2 + stateBytes(tokens, dim) // before the layer in bfloat16, and the gradients
+	if g.sums != sums || g.disk != states+sums {
+		t.Errorf("%d bytes of sums, %d in all, want %d and %d", g.sums, g.disk, sums, states+sums)
+	}
+	if g := p.gradientNeeds(openModel(t, src), tokens, 0); g.disk != sums {
+		t.Errorf("%d bytes with all states in memory, want %d", g.disk, sums)
+	}
+	const many = fewTokens + 1
+	if half := p.gradientNeeds(openModel(t, src), many, 1); half.disk != many/2/tokens*states+sums {
+		t.Errorf("%d bytes with half of %d tokens, want %d", half.disk, many, many/2/tokens*states+sums)
 	}
 }

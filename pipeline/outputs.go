@@ -3,11 +3,13 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"unsafe"
 
+	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/states"
@@ -57,6 +59,10 @@ const (
 	outputBudget = 4 << 30
 	// outputGain is the share of the error below which H_O pays, by gradients that it was not made of.
 	outputGain = 0.99
+	// fewTokens is the number of calibration tokens up to which gradients are taken of all: of more, half, which is as many at least.
+	// Of gopher-4m's 65536 tokens half take two thirds of the time, and leave a KL divergence of 0.0614 instead of 0.0581 in Q2_K, of
+	// 0.0151 instead of 0.0148 in Q3_K.
+	fewTokens = 2*calib.DefaultTokens - 1
 	// heldOutEvery: of so many sequences one judges whether the others' gradients pay.
 	heldOutEvery = 8
 )
@@ -180,9 +186,9 @@ func (r *Recipe) wantsOutputs() bool {
 	return r.OutputHessian != OutputHessianOff && r.Method.Needs().Outputs
 }
 
-// gradients takes the calibration text through the original model and the gradients of its predictions back, and keeps the
-// Hessians of the outputs of all linears that are to be quantized, unless an earlier attempt has done so. Labels are drawn from
-// the predictions themselves: what is summed then is the Fisher information, not how wrong the model is.
+// gradients takes calibration text through the original model and the gradients of its predictions back, and keeps the
+// Hessians of the outputs of all linears that are to be quantized, unless an earlier attempt has done so. What is summed is the
+// Fisher information of the predictions (sign), not how wrong the model is.
 func (p *passage) gradients() error {
 	set := p.opt.Calib
 	if p.found.outputs != nil || !p.plan.Recipe.wantsOutputs() ||
@@ -199,8 +205,8 @@ func (p *passage) gradients() error {
 		}
 	}
 	if free, ok := atomicfile.Free(p.tempDir); ok {
-		_, needed := p.plan.gradientNeeds(p.m, set.Tokens(), p.opt.Memory)
-		if err := roomForGradients(needed, free, p.tempDir); err != nil {
+		needs := p.plan.gradientNeeds(p.m, set.Tokens(), p.opt.Memory)
+		if err := roomForGradients(needs.disk, free, p.tempDir); err != nil {
 			return err
 		}
 	}
@@ -209,8 +215,8 @@ func (p *passage) gradients() error {
 		return err
 	}
 	p.found.outputs = o
-	o.rep.Tokens = len(set.Sequences) * set.SeqLen
-	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState(), budget: outputBudget}
+	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState(), seqs: gradientSequences(set), budget: outputBudget}
+	o.rep.Tokens = len(b.seqs) * set.SeqLen
 	defer b.close()
 	if err := b.forward(); err != nil {
 		return err
@@ -230,13 +236,36 @@ func (p *passage) gradients() error {
 	return nil
 }
 
-// backwardPass is the way of the calibration text through the original model and back.
+// gradientTokens is how many of the calibration tokens gradients are taken of.
+func gradientTokens(tokens int) int {
+	if tokens <= fewTokens {
+		return tokens
+	}
+	return tokens / 2
+}
+
+// gradientSequences returns the sequences that gradients are taken of: all, or of each two that follow one another one, chosen
+// at random, so that texts which take turns in the set have their share.
+func gradientSequences(set *calib.Set) [][]int32 {
+	if gradientTokens(set.Tokens()) == set.Tokens() {
+		return set.Sequences
+	}
+	rng := rand.New(rand.NewPCG(gradientSeed, 0))
+	var seqs [][]int32
+	for pair := range slices.Chunk(set.Sequences, 2) {
+		seqs = append(seqs, pair[rng.IntN(len(pair))])
+	}
+	return seqs
+}
+
+// backwardPass is the way of calibration text through the original model and back.
 type backwardPass struct {
 	*task
 	*outputs
 	st     *model.State
+	seqs   [][]int32
 	budget int64 // of sums that are made together, in bytes; one linear's are always
-	// inputs are the hidden states before each layer, then, last, those after all layers, which the gradients replace.
+	// inputs are the hidden states before each layer, in bfloat16, then, last, those after all layers, which the gradients replace.
 	inputs []*states.Store
 }
 
@@ -250,25 +279,33 @@ func (b *backwardPass) close() error {
 
 // forward fills b.inputs.
 func (b *backwardPass) forward() error {
-	set := b.opt.Calib
-	budget := newStateBudget(b.opt.Memory)
-	s, err := newStream(b.m, set.Sequences, set.SeqLen, false, budget, b.tempDir, nil)
-	if err != nil {
+	seqLen := b.opt.Calib.SeqLen
+	if err := b.m.CheckLength(seqLen); err != nil {
 		return err
 	}
-	b.inputs = append(b.inputs, s.x)
-	for i := range b.m.Layers() {
-		b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i+1, b.m.Layers()))
+	budget := newStateBudget(b.opt.Memory)
+	for i := range b.m.Layers() + 1 {
+		// A layer begins by rounding what it makes of its input, so bfloat16 does. Gradients take the place of the last states.
+		newStore, bytes := states.NewBF16, stateBytes(len(b.seqs)*seqLen, b.m.Width)/2
+		if i == b.m.Layers() {
+			newStore, bytes = states.New, 2*bytes
+		}
 		limit := int64(1)
-		if budget.fits(s.x.Bytes()) {
+		if budget.fits(bytes) {
 			limit = 0
 		}
-		next, err := states.New(len(set.Sequences), set.SeqLen, b.m.Width, max(1, batchOf(b.m)/set.SeqLen), limit, b.tempDir)
+		x, err := newStore(len(b.seqs), seqLen, b.m.Width, max(1, batchOf(b.m)/seqLen), limit, b.tempDir)
 		if err != nil {
 			return err
 		}
-		b.inputs = append(b.inputs, next)
-		if err := b.forwardLayer(i); err != nil {
+		b.inputs = append(b.inputs, x)
+		if i == 0 {
+			err = embed(b.m, x, b.seqs, seqLen, nil)
+		} else {
+			b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i, b.m.Layers()))
+			err = b.forwardLayer(i - 1)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -290,6 +327,8 @@ func (b *backwardPass) forwardLayer(i int) error {
 // each calls f with every batch of the hidden states before layer i and of what comes after it, which f changes.
 func (b *backwardPass) each(i int, f func(batch int, x, y *tensor.Matrix) error) error {
 	from, to := b.inputs[i], b.inputs[len(b.inputs)-1]
+	defer from.Rest() // there is a store for every layer
+	defer to.Rest()
 	for batch := range from.Batches() {
 		if err := b.ctx.Err(); err != nil {
 			return err
@@ -312,9 +351,9 @@ func (b *backwardPass) each(i int, f func(batch int, x, y *tensor.Matrix) error)
 	return nil
 }
 
-// labelSeed is that of the labels. Each token of the calibration text has a generator of its own, so that labels do not depend
-// on how tokens are divided among processors.
-const labelSeed = 0x6f757470757473
+// gradientSeed is that of the sequences and signs. Each token has a generator of its own, so that signs do not depend on how
+// tokens are divided among processors.
+const gradientSeed = 0x6f757470757473
 
 // head replaces the hidden states after all layers by the gradients there.
 func (b *backwardPass) head() error {
@@ -323,34 +362,32 @@ func (b *backwardPass) head() error {
 		return err
 	}
 	defer h.Release()
+	st := b.m.NewState() // logits are many: their memory goes with it
 	last := len(b.inputs) - 1
 	return b.each(last, func(batch int, x, y *tensor.Matrix) error {
 		seq, _ := b.inputs[last].Sequences(batch)
 		first := seq * b.opt.Calib.SeqLen
-		h.Backward(b.st, y, x.Clone(), func(t int, p []float32) int {
-			return drawToken(p, rand.New(rand.NewPCG(labelSeed, uint64(first+t))).Float64())
+		h.Backward(st, y, x.Clone(), func(t int, a, p []float32) {
+			sign(a, p, rand.NewPCG(gradientSeed, uint64(first+t)))
 		})
 		return nil
 	})
 }
 
-// drawToken returns the first token at which the sum of probabilities passes u times the sum of all.
-func drawToken(p []float32, u float64) int {
-	var all float64
-	for _, v := range p {
-		all += float64(v)
-	}
-	var sum float64
-	last := 0
-	for i, v := range p {
-		if v > 0 {
-			last = i
+// sign sets a to √p with random signs. The gradient of Σ a_j·log p_j at the logits, a − p·Σ a_j, has the mean 0 and the
+// covariance diag(p) − ppᵀ, the Fisher information, as that of log p(y) has if y is drawn from p. But its squares vary less: a
+// token that is all but certain tells each time what it might be instead, and not at length once in a hundred times. On
+// gopher-4m in Q3_K signs on half of the tokens leave a KL divergence of 0.0147, labels 0.0151, and labels on all 0.0146.
+func sign(a, p []float32, rng *rand.PCG) {
+	var bits uint64
+	for j, v := range p {
+		if j%64 == 0 {
+			bits = rng.Uint64()
 		}
-		if sum += float64(v); sum > u*all {
-			return i
-		}
+		root := math.Float32bits(float32(math.Sqrt(float64(v))))
+		a[j] = math.Float32frombits(root ^ uint32(bits)<<31)
+		bits >>= 1
 	}
-	return last
 }
 
 // layer stores the Hessians of the outputs of a layer's linears, and takes the gradients back through it.

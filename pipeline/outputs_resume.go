@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
+	"github.com/llmq/llmq/store"
 )
 
 // outputsName is the value of the Hessians of outputs in a work folder. All attempts of a run have the same.
@@ -49,7 +51,7 @@ func (o *outputs) keep(work Work) error {
 }
 
 // recallOutputs returns the Hessians that a work folder has, nil if it has none.
-func recallOutputs(work Work, dir string) (*outputs, error) {
+func recallOutputs(work store.Store, dir string) (*outputs, error) {
 	f, err := work.Open(outputsName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

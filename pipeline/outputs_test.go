@@ -3,12 +3,15 @@ package pipeline
 import (
 	"bytes"
 	"errors"
+	"math"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/model"
@@ -55,6 +58,87 @@ func TestOutputHessian(t *testing.T) {
 	}
 }
 
+// TestSign: gradients of log predictions weighed by signed roots have the Fisher information diag(p) − ppᵀ as covariance, and a
+// mean of zero.
+func TestSign(t *testing.T) {
+	const draws = 20000
+	p := []float32{0.9, 0.05, 0.03, 0.02, 0}
+	n := len(p)
+	a := make([]float32, n)
+	mean, cov := make([]float64, n), make([]float64, n*n)
+	for k := range draws {
+		sign(a, p, rand.NewPCG(7, uint64(k)))
+		var sum float64
+		g := make([]float64, n)
+		for _, v := range a {
+			sum += float64(v)
+		}
+		for j := range g {
+			g[j] = float64(a[j]) - float64(p[j])*sum
+			mean[j] += g[j] / draws
+		}
+		for i := range n {
+			for j := range n {
+				cov[i*n+j] += g[i] * g[j] / draws
+			}
+		}
+	}
+	for i := range n {
+		if math.Abs(mean[i]) > 0.01 {
+			t.Errorf("mean %d is %v", i, mean[i])
+		}
+		for j := range n {
+			want := -float64(p[i]) * float64(p[j])
+			if i == j {
+				want += float64(p[i])
+			}
+			if math.Abs(cov[i*n+j]-want) > 0.003 {
+				t.Errorf("covariance %d, %d is %v, want %v", i, j, cov[i*n+j], want)
+			}
+		}
+	}
+	// A vocabulary longer than the bits of a draw has signs of both kinds in every part.
+	p, a = slices.Repeat([]float32{1}, 200), make([]float32, 200)
+	sign(a, p, rand.NewPCG(7, 0))
+	for i := 0; i < 200; i += 40 {
+		if part := a[i : i+40]; !slices.Contains(part, 1) || !slices.Contains(part, -1) {
+			t.Errorf("signs from %d on: %v", i, part)
+		}
+	}
+}
+
+// TestGradientSequences: few tokens all count; of many one sequence of each two does, of both kinds, and the last one.
+func TestGradientSequences(t *testing.T) {
+	set := func(seqs, seqLen int) *calib.Set {
+		s := &calib.Set{SeqLen: seqLen}
+		for i := range seqs {
+			s.Sequences = append(s.Sequences, make([]int32, seqLen))
+			s.Sequences[i][0] = int32(i)
+		}
+		return s
+	}
+	if got := gradientSequences(set(fewTokens/64, 64)); len(got) != fewTokens/64 {
+		t.Errorf("%d sequences of %d", len(got), fewTokens/64)
+	}
+	got := gradientSequences(set(fewTokens/64+1, 64))
+	if len(got) != fewTokens/128+1 {
+		t.Fatalf("%d sequences of %d", len(got), fewTokens/64+1)
+	}
+	var kinds [2]int
+	for i, seq := range got {
+		if int(seq[0])/2 != i {
+			t.Fatalf("sequence %d is one of pair %d", seq[0], i)
+		}
+		kinds[seq[0]%2]++
+	}
+	if min(kinds[0], kinds[1]) < len(got)/4 {
+		t.Errorf("of each pair the first %d times, the second %d", kinds[0], kinds[1])
+	}
+	if got := gradientSequences(set(1, 2*fewTokens)); len(got) != 1 {
+		t.Errorf("%d sequences of one", len(got))
+	}
+}
+
 // TestGradientGroups: Hessians do not depend on how many linears' sums fit in memory together, nor on where the hidden states are.
 func TestGradientGroups(t *testing.T) {
 	tm, src := testmodel.New("qwen3"), testmodel.Experts()
@@ -73,7 +157,7 @@ func TestGradientGroups(t *testing.T) {
 		}
 		defer o.close()
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
-		b := &backwardPass{task: work, outputs: o, st: m.NewState(), budget: c.budget}
+		b := &backwardPass{task: work, outputs: o, st: m.NewState(), seqs: set.Sequences, budget: c.budget}
 		defer b.close()
 		if err := errors.Join(b.forward(), b.head()); err != nil {
 			t.Fatal(err)

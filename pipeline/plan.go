@@ -36,6 +36,9 @@ type Tensor struct {
 	From      *ggml.Type // the checkpoint's type
 	Wanted    *ggml.Type // what the recipe asks for; differs from Type where that does not divide the columns
 	Role      model.Role
+
+	coded  bool      // the source's codes are kept: Recipe.KeepCodes
+	values []float32 // of a tensor that the source does not have: the factors of one that is coded
 }
 
 // linears lists the IDs of the layer's linears that the tensor holds: none if it is no linear, several of experts.
@@ -98,12 +101,15 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 			return nil, err
 		}
 	}
+	if r.KeepCodes {
+		p.keepCodes(src)
+	}
 	if len(p.Tensors) == 0 {
 		return nil, fmt.Errorf("%s: no tensors", src.Name())
 	}
 	for i, ok := range used {
 		if !ok {
-			return nil, fmt.Errorf("tensor type rule %q matches no tensor of %s", r.Rules[i].Pattern, src.Name())
+			return nil, r.unusedRule(i, src)
 		}
 	}
 	p.Metadata.Set("general.file_type", fileType(p.mainType()))

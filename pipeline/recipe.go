@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -32,6 +33,9 @@ type Recipe struct {
 	BiasCorrection bool
 	// OutputHessian says whether rows are rounded with regard to each other, by what errors of the outputs do to the predictions.
 	OutputHessian OutputHessian
+	// KeepCodes has linears that the checkpoint has in NVFP4, with factors beside them, and that become NVFP4, keep their codes.
+	// It is for runs that calibrate nothing.
+	KeepCodes bool
 	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
 	Requantize bool
 	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewPlan. 0: it does not.
@@ -75,6 +79,28 @@ func ParseRule(s string) (Rule, error) {
 		return Rule{}, fmt.Errorf("%q: %w", s, err)
 	}
 	return Rule{pattern, t}, nil
+}
+
+// unusedRule says why rule i gives no tensor its type: it matches none, or rules before it take those that it matches, or they
+// are in float32 whatever the recipe says.
+func (r *Recipe) unusedRule(i int, src Source) error {
+	rule := r.Rules[i]
+	for _, before := range r.Rules[:i] {
+		if before.Pattern.String() == rule.Pattern.String() {
+			return fmt.Errorf("tensor type rule %q is given twice, for %s and for %s", rule.Pattern, before.Type.Name, rule.Type.Name)
+		}
+	}
+	why := fmt.Sprintf("matches no tensor of %s", src.Name())
+	for _, info := range src.Tensors() {
+		matches := func(r Rule) bool { return r.Pattern.MatchString(info.Name) }
+		if matches(rule) && slices.ContainsFunc(r.Rules[:i], matches) {
+			why = fmt.Sprintf("has no effect: rules before it take the tensors that it matches, such as %s", info.Name)
+			break
+		} else if matches(rule) {
+			why = fmt.Sprintf("has no effect: what it matches has to be F32, such as %s", info.Name)
+		}
+	}
+	return fmt.Errorf("tensor type rule %q %s", rule.Pattern, why)
 }
 
 // bitTypes are the types that --bits stands for: the best of their size, as measured.

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"bufio"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -22,7 +21,7 @@ import (
 // A run with a work folder keeps there, by name,
 //
 //	runN-layerI    what layer I has put out: the rows that are written, found, scaled and seen
-//	runN-statesI   the hidden states of both models before layer I; those before the last that is done are removed
+//	runN-statesI-shardS  the hidden states of both models before layer I, shard by shard; those before the last that is done are removed
 //	runN-head      the head's rows
 //	runN-outcome   how attempt N ended, where another had to follow: then nothing else of it is left
 //	outputs        the Hessians of outputs, as of which all attempts have the same
@@ -53,8 +52,22 @@ func newKeeper(work Work, model, path string, r *Recipe, run int) *keeper {
 
 func (k *keeper) layerName(i int) string  { return fmt.Sprintf("%slayer%04d", k.prefix, i) }
 func (k *keeper) statesName(i int) string { return fmt.Sprintf("%sstates%04d", k.prefix, i) }
-func (k *keeper) headName() string        { return k.prefix + "head" }
-func (k *keeper) outcomeName() string     { return k.prefix + "outcome" }
+
+// shardName is the name of a shard's states before layer i.
+func (k *keeper) shardName(i, shard int) string {
+	return fmt.Sprintf("%s-shard%02d", k.statesName(i), shard)
+}
+
+// shardNames are those of all shards of n batches.
+func (k *keeper) shardNames(i, n int) (names []string) {
+	for shard := range shardCount(n) {
+		names = append(names, k.shardName(i, shard))
+	}
+	return names
+}
+
+func (k *keeper) headName() string    { return k.prefix + "head" }
+func (k *keeper) outcomeName() string { return k.prefix + "outcome" }
 
 // forget removes what the keeper has kept, but for one value.
 func (k *keeper) forget(but string) error {
@@ -91,9 +104,9 @@ func (k *keeper) end() error {
 	return errors.Join(err, k.note(store.PhaseDone))
 }
 
-// recall goes on behind the layers from i on that are in the folder, if the hidden states behind them are there too, and
-// returns the layer that is next.
-func (p *passage) recall(s, original *stream, i int) (next int, err error) {
+// recall goes on behind the layers from i on that are in the folder, if the hidden states behind them are there too, as
+// recallStates finds out and takes, and returns the layer that is next.
+func (p *passage) recall(i int, recallStates func(i int) (bool, error)) (next int, err error) {
 	k := p.kept
 	n := p.m.Layers()
 	if k == nil || i == n {
@@ -118,7 +131,7 @@ func (p *passage) recall(s, original *stream, i int) (next int, err error) {
 			}
 		}
 		if !ok {
-			if ok, err = k.recallStates(s, original, next); err != nil {
+			if ok, err = recallStates(next); err != nil {
 				return 0, err
 			}
 		}
@@ -138,6 +151,9 @@ func (p *passage) recall(s, original *stream, i int) (next int, err error) {
 	return next, k.note(store.PhaseLayers)
 }
 
+// goesOn says whether anything comes after layer i.
+func (p *passage) goesOn(i int) bool { return i+1 < p.m.Layers() || p.calibratesHead() }
+
 // keep has layer i done, and keeps what comes of it.
 func (p *passage) keep(s, original *stream, i int, do func() error) error {
 	k := p.kept
@@ -147,19 +163,19 @@ func (p *passage) keep(s, original *stream, i int, do func() error) error {
 	if err := p.keepUnit(k.layerName(i), do); err != nil {
 		return err
 	}
-	if i+1 < p.m.Layers() || p.calibratesHead() {
+	if p.goesOn(i) {
 		if err := k.keepStates(s, original, i+1); err != nil {
 			return err
 		}
 	}
-	if err := k.work.Delete(k.statesName(i)); err != nil {
+	if err := k.work.Delete(k.shardNames(i, s.x.Batches())...); err != nil {
 		return err
 	}
 	return k.note(store.PhaseLayers)
 }
 
-// keepHead has the head done, or takes it from the folder.
-func (p *passage) keepHead(do func() error) error {
+// keepHead has the head done, or takes it from the folder. batches are those of the calibration text.
+func (p *passage) keepHead(batches int, do func() error) error {
 	k := p.kept
 	if k == nil {
 		return do()
@@ -176,7 +192,7 @@ func (p *passage) keepHead(do func() error) error {
 	if err != nil {
 		return err
 	}
-	return k.work.Delete(k.statesName(p.m.Layers()))
+	return k.work.Delete(k.shardNames(p.m.Layers(), batches)...)
 }
 
 // keptOutcome is a redo: which linears get Q8_0, in order.
@@ -280,6 +296,7 @@ type record struct {
 	First  int    // row
 	Bytes  int
 	Report keptReport
+	Shift  []float32 // of rows
 	Notes  notes
 }
 
@@ -347,11 +364,7 @@ func (u *unitWriter) rows(tensor string, first int, q *rows) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err := u.enc.Encode(&record{Tensor: tensor, First: first, Bytes: len(q.data), Report: q.rowsReport.kept()}); err != nil {
-		return err
-	}
-	_, err := u.w.Write(q.data)
-	return err
+	return saveRows(u.enc, u.w, tensor, first, q)
 }
 
 // keepUnit has a unit done, and keeps its rows and notes.
@@ -392,30 +405,7 @@ func (p *passage) recallUnit(name string) error {
 		return err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
-	dec := gob.NewDecoder(r)
-	var data []byte
-	for {
-		var rec record
-		if err := dec.Decode(&rec); err != nil {
-			return fmt.Errorf("the work folder: %s: %w", name, err)
-		}
-		if rec.Tensor == "" {
-			p.note(&rec.Notes)
-			return nil
-		}
-		t := p.plan.Lookup(rec.Tensor)
-		if t == nil || rec.Bytes < 0 || int64(rec.Bytes) > t.Bytes() {
-			return fmt.Errorf("the work folder: %s: %d bytes of tensor %q, which is not in the plan like that", name, rec.Bytes, rec.Tensor)
-		}
-		data = slices.Grow(data[:0], rec.Bytes)[:rec.Bytes]
-		if _, err := io.ReadFull(r, data); err != nil {
-			return fmt.Errorf("the work folder: %s: %w", name, err)
-		}
-		if err := p.out.rows(t, rec.First, &rows{data: data, rowsReport: rec.Report.rowsReport()}); err != nil {
-			return err
-		}
-	}
+	return eachRecord(f, name, p.plan, func(t *Tensor, first int, q *rows) error { return p.out.rows(t, first, q) }, p.note)
 }
 
 // note adds a recalled unit's notes to what is found, scaled and seen.
@@ -518,38 +508,74 @@ func (f *findings) add(k *keptFindings, r *Recipe) {
 
 // keepStates keeps the hidden states of both models before layer i.
 func (k *keeper) keepStates(s, original *stream, i int) error {
-	w, err := k.work.Create(k.statesName(i))
+	n := s.x.Batches()
+	for shard := range shardCount(n) {
+		lo, hi := shardBatches(shard, n)
+		if err := k.keepShard(k.shardName(i, shard), func(w io.Writer) error { return saveStates(w, s, original, lo, hi) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *keeper) keepShard(name string, save func(w io.Writer) error) error {
+	w, err := k.work.Create(name)
 	if err != nil {
 		return err
 	}
 	defer w.Abort() // no effect after Commit
-	for _, s := range []*stream{s, original} {
-		if s == nil {
-			continue
-		}
-		if err := s.x.Save(w); err != nil {
-			return err
-		}
+	if err := save(w); err != nil {
+		return err
 	}
 	return w.Commit()
 }
 
-// recallStates takes the hidden states before layer i from the folder, and says whether they are there.
-func (k *keeper) recallStates(s, original *stream, i int) (bool, error) {
-	r, err := k.work.Open(k.statesName(i))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// saveStates writes batches [lo,hi) of both models' hidden states, the original's where it is not nil.
+func saveStates(w io.Writer, s, original *stream, lo, hi int) error {
+	err := s.x.SaveBatches(w, lo, hi)
+	if err == nil && original != nil {
+		err = original.x.SaveBatches(w, lo, hi)
 	}
+	return err
+}
+
+// loadStates reads what saveStates has written.
+func loadStates(values store.Store, name string, s, original *stream, lo, hi int) error {
+	r, err := values.Open(name)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer r.Close()
-	for _, s := range []*stream{s, original} {
-		if s == nil {
-			continue
+	err = s.x.LoadBatches(r, lo, hi)
+	if err == nil && original != nil {
+		err = original.x.LoadBatches(r, lo, hi)
+	}
+	if err != nil {
+		return fmt.Errorf("the work folder: %s: %w", name, err)
+	}
+	return nil
+}
+
+// statesWhole says whether the hidden states before layer i are there, of n batches.
+func (k *keeper) statesWhole(i, n int) (bool, error) {
+	for _, name := range k.shardNames(i, n) {
+		if ok, err := k.whole(name); err != nil || !ok {
+			return false, err
 		}
-		if err := s.x.Load(r); err != nil {
-			return false, fmt.Errorf("the work folder: %s: %w", k.statesName(i), err)
+	}
+	return true, nil
+}
+
+// recallStates takes the hidden states before layer i from the folder, and says whether they are there.
+func (k *keeper) recallStates(s, original *stream, i int) (bool, error) {
+	n := s.x.Batches()
+	if ok, err := k.statesWhole(i, n); err != nil || !ok {
+		return false, err
+	}
+	for shard := range shardCount(n) {
+		lo, hi := shardBatches(shard, n)
+		if err := loadStates(k.work, k.shardName(i, shard), s, original, lo, hi); err != nil {
+			return false, err
 		}
 	}
 	return true, nil

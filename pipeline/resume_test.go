@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/internal/testmodel"
@@ -82,6 +83,13 @@ type job struct {
 // its end.
 func (j job) in(t *testing.T, work string, left int) (file [sha256.Size]byte, rep *Report, layers, kept int, err error) {
 	t.Helper()
+	return j.by(t, work, left, nil)
+}
+
+// by is in with an engine, which it makes of the work folder, if that is not nil.
+func (j job) by(t *testing.T, work string, left int, make func(work *store.Dir) engine.Engine) (file [sha256.Size]byte, rep *Report,
+	layers, kept int, err error) {
+	t.Helper()
 	p, err := NewPlan(j.src, j.r)
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +102,9 @@ func (j job) in(t *testing.T, work string, left int) (file [sha256.Size]byte, re
 		m.Dir = openWork(t, work, j.src, p, opt)
 		defer m.Dir.Close()
 		opt.Work = m
+		if make != nil {
+			opt.Engine = make(m.Dir)
+		}
 	}
 	path := filepath.Join(t.TempDir(), "out.gguf")
 	rep, err = Run(t.Context(), j.src, p, path, opt)

@@ -39,7 +39,7 @@ func TestRoomTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, m := planned(t, llamaOf(tm), o)
-		_, temporary = p.gradientNeeds(m, opt.Calib.Tokens(), 0)
+		temporary = p.gradientNeeds(m, opt.Calib.Tokens(), 0).disk
 		return a.bytes, temporary
 	}
 	here, err := store.OpenDir(t.TempDir(), nil)

@@ -14,18 +14,21 @@ import (
 type rowsJob struct {
 	tensor   *Tensor // whose type they get
 	w        *tensor.Matrix
+	first    int  // of quant.Job
 	product  bool // of quant.Job
 	solver   quant.Solver
 	in       *quant.Stats     // the inputs that the solver knows, by which errors are measured
 	outputs  []*tensor.Matrix // of quant.Job
 	rounding bool             // the error of rounding alone is asked for
 	stored   []byte           // the rows as the checkpoint has them, where that is in the tensor's type; else nil
+	inexact  bool             // it is known that not all of the linear's rows are on the type's grid
 }
 
 // rows is what became of a rowsJob.
 type rows struct {
 	data    []byte
 	decoded *tensor.Matrix // what a reader of data sees
+	shift   []float32      // of the outputs' means, where the bias is corrected; else nil
 	rowsReport
 }
 
@@ -34,25 +37,61 @@ func quantizeRows(ctx context.Context, j *rowsJob) (rows, error) {
 	r := rounding{target: j.w, data: j.stored, decoded: j.w, exact: true}
 	if j.stored == nil {
 		var err error
-		if r, err = round(ctx, j.tensor, quant.Job{W: j.w, Product: j.product, Outputs: j.outputs}, j.solver); err != nil {
+		if r, err = j.round(ctx); err != nil {
 			return rows{}, err
 		}
 	}
 	q := rows{data: r.data, decoded: r.decoded}
 	if r.exact {
 		r.decoded = j.w // what the checkpoint has is what it was rounded to
-		q.exact = j.w.Rows
 	}
-	q.outputs.num, q.outputs.den = quant.OutputEnergies(j.w, r.decoded, j.in.H)
-	q.weights.add(r.target, r.decoded)
-	q.damping = r.damping
-	if !r.exact {
-		q.noise = roundingNoise(j.tensor.Type, r.data, r.target)
+	var blocks []int
+	for _, h := range j.outputs {
+		blocks = append(blocks, h.Rows)
 	}
-	if j.rounding {
-		q.rowsReport.rounding.num, q.rowsReport.rounding.den = quant.OutputEnergies(r.target, r.decoded, j.in.H)
+	lo := 0
+	for _, n := range unitRows(j.w.Rows, blocks) {
+		part := j.report(&r, lo, lo+n)
+		q.rowsReport.add(&part)
+		lo += n
 	}
 	return q, nil
+}
+
+// report measures what has become of rows [lo,hi) of the job.
+func (j *rowsJob) report(r *rounding, lo, hi int) rowsReport {
+	view := func(m *tensor.Matrix) *tensor.Matrix { return m.View(lo, hi, 0, m.Cols) }
+	w, target, decoded := view(j.w), view(r.target), view(r.decoded)
+	rep := rowsReport{damping: r.damping}
+	rep.outputs.num, rep.outputs.den = quant.OutputEnergies(w, decoded, j.in.H)
+	rep.weights.add(target, decoded)
+	if r.exact {
+		rep.exact = hi - lo
+	} else {
+		row := j.tensor.Type.RowBytes(w.Cols)
+		rep.noise = roundingNoise(j.tensor.Type, r.data[lo*row:hi*row], target)
+	}
+	if j.rounding {
+		rep.rounding.num, rep.rounding.den = quant.OutputEnergies(target, decoded, j.in.H)
+	}
+	return rep
+}
+
+// mostUnitRows is the most rows of a linear that a unit of work is given, where rows do not need each other: as many as GPTQ
+// takes together on one processor.
+var mostUnitRows = 1024
+
+// unitRows divides the rows of a linear into those that a unit of work can have: each block of those that need each other, or
+// where there are no blocks as many as suit. What is reported of a linear is summed over them, in order.
+func unitRows(rows int, blocks []int) []int {
+	if blocks != nil {
+		return blocks
+	}
+	var parts []int
+	for lo := 0; lo < rows; lo += mostUnitRows {
+		parts = append(parts, min(mostUnitRows, rows-lo))
+	}
+	return parts
 }
 
 // rounding is a weight, or rows of one, as a type stores them.
@@ -64,19 +103,35 @@ type rounding struct {
 	exact   bool           // the weights were on the type's grid: nothing is lost
 }
 
-// round gives the job's rows of a tensor its type by a solver that knows the inputs.
+// round rounds the job's rows.
+func (j *rowsJob) round(ctx context.Context) (rounding, error) {
+	job := quant.Job{W: j.w, First: j.first, Product: j.product, Outputs: j.outputs}
+	if j.inexact {
+		return solve(ctx, j.tensor, job, j.solver)
+	}
+	return round(ctx, j.tensor, job, j.solver)
+}
+
+// round gives the job's rows of a tensor its type by a solver that knows the inputs, if they are not on its grid already.
 func round(ctx context.Context, t *Tensor, j quant.Job, s quant.Solver) (rounding, error) {
+	if t.Type.Grid != nil {
+		if data := exactly(t, j.W); data != nil {
+			decoded := tensor.New(j.W.Rows, j.W.Cols)
+			for i := range j.W.Rows {
+				decodeRow(&ggml.Tensor{Info: ggml.Info{Type: t.Type}, Data: data}, decoded.Row(i), i)
+			}
+			return rounding{target: j.W, data: data, decoded: decoded, exact: true}, nil
+		}
+	}
+	return solve(ctx, t, j, s)
+}
+
+// solve is round for rows that are on no grid.
+func solve(ctx context.Context, t *Tensor, j quant.Job, s quant.Solver) (rounding, error) {
 	w := j.W
 	if t.Type.Grid == nil {
 		data, decoded := encode(t.Type, w, nil)
 		return rounding{target: w, data: data, decoded: decoded}, nil
-	}
-	if data := exactly(t, w); data != nil {
-		decoded := tensor.New(w.Rows, w.Cols)
-		for i := range w.Rows {
-			decodeRow(&ggml.Tensor{Info: ggml.Info{Type: t.Type}, Data: data}, decoded.Row(i), i)
-		}
-		return rounding{target: w, data: data, decoded: decoded, exact: true}, nil
 	}
 	j.Grid = t.Type.Grid
 	res, err := s.Quantize(ctx, j)

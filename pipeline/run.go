@@ -11,6 +11,7 @@ import (
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/imatrix"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -38,6 +39,8 @@ type Options struct {
 	// Work keeps what is done, so that the same run goes on there after it was cut off: nil keeps nothing. It belongs to this
 	// run alone (WorkParts).
 	Work Work
+	// Engine hands the layers' work out, to Workers of the same Work; nil: Run does it.
+	Engine engine.Engine
 }
 
 // Progress is told what a run does; internal/ui shows it.
@@ -147,6 +150,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	if why, ok := p.Recipe.Calibrated(); ok && opt.Calib == nil {
 		return nil, fmt.Errorf("%s needs calibration text: give some with --calib FILE", why)
 	}
+	if p.Recipe.KeepCodes && opt.Calib != nil {
+		return nil, errors.New("a plan that keeps the checkpoint's codes cannot be calibrated")
+	}
 	if opt.Imatrix != nil && opt.Calib != nil {
 		return nil, fmt.Errorf("an importance matrix stands in the place of calibration text: give one of them")
 	}
@@ -165,6 +171,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	defer func() { found.outputs.close() }()
 	for n := 1; ; n++ {
 		t := &task{ctx: ctx, src: src, plan: p, opt: opt, tempDir: filepath.Dir(path)}
+		if err := t.checkEngine(); err != nil {
+			return nil, err
+		}
 		if opt.Work != nil {
 			t.kept = newKeeper(opt.Work, src.Name(), path, &p.Recipe, n)
 		}

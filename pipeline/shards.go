@@ -25,20 +25,32 @@ func shardOf(i, n int) int {
 	return i * Shards / n
 }
 
+// shardCount is the number of shards of n batches.
+func shardCount(n int) int { return min(n, Shards) }
+
+// shardBatches are the batches [lo,hi) of a shard of n batches: shardOf's inverse.
+func shardBatches(shard, n int) (lo, hi int) {
+	if n <= Shards {
+		return shard, shard + 1
+	}
+	return (shard*n + Shards - 1) / Shards, ((shard+1)*n + Shards - 1) / Shards
+}
+
 // shardedStats are sums over the batches of a stream. Besides the sums they take room for those of one shard.
 type shardedStats struct {
-	batches     int
+	shardOf     func(batch int) int
 	sums, shard *quant.Stats
 	at          int // the shard that is being seen
 }
 
-func newShardedStats(in, batches int) *shardedStats {
-	return &shardedStats{batches: batches, sums: quant.NewStats(in)}
+// newShardedStats returns empty sums for the batches of s.
+func (s *stream) newShardedStats(in int) *shardedStats {
+	return &shardedStats{shardOf: s.shardOf, sums: quant.NewStats(in)}
 }
 
 // of returns what batch i is to be added to. Batches come in order.
 func (s *shardedStats) of(i int) *quant.Stats {
-	at := shardOf(i, s.batches)
+	at := s.shardOf(i)
 	if at == 0 {
 		return s.sums // the first shard's sums are added to zeros: they are the sums
 	}

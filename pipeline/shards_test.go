@@ -12,6 +12,19 @@ import (
 // TestShardOf: shards are of batches that follow each other, none is empty, and they differ by one batch at most.
 func TestShardOf(t *testing.T) {
 	for _, n := range []int{1, 2, 15, 16, 17, 31, 100, 257} {
+		for s := range shardCount(n) {
+			for i, hi := shardBatches(s, n); i < hi; i++ {
+				if shardOf(i, n) != s {
+					t.Errorf("%d batches: batch %d is not of shard %d", n, i, s)
+				}
+			}
+		}
+		if lo, _ := shardBatches(0, n); lo != 0 {
+			t.Errorf("%d batches: the first shard begins with batch %d", n, lo)
+		}
+		if _, hi := shardBatches(shardCount(n)-1, n); hi != n {
+			t.Errorf("%d batches: the last shard ends before batch %d", n, hi)
+		}
 		count := make([]int, Shards)
 		last := 0
 		for i := range n {
@@ -40,7 +53,7 @@ func TestShardedStats(t *testing.T) {
 		}
 		return m
 	}
-	sums := newShardedStats(in, batches)
+	sums := &shardedStats{shardOf: func(i int) int { return shardOf(i, batches) }, sums: quant.NewStats(in)}
 	machines := make([]*quant.Stats, Shards)
 	for i := range batches {
 		x, drift, missing := random(9, in), random(9, in), random(9, out)

@@ -13,14 +13,16 @@ import (
 )
 
 const (
-	// batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
-	batchTokens = 4096
 	// batchBytes bounds what a layer may compute of a batch, unless that is leastTokens already. 4096 tokens stay below it up to a
 	// stream of 8192 features with an MLP of 28672; DeepSeek-V3, whose 128 heads have queries of 576 features each, computes three
 	// times as much for a token.
 	batchBytes  = 2 << 30
 	leastTokens = 512
 )
+
+// batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
+// Tests take fewer.
+var batchTokens = 4096
 
 // batchOf is how many tokens of a model pass through a stage together: batchTokens, or as many as batchBytes allow.
 func batchOf(m *model.Model) int {
@@ -45,9 +47,11 @@ type stream struct {
 	// carry is the input of a stage that is worth keeping until its linears are quantized; nil for the original model,
 	// whose stages are applied at once.
 	carry *states.Store
-	at    int // the stage of the layer that x, and carry if that stage carries, are before
-	copy  []float32
-	lacks []float32
+	// partial says that these are the sequences of one shard.
+	partial bool
+	at      int // the stage of the layer that x, and carry if that stage carries, are before
+	copy    []float32
+	lacks   []float32
 }
 
 // stateBudget is what is left of the memory for hidden states. A store of them is in memory, or in a file, as a whole.
@@ -72,15 +76,48 @@ func (b *stateBudget) fits(bytes int64) bool {
 // replace is model.Model.Embed's.
 func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *stateBudget, tempDir string,
 	replace func(rows *tensor.Matrix) error) (*stream, error) {
-	store := func(dim int) (*states.Store, error) {
-		limit := int64(1)
-		if budget.fits(stateBytes(len(seqs)*seqLen, dim)) {
-			limit = 0
-		}
-		return states.New(len(seqs), seqLen, dim, max(1, batchOf(m)/seqLen), limit, tempDir)
-	}
 	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err
+	}
+	s, err := zeroStream(m, len(seqs), seqLen, keep, budget, tempDir)
+	if err != nil {
+		return nil, err
+	}
+	err = embed(m, s.x, seqs, seqLen, replace)
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// embed fills x with the embeddings of sequences. replace is model.Model.Embed's.
+func embed(m *model.Model, x *states.Store, seqs [][]int32, seqLen int, replace func(rows *tensor.Matrix) error) error {
+	for i := range x.Batches() {
+		rows, err := x.Get(i)
+		if err != nil {
+			return err
+		}
+		lo, hi := x.Sequences(i)
+		for k := lo; k < hi; k++ {
+			if err := m.Embed(rows.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width), seqs[k], seqLen, replace); err != nil {
+				return err
+			}
+		}
+		if err := x.Put(i, rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// zeroStream is newStream before it has embedded anything.
+func zeroStream(m *model.Model, seqs, seqLen int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
+	store := func(dim int) (*states.Store, error) {
+		limit := int64(1)
+		if budget.fits(stateBytes(seqs*seqLen, dim)) {
+			limit = 0
+		}
+		return states.New(seqs, seqLen, dim, batchSequences(m, seqLen), limit, tempDir)
 	}
 	s := &stream{m: m, seqLen: seqLen, st: m.NewState()}
 	var err error
@@ -92,19 +129,18 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 			return nil, errors.Join(err, s.close())
 		}
 	}
-	err = s.each(func(i int, x *tensor.Matrix) error {
-		lo, hi := s.x.Sequences(i)
-		for k := lo; k < hi; k++ {
-			if err := m.Embed(x.View((k-lo)*seqLen, (k-lo+1)*seqLen, 0, m.Width), seqs[k], seqLen, replace); err != nil {
-				return err
-			}
-		}
-		return s.x.Put(i, x)
-	})
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
 	return s, nil
+}
+
+// batchSequences is how many sequences make up a batch.
+func batchSequences(m *model.Model, seqLen int) int { return max(1, batchOf(m)/seqLen) }
+
+// shardOf is the shard of batch i.
+func (s *stream) shardOf(i int) int {
+	if s.partial {
+		return 0
+	}
+	return shardOf(i, s.x.Batches())
 }
 
 // stateBytes is the size of hidden states of dim features.
@@ -257,11 +293,12 @@ func (s *stream) step(ctx context.Context, l *model.Layer, k, i int, last bool, 
 
 // alongside takes batch i of the original model, whose stream s is, a step to stage k of its layer ol, while q, the stream
 // of the quantized one, stands there in its layer l. It adds to each of in what q's inputs lack; in are of the stage's
-// sites from first on.
-func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *stream, l *model.Layer, first int, in []*quant.Stats) error {
+// sites from first on. last says that no others of them are to come.
+func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *stream, l *model.Layer, first int, in []*quant.Stats,
+	last bool) error {
 	stage := &ol.Stages[k]
 	var missing, own *tensor.Matrix
-	err := s.step(ctx, ol, k, i, first+len(in) == len(stage.Sites), func() error {
+	err := s.step(ctx, ol, k, i, last, func() error {
 		if !stage.Adds {
 			for j, stats := range in {
 				s.observeDrift(stats, stage, q, &l.Stages[k], first+j)

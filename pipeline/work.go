@@ -41,8 +41,7 @@ func (k *keeper) room(t *task, found *findings) error {
 	bytes := t.workBytes(t.opt.Calib.Tokens())
 	folder, ok := k.work.(interface{ Path() string })
 	if t.plan.Recipe.wantsOutputs() && found.outputs == nil && ok && atomicfile.SameDisk(folder.Path(), t.tempDir) {
-		_, temporary := t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Memory)
-		bytes += temporary
+		bytes += t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Memory).disk
 	}
 	return k.work.Room(bytes)
 }

@@ -140,7 +140,7 @@ func (w *writer) convert(t *Tensor) error {
 			return w.file.WriteRows(t.Name, lo, data)
 		})
 		w.opt.Progress.Add(int64((hi - lo) * cols))
-		if hi == t.Rows() {
+		if hi == t.Rows() && t.values == nil {
 			w.src.Release(in)
 		}
 	}
@@ -150,6 +150,13 @@ func (w *writer) convert(t *Tensor) error {
 
 // fetch returns a tensor, or where the source has them rows [lo,hi) of it, and which row is the first of what it returns.
 func (w *writer) fetch(t *Tensor, lo, hi int) (in *ggml.Tensor, first int, err error) {
+	switch {
+	case t.coded:
+		in, err = w.src.(coded).Codes(t.Name, lo, hi)
+		return in, lo, err
+	case t.values != nil:
+		return t.valuesTensor(), 0, nil
+	}
 	if src, ok := w.src.(model.RowSource); ok && len(t.Shape) > 1 {
 		in, err = src.Rows(t.Name, lo, hi)
 		return in, lo, err
@@ -194,7 +201,7 @@ func (w *writer) vectors(l *model.Layer) error {
 			continue
 		}
 		x := tensor.FromSlice(1, len(v), v)
-		if err := w.check(t, x); err != nil {
+		if err := w.check(t, 0, x); err != nil {
 			return err
 		}
 		data, decoded := encode(t.Type, x, nil)
@@ -235,8 +242,12 @@ func (w *writer) report(t *Tensor, s *rowsReport) {
 	if t.Wanted != t.Type {
 		rep.Wanted = t.Wanted.Name
 	}
-	if t.From.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
-		rep.RequantizedFrom = t.From.Name
+	from := t.From
+	if factorsOf(w.src, t.Name) != nil {
+		from = ggml.NVFP4
+	}
+	if from.Grid != nil && !rep.Lossless && !isOriginal(w.src) {
+		rep.RequantizedFrom = from.Name
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -286,11 +297,11 @@ func (w *writer) recycle(b []byte) {
 	}
 }
 
-// check refuses weights that are not finite or that t's type would make infinite.
-func (w *writer) check(t *Tensor, x *tensor.Matrix) error {
+// check refuses weights, rows of t from first on, that are not finite or that t's type would make infinite.
+func (w *task) check(t *Tensor, first int, x *tensor.Matrix) error {
 	for i := range x.Rows {
 		for j, v := range x.Row(i) {
-			if err := w.checkWeight(t, i, j, v); err != nil {
+			if err := w.checkWeight(t, first+i, j, v); err != nil {
 				return err
 			}
 		}
@@ -299,7 +310,7 @@ func (w *writer) check(t *Tensor, x *tensor.Matrix) error {
 }
 
 // checkWeight refuses t's element v at [row col].
-func (w *writer) checkWeight(t *Tensor, row, col int, v float32) error {
+func (w *task) checkWeight(t *Tensor, row, col int, v float32) error {
 	const maxFloat16 = 65504
 	finite := v-v == 0
 	if finite && (t.Type != ggml.F16 || math.Abs(float64(v)) <= maxFloat16) {

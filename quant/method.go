@@ -51,6 +51,8 @@ type Solver interface {
 type Job struct {
 	W    *tensor.Matrix // rows×in; it is not changed
 	Grid Grid
+	// First is the row of the linear that W's first is: its Stats' Shortfall has all.
+	First int
 	// Product: the outputs are multiplied with those of another linear, as queries are with keys.
 	Product bool
 	// Outputs, where not nil, tell how much errors of the outputs matter to the model's predictions, and together: Σ ggᵀ, g being

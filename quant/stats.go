@@ -63,6 +63,17 @@ func observe(product **tensor.Matrix, sum *[]float64, d, x *tensor.Matrix) {
 	addRows(*sum, d)
 }
 
+// ForRows returns the statistics as they are for rows [lo,hi) of a linear: they share everything with s.
+func (s *Stats) ForRows(lo, hi int) *Stats {
+	if s.Shortfall == nil || lo == 0 && hi == s.Shortfall.Rows {
+		return s
+	}
+	part := *s
+	part.Shortfall = s.Shortfall.View(lo, hi, 0, s.Shortfall.Cols)
+	part.ShortfallSum = s.ShortfallSum[lo:hi]
+	return &part
+}
+
 // Importance returns the mean square of each input feature: the Hessian's diagonal over the tokens.
 func (s *Stats) Importance() []float32 {
 	d := make([]float32, s.H.Rows)

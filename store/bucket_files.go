@@ -141,6 +141,23 @@ func (o *object) reader() (io.Reader, error) {
 	return bytes.NewReader(o.data), nil
 }
 
+func (o *object) end(n int64) ([]byte, error) {
+	if o.data != nil {
+		return o.data[int64(len(o.data))-n:], nil
+	}
+	r := &objectReader{o: o, off: o.bytes - n}
+	first := o.body
+	if err := r.open(); err != nil {
+		return nil, err
+	}
+	if first != nil {
+		first.Close()
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(r, b)
+	return b, err
+}
+
 func (o *object) Close() error {
 	if o.body == nil {
 		return nil
@@ -199,11 +216,11 @@ type objectWriter struct {
 }
 
 // create implements files.
-func (b *bucket) create(name string, size int64, replace bool) (Writer, error) {
+func (b *bucket) create(name string, size int64, opt creation) (Writer, error) {
 	if err := b.try(name, b.held); err != nil {
 		return nil, err
 	}
-	if !replace { // it would be refused in the end, after all has been sent
+	if !opt.replace { // it would be refused in the end, after all has been sent
 		err := b.try(name, func() error {
 			_, err := b.core.StatObject(b.ctx, b.name, b.key(name), minio.StatObjectOptions{})
 			return err
@@ -215,7 +232,7 @@ func (b *bucket) create(name string, size int64, replace bool) (Writer, error) {
 			return nil, err
 		}
 	}
-	return &objectWriter{b: b, name: name, replace: replace, buf: make([]byte, 0, min(size, int64(b.partBytes)))}, nil
+	return &objectWriter{b: b, name: name, replace: opt.replace, buf: make([]byte, 0, min(size, int64(b.partBytes)))}, nil
 }
 
 func (w *objectWriter) Write(p []byte) (int, error) {

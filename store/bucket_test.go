@@ -306,7 +306,7 @@ func TestBucketPut(t *testing.T) {
 		t.Error("the bucket has two identities")
 	}
 	putNew := func(f Folder, content string) string {
-		digest, err := f.Put("a", func(w io.Writer) error {
+		digest, err := f.Put("a", true, func(w io.Writer) error {
 			_, err := io.WriteString(w, content)
 			return err
 		})
@@ -323,7 +323,7 @@ func TestBucketPut(t *testing.T) {
 		t.Error("another value has the same digest")
 	}
 	// A value that appears while another of its name is on its way: the store refuses the second.
-	w, err := b.start("c", false)
+	w, err := b.start("c", creation{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -146,6 +146,14 @@ func (f folder) remove(name string) error {
 
 func (f folder) read(name string) (content, error) {
 	file, err := os.Open(f.file(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		// Over NFS another machine's may be there though a look at its name a moment ago, which the system remembers, says that it
+		// is not: until the folder is opened.
+		if d, err := os.Open(f.Path()); err == nil {
+			d.Close()
+		}
+		file, err = os.Open(f.file(name))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the work folder: %w", err)
 	}
@@ -170,6 +178,17 @@ func (f diskFile) size() int64                { return f.bytes }
 func (f diskFile) unsure() bool               { return false }
 func (f diskFile) reader() (io.Reader, error) { return io.NewSectionReader(f.File, 0, f.bytes), nil }
 
+func (f diskFile) end(n int64) ([]byte, error) {
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, f.bytes-n); err != nil {
+		return nil, fmt.Errorf("the work folder: %w", err)
+	}
+	return b, nil
+}
+
+// smallBytes is what a writer has room for at first: most values are small.
+const smallBytes = 64 << 10
+
 // diskWriter writes a file in pieces of bufferBytes.
 type diskWriter struct {
 	f   *atomicfile.File
@@ -177,23 +196,23 @@ type diskWriter struct {
 	off int64
 }
 
-func (f folder) create(name string, size int64, replace bool) (Writer, error) {
-	file, err := atomicfile.Create(f.file(name), size, atomicfile.Options{Overwrite: replace})
+func (f folder) create(name string, size int64, opt creation) (Writer, error) {
+	file, err := atomicfile.Create(f.file(name), size, atomicfile.Options{Overwrite: opt.replace, Fleeting: opt.fleeting})
 	if err != nil {
 		return nil, fmt.Errorf("the work folder: %w", err)
 	}
-	if size == 0 || size > bufferBytes {
-		size = bufferBytes
-	}
-	return &diskWriter{f: file, buf: make([]byte, 0, size)}, nil
+	return &diskWriter{f: file, buf: make([]byte, 0, smallBytes)}, nil
 }
 
 func (w *diskWriter) Write(p []byte) (int, error) {
 	for done := 0; done < len(p); {
-		n := min(len(p)-done, cap(w.buf)-len(w.buf))
+		n := min(len(p)-done, bufferBytes-len(w.buf))
+		if n > cap(w.buf)-len(w.buf) {
+			w.buf = append(make([]byte, 0, bufferBytes), w.buf...)
+		}
 		w.buf = append(w.buf, p[done:done+n]...)
 		done += n
-		if len(w.buf) == cap(w.buf) {
+		if len(w.buf) == bufferBytes {
 			if err := w.flush(); err != nil {
 				return done, err
 			}

@@ -138,7 +138,7 @@ func writeJSON(f files, name string, v any, replace bool) error {
 	if err != nil {
 		return err
 	}
-	w, err := f.create(name, int64(len(b)+1), replace)
+	w, err := f.create(name, int64(len(b)+1), creation{replace: replace})
 	if err != nil {
 		return err
 	}

@@ -41,9 +41,11 @@ type Writer interface {
 type Shared interface {
 	Store
 	// Put keeps what write writes, unless the value is there already, and returns its digest in either case: two digests of
-	// one name that differ come from a process that computes something else.
-	Put(name string, write func(w io.Writer) error) (digest string, err error)
-	// Digest is the digest of a value that is there; an error that is fs.ErrNotExist if it is not, or not as it was written.
+	// one name that differ come from a process that computes something else. A value that is not lasting may be found damaged,
+	// and be absent, after a power cut.
+	Put(name string, lasting bool, write func(w io.Writer) error) (digest string, err error)
+	// Digest is what a value that is there says of itself, without a look at its contents; an error that is fs.ErrNotExist if
+	// there is none.
 	Digest(name string) (string, error)
 }
 

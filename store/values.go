@@ -21,19 +21,25 @@ type files interface {
 	Path() string
 	// read opens a file; an error that is fs.ErrNotExist if it is absent.
 	read(name string) (content, error)
-	// create starts a file of a size, 0 if that is not known. Without replace it is an error that is fs.ErrExist, now or in Commit,
-	// if there is one of that name.
-	create(name string, size int64, replace bool) (Writer, error)
+	// create starts a file of a size, 0 if that is not known.
+	create(name string, size int64, opt creation) (Writer, error)
 	// remove removes a file, if it is there.
 	remove(name string) error
 	// list lists all files.
 	list() ([]info, error)
 }
 
+// creation says how a file begins.
+type creation struct {
+	replace  bool // without it, it is an error that is fs.ErrExist, now or in Commit, if there is a file of that name
+	fleeting bool // it need not outlast a power cut
+}
+
 // content is a file that is being read, as it was when it was opened.
 type content interface {
-	size() int64                // −1 of what is no file
-	reader() (io.Reader, error) // from its beginning, each time
+	size() int64                 // −1 of what is no file
+	reader() (io.Reader, error)  // from its beginning, each time
+	end(n int64) ([]byte, error) // its last bytes
 	// unsure says that what a reader gives may differ from what another one gave.
 	unsure() bool
 	Close() error
@@ -132,16 +138,21 @@ func (v *values) Open(name string) (io.ReadCloser, error) {
 	return struct {
 		io.Reader
 		io.Closer
-	}{bufio.NewReaderSize(r, bufferBytes), c}, nil
+	}{bufio.NewReaderSize(r, int(min(bufferBytes, size+1))), c}, nil
 }
 
 // Digest implements Shared.
 func (v *values) Digest(name string) (string, error) {
-	c, digest, err := v.open(name)
+	c, err := v.read(name + valueSuffix)
 	if err != nil {
 		return "", err
 	}
-	return digest, c.Close()
+	defer c.Close()
+	if c.size() < int64(trailerSize) {
+		return "", fmt.Errorf("%s/%s: is not what was written there: %w", v.Path(), name+valueSuffix, fs.ErrNotExist)
+	}
+	sum, err := c.end(sha256.Size)
+	return hex.EncodeToString(sum), err
 }
 
 // open opens a value that is what was written, and removes one that is not.
@@ -182,7 +193,7 @@ func (v *values) check(name string, c content) (string, error) {
 		return "", err
 	}
 	h := v.hash(name)
-	if _, err := io.CopyBuffer(h, io.LimitReader(r, size), make([]byte, bufferBytes)); err != nil {
+	if _, err := io.CopyBuffer(h, io.LimitReader(r, size), make([]byte, min(bufferBytes, size+1))); err != nil {
 		return "", err
 	}
 	trailer := make([]byte, trailerSize)
@@ -227,10 +238,10 @@ type valueWriter struct {
 }
 
 // Create implements Store.
-func (v *values) Create(name string) (Writer, error) { return v.start(name, true) }
+func (v *values) Create(name string) (Writer, error) { return v.start(name, creation{replace: true}) }
 
-func (v *values) start(name string, replace bool) (*valueWriter, error) {
-	w, err := v.create(name+valueSuffix, 0, replace)
+func (v *values) start(name string, opt creation) (*valueWriter, error) {
+	w, err := v.create(name+valueSuffix, 0, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -261,8 +272,8 @@ func (w *valueWriter) Commit() error {
 func (w *valueWriter) Abort() { w.w.Abort() }
 
 // Put implements Shared.
-func (v *values) Put(name string, write func(w io.Writer) error) (digest string, err error) {
-	w, err := v.start(name, false)
+func (v *values) Put(name string, lasting bool, write func(w io.Writer) error) (digest string, err error) {
+	w, err := v.start(name, creation{fleeting: !lasting})
 	if errors.Is(err, fs.ErrExist) {
 		h := v.hash(name)
 		b := bufio.NewWriterSize(h, 1<<16)

@@ -41,7 +41,7 @@ require.`,
 }
 
 func (a *app) runConvert(ctx context.Context, opts convertOptions) error {
-	src, plan, err := opts.open(ctx, a, pipeline.Recipe{Method: pipeline.RTN, Type: opts.Type.t})
+	src, plan, err := opts.open(ctx, a, pipeline.Recipe{Method: pipeline.RTN, Type: opts.Type.t, KeepCodes: true})
 	if err != nil {
 		return err
 	}

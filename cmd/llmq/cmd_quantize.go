@@ -18,6 +18,7 @@ import (
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
+	"github.com/llmq/llmq/store"
 )
 
 type quantizeOptions struct {
@@ -43,6 +44,7 @@ type quantizeOptions struct {
 	Machines       int
 	Link           linkValue
 	Imatrix        string
+	engineOptions
 }
 
 const defaultBits = 4
@@ -74,6 +76,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Machines, "machines", 0, "with --dry-run: how long the run will take on `N` machines like this one, which is measured for a second, and what goes between them")
 	o.Link = defaultLink
 	f.Var(&o.Link, "link", "with --machines: how fast each is connected to the store of all, such as 10Gbit")
+	o.engineOptions.AddFlags(cmd)
 	o.outputOptions.AddFlags(cmd)
 }
 
@@ -136,6 +139,9 @@ do to each, and each to the predictions, is measured first, and the best choice 
 				return a.printRecipe(&opts, recipe)
 			}
 			opts.Checkpoint = args[0]
+			if err := opts.describe(&opts, recipe); err != nil {
+				return err
+			}
 			return a.runQuantize(cmd.Context(), opts, recipe)
 		},
 	}
@@ -143,7 +149,7 @@ do to each, and each to the predictions, is measured first, and the best choice 
 	return cmd
 }
 
-func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) error {
+func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) (rerr error) {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"}, reading{opts.Imatrix, "the importance matrix"})
 	opts.measures = opts.assigns()
 	if opts.LowDisk && recipe.Method.Needs().Outputs && opts.OutputHessian.o == pipeline.OutputHessianAuto {
@@ -152,13 +158,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	if opts.Work != "" {
 		opts.lazyIn = opts.Work + ".checkpoint"
 	}
+	_, calibrated := recipe.Calibrated()
+	calibrated = calibrated || len(opts.Calib) > 0
+	recipe.KeepCodes = !calibrated
 	src, plan, err := opts.open(ctx, a, recipe)
 	if err != nil {
 		return opts.finished(ctx, err)
 	}
 	defer src.Close()
-	_, calibrated := recipe.Calibrated()
-	calibrated = calibrated || len(opts.Calib) > 0
 	var set *calib.Set
 	var heldOut []int32
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {
@@ -196,9 +203,9 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		Overwrite: opts.Force,
 		Progress:  progress,
 	}
+	var work store.Folder
 	if opts.Work != "" && !opts.DryRun {
-		work, err := opts.openWork(ctx, a, src, plan, popt)
-		if err != nil {
+		if work, err = opts.openWork(ctx, a, src, plan, popt); err != nil {
 			return err
 		}
 		defer work.Close()
@@ -207,6 +214,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			progress.Done()
 			a.printWork(work, done, src)
 		}()
+	}
+	if opts.many() && !opts.DryRun {
+		eng, err := opts.start(ctx, a, work, plan)
+		if err != nil {
+			return err
+		}
+		defer func() { eng.end(ctx, rerr) }()
+		popt.Engine = eng
 	}
 	if opts.assigns() {
 		if plan, err = opts.assign(ctx, src, plan, popt); err != nil {
@@ -321,6 +336,9 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--work keeps what is done with calibration text: give some with --calib FILE; without, a run is done again at the disk's speed")
 	}
 	if err := o.checkBudget(); err != nil {
+		return r, err
+	}
+	if err := o.engineOptions.checkEngine(o.Work); err != nil {
 		return r, err
 	}
 	if r.Type == nil {

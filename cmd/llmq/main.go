@@ -142,6 +142,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(a.downloadCommand(), a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.imatrixCommand(), a.diffCommand(),
 		a.reportCommand(), a.inspectCommand(), a.tokenizeCommand(), a.statusCommand(), a.benchCommand(), a.versionCommand(), a.manCommand())
+	a.addWorker(root)
 	for _, cmd := range root.Commands() {
 		complete(cmd)
 		cmd.Flags().VisitAll(takeOne)

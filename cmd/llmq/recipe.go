@@ -118,6 +118,18 @@ var valueKinds = map[string]string{
 // printRecipe prints the options in force as a recipe, resolved: what they leave to a default is spelt out, but for what a
 // budget decides on and a number of tokens that depends on the text.
 func (a *app) printRecipe(o *quantizeOptions, r pipeline.Recipe) error {
+	b, err := recipeYAML(o, r)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(b)
+	return err
+}
+
+// recipeYAML is the options in force as a recipe file. o is what the flags of o.cmd set.
+func recipeYAML(o *quantizeOptions, r pipeline.Recipe) ([]byte, error) {
+	defer func(t, embedding, output typeValue) { o.Type, o.EmbeddingType, o.OutputType = t, embedding, output }(o.Type, o.EmbeddingType,
+		o.OutputType)
 	if !o.assigns() {
 		r = r.Resolved()
 		o.Type.t, o.EmbeddingType.t, o.OutputType.t = r.Type, r.Embedding, r.Output
@@ -156,11 +168,8 @@ func (a *app) printRecipe(o *quantizeOptions, r pipeline.Recipe) error {
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
-	if err := errors.Join(enc.Encode(m), enc.Close()); err != nil {
-		return err
-	}
-	_, err := a.stdout.Write(b.Bytes())
-	return err
+	err := errors.Join(enc.Encode(m), enc.Close())
+	return b.Bytes(), err
 }
 
 func stringList(list []string) *yaml.Node {

@@ -124,9 +124,8 @@ func TestRecipeKeys(t *testing.T) {
 			without = append(without, f.Name)
 		}
 	})
-	want := []string{"allow-requantize", "dry-run", "force", "held-out", "imatrix", "json", "link", "lora", "low-disk", "machines", "memory", "modelfile",
-		"output", "print-recipe", "recipe", "split-max-size",
-		"threads", "work"}
+	want := []string{"ack-wait", "allow-requantize", "creds", "dry-run", "engine", "force", "held-out", "imatrix", "json", "link", "listen", "lora", "low-disk",
+		"machines", "memory", "modelfile", "output", "print-recipe", "recipe", "split-max-size", "threads", "token", "work"}
 	if !slices.Equal(without, want) {
 		t.Errorf("flags that are no recipe's: %v, want %v", without, want)
 	}

@@ -40,6 +40,9 @@ type Info struct {
 // model's plain ones are experts×in×out.
 const MXFP4 = "mxfp4"
 
+// NVFP4 is the Format of weights of four bits whose scales have a factor of the whole weight's: see Factors.
+const NVFP4 = "nvfp4"
+
 // maxJSONBytes is beyond any index or configuration: the largest index has some 20 MB.
 const maxJSONBytes = 256 << 20
 

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/tensor"
 )
 
 // nf4 are NormalFloat4's values as bitsandbytes stores them.
@@ -458,4 +460,59 @@ func FuzzAdapter(f *testing.F) {
 		writeFile(t, dir, adapterFile, file)
 		tryAll(t, base, Config{LoRA: dir})
 	})
+}
+
+// TestCodes: rows of NVFP4 can be had as ggml's blocks, which decode to the same weights but for their factors.
+func TestCodes(t *testing.T) {
+	const experts, rows, cols = 2, 3, 128
+	codes, scales := make([]byte, experts*rows*cols/2), make([]byte, experts*rows*cols/16)
+	for i := range codes {
+		codes[i] = byte(i*37 + i/7)
+	}
+	for i := range scales {
+		scales[i] = byte(i*29) % 127
+	}
+	open := func() *Checkpoint {
+		dir := folder(t, []stored{{"up.weight", safetensors.U8, []int{experts, rows, cols / 2}, codes},
+			{"up.weight_scale", safetensors.F8E4M3, []int{experts, rows, cols / 16}, scales}, {"up.weight_scale_2", safetensors.F32, []int{2}, floats32(0.5, 3)},
+			{"odd.weight", safetensors.U8, []int{1, 16}, fp4Bytes(8)}, {"odd.weight_scale", safetensors.F8E4M3, []int{1, 2}, []byte{0x38, 0x40}},
+			{"odd.weight_scale_2", safetensors.F32, nil, floats32(2)}})
+		c, err := Open(dir, Config{Quantization: json.RawMessage(`{"quant_method":"modelopt"}`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	c := open()
+	factors := c.Factors("up.weight")
+	if !slices.Equal(factors, []float32{0.5, 3}) || c.Factors("odd.weight") != nil || c.Factors("none") != nil {
+		t.Fatalf("factors %v, %v", factors, c.Factors("odd.weight"))
+	}
+	for _, span := range [][2]int{{0, experts * rows}, {2, 5}, {4, 4}} {
+		blocks, err := c.Codes("up.weight", span[0], span[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := c.Rows("up.weight", span[0], span[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, got := make([]float32, len(data)/4), make([]float32, len(blocks)/36*64)
+		tensor.DecodeF32(want, data)
+		ggml.NVFP4.Unpack(got, blocks)
+		for i := range got {
+			got[i] *= factors[(span[0]+i/cols)/rows]
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("rows %v: %v, want %v", span, got, want)
+		}
+	}
+	if _, err := c.Codes("up.weight", 5, 7); err == nil {
+		t.Error("rows beyond the last")
+	}
+	scales[3*cols/16+2] = 0x80 | 0x38
+	if _, err := open().Codes("up.weight", 0, 6); err == nil || !strings.Contains(err.Error(), `"up.weight": row 3: the scale of group 2 is -1`) {
+		t.Errorf("%v", err)
+	}
 }

@@ -76,21 +76,18 @@ func (a *assembly) fp4(p *part, name string, global *part, reciprocal bool) (*lo
 	if err != nil {
 		return nil, err
 	}
-	perExpert := max(p.shape[n-1], 1)
-	return nvfp4Rows(p, name, shape, scale, func(r int) (float32, error) {
-		i := 0
-		if count > 1 {
-			i = r / perExpert
+	factors := make([]float32, count)
+	for i := range factors {
+		factors[i] = g.get(i)
+		if !reciprocal {
+			continue
 		}
-		v := g.get(i)
-		if reciprocal {
-			if v == 0 {
-				return 0, fmt.Errorf("number %d of %q is zero: its reciprocal is the scale", i, global.name)
-			}
-			v = 1 / v
+		if factors[i] == 0 {
+			return nil, global.errorf("number %d is zero: its reciprocal is the scale", i)
 		}
-		return v, nil
-	})
+		factors[i] = 1 / factors[i]
+	}
+	return nvfp4Rows(p, name, shape, scale, factors)
 }
 
 // mxfp4Blocks reads gpt-oss's experts: X_blocks, experts × out × in/32 × 16 bytes, and X_scales.
@@ -154,20 +151,18 @@ func (d mxfp4Decoder) spans(lo, hi int) []span {
 	return d.codes.rowSpan(lo, hi, d.blocks*mxfp4Block/2)
 }
 
-// nvfp4Rows decodes rows of codes; global is the factor of a row.
-func nvfp4Rows(p *part, name string, shape []int, scale *part, global func(r int) (float32, error)) (*logical, error) {
+// nvfp4Rows decodes rows of codes; factors are the weight's, one or one for each expert.
+func nvfp4Rows(p *part, name string, shape []int, scale *part, factors []float32) (*logical, error) {
 	const block = nvfp4Block
 	f, err := floatsOf(scale, false)
 	if err != nil {
 		return nil, err
 	}
-	_, cols := matrix(shape)
+	rows, cols := matrix(shape)
+	perFactor := max(rows/max(len(factors), 1), 1)
 	codes := p.packed()
-	return decoded(name, "nvfp4", p, shape, cols/2, func(dst []float32, r int) error {
-		factor, err := global(r)
-		if err != nil {
-			return err
-		}
+	t := decoded(name, NVFP4, p, shape, cols/2, func(dst []float32, r int) error {
+		factor := factors[r/perFactor]
 		row := codes[r*cols/2:][:cols/2]
 		for b := range cols / block {
 			s := f.get(r*(cols/block) + b)
@@ -180,5 +175,62 @@ func nvfp4Rows(p *part, name string, shape []int, scale *part, global func(r int
 			}
 		}
 		return nil
-	}), nil
+	})
+	if cols%ggml.NVFP4.BlockLen == 0 {
+		t.decoder = nvfp4Decoder{t.decoder, factors, codes, scale.packed(), cols}
+	}
+	return t, nil
+}
+
+// nvfp4Decoder is the decoder of a weight whose rows can be had as ggml's blocks too.
+type nvfp4Decoder struct {
+	decoder
+	factors       []float32
+	codes, scales []byte
+	cols          int
+}
+
+// Factors are what the weights that Codes returns have to be multiplied by: one, or one for each expert; nil for a tensor that
+// is not stored as NVFP4, in rows of whole blocks of ggml's.
+func (c *Checkpoint) Factors(name string) []float32 {
+	if t, ok := c.tensors[name]; ok {
+		d, _ := t.decoder.(nvfp4Decoder)
+		return d.factors
+	}
+	return nil
+}
+
+// Codes returns rows lo to hi of a tensor that has Factors in ggml's blocks of NVFP4, code by code.
+func (c *Checkpoint) Codes(name string, lo, hi int) ([]byte, error) {
+	t, ok := c.tensors[name]
+	if !ok || c.Factors(name) == nil {
+		return nil, fmt.Errorf("checkpoint: no tensor %q of codes", name)
+	}
+	if n, _ := matrix(t.Shape); lo < 0 || lo > hi || hi > n {
+		return nil, fmt.Errorf("checkpoint: %s: tensor %q: rows %d to %d of %d", t.File, name, lo, hi, n)
+	}
+	d := t.decoder.(nvfp4Decoder)
+	groups := d.cols / nvfp4Block
+	out := make([]byte, 0, (hi-lo)*ggml.NVFP4.RowBytes(d.cols))
+	for g := lo * groups; g < hi*groups; g += 4 {
+		for i, s := range d.scales[g : g+4] {
+			if s >= 127 { // a sign, or no number: ggml's blocks have neither
+				return nil, formatErrorf("%s: tensor %q: row %d: the scale of group %d is %g, which blocks of NVFP4 cannot hold",
+					t.File, name, g/groups, g%groups+i, e4m3[s])
+			}
+		}
+		out = append(out, d.scales[g:g+4]...)
+		for i := range 4 {
+			const half = nvfp4Block / 2
+			src := d.codes[(g+i)*half:][:half]
+			for j := range half {
+				low, high := src[j/2], src[(j+half)/2]
+				if j%2 == 1 {
+					low, high = low>>4, high>>4
+				}
+				out = append(out, low&15|high<<4)
+			}
+		}
+	}
+	return out, nil
 }

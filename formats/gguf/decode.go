@@ -284,37 +284,11 @@ func (d *decoder) tensor(name string) (info ggml.Info, size int64) {
 		typ = &ggml.Type{Format: ggml.Layout(id), ID: id}
 	}
 	info = ggml.Info{Name: name, Type: typ, Shape: shape}
-	size, err = dataBytes(&info)
+	size, err = info.Size()
 	if err != nil {
 		d.fail("%v", err)
 	}
 	return info, size
-}
-
-// dataBytes is the size of a tensor's data, 0 if the type's blocks are not known. It fails where Info.Bytes would be wrong: on a dimension that is not
-// positive, a row that is not a whole number of blocks, or a size beyond 63 bits.
-func dataBytes(t *ggml.Info) (int64, error) {
-	blocks, blockLen := uint64(1), max(1, t.Type.BlockLen)
-	for i, n := range t.Shape {
-		if n <= 0 {
-			return 0, fmt.Errorf("dimension %d of %d is not positive", i, t.Shape)
-		}
-		if i == len(t.Shape)-1 {
-			if n%blockLen != 0 {
-				return 0, fmt.Errorf("%s: rows of %d are not whole blocks of %d", describe(t), n, blockLen)
-			}
-			n /= blockLen
-		}
-		var hi uint64
-		if hi, blocks = bits.Mul64(blocks, uint64(n)); hi != 0 || blocks > math.MaxInt64 {
-			return 0, fmt.Errorf("%s: more elements than fit 63 bits", describe(t))
-		}
-	}
-	hi, size := bits.Mul64(blocks, uint64(t.Type.BlockBytes))
-	if hi != 0 || size > math.MaxInt64 || blocks > math.MaxInt64/uint64(blockLen) {
-		return 0, fmt.Errorf("%s: more elements than fit 63 bits", describe(t))
-	}
-	return int64(size), nil
 }
 
 // checkExtents demands that the data, which begins at byte start of the file, lies inside the file and that no two

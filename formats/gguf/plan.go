@@ -167,7 +167,7 @@ func checkTensor(t *ggml.Info) (size int64, err error) {
 	case len(t.Shape) == 0 || len(t.Shape) > maxDims:
 		return 0, fmt.Errorf("%d dimensions, 1 to %d are possible", len(t.Shape), maxDims)
 	}
-	return dataBytes(t)
+	return t.Size()
 }
 
 // encodeHeader returns everything before the data, without padding. Offsets count from the start of the data.

@@ -103,6 +103,14 @@ func (s *Scaled) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 // Copies says that rows are decoded anew each time: of a tensor that has a factor.
 func (s *Scaled) Copies(name string, _, _ int) bool { return s.scales[name] != nil }
 
+// Factors are what the weights that Codes returns have to be multiplied by: one, or one for each expert; nil for other tensors.
+func (s *Scaled) Factors(name string) []float32 { return s.scales[name] }
+
+// Codes returns rows lo ≤ row < hi of a weight that has Factors, as the file holds them.
+func (s *Scaled) Codes(name string, lo, hi int) (*ggml.Tensor, error) {
+	return s.File.Rows(name, lo, hi)
+}
+
 // decoded returns rows of a weight, from row first on, in float32 and multiplied.
 func (s *Scaled) decoded(t *ggml.Tensor, first int) *ggml.Tensor {
 	scales, cols := s.scales[t.Name], t.Cols()
@@ -123,7 +131,7 @@ func (s *Scaled) decoded(t *ggml.Tensor, first int) *ggml.Tensor {
 
 // Release is for views of the file.
 func (s *Scaled) Release(t *ggml.Tensor) {
-	if s.scales[t.Name] == nil {
+	if s.scales[t.Name] == nil || t.Type == ggml.NVFP4 {
 		s.File.Release(t)
 	}
 }

@@ -1,6 +1,8 @@
 package hf
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/llmq/llmq/arch"
@@ -21,6 +23,8 @@ func FuzzConfig(f *testing.F) {
 		"mscale": 1, "mscale_all_dim": 2}}).json(f))
 	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":1e99,"vocab_size":"x","rope_scaling":[]}`))
 	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":1048576,"num_hidden_layers":16384}`))
+	f.Add([]byte(`{"architectures":["Qwen3MoeForCausalLM"],"hidden_size":32,"num_hidden_layers":256,"num_attention_heads":4,` +
+		`"num_experts":16384,"num_experts_per_tok":2,"norm_topk_prob":true,"moe_intermediate_size":32,"intermediate_size":32,"vocab_size":300}`))
 	var all listed // of several classes, so that each finds what it needs
 	for _, s := range []settings{base, small("Qwen2ForCausalLM"), small("Qwen3ForCausalLM").with(settings{"head_dim": 8})} {
 		for _, info := range weights(s) {
@@ -51,6 +55,23 @@ func FuzzConfig(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestManyExperts: a config.json that claims hundreds of layers of thousands of experts is refused before all of them are
+// listed.
+func TestManyExperts(t *testing.T) {
+	s := small("Qwen3MoeForCausalLM").with(settings{"num_hidden_layers": 1 << 8, "num_experts": 1 << 14, "moe_intermediate_size": 32,
+		"norm_topk_prob": true})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := convert(t, "config.json", s, small("Qwen3ForCausalLM"))
+	runtime.ReadMemStats(&after)
+	if err == nil || !strings.Contains(err.Error(), "tensor ") {
+		t.Errorf("%v", err)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > 64<<20 {
+		t.Errorf("%d bytes allocated", got)
+	}
 }
 
 // fuzzVocab is the vocab_size that the fuzzed tokenizers come with.

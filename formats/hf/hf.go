@@ -89,7 +89,7 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{dir: dir, weights: stored{w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity,
+	c := &Checkpoint{dir: dir, weights: stored{Checkpoint: w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity,
 		layer: opt.Layer, lazy: opt.Lazy != nil}
 	if err := c.load(config, opt); err != nil {
 		w.Close()

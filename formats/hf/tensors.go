@@ -12,7 +12,19 @@ import (
 )
 
 // stored are the weights of a checkpoint as tensors of GGUF's types.
-type stored struct{ *checkpoint.Checkpoint }
+type stored struct {
+	*checkpoint.Checkpoint
+	// codes: weights that have factors are shown without them, in NVFP4.
+	codes bool
+}
+
+// Rows returns rows of a tensor in the type of its Info.
+func (w stored) Rows(name string, lo, hi int) ([]byte, error) {
+	if w.codes && w.Factors(name) != nil {
+		return w.Codes(name, lo, hi)
+	}
+	return w.Checkpoint.Rows(name, lo, hi)
+}
 
 // Info describes a tensor; a scalar is a vector of one element.
 func (w stored) Info(name string) (ggml.Info, bool) {
@@ -22,6 +34,9 @@ func (w stored) Info(name string) (ggml.Info, bool) {
 	}
 	if len(info.Shape) == 0 {
 		info.Shape = []int{1}
+	}
+	if w.codes && w.Factors(name) != nil {
+		info.Type = ggml.NVFP4
 	}
 	return ggml.Info{Name: name, Type: info.Type, Shape: info.Shape}, true
 }

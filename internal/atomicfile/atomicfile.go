@@ -16,6 +16,8 @@ import (
 type Options struct {
 	// Overwrite allows an existing regular file to be replaced, at the very end.
 	Overwrite bool
+	// Fleeting: the file need not outlast the system. After a power cut its name may have other contents.
+	Fleeting bool
 }
 
 // File is an output being written. Writes may come from several goroutines.

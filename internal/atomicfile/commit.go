@@ -41,7 +41,7 @@ func Commit(files ...*File) error {
 	}
 	var dirs []string
 	for _, w := range files {
-		if dir := filepath.Dir(w.path); !slices.Contains(dirs, dir) {
+		if dir := filepath.Dir(w.path); !w.opt.Fleeting && !slices.Contains(dirs, dir) {
 			dirs = append(dirs, dir)
 			err = errors.Join(err, syncDir(dir))
 		}
@@ -53,7 +53,10 @@ func Commit(files ...*File) error {
 func (w *File) finish() error {
 	w.done = true
 	w.direct.close()
-	err := w.f.Sync()
+	var err error
+	if !w.opt.Fleeting {
+		err = w.f.Sync()
+	}
 	if cerr := w.f.Close(); err == nil {
 		err = cerr
 	}

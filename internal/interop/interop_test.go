@@ -95,11 +95,17 @@ type file struct {
 
 func openFile(t *testing.T, path string) *file {
 	t.Helper()
-	src, err := gguf.Open(path)
+	f, err := gguf.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { src.Close() })
+	t.Cleanup(func() { f.Close() })
+	var src pipeline.Source = f
+	if scaled, err := gguf.Scales(f); err != nil {
+		t.Fatal(err)
+	} else if scaled != nil {
+		src = scaled
+	}
 	m, err := arch.Open(src)
 	if err != nil {
 		t.Fatal(err)

@@ -53,23 +53,25 @@ var allowed = map[string]string{
 	"formats/hf/object":   "internal/sniff",
 	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/mmap internal/sniff internal/text tokenizer arch",
 
-	"tokenizer": "",
-	"model":     "tensor kernels/... quant formats/ggml",
-	"arch":      "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
-	"calib":     "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
-	"eval":      "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
-	"profile":   "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
-	"compare":   "kernels/... formats/ggml formats/gguf model",
-	"imatrix":   "tensor kernels/... formats/ggml formats/gguf model calib internal/states",
+	"tokenizer":      "",
+	"model":          "tensor kernels/... quant formats/ggml",
+	"arch":           "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
+	"calib":          "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
+	"eval":           "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
+	"profile":        "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
+	"compare":        "kernels/... formats/ggml formats/gguf model",
+	"imatrix":        "tensor kernels/... formats/ggml formats/gguf model calib internal/states",
+	"engine":         "store",
+	"engine/cluster": "engine store",
 	"pipeline": "tensor kernels/... linalg quant gptq awq smoothquant int8outlier formats/ggml formats/gguf model arch calib eval " +
-		"internal/atomicfile internal/mmap internal/states internal/knapsack store imatrix",
+		"internal/atomicfile internal/mmap internal/states internal/knapsack store engine imatrix",
 
 	"hub":    "internal/atomicfile internal/mmap",
 	"store":  "internal/atomicfile",
 	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
-		"calib eval hub profile pipeline report store imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
+		"calib eval hub profile pipeline report store engine engine/cluster imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",
 	"internal/hubtest":    "",

@@ -15,19 +15,35 @@ import (
 // Store holds the hidden states of many sequences in batches of whole sequences. It is for one goroutine, or see Fork.
 type Store struct {
 	seqs, seqLen, dim int
-	perBatch          int // sequences
-	mem               *tensor.Matrix
+	perBatch          int            // sequences
+	valueBytes        int            // 4: float32, 2: bfloat16
+	mem               *tensor.Matrix // in memory as float32
+	half              []byte         // in memory as bfloat16
 	file              *os.File
-	buf               *tensor.Matrix // the batch that Get returned last, if in a file
+	// buf is the batch that Get returned last, where that is not the storage itself; nil before the first Get and after Rest.
+	buf *tensor.Matrix
 }
 
 // New returns a zero store of seqs sequences of seqLen tokens with dim features each, handed out perBatch sequences at a
 // time. What needs more than budget bytes lives in a temporary file in dir ("": the system's), which is gone when the
 // process ends, however it ends, where the system allows; budget 0 means no limit.
 func New(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, error) {
-	s := &Store{seqs: seqs, seqLen: seqLen, dim: dim, perBatch: max(1, min(perBatch, seqs))}
+	return newStore(seqs, seqLen, dim, perBatch, 4, budget, dir)
+}
+
+// NewBF16 is New for states that Put rounds to bfloat16, in half the room.
+func NewBF16(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, error) {
+	return newStore(seqs, seqLen, dim, perBatch, 2, budget, dir)
+}
+
+func newStore(seqs, seqLen, dim, perBatch, valueBytes int, budget int64, dir string) (*Store, error) {
+	s := &Store{seqs: seqs, seqLen: seqLen, dim: dim, perBatch: max(1, min(perBatch, seqs)), valueBytes: valueBytes}
 	if budget == 0 || s.Bytes() <= budget {
-		s.mem = tensor.New(seqs*seqLen, dim)
+		if valueBytes == 2 {
+			s.half = make([]byte, s.Bytes())
+		} else {
+			s.mem = tensor.New(seqs*seqLen, dim)
+		}
 		return s, nil
 	}
 	file, err := os.CreateTemp(dir, ".llmq-states-*")
@@ -40,21 +56,18 @@ func New(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, err
 		err = fmt.Errorf("hidden states: %d bytes in %s: %w", s.Bytes(), file.Name(), err)
 		return nil, errors.Join(err, s.Close())
 	}
-	s.buf = tensor.New(s.perBatch*seqLen, dim)
 	return s, nil
 }
 
 // Fork returns a store of the same states for another goroutine, which uses other batches. s alone is to be closed.
 func (s *Store) Fork() *Store {
 	f := *s
-	if s.file != nil {
-		f.buf = tensor.New(s.buf.Rows, s.dim)
-	}
+	f.buf = nil
 	return &f
 }
 
 // Bytes is the size of all states.
-func (s *Store) Bytes() int64 { return 4 * int64(s.seqs) * int64(s.seqLen) * int64(s.dim) }
+func (s *Store) Bytes() int64 { return s.offset(s.seqs) }
 
 // Spilled says whether the states live in a file.
 func (s *Store) Spilled() bool { return s.file != nil }
@@ -71,31 +84,64 @@ func (s *Store) Sequences(i int) (lo, hi int) {
 func (s *Store) Get(i int) (*tensor.Matrix, error) {
 	lo, hi := s.Sequences(i)
 	rows := (hi - lo) * s.seqLen
-	if s.file == nil {
+	if s.mem != nil {
 		return s.mem.View(lo*s.seqLen, hi*s.seqLen, 0, s.dim), nil
 	}
+	if s.buf == nil {
+		s.buf = tensor.New(s.perBatch*s.seqLen, s.dim)
+	}
 	x := s.buf.View(0, rows, 0, s.dim)
-	if _, err := s.file.ReadAt(bytes(x), s.offset(lo)); err != nil {
-		return nil, fmt.Errorf("hidden states: reading batch %d: %w", i, err)
+	stored := s.stored(lo, hi, x)
+	if s.file != nil {
+		if _, err := s.file.ReadAt(stored, s.offset(lo)); err != nil {
+			return nil, fmt.Errorf("hidden states: reading batch %d: %w", i, err)
+		}
+	}
+	if s.valueBytes == 2 {
+		tensor.DecodeBF16(x.Data, stored)
 	}
 	return x, nil
 }
 
 // Put stores batch i, which Get returned.
 func (s *Store) Put(i int, x *tensor.Matrix) error {
-	if s.file == nil {
+	if s.mem != nil {
 		return nil // Get returned the storage itself
 	}
-	lo, _ := s.Sequences(i)
-	if _, err := s.file.WriteAt(bytes(x), s.offset(lo)); err != nil {
-		return fmt.Errorf("hidden states: writing batch %d, %d bytes: %w", i, 4*len(x.Data), err)
+	lo, hi := s.Sequences(i)
+	stored := s.stored(lo, hi, x)
+	if s.valueBytes == 2 {
+		tensor.EncodeBF16(stored, x.Data)
+	}
+	if s.file == nil {
+		return nil
+	}
+	if _, err := s.file.WriteAt(stored, s.offset(lo)); err != nil {
+		return fmt.Errorf("hidden states: writing batch %d, %d bytes: %w", i, len(stored), err)
 	}
 	return nil
 }
 
+// stored returns the storage of sequences [lo,hi), whose states are x, or room for what a file has of them: x's own if it will do.
+func (s *Store) stored(lo, hi int, x *tensor.Matrix) []byte {
+	switch {
+	case s.file == nil:
+		return s.half[s.offset(lo):s.offset(hi)]
+	case s.valueBytes == 4:
+		return bytes(x)
+	}
+	return make([]byte, s.offset(hi)-s.offset(lo))
+}
+
+// Rest gives back the memory for a batch, until the next Get.
+func (s *Store) Rest() { s.buf = nil }
+
 // Save writes all states, as the machine has them in memory.
-func (s *Store) Save(w io.Writer) error {
-	for i := range s.Batches() {
+func (s *Store) Save(w io.Writer) error { return s.SaveBatches(w, 0, s.Batches()) }
+
+// SaveBatches writes batches [lo,hi): what Save writes of a store that has no others.
+func (s *Store) SaveBatches(w io.Writer, lo, hi int) error {
+	for i := lo; i < hi; i++ {
 		x, err := s.Get(i)
 		if err != nil {
 			return err
@@ -108,8 +154,11 @@ func (s *Store) Save(w io.Writer) error {
 }
 
 // Load reads what Save has written of a store of the same size.
-func (s *Store) Load(r io.Reader) error {
-	for i := range s.Batches() {
+func (s *Store) Load(r io.Reader) error { return s.LoadBatches(r, 0, s.Batches()) }
+
+// LoadBatches reads what SaveBatches has written of batches [lo,hi).
+func (s *Store) LoadBatches(r io.Reader, lo, hi int) error {
+	for i := lo; i < hi; i++ {
 		x, err := s.Get(i)
 		if err != nil {
 			return err
@@ -126,7 +175,7 @@ func (s *Store) Load(r io.Reader) error {
 
 // Close frees the store.
 func (s *Store) Close() error {
-	s.mem = nil
+	s.mem, s.half, s.buf = nil, nil, nil
 	if s.file == nil {
 		return nil
 	}
@@ -136,7 +185,9 @@ func (s *Store) Close() error {
 	return err
 }
 
-func (s *Store) offset(seq int) int64 { return 4 * int64(seq) * int64(s.seqLen) * int64(s.dim) }
+func (s *Store) offset(seq int) int64 {
+	return int64(s.valueBytes) * int64(seq) * int64(s.seqLen) * int64(s.dim)
+}
 
 // bytes is x's storage in the machine's own byte order: the file never leaves the process.
 func bytes(x *tensor.Matrix) []byte {

@@ -3,6 +3,8 @@ package states
 import (
 	"os"
 	"testing"
+
+	"github.com/llmq/llmq/tensor"
 )
 
 // TestStore fills a store batch by batch and reads it back, in memory and in a file, with a short last batch.
@@ -37,6 +39,10 @@ func TestStore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		s.Rest()
+		if s.buf != nil {
+			t.Fatalf("budget %d: a batch is in memory after Rest", budget)
+		}
 		for i := s.Batches() - 1; i >= 0; i-- {
 			x, err := s.Get(i)
 			if err != nil {
@@ -56,6 +62,52 @@ func TestStore(t *testing.T) {
 		}
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			t.Fatalf("budget %d: %s is left", budget, left[0].Name())
+		}
+	}
+}
+
+// TestStoreBF16: states come back rounded to bfloat16, from memory and from a file, which have half the size.
+func TestStoreBF16(t *testing.T) {
+	for _, budget := range []int64{0, 1} {
+		s, err := NewBF16(5, 3, 4, 2, budget, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if want := budget == 1; s.Spilled() != want || s.Bytes() != 2*5*3*4 {
+			t.Fatalf("budget %d: spilled %v, %d bytes", budget, s.Spilled(), s.Bytes())
+		}
+		value := func(row, c int) float32 { return 1 + float32(row*4+c)/1000 }
+		for i := range s.Batches() {
+			x, err := s.Get(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lo, _ := s.Sequences(i)
+			for r := range x.Rows {
+				for c := range x.Row(r) {
+					x.Row(r)[c] = value(3*lo+r, c)
+				}
+			}
+			if err := s.Put(i, x); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Rest()
+		fork := s.Fork()
+		for i := s.Batches() - 1; i >= 0; i-- {
+			x, err := fork.Get(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lo, _ := s.Sequences(i)
+			for r := range x.Rows {
+				for c, v := range x.Row(r) {
+					if want := tensor.BF16(tensor.ToBF16(value(3*lo+r, c))); v != want {
+						t.Fatalf("budget %d: batch %d row %d column %d: %v, want %v", budget, i, r, c, v, want)
+					}
+				}
+			}
 		}
 	}
 }

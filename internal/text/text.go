@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"unicode/utf8"
 )
 
@@ -43,8 +44,9 @@ func readAll(name string, r io.Reader, size, most int64) ([]byte, error) {
 	return b, err
 }
 
-// ReadUTF8 returns the content of a file or a pipe, of a gigabyte at most. Content that is empty or not UTF-8 is an error, which
-// gives the offset of the first byte that is wrong. Devices, which may have no end, are refused.
+// ReadUTF8 returns the content of a file, of a gigabyte at most. Content that is empty or not UTF-8 is an error, which gives the
+// offset of the first byte that is wrong. Devices, which may have no end, are refused, and pipes of the file system, whose
+// writer may never come; a pipe that a shell has made, as for <(command), has one.
 func ReadUTF8(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -53,8 +55,8 @@ func ReadUTF8(path string) (string, error) {
 	switch mode := info.Mode(); {
 	case mode.IsDir():
 		return "", fmt.Errorf("%s: is a folder, not a text", path)
-	case !mode.IsRegular() && mode&fs.ModeNamedPipe == 0:
-		return "", fmt.Errorf("%s: neither a regular file nor a pipe", path)
+	case !mode.IsRegular() && (mode&fs.ModeNamedPipe == 0 || isNamed(path)):
+		return "", fmt.Errorf("%s: not a regular file", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -66,6 +68,13 @@ func ReadUTF8(path string) (string, error) {
 		err = fmt.Errorf("%s: the text is empty", path)
 	}
 	return s, err
+}
+
+// isNamed says whether what path stands for has a place in the file system: /proc/self/fd/3 links to "pipe:[4711]", which has
+// none.
+func isNamed(path string) bool {
+	_, err := filepath.EvalSymlinks(path)
+	return err == nil
 }
 
 // Read returns what r gives, which may be empty. It has size bytes as far as is known; name is for messages.

@@ -27,33 +27,27 @@ func amx(g *gen) {
 }
 
 func (g *gen) amxKernel(name string, rows int, config operand.Mem) {
-	g.Function(name)
-	g.SignatureExpr("func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, " +
-		"next *uint32, stepNext int)")
+	g.Function(name) // its frame is large: the stack is checked
+	g.SignatureExpr("func(strips, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)")
 	g.Pragma("noescape")
-	g.Doc(name + fmt.Sprintf(" is gemmBF16x12 for a C of %d×32, with stepA 4: steps of a row of A follow each other.", rows))
+	g.Doc(name+fmt.Sprintf(" is gemmBF16x12 for strips C's of %d×32, side by side, whose strips of B follow each other.", rows),
+		"Steps of a row of A follow each other too: stepA is 4.")
 
 	halves := rows / 16
 	k, a, rowA, b := reg.RCX, reg.RSI, reg.RDI, reg.RDX
 	c, rowC, next, stepNext := reg.R8, reg.R9, reg.R10, reg.R11
+	stride, a16, sums, cfg, rest, strips := reg.R12, reg.R13, reg.RBX, reg.RAX, reg.R15, reg.R14
 	for _, p := range []struct {
 		name string
 		r    reg.GPPhysical
-	}{{"k", k}, {"a", a}, {"rowA", rowA}, {"b", b}, {"c", c}, {"rowC", rowC}, {"next", next}, {"stepNext", stepNext}} {
+	}{{"strips", strips}, {"k", k}, {"rowA", rowA}, {"b", b}, {"c", c}, {"rowC", rowC}, {"next", next}, {"stepNext", stepNext}} {
 		g.Load(g.Param(p.name), p.r)
 	}
-	stride, a16, sums, cfg, rest := reg.R12, reg.R13, reg.RBX, reg.RAX, reg.R15
 	g.MOVQ(operand.I32(128), stride) // of B's steps, and of the sums' rows
-	g.MOVQ(rowA, a16)
-	g.SHLQ(operand.U8(4), a16)
-	g.ADDQ(a, a16)
 	local := g.AllocLocal(rows*128 + 64)
 	g.LEAQ(local, sums)
 	g.ADDQ(operand.I32(63), sums)
 	g.ANDQ(operand.I32(-64), sums)
-	g.MOVQ(k, rest)
-	g.ANDQ(operand.I32(amxSteps-1), rest)
-	g.SHRQ(operand.U8(4), k)
 
 	step := func() {
 		g.tileLoad(tileA, a, rowA, 0)
@@ -82,12 +76,36 @@ func (g *gen) amxKernel(name string, rows int, config operand.Mem) {
 	}
 	load := func(tile uint8, disp int8) { g.tileLoad(tile, sums, stride, disp) }
 	save := func(tile uint8, disp int8) { g.tileStore(tile, sums, stride, disp) }
+	whole := func() { // tiles of 16 steps
+		g.LEAQ(config.Offset(64*(amxSteps-1)), cfg)
+		g.tileConfig(cfg)
+	}
+	part := func() { // tiles of rest steps, 1 to 15
+		g.LEAQ(config.Offset(-64), cfg)
+		g.SHLQ(operand.U8(6), rest)
+		g.ADDQ(rest, cfg)
+		g.SHRQ(operand.U8(6), rest)
+		g.tileConfig(cfg)
+	}
 
-	g.TESTQ(k, k)
+	g.MOVQ(k, rest)
+	g.ANDQ(operand.I32(amxSteps-1), rest)
+	g.SHRQ(operand.U8(4), k)
 	g.JZ(operand.LabelRef("few"))
-	g.LEAQ(config.Offset(64*(amxSteps-1)), cfg)
-	g.tileConfig(cfg)
+	whole()
+	g.JMP(operand.LabelRef("strip"))
+	g.Label("few")
+	part()
+
+	g.Label("strip")
+	g.Load(g.Param("k"), k)
+	g.Load(g.Param("a"), a)
+	g.MOVQ(rowA, a16)
+	g.SHLQ(operand.U8(4), a16)
+	g.ADDQ(a, a16)
 	each(func(tile uint8, _ int8) { g.tileZero(tile) })
+	g.SHRQ(operand.U8(4), k)
+	g.JZ(operand.LabelRef("rest"))
 	g.Label("steps")
 	step()
 	for range 4 { // a line is brought by four steps at least
@@ -104,60 +122,61 @@ func (g *gen) amxKernel(name string, rows int, config operand.Mem) {
 	g.JZ(operand.LabelRef("summed"))
 
 	g.Comment("Tiles of fewer steps are of another configuration, and loading it clears all.")
-	g.configRest(config, cfg, rest)
+	part()
 	each(load)
-	g.JMP(operand.LabelRef("rest"))
-	g.Label("few")
-	g.configRest(config, cfg, rest)
-	each(func(tile uint8, _ int8) { g.tileZero(tile) })
+	step()
+	each(save)
+	whole()
+	g.JMP(operand.LabelRef("next"))
 	g.Label("rest")
 	step()
 	each(save)
+	g.Label("next")
+	g.MOVQ(rest, cfg)
+	g.SHLQ(operand.U8(7), cfg)
+	g.ADDQ(cfg, b)
 
 	g.Label("summed")
-	g.tileRelease()
 	z := avx512.reg
-	alpha := z(0)
+	alpha, row := z(0), a
 	g.VBROADCASTSS(g.param("alpha"), alpha)
 	add := g.Load(g.Param("add"), reg.AL)
+	g.MOVQ(c, row)
 	g.MOVQ(operand.I32(int32(rows/4)), k)
 	g.TESTB(add, add)
 	g.JZ(operand.LabelRef("store"))
-	row := func(add bool) {
+	fourRows := func(add bool) {
 		for i := range 4 {
 			for j := range 2 {
 				v := z(1 + 2*i + j)
 				if add {
-					g.VMOVUPS(at(c, 64*j), v)
+					g.VMOVUPS(at(row, 64*j), v)
 					g.VFMADD231PS(at(sums, 128*i+64*j), alpha, v)
 				} else {
 					g.VMULPS(at(sums, 128*i+64*j), alpha, v)
 				}
-				g.VMOVUPS(v, at(c, 64*j))
+				g.VMOVUPS(v, at(row, 64*j))
 			}
-			g.ADDQ(rowC, c)
+			g.ADDQ(rowC, row)
 		}
 		g.ADDQ(operand.I32(4*128), sums)
 		g.DECQ(k)
 	}
 	g.Label("add")
-	row(true)
+	fourRows(true)
 	g.JNZ(operand.LabelRef("add"))
-	g.VZEROUPPER()
-	g.RET()
+	g.JMP(operand.LabelRef("stored"))
 	g.Label("store")
-	row(false)
+	fourRows(false)
 	g.JNZ(operand.LabelRef("store"))
+	g.Label("stored")
+	g.SUBQ(operand.I32(int32(rows*128)), sums)
+	g.ADDQ(operand.I32(128), c)
+	g.DECQ(strips)
+	g.JNZ(operand.LabelRef("strip"))
+	g.tileRelease()
 	g.VZEROUPPER()
 	g.RET()
-}
-
-// configRest configures tiles for rest steps, 1 to 15.
-func (g *gen) configRest(config operand.Mem, cfg, rest reg.GPPhysical) {
-	g.LEAQ(config.Offset(-64), cfg)
-	g.SHLQ(operand.U8(6), rest)
-	g.ADDQ(rest, cfg)
-	g.tileConfig(cfg)
 }
 
 // amxConfig returns LDTILECFG's operands for r steps, 1 to 16, at 64·(r−1): palette 1, then bytes a row and rows of each tile.

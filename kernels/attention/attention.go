@@ -154,10 +154,9 @@ func (a *attention) queries(h, p0, p1 int) {
 		}
 		for k0 := first / keyTile * keyTile; k0 < t0+rows; k0 += keyTile {
 			n := min(keyTile, t0+rows-k0)
-			for j := max(0, first-k0) / strip; j*strip < n; j++ {
-				kernel.Run(a.dimSteps, &q[0], 4*pitchQ, 4, &keys[(k0/strip+j)*a.dimSteps*strip], &words.Floats(s)[j*strip],
-					4*pitchS, scale, false, &q[0], 0)
-			}
+			j := max(0, first-k0) / strip
+			kernel.RunMany((n+strip-1)/strip-j, strip, a.dimSteps, &q[0], 4*pitchQ, 4, keys[(k0/strip+j)*a.dimSteps*strip:], words.Floats(s)[j*strip:],
+				4*pitchS, scale, false, q, 0, 0)
 			for i := range rows {
 				row := words.Floats(s[i*pitchS:][:n])
 				lo, hi := 0, min(n, t0+i+1-k0)

@@ -192,10 +192,16 @@ func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next 
 	if len(next) > 1 {
 		stepNext = 4 * ((part + n - 1) / n)
 	}
-	for strip := range strips {
+	whole := 0 // strips of tiles that c does not cut off
+	if rows == kernel.Rows {
+		if whole = min(j1-j0, c.Cols-j0) / r.Strip(); whole > 0 {
+			kernel.RunMany(whole, r.Strip(), n, a, rowA, stepA, packed, c.Data[i*c.Stride+j0:], 4*c.Stride, r.alpha, adding, next, part, stepNext)
+		}
+	}
+	for strip := whole; strip < strips; strip++ {
 		b, ahead, j := &packed[strip*n*r.Strip()], &next[strip*part], j0+strip*r.Strip()
 		cols := min(r.Strip(), c.Cols-j)
-		if rows == kernel.Rows && cols == r.Strip() {
+		if rows == kernel.Rows && cols == r.Strip() { // past j1, above the diagonal
 			kernel.Run(n, a, rowA, stepA, b, &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding, ahead, stepNext)
 			continue
 		}

@@ -4,12 +4,14 @@
 
 package tile
 
-// gemmAMXx32 is gemmBF16x12 for a C of 32×32, with stepA 4: steps of a row of A follow each other.
+// gemmAMXx32 is gemmBF16x12 for strips C's of 32×32, side by side, whose strips of B follow each other.
+// Steps of a row of A follow each other too: stepA is 4.
 //
 //go:noescape
-func gemmAMXx32(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmAMXx32(strips int, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmAMXx16 is gemmBF16x12 for a C of 16×32, with stepA 4: steps of a row of A follow each other.
+// gemmAMXx16 is gemmBF16x12 for strips C's of 16×32, side by side, whose strips of B follow each other.
+// Steps of a row of A follow each other too: stepA is 4.
 //
 //go:noescape
-func gemmAMXx16(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmAMXx16(strips int, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)

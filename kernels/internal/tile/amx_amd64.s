@@ -134,57 +134,74 @@ DATA amxConfig<>+1008(SB)/8, $0x1010101010101010
 DATA amxConfig<>+1016(SB)/8, $0x0000000000000000
 GLOBL amxConfig<>(SB), RODATA|NOPTR, $1024
 
-// func gemmAMXx32(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+// func gemmAMXx32(strips int, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·gemmAMXx32(SB), $4160-80
-	MOVQ  k+0(FP), CX
-	MOVQ  a+8(FP), SI
-	MOVQ  rowA+16(FP), DI
-	MOVQ  b+32(FP), DX
-	MOVQ  c+40(FP), R8
-	MOVQ  rowC+48(FP), R9
-	MOVQ  next+64(FP), R10
-	MOVQ  stepNext+72(FP), R11
-	MOVQ  $+128, R12
-	MOVQ  DI, R13
-	SHLQ  $0x04, R13
-	ADDQ  SI, R13
-	LEAQ  (SP), BX
-	ADDQ  $+63, BX
-	ANDQ  $-64, BX
-	MOVQ  CX, R15
-	ANDQ  $+15, R15
-	SHRQ  $0x04, CX
-	TESTQ CX, CX
-	JZ    few
-	LEAQ  amxConfig<>+960(SB), AX
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x78
-	BYTE  $0x49
-	BYTE  $0x00
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x7b
-	BYTE  $0x49
-	BYTE  $0xc0
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x7b
-	BYTE  $0x49
-	BYTE  $0xc8
-	ADDQ  $+2048, BX
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x7b
-	BYTE  $0x49
-	BYTE  $0xd0
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x7b
-	BYTE  $0x49
-	BYTE  $0xd8
-	SUBQ  $+2048, BX
+	MOVQ strips+0(FP), R14
+	MOVQ k+8(FP), CX
+	MOVQ rowA+24(FP), DI
+	MOVQ b+32(FP), DX
+	MOVQ c+40(FP), R8
+	MOVQ rowC+48(FP), R9
+	MOVQ next+64(FP), R10
+	MOVQ stepNext+72(FP), R11
+	MOVQ $+128, R12
+	LEAQ (SP), BX
+	ADDQ $+63, BX
+	ANDQ $-64, BX
+	MOVQ CX, R15
+	ANDQ $+15, R15
+	SHRQ $0x04, CX
+	JZ   few
+	LEAQ amxConfig<>+960(SB), AX
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0x00
+	JMP  strip
+
+few:
+	LEAQ amxConfig<>-64(SB), AX
+	SHLQ $0x06, R15
+	ADDQ R15, AX
+	SHRQ $0x06, R15
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0x00
+
+strip:
+	MOVQ k+8(FP), CX
+	MOVQ a+16(FP), SI
+	MOVQ DI, R13
+	SHLQ $0x04, R13
+	ADDQ SI, R13
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xc0
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xc8
+	ADDQ $+2048, BX
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xd0
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xd8
+	SUBQ $+2048, BX
+	SHRQ $0x04, CX
+	JZ   rest
 
 steps:
 	BYTE       $0xc4
@@ -285,6 +302,7 @@ steps:
 	LEAQ amxConfig<>-64(SB), AX
 	SHLQ $0x06, R15
 	ADDQ R15, AX
+	SHRQ $0x06, R15
 	BYTE $0xc4
 	BYTE $0xe2
 	BYTE $0x78
@@ -320,39 +338,91 @@ steps:
 	BYTE $0x23
 	BYTE $0x40
 	SUBQ $+2048, BX
-	JMP  rest
-
-few:
-	LEAQ amxConfig<>-64(SB), AX
-	SHLQ $0x06, R15
-	ADDQ R15, AX
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x64
+	BYTE $0x3e
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x74
+	BYTE $0x22
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x4a
+	BYTE $0x5c
+	BYTE $0xc4
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x7c
+	BYTE $0x22
+	BYTE $0x40
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x42
+	BYTE $0x5c
+	BYTE $0xcc
+	BYTE $0xc4
+	BYTE $0xc2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x6c
+	BYTE $0x3d
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x4a
+	BYTE $0x5c
+	BYTE $0xd5
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x42
+	BYTE $0x5c
+	BYTE $0xdd
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7a
+	BYTE $0x4b
+	BYTE $0x44
+	BYTE $0x23
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7a
+	BYTE $0x4b
+	BYTE $0x4c
+	BYTE $0x23
+	BYTE $0x40
+	ADDQ $+2048, BX
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7a
+	BYTE $0x4b
+	BYTE $0x54
+	BYTE $0x23
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7a
+	BYTE $0x4b
+	BYTE $0x5c
+	BYTE $0x23
+	BYTE $0x40
+	SUBQ $+2048, BX
+	LEAQ amxConfig<>+960(SB), AX
 	BYTE $0xc4
 	BYTE $0xe2
 	BYTE $0x78
 	BYTE $0x49
 	BYTE $0x00
-	BYTE $0xc4
-	BYTE $0xe2
-	BYTE $0x7b
-	BYTE $0x49
-	BYTE $0xc0
-	BYTE $0xc4
-	BYTE $0xe2
-	BYTE $0x7b
-	BYTE $0x49
-	BYTE $0xc8
-	ADDQ $+2048, BX
-	BYTE $0xc4
-	BYTE $0xe2
-	BYTE $0x7b
-	BYTE $0x49
-	BYTE $0xd0
-	BYTE $0xc4
-	BYTE $0xe2
-	BYTE $0x7b
-	BYTE $0x49
-	BYTE $0xd8
-	SUBQ $+2048, BX
+	JMP  next
 
 rest:
 	BYTE $0xc4
@@ -434,119 +504,147 @@ rest:
 	BYTE $0x40
 	SUBQ $+2048, BX
 
+next:
+	MOVQ R15, AX
+	SHLQ $0x07, AX
+	ADDQ AX, DX
+
 summed:
-	BYTE         $0xc4
-	BYTE         $0xe2
-	BYTE         $0x78
-	BYTE         $0x49
-	BYTE         $0xc0
 	VBROADCASTSS alpha+56(FP), Z0
 	MOVB         add+60(FP), AL
+	MOVQ         R8, SI
 	MOVQ         $+8, CX
 	TESTB        AL, AL
 	JZ           store
 
 add:
-	VMOVUPS     (R8), Z1
+	VMOVUPS     (SI), Z1
 	VFMADD231PS (BX), Z0, Z1
-	VMOVUPS     Z1, (R8)
-	VMOVUPS     64(R8), Z2
+	VMOVUPS     Z1, (SI)
+	VMOVUPS     64(SI), Z2
 	VFMADD231PS 64(BX), Z0, Z2
-	VMOVUPS     Z2, 64(R8)
-	ADDQ        R9, R8
-	VMOVUPS     (R8), Z3
+	VMOVUPS     Z2, 64(SI)
+	ADDQ        R9, SI
+	VMOVUPS     (SI), Z3
 	VFMADD231PS 128(BX), Z0, Z3
-	VMOVUPS     Z3, (R8)
-	VMOVUPS     64(R8), Z4
+	VMOVUPS     Z3, (SI)
+	VMOVUPS     64(SI), Z4
 	VFMADD231PS 192(BX), Z0, Z4
-	VMOVUPS     Z4, 64(R8)
-	ADDQ        R9, R8
-	VMOVUPS     (R8), Z5
+	VMOVUPS     Z4, 64(SI)
+	ADDQ        R9, SI
+	VMOVUPS     (SI), Z5
 	VFMADD231PS 256(BX), Z0, Z5
-	VMOVUPS     Z5, (R8)
-	VMOVUPS     64(R8), Z6
+	VMOVUPS     Z5, (SI)
+	VMOVUPS     64(SI), Z6
 	VFMADD231PS 320(BX), Z0, Z6
-	VMOVUPS     Z6, 64(R8)
-	ADDQ        R9, R8
-	VMOVUPS     (R8), Z7
+	VMOVUPS     Z6, 64(SI)
+	ADDQ        R9, SI
+	VMOVUPS     (SI), Z7
 	VFMADD231PS 384(BX), Z0, Z7
-	VMOVUPS     Z7, (R8)
-	VMOVUPS     64(R8), Z8
+	VMOVUPS     Z7, (SI)
+	VMOVUPS     64(SI), Z8
 	VFMADD231PS 448(BX), Z0, Z8
-	VMOVUPS     Z8, 64(R8)
-	ADDQ        R9, R8
+	VMOVUPS     Z8, 64(SI)
+	ADDQ        R9, SI
 	ADDQ        $+512, BX
 	DECQ        CX
 	JNZ         add
-	VZEROUPPER
-	RET
+	JMP         stored
 
 store:
 	VMULPS  (BX), Z0, Z1
-	VMOVUPS Z1, (R8)
+	VMOVUPS Z1, (SI)
 	VMULPS  64(BX), Z0, Z2
-	VMOVUPS Z2, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z2, 64(SI)
+	ADDQ    R9, SI
 	VMULPS  128(BX), Z0, Z3
-	VMOVUPS Z3, (R8)
+	VMOVUPS Z3, (SI)
 	VMULPS  192(BX), Z0, Z4
-	VMOVUPS Z4, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z4, 64(SI)
+	ADDQ    R9, SI
 	VMULPS  256(BX), Z0, Z5
-	VMOVUPS Z5, (R8)
+	VMOVUPS Z5, (SI)
 	VMULPS  320(BX), Z0, Z6
-	VMOVUPS Z6, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z6, 64(SI)
+	ADDQ    R9, SI
 	VMULPS  384(BX), Z0, Z7
-	VMOVUPS Z7, (R8)
+	VMOVUPS Z7, (SI)
 	VMULPS  448(BX), Z0, Z8
-	VMOVUPS Z8, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z8, 64(SI)
+	ADDQ    R9, SI
 	ADDQ    $+512, BX
 	DECQ    CX
 	JNZ     store
+
+stored:
+	SUBQ $+4096, BX
+	ADDQ $+128, R8
+	DECQ R14
+	JNZ  strip
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0xc0
 	VZEROUPPER
 	RET
 
-// func gemmAMXx16(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+// func gemmAMXx16(strips int, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·gemmAMXx16(SB), $2112-80
-	MOVQ  k+0(FP), CX
-	MOVQ  a+8(FP), SI
-	MOVQ  rowA+16(FP), DI
-	MOVQ  b+32(FP), DX
-	MOVQ  c+40(FP), R8
-	MOVQ  rowC+48(FP), R9
-	MOVQ  next+64(FP), R10
-	MOVQ  stepNext+72(FP), R11
-	MOVQ  $+128, R12
-	MOVQ  DI, R13
-	SHLQ  $0x04, R13
-	ADDQ  SI, R13
-	LEAQ  (SP), BX
-	ADDQ  $+63, BX
-	ANDQ  $-64, BX
-	MOVQ  CX, R15
-	ANDQ  $+15, R15
-	SHRQ  $0x04, CX
-	TESTQ CX, CX
-	JZ    few
-	LEAQ  amxConfig<>+960(SB), AX
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x78
-	BYTE  $0x49
-	BYTE  $0x00
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x7b
-	BYTE  $0x49
-	BYTE  $0xc0
-	BYTE  $0xc4
-	BYTE  $0xe2
-	BYTE  $0x7b
-	BYTE  $0x49
-	BYTE  $0xc8
+	MOVQ strips+0(FP), R14
+	MOVQ k+8(FP), CX
+	MOVQ rowA+24(FP), DI
+	MOVQ b+32(FP), DX
+	MOVQ c+40(FP), R8
+	MOVQ rowC+48(FP), R9
+	MOVQ next+64(FP), R10
+	MOVQ stepNext+72(FP), R11
+	MOVQ $+128, R12
+	LEAQ (SP), BX
+	ADDQ $+63, BX
+	ANDQ $-64, BX
+	MOVQ CX, R15
+	ANDQ $+15, R15
+	SHRQ $0x04, CX
+	JZ   few
+	LEAQ amxConfig<>+960(SB), AX
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0x00
+	JMP  strip
+
+few:
+	LEAQ amxConfig<>-64(SB), AX
+	SHLQ $0x06, R15
+	ADDQ R15, AX
+	SHRQ $0x06, R15
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0x00
+
+strip:
+	MOVQ k+8(FP), CX
+	MOVQ a+16(FP), SI
+	MOVQ DI, R13
+	SHLQ $0x04, R13
+	ADDQ SI, R13
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xc0
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xc8
+	SHRQ $0x04, CX
+	JZ   rest
 
 steps:
 	BYTE       $0xc4
@@ -614,6 +712,7 @@ steps:
 	LEAQ amxConfig<>-64(SB), AX
 	SHLQ $0x06, R15
 	ADDQ R15, AX
+	SHRQ $0x06, R15
 	BYTE $0xc4
 	BYTE $0xe2
 	BYTE $0x78
@@ -633,27 +732,58 @@ steps:
 	BYTE $0x4c
 	BYTE $0x23
 	BYTE $0x40
-	JMP  rest
-
-few:
-	LEAQ amxConfig<>-64(SB), AX
-	SHLQ $0x06, R15
-	ADDQ R15, AX
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x64
+	BYTE $0x3e
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x74
+	BYTE $0x22
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x4a
+	BYTE $0x5c
+	BYTE $0xc4
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7b
+	BYTE $0x4b
+	BYTE $0x7c
+	BYTE $0x22
+	BYTE $0x40
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x42
+	BYTE $0x5c
+	BYTE $0xcc
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7a
+	BYTE $0x4b
+	BYTE $0x44
+	BYTE $0x23
+	BYTE $0x00
+	BYTE $0xc4
+	BYTE $0xa2
+	BYTE $0x7a
+	BYTE $0x4b
+	BYTE $0x4c
+	BYTE $0x23
+	BYTE $0x40
+	LEAQ amxConfig<>+960(SB), AX
 	BYTE $0xc4
 	BYTE $0xe2
 	BYTE $0x78
 	BYTE $0x49
 	BYTE $0x00
-	BYTE $0xc4
-	BYTE $0xe2
-	BYTE $0x7b
-	BYTE $0x49
-	BYTE $0xc0
-	BYTE $0xc4
-	BYTE $0xe2
-	BYTE $0x7b
-	BYTE $0x49
-	BYTE $0xc8
+	JMP  next
 
 rest:
 	BYTE $0xc4
@@ -702,76 +832,87 @@ rest:
 	BYTE $0x23
 	BYTE $0x40
 
+next:
+	MOVQ R15, AX
+	SHLQ $0x07, AX
+	ADDQ AX, DX
+
 summed:
-	BYTE         $0xc4
-	BYTE         $0xe2
-	BYTE         $0x78
-	BYTE         $0x49
-	BYTE         $0xc0
 	VBROADCASTSS alpha+56(FP), Z0
 	MOVB         add+60(FP), AL
+	MOVQ         R8, SI
 	MOVQ         $+4, CX
 	TESTB        AL, AL
 	JZ           store
 
 add:
-	VMOVUPS     (R8), Z1
+	VMOVUPS     (SI), Z1
 	VFMADD231PS (BX), Z0, Z1
-	VMOVUPS     Z1, (R8)
-	VMOVUPS     64(R8), Z2
+	VMOVUPS     Z1, (SI)
+	VMOVUPS     64(SI), Z2
 	VFMADD231PS 64(BX), Z0, Z2
-	VMOVUPS     Z2, 64(R8)
-	ADDQ        R9, R8
-	VMOVUPS     (R8), Z3
+	VMOVUPS     Z2, 64(SI)
+	ADDQ        R9, SI
+	VMOVUPS     (SI), Z3
 	VFMADD231PS 128(BX), Z0, Z3
-	VMOVUPS     Z3, (R8)
-	VMOVUPS     64(R8), Z4
+	VMOVUPS     Z3, (SI)
+	VMOVUPS     64(SI), Z4
 	VFMADD231PS 192(BX), Z0, Z4
-	VMOVUPS     Z4, 64(R8)
-	ADDQ        R9, R8
-	VMOVUPS     (R8), Z5
+	VMOVUPS     Z4, 64(SI)
+	ADDQ        R9, SI
+	VMOVUPS     (SI), Z5
 	VFMADD231PS 256(BX), Z0, Z5
-	VMOVUPS     Z5, (R8)
-	VMOVUPS     64(R8), Z6
+	VMOVUPS     Z5, (SI)
+	VMOVUPS     64(SI), Z6
 	VFMADD231PS 320(BX), Z0, Z6
-	VMOVUPS     Z6, 64(R8)
-	ADDQ        R9, R8
-	VMOVUPS     (R8), Z7
+	VMOVUPS     Z6, 64(SI)
+	ADDQ        R9, SI
+	VMOVUPS     (SI), Z7
 	VFMADD231PS 384(BX), Z0, Z7
-	VMOVUPS     Z7, (R8)
-	VMOVUPS     64(R8), Z8
+	VMOVUPS     Z7, (SI)
+	VMOVUPS     64(SI), Z8
 	VFMADD231PS 448(BX), Z0, Z8
-	VMOVUPS     Z8, 64(R8)
-	ADDQ        R9, R8
+	VMOVUPS     Z8, 64(SI)
+	ADDQ        R9, SI
 	ADDQ        $+512, BX
 	DECQ        CX
 	JNZ         add
-	VZEROUPPER
-	RET
+	JMP         stored
 
 store:
 	VMULPS  (BX), Z0, Z1
-	VMOVUPS Z1, (R8)
+	VMOVUPS Z1, (SI)
 	VMULPS  64(BX), Z0, Z2
-	VMOVUPS Z2, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z2, 64(SI)
+	ADDQ    R9, SI
 	VMULPS  128(BX), Z0, Z3
-	VMOVUPS Z3, (R8)
+	VMOVUPS Z3, (SI)
 	VMULPS  192(BX), Z0, Z4
-	VMOVUPS Z4, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z4, 64(SI)
+	ADDQ    R9, SI
 	VMULPS  256(BX), Z0, Z5
-	VMOVUPS Z5, (R8)
+	VMOVUPS Z5, (SI)
 	VMULPS  320(BX), Z0, Z6
-	VMOVUPS Z6, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z6, 64(SI)
+	ADDQ    R9, SI
 	VMULPS  384(BX), Z0, Z7
-	VMOVUPS Z7, (R8)
+	VMOVUPS Z7, (SI)
 	VMULPS  448(BX), Z0, Z8
-	VMOVUPS Z8, 64(R8)
-	ADDQ    R9, R8
+	VMOVUPS Z8, 64(SI)
+	ADDQ    R9, SI
 	ADDQ    $+512, BX
 	DECQ    CX
 	JNZ     store
+
+stored:
+	SUBQ $+2048, BX
+	ADDQ $+128, R8
+	DECQ R14
+	JNZ  strip
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0xc0
 	VZEROUPPER
 	RET

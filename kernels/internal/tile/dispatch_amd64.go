@@ -12,24 +12,24 @@ import (
 var (
 	tilesAVX2 = Tiling{
 		Lanes: 8, KC: 512, NC: 256,
-		Kernels:   []MicroKernel{{3, gemmF32AVX2x3}, {6, gemmF32AVX2x6}},
+		Kernels:   []MicroKernel{{Rows: 3, Run: gemmF32AVX2x3}, {Rows: 6, Run: gemmF32AVX2x6}},
 		Transpose: pack.TransposeAVX2, CopyStrip: pack.CopyStripAVX2,
 	}
 	tilesAVX512 = Tiling{
 		Lanes: 16, KC: 512, NC: 256,
-		Kernels:   []MicroKernel{{4, gemmF32AVX512x4}, {8, gemmF32AVX512x8}, {12, gemmF32AVX512x12}},
+		Kernels:   []MicroKernel{{Rows: 4, Run: gemmF32AVX512x4}, {Rows: 8, Run: gemmF32AVX512x8}, {Rows: 12, Run: gemmF32AVX512x12}},
 		Transpose: pack.TransposeAVX512, CopyStrip: pack.CopyStripAVX512,
 	}
 	tilesBF16 = Tiling{
 		Lanes: 16, KC: 512, NC: 256, Pairs: true,
-		Kernels:   []MicroKernel{{4, gemmBF16x4}, {8, gemmBF16x8}, {12, gemmBF16x12}},
+		Kernels:   []MicroKernel{{Rows: 4, Run: gemmBF16x4}, {Rows: 8, Run: gemmBF16x8}, {Rows: 12, Run: gemmBF16x12}},
 		Transpose: pack.TransposeAVX512, CopyStrip: pack.PairStrip, CopyWords: pack.CopyStripAVX512,
 	}
 	// A panel of 32 rows and 512 steps, 64 KiB, comes from L2 like B's strips: what a call does beside its products, loading the
 	// tiles' configuration and adding the sums to C, is then 15% of it. With 256 steps, which fit L1, a product takes 1.5 × the time.
 	tilesAMX = Tiling{
 		Lanes: 16, KC: 512, NC: 256, Pairs: true, RowsOnly: true,
-		Kernels:   []MicroKernel{{16, gemmAMXx16}, {32, gemmAMXx32}},
+		Kernels:   []MicroKernel{amxKernel(16, gemmAMXx16), amxKernel(32, gemmAMXx32)},
 		Transpose: pack.TransposeAVX512, CopyStrip: pack.PairStrip, CopyWords: pack.CopyStripAVX512,
 	}
 )
@@ -48,4 +48,13 @@ func For(p kernels.Precision) *Tiling {
 		return &tilesAVX2
 	}
 	return nil
+}
+
+// amxKernel is a micro-kernel of tiles, which are configured once for all that lie side by side.
+func amxKernel(rows int, many func(strips, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+	next *uint32, stepNext int)) MicroKernel {
+	return MicroKernel{Rows: rows, Many: many, Run: func(k int, a *uint32, rowA, _ int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+		next *uint32, stepNext int) {
+		many(1, k, a, rowA, b, c, rowC, alpha, add, next, stepNext)
+	}}
 }

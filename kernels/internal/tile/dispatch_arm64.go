@@ -10,7 +10,7 @@ import (
 // tilesNEON has float32 products only. A tile of 8×8 takes 16 of the 32 registers for its sums.
 var tilesNEON = Tiling{
 	Lanes: 4, KC: 512, NC: 256,
-	Kernels:   []MicroKernel{{4, gemmNEONx4}, {8, gemmNEONx8}},
+	Kernels:   []MicroKernel{{Rows: 4, Run: gemmNEONx4}, {Rows: 8, Run: gemmNEONx8}},
 	Transpose: pack.TransposeNEON, CopyStrip: pack.CopyStripNEON,
 }
 

@@ -1,0 +1,145 @@
+//go:build !nonats
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/engine/cluster"
+	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/store"
+)
+
+type workerOptions struct {
+	natsOptions
+	Work       string
+	Checkpoint string
+	Memory     byteSize
+	TempDir    string
+	Threads    int
+}
+
+// addWorker adds the command worker.
+func (a *app) addWorker(root *cobra.Command) {
+	var opts workerOptions
+	cmd := &cobra.Command{
+		Use:   "worker URL --work FOLDER",
+		Short: "Take part in a run of llmq quantize on another machine",
+		Long: `Takes part in the run that llmq quantize --work FOLDER --listen HOST:PORT does on another machine, until it is over. FOLDER is the
+same, as this machine sees it; so is the checkpoint, unless --checkpoint says where it is here. The file does not depend on how many
+workers there are, nor on when they come and go. The program must be of the same version, for the same kind of processor; one that
+can do more instructions than the coordinator's does without them.`,
+		Example: `  llmq quantize Qwen3-8B -o qwen3-8b.gguf --calib wiki.train.txt --work /nfs/work --listen :4222
+  llmq worker nats://head:4222 --work /nfs/work`,
+		Args: exactArgs("URL"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runWorker(cmd.Context(), args[0], opts) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&opts.Work, "work", "", "`FOLDER` of the run, which all machines share, or s3://bucket/prefix (required)")
+	f.StringVar(&opts.Checkpoint, "checkpoint", "", "`MODEL` where the checkpoint is here (default: where the coordinator has it)")
+	opts.Memory = defaultMemory
+	f.Var(&opts.Memory, "memory", memoryUsage)
+	f.StringVar(&opts.TempDir, "temp", "", "`FOLDER` for hidden states that --memory does not hold (default: the system's)")
+	f.IntVar(&opts.Threads, "threads", 0, "use `N` processors (0: all)")
+	opts.natsOptions.AddFlags(cmd)
+	root.AddCommand(cmd)
+}
+
+func (a *app) runWorker(ctx context.Context, url string, opts workerOptions) error {
+	if opts.Work == "" {
+		return usagef("no work folder given: --work FOLDER, that of llmq quantize")
+	}
+	if err := setThreads(opts.Threads); err != nil {
+		return err
+	}
+	values, err := store.Join(ctx, opts.Work, func(message string) { fmt.Fprintln(a.stderr, "llmq:", message) })
+	if err != nil {
+		return err
+	}
+	defer values.Close()
+	b, err := build()
+	if err != nil {
+		return err
+	}
+	var src pipeline.Source
+	var recipe pipeline.Recipe
+	w := cluster.Worker{Connection: opts.connection(url), Run: values.ID(), Name: workerName(), Build: b, Values: values}
+	w.Ready = func(tier string, command []byte) (err error) {
+		if err := takeTier(tier); err != nil {
+			return err
+		}
+		if src, recipe, err = a.openRun(ctx, command, opts.Checkpoint); err == nil {
+			fmt.Fprintf(a.stderr, "llmq: %s takes part in the run on %s\n", w.Name, src.Name())
+		}
+		return err
+	}
+	w.Make = func(ctx context.Context, job []byte) (engine.Worker, error) {
+		return pipeline.NewWorker(ctx, src, recipe, job, values, pipeline.WorkerOptions{Memory: int64(opts.Memory), TempDir: opts.TempDir})
+	}
+	fmt.Fprintf(a.stderr, "llmq: waiting for the run at %s\n", url)
+	err = w.Work(ctx)
+	if src != nil {
+		err = errors.Join(err, src.Close())
+	}
+	if err == nil {
+		fmt.Fprintln(a.stderr, "llmq: the run is over")
+	}
+	return err
+}
+
+// takeTier has this process compute with a coordinator's instructions.
+func takeTier(name string) error {
+	want, err := kernels.ParseTier(name)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(kernels.Tiers(), want) {
+		return fmt.Errorf("the run uses instructions that this processor has not got, %s: start it again, coordinator and workers, with %s=%s",
+			want, kernels.TierEnv, kernels.BestTier())
+	}
+	kernels.SetTier(want)
+	return nil
+}
+
+// openRun opens the checkpoint of a run, where it is here if that is not "", and returns its recipe.
+func (a *app) openRun(ctx context.Context, command []byte, checkpoint string) (pipeline.Source, pipeline.Recipe, error) {
+	var c runCommand
+	if err := json.Unmarshal(command, &c); err != nil {
+		return nil, pipeline.Recipe{}, fmt.Errorf("what the coordinator says of the run: %w", err)
+	}
+	if checkpoint != "" {
+		c.Checkpoint = checkpoint
+	}
+	f, err := os.CreateTemp("", "llmq-recipe-*.yaml")
+	if err != nil {
+		return nil, pipeline.Recipe{}, err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(c.Recipe)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, pipeline.Recipe{}, err
+	}
+	var o quantizeOptions
+	cmd := &cobra.Command{}
+	o.AddFlags(cmd)
+	if err := loadRecipe(f.Name(), cmd.Flags()); err != nil {
+		return nil, pipeline.Recipe{}, err
+	}
+	r, err := o.recipe()
+	if err != nil {
+		return nil, pipeline.Recipe{}, err
+	}
+	r.Requantize = c.Requantize
+	src, err := a.openSource(ctx, c.Checkpoint, hf.Options{Pre: o.Pre, LoRA: c.LoRA, MTP: o.MTP.v})
+	return src, r, err
+}

@@ -1,0 +1,199 @@
+//go:build !nonats
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/engine/cluster"
+	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/hub"
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/pipeline"
+	"github.com/llmq/llmq/store"
+)
+
+// engineOptions are those of runs on many machines.
+type engineOptions struct {
+	Listen  string
+	Engine  string
+	AckWait time.Duration
+	natsOptions
+
+	command []byte // runCommand, for workers
+}
+
+// natsOptions say who one is to a NATS server.
+type natsOptions struct {
+	Token string
+	Creds string
+}
+
+// tokenEnv names the environment variable that --token is taken from where it is not given: others can see command lines.
+const tokenEnv = "LLMQ_TOKEN"
+
+func (o *natsOptions) AddFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.Token, "token", "", "secret that the coordinator and its workers share (default $"+tokenEnv+")")
+	f.StringVar(&o.Creds, "creds", "", "NATS credentials `FILE`, for a NATS server of your own")
+}
+
+func (o *natsOptions) connection(url string) cluster.Connection {
+	token := o.Token
+	if token == "" {
+		token = os.Getenv(tokenEnv)
+	}
+	return cluster.Connection{URL: url, Token: token, Creds: o.Creds}
+}
+
+func (o *engineOptions) AddFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.Listen, "listen", "", "with --work: let workers on other machines take part, at `HOST:PORT`: see llmq worker")
+	f.StringVar(&o.Engine, "engine", "", "likewise, through a NATS server of your own with JetStream at `URL`, such as nats://host:4222 or tls://host:4222")
+	f.DurationVar(&o.AckWait, "ack-wait", cluster.DefaultAckWait, "how long a worker may be silent before others are given its work")
+	o.natsOptions.AddFlags(cmd)
+}
+
+// many says whether there may be other machines.
+func (o *engineOptions) many() bool { return o.Listen != "" || o.Engine != "" }
+
+func (o *engineOptions) checkEngine(work string) error {
+	switch {
+	case o.Listen != "" && o.Engine != "":
+		return usagef("--listen and --engine: give one, a port of this process or a server")
+	case o.many() && work == "":
+		return usagef("machines share their work in a folder that all see: give it with --work")
+	case o.AckWait < 100*time.Millisecond:
+		return usagef("--ack-wait %v: need 100ms or more", o.AckWait)
+	case o.Creds != "" && o.Engine == "":
+		return usagef("--creds is for a NATS server of your own: give it with --engine")
+	}
+	return nil
+}
+
+// runCommand is what a worker must know to open the checkpoint and to plan as the coordinator has.
+type runCommand struct {
+	Checkpoint string
+	LoRA       string
+	Requantize bool
+	Recipe     []byte // recipeYAML
+}
+
+// describe notes what workers are told of a run whose options flags have set.
+func (o *engineOptions) describe(q *quantizeOptions, r pipeline.Recipe) error {
+	if !o.many() {
+		return nil
+	}
+	if q.LowDisk {
+		return usagef("--low-disk drops what it has read of the checkpoint, which many machines need: give a folder that all see, or do without")
+	}
+	c := runCommand{Requantize: q.Requantize}
+	var err error
+	if c.Recipe, err = recipeYAML(q, r); err != nil {
+		return err
+	}
+	if c.Checkpoint = q.Checkpoint; !hub.IsName(q.Checkpoint) { // the hub's name is the same everywhere
+		if c.Checkpoint, err = filepath.Abs(q.Checkpoint); err != nil {
+			return err
+		}
+	}
+	if q.LoRA != "" {
+		if c.LoRA, err = filepath.Abs(q.LoRA); err != nil {
+			return err
+		}
+	}
+	o.command, err = json.Marshal(&c)
+	return err
+}
+
+// build tells programs apart that may compute something else.
+func build() (string, error) {
+	b, err := buildDigest()
+	return b + " " + runtime.GOARCH, err
+}
+
+// coordinator is the engine of a run, with a worker in this process.
+type coordinator struct {
+	*cluster.Coordinator
+	src    pipeline.Source // the worker's
+	cancel func()
+	ended  chan error // the worker's
+}
+
+// start starts the engine of a run in a work folder.
+func (o *quantizeOptions) start(ctx context.Context, a *app, work store.Folder, plan *pipeline.Plan) (*coordinator, error) {
+	b, err := build()
+	if err != nil {
+		return nil, err
+	}
+	c := &coordinator{ended: make(chan error, 1)}
+	if c.src, err = a.openQuietly(ctx, o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v}); err != nil {
+		return nil, err
+	}
+	c.Coordinator, err = cluster.New(ctx, cluster.Options{
+		Connection: o.connection(o.Engine), Listen: o.Listen, Run: work.ID(), Values: work, Build: b, Tier: kernels.CurrentTier().String(),
+		Command: o.command, AckWait: o.AckWait, Log: func(message string) { fmt.Fprintf(a.stderr, "llmq: %s\n", message) },
+	})
+	if err != nil {
+		return nil, errors.Join(err, c.src.Close())
+	}
+	if address := c.Address(); address != "" {
+		fmt.Fprintf(a.stderr, "llmq: workers can join: llmq worker %s --work %s\n", address, o.Work)
+	}
+	w := c.Local()
+	w.Name, w.Values = workerName(), work
+	w.Make = func(ctx context.Context, job []byte) (engine.Worker, error) {
+		return pipeline.NewWorker(ctx, c.src, plan.Recipe, job, work, pipeline.WorkerOptions{Memory: int64(o.Memory),
+			TempDir: filepath.Dir(o.Output)})
+	}
+	ctx, c.cancel = context.WithCancel(ctx)
+	go func() { c.ended <- w.Work(ctx) }()
+	return c, nil
+}
+
+// end ends the run for its workers. They wait for an interrupted one to go on.
+func (c *coordinator) end(ctx context.Context, failed error) {
+	interrupted := ctx.Err() != nil
+	c.cancel()
+	<-c.ended
+	c.End(failed, interrupted)
+	c.src.Close()
+}
+
+// openQuietly opens a source that has been opened before, with its warnings.
+func (a *app) openQuietly(ctx context.Context, path string, opt hf.Options) (pipeline.Source, error) {
+	quiet := *a
+	quiet.stderr = discard{}
+	return quiet.openSource(ctx, path, opt)
+}
+
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// workerName is a name for this process that no other has, of what NATS allows in names.
+func workerName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "host"
+	}
+	host = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, host)
+	return fmt.Sprintf("%s-%d-%s", host, os.Getpid(), strings.ToLower(rand.Text()[:4]))
+}

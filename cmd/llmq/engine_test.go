@@ -1,0 +1,137 @@
+//go:build unix && !nonats
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/llmq/llmq/kernels"
+)
+
+// process is a command line in a process of its own.
+type process struct {
+	*exec.Cmd
+	lines *bufio.Scanner
+	said  []string
+}
+
+func begin(t *testing.T, env []string, args ...string) *process {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = slices.Concat(os.Environ(), env, []string{argsVariable + "=" + strings.Join(args, "\n")})
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	return &process{Cmd: cmd, lines: bufio.NewScanner(stderr)}
+}
+
+// until waits for a line with a text in it, or the end if that is "", and returns the line.
+func (p *process) until(text string) string {
+	for p.lines.Scan() {
+		p.said = append(p.said, p.lines.Text())
+		if text != "" && strings.Contains(p.lines.Text(), text) {
+			return p.lines.Text()
+		}
+	}
+	return ""
+}
+
+// end waits for the process's end.
+func (p *process) end() (code int, said string) {
+	p.until("")
+	p.Wait()
+	return p.ProcessState.ExitCode(), strings.Join(p.said, "\n")
+}
+
+// TestWorkers: a coordinator and a worker in processes of their own write the file that one process writes, though both are
+// killed and started again, and the worker has instructions that the coordinator does without.
+func TestWorkers(t *testing.T) {
+	dir, out, work := folder(t, "llama"), t.TempDir(), filepath.Join(t.TempDir(), "work")
+	options := append([]string{"--refine", "20", "--bias-correction", "--tensor-type", "attn_q=q5_1"}, calibrate...)
+	run := func(file string, more ...string) []string {
+		return slices.Concat([]string{"quantize", dir, "-o", filepath.Join(out, file)}, options, more)
+	}
+	tiers := kernels.Tiers()
+	lower := []string{kernels.TierEnv + "=" + tiers[max(0, len(tiers)-2)].String()}
+	whole := begin(t, lower, run("whole.gguf")...)
+	if code, said := whole.end(); code != exitOK {
+		t.Fatal(said)
+	}
+	many := run("out.gguf", "--work", work, "--listen", "127.0.0.1:0", "--ack-wait", "500ms")
+	joins := func(c *process) *process {
+		t.Helper()
+		line := c.until("workers can join: ")
+		_, command, ok := strings.Cut(line, "llmq worker ")
+		if !ok {
+			t.Fatalf("the coordinator does not say how to join:\n%s", strings.Join(c.said, "\n"))
+		}
+		return begin(t, nil, append([]string{"worker"}, strings.Fields(command)...)...)
+	}
+	c := begin(t, lower, many...)
+	w := joins(c)
+	if w.until("takes part") == "" {
+		t.Fatalf("the worker ends:\n%s", strings.Join(w.said, "\n"))
+	}
+	c.until("layer 2/2")
+	c.Process.Signal(syscall.SIGKILL)
+	w.Process.Signal(syscall.SIGKILL)
+	c.end()
+	w.end()
+
+	c = begin(t, lower, many...)
+	w = joins(c)
+	if code, said := c.end(); code != exitOK {
+		t.Fatalf("the coordinator ends with %d:\n%s", code, said)
+	}
+	// It may have been over before the worker came, which then waits: nobody will tell it.
+	w.Process.Signal(os.Interrupt)
+	if code, said := w.end(); code != exitOK && code != exitInterrupted {
+		t.Errorf("the worker ends with %d:\n%s", code, said)
+	}
+	a, err := os.ReadFile(filepath.Join(out, "whole.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(out, "out.gguf"))
+	if err != nil || !bytes.Equal(a, b) {
+		t.Errorf("another file than one process's, %v", err)
+	}
+}
+
+// TestWorkerErrors: what is wrong is said at once.
+func TestWorkerErrors(t *testing.T) {
+	dir, out, work := folder(t, "llama"), filepath.Join(t.TempDir(), "out.gguf"), filepath.Join(t.TempDir(), "work")
+	t.Setenv(tokenEnv, "")
+	quantize := func(more ...string) []string {
+		return slices.Concat([]string{"quantize", dir, "-o", out}, calibrate, more)
+	}
+	for want, args := range map[string][]string{
+		"give it with --work":           quantize("--listen", "127.0.0.1:0"),
+		"--listen and --engine":         quantize("--work", work, "--listen", "127.0.0.1:0", "--engine", "nats://127.0.0.1:1"),
+		"give a token":                  quantize("--work", work, "--listen", ":0"),
+		"no HOST:PORT":                  quantize("--work", work, "--listen", "4222"),
+		"--ack-wait":                    quantize("--work", work, "--listen", "127.0.0.1:0", "--ack-wait", "1ms"),
+		"not yet divided among":         quantize("--work", filepath.Join(t.TempDir(), "w"), "--listen", "127.0.0.1:0", "--method", "awq"),
+		"no work folder given":          {"worker", "nats://127.0.0.1:1"},
+		"no run has worked in this":     {"worker", "nats://127.0.0.1:1", "--work", t.TempDir()},
+		"no URL given":                  {"worker"},
+		"NATS server of your own: give": quantize("--work", work, "--listen", "127.0.0.1:0", "--creds", "x"),
+	} {
+		if r := llmq(t, args...); r.code == exitOK || !strings.Contains(r.stderr, want) {
+			t.Errorf("%q: exit %d, %s", args, r.code, r.stderr)
+		}
+	}
+}

@@ -1,0 +1,337 @@
+//go:build !nonats
+
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/store"
+)
+
+// Worker takes part in a run.
+type Worker struct {
+	Connection
+	Run    string // the run's identity: store.Dir.ID
+	Name   string // of the worker; letters, digits and - alone
+	Build  string // of the program
+	Values store.Shared
+	// Ready is told what the coordinator says of the run, before anything else: an error ends the worker.
+	Ready func(tier string, command []byte) error
+	Make  engine.Factory
+
+	srv *server.Server // in this process; else nil
+
+	mute func() bool // for tests: says nothing while it is true
+}
+
+// errOver ends a worker whose run has ended.
+var errOver = errors.New("the run is over")
+
+// working is a Worker at work.
+type working struct {
+	*Worker
+	subjects subjects
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	own, any jetstream.Consumer // of the queues; nil: to be asked for
+	cancel   context.CancelCauseFunc
+	ackWait  time.Duration // the coordinator's
+	wake     chan struct{} // has a value when there may be units
+
+	engine engine.Worker
+	jobID  string
+
+	mu   sync.Mutex // guards what follows
+	unit string
+	done int
+}
+
+// Work does units until the run is over, which is no error, or ctx ends. It waits for a coordinator that is not there, or not yet.
+func (w Worker) Work(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	g := &working{Worker: &w, subjects: runSubjects(w.Run), cancel: cancel, ackWait: DefaultAckWait, wake: make(chan struct{}, 1)}
+	var err error
+	if g.nc, err = w.connect(w.srv, w.Name); err != nil {
+		return err
+	}
+	defer g.nc.Close()
+	if g.js, err = jetstream.New(g.nc); err != nil {
+		return err
+	}
+	if _, err = g.nc.Subscribe(g.subjects.wake(), g.onWake); err != nil {
+		return err
+	}
+	err = g.work(ctx)
+	if g.engine != nil {
+		err = errors.Join(err, g.engine.Close())
+	}
+	if errors.Is(context.Cause(ctx), errOver) {
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (g *working) work(ctx context.Context) error {
+	answer, err := g.hello(ctx)
+	if err != nil {
+		return err
+	}
+	g.ackWait = max(answer.AckWait, time.Millisecond)
+	if g.Ready != nil {
+		if err := g.Ready(answer.Tier, answer.Command); err != nil {
+			return err
+		}
+	}
+	var beat sync.WaitGroup
+	defer beat.Wait()
+	inner, stop := context.WithCancel(ctx)
+	defer stop()
+	beat.Go(func() { g.beat(inner) })
+	for ctx.Err() == nil {
+		m := g.next(ctx)
+		if m == nil {
+			select {
+			case <-ctx.Done():
+			case <-g.wake:
+			case <-time.After(min(time.Second, g.ackWait/beats)): // what others have left comes without a call
+			}
+			continue
+		}
+		if err := g.do(ctx, m); err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+func (g *working) onWake(m *nats.Msg) {
+	var end welcome
+	if len(m.Data) > 0 && json.Unmarshal(m.Data, &end) == nil && end.Over {
+		g.end(&end)
+	}
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (g *working) end(w *welcome) {
+	if w.Failed != "" {
+		g.cancel(fmt.Errorf("the run has failed: %s", w.Failed))
+		return
+	}
+	g.cancel(errOver)
+}
+
+func (g *working) muted() bool { return g.mute != nil && g.mute() }
+
+// hello says that the worker is there, until it is answered.
+func (g *working) hello(ctx context.Context) (*welcome, error) {
+	for {
+		if answer, err := g.say(ctx); answer != nil || err != nil {
+			return answer, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(min(time.Second, g.ackWait/beats)):
+		}
+	}
+}
+
+// say says it once; nil if nobody answers.
+func (g *working) say(ctx context.Context) (*welcome, error) {
+	g.mu.Lock()
+	h := hello{Worker: g.Name, Build: g.Build, Job: g.jobID, Unit: g.unit, Done: g.done}
+	g.mu.Unlock()
+	attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	m, err := g.nc.RequestWithContext(attempt, g.subjects.hello(), encode(h))
+	if err != nil {
+		return nil, nil
+	}
+	var w welcome
+	switch err := json.Unmarshal(m.Data, &w); {
+	case err != nil:
+		return nil, fmt.Errorf("the coordinator's answer: %w", err)
+	case w.Refused != "":
+		return nil, fmt.Errorf("refused: %s", w.Refused)
+	case w.Over:
+		g.end(&w)
+		return nil, context.Cause(ctx)
+	}
+	return &w, nil
+}
+
+// beat says now and then that the worker is there.
+func (g *working) beat(ctx context.Context) {
+	tick := time.NewTicker(g.ackWait / beats)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if g.muted() {
+				continue
+			}
+			if _, err := g.say(ctx); err != nil {
+				g.cancel(err)
+				return
+			}
+		}
+	}
+}
+
+// next takes a unit from the worker's own queue, else from that of all; nil if there is none, or no server.
+func (g *working) next(ctx context.Context) jetstream.Msg {
+	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if m := g.fetch(attempt, &g.own, "of-"+g.Name, g.subjects.of(g.Name)); m != nil {
+		return m
+	}
+	return g.fetch(attempt, &g.any, "any", g.subjects.any())
+}
+
+func (g *working) fetch(ctx context.Context, c *jetstream.Consumer, durable, subject string) jetstream.Msg {
+	if *c == nil {
+		var err error
+		*c, err = g.js.CreateOrUpdateConsumer(ctx, g.subjects.stream(), jetstream.ConsumerConfig{Durable: durable, FilterSubject: subject,
+			AckPolicy: jetstream.AckExplicitPolicy, AckWait: g.ackWait, MaxAckPending: -1, MemoryStorage: true,
+			InactiveThreshold: time.Minute + 10*g.ackWait})
+		if err != nil {
+			*c = nil
+			return nil
+		}
+	}
+	batch, err := (*c).FetchNoWait(1)
+	if err == nil {
+		if m := <-batch.Messages(); m != nil {
+			return m
+		}
+		err = batch.Error()
+	}
+	if err != nil { // the server may be another one, which does not know the consumer
+		*c = nil
+	}
+	return nil
+}
+
+// do does the unit of a message.
+func (g *working) do(ctx context.Context, m jetstream.Msg) error {
+	var t task
+	if err := json.Unmarshal(m.Data(), &t); err != nil {
+		return fmt.Errorf("a unit: %w", err)
+	}
+	g.mu.Lock()
+	g.unit = t.Unit.Name
+	g.mu.Unlock()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var busy sync.WaitGroup
+	busy.Go(func() { g.progress(ctx, m) })
+	defer busy.Wait()
+	defer stop()
+	r := report{Worker: g.Name, Unit: t.Unit.Name}
+	err := g.take(ctx, t.Job)
+	if err == nil {
+		r.Digest, err = g.engine.Do(ctx, t.Unit)
+	}
+	if ctx.Err() != nil {
+		return nil // others will have it
+	}
+	if err != nil {
+		r.Failed = err.Error()
+	}
+	over, answered := g.report(ctx, &r)
+	if over {
+		return g.Values.Delete(t.Unit.Name) // nothing of the run is to stay
+	}
+	if answered {
+		m.Ack()
+	}
+	g.mu.Lock()
+	g.unit = ""
+	if r.Failed == "" {
+		g.done++
+	}
+	g.mu.Unlock()
+	return nil
+}
+
+// progress says that a unit is being done, so that nobody else is given it.
+func (g *working) progress(ctx context.Context, m jetstream.Msg) {
+	tick := time.NewTicker(g.ackWait / beats)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if !g.muted() {
+				m.InProgress()
+			}
+		}
+	}
+}
+
+// take makes the engine's worker for a job, unless it is there.
+func (g *working) take(ctx context.Context, job string) error {
+	if g.jobID == job {
+		return nil
+	}
+	answer, err := g.hello(ctx)
+	if err != nil {
+		return err
+	}
+	if answer.JobID != job {
+		return errors.New("is of another job than the coordinator's")
+	}
+	if g.engine != nil {
+		if err := g.engine.Close(); err != nil {
+			return err
+		}
+		g.engine = nil
+	}
+	w, err := g.Make(ctx, answer.Job)
+	if err != nil {
+		return err
+	}
+	g.engine = w
+	g.mu.Lock()
+	g.jobID = job
+	g.mu.Unlock()
+	return nil
+}
+
+// report reports what has become of a unit, until it is answered.
+func (g *working) report(ctx context.Context, r *report) (over, answered bool) {
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		m, err := g.nc.RequestWithContext(attempt, g.subjects.done(), encode(r))
+		cancel()
+		var answer receipt
+		if err == nil && json.Unmarshal(m.Data, &answer) == nil {
+			return answer.Over, true
+		}
+		select {
+		case <-ctx.Done():
+			return false, false
+		case <-time.After(min(time.Second, g.ackWait/beats)):
+		}
+	}
+}

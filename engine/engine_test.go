@@ -1,0 +1,106 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/llmq/llmq/store"
+)
+
+// TestAssign: keys are shared out evenly, stay where they are as far as that is even, and leave workers that are gone.
+func TestAssign(t *testing.T) {
+	var units []Unit
+	for i := range 16 {
+		units = append(units, Unit{Key: fmt.Sprint(i)})
+	}
+	units = append(units, Unit{})
+	var p Places
+	count := func(to []string) map[string]int {
+		n := map[string]int{}
+		for _, w := range to {
+			n[w]++
+		}
+		return n
+	}
+	one := p.Assign(units, []string{"a"})
+	if want := map[string]int{"a": 16, "": 1}; !reflect.DeepEqual(count(one), want) {
+		t.Errorf("one worker: %v", count(one))
+	}
+	three := p.Assign(units, []string{"a", "b", "c"})
+	if n := count(three); n["a"] != 6 || n["b"] != 5 || n["c"] != 5 {
+		t.Errorf("three workers: %v", n)
+	}
+	if again := p.Assign(units, []string{"c", "a", "b"}); !slices.Equal(again, three) {
+		t.Errorf("keys move from %v to %v though nothing has changed", three, again)
+	}
+	two := p.Assign(units, []string{"a", "c"})
+	for i, w := range two {
+		if three[i] != "b" && w != three[i] {
+			t.Errorf("unit %d moves from %s to %s though that is alive", i, three[i], w)
+		}
+	}
+	if n := count(two); n["a"] != 8 || n["c"] != 8 {
+		t.Errorf("two workers: %v", n)
+	}
+	if none := p.Assign(units, nil); slices.ContainsFunc(none, func(w string) bool { return w != "" }) {
+		t.Errorf("nobody is there: %v", none)
+	}
+}
+
+// echo puts units' specs as their values.
+type echo struct {
+	values store.Shared
+	mu     *sync.Mutex
+	done   *[]string
+}
+
+func (e echo) Do(_ context.Context, u Unit) (string, error) {
+	if string(u.Spec) == `"bad"` {
+		return "", errors.New("bad")
+	}
+	e.mu.Lock()
+	*e.done = append(*e.done, u.Name)
+	e.mu.Unlock()
+	return e.values.Put(u.Name, false, func(w io.Writer) error {
+		_, err := w.Write(u.Spec)
+		return err
+	})
+}
+
+func (e echo) Close() error { return nil }
+
+// TestLocal: what is in the store is not done again, the largest come first, and a unit that fails is named.
+func TestLocal(t *testing.T) {
+	d, err := store.OpenDir(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var done []string
+	l := &Local{Values: d, Make: func(context.Context, []byte) (Worker, error) { return echo{d, new(sync.Mutex), &done}, nil }}
+	defer l.Close()
+	if err := l.Begin(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	unit := func(name string, size int64) Unit {
+		return Unit{Name: name, Spec: []byte(`"` + name + `"`), Size: size}
+	}
+	if err := l.Do(t.Context(), []Unit{unit("a", 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Do(t.Context(), []Unit{unit("a", 1), unit("b", 2), unit("c", 4), unit("d", 3)}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"a", "c", "d", "b"}; !slices.Equal(done, want) {
+		t.Errorf("done are %q, want %q", done, want)
+	}
+	if err := l.Do(t.Context(), []Unit{unit("bad", 1)}); err == nil || err.Error() != "bad: bad" {
+		t.Errorf("a unit that fails: %v", err)
+	}
+}

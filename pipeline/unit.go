@@ -1,0 +1,157 @@
+package pipeline
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/formats/ggml"
+)
+
+// With Options.Engine the layers are taken in units of work, whose values lie in the work folder beside those of a run that
+// does everything itself, and are removed as soon as nothing needs them. Of stage K of layer I they are
+//
+//	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text
+//	runN-layerI-stageK-sums      sum      the shards' statistics, added in their order
+//	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
+//	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
+//	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
+//	runN-statesI-shardS          advance  a shard's hidden states behind layer I-1
+//
+// and layer I is the head where there are no more layers. A worker brings hidden states to a stage by itself, from those before
+// the layer, or from where it has them, with the rows that the stages before have put out.
+const (
+	unitObserve = "observe"
+	unitSum     = "sum"
+	unitOfRows  = "rows"
+	unitStand   = "stand"
+	unitExperts = "experts"
+	unitAdvance = "advance"
+)
+
+// expertsTogether is the most experts of a unit: few, so that there are enough units for many machines.
+const expertsTogether = 8
+
+// unitSpec is a unit's engine.Unit.Spec.
+type unitSpec struct {
+	Kind        string
+	Layer       int
+	Stage       int
+	Shard       int `json:",omitempty"`
+	Site        int `json:",omitempty"` // of experts: sites [Site,End)
+	End         int `json:",omitempty"`
+	Linear      int `json:",omitempty"` // of rows: rows [First,Last)
+	First, Last int `json:",omitempty"`
+	// Pool: what is observed, or summed, is the inputs of all experts together.
+	Pool bool `json:",omitempty"`
+	// Stand is the stage before which hidden states of all shards are kept; 0: those before the layer are to be taken.
+	Stand int `json:",omitempty"`
+}
+
+// name is that of the unit's value.
+func (u *unitSpec) name(k *keeper) string {
+	stage := fmt.Sprintf("%s-stage%02d", k.layerName(u.Layer), u.Stage)
+	switch u.Kind {
+	case unitObserve:
+		return fmt.Sprintf("%s-shard%02d", stage, u.Shard)
+	case unitSum:
+		return stage + "-sums"
+	case unitOfRows:
+		return fmt.Sprintf("%s-linear%02d-rows%07d", stage, u.Linear, u.First)
+	case unitStand:
+		return fmt.Sprintf("%s-states%02d", stage, u.Shard)
+	case unitExperts:
+		return fmt.Sprintf("%s-experts%04d", stage, u.Site)
+	default:
+		return k.shardName(u.Layer+1, u.Shard)
+	}
+}
+
+// unit is what an engine is given. Units of the same shard have its hidden states in common.
+func (u *unitSpec) unit(k *keeper, size int64) engine.Unit {
+	spec, err := json.Marshal(u)
+	if err != nil {
+		panic(err) // numbers and strings
+	}
+	e := engine.Unit{Name: u.name(k), Spec: spec, Size: size}
+	switch u.Kind {
+	case unitObserve, unitStand, unitAdvance:
+		e.Key = fmt.Sprintf("shard%02d", u.Shard)
+	}
+	return e
+}
+
+// jobSpec is what a worker must know of an attempt besides the checkpoint and the recipe.
+type jobSpec struct {
+	Run          int
+	Source       string // SourceDigest
+	Types        []jobType
+	Sequences    int
+	SeqLen       int
+	NoCorrection bool
+	Outputs      bool // there are Hessians of outputs in the work folder
+}
+
+// jobType is a tensor's type in the plan.
+type jobType struct{ Name, Type, Wanted string }
+
+// job describes the attempt to workers.
+func (p *passage) job() ([]byte, error) {
+	digest, err := SourceDigest(p.src)
+	if err != nil {
+		return nil, err
+	}
+	j := jobSpec{Run: p.kept.done.Run, Source: digest, Sequences: len(p.opt.Calib.Sequences), SeqLen: p.opt.Calib.SeqLen,
+		NoCorrection: p.opt.NoCorrection, Outputs: p.found.outputs != nil}
+	for i := range p.plan.Tensors {
+		t := &p.plan.Tensors[i]
+		j.Types = append(j.Types, jobType{t.Name, t.Type.Name, t.Wanted.Name})
+	}
+	return json.Marshal(&j)
+}
+
+// apply gives the tensors of a plan, made from the same checkpoint and recipe, the types of the job's.
+func (j *jobSpec) apply(p *Plan) (*Plan, error) {
+	if len(j.Types) != len(p.Tensors) {
+		return nil, fmt.Errorf("the job has %d tensors, the plan made of the checkpoint here %d", len(j.Types), len(p.Tensors))
+	}
+	next := *p
+	next.Tensors = make([]Tensor, len(p.Tensors))
+	for i := range p.Tensors {
+		t := p.Tensors[i]
+		of := j.Types[i]
+		if of.Name != t.Name {
+			return nil, fmt.Errorf("tensor %d of the job is %q, of the checkpoint here %q", i, of.Name, t.Name)
+		}
+		var err error
+		if t.Type, err = ggml.ByName(of.Type); err == nil {
+			t.Wanted, err = ggml.ByName(of.Wanted)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("tensor %q of the job: %w", of.Name, err)
+		}
+		next.Tensors[i] = t
+	}
+	return &next, nil
+}
+
+// checkEngine refuses what there are no units for.
+func (t *task) checkEngine() error {
+	needs := t.plan.Recipe.Method.Needs()
+	var what string
+	switch {
+	case t.opt.Engine == nil:
+		return nil
+	case t.opt.Calib == nil || t.opt.Work == nil:
+		return fmt.Errorf("many machines share the calibration text's work in a work folder: give both")
+	case needs.Decides || len(t.plan.Recipe.transforms()) > 0:
+		what = "methods that scale channels (awq, auto, --smooth)"
+	case needs.Int8Inputs:
+		what = "method " + t.plan.Recipe.Method.Name()
+	case t.mayFallBack():
+		what = "falling back to q8_0"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s: not yet divided among machines: run it on one", what)
+}

@@ -1,0 +1,432 @@
+package pipeline
+
+import (
+	"bufio"
+	"encoding/gob"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/kernels/vector"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/store"
+)
+
+// layersByUnits is layers with its work handed out by an engine: the same rows are written, in the same order.
+func (p *passage) layersByUnits() error {
+	if err := p.gradients(); err != nil {
+		return err
+	}
+	k := p.kept
+	job, err := p.job()
+	if err != nil {
+		return err
+	}
+	if err := p.opt.Engine.Begin(p.ctx, job); err != nil {
+		return err
+	}
+	d := &driver{passage: p, batches: batchCount(p.m, len(p.opt.Calib.Sequences), p.opt.Calib.SeqLen)}
+	for i := 0; ; {
+		if i, err = p.recall(i, func(i int) (bool, error) { return k.statesWhole(i, d.batches) }); err != nil {
+			return err
+		}
+		if err := d.forgetBefore(i); err != nil {
+			return err
+		}
+		if i == p.m.Layers() {
+			break
+		}
+		if i == 0 {
+			if err := d.embed(); err != nil {
+				return err
+			}
+		}
+		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, p.m.Layers()))
+		if err := p.keepUnit(k.layerName(i), func() error { return d.layer(i) }); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
+		}
+		i++
+		if err := d.forgetBefore(i); err != nil {
+			return err
+		}
+		if err := k.note(store.PhaseLayers); err != nil {
+			return err
+		}
+	}
+	if !p.calibratesHead() {
+		return nil
+	}
+	if err := p.keepHead(d.batches, d.head); err != nil {
+		return err
+	}
+	return d.forgetBefore(p.m.Layers() + 1)
+}
+
+// batchCount is the number of batches of so many sequences.
+func batchCount(m *model.Model, seqs, seqLen int) int {
+	n := batchSequences(m, seqLen)
+	return (seqs + n - 1) / n
+}
+
+// driver has the units of a passage done, and writes the rows that they put out.
+type driver struct {
+	*passage
+	batches int
+	stand   int // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
+}
+
+// forgetBefore removes the values of units of layers before i.
+func (d *driver) forgetBefore(i int) error {
+	names, err := d.kept.work.Names()
+	if err != nil {
+		return err
+	}
+	return d.kept.work.Delete(slices.DeleteFunc(names, func(name string) bool {
+		for j := range i {
+			if strings.HasPrefix(name, d.kept.layerName(j)+"-") || strings.HasPrefix(name, d.kept.statesName(j)+"-") {
+				return false
+			}
+		}
+		return true
+	})...)
+}
+
+// embed keeps the hidden states before the first layer.
+func (d *driver) embed() error {
+	if ok, err := d.kept.statesWhole(0, d.batches); err != nil || ok {
+		return err
+	}
+	set := d.opt.Calib
+	s, err := newStream(d.m, set.Sequences, set.SeqLen, false, newStateBudget(d.opt.Memory), d.tempDir, d.roundEmbeddings())
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if !d.plan.Recipe.original() || d.opt.NoCorrection {
+		return d.kept.keepStates(s, nil, 0)
+	}
+	original, err := newStream(d.m, set.Sequences, set.SeqLen, false, newStateBudget(d.opt.Memory), d.tempDir, nil)
+	if err != nil {
+		return err
+	}
+	defer original.close()
+	return d.kept.keepStates(s, original, 0)
+}
+
+// each returns a unit for each shard.
+func (d *driver) each(u unitSpec) []engine.Unit {
+	var units []engine.Unit
+	for shard := range shardCount(d.batches) {
+		lo, hi := shardBatches(shard, d.batches)
+		u.Shard = shard
+		units = append(units, u.unit(d.kept, int64(hi-lo)))
+	}
+	return units
+}
+
+// whole says whether the values of all units are there.
+func (d *driver) whole(units []engine.Unit) (bool, error) {
+	for _, u := range units {
+		if ok, err := d.kept.whole(u.Name); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
+
+// sums has the inputs of a stage's site, or of all of its experts, observed and summed.
+func (d *driver) sums(layer, stage int, pool bool) error {
+	sum := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool}
+	units := []engine.Unit{sum.unit(d.kept, 1)}
+	ok, err := d.whole(units)
+	if err != nil {
+		return err
+	}
+	observe := d.each(unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool})
+	if !ok {
+		if err := d.do(observe); err != nil {
+			return err
+		}
+		if err := d.do(units); err != nil {
+			return err
+		}
+	}
+	return d.forget(observe)
+}
+
+// forget removes the values of units.
+func (d *driver) forget(units []engine.Unit) error {
+	var names []string
+	for _, u := range units {
+		names = append(names, u.Name)
+	}
+	return d.kept.work.Delete(names...)
+}
+
+// layer has one layer quantized, and the hidden states taken through it.
+func (d *driver) layer(i int) error {
+	l, err := d.m.LoadLayer(i)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	d.stand = 0
+	for k := range l.Stages {
+		if len(l.Stages[k].Sites) > 1 {
+			err = d.experts(l, k)
+		} else {
+			err = d.site(l, k)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if d.changesVectors() {
+		if err := d.out.vectors(l); err != nil {
+			return err
+		}
+	}
+	if !d.goesOn(i) {
+		return nil
+	}
+	return d.do(d.each(unitSpec{Kind: unitAdvance, Layer: i, Stage: len(l.Stages)}))
+}
+
+// rowUnits returns the units that put out the rows of a stage: rows of its site's linears, in order, or experts, whose hidden
+// states are kept before the stage stand.
+func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
+	sites := l.Stages[k].Sites
+	if len(sites) == 1 {
+		for j, lin := range sites[0].Linears {
+			first := 0
+			for _, n := range unitRows(lin.Out, d.found.outputs.blocks(lin.ID())) {
+				u := unitSpec{Kind: unitOfRows, Layer: l.Index, Stage: k, Linear: j, First: first, Last: first + n}
+				units = append(units, u.unit(d.kept, int64(n)*int64(lin.In)))
+				first += n
+			}
+		}
+		return units
+	}
+	for first := 0; first < len(sites); {
+		last := first
+		var bytes, size int64
+		for ; last < min(len(sites), first+expertsTogether); last++ {
+			n := int64(sites[last].In())
+			if bytes += 3 * 4 * n * n; bytes > statsBytes && last > first {
+				break
+			}
+			for _, lin := range sites[last].Linears {
+				size += n * int64(lin.Out)
+			}
+		}
+		u := unitSpec{Kind: unitExperts, Layer: l.Index, Stage: k, Site: first, End: last, Stand: stand}
+		units = append(units, u.unit(d.kept, size))
+		first = last
+	}
+	return units
+}
+
+// site has the linears of a stage with one site quantized, and writes them.
+func (d *driver) site(l *model.Layer, k int) error {
+	units := d.rowUnits(l, k, 0)
+	ok, err := d.whole(units)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		if err := d.sums(l.Index, k, false); err != nil {
+			return err
+		}
+		if err := d.do(units); err != nil {
+			return err
+		}
+	}
+	if err := d.kept.work.Delete((&unitSpec{Kind: unitSum, Layer: l.Index, Stage: k}).name(d.kept)); err != nil {
+		return err
+	}
+	return d.eachLinear(d.kept.work, l, k, units, func(t *Tensor, lin *model.Linear, q *rows) error {
+		if err := d.out.rows(t, lin.First(), q); err != nil {
+			return err
+		}
+		if q.shift != nil {
+			shiftBias(l, lin, q.shift)
+		}
+		return nil
+	})
+}
+
+// shiftBias adds shift, which it changes, to a linear's bias.
+func shiftBias(l *model.Layer, lin *model.Linear, shift []float32) {
+	if lin.Bias != nil {
+		vector.Axpy(shift, 1, lin.Bias)
+	}
+	l.SetBias(lin, shift)
+}
+
+// experts has the linears of a stage with many sites quantized, and writes them.
+func (d *driver) experts(l *model.Layer, k int) error {
+	stage := &l.Stages[k]
+	if stage.Begins && k > 0 {
+		d.stand = k
+	}
+	units := d.rowUnits(l, k, d.stand)
+	ok, err := d.whole(units)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		if !stage.Sites[0].Head {
+			if err := d.sums(l.Index, k, true); err != nil {
+				return err
+			}
+		}
+		if d.stand > 0 {
+			if err := d.do(d.each(unitSpec{Kind: unitStand, Layer: l.Index, Stage: d.stand})); err != nil {
+				return err
+			}
+		}
+		if err := d.do(units); err != nil {
+			return err
+		}
+	}
+	return d.eachLinear(d.kept.work, l, k, units, func(t *Tensor, lin *model.Linear, q *rows) error {
+		return d.out.rows(t, lin.First(), q)
+	})
+}
+
+// head has the head quantized, and writes it.
+func (d *driver) head() error {
+	d.opt.Progress.Item("head")
+	n := d.m.Layers()
+	t := d.plan.Lookup(outputName)
+	step := headRows(t.Cols())
+	var units []engine.Unit
+	for lo := 0; lo < t.Rows(); lo += step {
+		u := unitSpec{Kind: unitOfRows, Layer: n, First: lo, Last: min(lo+step, t.Rows())}
+		units = append(units, u.unit(d.kept, int64(u.Last-lo)))
+	}
+	ok, err := d.whole(units)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		if err := d.sums(n, 0, false); err != nil {
+			return err
+		}
+		if err := d.do(units); err != nil {
+			return err
+		}
+	}
+	for _, u := range units {
+		err := readRows(d.kept.work, u.Name, d.plan, func(t *Tensor, first int, q *rows) error { return d.out.rows(t, first, q) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachLinear calls do for every linear of a stage, in order, with what the stage's units have put out of it.
+func (d *driver) eachLinear(values store.Store, l *model.Layer, k int, units []engine.Unit,
+	do func(t *Tensor, lin *model.Linear, q *rows) error) error {
+	type place struct {
+		tensor string
+		first  int
+	}
+	linears := map[place]*model.Linear{}
+	for _, site := range l.Stages[k].Sites {
+		for _, lin := range site.Linears {
+			linears[place{lin.Name, lin.First()}] = lin
+		}
+	}
+	var lin *model.Linear // whose rows are being read
+	var whole rows
+	for _, u := range units {
+		err := readRows(values, u.Name, d.plan, func(t *Tensor, first int, q *rows) error {
+			if lin == nil {
+				lin, whole = linears[place{t.Name, first}], rows{}
+			}
+			row := t.Type.RowBytes(t.Cols())
+			if lin == nil || lin.Name != t.Name || first != lin.First()+len(whole.data)/row {
+				return fmt.Errorf("the work folder: %s: rows of %s from %d on are not those that come next", u.Name, t.Name, first)
+			}
+			whole.data = append(whole.data, q.data...)
+			whole.shift = append(whole.shift, q.shift...)
+			whole.add(&q.rowsReport)
+			if len(whole.data) < lin.Out*row {
+				return nil
+			}
+			of := lin
+			lin = nil
+			return do(t, of, &whole)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// blocks lists the rows of the blocks of a linear's H_O; nil if there are none.
+func (o *outputs) blocks(id string) (rows []int) {
+	if o != nil {
+		for _, b := range o.at[id] {
+			rows = append(rows, b.rows)
+		}
+	}
+	return rows
+}
+
+// saveRows writes rows of a tensor from row first on, or nothing but the end behind the last ones.
+func saveRows(enc *gob.Encoder, w io.Writer, tensor string, first int, q *rows) error {
+	err := enc.Encode(&record{Tensor: tensor, First: first, Bytes: len(q.data), Report: q.rowsReport.kept(), Shift: q.shift})
+	if err == nil {
+		_, err = w.Write(q.data)
+	}
+	return err
+}
+
+// readRows calls do for the rows that a unit has put out.
+func readRows(values store.Store, name string, p *Plan, do func(t *Tensor, first int, q *rows) error) error {
+	f, err := values.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return eachRecord(f, name, p, do, nil)
+}
+
+// eachRecord reads a value of records: it calls do for the rows of each, which are valid until do returns, and end with the last,
+// if that is not nil.
+func eachRecord(f io.Reader, name string, p *Plan, do func(t *Tensor, first int, q *rows) error, end func(n *notes)) error {
+	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
+	dec := gob.NewDecoder(r)
+	var data []byte
+	for {
+		var rec record
+		if err := dec.Decode(&rec); err != nil {
+			return fmt.Errorf("the work folder: %s: %w", name, err)
+		}
+		if rec.Tensor == "" {
+			if end != nil {
+				end(&rec.Notes)
+			}
+			return nil
+		}
+		t := p.Lookup(rec.Tensor)
+		if t == nil || rec.Bytes < 0 || int64(rec.Bytes) > t.Bytes() {
+			return fmt.Errorf("the work folder: %s: %d bytes of tensor %q, which is not in the plan like that", name, rec.Bytes, rec.Tensor)
+		}
+		data = slices.Grow(data[:0], rec.Bytes)[:rec.Bytes]
+		if _, err := io.ReadFull(r, data); err != nil {
+			return fmt.Errorf("the work folder: %s: %w", name, err)
+		}
+		if err := do(t, rec.First, &rows{data: data, shift: rec.Shift, rowsReport: rec.Report.rowsReport()}); err != nil {
+			return err
+		}
+	}
+}

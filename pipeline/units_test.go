@@ -1,0 +1,226 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
+	"github.com/llmq/llmq/tensor"
+)
+
+// unitJobs are runs of several shards whose linears are several units.
+func unitJobs() map[string]job {
+	tm := testmodel.New("llama")
+	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
+	set := sequences(tm, 39, 32)
+	return map[string]job{
+		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: set}},
+		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
+		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
+			Options{Calib: set, Memory: 1}},
+		"experts": {testmodel.Experts(), Recipe{Method: quick, Type: ggml.Q4_0},
+			Options{Calib: sequences(testmodel.New("qwen3"), 14, 32)}},
+	}
+}
+
+// smallUnits divides the linears of test models among units, and short texts among shards.
+func smallUnits(t *testing.T) {
+	rows, tokens := mostUnitRows, batchTokens
+	mostUnitRows, batchTokens = 24, 128
+	t.Cleanup(func() { mostUnitRows, batchTokens = rows, tokens })
+}
+
+// local is an engine of workers in this process, for j's run in a work folder.
+func (j job) local(t *testing.T, workers int) func(work *store.Dir) engine.Engine {
+	return func(work *store.Dir) engine.Engine {
+		l := &engine.Local{Values: work, Workers: workers, Make: func(ctx context.Context, job []byte) (engine.Worker, error) {
+			values, err := store.JoinDir(work.Path())
+			if err != nil {
+				return nil, err
+			}
+			return NewWorker(ctx, j.src, j.r, job, values, WorkerOptions{Memory: j.opt.Memory, TempDir: t.TempDir()})
+		}}
+		t.Cleanup(func() {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return l
+	}
+}
+
+// TestUnits: any number of workers makes the file and the report of a run without an engine.
+func TestUnits(t *testing.T) {
+	smallUnits(t)
+	for name, j := range unitJobs() {
+		t.Run(name, func(t *testing.T) {
+			want, wantReport, _, _, err := j.in(t, "", -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, workers := range []int{1, 3} {
+				if workers == 1 && name != "gptq" && name != "experts" {
+					continue
+				}
+				work := filepath.Join(t.TempDir(), "work")
+				got, rep, _, _, err := j.by(t, work, -1, j.local(t, workers))
+				if err != nil {
+					t.Fatalf("%d workers: %v", workers, err)
+				}
+				if got != want {
+					t.Errorf("%d workers: another file", workers)
+				}
+				if a, b := reportJSON(t, rep), reportJSON(t, wantReport); a != b {
+					t.Errorf("%d workers: the report is\n%s\nnot\n%s", workers, a, b)
+				}
+				if left := values(t, work); len(left) > 0 {
+					t.Errorf("%d workers: the folder holds %q", workers, left)
+				}
+			}
+		})
+	}
+}
+
+// TestUnitsRefused: what there are no units for is refused by name.
+func TestUnitsRefused(t *testing.T) {
+	j := unitJobs()["gptq"]
+	for want, r := range map[string]Recipe{
+		"awq":  {Method: AWQ, Type: ggml.Q4_0},
+		"auto": {Method: Auto, Type: ggml.Q4_0},
+		"int8": {Method: Int8, Type: ggml.Q8_0},
+	} {
+		j.r = r
+		if _, _, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, j.local(t, 1)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	j = unitJobs()["gptq"]
+	j.opt.Fallback = Fallback{MaxError: 0.1}
+	if _, _, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, j.local(t, 1)); err == nil || !strings.Contains(err.Error(), "q8_0") {
+		t.Errorf("%v", err)
+	}
+}
+
+// fragile is an engine whose run is killed in the midst of a set of units, the n-th.
+type fragile struct {
+	engine.Engine
+	left int
+}
+
+func (f *fragile) Do(ctx context.Context, units []engine.Unit) error {
+	if f.left--; f.left < 0 {
+		if err := f.Engine.Do(ctx, units[:len(units)/2]); err != nil {
+			return err
+		}
+		return errKilled
+	}
+	return f.Engine.Do(ctx, units)
+}
+
+// TestUnitsResume: a run that is killed amid any set of units goes on there, with another number of workers, or none at all.
+func TestUnitsResume(t *testing.T) {
+	smallUnits(t)
+	j := unitJobs()["head"]
+	j.opt.Calib = sequences(testmodel.New("llama"), 11, 32)
+	want, wantReport, _, _, err := j.in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets := 0
+	for n := 2; ; n += 7 {
+		work := filepath.Join(t.TempDir(), "work")
+		var f *fragile
+		_, _, _, _, err := j.by(t, work, -1, func(work *store.Dir) engine.Engine {
+			f = &fragile{j.local(t, 2)(work), n}
+			return f
+		})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		sets++
+		var make func(*store.Dir) engine.Engine // nil: the run goes on by itself
+		if n%2 == 0 {
+			make = j.local(t, 1)
+		}
+		got, rep, _, _, err := j.by(t, work, -1, make)
+		if err != nil {
+			t.Fatalf("after %d sets: %v", n, err)
+		}
+		if got != want {
+			t.Errorf("after %d sets: another file", n)
+		}
+		if a, b := reportJSON(t, rep), reportJSON(t, wantReport); a != b {
+			t.Errorf("after %d sets: the report is\n%s\nnot\n%s", n, a, b)
+		}
+		if left := values(t, work); len(left) > 0 {
+			t.Errorf("after %d sets: the folder holds %q", n, left)
+		}
+	}
+	if sets < 3 {
+		t.Errorf("there are only %d places to be killed at", sets)
+	}
+}
+
+// TestStatsValue: statistics come back bit for bit, and others than a site's are refused.
+func TestStatsValue(t *testing.T) {
+	const in, out = 70, 5
+	d := openWorkFolder(t)
+	rng := rand.New(rand.NewPCG(3, 4))
+	random := func(rows, cols int) *tensor.Matrix {
+		m := tensor.New(rows, cols)
+		for i := range m.Data {
+			m.Data[i] = float32(rng.NormFloat64())
+		}
+		return m
+	}
+	for name, parts := range map[string][2]bool{"plain": {}, "drift": {true, false}, "shortfall": {false, true}} {
+		want := quant.NewStats(in)
+		x := random(100, in)
+		want.Observe(x)
+		if parts[0] {
+			want.ObserveDrift(random(100, in), x)
+		}
+		if parts[1] {
+			want.ObserveShortfall(random(100, out), x)
+		}
+		if _, err := d.Put(name, false, func(w io.Writer) error { return saveStats(w, want) }); err != nil {
+			t.Fatal(err)
+		}
+		got, err := loadStats(d, name, in, out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: statistics differ", name)
+		}
+		if _, err := loadStats(d, name, in+1, out); err == nil {
+			t.Errorf("%s: taken for those of another site", name)
+		}
+	}
+	if _, err := loadStats(d, "shortfall", in, out+1); err == nil {
+		t.Error("the shortfall of other outputs is taken")
+	}
+}
+
+func openWorkFolder(t *testing.T) *store.Dir {
+	d, err := store.OpenDir(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}

@@ -197,7 +197,7 @@ func (c *Checkpoint) Rows(name string, lo, hi int) ([]byte, error) {
 	return b, nil
 }
 
-// View says whether Rows gives views of a file, and of none that is not all there: not what is decoded, or gathered.
+// View says whether Rows gives views of a file: not of what is decoded, or gathered. A name that is not there is none.
 func (c *Checkpoint) View(name string) bool {
 	t, ok := c.tensors[name]
 	if !ok {

@@ -2,12 +2,12 @@ package model
 
 // SiteShape is a site without its weights: what runs need to know of all layers before the first is loaded.
 type SiteShape struct {
-	Name    string
-	Expert  int
-	Head    bool
-	In      int
-	Out     []int // of each linear
-	Names   []string
+	Name   string
+	Expert int
+	Head   bool
+	In     int
+	Out    []int // of each linear
+	Names  []string
 	// Of its stage: its place in the layer, and as Stage has them.
 	Stage                 int
 	Begins, Carries, Adds bool

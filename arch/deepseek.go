@@ -258,8 +258,8 @@ func specDeepseek(k *model.Keys) *model.Spec {
 			a.Q = b.Linear("attn_q", heads*key, h.dim, model.Absent)
 		}
 		a.KVA, a.KVNorm = b.Linear("attn_kv_a_mqa", rank+turned, h.dim, model.Absent), b.Norm("attn_kv_a_norm", rank, h.eps)
-		a.KB = b.Experts("attn_k_b", heads, rank, a.Nope, model.Absent)
-		a.VB = b.Experts("attn_v_b", heads, value, rank, model.Absent)
+		a.KB = b.Heads("attn_k_b", heads, rank, a.Nope)
+		a.VB = b.Heads("attn_v_b", heads, value, rank)
 		a.O = b.Linear("attn_output", h.dim, heads*value, model.Absent)
 		b.Residual(model.Residual{Pre: norm, Branch: a.Branch()})
 		b.Residual(mlp.residual(h, b, "ffn_norm", model.Optional))

@@ -178,7 +178,11 @@ func q8Weights(lin *model.Linear) (*i8.Matrix, error) {
 		}
 		return quant.RTN(w, nil, t.Grid).Int8(), nil
 	}
-	return t.ParseWeight(lin.W.Data, lin.Out, lin.In).Int8(), nil
+	stored, err := lin.Weights()
+	if err != nil {
+		return nil, err
+	}
+	return t.ParseWeight(stored.Data, lin.Out, lin.In).Int8(), nil
 }
 
 // findOutliers runs the first tokens of the text through the model in floating point, and returns the outlier features

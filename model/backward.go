@@ -5,9 +5,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
-	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
@@ -49,13 +47,14 @@ func (l *Linear) decoded(st *State) *tensor.Matrix {
 	if l.F32 != nil {
 		return l.F32
 	}
-	w := st.Scratch("back weights", l.Out, l.In)
-	kernels.Parallel(l.Out, 16, func(lo, hi int) {
-		for r := lo; r < hi; r++ {
-			unpack.F32(l.W.Format, w.Row(r), l.W.Row(r))
-		}
-	})
-	return w
+	m := st.Scratch("back weights", l.Out, l.In)
+	w, err := l.Weights()
+	if err != nil {
+		m.Zero() // the way back through the layer reports it
+		return m
+	}
+	unpackTo(m, &w)
+	return m
 }
 
 // span is a place where branches leave the residual stream and return to it: stages [from,to) of the layer.
@@ -104,6 +103,9 @@ func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, s
 		copyTo(dy, 0, grad)
 		for k := range s.parts {
 			s.parts[k].back(st, d, grad, dy)
+		}
+		if err := l.Err(); err != nil {
+			return err
 		}
 		if d.err != nil {
 			return d.err

@@ -19,9 +19,10 @@ type Linear struct {
 	Name    string // the weight's tensor: "blk.0.attn_q.weight"
 	Expert  int    // of the experts that one tensor holds, which one; −1: it is the whole tensor
 	Role    Role
-	Product bool            // the output meets another's in a product, as queries do keys
-	Out, In int             // W is Out×In
-	W       kernels.Weights // as the source stores it
+	Product bool // the output meets another's in a product, as queries do keys
+	Out, In int  // W is Out×In
+	// W are the weights as the source stores them. Their Data is nil where they are fetched when they are used: see Weights.
+	W kernels.Weights
 	// F32, where not nil, replaces W: the values that quantization chose.
 	F32  *tensor.Matrix
 	Bias []float32 // Out values, or nil
@@ -31,7 +32,8 @@ type Linear struct {
 	Q8 bool
 
 	tensor *ggml.Tensor
-	first  int // row of the tensor that row 0 is: see Part
+	first  int    // row of the tensor that row 0 is: see Part
+	layer  *Layer // that fetches the weights where W has no Data, and learns why it cannot
 }
 
 // First is the row of the tensor that row 0 is: not 0 for experts.
@@ -45,12 +47,34 @@ func (l *Linear) ID() string {
 	return ggml.ExpertName(l.Name, l.Expert)
 }
 
+// Weights returns W with its data. Those of an expert that the source would have to copy are not held by the layer (RowCopier):
+// each call fetches them anew, and they are garbage when the caller has done with them. So memory is bounded by the experts that
+// are multiplied with at a time. It may be called from several goroutines.
+func (l *Linear) Weights() (kernels.Weights, error) {
+	if l.held() {
+		return l.W, nil
+	}
+	w := l.W
+	t, err := l.layer.m.someRows(l)
+	if err != nil {
+		l.layer.fail(err)
+		return w, err
+	}
+	w.Data = t.Data
+	return w, nil
+}
+
+// held says that W has its data.
+func (l *Linear) held() bool { return l.W.Data != nil || l.layer == nil }
+
 // exact sets dst = x·Wᵀ + b without rounding x, as a router's choice demands.
 func (l *Linear) exact(dst, x *tensor.Matrix) {
 	if l.F32 != nil {
 		gemm.MatMulF32(dst, x, l.F32)
+	} else if w, err := l.Weights(); err == nil {
+		gemm.MatMul(dst, x, &w, kernels.F32)
 	} else {
-		gemm.MatMul(dst, x, &l.W, kernels.F32)
+		dst.Zero()
 	}
 	l.addBias(dst)
 }
@@ -61,17 +85,23 @@ func (l *Linear) Apply(dst, x *tensor.Matrix, p kernels.Precision) {
 	l.addBias(dst)
 }
 
-// product sets dst = x·Wᵀ.
+// product sets dst = x·Wᵀ, or to zeros where the weights cannot be fetched, which the layer's walk reports then.
 func (l *Linear) product(dst, x *tensor.Matrix, p kernels.Precision) {
 	switch {
 	case l.MatMul != nil:
 		l.MatMul(dst, x)
 	case l.F32 != nil:
 		gemm.MatMulF32(dst, x, l.F32)
-	case l.Q8:
-		q8.MatMul(x, kernels.Product{Dst: dst, W: &l.W})
 	default:
-		gemm.MatMul(dst, x, &l.W, p)
+		w, err := l.Weights()
+		switch {
+		case err != nil:
+			dst.Zero()
+		case l.Q8:
+			q8.MatMul(x, kernels.Product{Dst: dst, W: &w})
+		default:
+			gemm.MatMul(dst, x, &w, p)
+		}
 	}
 }
 
@@ -82,10 +112,14 @@ func (l *Linear) stored() bool { return l.MatMul == nil && l.F32 == nil }
 func applyAll(x *tensor.Matrix, p kernels.Precision, lins []*Linear, dsts ...*tensor.Matrix) {
 	var products, rounded []kernels.Product
 	for i, l := range lins {
-		pr := kernels.Product{Dst: dsts[i], W: &l.W}
-		switch {
-		case !l.stored():
+		if !l.stored() {
 			l.Apply(dsts[i], x, p)
+			continue
+		}
+		w, err := l.Weights()
+		switch pr := (kernels.Product{Dst: dsts[i], W: &w}); {
+		case err != nil:
+			dsts[i].Zero()
 		case l.Q8:
 			rounded = append(rounded, pr)
 		default:
@@ -117,13 +151,22 @@ func (l *Linear) Matrix() (*tensor.Matrix, error) {
 	if l.F32 != nil {
 		return l.F32.Clone(), nil
 	}
+	w, err := l.Weights()
+	if err != nil {
+		return nil, err
+	}
 	m := tensor.New(l.Out, l.In)
-	kernels.Parallel(l.Out, 16, func(lo, hi int) {
+	unpackTo(m, &w)
+	return m, checkFinite(l.Name, m.Data, l.In, l.first)
+}
+
+// unpackTo sets m to the values of w.
+func unpackTo(m *tensor.Matrix, w *kernels.Weights) {
+	kernels.Parallel(w.Rows, 16, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
-			unpack.F32(l.W.Format, m.Row(r), l.W.Row(r))
+			unpack.F32(w.Format, m.Row(r), w.Row(r))
 		}
 	})
-	return m, checkFinite(l.Name, m.Data, l.In, l.first)
 }
 
 // BiasName is the name that the bias's tensor has, whether there is one or not.
@@ -131,12 +174,16 @@ func (l *Linear) BiasName() string { return biasName(l.Name) }
 
 func biasName(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
 
-// Part returns rows [lo,hi) of a linear that nothing has replaced, as a linear of its own that shares the weights.
+// Part returns rows [lo,hi) of a linear that nothing has replaced, as a linear of its own that shares the weights, or fetches those
+// rows when they are used.
 func (l *Linear) Part(lo, hi int) *Linear {
-	row := l.W.Format.RowBytes(l.In)
 	p := &Linear{Name: l.Name, Expert: l.Expert, Role: l.Role, Out: hi - lo, In: l.In, W: kernels.Weights{
-		Rows: hi - lo, Cols: l.In, Format: l.W.Format, Data: l.W.Data[lo*row : hi*row],
-	}, first: l.first + lo}
+		Rows: hi - lo, Cols: l.In, Format: l.W.Format,
+	}, first: l.first + lo, layer: l.layer}
+	if l.held() {
+		row := l.W.Format.RowBytes(l.In)
+		p.W.Data = l.W.Data[lo*row : hi*row]
+	}
 	if l.Bias != nil {
 		p.Bias = l.Bias[lo:hi]
 	}
@@ -188,6 +235,18 @@ func (m *Model) CheckWeights(ctx context.Context) error {
 		m.Source.Release(t)
 	}
 	return nil
+}
+
+// someRows fetches the rows of a tensor that are l's, of a RowSource.
+func (m *Model) someRows(l *Linear) (*ggml.Tensor, error) {
+	t, err := m.Source.(RowSource).Rows(l.Name, l.first, l.first+l.Out)
+	if err == nil && len(t.Data) != l.Out*t.Type.RowBytes(l.In) {
+		err = fmt.Errorf("%s: tensor %q: rows %d to %d have %d bytes", m.Source.Name(), l.Name, l.first, l.first+l.Out, len(t.Data))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	return t, nil
 }
 
 // tensor fetches a tensor's data and checks that it is all there.

@@ -173,23 +173,24 @@ func (b *Loader) fetch(l *Linear) {
 	l.W = kernels.Weights{Rows: t.Rows(), Cols: t.Cols(), Format: &t.Type.Format, Data: t.Data}
 }
 
-// fetchRows gives a linear its weights: rows of a tensor, which is released with it if it owns it.
-func (b *Loader) fetchRows(l *Linear, owns bool) {
-	src, ok := b.m.Source.(RowSource)
-	if !ok {
+// fetchRows gives a linear its weights: rows of a tensor, which is released with it if it owns it. Those of streams that the
+// source would copy are left for Linear.Weights.
+func (b *Loader) fetchRows(l *Linear, owns, streams bool) {
+	if _, ok := b.m.Source.(RowSource); !ok {
 		whole := &Linear{Name: l.Name}
 		if b.fetch(whole); b.err == nil {
 			l.tensor = whole.tensor
 			n := l.Out * whole.W.Format.RowBytes(l.In)
 			l.W = kernels.Weights{Rows: l.Out, Cols: l.In, Format: whole.W.Format, Data: whole.W.Data[l.Expert*n : (l.Expert+1)*n]}
 		}
+	} else if info := b.m.tensors[l.Name]; streams && b.m.copies(l.Name, l.first, l.first+l.Out) {
+		l.layer = b.layer
+		l.tensor = &ggml.Tensor{Info: *info} // to be released, without data
+		l.W = kernels.Weights{Rows: l.Out, Cols: l.In, Format: &info.Type.Format}
 	} else {
-		t, err := src.Rows(l.Name, l.first, l.first+l.Out)
-		if err == nil && len(t.Data) != l.Out*t.Type.RowBytes(l.In) {
-			err = fmt.Errorf("%s: tensor %q: rows %d to %d have %d bytes", b.m.Source.Name(), l.Name, l.first, l.first+l.Out, len(t.Data))
-		}
+		t, err := b.m.someRows(l)
 		if err != nil {
-			b.err = fmt.Errorf("model: %w", err)
+			b.err = err
 			return
 		}
 		l.tensor = t
@@ -200,9 +201,24 @@ func (b *Loader) fetchRows(l *Linear, owns bool) {
 	}
 }
 
+// copies says whether the source makes rows of a tensor anew each time: RowCopier.
+func (m *Model) copies(name string, lo, hi int) bool {
+	c, ok := m.Source.(RowCopier)
+	return ok && c.Copies(name, lo, hi)
+}
+
 // Experts returns n linears, out×in each, that stem+".weight" has one after the other. Their biases, if there are any,
-// are in stem+".bias", n×out.
+// are in stem+".bias", n×out. The layer does not hold weights that the source would copy.
 func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
+	return b.several(stem, n, out, in, bias, true)
+}
+
+// Heads is Experts for linears of attention heads, without biases: they are small and all used for every token, and held.
+func (b *Loader) Heads(stem string, n, out, in int) []*Linear {
+	return b.several(stem, n, out, in, Absent, false)
+}
+
+func (b *Loader) several(stem string, n, out, in int, bias Presence, streams bool) []*Linear {
 	whole := &Linear{Name: b.prefix + stem + ".weight", Out: n * out, In: in, Expert: -1, Role: RoleLinear}
 	fetch := b.want(stem+".weight", RoleLinear, Required, n, out, in)
 	whole.Bias = b.Values(stem+".bias", RoleVector, bias, n, out)
@@ -213,7 +229,7 @@ func (b *Loader) Experts(stem string, n, out, in int, bias Presence) []*Linear {
 			x.Bias = whole.Bias[e*out : (e+1)*out]
 		}
 		if fetch && b.err == nil {
-			b.fetchRows(x, e == 0)
+			b.fetchRows(x, e == 0, streams)
 		}
 		experts[e] = x
 	}

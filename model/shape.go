@@ -44,6 +44,26 @@ func (m *Model) LayerWeights(i int) int64 {
 	return n
 }
 
+// Copied is what layer i takes beside the source's mapped pages, in bytes: held are copies that the source makes of linears, as
+// long as the layer is there, and fetched is the most that the experts of a site take while they are used.
+func (m *Model) Copied(i int) (held, fetched int64) {
+	for _, s := range m.shapes[i] {
+		var site int64
+		for j, name := range s.Names {
+			lo := max(s.Expert, 0) * s.Out[j]
+			if m.copies(name, lo, lo+s.Out[j]) {
+				site += int64(s.Out[j]) * int64(m.tensors[name].Type.RowBytes(s.In))
+			}
+		}
+		if s.Expert >= 0 && !s.Head {
+			fetched = max(fetched, site)
+		} else {
+			held += site
+		}
+	}
+	return held, fetched
+}
+
 // Carried is the largest input of a site that is worth keeping beside the hidden states, in features; 0: none is.
 func (m *Model) Carried() int {
 	most := 0

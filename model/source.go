@@ -27,6 +27,14 @@ type RowSource interface {
 	Rows(name string, lo, hi int) (*ggml.Tensor, error)
 }
 
+// RowCopier is a RowSource of which some rows are no view of a file but made anew whenever they are asked for: decoded, or put
+// together. Copies says so of rows [lo,hi) of a tensor. A layer does not hold such rows of experts: they are fetched when they
+// are used (Linear.Weights). Where making them again costs more than time, as a download does, Copies says false.
+type RowCopier interface {
+	RowSource
+	Copies(name string, lo, hi int) bool
+}
+
 // Unchanged is an error that names a file of the source that was written to since it was opened: what is read of it may be
 // some of the old file and some of the new. A source that is not made of files has no Changed, and does not change.
 func Unchanged(src Source) error {

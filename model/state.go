@@ -78,16 +78,20 @@ func (st *State) add(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
 
 // AddProduct adds lin's result for in, without its bias, to x: what a difference of inputs makes of the output.
 func (st *State) AddProduct(x *tensor.Matrix, lin *Linear, in *tensor.Matrix) {
-	switch {
-	case !lin.stored():
+	if !lin.stored() {
 		delta := st.Scratch("added product", x.Rows, x.Cols)
 		lin.product(delta, in, st.precision)
 		byRows(x.Rows, func(lo, hi int) {
 			elementwise.Add(x.View(lo, hi, 0, x.Cols), delta.View(lo, hi, 0, delta.Cols))
 		})
+		return
+	}
+	w, err := lin.Weights()
+	switch {
+	case err != nil: // the layer's walk reports it
 	case lin.Q8:
-		q8.MatMulAdd(x, in, &lin.W)
+		q8.MatMulAdd(x, in, &w)
 	default:
-		gemm.MatMulAdd(x, in, &lin.W, st.precision)
+		gemm.MatMulAdd(x, in, &w, st.precision)
 	}
 }

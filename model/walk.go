@@ -3,6 +3,7 @@ package model
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 
 	"github.com/llmq/llmq/tensor"
 )
@@ -16,6 +17,7 @@ type Layer struct {
 	spans   []span
 	linears []*Linear // in the order of the forward pass
 	vectors map[string][]float32
+	failed  atomic.Pointer[error] // the first that kept weights from being fetched
 	// narrows says that attention can leave out the tokens that ForwardLast does not want.
 	narrows bool
 }
@@ -35,9 +37,23 @@ func (l *Layer) Run(ctx context.Context, st *State, from, to int, visit Visit) e
 			return err
 		}
 		l.Stages[k].Apply(st)
+		if err := l.Err(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
+
+// Err says why weights could not be fetched when they were used, which is since the layer was loaded; nil if none were missing.
+// What was computed with them then is of no use.
+func (l *Layer) Err() error {
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (l *Layer) fail(err error) { l.failed.CompareAndSwap(nil, &err) }
 
 // Look prepares the input of stage k, to which st has come, and visits its sites. The stage may then be applied.
 func (l *Layer) Look(st *State, k int, visit Visit) error {
@@ -108,7 +124,7 @@ func (l *Layer) Block(ctx context.Context, st *State, site *Site, seqLen int) fu
 		st.In = x
 		l.Stages[k].Apply(st)
 		if err := l.Run(ctx, st, k+1, end, nil); err != nil {
-			return tensor.New(x.Rows, l.m.Dim) // cancelled: the caller ends too
+			return tensor.New(x.Rows, l.m.Dim) // cancelled, or l.Err: the caller ends too
 		}
 		return st.X
 	}

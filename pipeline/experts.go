@@ -6,8 +6,8 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// statsBytes bounds the statistics of the experts that are quantized together.
-const statsBytes = 2 << 30
+// statsBytes bounds the statistics of the experts that are quantized together; tests set it.
+var statsBytes int64 = 2 << 30
 
 // experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the
 // tokens that reach it. They are shrunk towards those of all experts, more so the fewer tokens there were.
@@ -27,7 +27,13 @@ func (p *passage) experts(at *place) error {
 		if !pool && (last < len(sites) || sites[last-1].Expert >= 0) {
 			st.OnlyExperts(first, last)
 		}
+		if at.original != nil && last < len(sites) && !sites[first].Head {
+			at.original.st.OnlyExperts(first, last) // it stays before the stage until the last of its sites are seen
+		}
 		in, all, err := p.observe(at, first, last, pool)
+		if at.original != nil {
+			at.original.st.OnlyExperts(0, 0)
+		}
 		if err != nil {
 			return err
 		}

@@ -273,7 +273,11 @@ func (p *passage) linear(ctx context.Context, lin *model.Linear, job *rowsJob) (
 	}
 	job.rounding = p.mayFallBack()
 	if t := job.tensor.Type; lin.F32 == nil && t.Grid != nil && lin.W.Format.Name == t.Name {
-		job.stored = lin.W.Data
+		stored, err := lin.Weights()
+		if err != nil {
+			return rows{}, err
+		}
+		job.stored = stored.Data
 	}
 	q, err := quantizeRows(ctx, job)
 	if err == nil && p.plan.corrects(job.tensor) {

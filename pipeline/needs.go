@@ -30,9 +30,11 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 		streams = 2 // the quantized model's and the original's
 	}
 	batch := min(tokens, batchOf(m))
-	var sites, stage int64
+	var sites, stage, copied int64
 	for i := range m.Layers() {
-		sites = max(sites, p.layerNeeds(m.Shape(i), streams))
+		held, fetched := m.Copied(i)
+		copied = max(copied, held+fetched)
+		sites = max(sites, p.layerNeeds(m.Shape(i), streams)+p.rowsNeeds(m.Shape(i))+streams*held+fetched)
 		stage = max(stage, streams*int64(m.Dim+m.Widest())+m.Computed(i))
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
@@ -54,7 +56,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(batch))
 	if p.Recipe.wantsOutputs() {
 		g := p.gradientNeeds(m, tokens, budget)
-		needs.Memory = max(needs.Memory, g.memory)
+		needs.Memory = max(needs.Memory, g.memory+copied)
 		spilled = max(spilled+g.sums, g.disk)
 	}
 	needs.Disk += spilled
@@ -125,6 +127,19 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 
 // headLogits bounds the logits that exist at a time on the way back through the head: model.Head.Backward.
 const headLogits = 1 << 25
+
+// rowsNeeds is the memory for the quantized rows of a layer's linears, which later stages are computed with.
+func (p *Plan) rowsNeeds(shapes []model.SiteShape) int64 {
+	var bytes int64
+	for _, s := range shapes {
+		for j, name := range s.Names {
+			if t := p.Lookup(name); t != nil {
+				bytes += int64(s.Out[j]) * int64(t.Type.RowBytes(s.In))
+			}
+		}
+	}
+	return bytes
+}
 
 // layerNeeds is the memory for the sums over the inputs of a layer's sites and for the method's work.
 func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {

@@ -285,6 +285,9 @@ func (s *stream) step(ctx context.Context, l *model.Layer, k, i int, last bool, 
 		return err
 	}
 	l.Stages[k].Apply(s.st)
+	if err := l.Err(); err != nil {
+		return err
+	}
 	return s.x.Put(i, x)
 }
 

@@ -197,6 +197,16 @@ func (c *Checkpoint) Rows(name string, lo, hi int) ([]byte, error) {
 	return b, nil
 }
 
+// View says whether Rows gives views of a file: not of what is decoded, or gathered. A name that is not there is none.
+func (c *Checkpoint) View(name string) bool {
+	t, ok := c.tensors[name]
+	if !ok {
+		return false
+	}
+	p, ok := t.decoder.(plain)
+	return ok && p.part.strides == nil
+}
+
 // Release lets the kernel drop the pages that hold only these rows. Reading them again brings them back. A name that is
 // not there is ignored.
 func (c *Checkpoint) Release(name string, lo, hi int) {

@@ -191,6 +191,8 @@ func (t double) rows(lo, hi int) ([]byte, error) {
 type floats struct {
 	data []byte
 	at   func(data []byte, i int) float32
+	// bytes, where not nil, are the floats that bytes stand for, the same as at.
+	bytes *[256]float32
 }
 
 // floatsOf reads a part's elements as floats; scaleBits says that bytes are E8M0, powers of two.
@@ -212,9 +214,9 @@ func floatsOf(p *part, scaleBits bool) (floats, error) {
 	case safetensors.BF16:
 		f.at = func(b []byte, i int) float32 { return tensor.BF16(binary.LittleEndian.Uint16(b[2*i:])) }
 	case safetensors.F8E4M3:
-		f.at = func(b []byte, i int) float32 { return e4m3[b[i]] }
+		f.at, f.bytes = func(b []byte, i int) float32 { return e4m3[b[i]] }, &e4m3
 	case safetensors.F8E5M2:
-		f.at = func(b []byte, i int) float32 { return e5m2[b[i]] }
+		f.at, f.bytes = func(b []byte, i int) float32 { return e5m2[b[i]] }, &e5m2
 	case safetensors.F8E8M0:
 		f.at = func(b []byte, i int) float32 { return e8m0[b[i]] }
 	default:

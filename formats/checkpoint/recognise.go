@@ -2,9 +2,11 @@ package checkpoint
 
 import (
 	"strings"
+	"sync"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/safetensors"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -84,20 +86,36 @@ func (p *part) expectShape(shape ...int) error {
 type rowDecoder struct {
 	shape []int // of the weight
 	cols  int
-	row   func(dst []float32, r int) error
+	row   func(dst []float32, r int) error // may be called from several goroutines
 	codes *part
 	// rowBytes is the size of a row of codes; 0 if rows are not stored one after another.
 	rowBytes int
 }
 
+// rows decodes on all processors: the experts of a layer are decoded whenever they are multiplied with. Of several rows with
+// errors the first is told, as it would be by one goroutine.
 func (d rowDecoder) rows(lo, hi int) ([]byte, error) {
+	const grain = 1 << 14 // weights: some microseconds of work at the least
 	out := make([]byte, 4*(hi-lo)*d.cols)
-	row := make([]float32, d.cols)
-	for r := lo; r < hi; r++ {
-		if err := d.row(row, r); err != nil {
-			return nil, err
+	var mu sync.Mutex
+	var first error
+	failed := hi
+	kernels.Parallel(hi-lo, grain/max(d.cols, 1), func(from, to int) {
+		row := make([]float32, d.cols)
+		for r := lo + from; r < lo+to; r++ {
+			if err := d.row(row, r); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				if r < failed {
+					failed, first = r, err
+				}
+				return
+			}
+			tensor.EncodeF32(out[4*(r-lo)*d.cols:], row)
 		}
-		tensor.EncodeF32(out[4*(r-lo)*d.cols:], row)
+	})
+	if first != nil {
+		return nil, first
 	}
 	return out, nil
 }

@@ -28,7 +28,7 @@ func (a *assembly) scaled(p *part, stem string) (*logical, error) {
 	value, err := floats{}, error(nil)
 	format := "fp8"
 	if integer {
-		value = floats{p.packed(), func(b []byte, i int) float32 { return float32(int8(b[i])) }}
+		value = floats{data: p.packed(), at: func(b []byte, i int) float32 { return float32(int8(b[i])) }}
 		format = "int8"
 	} else if value, err = floatsOf(p, false); err != nil {
 		return nil, err
@@ -66,7 +66,14 @@ func (a *assembly) scaled(p *part, stem string) (*logical, error) {
 		at := r/perExpert*g.perExpert + r%perExpert/g.blockRows*g.perRow
 		for j, i := 0, at; j < cols; i++ {
 			z, s := zero(i), f.get(i)
-			for end := min(j+g.blockCols, cols); j < end; j++ {
+			end := min(j+g.blockCols, cols)
+			if value.bytes != nil { // the experts of the largest models, decoded for every batch
+				for k, c := range value.data[r*cols+j : r*cols+end] {
+					dst[j+k] = (value.bytes[c] - z) * s
+				}
+				j = end
+			}
+			for ; j < end; j++ {
 				dst[j] = (value.get(r*cols+j) - z) * s
 			}
 		}

@@ -100,6 +100,9 @@ func (s *Scaled) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 	return s.decoded(t, lo), nil
 }
 
+// Copies says that rows are decoded anew each time: of a tensor that has a factor.
+func (s *Scaled) Copies(name string, _, _ int) bool { return s.scales[name] != nil }
+
 // Factors are what the weights that Codes returns have to be multiplied by: one, or one for each expert; nil for other tensors.
 func (s *Scaled) Factors(name string) []float32 { return s.scales[name] }
 

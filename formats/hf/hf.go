@@ -46,6 +46,7 @@ type Checkpoint struct {
 	warnings []string
 	identity string
 	layer    func(layer int) // Options.Layer
+	lazy     bool            // Options.Lazy is set
 }
 
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
@@ -88,7 +89,8 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{dir: dir, weights: stored{Checkpoint: w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity, layer: opt.Layer}
+	c := &Checkpoint{dir: dir, weights: stored{Checkpoint: w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity,
+		layer: opt.Layer, lazy: opt.Lazy != nil}
 	if err := c.load(config, opt); err != nil {
 		w.Close()
 		return nil, err
@@ -202,10 +204,17 @@ func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)
 	}
-	if p, _ := s.whole(c.weights, lo, hi); !s.plain() && p == nil { // data is a copy
+	if s.copies(c.weights, lo, hi) {
 		s.reads(c.weights, lo, hi, c.weights.Release)
 	}
 	return &ggml.Tensor{Info: s.info, Data: data}, nil
+}
+
+// Copies says that rows [lo,hi) of a tensor are made anew each time that Rows is called, from bytes that are there: see
+// model.RowCopier. Of a folder whose weights come when they are needed, and may go when they are released, none are.
+func (c *Checkpoint) Copies(name string, lo, hi int) bool {
+	i, ok := c.index[name]
+	return ok && !c.lazy && c.sources[i].copies(c.weights, lo, hi)
 }
 
 // Release says that a tensor's data is not needed for now, so that its pages need not stay resident.

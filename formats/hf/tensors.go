@@ -221,6 +221,15 @@ func (s *source) whole(w stored, lo, hi int) (part *arch.Part, first int) {
 	return nil, 0
 }
 
+// copies says that rows gives no view of the checkpoint for rows [lo,hi).
+func (s *source) copies(w stored, lo, hi int) bool {
+	if s.plain() {
+		return !w.View(s.Parts[0].Name)
+	}
+	p, _ := s.whole(w, lo, hi)
+	return p == nil || !w.View(p.Name)
+}
+
 // partRows returns rows [lo,hi) of a part in the checkpoint's type, of transposed blocks in float32.
 func (s *source) partRows(w stored, p *arch.Part, lo, hi int) ([]byte, error) {
 	info, _ := w.Info(p.Name)

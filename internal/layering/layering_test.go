@@ -47,7 +47,7 @@ var allowed = map[string]string{
 	"int8outlier": "tensor kernels/... quant",
 
 	"formats/safetensors": "internal/atomicfile internal/mmap internal/sniff",
-	"formats/checkpoint":  "tensor formats/ggml formats/safetensors internal/mmap internal/sniff internal/text",
+	"formats/checkpoint":  "tensor kernels formats/ggml formats/safetensors internal/mmap internal/sniff internal/text",
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",

@@ -1,0 +1,148 @@
+package model_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tensor"
+)
+
+func isExperts(name string) bool { return strings.Contains(name, "_exps.") }
+
+// expertBytes is the size of the largest expert of a source, all its matrices.
+func expertBytes(src *testmodel.Source) int {
+	n := 0
+	for _, t := range src.List {
+		if strings.HasPrefix(t.Name, "blk.0.") && isExperts(t.Name) {
+			n += len(t.Data) / t.Shape[0]
+		}
+	}
+	return n
+}
+
+// TestFetchedExperts: where a source copies, a layer's results forth and back are the same bits, no more than one expert's
+// weights are there at a time, and an expert's matrix is fetched once in a pass.
+func TestFetchedExperts(t *testing.T) {
+	held := testmodel.Experts()
+	fetches := map[string]int{}
+	fetched := &testmodel.Copying{Source: testmodel.Experts(), Watched: isExperts, Fails: func(name string) error {
+		fetches[name]++
+		return nil
+	}}
+	const seqLen = 17
+	tokens := testmodel.New("qwen3").Tokens(2*seqLen, 6)
+	run := func(src model.Source) (results [][]float32) {
+		m := open(t, src)
+		x := embed(t, m, tokens, seqLen)
+		for i := range m.Layers() {
+			l, err := m.LoadLayer(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			st, in, dx := m.NewState(), x.Clone(), x.Clone()
+			clear(fetches)
+			if err := l.Forward(t.Context(), st, x, seqLen); err != nil {
+				t.Fatal(err)
+			}
+			for name, n := range fetches {
+				if n > testmodel.ExpertCount {
+					t.Errorf("%s: %d fetches for %d experts", name, n, testmodel.ExpertCount)
+				}
+			}
+			see := func(_ *model.Linear, dy *tensor.Matrix, _ []int) error {
+				results = append(results, dy.Clone().Data)
+				return nil
+			}
+			if err := l.Backward(t.Context(), st, in, dx, seqLen, &model.Differential{See: see}); err != nil {
+				t.Fatal(err)
+			}
+			for _, lin := range l.Linears() {
+				w, err := lin.Matrix()
+				if err != nil {
+					t.Fatal(err)
+				}
+				part, err := lin.Part(1, 3).Matrix()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !slices.Equal(part.Data, w.View(1, 3, 0, w.Cols).Clone().Data) {
+					t.Errorf("%s: rows 1 and 2 are others by themselves", lin.ID())
+				}
+				results = append(results, w.Data)
+			}
+			results = append(results, x.Clone().Data, dx.Data)
+			l.Release()
+		}
+		return results
+	}
+	if want, got := run(held), run(fetched); !slices.EqualFunc(got, want, slices.Equal[[]float32]) {
+		t.Error("other results where experts are fetched as they are used")
+	}
+	if most := expertBytes(held); fetched.Most == 0 || fetched.Most > most {
+		t.Errorf("%d bytes of experts' weights at a time, one expert has %d", fetched.Most, most)
+	}
+}
+
+// TestExpertsFail: a layer whose weights cannot be fetched when they are used says so, forth and back, and ever after.
+func TestExpertsFail(t *testing.T) {
+	gone := errors.New("gone")
+	src := &testmodel.Copying{Source: testmodel.Experts()}
+	m := open(t, src)
+	const seqLen = 5
+	x := embed(t, m, testmodel.New("qwen3").Tokens(seqLen, 6), seqLen)
+	for _, name := range []string{"ffn_gate_exps", "ffn_down_exps"} {
+		for _, backward := range []bool{false, true} {
+			src.Fails = nil
+			l, err := m.LoadLayer(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			src.Fails = func(n string) error {
+				if strings.Contains(n, name) {
+					return gone
+				}
+				return nil
+			}
+			pass := func() error {
+				if !backward {
+					return l.Forward(t.Context(), m.NewState(), x.Clone(), seqLen)
+				}
+				d := &model.Differential{See: func(*model.Linear, *tensor.Matrix, []int) error { return nil }}
+				return l.Backward(t.Context(), m.NewState(), x, x.Clone(), seqLen, d)
+			}
+			if err := pass(); !errors.Is(err, gone) {
+				t.Errorf("%s, backward %v: error %v", name, backward, err)
+			}
+			src.Fails = nil
+			if err := pass(); !errors.Is(err, gone) {
+				t.Errorf("%s, backward %v: error %v after the first", name, backward, err)
+			}
+			l.Release()
+		}
+	}
+}
+
+// TestCopied: of experts that a source copies those of a site count, of other linears all; of a source that does not copy, none.
+func TestCopied(t *testing.T) {
+	src := testmodel.Experts()
+	var linears, site int64
+	for _, w := range src.List {
+		switch {
+		case !strings.HasPrefix(w.Name, "blk.0."):
+		case strings.Contains(w.Name, "ffn_gate_exps"), strings.Contains(w.Name, "ffn_up_exps"):
+			site += int64(len(w.Data)) / testmodel.ExpertCount
+		case strings.Contains(w.Name, "attn_") && len(w.Shape) == 2:
+			linears += int64(len(w.Data))
+		}
+	}
+	if held, fetched := open(t, src).Copied(0); held != 0 || fetched != 0 {
+		t.Errorf("%d and %d bytes of views are counted", held, fetched)
+	}
+	if held, fetched := open(t, &testmodel.Copying{Source: src}).Copied(0); held != linears || fetched != site {
+		t.Errorf("%d bytes held and %d fetched, want %d and %d", held, fetched, linears, site)
+	}
+}

@@ -30,8 +30,11 @@ empty  :=
 ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
 	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsResume TestWork TestWorkers)
 
+# Tests that quantize again and again, in pipeline and cmd/llmq: a minute of two cores.
+WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestBenchModel TestFolding TestLimitNotMet TestNeedsMemory TestPlanted)
+
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
-SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)
+SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)|$(WIDELY)
 
 .PHONY: help build demo test check wide purego cross neon race fuzz interop namespaces speed speed-gptq bench generate release clean
 
@@ -52,8 +55,8 @@ demo: build ## quantize the built-in model with GPTQ to 4 bits and evaluate it b
 		--base out/gopher-4m-f16.gguf
 	@ls -l out/*.gguf
 
-test: ## run all tests
-	$(GO) test ./...
+test: ## run the tests, but those of make wide
+	$(GO) test -skip '^($(WIDELY))$$' ./...
 
 check: ## formatting, vet, staticcheck, dependency directions, generated files
 	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l); \
@@ -71,7 +74,7 @@ generate: ## write the assembly from its generator
 	$(GO) generate ./kernels
 
 wide: ## run the tests that quantize the built-in model again and again
-	WIDE=1 $(GO) test -run '^(TestPlantedGopher|TestAssignGopher)$$' ./pipeline
+	WIDE=1 $(GO) test -run '^(TestPlantedGopher|TestAssignGopher|$(WIDELY))$$' ./pipeline ./cmd/llmq
 
 purego: ## build and test without assembly, but for what takes minutes then
 	$(GO) build -tags purego ./...

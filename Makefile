@@ -106,7 +106,7 @@ interop: ## compare block types, methods and families with llama.cpp, from node-
 	$(GO) test -tags interop -count=1 -timeout 20m -v ./internal/interop
 
 namespaces: build ## quantize with workers in network namespaces, and have them, the coordinator and the network fail
-	engine/cluster/namespaces.sh bin/llmq
+	timeout 10m engine/cluster/namespaces.sh bin/llmq
 
 speed: build ## time llmq eval on MODELS (GGUF files) beside PEERS (paths of llama-perplexity or llama-bench)
 	@mkdir -p out

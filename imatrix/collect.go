@@ -134,7 +134,13 @@ func Collect(ctx context.Context, m *model.Model, set *calib.Set, opt Options) (
 			return nil, err
 		}
 	}
-	return c.matrix(set), nil
+	sums := c.matrix(set)
+	for i := range sums.Entries {
+		if err := sums.Entries[i].check(); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.Source.Name(), err)
+		}
+	}
+	return sums, nil
 }
 
 // sum is of a linear's inputs.

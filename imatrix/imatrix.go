@@ -60,6 +60,26 @@ func (m *Matrix) Find(name string) *Entry {
 	return &m.Entries[i]
 }
 
+// Split returns the entry of a tensor of n matrices of in features with a count for each matrix: the older form has one for all of them.
+func (e *Entry) Split(n, in int) *Entry {
+	if n <= 1 || len(e.Counts) != 1 || len(e.Sums) != n*in {
+		return e
+	}
+	return &Entry{Name: e.Name, Sums: e.Sums, Counts: slices.Repeat(e.Counts, n)}
+}
+
+// Of returns a tensor's entry, nil if there is none. It is an error if it is of another shape.
+func (m *Matrix) Of(t *ggml.Info) (*Entry, error) {
+	e := m.Find(t.Name)
+	if e == nil {
+		return nil, nil
+	}
+	if len(t.Shape) > 2 {
+		e = e.Split(t.Shape[len(t.Shape)-3], t.Cols())
+	}
+	return e, e.Fits(t)
+}
+
 // Fits says what is wrong with an entry for a tensor: nil where the numbers of features and of experts agree.
 func (e *Entry) Fits(t *ggml.Info) error {
 	matrices := 1

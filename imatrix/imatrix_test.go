@@ -169,6 +169,20 @@ func TestFiles(t *testing.T) {
 	if got.Chunks != 3 || !reflect.DeepEqual(got.Datasets, m.Datasets) {
 		t.Errorf("%d chunks of %q", got.Chunks, got.Datasets)
 	}
+	// Experts have a tensor of three dimensions, in both forms.
+	experts := &ggml.Info{Name: "blk.0.ffn_up_exps.weight", Type: ggml.F16, Shape: []int{3, 5, 2}}
+	if e, err := got.Of(experts); err != nil || len(e.Counts) != 3 || !reflect.DeepEqual(e.Importance(0), []float32{0.25, 0.5}) {
+		t.Errorf("of the older form: %+v, %v", e, err)
+	}
+	if e, err := m.Of(experts); err != nil || !reflect.DeepEqual(e.Importance(0), []float32{0.25, 0.5}) {
+		t.Errorf("of GGUF: %+v, %v", e, err)
+	}
+	experts.Shape = []int{4, 5, 2}
+	for _, m := range []*imatrix.Matrix{m, got} {
+		if _, err := m.Of(experts); err == nil {
+			t.Error("sums of another number of experts fit")
+		}
+	}
 	if mean := m.Entries[1].Importance(2); !reflect.DeepEqual(mean, []float32{1, 1}) {
 		t.Errorf("an expert that no token reached: %v", mean)
 	}

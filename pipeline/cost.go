@@ -103,6 +103,9 @@ const (
 // Cost estimates a run that is calibrated on so many tokens in sequences of seqLen, by machines of the same speed. With nil it is not
 // calibrated. What methods try out before they decide is left out, and what an attempt is followed by: a validation, or another.
 func (p *Plan) Cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cost {
+	if m == nil {
+		machines = 1 // nothing is divided
+	}
 	c := p.cost(m, tokens, seqLen, machines, s)
 	c.Efficiency, c.LeftOut = 1, []string{}
 	if p.Recipe.Method.Needs().Trials || len(p.Recipe.transforms()) > 0 {
@@ -223,7 +226,8 @@ func (e *estimate) site(s model.SiteShape, experts map[int]int) siteCost {
 
 // uncalibrated adds a run that rounds tensors as they are.
 func (e *estimate) uncalibrated() {
-	for _, t := range e.tensors {
+	for i := range e.plan.Tensors {
+		t := &e.plan.Tensors[i]
 		if t.Type.Grid != nil {
 			e.seconds[costRows] += float64(t.Elements()) * (e.speeds.Weight + float64(t.Cols())*e.speeds.Column) / e.machines
 		}

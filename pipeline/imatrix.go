@@ -21,15 +21,15 @@ func (p *Plan) WithImatrix(m *imatrix.Matrix, path string) (next *Plan, lacking 
 		if !t.goesByImatrix() {
 			continue
 		}
-		e := m.Find(t.Name)
-		if e == nil {
-			lacking++
-			continue
-		}
-		if err := e.Fits(&t.Info); err != nil {
+		e, err := m.Of(&t.Info)
+		switch {
+		case err != nil:
 			return nil, 0, fmt.Errorf("%s: %w", path, err)
+		case e == nil:
+			lacking++
+		default:
+			found++
 		}
-		found++
 	}
 	if found == 0 {
 		return nil, 0, fmt.Errorf("%s: has sums of %d tensors, %q the first: none of the tensors that are quantized", path, len(m.Entries), m.Entries[0].Name)
@@ -59,8 +59,8 @@ func (o *Options) importance(t *Tensor) importance {
 	if o.Imatrix == nil || !t.goesByImatrix() {
 		return importance{}
 	}
-	e := o.Imatrix.Find(t.Name)
-	if e == nil {
+	e, err := o.Imatrix.Of(&t.Info)
+	if e == nil || err != nil { // WithImatrix has refused it
 		return importance{}
 	}
 	i := importance{rows: t.Rows() / len(e.Counts)}

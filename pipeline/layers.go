@@ -192,6 +192,11 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		}
 		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, in, !at.stays && last == len(stage.Sites))
 	})
+	for _, l := range []*model.Layer{at.l, at.ol} {
+		if err == nil && l != nil {
+			err = l.Err() // weights that could not be fetched
+		}
+	}
 	if err != nil {
 		return nil, nil, err
 	}

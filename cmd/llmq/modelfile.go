@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -42,10 +43,31 @@ func (o *outputOptions) checkModelfile(a *app) error {
 		return nil
 	case o.PartBytes != 0:
 		return usagef("--modelfile: Ollama takes a model of one file: give no --split-max-size")
-	case o.Output == o.Modelfile:
+	case samePath(o.Output, o.Modelfile):
 		return usagef("--modelfile %s: is the output too", o.Modelfile)
 	}
 	return a.checkOutput(o.Modelfile, o.Force, o.inputs()...)
+}
+
+// samePath says whether two outputs would be one file, whether it is there yet or not.
+func samePath(a, b string) bool {
+	if atomicfile.Same(a, b) {
+		return true
+	}
+	for _, p := range []*string{&a, &b} {
+		target, err := atomicfile.Resolve(*p)
+		if err != nil {
+			return false // whoever opens it will say
+		}
+		folder, err := filepath.EvalSymlinks(filepath.Dir(target))
+		if err != nil {
+			return false
+		}
+		if *p, err = filepath.Abs(filepath.Join(folder, filepath.Base(target))); err != nil {
+			return false
+		}
+	}
+	return a == b
 }
 
 // writeModelfile writes it beside what a run has written.

@@ -33,12 +33,17 @@ func TestModelfile(t *testing.T) {
 	if got, err := os.ReadFile(file); err != nil || string(got) != want {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Skip(err) // a system without links
+	}
 	for _, c := range []struct {
 		args []string
 		want string
 	}{
 		{[]string{"--modelfile", file, "-o", filepath.Join(dir, "b.gguf")}, "exists"},
 		{[]string{"--modelfile", filepath.Join(dir, "b.gguf"), "-o", filepath.Join(dir, "b.gguf")}, "is the output too"},
+		{[]string{"--modelfile", dir + "/./sub/../b.gguf", "-o", filepath.Join(dir, "b.gguf"), "--force"}, "is the output too"},
+		{[]string{"--modelfile", filepath.Join(dir, "link", "b.gguf"), "-o", filepath.Join(dir, "b.gguf"), "--force"}, "is the output too"},
 		{[]string{"--modelfile", filepath.Join(dir, "M"), "-o", filepath.Join(dir, "b.gguf"), "--split-max-size", "1M"}, "one file"},
 	} {
 		if r := llmq(t, append([]string{"convert", folder}, c.args...)...); r.code == exitOK || !strings.Contains(r.stderr, c.want) {

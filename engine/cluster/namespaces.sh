@@ -38,7 +38,7 @@ for n in 1 2; do
 done
 export LLMQ_TOKEN=namespaces TMPDIR=$dir
 cat "$(go env GOROOT)"/src/{sort,fmt,strconv,net/http}/*.go > "$dir/calib.txt"
-quantize=("$llmq" quantize "$repo/testdata/gopher-4m" --calib "$dir/calib.txt" --seq-len 256 --calib-tokens 8192 --bits 4 --refine 4
+quantize=("$llmq" quantize "$repo/testdata/gopher-4m" --calib "$dir/calib.txt" --seq-len 256 --calib-tokens 32768 --bits 4 --refine 4
 	--output-hessian off --threads 1)
 
 coordinate() { # starts a coordinator, which is $head
@@ -47,19 +47,20 @@ coordinate() { # starts a coordinator, which is $head
 	pids+=("$head")
 }
 work() { # starts the worker in namespace $1, which is worker[$1]
-	while [ ! -f "$dir/work/run.json" ]; do sleep 0.1; done
+	until [ -f "$dir/work/run.json" ]; do alive "worker $1 could start"; done
 	ip netns exec "w$1" "$llmq" worker "nats://10.77.$1.1:4222" --work "$dir/work" --threads 1 2>>"$dir/log$1" &
 	worker[$1]=$!
 	pids+=("${worker[$1]}")
 }
+alive() { # waits a little; it fails if the coordinator has ended before what $1 says
+	kill -0 "$head" 2>/dev/null || { cat "$dir"/log*; echo "FAILED: the coordinator has ended before $1"; exit 1; }
+	sleep 0.05
+}
 said() { # waits until the coordinator has said something
-	while ! grep -q "$1" "$dir/log"; do
-		kill -0 "$head" 2>/dev/null || { cat "$dir/log"; echo "the coordinator has ended before it said: $1"; exit 1; }
-		sleep 0.05
-	done
+	until grep -q "$1" "$dir/log"; do alive "it said: $1"; done
 }
 takes() { # waits until worker $1 takes part
-	while ! grep -q "takes part" "$dir/log$1" 2>/dev/null; do sleep 0.05; done
+	until grep -q "takes part" "$dir/log$1" 2>/dev/null; do alive "worker $1 took part"; done
 }
 worker=()
 begin() { # a scenario: coordinator and both workers

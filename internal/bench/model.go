@@ -91,6 +91,9 @@ func stage(ctx context.Context, m *model.Model, l *model.Layer, st *model.State,
 		// Products that share an input are faster together, so that nothing may be left.
 		report(Operation{Layer: l.Index, Name: "after " + name, Seconds: max(0, whole-linears)})
 	}
+	if err := l.Err(); err != nil {
+		return err
+	}
 	return ctx.Err()
 }
 
@@ -140,10 +143,14 @@ func (p product) time(ctx context.Context, layer int, run func()) Operation {
 	op.Unpack = timeIt(ctx, func() {
 		for _, u := range p.uses {
 			lin := u.linear
+			w, err := lin.Weights() // fetched, where the source makes them anew, as for a product
+			if err != nil {
+				return // the layer keeps the error: see stage
+			}
 			kernels.Parallel(lin.Out, 16, func(lo, hi int) {
 				row := make([]float32, lin.In)
 				for i := lo; i < hi; i++ {
-					unpack.F32(lin.W.Format, row, lin.W.Row(i))
+					unpack.F32(w.Format, row, w.Row(i))
 				}
 			})
 		}

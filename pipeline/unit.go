@@ -135,23 +135,35 @@ func (j *jobSpec) apply(p *Plan) (*Plan, error) {
 	return &next, nil
 }
 
+// Divisible says why the recipe's work cannot be divided among machines: nil if it can.
+func (r *Recipe) Divisible() error {
+	needs := r.Method.Needs()
+	switch {
+	case needs.Decides || len(r.transforms()) > 0:
+		return undivided("methods that scale channels (awq, auto, --smooth)")
+	case needs.Int8Inputs:
+		return undivided("method " + r.Method.Name())
+	}
+	return nil
+}
+
+func undivided(what string) error {
+	return fmt.Errorf("%s: not yet divided among machines: run it on one", what)
+}
+
 // checkEngine refuses what there are no units for.
 func (t *task) checkEngine() error {
-	needs := t.plan.Recipe.Method.Needs()
-	var what string
 	switch {
 	case t.opt.Engine == nil:
 		return nil
 	case t.opt.Calib == nil || t.opt.Work == nil:
 		return fmt.Errorf("many machines share the calibration text's work in a work folder: give both")
-	case needs.Decides || len(t.plan.Recipe.transforms()) > 0:
-		what = "methods that scale channels (awq, auto, --smooth)"
-	case needs.Int8Inputs:
-		what = "method " + t.plan.Recipe.Method.Name()
-	case t.mayFallBack():
-		what = "falling back to q8_0"
-	default:
-		return nil
 	}
-	return fmt.Errorf("%s: not yet divided among machines: run it on one", what)
+	if err := t.plan.Recipe.Divisible(); err != nil {
+		return err
+	}
+	if t.mayFallBack() {
+		return undivided("falling back to q8_0")
+	}
+	return nil
 }

@@ -69,7 +69,7 @@ type Folder interface {
 // Open returns the store at a location, s3://bucket/prefix or a folder, for a run that depends on parts: see OpenDir and OpenBucket.
 // say tells a user what is waited for.
 func Open(ctx context.Context, location string, parts []Part, say func(message string)) (Folder, error) {
-	if isBucket(location) {
+	if IsBucket(location) {
 		return OpenBucket(ctx, location, parts, say)
 	}
 	return OpenDir(location, parts)
@@ -77,7 +77,7 @@ func Open(ctx context.Context, location string, parts []Part, say func(message s
 
 // Join opens the store of a run that another process holds, to put values there and to read them.
 func Join(ctx context.Context, location string, say func(message string)) (Folder, error) {
-	if isBucket(location) {
+	if IsBucket(location) {
 		return JoinBucket(ctx, location, say)
 	}
 	return JoinDir(location)
@@ -85,7 +85,7 @@ func Join(ctx context.Context, location string, say func(message string)) (Folde
 
 // Look reads how far the run at a location is, without holding it.
 func Look(ctx context.Context, location string) (*Overview, error) {
-	if isBucket(location) {
+	if IsBucket(location) {
 		return lookBucket(ctx, location)
 	}
 	return lookDir(location)
@@ -94,4 +94,5 @@ func Look(ctx context.Context, location string) (*Overview, error) {
 // bucketScheme begins the location of a bucket.
 const bucketScheme = "s3://"
 
-func isBucket(location string) bool { return strings.HasPrefix(location, bucketScheme) }
+// IsBucket says whether a location is that of a bucket.
+func IsBucket(location string) bool { return strings.HasPrefix(location, bucketScheme) }

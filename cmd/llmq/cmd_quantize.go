@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -152,11 +153,17 @@ do to each, and each to the predictions, is measured first, and the best choice 
 func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipeline.Recipe) (rerr error) {
 	opts.besides = append(opts.reads(), reading{opts.Recipe, "the recipe"}, reading{opts.Imatrix, "the importance matrix"})
 	opts.measures = opts.assigns()
+	if err := opts.checkLowDisk(); err != nil {
+		return err
+	}
+	if opts.LowDisk && store.IsBucket(opts.Work) {
+		return usagef("--low-disk keeps weights beside the work folder, which %s cannot hold: give --work FOLDER", opts.Work)
+	}
 	if opts.LowDisk && recipe.Method.Needs().Outputs && opts.OutputHessian.o == pipeline.OutputHessianAuto {
 		a.warn("--low-disk: as with --output-hessian off, which would take a pass of its own through the weights")
 	}
 	if opts.Work != "" {
-		opts.lazyIn = opts.Work + ".checkpoint"
+		opts.lazyIn = filepath.Clean(opts.Work) + ".checkpoint"
 	}
 	_, calibrated := recipe.Calibrated()
 	calibrated = calibrated || len(opts.Calib) > 0

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -39,7 +40,8 @@ func (a *app) addWorker(root *cobra.Command) {
 same, as this machine sees it; so is the checkpoint, unless --checkpoint says where it is here. The file does not depend on how many
 workers there are, nor on when they come and go. The program must be of the same version, for the same kind of processor; one that
 can do more instructions than the coordinator's does without them.`,
-		Example: `  llmq quantize Qwen3-8B -o qwen3-8b.gguf --calib wiki.train.txt --work /nfs/work --listen :4222
+		Example: `  export LLMQ_TOKEN=$(openssl rand -hex 16)   # the same everywhere
+  llmq quantize Qwen3-8B -o qwen3-8b.gguf --calib wiki.train.txt --work /nfs/work --listen :4222
   llmq worker nats://head:4222 --work /nfs/work`,
 		Args: exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runWorker(cmd.Context(), args[0], opts) },
@@ -87,7 +89,13 @@ func (a *app) runWorker(ctx context.Context, url string, opts workerOptions) err
 		return pipeline.NewWorker(ctx, src, recipe, job, values, pipeline.WorkerOptions{Memory: int64(opts.Memory), TempDir: opts.TempDir})
 	}
 	fmt.Fprintf(a.stderr, "llmq: waiting for the run at %s\n", url)
-	err = w.Work(ctx)
+	waiting, over := context.WithCancelCause(ctx)
+	defer over(nil)
+	go untilDone(waiting, opts.Work, over)
+	err = w.Work(waiting)
+	if context.Cause(waiting) == errDone {
+		err = nil
+	}
 	if src != nil {
 		err = errors.Join(err, src.Close())
 	}
@@ -95,6 +103,25 @@ func (a *app) runWorker(ctx context.Context, url string, opts workerOptions) err
 		fmt.Fprintln(a.stderr, "llmq: the run is over")
 	}
 	return err
+}
+
+// errDone ends a worker that came when the run was over: nobody is there to tell it.
+var errDone = errors.New("the run is done")
+
+// untilDone ends ctx when the run in a folder is done, and nobody works there any more.
+func untilDone(ctx context.Context, folder string, end context.CancelCauseFunc) {
+	const every = 5 * time.Second // a look holds the folder for a moment
+	for {
+		if o, err := store.Look(ctx, folder); err == nil && o.Done() && !o.Working {
+			end(errDone)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(every):
+		}
+	}
 }
 
 // takeTier has this process compute with a coordinator's instructions.

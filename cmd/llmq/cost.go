@@ -16,8 +16,15 @@ import (
 
 // cost estimates the run of --dry-run on --machines; nil if nobody asks. Without calibration text, set is nil.
 func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *model.Model, set *calib.Set) (*pipeline.Cost, error) {
-	if o.Machines == 0 {
+	switch {
+	case o.Machines == 0:
 		return nil, nil
+	case o.Machines > 1 && m == nil:
+		return nil, usagef("--machines %d: a run without calibration text is not divided among machines", o.Machines)
+	case o.Machines > 1:
+		if err := plan.Recipe.Divisible(); err != nil {
+			return nil, usagef("--machines %d: %w", o.Machines, err)
+		}
 	}
 	speeds, err := plan.MeasureSpeeds(ctx, filepath.Dir(o.Output))
 	if err != nil {

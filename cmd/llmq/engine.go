@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -79,6 +81,13 @@ func (o *engineOptions) checkEngine(work string) error {
 		return usagef("--ack-wait %v: need 100ms or more", o.AckWait)
 	case o.Creds != "" && o.Engine == "":
 		return usagef("--creds is for a NATS server of your own: give it with --engine")
+	case o.Token != "" && !o.many():
+		return usagef("--token is for runs on many machines: give it with --listen or --engine")
+	}
+	if o.Listen != "" {
+		if err := cluster.CheckListen(o.Listen, o.connection("").Token); err != nil {
+			return usagef("--listen %w, with --token or $%s", err, tokenEnv)
+		}
 	}
 	return nil
 }
@@ -95,6 +104,9 @@ type runCommand struct {
 func (o *engineOptions) describe(q *quantizeOptions, r pipeline.Recipe) error {
 	if !o.many() {
 		return nil
+	}
+	if err := r.Divisible(); err != nil {
+		return &usageError{err}
 	}
 	if q.LowDisk {
 		return usagef("--low-disk drops what it has read of the checkpoint, which many machines need: give a folder that all see, or do without")
@@ -150,7 +162,7 @@ func (o *quantizeOptions) start(ctx context.Context, a *app, work store.Folder, 
 		return nil, errors.Join(err, c.src.Close())
 	}
 	if address := c.Address(); address != "" {
-		fmt.Fprintf(a.stderr, "llmq: workers can join: llmq worker %s --work %s\n", address, o.Work)
+		fmt.Fprintf(a.stderr, "llmq: workers can join: llmq worker %s --work %s\n", reachable(address), o.Work)
 	}
 	w := c.Local()
 	w.Name, w.Values = workerName(), work
@@ -161,6 +173,20 @@ func (o *quantizeOptions) start(ctx context.Context, a *app, work store.Folder, 
 	ctx, c.cancel = context.WithCancel(ctx)
 	go func() { c.ended <- w.Work(ctx) }()
 	return c, nil
+}
+
+// reachable is an address at which others reach this machine, where it is one at which it listens for all.
+func reachable(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return address
+	}
+	if ip := net.ParseIP(u.Hostname()); u.Hostname() == "" || ip != nil && ip.IsUnspecified() {
+		if host, err := os.Hostname(); err == nil {
+			u.Host = net.JoinHostPort(host, u.Port())
+		}
+	}
+	return u.String()
 }
 
 // end ends the run for its workers. They wait for an interrupted one to go on.

@@ -120,22 +120,37 @@ func (c *Connection) connect(srv *server.Server, name string) (*nats.Conn, error
 	return nc, nil
 }
 
+// CheckListen says what is wrong with a HOST:PORT to listen at: others can reach it, and there is no token that they have to show.
+func CheckListen(listen, token string) error {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return fmt.Errorf("%q: no HOST:PORT: %w", listen, err)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return fmt.Errorf("%q: %w", listen, err)
+	}
+	if token == "" && !isLoopback(host) {
+		return fmt.Errorf("%s can be reached from other machines: give a secret that workers have to show", listen)
+	}
+	return nil
+}
+
 // serve starts a server in this process. listen is a HOST:PORT where others reach it, "" for nobody. Who is not on this
 // machine must show the token.
 func serve(listen, token, dir string) (*server.Server, error) {
 	opts := &server.Options{ServerName: "llmq", JetStream: true, StoreDir: dir, DontListen: listen == "", NoSigs: true, NoLog: true,
 		Authorization: token, MaxPayload: 8 << 20, JetStreamMaxMemory: 1 << 30, JetStreamMaxStore: 1 << 30}
 	if listen != "" {
+		if err := CheckListen(listen, token); err != nil {
+			return nil, err
+		}
 		host, port, err := net.SplitHostPort(listen)
 		if err != nil {
-			return nil, fmt.Errorf("%q is no HOST:PORT: %w", listen, err)
-		}
-		if token == "" && !isLoopback(host) {
-			return nil, fmt.Errorf("%s can be reached from other machines: give a token that workers have to show", listen)
+			return nil, err
 		}
 		p, err := net.LookupPort("tcp", port)
 		if err != nil {
-			return nil, fmt.Errorf("%q: %w", listen, err)
+			return nil, err
 		}
 		opts.Host, opts.Port = host, p
 		if p == 0 {

@@ -353,7 +353,7 @@ func TestRefused(t *testing.T) {
 		t.Error(err)
 	}
 	for _, listen := range []string{":0", "0.0.0.0:0", "192.0.2.1:0"} {
-		if _, err := serve(listen, "", t.TempDir()); err == nil || !strings.Contains(err.Error(), "token") {
+		if _, err := serve(listen, "", t.TempDir()); err == nil || !strings.Contains(err.Error(), "give a secret") {
 			t.Errorf("%s without a token: %v", listen, err)
 		}
 	}

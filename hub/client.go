@@ -25,10 +25,13 @@ type Client struct {
 	// Progress is told of bytes that arrive; nil for nobody.
 	Progress Progress
 
+	// Glance: of Lazy's files next to nothing will be read, and no weights written: small tensors come by themselves, unchecked.
+	Glance bool
+
 	token, tokenFrom string // where it comes from, for messages
 	http             *http.Client
 	sleep            func(context.Context, time.Duration) error
-	small            int64 // smallTensor
+	small, mostSmall int64 // smallTensor, mostSmall
 }
 
 // DefaultConnections is that of huggingface_hub.

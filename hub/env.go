@@ -35,12 +35,13 @@ func FromEnvironment() (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		Endpoint: endpoint,
-		Cache:    cache,
-		Offline:  isOn("HF_HUB_OFFLINE") || isOn("TRANSFORMERS_OFFLINE"),
-		http:     &http.Client{Transport: transport(), CheckRedirect: checkRedirect},
-		sleep:    sleep,
-		small:    smallTensor,
+		Endpoint:  endpoint,
+		Cache:     cache,
+		Offline:   isOn("HF_HUB_OFFLINE") || isOn("TRANSFORMERS_OFFLINE"),
+		http:      &http.Client{Transport: transport(), CheckRedirect: checkRedirect},
+		sleep:     sleep,
+		small:     smallTensor,
+		mostSmall: mostSmall,
 	}
 	if isOn("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
 		return c, nil

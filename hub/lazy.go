@@ -24,6 +24,10 @@ import (
 // of its shard, whose digest is checked then.
 const smallTensor = 4 << 20
 
+// mostSmall is how much of a shard is fetched tensor by tensor and stays: experts of mixtures are small too, and many. A shard of up to
+// twice as much comes as a whole, so that its digest is checked.
+const mostSmall = 64 << 20
+
 // Lazy is a model of the hub in a folder whose weights come when they are needed and go when those of another shard are. A shard's file
 // has its full length from the beginning and takes the room of what is there (a sparse file). What has come and gone is written
 // down beside it, so that another process goes on with the same folder.
@@ -254,7 +258,8 @@ func (s *shard) Fill(lo, hi int64) error {
 			return err
 		}
 	}
-	if hi-lo <= z.c.small {
+	small := hi-lo <= z.c.small && (z.c.Glance || s.f.Bytes > 2*z.c.mostSmall && s.kept.with(lo, hi).bytes() <= z.c.mostSmall)
+	if small {
 		s.kept = s.kept.with(lo, hi)
 	}
 	want := spans{{lo, hi}}
@@ -267,8 +272,14 @@ func (s *shard) Fill(lo, hi int64) error {
 			z.again = true
 			z.c.notify("%s: a tensor is needed that had gone already: it is fetched again", z.l.Ref)
 		}
-		return s.fetch(missing)
-	case hi-lo <= z.c.small:
+		if err := s.fetch(missing); err != nil {
+			return err
+		}
+		if err := s.file.Sync(); err != nil {
+			return fmt.Errorf("hub: %s: %w", s.path, err)
+		}
+		return nil
+	case small:
 		return s.fetch(missing)
 	}
 	for _, other := range z.shards {
@@ -336,12 +347,22 @@ func (s *shard) leave() error {
 	if !s.complete {
 		return nil
 	}
-	for _, a := range s.passed.less(s.kept) {
-		s.passed = s.passed.without(a.lo, a.hi)
-		// First what is remembered, then what is: a process that ends in between has bytes that it does not know of, and no holes.
+	gone := s.passed.less(s.kept)
+	if len(gone) == 0 {
+		return nil
+	}
+	// First what is remembered, on the disk, then what is: a process that ends in between, or a machine, has bytes that it does not
+	// know of, and no holes.
+	for _, a := range gone {
 		if err := s.note("gone %d %d", a.lo, a.hi); err != nil {
 			return err
 		}
+	}
+	if err := s.journal.Sync(); err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	for _, a := range gone {
+		s.passed = s.passed.without(a.lo, a.hi)
 		s.have, s.read = s.have.without(a.lo, a.hi), s.read.without(a.lo, a.hi)
 		if s.m != nil && s.m.Data != nil {
 			if err := s.m.Forbid(a.lo, a.hi); err != nil {

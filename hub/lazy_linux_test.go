@@ -25,7 +25,7 @@ import (
 // lazily opens a model of the hub whose larger tensors come by shards.
 func lazily(t *testing.T, c *Client, folder string) (*Lazy, *hf.Checkpoint) {
 	t.Helper()
-	c.small = 1024
+	c.small, c.mostSmall = 1024, 65<<10
 	z, err := c.Lazy(t.Context(), ref, folder)
 	if err != nil {
 		t.Fatal(err)
@@ -196,13 +196,22 @@ func TestLazy(t *testing.T) {
 	}
 }
 
-// TestLazyDigest: a shard whose content is not what is listed is noticed when it is complete.
+// TestLazyDigest: a shard whose content is not what is listed is noticed when it is complete, though all of its tensors are small.
 func TestLazyDigest(t *testing.T) {
+	for name, small := range map[string]int64{"large tensors": 1024, "small tensors": 1 << 30} {
+		t.Run(name, func(t *testing.T) { damagedShard(t, small) })
+	}
+}
+
+func damagedShard(t *testing.T, small int64) {
 	_, dir := tinyFolder(t)
 	h := hubtest.OfFolder(t, dir)
 	h.Environment(t)
 	c, _, _ := client(t)
 	z, src := lazily(t, c, t.TempDir())
+	if c.small = small; small > 1024 {
+		c.mostSmall = small
+	}
 	b, err := os.ReadFile(filepath.Join(dir, shard2))
 	if err != nil {
 		t.Fatal(err)

@@ -51,8 +51,8 @@ type lazySource struct {
 func (s *lazySource) Close() error { return errors.Join(s.Checkpoint.Close(), s.lazy.Close()) }
 
 // openLazily opens hf:ORG/NAME without fetching more of the weights than is asked for. What comes is kept in folder, or, if that is "",
-// in a folder without a name beside the path beside, which goes with the process.
-func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folder, beside string) (_ pipeline.Source, err error) {
+// in a folder without a name beside the path beside, which goes with the process. glance: see hub.Client.
+func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folder, beside string, glance bool) (_ pipeline.Source, err error) {
 	ref, err := hub.ParseRef(name)
 	if err != nil {
 		return nil, &usageError{err}
@@ -61,6 +61,7 @@ func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folde
 	if err != nil {
 		return nil, err
 	}
+	c.Glance = glance
 	temporary := folder == ""
 	if temporary {
 		if folder, err = os.MkdirTemp(beside, ".llmq-checkpoint-"); err != nil {
@@ -85,7 +86,7 @@ func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folde
 // openHeaders opens a source of which little more than the headers will be read: one of the hub is not fetched, if that can be.
 func (a *app) openHeaders(ctx context.Context, path string, opt hf.Options) (pipeline.Source, error) {
 	if hub.IsName(path) && hub.Lazily && opt.LoRA == "" {
-		src, err := a.openLazily(ctx, path, opt, "", "")
+		src, err := a.openLazily(ctx, path, opt, "", "", true)
 		if _, refused := errors.AsType[*hub.StatusError](err); err == nil || refused || ctx.Err() != nil {
 			return src, err
 		}

@@ -124,7 +124,7 @@ func (o *outputOptions) openCheckpoint(ctx context.Context, a *app) (pipeline.So
 	case o.DryRun && !o.measures:
 		return a.openHeaders(ctx, o.Checkpoint, opt)
 	case o.LowDisk:
-		return a.openLazily(ctx, o.Checkpoint, opt, o.lazyIn, filepath.Dir(o.Output))
+		return a.openLazily(ctx, o.Checkpoint, opt, o.lazyIn, filepath.Dir(o.Output), false)
 	}
 	return a.openSource(ctx, o.Checkpoint, opt)
 }

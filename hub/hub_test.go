@@ -256,6 +256,15 @@ func TestKill(t *testing.T) {
 	h := hubtest.New(t, files())
 	h.Environment(t)
 	ctx, cancel := context.WithCancel(t.Context())
+	// The server holds back the end of the file: a quick connection would bring it before the run has ended.
+	h.On(func(w http.ResponseWriter, r *http.Request, path string) bool {
+		if r.Host == strings.TrimPrefix(h.Storage.URL, "http://") && ctx.Err() == nil {
+			h.Begin(w, r, path, 600_000)
+			<-ctx.Done()
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
 	c, _, _ := client(t)
 	c.Connections = 1
 	c.Progress = &progress{on: func(sum int64) {

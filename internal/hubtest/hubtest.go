@@ -222,9 +222,14 @@ func (h *Hub) send(w http.ResponseWriter, r *http.Request, path string) {
 
 // Send answers with at most n bytes of what is asked for of a file, and ends the connection.
 func (h *Hub) Send(w http.ResponseWriter, r *http.Request, path string, n int) {
+	h.Begin(w, r, path, n)
+	panic(http.ErrAbortHandler)
+}
+
+// Begin answers with the first n bytes that Send would bring, and leaves the connection open.
+func (h *Hub) Begin(w http.ResponseWriter, r *http.Request, path string, n int) {
 	h.send(&cutter{w, n}, r, path)
 	w.(http.Flusher).Flush()
-	panic(http.ErrAbortHandler)
 }
 
 type counter struct {

@@ -31,7 +31,7 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork T
 	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsResume TestWork TestWorkers)
 
 # Tests that quantize again and again, in pipeline and cmd/llmq: a minute of two cores.
-WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestBenchModel TestFolding TestLimitNotMet TestNeedsMemory TestPlanted)
+WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestFolding TestLimitNotMet TestNeedsMemory TestPlanted)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)|$(WIDELY)

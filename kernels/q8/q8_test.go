@@ -16,6 +16,9 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
+// tiers are those that the package has code for.
+var tiers = []kernels.Tier{kernels.PureGo, kernels.AVX2, kernels.AVXVNNI, kernels.AVX512}
+
 // levelTypes are the types whose weights are whole numbers times a scale.
 func levelTypes() []*ggml.Type {
 	return slices.DeleteFunc(slices.Clone(blocktest.Types), func(t *ggml.Type) bool { return t.Levels == nil })
@@ -114,18 +117,21 @@ func checkQ8(t *testing.T, what string, dst, was, x *tensor.Matrix, w *kernels.W
 	lv := w.Format.Levels
 	n := w.Cols / lv.Group
 	level, scale, minimum := make([]int8, w.Cols), make([]float32, n), make([]float32, n)
+	codes, steps := make([][]float64, x.Rows), make([][]float64, x.Rows)
 	for i := range x.Rows {
-		codes, steps := q8Round(x.Row(i))
-		for o := range w.Rows {
-			lv.Unpack(level, scale, minimum, w.Row(o))
+		codes[i], steps[i] = q8Round(x.Row(i))
+	}
+	for o := range w.Rows {
+		lv.Unpack(level, scale, minimum, w.Row(o))
+		for i := range x.Rows {
 			sum, size := float64(was.Row(i)[o]), math.Abs(float64(was.Row(i)[o]))
 			for g := range n {
 				var dot, total float64
 				for j := g * lv.Group; j < (g+1)*lv.Group; j++ {
-					dot += codes[j] * float64(level[j])
-					total += codes[j]
+					dot += codes[i][j] * float64(level[j])
+					total += codes[i][j]
 				}
-				step := steps[g*lv.Group/32]
+				step := steps[i][g*lv.Group/32]
 				dot, total = dot*step*float64(scale[g]), total*step*float64(minimum[g])
 				sum += dot - total
 				size += math.Abs(dot) + math.Abs(total)
@@ -162,7 +168,7 @@ func guardedLike(m *tensor.Matrix) (view *tensor.Matrix, check func() bool) {
 
 // TestMatMul takes every type in every tier through all remainders of tokens, outputs and groups.
 func TestMatMul(t *testing.T) {
-	kerneltest.EachTier(t, func(t *testing.T) {
+	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 4))
 		for _, typ := range levelTypes() {
 			for i := range 36 {
@@ -194,7 +200,7 @@ func TestMatMul(t *testing.T) {
 // TestMatMulTogether wants products that share an input to be those that each has alone, and the same for every number
 // of threads.
 func TestMatMulTogether(t *testing.T) {
-	kerneltest.EachTier(t, func(t *testing.T) {
+	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 		rng := rand.New(rand.NewPCG(5, 6))
 		const tokens, in = 215, 768
@@ -225,7 +231,7 @@ func TestMatMulTogether(t *testing.T) {
 
 // TestMatMulNotFinite wants tokens with a NaN or an infinity, and only those, to have NaN results.
 func TestMatMulNotFinite(t *testing.T) {
-	kerneltest.EachTier(t, func(t *testing.T) {
+	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, 8))
 		for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
 			x, dst := tensor.New(9, 256), tensor.New(9, 5)

@@ -45,6 +45,7 @@ func (f *Format) RowBytes(cols int) int { return cols / f.BlockLen * f.BlockByte
 type LevelFormat struct {
 	Group    int  // weights that share a scale and a minimum, 16 or 32; it divides the block
 	Minimums bool // the type has minimums; its levels are from 0 to 127 then, otherwise from −128 to 127
+	Bits     int  // 4, 6 or 8, the fewest that hold the levels: from 0 if there are minimums, otherwise in two's complement
 	// Unpack is the plain decoder: len(level) is a multiple of BlockLen, src holds as many blocks, scale and minimum have
 	// an element for each group.
 	Unpack func(level []int8, scale, minimum []float32, src []byte)

@@ -12,13 +12,32 @@ func init() {
 	for _, t := range Types {
 		switch g := t.Grid.(type) {
 		case *quant.Affine:
-			t.Levels = &kernels.LevelFormat{Group: min(g.Group, levelGroup), Minimums: g.HasMinimum(), Unpack: t.unpackLevels}
+			t.Levels = &kernels.LevelFormat{Group: min(g.Group, levelGroup), Minimums: g.HasMinimum(), Bits: levelBits(g), Unpack: t.unpackLevels}
 		case *quant.Lattice:
-			t.Levels = &kernels.LevelFormat{Group: g.Group, Unpack: t.unpackWords}
+			t.Levels = &kernels.LevelFormat{Group: g.Group, Bits: 8, Unpack: t.unpackWords}
 			t.Unpack = t.unpackBlocks
 			t.Words = g.Codebook.Table()
 		}
 	}
+}
+
+// levelBits is kernels.LevelFormat's Bits.
+func levelBits(g *quant.Affine) int {
+	for _, bits := range []int{4, 6} {
+		lo, hi := 0, 1<<bits-1
+		if !g.HasMinimum() {
+			lo, hi = -1<<(bits-1), 1<<(bits-1)-1
+		}
+		fits := true
+		for q := int(g.CodeMin); q <= int(g.CodeMax); q++ {
+			level := int(g.Level(int8(q)))
+			fits = fits && lo <= level && level <= hi
+		}
+		if fits {
+			return bits
+		}
+	}
+	return 8
 }
 
 // unpackBlocks is the plain decoder of types whose blocks are read by Parse.

@@ -43,7 +43,9 @@ func q8(g *gen) {
 		g.q8TileAVXVNNI(v)
 	}
 	for _, v := range q8Variants {
-		g.q8TileAVX2(v)
+		for _, bits := range []int{4, 6, 8} {
+			g.q8TileAVX2(v, bits)
+		}
 	}
 	g.q8Largest()
 	g.q8Round()
@@ -262,14 +264,23 @@ func (g *gen) q8Store(v isa, tokens, vecs int, dst, rowC, step reg.Register, c f
 	g.RET()
 }
 
-// q8TileAVX2 computes half a panel by half a strip. VPMADDUBSW adds pairs of products of unsigned and signed bytes to 16
-// bits, where levels up to 255 could saturate: so levels with an offset are made signed again, and the signs moved to
-// the inputs, 2·128·127 being below 2¹⁵.
-func (g *gen) q8TileAVX2(v q8Variant) {
+// q8TileAVX2 computes half a panel by half a strip, of levels of so many bits. VPMADDUBSW adds pairs of products of unsigned and signed
+// bytes to 16 bits. Levels of 6 bits, made unsigned, give at most 2·63·127 = 16002 there, of which two fit, and those of 4 bits
+// 2·15·127 = 3810, of which a part's eight fit: their 16-bit sums are widened once. Levels up to 255 could saturate: so those with
+// an offset are made signed again, and the signs moved to the inputs, 2·128·127 being below 2¹⁵.
+func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	const tokens, vecs = q8Tokens / 2, 2
-	name := "q8" + v.name + "AVX2"
-	offset := g.bytes32(name+"Offset", func(int) byte { return 128 })
+	name := fmt.Sprintf("q8%sBits%dAVX2", v.name, bits)
 	ones := g.bytes32(name+"Ones", func(i int) byte { return byte(1 - i%2) })
+	less := 128 - 1<<(bits-1) // of the offset of 128 that levels without minimums have
+	var offset operand.Mem
+	switch {
+	case v.minimums:
+	case bits == 8:
+		offset = g.bytes32(name+"Offset", func(int) byte { return 128 })
+	default:
+		offset = g.bytes32(name+"Offset", func(int) byte { return byte(less) })
+	}
 	g.function(name, q8Signature, q8Doc(tokens, vecs*8)...)
 	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
 	g.Label("panel")
@@ -289,31 +300,94 @@ func (g *gen) q8TileAVX2(v q8Variant) {
 	if v.minimums {
 		rowScale *= 2
 	}
+	// level loads the levels of a step.
+	level := func(s, j int, to reg.VecPhysical) {
+		g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), to)
+		switch {
+		case v.minimums:
+		case bits == 8:
+			g.VPXOR(offset, to, to)
+		default:
+			g.VPSUBB(offset, to, to)
+		}
+	}
+	// start sets r to where sums of token t start: levels of fewer bits than 8 keep a part of the offset of 128.
+	start := func(part, t int, r reg.VecPhysical) {
+		g.VPBROADCASTD(word(v.parts, t), r)
+		if !v.minimums && bits < 8 {
+			g.VPBROADCASTD(word(part, t), temp(0))
+			g.VPSUBD(r, temp(0), temp(0))
+			g.VPSRAD(operand.U8(8-bits), temp(0), temp(0))
+			g.VPADDD(temp(0), r, r)
+		}
+	}
 	steps := q8Group / 4 / v.parts
 	g.Label("group")
 	for part := range v.parts {
-		for t := range tokens {
-			for j := range vecs {
-				g.VPBROADCASTD(word(v.parts, t), acc(t, j))
+		first, last := part*steps, (part+1)*steps
+		if bits > 4 {
+			for t := range tokens {
+				start(part, t, acc(t, 0))
+				g.VMOVDQA(acc(t, 0), acc(t, 1))
 			}
 		}
-		for s := part * steps; s < (part+1)*steps; s++ {
-			for j := range vecs {
-				g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), vecW)
-				if !v.minimums {
-					g.VPXOR(offset, vecW, vecW)
-					g.VPABSB(vecW, magnitude)
-				}
-				for t := range tokens {
-					g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
-					if v.minimums {
-						g.VPMADDUBSW(in, vecW, in)
-					} else {
-						g.VPSIGNB(vecW, in, in)
-						g.VPMADDUBSW(in, magnitude, in)
+		switch bits {
+		case 4:
+			for s := first; s < last; s++ {
+				for j := range vecs {
+					level(s, j, vecW)
+					for t := range tokens {
+						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
+						if s == first {
+							g.VPMADDUBSW(in, vecW, acc(t, j))
+						} else {
+							g.VPMADDUBSW(in, vecW, in)
+							g.VPADDW(in, acc(t, j), acc(t, j))
+						}
 					}
-					g.VPMADDWD(ones, in, in)
+				}
+			}
+			for t := range tokens {
+				start(part, t, in)
+				for j := range vecs {
+					g.VPMADDWD(ones, acc(t, j), acc(t, j))
 					g.VPADDD(in, acc(t, j), acc(t, j))
+				}
+			}
+		case 6:
+			for s := first; s < last; s += 2 {
+				for j := range vecs {
+					level(s, j, vecW)
+					level(s+1, j, magnitude)
+					for t := range tokens {
+						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
+						g.VPBROADCASTD(at(x, q8Group*t+4*s+4), temp(0))
+						g.VPMADDUBSW(in, vecW, in)
+						g.VPMADDUBSW(temp(0), magnitude, temp(0))
+						g.VPADDW(temp(0), in, in)
+						g.VPMADDWD(ones, in, in)
+						g.VPADDD(in, acc(t, j), acc(t, j))
+					}
+				}
+			}
+		case 8:
+			for s := first; s < last; s++ {
+				for j := range vecs {
+					level(s, j, vecW)
+					if !v.minimums {
+						g.VPABSB(vecW, magnitude)
+					}
+					for t := range tokens {
+						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
+						if v.minimums {
+							g.VPMADDUBSW(in, vecW, in)
+						} else {
+							g.VPSIGNB(vecW, in, in)
+							g.VPMADDUBSW(in, magnitude, in)
+						}
+						g.VPMADDWD(ones, in, in)
+						g.VPADDD(in, acc(t, j), acc(t, j))
+					}
 				}
 			}
 		}

@@ -12,20 +12,28 @@ import (
 
 var (
 	tierVNNI = kernelSet{
-		tile:    [2][2]q8Tile{{q8Group32VNNI, q8Group32MinVNNI}, {q8Group16VNNI, q8Group16MinVNNI}},
+		tile:    [2][2]q8Tiles{{every(q8Group32VNNI), every(q8Group32MinVNNI)}, {every(q8Group16VNNI), every(q8Group16MinVNNI)}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 16, transpose: pack.TransposeAVX512,
 	}
 	tierAVXVNNI = kernelSet{
-		tile: [2][2]q8Tile{{halves(q8Group32AVXVNNI), halves(q8Group32MinAVXVNNI)},
-			{halves(q8Group16AVXVNNI), halves(q8Group16MinAVXVNNI)}},
+		tile: [2][2]q8Tiles{{every(halves(q8Group32AVXVNNI)), every(halves(q8Group32MinAVXVNNI))},
+			{every(halves(q8Group16AVXVNNI)), every(halves(q8Group16MinAVXVNNI))}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}
 	tierAVX2 = kernelSet{
-		tile: [2][2]q8Tile{{quarters(q8Group32AVX2), quarters(q8Group32MinAVX2)},
-			{quarters(q8Group16AVX2), quarters(q8Group16MinAVX2)}},
+		tile: [2][2]q8Tiles{{
+			{quarters(q8Group32Bits4AVX2), quarters(q8Group32Bits6AVX2), quarters(q8Group32Bits8AVX2)},
+			{quarters(q8Group32MinBits4AVX2), quarters(q8Group32MinBits6AVX2), quarters(q8Group32MinBits8AVX2)},
+		}, {
+			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), quarters(q8Group16Bits8AVX2)},
+			{quarters(q8Group16MinBits4AVX2), quarters(q8Group16MinBits6AVX2), quarters(q8Group16MinBits8AVX2)},
+		}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}
 )
+
+// every makes the tiles of a tile for all levels.
+func every(tile q8Tile) q8Tiles { return q8Tiles{tile, tile, tile} }
 
 // halves makes a tile of two calls for half a strip each.
 func halves(half q8Tile) q8Tile {

@@ -29,9 +29,12 @@ const (
 // q8Tile multiplies groups of panels with those of a strip.
 type q8Tile func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
 
+// q8Tiles multiply levels of 4, 6 and 8 bits.
+type q8Tiles [3]q8Tile
+
 // kernelSet are what a tier has.
 type kernelSet struct {
-	tile    [2][2]q8Tile // for groups of 32 or 16 weights, without and with minimums
+	tile    [2][2]q8Tiles // for groups of 32 or 16 weights, without and with minimums
 	largest func(dst *uint32, x *float32, groups int)
 	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
 
@@ -148,7 +151,7 @@ func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
 	if lv.Minimums {
 		kinds = 2
 	}
-	tile := in.tile[parts-1][kinds-1]
+	tile := in.tile[parts-1][kinds-1][(lv.Bits-4)/2]
 	levelWords, scaleWords := q8Depth*q8LevelWords, q8Depth*parts*kinds*q8Outputs
 	n, blocks := (j1-j0+q8Outputs-1)/q8Outputs, (in.groups+q8Depth-1)/q8Depth
 	staging := newQ8Staging(parts)

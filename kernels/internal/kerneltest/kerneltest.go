@@ -73,7 +73,14 @@ func Random(rng *rand.Rand, rows, cols int) *tensor.Matrix {
 // EachTier runs f on every tier of this machine; in short runs, as the race detector's are, on its highest alone: all
 // share the goroutines, and the references that they are compared with take minutes there.
 func EachTier(t *testing.T, f func(t *testing.T)) {
-	tiers := kernels.Tiers()
+	t.Helper()
+	EachTierTo(t, kernels.BestTier(), f)
+}
+
+// EachTierTo is EachTier without the tiers above last, for loops that are there what they are in last.
+func EachTierTo(t *testing.T, last kernels.Tier, f func(t *testing.T)) {
+	t.Helper()
+	tiers := slices.DeleteFunc(kernels.Tiers(), func(tier kernels.Tier) bool { return tier > last })
 	if testing.Short() {
 		tiers = []kernels.Tier{slices.Max(tiers)}
 	}

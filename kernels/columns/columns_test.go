@@ -10,7 +10,7 @@ import (
 )
 
 func TestRound(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for range 200 {
 			const inverse = 0.3
@@ -43,7 +43,7 @@ func TestRound(t *testing.T) {
 }
 
 func TestUpdate(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		lanes := func(n int) []kernels.Lane {
 			l := make([]kernels.Lane, n)
@@ -86,7 +86,7 @@ func TestUpdate(t *testing.T) {
 }
 
 func TestDot(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for n := range 19 {
 			x, y := make([]kernels.Lane, n), make([]kernels.Lane, n)
@@ -107,7 +107,7 @@ func TestDot(t *testing.T) {
 }
 
 func TestToRows(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		for _, n := range []int{16, 32, 128} {
 			for _, pitch := range []int{n, n + 7} {
 				src := make([]kernels.Lane, n)
@@ -133,7 +133,7 @@ func TestToRows(t *testing.T) {
 }
 
 func TestFromRows(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		for _, length := range []int{16, 32, 256} {
 			for _, pitch := range []int{length, length + 5} {
 				src := make([]float32, 15*pitch+length)

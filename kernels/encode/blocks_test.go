@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
 	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/tensor"
@@ -14,7 +13,7 @@ import (
 
 // Every tier stores the same blocks, whose codes are those of NearestLevels.
 func TestRoundBlocks(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for blocks := range 20 {
 			x, scale := make([]float32, 32*blocks), make([]float32, blocks)

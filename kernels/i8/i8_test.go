@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
 	"github.com/llmq/llmq/tensor"
 )
@@ -32,7 +31,7 @@ func randomMatrix(rng *rand.Rand, rows, cols, group int) *Matrix {
 
 // TestMatMul compares every tier with sums in int64 and float64, at all numbers of columns about the vectors' lengths.
 func TestMatMul(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		check := func(tokens, out, cols, group int) {
 			t.Helper()

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
 )
 
@@ -15,7 +14,7 @@ func TestCandidates(t *testing.T) {
 	same := func(a, b float32) bool {
 		return math.Float32bits(a) == math.Float32bits(b) || a != a && b != b
 	}
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for _, length := range []int{0, 2, 4, 16, 32, 256} {
 			for n := range 17 {

@@ -135,7 +135,7 @@ func (r *searched) difference(want *searched) string {
 
 // Every tier finds what pure Go finds, bit for bit; with importances of 1 that is what is found without.
 func TestScaleSearch(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for _, length := range []int{0, 2, 4, 16, 32, 256} {
 			for _, count := range []int{0, 1, 2, 7} {
@@ -169,7 +169,7 @@ func TestScaleSearch(t *testing.T) {
 
 // BestMultiple.Choose finds what BestRange.Choose does with the same ranges.
 func TestBestMultiple(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		c := newSearchCase(rand.New(rand.NewPCG(7, 8)), 32, 12, 0)
 		var found BestMultiple
 		var want BestRange
@@ -207,7 +207,7 @@ func TestBestMultiple(t *testing.T) {
 }
 
 func TestSpreadRanges(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, 8))
 		for count := range 17 {
 			var a, b, c kernels.Lane
@@ -235,7 +235,7 @@ func TestSpreadRanges(t *testing.T) {
 }
 
 func TestLattice(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))
 		for count := range 9 {
 			var l Lattice
@@ -278,7 +278,7 @@ func TestLattice(t *testing.T) {
 }
 
 func TestSpans(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for _, length := range []int{2, 4, 16, 32, 256} {
 			c := newSearchCase(rng, length, 0, 0)
@@ -308,7 +308,7 @@ func TestSpans(t *testing.T) {
 }
 
 func TestNearestLevels(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		for length := range 70 {
 			x := make([]float32, length)

@@ -5,12 +5,11 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
 )
 
 func TestDotAxpy(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(13, 14))
 		for n := range 200 {
 			for offset := range 3 {

@@ -31,10 +31,11 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork T
 	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsResume TestWork TestWorkers)
 
 # Tests that quantize again and again, in pipeline and cmd/llmq: a minute of two cores.
-WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestBenchModel TestFolding TestLimitNotMet TestNeedsMemory TestPlanted)
+WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestFolding TestLimitNotMet TestNeedsMemory TestPlanted)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
-SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestLlamaCpp TestPaddedVocabulary TestReference TestTask)|$(WIDELY)
+SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \
+	TestPaddedVocabulary TestReference TestSweep TestTask)|$(WIDELY)
 
 .PHONY: help build demo test check wide purego cross neon race fuzz interop namespaces speed speed-gptq bench generate release clean
 
@@ -89,7 +90,7 @@ neon: ## run the matrix products' tests under qemu-user
 	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Gemm|MatMul|Syrk|Dot|Attention|Tier' $(NEON)
 
 race: ## run the tests of the packages that start goroutines under the race detector
-	CGO_ENABLED=1 $(GO) test -race -short -skip '^($(SLOWLY))$$' $(CONCURRENT)
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -skip '^($(SLOWLY))$$' $(CONCURRENT)
 
 fuzz: ## fuzz every parser with FUZZTIME inputs
 	@$(GO) test -list '^Fuzz' ./... | \

@@ -7,19 +7,21 @@ import (
 	"sync/atomic"
 )
 
-// Tier is a set of instructions that kernels may use. Those of a machine are ordered, each includes the ones before it.
+// Tier is a set of instructions that kernels may use. Those of a machine are ordered, each includes the ones before it; but there
+// are processors with AVX-512 that lack AVXVNNI.
 type Tier int
 
 const (
 	PureGo     Tier = iota // Go alone
 	NEON                   // arm64: float32 products
 	AVX2                   // AVX2, FMA and F16C
+	AVXVNNI                // VPDPBUSD of 256 bits, for processors without AVX-512: products of bytes
 	AVX512                 // AVX-512 F, BW, VL and DQ
 	AVX512BF16             // VDPBF16PS: products of bfloat16 pairs
 	AMX                    // TDPBF16PS: products of tiles of bfloat16 pairs
 )
 
-var tierNames = [...]string{"purego", "neon", "avx2", "avx512", "avx512bf16", "amx"}
+var tierNames = [...]string{"purego", "neon", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"}
 
 func (t Tier) String() string { return tierNames[t] }
 
@@ -41,9 +43,22 @@ const TierEnv = "LLMQ_CPU"
 func init() {
 	t := BestTier()
 	if limit, err := ParseTier(os.Getenv(TierEnv)); err == nil {
-		t = min(t, limit)
+		t = atMost(limit)
 	}
 	tier.Store(int32(t))
+}
+
+// BestTier is the highest tier that this machine has.
+func BestTier() Tier { return atMost(AMX) }
+
+// atMost is the highest tier of this machine that is not above limit.
+func atMost(limit Tier) Tier {
+	for t := min(limit, AMX); t > PureGo; t-- {
+		if has(t) {
+			return t
+		}
+	}
+	return PureGo
 }
 
 // CurrentTier is the tier in use: at first the best that this machine has, capped by TierEnv.
@@ -51,20 +66,19 @@ func CurrentTier() Tier { return Tier(tier.Load()) }
 
 // Tiers lists the tiers of this machine, lowest first.
 func Tiers() []Tier {
-	best := BestTier()
 	tiers := []Tier{PureGo}
-	for t := NEON; t <= best; t++ {
-		if t != NEON || best == NEON {
+	for t := NEON; t <= AMX; t++ {
+		if has(t) {
 			tiers = append(tiers, t)
 		}
 	}
 	return tiers
 }
 
-// SetTier switches to t, or to the best tier of this machine if that is lower, and returns the tier that was in use.
+// SetTier switches to t, or to the best tier of this machine below it, and returns the tier that was in use.
 // It is for tests and benchmarks; kernels that are running when it is called may finish on either.
 func SetTier(t Tier) (previous Tier) {
-	return Tier(tier.Swap(int32(min(max(t, PureGo), BestTier()))))
+	return Tier(tier.Swap(int32(atMost(t))))
 }
 
 // Lanes is the number of float32 values that t's vector loops take at a time; 0 in pure Go, and in NEON, which has no
@@ -73,7 +87,7 @@ func (t Tier) Lanes() int {
 	switch {
 	case t >= AVX512:
 		return 16
-	case t == AVX2:
+	case t >= AVX2:
 		return 8
 	}
 	return 0

@@ -4,18 +4,20 @@ package kernels
 
 import "golang.org/x/sys/cpu"
 
-// BestTier is the highest tier that this machine has.
-func BestTier() Tier {
+// has says whether this machine has a tier.
+func has(t Tier) bool {
 	x := &cpu.X86
-	switch {
-	case !(x.HasAVX2 && x.HasFMA):
-		return PureGo
-	case !(x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ):
-		return AVX2
-	case !x.HasAVX512BF16:
-		return AVX512
-	case !(x.HasAMXTile && x.HasAMXBF16 && tilesAllowed()):
-		return AVX512BF16
+	switch t {
+	case AVX2:
+		return x.HasAVX2 && x.HasFMA
+	case AVXVNNI:
+		return has(AVX2) && x.HasAVXVNNI
+	case AVX512:
+		return has(AVX2) && x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ
+	case AVX512BF16:
+		return has(AVX512) && x.HasAVX512BF16
+	case AMX:
+		return has(AVX512BF16) && x.HasAMXTile && x.HasAMXBF16 && tilesAllowed()
 	}
-	return AMX
+	return false
 }

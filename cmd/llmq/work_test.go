@@ -56,7 +56,11 @@ func runUntil(t *testing.T, prefix string, s os.Signal, args ...string) (*os.Pro
 // how far it is, and its folder is refused to others.
 func TestWork(t *testing.T) {
 	dir, out, work := folder(t, "llama"), t.TempDir(), filepath.Join(t.TempDir(), "work")
-	options := append([]string{"--refine", "200", "--calib-tokens", "512"}, calibrate...)
+	refine := "200" // a layer takes long enough to be killed in
+	if testing.Short() {
+		refine = "40"
+	}
+	options := append([]string{"--refine", refine, "--calib-tokens", "512"}, calibrate...)
 	run := func(file string, more ...string) []string {
 		return slices.Concat([]string{"quantize", dir, "-o", filepath.Join(out, file)}, options, more)
 	}

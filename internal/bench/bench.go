@@ -80,7 +80,7 @@ func (m *Machine) arithmetic(p kernels.Precision) (rate float64, name string) {
 	if p.Rounds() {
 		return m.peak("bf16")
 	}
-	if tier == kernels.AVX2 {
+	if tier == kernels.AVX2 || tier == kernels.AVXVNNI {
 		return m.peak("f32 FMA, AVX2")
 	}
 	return m.peak("f32")

@@ -166,12 +166,14 @@ func (m *Model) linear(name string, x [][]float64) [][]float64 {
 	for t := range x {
 		y[t] = make([]float64, out)
 		for o := range out {
+			sum := 0.0
 			for i, v := range w.Data[o*in : (o+1)*in] {
-				y[t][o] += float64(v) * x[t][i]
+				sum += float64(v) * x[t][i]
 			}
 			if b != nil {
-				y[t][o] += float64(b.Data[o])
+				sum += float64(b.Data[o])
 			}
+			y[t][o] = sum
 		}
 	}
 	return y

@@ -40,6 +40,9 @@ func q8(g *gen) {
 		g.q8TileVNNI(v)
 	}
 	for _, v := range q8Variants {
+		g.q8TileAVXVNNI(v)
+	}
+	for _, v := range q8Variants {
 		g.q8TileAVX2(v)
 	}
 	g.q8Largest()
@@ -137,6 +140,86 @@ func (g *gen) q8TileVNNI(v q8Variant) {
 	g.DECQ(groups)
 	g.JNZ(operand.LabelRef("group"))
 	g.q8Store(avx512, q8Tokens, vecs, dst, rowC, step, c, temp)
+}
+
+// q8TileAVXVNNI computes a panel by half a strip. VPDPBUSD takes five cycles and two start in each, so that ten sums have to
+// be under way: 12 sums of integers take the registers, and C stays on the stack, whose elements are read and written
+// once in a group's 96 VPDPBUSD (48 of groups of 16).
+func (g *gen) q8TileAVXVNNI(v q8Variant) {
+	const vecs = 2
+	g.function("q8"+v.name+"AVXVNNI", q8Signature, q8Doc(q8Tokens, vecs*8)...)
+	local := g.AllocLocal(q8Tokens * vecs * 32)
+	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
+	g.Label("panel")
+	groups, w, scale := g.gp("groups"), g.gp("w"), g.gp("scale")
+	y := avx2.reg
+	acc := func(t, j int) reg.VecPhysical { return y(vecs*t + j) }
+	c := func(t, j int) operand.Mem { return local.Offset(32 * (vecs*t + j)) }
+	vecW := func(j int) reg.VecPhysical { return y(vecs*q8Tokens + j) }
+	temp := func(i int) reg.VecPhysical { return y(vecs*q8Tokens + vecs + i%2) }
+	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
+	g.zero(avx2, temp(0))
+	for t := range q8Tokens {
+		for j := range vecs {
+			g.VMOVUPS(temp(0), c(t, j))
+		}
+	}
+	rowScale := 4 * q8Outputs
+	if v.minimums {
+		rowScale *= 2
+	}
+	steps := q8Group / 4 / v.parts
+	g.Label("group")
+	for part := range v.parts {
+		for t := range q8Tokens {
+			start := word(part, t)
+			if v.minimums {
+				start = word(v.parts, t) // the levels have no offset
+			}
+			g.VPBROADCASTD(start, acc(t, 0))
+			g.VMOVDQA(acc(t, 0), acc(t, 1))
+		}
+		for s := part * steps; s < (part+1)*steps; s++ {
+			for j := range vecs {
+				g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), vecW(j))
+			}
+			for t := range q8Tokens {
+				g.VPBROADCASTD(at(x, q8Group*t+4*s), temp(t))
+				for j := range vecs {
+					g.vpdpbusd256(temp(t), vecW(j), acc(t, j))
+				}
+			}
+		}
+		for j := range vecs {
+			g.VMOVUPS(at(scale, part*rowScale+32*j), vecW(j))
+		}
+		for t := range q8Tokens {
+			g.VBROADCASTSS(word(v.parts, t), temp(0))
+			if v.minimums {
+				g.VBROADCASTSS(word(v.parts+1+part, t), temp(1))
+			}
+			for j := range vecs {
+				g.VSUBPS(temp(0), acc(t, j), acc(t, j))
+				g.VFMADD213PS(c(t, j), vecW(j), acc(t, j))
+				if v.minimums {
+					g.VFNMADD231PS(at(scale, part*rowScale+4*q8Outputs+32*j), temp(1), acc(t, j))
+				}
+				g.VMOVUPS(acc(t, j), c(t, j))
+			}
+		}
+	}
+	g.ADDQ(operand.I32(q8Tokens*q8Group), x)
+	g.ADDQ(operand.I32(int32(4*q8Tokens*v.words())), sums)
+	g.ADDQ(operand.I32(q8Group*q8Outputs), w)
+	g.ADDQ(operand.I32(int32(v.parts*rowScale)), scale)
+	g.DECQ(groups)
+	g.JNZ(operand.LabelRef("group"))
+	for t := range q8Tokens {
+		for j := range vecs {
+			g.VMOVUPS(c(t, j), acc(t, j))
+		}
+	}
+	g.q8Store(avx2, q8Tokens, vecs, dst, rowC, step, acc, temp)
 }
 
 // q8Store multiplies C by the steps and stores it, or adds it to what is there, and goes on with the next panel.

@@ -20,6 +20,8 @@ var (
 	opTILEZERO    = opcode{3, 0x49}
 	opTDPBF16PS   = opcode{2, 0x5c}
 	opTILERELEASE = [5]byte{0xc4, 0xe2, 0x78, 0x49, 0xc0}
+
+	opVPDPBUSD = opcode{1, 0x50} // of AVX-VNNI: Go's assembler writes AVX-512's
 )
 
 // vex returns the bytes of an instruction on tiles: mod, reg and rm are its last byte's.
@@ -35,6 +37,11 @@ func vexMem(o opcode, tile, base, index uint8, disp int8) []byte {
 
 // vexConfig returns the bytes of LDTILECFG of the 64 bytes at base, which has a number below 4.
 func vexConfig(base uint8) []byte { return []byte{0xc4, 0xe2, 15 << 3, opLDTILECFG.op, base} }
+
+// vexYMM returns the bytes of an instruction on registers of 256 bits.
+func vexYMM(o opcode, reg, v, rm uint8) []byte {
+	return []byte{0xc4, (^reg>>3&1)<<7 | 1<<6 | (^rm>>3&1)<<5 | 2, (^v&15)<<3 | 1<<2 | o.pp, o.op, 3<<6 | reg&7<<3 | rm&7}
+}
 
 // raw writes an instruction as it is.
 func (g *gen) raw(code []byte) {
@@ -61,6 +68,11 @@ func (g *gen) tileZero(tile uint8) { g.raw(vex(opTILEZERO, tile, 0, 0)) }
 
 // tileRelease clears the tiles, so that the kernel need not save them.
 func (g *gen) tileRelease() { g.raw(opTILERELEASE[:]) }
+
+// vpdpbusd256 is vpdpbusd of 8 sums, without AVX-512.
+func (g *gen) vpdpbusd256(b, a, acc reg.Physical) {
+	g.raw(vexYMM(opVPDPBUSD, number(acc), number(a), number(b)))
+}
 
 // tdpbf16ps emits acc[m][n] += Σ a[m][2k]·b[k][2n] + a[m][2k+1]·b[k][2n+1].
 func (g *gen) tdpbf16ps(acc, a, b uint8) { g.raw(vex(opTDPBF16PS, acc, b, a)) }

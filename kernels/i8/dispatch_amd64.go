@@ -14,7 +14,7 @@ func tier() *kernelSet {
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512:
 		return &tierAVX512
-	case t == kernels.AVX2:
+	case t >= kernels.AVX2:
 		return &tierAVX2
 	}
 	return nil

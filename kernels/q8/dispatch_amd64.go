@@ -15,12 +15,26 @@ var (
 		tile:    [2][2]q8Tile{{q8Group32VNNI, q8Group32MinVNNI}, {q8Group16VNNI, q8Group16MinVNNI}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 16, transpose: pack.TransposeAVX512,
 	}
+	tierAVXVNNI = kernelSet{
+		tile: [2][2]q8Tile{{halves(q8Group32AVXVNNI), halves(q8Group32MinAVXVNNI)},
+			{halves(q8Group16AVXVNNI), halves(q8Group16MinAVXVNNI)}},
+		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
+	}
 	tierAVX2 = kernelSet{
 		tile: [2][2]q8Tile{{quarters(q8Group32AVX2), quarters(q8Group32MinAVX2)},
 			{quarters(q8Group16AVX2), quarters(q8Group16MinAVX2)}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}
 )
+
+// halves makes a tile of two calls for half a strip each.
+func halves(half q8Tile) q8Tile {
+	const outputs = q8Outputs / 2
+	return func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool) {
+		half(panels, groups, x, sums, w, scale, c, rowC, step, add)
+		half(panels, groups, x, sums, after(w, outputs), after(scale, outputs), after(c, outputs), rowC, step, add)
+	}
+}
 
 // quarters makes a tile of four calls for half a panel by half a strip each.
 func quarters(quarter q8Tile) q8Tile {
@@ -40,6 +54,8 @@ func tier() *kernelSet {
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512 && cpu.X86.HasAVX512VNNI:
 		return &tierVNNI
+	case t >= kernels.AVXVNNI && cpu.X86.HasAVXVNNI:
+		return &tierAVXVNNI
 	case t >= kernels.AVX2:
 		return &tierAVX2
 	}

@@ -40,6 +40,42 @@ func q8Group16VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, s
 //go:noescape
 func q8Group16MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
+// q8Group32AVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
+//
+// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
+//
+//go:noescape
+func q8Group32AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+
+// q8Group32MinAVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
+//
+// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
+//
+//go:noescape
+func q8Group32MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+
+// q8Group16AVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
+//
+// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
+//
+//go:noescape
+func q8Group16AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+
+// q8Group16MinAVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
+//
+// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// from this one's; panels and groups are positive.
+//
+//go:noescape
+func q8Group16MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+
 // q8Group32AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and

@@ -1422,6 +1422,3024 @@ store:
 	VZEROUPPER
 	RET
 
+// func q8Group32AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+// Requires: AVX, AVX2, FMA3
+TEXT ·q8Group32AVXVNNI(SB), NOSPLIT, $384-73
+	MOVQ x+16(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ c+48(FP), DX
+	MOVQ rowC+56(FP), BX
+	MOVQ step+64(FP), SI
+
+panel:
+	MOVQ    groups+8(FP), DI
+	MOVQ    w+32(FP), R8
+	MOVQ    scale+40(FP), R9
+	VXORPS  Y14, Y14, Y14
+	VMOVUPS Y14, (SP)
+	VMOVUPS Y14, 32(SP)
+	VMOVUPS Y14, 64(SP)
+	VMOVUPS Y14, 96(SP)
+	VMOVUPS Y14, 128(SP)
+	VMOVUPS Y14, 160(SP)
+	VMOVUPS Y14, 192(SP)
+	VMOVUPS Y14, 224(SP)
+	VMOVUPS Y14, 256(SP)
+	VMOVUPS Y14, 288(SP)
+	VMOVUPS Y14, 320(SP)
+	VMOVUPS Y14, 352(SP)
+
+group:
+	VPBROADCASTD (CX), Y0
+	VMOVDQA      Y0, Y1
+	VPBROADCASTD 4(CX), Y2
+	VMOVDQA      Y2, Y3
+	VPBROADCASTD 8(CX), Y4
+	VMOVDQA      Y4, Y5
+	VPBROADCASTD 12(CX), Y6
+	VMOVDQA      Y6, Y7
+	VPBROADCASTD 16(CX), Y8
+	VMOVDQA      Y8, Y9
+	VPBROADCASTD 20(CX), Y10
+	VMOVDQA      Y10, Y11
+	VMOVDQU      (R8), Y12
+	VMOVDQU      32(R8), Y13
+	VPBROADCASTD (AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 32(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 64(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 96(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 128(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 160(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      128(R8), Y12
+	VMOVDQU      160(R8), Y13
+	VPBROADCASTD 4(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 36(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 68(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 100(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 132(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 164(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      256(R8), Y12
+	VMOVDQU      288(R8), Y13
+	VPBROADCASTD 8(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 40(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 72(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 104(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 136(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 168(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      384(R8), Y12
+	VMOVDQU      416(R8), Y13
+	VPBROADCASTD 12(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 44(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 76(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 108(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 140(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 172(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      512(R8), Y12
+	VMOVDQU      544(R8), Y13
+	VPBROADCASTD 16(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 48(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 80(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 112(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 144(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 176(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      640(R8), Y12
+	VMOVDQU      672(R8), Y13
+	VPBROADCASTD 20(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 52(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 84(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 116(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 148(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 180(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      768(R8), Y12
+	VMOVDQU      800(R8), Y13
+	VPBROADCASTD 24(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 56(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 88(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 120(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 152(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 184(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      896(R8), Y12
+	VMOVDQU      928(R8), Y13
+	VPBROADCASTD 28(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 60(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 92(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 124(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 156(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 188(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVUPS      (R9), Y12
+	VMOVUPS      32(R9), Y13
+	VBROADCASTSS 24(CX), Y14
+	VSUBPS       Y14, Y0, Y0
+	VFMADD213PS  (SP), Y12, Y0
+	VMOVUPS      Y0, (SP)
+	VSUBPS       Y14, Y1, Y1
+	VFMADD213PS  32(SP), Y13, Y1
+	VMOVUPS      Y1, 32(SP)
+	VBROADCASTSS 28(CX), Y14
+	VSUBPS       Y14, Y2, Y2
+	VFMADD213PS  64(SP), Y12, Y2
+	VMOVUPS      Y2, 64(SP)
+	VSUBPS       Y14, Y3, Y3
+	VFMADD213PS  96(SP), Y13, Y3
+	VMOVUPS      Y3, 96(SP)
+	VBROADCASTSS 32(CX), Y14
+	VSUBPS       Y14, Y4, Y4
+	VFMADD213PS  128(SP), Y12, Y4
+	VMOVUPS      Y4, 128(SP)
+	VSUBPS       Y14, Y5, Y5
+	VFMADD213PS  160(SP), Y13, Y5
+	VMOVUPS      Y5, 160(SP)
+	VBROADCASTSS 36(CX), Y14
+	VSUBPS       Y14, Y6, Y6
+	VFMADD213PS  192(SP), Y12, Y6
+	VMOVUPS      Y6, 192(SP)
+	VSUBPS       Y14, Y7, Y7
+	VFMADD213PS  224(SP), Y13, Y7
+	VMOVUPS      Y7, 224(SP)
+	VBROADCASTSS 40(CX), Y14
+	VSUBPS       Y14, Y8, Y8
+	VFMADD213PS  256(SP), Y12, Y8
+	VMOVUPS      Y8, 256(SP)
+	VSUBPS       Y14, Y9, Y9
+	VFMADD213PS  288(SP), Y13, Y9
+	VMOVUPS      Y9, 288(SP)
+	VBROADCASTSS 44(CX), Y14
+	VSUBPS       Y14, Y10, Y10
+	VFMADD213PS  320(SP), Y12, Y10
+	VMOVUPS      Y10, 320(SP)
+	VSUBPS       Y14, Y11, Y11
+	VFMADD213PS  352(SP), Y13, Y11
+	VMOVUPS      Y11, 352(SP)
+	ADDQ         $+192, AX
+	ADDQ         $+72, CX
+	ADDQ         $+1024, R8
+	ADDQ         $+128, R9
+	DECQ         DI
+	JNZ          group
+	VMOVUPS      (SP), Y0
+	VMOVUPS      32(SP), Y1
+	VMOVUPS      64(SP), Y2
+	VMOVUPS      96(SP), Y3
+	VMOVUPS      128(SP), Y4
+	VMOVUPS      160(SP), Y5
+	VMOVUPS      192(SP), Y6
+	VMOVUPS      224(SP), Y7
+	VMOVUPS      256(SP), Y8
+	VMOVUPS      288(SP), Y9
+	VMOVUPS      320(SP), Y10
+	VMOVUPS      352(SP), Y11
+	VBROADCASTSS (SI), Y14
+	VMULPS       Y14, Y0, Y0
+	VMULPS       Y14, Y1, Y1
+	VBROADCASTSS 4(SI), Y14
+	VMULPS       Y14, Y2, Y2
+	VMULPS       Y14, Y3, Y3
+	VBROADCASTSS 8(SI), Y14
+	VMULPS       Y14, Y4, Y4
+	VMULPS       Y14, Y5, Y5
+	VBROADCASTSS 12(SI), Y14
+	VMULPS       Y14, Y6, Y6
+	VMULPS       Y14, Y7, Y7
+	VBROADCASTSS 16(SI), Y14
+	VMULPS       Y14, Y8, Y8
+	VMULPS       Y14, Y9, Y9
+	VBROADCASTSS 20(SI), Y14
+	VMULPS       Y14, Y10, Y10
+	VMULPS       Y14, Y11, Y11
+	MOVB         add+72(FP), DI
+	TESTB        DI, DI
+	JZ           store
+	MOVQ         DX, DI
+	VADDPS       (DI), Y0, Y0
+	VADDPS       32(DI), Y1, Y1
+	ADDQ         BX, DI
+	VADDPS       (DI), Y2, Y2
+	VADDPS       32(DI), Y3, Y3
+	ADDQ         BX, DI
+	VADDPS       (DI), Y4, Y4
+	VADDPS       32(DI), Y5, Y5
+	ADDQ         BX, DI
+	VADDPS       (DI), Y6, Y6
+	VADDPS       32(DI), Y7, Y7
+	ADDQ         BX, DI
+	VADDPS       (DI), Y8, Y8
+	VADDPS       32(DI), Y9, Y9
+	ADDQ         BX, DI
+	VADDPS       (DI), Y10, Y10
+	VADDPS       32(DI), Y11, Y11
+
+store:
+	MOVQ    DX, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y2, (DI)
+	VMOVUPS Y3, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y4, (DI)
+	VMOVUPS Y5, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y6, (DI)
+	VMOVUPS Y7, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y8, (DI)
+	VMOVUPS Y9, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y10, (DI)
+	VMOVUPS Y11, 32(DI)
+	LEAQ    (DX)(BX*4), DX
+	LEAQ    (DX)(BX*2), DX
+	ADDQ    $+24, SI
+	DECQ    panels+0(FP)
+	JNZ     panel
+	VZEROUPPER
+	RET
+
+// func q8Group32MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+// Requires: AVX, AVX2, FMA3
+TEXT ·q8Group32MinAVXVNNI(SB), NOSPLIT, $384-73
+	MOVQ x+16(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ c+48(FP), DX
+	MOVQ rowC+56(FP), BX
+	MOVQ step+64(FP), SI
+
+panel:
+	MOVQ    groups+8(FP), DI
+	MOVQ    w+32(FP), R8
+	MOVQ    scale+40(FP), R9
+	VXORPS  Y14, Y14, Y14
+	VMOVUPS Y14, (SP)
+	VMOVUPS Y14, 32(SP)
+	VMOVUPS Y14, 64(SP)
+	VMOVUPS Y14, 96(SP)
+	VMOVUPS Y14, 128(SP)
+	VMOVUPS Y14, 160(SP)
+	VMOVUPS Y14, 192(SP)
+	VMOVUPS Y14, 224(SP)
+	VMOVUPS Y14, 256(SP)
+	VMOVUPS Y14, 288(SP)
+	VMOVUPS Y14, 320(SP)
+	VMOVUPS Y14, 352(SP)
+
+group:
+	VPBROADCASTD 24(CX), Y0
+	VMOVDQA      Y0, Y1
+	VPBROADCASTD 28(CX), Y2
+	VMOVDQA      Y2, Y3
+	VPBROADCASTD 32(CX), Y4
+	VMOVDQA      Y4, Y5
+	VPBROADCASTD 36(CX), Y6
+	VMOVDQA      Y6, Y7
+	VPBROADCASTD 40(CX), Y8
+	VMOVDQA      Y8, Y9
+	VPBROADCASTD 44(CX), Y10
+	VMOVDQA      Y10, Y11
+	VMOVDQU      (R8), Y12
+	VMOVDQU      32(R8), Y13
+	VPBROADCASTD (AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 32(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 64(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 96(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 128(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 160(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      128(R8), Y12
+	VMOVDQU      160(R8), Y13
+	VPBROADCASTD 4(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 36(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 68(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 100(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 132(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 164(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      256(R8), Y12
+	VMOVDQU      288(R8), Y13
+	VPBROADCASTD 8(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 40(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 72(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 104(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 136(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 168(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      384(R8), Y12
+	VMOVDQU      416(R8), Y13
+	VPBROADCASTD 12(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 44(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 76(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 108(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 140(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 172(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      512(R8), Y12
+	VMOVDQU      544(R8), Y13
+	VPBROADCASTD 16(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 48(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 80(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 112(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 144(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 176(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      640(R8), Y12
+	VMOVDQU      672(R8), Y13
+	VPBROADCASTD 20(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 52(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 84(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 116(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 148(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 180(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      768(R8), Y12
+	VMOVDQU      800(R8), Y13
+	VPBROADCASTD 24(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 56(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 88(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 120(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 152(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 184(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      896(R8), Y12
+	VMOVDQU      928(R8), Y13
+	VPBROADCASTD 28(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 60(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 92(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 124(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 156(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 188(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVUPS      (R9), Y12
+	VMOVUPS      32(R9), Y13
+	VBROADCASTSS 24(CX), Y14
+	VBROADCASTSS 48(CX), Y15
+	VSUBPS       Y14, Y0, Y0
+	VFMADD213PS  (SP), Y12, Y0
+	VFNMADD231PS 128(R9), Y15, Y0
+	VMOVUPS      Y0, (SP)
+	VSUBPS       Y14, Y1, Y1
+	VFMADD213PS  32(SP), Y13, Y1
+	VFNMADD231PS 160(R9), Y15, Y1
+	VMOVUPS      Y1, 32(SP)
+	VBROADCASTSS 28(CX), Y14
+	VBROADCASTSS 52(CX), Y15
+	VSUBPS       Y14, Y2, Y2
+	VFMADD213PS  64(SP), Y12, Y2
+	VFNMADD231PS 128(R9), Y15, Y2
+	VMOVUPS      Y2, 64(SP)
+	VSUBPS       Y14, Y3, Y3
+	VFMADD213PS  96(SP), Y13, Y3
+	VFNMADD231PS 160(R9), Y15, Y3
+	VMOVUPS      Y3, 96(SP)
+	VBROADCASTSS 32(CX), Y14
+	VBROADCASTSS 56(CX), Y15
+	VSUBPS       Y14, Y4, Y4
+	VFMADD213PS  128(SP), Y12, Y4
+	VFNMADD231PS 128(R9), Y15, Y4
+	VMOVUPS      Y4, 128(SP)
+	VSUBPS       Y14, Y5, Y5
+	VFMADD213PS  160(SP), Y13, Y5
+	VFNMADD231PS 160(R9), Y15, Y5
+	VMOVUPS      Y5, 160(SP)
+	VBROADCASTSS 36(CX), Y14
+	VBROADCASTSS 60(CX), Y15
+	VSUBPS       Y14, Y6, Y6
+	VFMADD213PS  192(SP), Y12, Y6
+	VFNMADD231PS 128(R9), Y15, Y6
+	VMOVUPS      Y6, 192(SP)
+	VSUBPS       Y14, Y7, Y7
+	VFMADD213PS  224(SP), Y13, Y7
+	VFNMADD231PS 160(R9), Y15, Y7
+	VMOVUPS      Y7, 224(SP)
+	VBROADCASTSS 40(CX), Y14
+	VBROADCASTSS 64(CX), Y15
+	VSUBPS       Y14, Y8, Y8
+	VFMADD213PS  256(SP), Y12, Y8
+	VFNMADD231PS 128(R9), Y15, Y8
+	VMOVUPS      Y8, 256(SP)
+	VSUBPS       Y14, Y9, Y9
+	VFMADD213PS  288(SP), Y13, Y9
+	VFNMADD231PS 160(R9), Y15, Y9
+	VMOVUPS      Y9, 288(SP)
+	VBROADCASTSS 44(CX), Y14
+	VBROADCASTSS 68(CX), Y15
+	VSUBPS       Y14, Y10, Y10
+	VFMADD213PS  320(SP), Y12, Y10
+	VFNMADD231PS 128(R9), Y15, Y10
+	VMOVUPS      Y10, 320(SP)
+	VSUBPS       Y14, Y11, Y11
+	VFMADD213PS  352(SP), Y13, Y11
+	VFNMADD231PS 160(R9), Y15, Y11
+	VMOVUPS      Y11, 352(SP)
+	ADDQ         $+192, AX
+	ADDQ         $+72, CX
+	ADDQ         $+1024, R8
+	ADDQ         $+256, R9
+	DECQ         DI
+	JNZ          group
+	VMOVUPS      (SP), Y0
+	VMOVUPS      32(SP), Y1
+	VMOVUPS      64(SP), Y2
+	VMOVUPS      96(SP), Y3
+	VMOVUPS      128(SP), Y4
+	VMOVUPS      160(SP), Y5
+	VMOVUPS      192(SP), Y6
+	VMOVUPS      224(SP), Y7
+	VMOVUPS      256(SP), Y8
+	VMOVUPS      288(SP), Y9
+	VMOVUPS      320(SP), Y10
+	VMOVUPS      352(SP), Y11
+	VBROADCASTSS (SI), Y14
+	VMULPS       Y14, Y0, Y0
+	VMULPS       Y14, Y1, Y1
+	VBROADCASTSS 4(SI), Y14
+	VMULPS       Y14, Y2, Y2
+	VMULPS       Y14, Y3, Y3
+	VBROADCASTSS 8(SI), Y14
+	VMULPS       Y14, Y4, Y4
+	VMULPS       Y14, Y5, Y5
+	VBROADCASTSS 12(SI), Y14
+	VMULPS       Y14, Y6, Y6
+	VMULPS       Y14, Y7, Y7
+	VBROADCASTSS 16(SI), Y14
+	VMULPS       Y14, Y8, Y8
+	VMULPS       Y14, Y9, Y9
+	VBROADCASTSS 20(SI), Y14
+	VMULPS       Y14, Y10, Y10
+	VMULPS       Y14, Y11, Y11
+	MOVB         add+72(FP), DI
+	TESTB        DI, DI
+	JZ           store
+	MOVQ         DX, DI
+	VADDPS       (DI), Y0, Y0
+	VADDPS       32(DI), Y1, Y1
+	ADDQ         BX, DI
+	VADDPS       (DI), Y2, Y2
+	VADDPS       32(DI), Y3, Y3
+	ADDQ         BX, DI
+	VADDPS       (DI), Y4, Y4
+	VADDPS       32(DI), Y5, Y5
+	ADDQ         BX, DI
+	VADDPS       (DI), Y6, Y6
+	VADDPS       32(DI), Y7, Y7
+	ADDQ         BX, DI
+	VADDPS       (DI), Y8, Y8
+	VADDPS       32(DI), Y9, Y9
+	ADDQ         BX, DI
+	VADDPS       (DI), Y10, Y10
+	VADDPS       32(DI), Y11, Y11
+
+store:
+	MOVQ    DX, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y2, (DI)
+	VMOVUPS Y3, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y4, (DI)
+	VMOVUPS Y5, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y6, (DI)
+	VMOVUPS Y7, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y8, (DI)
+	VMOVUPS Y9, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y10, (DI)
+	VMOVUPS Y11, 32(DI)
+	LEAQ    (DX)(BX*4), DX
+	LEAQ    (DX)(BX*2), DX
+	ADDQ    $+24, SI
+	DECQ    panels+0(FP)
+	JNZ     panel
+	VZEROUPPER
+	RET
+
+// func q8Group16AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+// Requires: AVX, AVX2, FMA3
+TEXT ·q8Group16AVXVNNI(SB), NOSPLIT, $384-73
+	MOVQ x+16(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ c+48(FP), DX
+	MOVQ rowC+56(FP), BX
+	MOVQ step+64(FP), SI
+
+panel:
+	MOVQ    groups+8(FP), DI
+	MOVQ    w+32(FP), R8
+	MOVQ    scale+40(FP), R9
+	VXORPS  Y14, Y14, Y14
+	VMOVUPS Y14, (SP)
+	VMOVUPS Y14, 32(SP)
+	VMOVUPS Y14, 64(SP)
+	VMOVUPS Y14, 96(SP)
+	VMOVUPS Y14, 128(SP)
+	VMOVUPS Y14, 160(SP)
+	VMOVUPS Y14, 192(SP)
+	VMOVUPS Y14, 224(SP)
+	VMOVUPS Y14, 256(SP)
+	VMOVUPS Y14, 288(SP)
+	VMOVUPS Y14, 320(SP)
+	VMOVUPS Y14, 352(SP)
+
+group:
+	VPBROADCASTD (CX), Y0
+	VMOVDQA      Y0, Y1
+	VPBROADCASTD 4(CX), Y2
+	VMOVDQA      Y2, Y3
+	VPBROADCASTD 8(CX), Y4
+	VMOVDQA      Y4, Y5
+	VPBROADCASTD 12(CX), Y6
+	VMOVDQA      Y6, Y7
+	VPBROADCASTD 16(CX), Y8
+	VMOVDQA      Y8, Y9
+	VPBROADCASTD 20(CX), Y10
+	VMOVDQA      Y10, Y11
+	VMOVDQU      (R8), Y12
+	VMOVDQU      32(R8), Y13
+	VPBROADCASTD (AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 32(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 64(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 96(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 128(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 160(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      128(R8), Y12
+	VMOVDQU      160(R8), Y13
+	VPBROADCASTD 4(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 36(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 68(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 100(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 132(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 164(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      256(R8), Y12
+	VMOVDQU      288(R8), Y13
+	VPBROADCASTD 8(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 40(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 72(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 104(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 136(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 168(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      384(R8), Y12
+	VMOVDQU      416(R8), Y13
+	VPBROADCASTD 12(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 44(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 76(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 108(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 140(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 172(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVUPS      (R9), Y12
+	VMOVUPS      32(R9), Y13
+	VBROADCASTSS 48(CX), Y14
+	VSUBPS       Y14, Y0, Y0
+	VFMADD213PS  (SP), Y12, Y0
+	VMOVUPS      Y0, (SP)
+	VSUBPS       Y14, Y1, Y1
+	VFMADD213PS  32(SP), Y13, Y1
+	VMOVUPS      Y1, 32(SP)
+	VBROADCASTSS 52(CX), Y14
+	VSUBPS       Y14, Y2, Y2
+	VFMADD213PS  64(SP), Y12, Y2
+	VMOVUPS      Y2, 64(SP)
+	VSUBPS       Y14, Y3, Y3
+	VFMADD213PS  96(SP), Y13, Y3
+	VMOVUPS      Y3, 96(SP)
+	VBROADCASTSS 56(CX), Y14
+	VSUBPS       Y14, Y4, Y4
+	VFMADD213PS  128(SP), Y12, Y4
+	VMOVUPS      Y4, 128(SP)
+	VSUBPS       Y14, Y5, Y5
+	VFMADD213PS  160(SP), Y13, Y5
+	VMOVUPS      Y5, 160(SP)
+	VBROADCASTSS 60(CX), Y14
+	VSUBPS       Y14, Y6, Y6
+	VFMADD213PS  192(SP), Y12, Y6
+	VMOVUPS      Y6, 192(SP)
+	VSUBPS       Y14, Y7, Y7
+	VFMADD213PS  224(SP), Y13, Y7
+	VMOVUPS      Y7, 224(SP)
+	VBROADCASTSS 64(CX), Y14
+	VSUBPS       Y14, Y8, Y8
+	VFMADD213PS  256(SP), Y12, Y8
+	VMOVUPS      Y8, 256(SP)
+	VSUBPS       Y14, Y9, Y9
+	VFMADD213PS  288(SP), Y13, Y9
+	VMOVUPS      Y9, 288(SP)
+	VBROADCASTSS 68(CX), Y14
+	VSUBPS       Y14, Y10, Y10
+	VFMADD213PS  320(SP), Y12, Y10
+	VMOVUPS      Y10, 320(SP)
+	VSUBPS       Y14, Y11, Y11
+	VFMADD213PS  352(SP), Y13, Y11
+	VMOVUPS      Y11, 352(SP)
+	VPBROADCASTD 24(CX), Y0
+	VMOVDQA      Y0, Y1
+	VPBROADCASTD 28(CX), Y2
+	VMOVDQA      Y2, Y3
+	VPBROADCASTD 32(CX), Y4
+	VMOVDQA      Y4, Y5
+	VPBROADCASTD 36(CX), Y6
+	VMOVDQA      Y6, Y7
+	VPBROADCASTD 40(CX), Y8
+	VMOVDQA      Y8, Y9
+	VPBROADCASTD 44(CX), Y10
+	VMOVDQA      Y10, Y11
+	VMOVDQU      512(R8), Y12
+	VMOVDQU      544(R8), Y13
+	VPBROADCASTD 16(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 48(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 80(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 112(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 144(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 176(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      640(R8), Y12
+	VMOVDQU      672(R8), Y13
+	VPBROADCASTD 20(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 52(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 84(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 116(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 148(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 180(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      768(R8), Y12
+	VMOVDQU      800(R8), Y13
+	VPBROADCASTD 24(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 56(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 88(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 120(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 152(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 184(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      896(R8), Y12
+	VMOVDQU      928(R8), Y13
+	VPBROADCASTD 28(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 60(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 92(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 124(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 156(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 188(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVUPS      128(R9), Y12
+	VMOVUPS      160(R9), Y13
+	VBROADCASTSS 48(CX), Y14
+	VSUBPS       Y14, Y0, Y0
+	VFMADD213PS  (SP), Y12, Y0
+	VMOVUPS      Y0, (SP)
+	VSUBPS       Y14, Y1, Y1
+	VFMADD213PS  32(SP), Y13, Y1
+	VMOVUPS      Y1, 32(SP)
+	VBROADCASTSS 52(CX), Y14
+	VSUBPS       Y14, Y2, Y2
+	VFMADD213PS  64(SP), Y12, Y2
+	VMOVUPS      Y2, 64(SP)
+	VSUBPS       Y14, Y3, Y3
+	VFMADD213PS  96(SP), Y13, Y3
+	VMOVUPS      Y3, 96(SP)
+	VBROADCASTSS 56(CX), Y14
+	VSUBPS       Y14, Y4, Y4
+	VFMADD213PS  128(SP), Y12, Y4
+	VMOVUPS      Y4, 128(SP)
+	VSUBPS       Y14, Y5, Y5
+	VFMADD213PS  160(SP), Y13, Y5
+	VMOVUPS      Y5, 160(SP)
+	VBROADCASTSS 60(CX), Y14
+	VSUBPS       Y14, Y6, Y6
+	VFMADD213PS  192(SP), Y12, Y6
+	VMOVUPS      Y6, 192(SP)
+	VSUBPS       Y14, Y7, Y7
+	VFMADD213PS  224(SP), Y13, Y7
+	VMOVUPS      Y7, 224(SP)
+	VBROADCASTSS 64(CX), Y14
+	VSUBPS       Y14, Y8, Y8
+	VFMADD213PS  256(SP), Y12, Y8
+	VMOVUPS      Y8, 256(SP)
+	VSUBPS       Y14, Y9, Y9
+	VFMADD213PS  288(SP), Y13, Y9
+	VMOVUPS      Y9, 288(SP)
+	VBROADCASTSS 68(CX), Y14
+	VSUBPS       Y14, Y10, Y10
+	VFMADD213PS  320(SP), Y12, Y10
+	VMOVUPS      Y10, 320(SP)
+	VSUBPS       Y14, Y11, Y11
+	VFMADD213PS  352(SP), Y13, Y11
+	VMOVUPS      Y11, 352(SP)
+	ADDQ         $+192, AX
+	ADDQ         $+120, CX
+	ADDQ         $+1024, R8
+	ADDQ         $+256, R9
+	DECQ         DI
+	JNZ          group
+	VMOVUPS      (SP), Y0
+	VMOVUPS      32(SP), Y1
+	VMOVUPS      64(SP), Y2
+	VMOVUPS      96(SP), Y3
+	VMOVUPS      128(SP), Y4
+	VMOVUPS      160(SP), Y5
+	VMOVUPS      192(SP), Y6
+	VMOVUPS      224(SP), Y7
+	VMOVUPS      256(SP), Y8
+	VMOVUPS      288(SP), Y9
+	VMOVUPS      320(SP), Y10
+	VMOVUPS      352(SP), Y11
+	VBROADCASTSS (SI), Y14
+	VMULPS       Y14, Y0, Y0
+	VMULPS       Y14, Y1, Y1
+	VBROADCASTSS 4(SI), Y14
+	VMULPS       Y14, Y2, Y2
+	VMULPS       Y14, Y3, Y3
+	VBROADCASTSS 8(SI), Y14
+	VMULPS       Y14, Y4, Y4
+	VMULPS       Y14, Y5, Y5
+	VBROADCASTSS 12(SI), Y14
+	VMULPS       Y14, Y6, Y6
+	VMULPS       Y14, Y7, Y7
+	VBROADCASTSS 16(SI), Y14
+	VMULPS       Y14, Y8, Y8
+	VMULPS       Y14, Y9, Y9
+	VBROADCASTSS 20(SI), Y14
+	VMULPS       Y14, Y10, Y10
+	VMULPS       Y14, Y11, Y11
+	MOVB         add+72(FP), DI
+	TESTB        DI, DI
+	JZ           store
+	MOVQ         DX, DI
+	VADDPS       (DI), Y0, Y0
+	VADDPS       32(DI), Y1, Y1
+	ADDQ         BX, DI
+	VADDPS       (DI), Y2, Y2
+	VADDPS       32(DI), Y3, Y3
+	ADDQ         BX, DI
+	VADDPS       (DI), Y4, Y4
+	VADDPS       32(DI), Y5, Y5
+	ADDQ         BX, DI
+	VADDPS       (DI), Y6, Y6
+	VADDPS       32(DI), Y7, Y7
+	ADDQ         BX, DI
+	VADDPS       (DI), Y8, Y8
+	VADDPS       32(DI), Y9, Y9
+	ADDQ         BX, DI
+	VADDPS       (DI), Y10, Y10
+	VADDPS       32(DI), Y11, Y11
+
+store:
+	MOVQ    DX, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y2, (DI)
+	VMOVUPS Y3, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y4, (DI)
+	VMOVUPS Y5, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y6, (DI)
+	VMOVUPS Y7, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y8, (DI)
+	VMOVUPS Y9, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y10, (DI)
+	VMOVUPS Y11, 32(DI)
+	LEAQ    (DX)(BX*4), DX
+	LEAQ    (DX)(BX*2), DX
+	ADDQ    $+24, SI
+	DECQ    panels+0(FP)
+	JNZ     panel
+	VZEROUPPER
+	RET
+
+// func q8Group16MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+// Requires: AVX, AVX2, FMA3
+TEXT ·q8Group16MinAVXVNNI(SB), NOSPLIT, $384-73
+	MOVQ x+16(FP), AX
+	MOVQ sums+24(FP), CX
+	MOVQ c+48(FP), DX
+	MOVQ rowC+56(FP), BX
+	MOVQ step+64(FP), SI
+
+panel:
+	MOVQ    groups+8(FP), DI
+	MOVQ    w+32(FP), R8
+	MOVQ    scale+40(FP), R9
+	VXORPS  Y14, Y14, Y14
+	VMOVUPS Y14, (SP)
+	VMOVUPS Y14, 32(SP)
+	VMOVUPS Y14, 64(SP)
+	VMOVUPS Y14, 96(SP)
+	VMOVUPS Y14, 128(SP)
+	VMOVUPS Y14, 160(SP)
+	VMOVUPS Y14, 192(SP)
+	VMOVUPS Y14, 224(SP)
+	VMOVUPS Y14, 256(SP)
+	VMOVUPS Y14, 288(SP)
+	VMOVUPS Y14, 320(SP)
+	VMOVUPS Y14, 352(SP)
+
+group:
+	VPBROADCASTD 48(CX), Y0
+	VMOVDQA      Y0, Y1
+	VPBROADCASTD 52(CX), Y2
+	VMOVDQA      Y2, Y3
+	VPBROADCASTD 56(CX), Y4
+	VMOVDQA      Y4, Y5
+	VPBROADCASTD 60(CX), Y6
+	VMOVDQA      Y6, Y7
+	VPBROADCASTD 64(CX), Y8
+	VMOVDQA      Y8, Y9
+	VPBROADCASTD 68(CX), Y10
+	VMOVDQA      Y10, Y11
+	VMOVDQU      (R8), Y12
+	VMOVDQU      32(R8), Y13
+	VPBROADCASTD (AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 32(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 64(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 96(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 128(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 160(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      128(R8), Y12
+	VMOVDQU      160(R8), Y13
+	VPBROADCASTD 4(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 36(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 68(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 100(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 132(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 164(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      256(R8), Y12
+	VMOVDQU      288(R8), Y13
+	VPBROADCASTD 8(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 40(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 72(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 104(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 136(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 168(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      384(R8), Y12
+	VMOVDQU      416(R8), Y13
+	VPBROADCASTD 12(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 44(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 76(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 108(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 140(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 172(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVUPS      (R9), Y12
+	VMOVUPS      32(R9), Y13
+	VBROADCASTSS 48(CX), Y14
+	VBROADCASTSS 72(CX), Y15
+	VSUBPS       Y14, Y0, Y0
+	VFMADD213PS  (SP), Y12, Y0
+	VFNMADD231PS 128(R9), Y15, Y0
+	VMOVUPS      Y0, (SP)
+	VSUBPS       Y14, Y1, Y1
+	VFMADD213PS  32(SP), Y13, Y1
+	VFNMADD231PS 160(R9), Y15, Y1
+	VMOVUPS      Y1, 32(SP)
+	VBROADCASTSS 52(CX), Y14
+	VBROADCASTSS 76(CX), Y15
+	VSUBPS       Y14, Y2, Y2
+	VFMADD213PS  64(SP), Y12, Y2
+	VFNMADD231PS 128(R9), Y15, Y2
+	VMOVUPS      Y2, 64(SP)
+	VSUBPS       Y14, Y3, Y3
+	VFMADD213PS  96(SP), Y13, Y3
+	VFNMADD231PS 160(R9), Y15, Y3
+	VMOVUPS      Y3, 96(SP)
+	VBROADCASTSS 56(CX), Y14
+	VBROADCASTSS 80(CX), Y15
+	VSUBPS       Y14, Y4, Y4
+	VFMADD213PS  128(SP), Y12, Y4
+	VFNMADD231PS 128(R9), Y15, Y4
+	VMOVUPS      Y4, 128(SP)
+	VSUBPS       Y14, Y5, Y5
+	VFMADD213PS  160(SP), Y13, Y5
+	VFNMADD231PS 160(R9), Y15, Y5
+	VMOVUPS      Y5, 160(SP)
+	VBROADCASTSS 60(CX), Y14
+	VBROADCASTSS 84(CX), Y15
+	VSUBPS       Y14, Y6, Y6
+	VFMADD213PS  192(SP), Y12, Y6
+	VFNMADD231PS 128(R9), Y15, Y6
+	VMOVUPS      Y6, 192(SP)
+	VSUBPS       Y14, Y7, Y7
+	VFMADD213PS  224(SP), Y13, Y7
+	VFNMADD231PS 160(R9), Y15, Y7
+	VMOVUPS      Y7, 224(SP)
+	VBROADCASTSS 64(CX), Y14
+	VBROADCASTSS 88(CX), Y15
+	VSUBPS       Y14, Y8, Y8
+	VFMADD213PS  256(SP), Y12, Y8
+	VFNMADD231PS 128(R9), Y15, Y8
+	VMOVUPS      Y8, 256(SP)
+	VSUBPS       Y14, Y9, Y9
+	VFMADD213PS  288(SP), Y13, Y9
+	VFNMADD231PS 160(R9), Y15, Y9
+	VMOVUPS      Y9, 288(SP)
+	VBROADCASTSS 68(CX), Y14
+	VBROADCASTSS 92(CX), Y15
+	VSUBPS       Y14, Y10, Y10
+	VFMADD213PS  320(SP), Y12, Y10
+	VFNMADD231PS 128(R9), Y15, Y10
+	VMOVUPS      Y10, 320(SP)
+	VSUBPS       Y14, Y11, Y11
+	VFMADD213PS  352(SP), Y13, Y11
+	VFNMADD231PS 160(R9), Y15, Y11
+	VMOVUPS      Y11, 352(SP)
+	VPBROADCASTD 48(CX), Y0
+	VMOVDQA      Y0, Y1
+	VPBROADCASTD 52(CX), Y2
+	VMOVDQA      Y2, Y3
+	VPBROADCASTD 56(CX), Y4
+	VMOVDQA      Y4, Y5
+	VPBROADCASTD 60(CX), Y6
+	VMOVDQA      Y6, Y7
+	VPBROADCASTD 64(CX), Y8
+	VMOVDQA      Y8, Y9
+	VPBROADCASTD 68(CX), Y10
+	VMOVDQA      Y10, Y11
+	VMOVDQU      512(R8), Y12
+	VMOVDQU      544(R8), Y13
+	VPBROADCASTD 16(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 48(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 80(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 112(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 144(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 176(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      640(R8), Y12
+	VMOVDQU      672(R8), Y13
+	VPBROADCASTD 20(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 52(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 84(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 116(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 148(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 180(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      768(R8), Y12
+	VMOVDQU      800(R8), Y13
+	VPBROADCASTD 24(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 56(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 88(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 120(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 152(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 184(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVDQU      896(R8), Y12
+	VMOVDQU      928(R8), Y13
+	VPBROADCASTD 28(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 60(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VPBROADCASTD 92(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xe6
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xee
+	VPBROADCASTD 124(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xf7
+	BYTE         $0xc4
+	BYTE         $0xc2
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xff
+	VPBROADCASTD 156(AX), Y14
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xc6
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xce
+	VPBROADCASTD 188(AX), Y15
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x1d
+	BYTE         $0x50
+	BYTE         $0xd7
+	BYTE         $0xc4
+	BYTE         $0x42
+	BYTE         $0x15
+	BYTE         $0x50
+	BYTE         $0xdf
+	VMOVUPS      256(R9), Y12
+	VMOVUPS      288(R9), Y13
+	VBROADCASTSS 48(CX), Y14
+	VBROADCASTSS 96(CX), Y15
+	VSUBPS       Y14, Y0, Y0
+	VFMADD213PS  (SP), Y12, Y0
+	VFNMADD231PS 384(R9), Y15, Y0
+	VMOVUPS      Y0, (SP)
+	VSUBPS       Y14, Y1, Y1
+	VFMADD213PS  32(SP), Y13, Y1
+	VFNMADD231PS 416(R9), Y15, Y1
+	VMOVUPS      Y1, 32(SP)
+	VBROADCASTSS 52(CX), Y14
+	VBROADCASTSS 100(CX), Y15
+	VSUBPS       Y14, Y2, Y2
+	VFMADD213PS  64(SP), Y12, Y2
+	VFNMADD231PS 384(R9), Y15, Y2
+	VMOVUPS      Y2, 64(SP)
+	VSUBPS       Y14, Y3, Y3
+	VFMADD213PS  96(SP), Y13, Y3
+	VFNMADD231PS 416(R9), Y15, Y3
+	VMOVUPS      Y3, 96(SP)
+	VBROADCASTSS 56(CX), Y14
+	VBROADCASTSS 104(CX), Y15
+	VSUBPS       Y14, Y4, Y4
+	VFMADD213PS  128(SP), Y12, Y4
+	VFNMADD231PS 384(R9), Y15, Y4
+	VMOVUPS      Y4, 128(SP)
+	VSUBPS       Y14, Y5, Y5
+	VFMADD213PS  160(SP), Y13, Y5
+	VFNMADD231PS 416(R9), Y15, Y5
+	VMOVUPS      Y5, 160(SP)
+	VBROADCASTSS 60(CX), Y14
+	VBROADCASTSS 108(CX), Y15
+	VSUBPS       Y14, Y6, Y6
+	VFMADD213PS  192(SP), Y12, Y6
+	VFNMADD231PS 384(R9), Y15, Y6
+	VMOVUPS      Y6, 192(SP)
+	VSUBPS       Y14, Y7, Y7
+	VFMADD213PS  224(SP), Y13, Y7
+	VFNMADD231PS 416(R9), Y15, Y7
+	VMOVUPS      Y7, 224(SP)
+	VBROADCASTSS 64(CX), Y14
+	VBROADCASTSS 112(CX), Y15
+	VSUBPS       Y14, Y8, Y8
+	VFMADD213PS  256(SP), Y12, Y8
+	VFNMADD231PS 384(R9), Y15, Y8
+	VMOVUPS      Y8, 256(SP)
+	VSUBPS       Y14, Y9, Y9
+	VFMADD213PS  288(SP), Y13, Y9
+	VFNMADD231PS 416(R9), Y15, Y9
+	VMOVUPS      Y9, 288(SP)
+	VBROADCASTSS 68(CX), Y14
+	VBROADCASTSS 116(CX), Y15
+	VSUBPS       Y14, Y10, Y10
+	VFMADD213PS  320(SP), Y12, Y10
+	VFNMADD231PS 384(R9), Y15, Y10
+	VMOVUPS      Y10, 320(SP)
+	VSUBPS       Y14, Y11, Y11
+	VFMADD213PS  352(SP), Y13, Y11
+	VFNMADD231PS 416(R9), Y15, Y11
+	VMOVUPS      Y11, 352(SP)
+	ADDQ         $+192, AX
+	ADDQ         $+120, CX
+	ADDQ         $+1024, R8
+	ADDQ         $+512, R9
+	DECQ         DI
+	JNZ          group
+	VMOVUPS      (SP), Y0
+	VMOVUPS      32(SP), Y1
+	VMOVUPS      64(SP), Y2
+	VMOVUPS      96(SP), Y3
+	VMOVUPS      128(SP), Y4
+	VMOVUPS      160(SP), Y5
+	VMOVUPS      192(SP), Y6
+	VMOVUPS      224(SP), Y7
+	VMOVUPS      256(SP), Y8
+	VMOVUPS      288(SP), Y9
+	VMOVUPS      320(SP), Y10
+	VMOVUPS      352(SP), Y11
+	VBROADCASTSS (SI), Y14
+	VMULPS       Y14, Y0, Y0
+	VMULPS       Y14, Y1, Y1
+	VBROADCASTSS 4(SI), Y14
+	VMULPS       Y14, Y2, Y2
+	VMULPS       Y14, Y3, Y3
+	VBROADCASTSS 8(SI), Y14
+	VMULPS       Y14, Y4, Y4
+	VMULPS       Y14, Y5, Y5
+	VBROADCASTSS 12(SI), Y14
+	VMULPS       Y14, Y6, Y6
+	VMULPS       Y14, Y7, Y7
+	VBROADCASTSS 16(SI), Y14
+	VMULPS       Y14, Y8, Y8
+	VMULPS       Y14, Y9, Y9
+	VBROADCASTSS 20(SI), Y14
+	VMULPS       Y14, Y10, Y10
+	VMULPS       Y14, Y11, Y11
+	MOVB         add+72(FP), DI
+	TESTB        DI, DI
+	JZ           store
+	MOVQ         DX, DI
+	VADDPS       (DI), Y0, Y0
+	VADDPS       32(DI), Y1, Y1
+	ADDQ         BX, DI
+	VADDPS       (DI), Y2, Y2
+	VADDPS       32(DI), Y3, Y3
+	ADDQ         BX, DI
+	VADDPS       (DI), Y4, Y4
+	VADDPS       32(DI), Y5, Y5
+	ADDQ         BX, DI
+	VADDPS       (DI), Y6, Y6
+	VADDPS       32(DI), Y7, Y7
+	ADDQ         BX, DI
+	VADDPS       (DI), Y8, Y8
+	VADDPS       32(DI), Y9, Y9
+	ADDQ         BX, DI
+	VADDPS       (DI), Y10, Y10
+	VADDPS       32(DI), Y11, Y11
+
+store:
+	MOVQ    DX, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y2, (DI)
+	VMOVUPS Y3, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y4, (DI)
+	VMOVUPS Y5, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y6, (DI)
+	VMOVUPS Y7, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y8, (DI)
+	VMOVUPS Y9, 32(DI)
+	ADDQ    BX, DI
+	VMOVUPS Y10, (DI)
+	VMOVUPS Y11, 32(DI)
+	LEAQ    (DX)(BX*4), DX
+	LEAQ    (DX)(BX*2), DX
+	ADDQ    $+24, SI
+	DECQ    panels+0(FP)
+	JNZ     panel
+	VZEROUPPER
+	RET
+
 DATA q8Group32AVX2Offset<>+0(SB)/8, $0x8080808080808080
 DATA q8Group32AVX2Offset<>+8(SB)/8, $0x8080808080808080
 DATA q8Group32AVX2Offset<>+16(SB)/8, $0x8080808080808080

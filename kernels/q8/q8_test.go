@@ -17,6 +17,9 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
+// tiers are those that the package has code for.
+var tiers = []kernels.Tier{kernels.PureGo, kernels.AVX2, kernels.AVXVNNI, kernels.AVX512}
+
 // levelTypes are the types whose weights are whole numbers times a scale.
 func levelTypes() []*ggml.Type {
 	return slices.DeleteFunc(slices.Clone(blocktest.Types), func(t *ggml.Type) bool { return t.Levels == nil })
@@ -199,7 +202,7 @@ func TestMatMul(t *testing.T) {
 			products = append(products, newProduct(blocktest.Weights(rng, typ, out, in), q8Inputs(rng, tokens, in)))
 		}
 	}
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
 		for _, p := range products {
 			was := tensor.New(p.x.Rows, p.w.Rows)
 			dst, intact := guardedLike(was)
@@ -221,7 +224,7 @@ func TestMatMul(t *testing.T) {
 // TestMatMulTogether wants products that share an input to be those that each has alone, and the same for every number
 // of threads.
 func TestMatMulTogether(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 		rng := rand.New(rand.NewPCG(5, 6))
 		const tokens, in = 215, 768
@@ -255,7 +258,7 @@ func TestMatMulTogether(t *testing.T) {
 
 // TestMatMulNotFinite wants tokens with a NaN or an infinity, and only those, to have NaN results.
 func TestMatMulNotFinite(t *testing.T) {
-	kerneltest.EachTierTo(t, kernels.AVX512, func(t *testing.T) {
+	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, 8))
 		for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
 			x, dst := tensor.New(9, 256), tensor.New(9, 5)

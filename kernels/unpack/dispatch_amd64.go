@@ -59,7 +59,7 @@ func decoderF32(f *kernels.Format) Decoder {
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512:
 		return decoders[f.Name].avx512
-	case t == kernels.AVX2:
+	case t >= kernels.AVX2:
 		return decoders[f.Name].avx2
 	}
 	return nil

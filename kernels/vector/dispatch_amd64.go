@@ -13,7 +13,7 @@ func Dot(a, b []float32) float32 {
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512:
 		return dotAVX512(&a[0], &b[0], len(a))
-	case t == kernels.AVX2:
+	case t >= kernels.AVX2:
 		return dotAVX2(&a[0], &b[0], len(a))
 	}
 	return PlainDot(a, b)
@@ -28,7 +28,7 @@ func Axpy(dst []float32, alpha float32, x []float32) {
 	switch t := kernels.CurrentTier(); {
 	case t >= kernels.AVX512:
 		axpyAVX512(&dst[0], &x[0], len(x), alpha)
-	case t == kernels.AVX2:
+	case t >= kernels.AVX2:
 		axpyAVX2(&dst[0], &x[0], len(x), alpha)
 	default:
 		PlainAxpy(dst, alpha, x)

@@ -70,19 +70,18 @@ func Random(rng *rand.Rand, rows, cols int) *tensor.Matrix {
 	return m
 }
 
-// EachTier runs f on every tier of this machine; in short runs, as the race detector's are, on its highest alone: all
-// share the goroutines, and the references that they are compared with take minutes there.
+// EachTier runs f on every tier of this machine but AVXVNNI, which package q8 alone has code for: see OnTiers.
 func EachTier(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	EachTierTo(t, kernels.BestTier(), f)
+	OnTiers(t, []kernels.Tier{kernels.PureGo, kernels.NEON, kernels.AVX2, kernels.AVX512, kernels.AVX512BF16, kernels.AMX}, f)
 }
 
-// EachTierTo is EachTier without the tiers above last, for loops that are there what they are in last.
-func EachTierTo(t *testing.T, last kernels.Tier, f func(t *testing.T)) {
-	t.Helper()
-	tiers := slices.DeleteFunc(kernels.Tiers(), func(tier kernels.Tier) bool { return tier > last })
+// OnTiers runs f on those of the tiers that this machine has, which ascend; in short runs, as the race detector's are, on the highest
+// alone: all share the goroutines, and the references that they are compared with take minutes there.
+func OnTiers(t *testing.T, tiers []kernels.Tier, f func(t *testing.T)) {
+	has := kernels.Tiers()
+	tiers = slices.DeleteFunc(slices.Clone(tiers), func(tier kernels.Tier) bool { return !slices.Contains(has, tier) })
 	if testing.Short() {
-		tiers = []kernels.Tier{slices.Max(tiers)}
+		tiers = tiers[len(tiers)-1:]
 	}
 	defer kernels.SetTier(kernels.SetTier(kernels.PureGo))
 	for _, tier := range tiers {

@@ -44,7 +44,7 @@ func For(p kernels.Precision) *Tiling {
 		return &tilesBF16
 	case t >= kernels.AVX512:
 		return &tilesAVX512
-	case t == kernels.AVX2:
+	case t >= kernels.AVX2:
 		return &tilesAVX2
 	}
 	return nil

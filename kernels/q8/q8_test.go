@@ -13,6 +13,7 @@ import (
 	"github.com/llmq/llmq/kernels/internal/blocktest"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
 	"github.com/llmq/llmq/kernels/q8"
+	"github.com/llmq/llmq/kernels/unpack"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -110,12 +111,18 @@ func q8Inputs(rng *rand.Rand, rows, cols int) *tensor.Matrix {
 	return x
 }
 
-// checkQ8 compares dst with was + X̂·Wᵀ in float64. Sums of integers are exact, so the error is at most that of adding the
-// groups' terms one after the other: a rounding for each term, and a few for scaling and adding up.
-func checkQ8(t *testing.T, what string, dst, was, x *tensor.Matrix, w *kernels.Weights) {
-	t.Helper()
+// product is X̂·Wᵀ in float64, and what its sums may differ by: sums of integers are exact, so the error is at most that of
+// adding the groups' terms one after the other, a rounding for each term, and a few for scaling and adding up.
+type product struct {
+	w         *kernels.Weights
+	x         *tensor.Matrix
+	sum, size []float64 // tokens×out; size is the sum of the terms' magnitudes
+}
+
+func newProduct(w *kernels.Weights, x *tensor.Matrix) *product {
 	lv := w.Format.Levels
 	n := w.Cols / lv.Group
+	p := &product{w: w, x: x, sum: make([]float64, x.Rows*w.Rows), size: make([]float64, x.Rows*w.Rows)}
 	level, scale, minimum := make([]int8, w.Cols), make([]float32, n), make([]float32, n)
 	codes, steps := make([][]float64, x.Rows), make([][]float64, x.Rows)
 	for i := range x.Rows {
@@ -124,7 +131,7 @@ func checkQ8(t *testing.T, what string, dst, was, x *tensor.Matrix, w *kernels.W
 	for o := range w.Rows {
 		lv.Unpack(level, scale, minimum, w.Row(o))
 		for i := range x.Rows {
-			sum, size := float64(was.Row(i)[o]), math.Abs(float64(was.Row(i)[o]))
+			var sum, size float64
 			for g := range n {
 				var dot, total float64
 				for j := g * lv.Group; j < (g+1)*lv.Group; j++ {
@@ -136,8 +143,22 @@ func checkQ8(t *testing.T, what string, dst, was, x *tensor.Matrix, w *kernels.W
 				sum += dot - total
 				size += math.Abs(dot) + math.Abs(total)
 			}
-			if d := math.Abs(float64(dst.Row(i)[o]) - sum); !(d <= float64(2*n+8)*0x1p-24*size) {
-				t.Fatalf("%s: %v %d×%d: [%d %d] is %v, want %v", what, w.Format.Name, w.Rows, w.Cols, i, o, dst.Row(i)[o], sum)
+			p.sum[i*w.Rows+o], p.size[i*w.Rows+o] = sum, size
+		}
+	}
+	return p
+}
+
+// check compares dst with was + X̂·Wᵀ.
+func (p *product) check(t *testing.T, what string, dst, was *tensor.Matrix) {
+	t.Helper()
+	n := p.w.Cols / p.w.Format.Levels.Group
+	for i := range dst.Rows {
+		for o, got := range dst.Row(i) {
+			before := float64(was.Row(i)[o])
+			want, size := before+p.sum[i*p.w.Rows+o], math.Abs(before)+p.size[i*p.w.Rows+o]
+			if d := math.Abs(float64(got) - want); !(d <= float64(2*n+8)*0x1p-24*size) {
+				t.Fatalf("%s: %v %d×%d: [%d %d] is %v, want %v", what, p.w.Format.Name, p.w.Rows, p.w.Cols, i, o, got, want)
 			}
 		}
 	}
@@ -168,30 +189,33 @@ func guardedLike(m *tensor.Matrix) (view *tensor.Matrix, check func() bool) {
 
 // TestMatMul takes every type in every tier through all remainders of tokens, outputs and groups.
 func TestMatMul(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	var products []*product
+	for _, typ := range levelTypes() {
+		for i := range 36 {
+			tokens, out, in := i%13, 1+(i*29)%71, typ.BlockLen*(1+i%(19*32/typ.BlockLen))
+			if i == 35 {
+				tokens, out, in = 110, 70, 768 // several parts
+			} else if (testing.Short() || typ.ByRequest || typ.Words != nil) && i%5 > 0 { // the blocks of few models have a few shapes
+				continue
+			}
+			products = append(products, newProduct(blocktest.Weights(rng, typ, out, in), q8Inputs(rng, tokens, in)))
+		}
+	}
 	kerneltest.OnTiers(t, tiers, func(t *testing.T) {
-		rng := rand.New(rand.NewPCG(3, 4))
-		for _, typ := range levelTypes() {
-			for i := range 36 {
-				tokens, out, in := i%13, 1+(i*29)%71, typ.BlockLen*(1+i%(19*32/typ.BlockLen))
-				if i == 35 {
-					tokens, out, in = 110, 70, 768 // several parts
-				} else if (testing.Short() || typ.ByRequest || typ.Words != nil) && i%5 > 0 { // the blocks of few models have a few shapes
-					continue
-				}
-				w, x := blocktest.Weights(rng, typ, out, in), q8Inputs(rng, tokens, in)
-				was := tensor.New(tokens, out)
-				dst, intact := guardedLike(was)
-				q8.MatMul(x, kernels.Product{Dst: dst, W: w})
-				checkQ8(t, "store", dst, was, x, w)
-				for i := range was.Data {
-					was.Data[i] = float32(rng.NormFloat64())
-				}
-				sum, sumIntact := guardedLike(was)
-				q8.MatMulAdd(sum, x, w)
-				checkQ8(t, "add", sum, was, x, w)
-				if !intact() || !sumIntact() {
-					t.Fatalf("%v: %d tokens, %d×%d: wrote outside dst", typ, tokens, out, in)
-				}
+		for _, p := range products {
+			was := tensor.New(p.x.Rows, p.w.Rows)
+			dst, intact := guardedLike(was)
+			q8.MatMul(p.x, kernels.Product{Dst: dst, W: p.w})
+			p.check(t, "store", dst, was)
+			for i := range was.Data {
+				was.Data[i] = float32(rng.NormFloat64())
+			}
+			sum, sumIntact := guardedLike(was)
+			q8.MatMulAdd(sum, p.x, p.w)
+			p.check(t, "add", sum, was)
+			if !intact() || !sumIntact() {
+				t.Fatalf("%s: %d tokens, %d×%d: wrote outside dst", p.w.Format.Name, p.x.Rows, p.w.Rows, p.w.Cols)
 			}
 		}
 	})
@@ -210,6 +234,9 @@ func TestMatMulTogether(t *testing.T) {
 		runtime.GOMAXPROCS(1)
 		for i, typ := range levelTypes() {
 			out := 20 + 17*(i%12)
+			if unpack.DecoderLevels(&typ.Format) == nil {
+				out = 1 + i%12 // the plain product, a slow one, computes one after the other
+			}
 			p := kernels.Product{Dst: tensor.New(tokens, out), W: blocktest.Weights(rng, typ, out, in)}
 			products, alone = append(products, p), append(alone, tensor.New(tokens, out))
 			q8.MatMul(x, kernels.Product{Dst: alone[i], W: p.W})

@@ -24,6 +24,49 @@ func expertBytes(src *testmodel.Source) int {
 	return n
 }
 
+// TestLoadAgain: copies that a source makes are held once for a layer that is loaded twice; what one layer puts in their place does not
+// change the other.
+func TestLoadAgain(t *testing.T) {
+	m := open(t, &testmodel.Copying{Source: testmodel.Experts()})
+	const seqLen = 9
+	want := embed(t, m, testmodel.New("qwen3").Tokens(seqLen, 6), seqLen)
+	got := want.Clone()
+	l, err := m.LoadLayer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := m.LoadAgain(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Forward(t.Context(), m.NewState(), want, seqLen); err != nil {
+		t.Fatal(err)
+	}
+	held := 0
+	for i, lin := range l.Linears() {
+		other := again.Linears()[i]
+		if lin.ID() != other.ID() || lin == other {
+			t.Fatalf("linear %d is %s, then %s", i, lin.ID(), other.ID())
+		}
+		if len(lin.W.Data) > 0 {
+			if held++; &lin.W.Data[0] != &other.W.Data[0] {
+				t.Errorf("%s is held twice", lin.ID())
+			}
+			lin.W.Data = make([]byte, len(lin.W.Data))
+		}
+	}
+	if held == 0 {
+		t.Error("no linear is held")
+	}
+	l.Release()
+	if err := again.Forward(t.Context(), m.NewState(), got, seqLen); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got.Data, want.Data) {
+		t.Error("the layer loaded again computes something else")
+	}
+}
+
 // TestFetchedExperts: where a source copies, a layer's results forth and back are the same bits, no more than one expert's
 // weights are there at a time, and an expert's matrix is fetched once in a pass.
 func TestFetchedExperts(t *testing.T) {

@@ -67,6 +67,64 @@ func TestLoadAgain(t *testing.T) {
 	}
 }
 
+// TestBackwardOnly: where gradients of some linears alone are wanted they are the same, and no other experts are fetched for those of
+// one expert; nothing is, where a layer has none of them.
+func TestBackwardOnly(t *testing.T) {
+	const seqLen = 17
+	fetches := 0
+	src := &testmodel.Copying{Source: testmodel.Experts(), Fails: func(name string) error {
+		if isExperts(name) {
+			fetches++
+		}
+		return nil
+	}}
+	m := open(t, src)
+	x := embed(t, m, testmodel.New("qwen3").Tokens(seqLen, 6), seqLen)
+	l, err := m.LoadLayer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Release()
+	pass := func(only func(*model.Linear) bool) map[string][]float32 {
+		seen := map[string][]float32{}
+		d := &model.Differential{Only: only, See: func(lin *model.Linear, dy *tensor.Matrix, _ []int) error {
+			seen[lin.ID()] = dy.Clone().Data
+			return nil
+		}}
+		fetches = 0
+		if err := l.Backward(t.Context(), m.NewState(), x, x.Clone(), seqLen, d); err != nil {
+			t.Fatal(err)
+		}
+		return seen
+	}
+	want := pass(nil)
+	every, reached := fetches, 0
+	for id := range want {
+		if strings.Contains(id, "ffn_down_exps") {
+			reached++
+		}
+	}
+	for _, lin := range l.Linears() {
+		got := pass(func(other *model.Linear) bool { return other == lin })
+		if !slices.Equal(got[lin.ID()], want[lin.ID()]) {
+			t.Errorf("%s has another gradient alone", lin.ID())
+		}
+		need := every
+		switch { // what comes before the experts, and the router, depends on all of them
+		case lin.Expert >= 0 && want[lin.ID()] == nil: // no token reaches it
+			need = 0
+		case lin.Expert >= 0:
+			need /= reached
+		}
+		if fetches != need {
+			t.Errorf("%s: %d fetches, want %d of %d", lin.ID(), fetches, need, every)
+		}
+	}
+	if got := pass(func(*model.Linear) bool { return false }); len(got) > 0 || fetches > 0 {
+		t.Errorf("%d gradients and %d fetches for no linear", len(got), fetches)
+	}
+}
+
 // TestFetchedExperts: where a source copies, a layer's results forth and back are the same bits, no more than one expert's
 // weights are there at a time, and an expert's matrix is fetched once in a pass.
 func TestFetchedExperts(t *testing.T) {

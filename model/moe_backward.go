@@ -15,13 +15,17 @@ func (f *MoE) back(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 	f.route(st)
 	r := st.routes
 	dWeights := make([][]float32, len(f.Down))
+	all := d.wants(f.Router) // whose gradient takes that at the weight of each expert's output
 	for e := range f.Down {
-		if len(r.tokens[e]) > 0 {
+		if len(r.tokens[e]) > 0 && (all || d.wants(f.expert(e)...)) {
 			dWeights[e] = f.expertBack(st, d, e, dy, dh)
 		}
 	}
-	if f.Shared != nil {
+	if f.Shared != nil && d.wants(f.Shared.Gate, f.Shared.Up, f.Shared.Down, f.SharedGate) {
 		f.sharedBack(st, d, h, dy, dh)
+	}
+	if !all {
+		return
 	}
 	x := h
 	if f.RouterIn != nil {
@@ -40,6 +44,17 @@ func (f *MoE) back(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 		return
 	}
 	d.back(st, f.Router, dh, logits)
+}
+
+// expert lists the linears of expert e.
+func (f *MoE) expert(e int) []*Linear {
+	switch {
+	case f.GateUp != nil:
+		return []*Linear{f.GateUp[e], f.Down[e]}
+	case f.Gate != nil:
+		return []*Linear{f.Gate[e], f.Up[e], f.Down[e]}
+	}
+	return []*Linear{f.Up[e], f.Down[e]}
 }
 
 // expertBack passes on the gradients of expert e, and returns those at the weights of its tokens.

@@ -16,10 +16,10 @@ import (
 
 // Differential is what a gradient meets on its way back through a layer.
 type Differential struct {
-	// See is shown the gradient at the output of a linear, rows×Out, which is to be left alone. tokens are the batch's rows that
-	// reach it; nil: all.
+	// See is shown the gradient at the output of a linear, rows×Out, which is to be left alone; the linear is one of the layer's by its
+	// ID. tokens are the batch's rows that reach it; nil: all.
 	See func(lin *Linear, dy *tensor.Matrix, tokens []int) error
-	// Only, where not nil, says of which linears gradients are wanted. What does not lead to one is left out: other experts, what comes
+	// Only, where not nil, says of which of the sites' linears gradients are wanted. What does not lead to one is left out: other experts, what comes
 	// before the first branch with such a linear, and the gradient at the layer's input.
 	Only func(lin *Linear) bool
 	// Opaque are the branches, named after their first site, that have no derivative here: the gradient goes around them, along

@@ -57,7 +57,22 @@ func (f *MoE) expert(e int) []*Linear {
 	return []*Linear{f.Up[e], f.Down[e]}
 }
 
-// expertBack passes on the gradients of expert e, and returns those at the weights of its tokens.
+// holding returns a linear whose weights are fetched as one that has them, for as long as it is needed.
+func (l *Linear) holding() *Linear {
+	if l.held() || !l.stored() {
+		return l
+	}
+	w, err := l.Weights()
+	if err != nil {
+		return l // the way back through the layer reports it
+	}
+	h := *l
+	h.W = w
+	return &h
+}
+
+// expertBack passes on the gradients of expert e, and returns those at the weights of its tokens. Gate and up are multiplied with on
+// the way forth, for their derivatives and on the way back, and so held meanwhile.
 func (f *MoE) expertBack(st *State, d *Differential, e int, dy, dh *tensor.Matrix) []float32 {
 	r, down := st.routes, f.Down[e]
 	tokens, weights := r.tokens[e], r.weights[e]
@@ -67,11 +82,11 @@ func (f *MoE) expertBack(st *State, d *Differential, e int, dy, dh *tensor.Matri
 	inner := &MLP{Up: nil, Down: down, Act: f.Act}
 	switch {
 	case f.GateUp != nil:
-		inner.Up = f.GateUp[e]
+		inner.Up = f.GateUp[e].holding()
 	case f.Gate != nil:
-		inner.Gate, inner.Up = f.Gate[e], f.Up[e]
+		inner.Gate, inner.Up = f.Gate[e].holding(), f.Up[e].holding()
 	default:
-		inner.Up = f.Up[e]
+		inner.Up = f.Up[e].holding()
 	}
 	z := inner.inner(st, "expert ", x)
 	scale := float32(1)

@@ -343,6 +343,18 @@ func (ts Tensors) Permute(headDim, dims int) Tensors {
 	})
 }
 
+// pairsToHalves is the other way: of the rotated rows of a head, those of even places go to the first half and those of odd ones to
+// the second.
+func (ts Tensors) pairsToHalves(headDim, dims int) Tensors {
+	return ts.Rows(func(r int) int {
+		head, i := r/headDim*headDim, r%headDim
+		if i < dims {
+			i = i%(dims/2)*2 + i/(dims/2)
+		}
+		return head + i
+	})
+}
+
 // Rows reorders rows: row r of the tensor is row(r) of what it was.
 func (ts Tensors) Rows(row func(r int) int) Tensors {
 	for _, t := range ts {

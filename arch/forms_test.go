@@ -1,6 +1,8 @@
 package arch_test
 
 import (
+	"encoding/json"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -8,6 +10,8 @@ import (
 
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/formats/gguf"
+	"github.com/llmq/llmq/formats/hf"
+	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
@@ -126,5 +130,81 @@ func TestFused(t *testing.T) {
 		}
 		m.Precision, m.TableGELU = kernels.F32, true
 		compareLogits(t, m, dir)
+	}
+}
+
+// TestGLM4V gives a GLM-4 the class and the sections of GLM-4.1V's language model: for text that is the same function, which the logits show,
+// though heads turn by halves, so that rows of q and k have other places; llama.cpp's normal_to_neox puts them there.
+func TestGLM4V(t *testing.T) {
+	from := filepath.Join(shared.Path(t, "archs"), "glm4")
+	open := func(sections string) (*hf.Checkpoint, error) {
+		data, err := os.ReadFile(filepath.Join(from, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text map[string]any
+		if err := json.Unmarshal(data, &text); err != nil {
+			t.Fatal(err)
+		}
+		text["model_type"] = "glm4v_text"
+		delete(text, "architectures")
+		text["rope_scaling"] = map[string]any{"rope_type": "default", "mrope_section": json.RawMessage(sections)}
+		data, err = json.Marshal(map[string]any{"architectures": []string{"Glm4vForConditionalGeneration"}, "model_type": "glm4v", "text_config": text})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return hf.Open(dir, hf.Options{})
+	}
+	for _, sections := range []string{"[0, 4, 4]", "[8, 0, 0]", "[2, 2, 2, 2]"} {
+		if _, err := open(sections); err == nil || !strings.Contains(err.Error(), "mrope_section") {
+			t.Errorf("sections %s: error %v", sections, err)
+		}
+	}
+	src, err := open("[2, 3, 3]")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	m, err := arch.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Precision = kernels.F32
+	compareLogits(t, m, from)
+
+	want, err := gguf.Open(filepath.Join(from, "expected.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer want.Close()
+	// The first head's rows by halves, among the 16 that turn, in the order of pairs.
+	order := []int{0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 16, 17}
+	for _, name := range []string{"blk.1.attn_q.weight", "blk.1.attn_k.weight"} {
+		a, err := want.Tensor(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := src.Tensor(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const heads, rows = 2, 32
+		stride, found := len(a.Data)/a.Shape[0], len(b.Data)/b.Shape[0]
+		for r := range heads * rows {
+			at := r
+			if i := r % rows; i < len(order) {
+				at = r/rows*rows + order[i]
+			}
+			if stride != found || !slices.Equal(b.Data[r*stride:][:stride], a.Data[at*stride:][:stride]) {
+				t.Fatalf("%s: row %d is not row %d of the checkpoint's", name, r, at)
+			}
+		}
 	}
 }

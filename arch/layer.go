@@ -1,12 +1,13 @@
 package arch
 
-// attention declares split q, k, v and o under the usual names, in the checkpoint's order of rows.
-func (l *Layer) attention(r *Config, qkvBias, outBias bool) {
+// attention declares split q, k, v and o under the usual names, in the checkpoint's order of rows. It returns q and k, with their biases.
+func (l *Layer) attention(r *Config, qkvBias, outBias bool) Tensors {
 	q, kv := r.Heads*r.HeadDim, r.KVHeads*r.HeadDim
-	l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, qkvBias)
-	l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, qkvBias)
+	turned := l.Linear("attn_q", "self_attn.q_proj", q, r.Dim, qkvBias)
+	turned = append(turned, l.Linear("attn_k", "self_attn.k_proj", kv, r.Dim, qkvBias)...)
 	l.Linear("attn_v", "self_attn.v_proj", kv, r.Dim, qkvBias)
 	l.Linear("attn_output", "self_attn.o_proj", r.Dim, q, outBias)
+	return turned
 }
 
 // headNorms declares norms of the heads of q and k.

@@ -16,9 +16,12 @@ import (
 
 // Differential is what a gradient meets on its way back through a layer.
 type Differential struct {
-	// See is shown the gradient at the output of a linear, rows×Out, which is to be left alone. tokens are the batch's rows that
-	// reach it; nil: all.
+	// See is shown the gradient at the output of a linear, rows×Out, which is to be left alone; the linear is one of the layer's by its
+	// ID. tokens are the batch's rows that reach it; nil: all.
 	See func(lin *Linear, dy *tensor.Matrix, tokens []int) error
+	// Only, where not nil, says of which of the sites' linears gradients are wanted. What does not lead to one is left out: other experts, what comes
+	// before the first branch with such a linear, and the gradient at the layer's input.
+	Only func(lin *Linear) bool
 	// Opaque are the branches, named after their first site, that have no derivative here: the gradient goes around them, along
 	// their residual connection, and the linears inside are not shown.
 	Opaque []string
@@ -26,6 +29,7 @@ type Differential struct {
 	aux    *tensor.Matrix // the gradient at State.Aux, which Attention.Keeps and Takes share; nil if there is none
 	stream *tensor.Matrix // the gradient at State.X, for what of a branch does not look at its input
 	tokens []int          // that reach the expert in whose derivatives the gradient is; nil: all
+	first  bool           // of Only: no branch before this one has a linear that is wanted
 	err    error
 }
 
@@ -34,6 +38,11 @@ func (d *Differential) see(lin *Linear, dy *tensor.Matrix) {
 	if d.err == nil {
 		d.err = d.See(lin, dy, d.tokens)
 	}
+}
+
+// wants says whether the gradient of one of the linears, or of what comes before them, is wanted.
+func (d *Differential) wants(lins ...*Linear) bool {
+	return !d.first || slices.ContainsFunc(lins, func(l *Linear) bool { return l != nil && d.Only(l) })
 }
 
 // back shows dy, rows×Out, and adds what it makes of the gradient at lin's input to dx, rows×In.
@@ -63,6 +72,15 @@ type span struct {
 	from, to int
 }
 
+// has says whether a linear of the span is such a one.
+func (s *span) has(is func(lin *Linear) bool) bool {
+	in := func(site *Site) bool { return slices.ContainsFunc(site.Linears, is) }
+	return slices.ContainsFunc(s.parts, func(p part) bool {
+		return p.Branch.Out != nil && in(p.Branch.Out) ||
+			slices.ContainsFunc(p.stages, func(st Stage) bool { return slices.ContainsFunc(st.Sites, in) })
+	})
+}
+
 // part is a residual connection with the stages of its branch as the branch has them, without what composing a layer puts
 // around them.
 type part struct {
@@ -73,13 +91,20 @@ type part struct {
 func newPart(r Residual) part { return part{r, slices.Clone(r.Branch.Stages)} }
 
 // Backward takes dx, tokens×Width, the gradient at the layer's output, to that at its input x, tokens×Width, in place. x is
-// the layer's input as Forward gets it, and stays as it is. It stops between branches when ctx ends; dx is then of no use.
+// the layer's input as Forward gets it, and stays as it is. It stops between branches when ctx ends; dx is then of no use, and so it is
+// with d.Only.
 func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, seqLen int, d *Differential) error {
 	work := st.Scratch("back x", x.Rows, x.Cols)
 	copyTo(work, 0, x)
 	st.Enter(l.m, work, seqLen)
 	grad := dx
-	d.aux, d.err = nil, nil
+	d.aux, d.err, d.first = nil, nil, false
+	from := 0 // the first branch with a linear that is wanted
+	if d.Only != nil {
+		if from = slices.IndexFunc(l.spans, func(s span) bool { return s.has(d.Only) }); from < 0 {
+			return nil
+		}
+	}
 	if x.Cols > l.m.Dim {
 		grad, d.aux = dx.View(0, dx.Rows, 0, l.m.Dim), dx.View(0, dx.Rows, l.m.Dim, dx.Cols)
 	}
@@ -93,7 +118,8 @@ func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, s
 			}
 		}
 	}
-	for i := len(l.spans) - 1; i >= 0; i-- {
+	for i := len(l.spans) - 1; i >= from; i-- {
+		d.first = d.Only != nil && i == from
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -67,7 +67,7 @@ func (d *DeltaNet) mix(st *State, h *tensor.Matrix) *tensor.Matrix {
 		d.gates(alpha.View(lo, hi, 0, d.Heads), beta.View(lo, hi, 0, d.Heads))
 	})
 	n := d.KeyHeads * d.KeyDim
-	q, k, v := st.columns("deltanet q", conv, 0, n), st.columns("deltanet k", conv, n, 2*n), conv.View(0, conv.Rows, 2*n, conv.Cols)
+	q, k, v := conv.View(0, conv.Rows, 0, n), conv.View(0, conv.Rows, n, 2*n), conv.View(0, conv.Rows, 2*n, conv.Cols)
 	unit := d.unit()
 	byRows(h.Rows, func(lo, hi int) {
 		unit.heads(q.View(lo, hi, 0, n), d.KeyDim)

@@ -24,6 +24,113 @@ func expertBytes(src *testmodel.Source) int {
 	return n
 }
 
+// TestLoadAgain: copies that a source makes are held once for a layer that is loaded twice; what one layer puts in their place does not
+// change the other.
+func TestLoadAgain(t *testing.T) {
+	m := open(t, &testmodel.Copying{Source: testmodel.Experts()})
+	const seqLen = 9
+	want := embed(t, m, testmodel.New("qwen3").Tokens(seqLen, 6), seqLen)
+	got := want.Clone()
+	l, err := m.LoadLayer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := m.LoadAgain(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Forward(t.Context(), m.NewState(), want, seqLen); err != nil {
+		t.Fatal(err)
+	}
+	held := 0
+	for i, lin := range l.Linears() {
+		other := again.Linears()[i]
+		if lin.ID() != other.ID() || lin == other {
+			t.Fatalf("linear %d is %s, then %s", i, lin.ID(), other.ID())
+		}
+		if len(lin.W.Data) > 0 {
+			if held++; &lin.W.Data[0] != &other.W.Data[0] {
+				t.Errorf("%s is held twice", lin.ID())
+			}
+			lin.W.Data = make([]byte, len(lin.W.Data))
+		}
+	}
+	if held == 0 {
+		t.Error("no linear is held")
+	}
+	l.Release()
+	if err := again.Forward(t.Context(), m.NewState(), got, seqLen); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got.Data, want.Data) {
+		t.Error("the layer loaded again computes something else")
+	}
+}
+
+// TestBackwardOnly: where gradients of some linears alone are wanted they are the same, and no other experts are fetched for those of
+// one expert; nothing is, where a layer has none of them.
+func TestBackwardOnly(t *testing.T) {
+	const seqLen = 17
+	fetches := 0
+	src := &testmodel.Copying{Source: testmodel.Experts(), Fails: func(name string) error {
+		if isExperts(name) {
+			fetches++
+		}
+		return nil
+	}}
+	m := open(t, src)
+	x := embed(t, m, testmodel.New("qwen3").Tokens(seqLen, 6), seqLen)
+	l, err := m.LoadLayer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Release()
+	pass := func(only func(*model.Linear) bool) map[string][]float32 {
+		seen := map[string][]float32{}
+		d := &model.Differential{Only: only, See: func(lin *model.Linear, dy *tensor.Matrix, _ []int) error {
+			seen[lin.ID()] = dy.Clone().Data
+			return nil
+		}}
+		fetches = 0
+		if err := l.Backward(t.Context(), m.NewState(), x, x.Clone(), seqLen, d); err != nil {
+			t.Fatal(err)
+		}
+		return seen
+	}
+	want := pass(nil)
+	every, reached := fetches, 0 // an expert's three matrices are fetched once
+	for id := range want {
+		if strings.Contains(id, "ffn_down_exps") {
+			reached++
+		}
+	}
+	if every != 3*reached {
+		t.Errorf("%d fetches for %d experts", every, reached)
+	}
+	for _, lin := range l.Linears() {
+		if lin.Role == model.RoleKept {
+			continue
+		}
+		got := pass(func(other *model.Linear) bool { return other.ID() == lin.ID() })
+		if !slices.Equal(got[lin.ID()], want[lin.ID()]) {
+			t.Errorf("%s has another gradient alone", lin.ID())
+		}
+		need := every
+		switch { // what comes before the experts depends on all of them
+		case lin.Expert >= 0 && want[lin.ID()] == nil: // no token reaches it
+			need = 0
+		case lin.Expert >= 0:
+			need /= reached
+		}
+		if fetches != need {
+			t.Errorf("%s: %d fetches, want %d of %d", lin.ID(), fetches, need, every)
+		}
+	}
+	if got := pass(func(*model.Linear) bool { return false }); len(got) > 0 || fetches > 0 {
+		t.Errorf("%d gradients and %d fetches for no linear", len(got), fetches)
+	}
+}
+
 // TestFetchedExperts: where a source copies, a layer's results forth and back are the same bits, no more than one expert's
 // weights are there at a time, and an expert's matrix is fetched once in a pass.
 func TestFetchedExperts(t *testing.T) {

@@ -45,6 +45,8 @@ type Loader struct {
 	prefix string // "blk.0.", "" outside the layers
 	layer  *Layer
 	load   bool
+	// shared are the linears of the layer that is loaded again, by ID.
+	shared map[string]*Linear
 	// missing: the source lacks a required tensor.
 	missing bool
 	err     error
@@ -164,6 +166,9 @@ func (b *Loader) linear(stem string, role Role, out, in int, bias Presence) *Lin
 
 // fetch gives a linear its weights: those of the whole tensor.
 func (b *Loader) fetch(l *Linear) {
+	if b.takes(l) {
+		return
+	}
 	t, err := b.m.tensor(l.Name)
 	if err != nil {
 		b.err = err
@@ -176,6 +181,9 @@ func (b *Loader) fetch(l *Linear) {
 // fetchRows gives a linear its weights: rows of a tensor, which is released with it if it owns it. Those of streams that the
 // source would copy are left for Linear.Weights.
 func (b *Loader) fetchRows(l *Linear, owns, streams bool) {
+	if b.takes(l) {
+		return
+	}
 	if _, ok := b.m.Source.(RowSource); !ok {
 		whole := &Linear{Name: l.Name}
 		if b.fetch(whole); b.err == nil {
@@ -199,6 +207,16 @@ func (b *Loader) fetchRows(l *Linear, owns, streams bool) {
 	if !owns {
 		l.tensor = nil
 	}
+}
+
+// takes gives a linear the copy of its weights that the layer has which is loaded again, if there is one.
+func (b *Loader) takes(l *Linear) bool {
+	from := b.shared[l.ID()]
+	if from == nil || from.W.Data == nil || !b.m.copies(l.Name, l.first, l.first+l.Out) {
+		return false
+	}
+	l.W, l.tensor = from.W, from.tensor
+	return true
 }
 
 // copies says whether the source makes rows of a tensor anew each time: RowCopier.
@@ -270,12 +288,24 @@ func (b *Loader) Fail(format string, args ...any) {
 }
 
 // LoadLayer fetches layer i. It refuses a source that has changed since it was opened.
-func (m *Model) LoadLayer(i int) (*Layer, error) {
+func (m *Model) LoadLayer(i int) (*Layer, error) { return m.loadLayer(i, nil) }
+
+// LoadAgain fetches the layer of l, which nothing has been changed in yet, once more. Weights that the source had to copy are held once
+// for both: nobody writes to a linear's stored weights, only puts others in their place.
+func (m *Model) LoadAgain(l *Layer) (*Layer, error) {
+	shared := map[string]*Linear{}
+	for _, lin := range l.linears {
+		shared[lin.ID()] = lin
+	}
+	return m.loadLayer(l.Index, shared)
+}
+
+func (m *Model) loadLayer(i int, shared map[string]*Linear) (*Layer, error) {
 	if err := Unchanged(m.Source); err != nil {
 		return nil, err
 	}
 	l := &Layer{Index: i, m: m, vectors: map[string][]float32{}}
-	b := &Loader{m: m, prefix: layerPrefix(i), layer: l, load: true}
+	b := &Loader{m: m, prefix: layerPrefix(i), layer: l, load: true, shared: shared}
 	m.spec.Layer(b, i)
 	if b.err != nil {
 		l.Release()

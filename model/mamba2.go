@@ -50,7 +50,7 @@ func (m *Mamba2) apply(st *State) {
 	all := st.apply(st.In, []string{"ssm in"}, m.In)[0]
 	channels, wide := m.Channels(), m.Groups*m.State
 	xbc, y := st.Scratch("ssm xbc", all.Rows, channels), st.Scratch("ssm y", all.Rows, m.Inner)
-	st.convolve(xbc, st.columns("ssm before", all, m.Inner, m.Inner+channels), m.Taps, m.TapsBias, m.Width)
+	st.convolve(xbc, all.View(0, all.Rows, m.Inner, m.Inner+channels), m.Taps, m.TapsBias, m.Width)
 	SiLU.plain(false, xbc, xbc)
 	dt := st.columns("ssm dt", all, m.Inner+channels, m.InWidth())
 	byRows(dt.Rows, func(lo, hi int) {

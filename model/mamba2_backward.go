@@ -14,7 +14,7 @@ func (m *Mamba2) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	channels, wide, rows := m.Channels(), m.Groups*m.State, all.Rows
 	gate := all.View(0, rows, 0, m.Inner)
 	before, xbc := st.Scratch("back ssm before", rows, channels), st.Scratch("ssm xbc", rows, channels)
-	st.convolve(before, st.columns("ssm before", all, m.Inner, m.Inner+channels), m.Taps, m.TapsBias, m.Width)
+	st.convolve(before, all.View(0, rows, m.Inner, m.Inner+channels), m.Taps, m.TapsBias, m.Width)
 	SiLU.plain(false, xbc, before)
 	dt := st.columns("ssm dt", all, m.Inner+channels, m.InWidth())
 	for t := range dt.Rows {

@@ -15,13 +15,17 @@ func (f *MoE) back(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 	f.route(st)
 	r := st.routes
 	dWeights := make([][]float32, len(f.Down))
+	all := d.wants(f.Router) // whose gradient takes that at the weight of each expert's output
 	for e := range f.Down {
-		if len(r.tokens[e]) > 0 {
+		if len(r.tokens[e]) > 0 && (all || d.wants(f.expert(e)...)) {
 			dWeights[e] = f.expertBack(st, d, e, dy, dh)
 		}
 	}
-	if f.Shared != nil {
+	if f.Shared != nil && d.wants(f.Shared.Gate, f.Shared.Up, f.Shared.Down, f.SharedGate) {
 		f.sharedBack(st, d, h, dy, dh)
+	}
+	if !all {
+		return
 	}
 	x := h
 	if f.RouterIn != nil {
@@ -42,7 +46,33 @@ func (f *MoE) back(st *State, d *Differential, h, dy, dh *tensor.Matrix) {
 	d.back(st, f.Router, dh, logits)
 }
 
-// expertBack passes on the gradients of expert e, and returns those at the weights of its tokens.
+// expert lists the linears of expert e.
+func (f *MoE) expert(e int) []*Linear {
+	switch {
+	case f.GateUp != nil:
+		return []*Linear{f.GateUp[e], f.Down[e]}
+	case f.Gate != nil:
+		return []*Linear{f.Gate[e], f.Up[e], f.Down[e]}
+	}
+	return []*Linear{f.Up[e], f.Down[e]}
+}
+
+// holding returns a linear whose weights are fetched as one that has them, for as long as it is needed.
+func (l *Linear) holding() *Linear {
+	if l.held() || !l.stored() {
+		return l
+	}
+	w, err := l.Weights()
+	if err != nil {
+		return l // the way back through the layer reports it
+	}
+	h := *l
+	h.W = w
+	return &h
+}
+
+// expertBack passes on the gradients of expert e, and returns those at the weights of its tokens. Gate and up are multiplied with on
+// the way forth, for their derivatives and on the way back, and so held meanwhile.
 func (f *MoE) expertBack(st *State, d *Differential, e int, dy, dh *tensor.Matrix) []float32 {
 	r, down := st.routes, f.Down[e]
 	tokens, weights := r.tokens[e], r.weights[e]
@@ -52,11 +82,11 @@ func (f *MoE) expertBack(st *State, d *Differential, e int, dy, dh *tensor.Matri
 	inner := &MLP{Up: nil, Down: down, Act: f.Act}
 	switch {
 	case f.GateUp != nil:
-		inner.Up = f.GateUp[e]
+		inner.Up = f.GateUp[e].holding()
 	case f.Gate != nil:
-		inner.Gate, inner.Up = f.Gate[e], f.Up[e]
+		inner.Gate, inner.Up = f.Gate[e].holding(), f.Up[e].holding()
 	default:
-		inner.Up = f.Up[e]
+		inner.Up = f.Up[e].holding()
 	}
 	z := inner.inner(st, "expert ", x)
 	scale := float32(1)

@@ -30,7 +30,7 @@ func (n *Norm) rows(dst, x *tensor.Matrix) {
 	elementwise.RMSNorm(dst, x, n.W, n.Eps)
 }
 
-// heads normalises every head of x, rows×(heads·headDim) without padding, in place.
+// heads normalises every head of x, rows×(heads·headDim), in place.
 func (n *Norm) heads(x *tensor.Matrix, headDim int) {
 	if n.PerHead {
 		for lo := 0; lo < x.Cols; lo += headDim {
@@ -40,8 +40,10 @@ func (n *Norm) heads(x *tensor.Matrix, headDim int) {
 		}
 		return
 	}
-	heads := tensor.FromSlice(x.Rows*x.Cols/headDim, headDim, x.Data)
-	n.rows(heads, heads)
+	for t := range x.Rows {
+		heads := tensor.FromSlice(x.Cols/headDim, headDim, x.Row(t))
+		n.rows(heads, heads)
+	}
 }
 
 // Unweighted returns an RMSNorm over n features whose weights are all 1.

@@ -86,7 +86,7 @@ func (p *passage) layer(s, original *stream, index int) error {
 	at := place{s: s, l: l}
 	if original != nil {
 		at.original = original
-		if at.ol, err = p.m.LoadLayer(index); err != nil {
+		if at.ol, err = p.m.LoadAgain(l); err != nil {
 			return err
 		}
 		defer at.ol.Release()

@@ -34,7 +34,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	for i := range m.Layers() {
 		held, fetched := m.Copied(i)
 		copied = max(copied, held+fetched)
-		sites = max(sites, p.layerNeeds(m.Shape(i), streams)+p.rowsNeeds(m.Shape(i))+streams*held+fetched)
+		sites = max(sites, p.layerNeeds(m.Shape(i), streams)+p.rowsNeeds(m.Shape(i))+held+fetched)
 		stage = max(stage, streams*int64(m.Dim+m.Widest())+m.Computed(i))
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time

@@ -429,6 +429,9 @@ func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSum
 	seqLen := b.opt.Calib.SeqLen
 	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
 	d := &model.Differential{}
+	if !last { // of the experts that others' sums are made of, whose weights may have to be decoded, nothing is computed
+		d.Only = func(lin *model.Linear) bool { return sums[lin.ID()] != nil }
+	}
 	err := b.each(i, func(batch int, x, y *tensor.Matrix) error {
 		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
 			s := sums[lin.ID()]
@@ -523,20 +526,38 @@ func (s *outputSums) observe(g *tensor.Matrix, held bool) {
 }
 
 // groups divides the layer's linears that are to be quantized into those whose sums are made together; there is at least one group.
+// Experts come first: but for the last group, the way back is then no longer than to them.
 func (b *backwardPass) groups(l *model.Layer) [][]*model.Linear {
 	groups := [][]*model.Linear{nil}
 	var bytes int64
-	for _, lin := range l.Linears() {
-		if t := b.plan.Lookup(lin.Name); t.Role != model.RoleLinear || t.Type.Grid == nil {
-			continue
+	all := l.Linears()
+	isExpert := map[*model.Linear]bool{}
+	for _, site := range l.Sites() {
+		for _, lin := range site.Linears {
+			isExpert[lin] = site.Expert >= 0 && !site.Head
 		}
-		n := 2 * outputBytes(lin.Out, b.m.Dim, lin.Expert >= 0)
-		if last := len(groups) - 1; bytes+n > b.budget && len(groups[last]) > 0 {
-			groups, bytes = append(groups, nil), 0
+	}
+	for _, experts := range []bool{true, false} {
+		for _, lin := range all {
+			if t := b.plan.Lookup(lin.Name); isExpert[lin] != experts || t.Role != model.RoleLinear || t.Type.Grid == nil {
+				continue
+			}
+			n := 2 * outputBytes(lin.Out, b.m.Dim, lin.Expert >= 0)
+			if last := len(groups) - 1; bytes+n > b.budget && len(groups[last]) > 0 {
+				groups, bytes = append(groups, nil), 0
+			}
+			last := len(groups) - 1
+			groups[last] = append(groups[last], lin)
+			bytes += n
 		}
-		last := len(groups) - 1
-		groups[last] = append(groups[last], lin)
-		bytes += n
+	}
+	// In a group the order is the layer's, in which errors are added up for the report.
+	at := map[*model.Linear]int{}
+	for i, lin := range all {
+		at[lin] = i
+	}
+	for _, g := range groups {
+		slices.SortFunc(g, func(a, b *model.Linear) int { return at[a] - at[b] })
 	}
 	return groups
 }

@@ -191,7 +191,7 @@ func (w *Worker) enter(layer, k int) error {
 		}
 		w.layer = &workedLayer{index: layer, l: l}
 		if w.original() {
-			if w.layer.ol, err = w.m.LoadLayer(layer); err != nil {
+			if w.layer.ol, err = w.m.LoadAgain(l); err != nil {
 				w.release()
 				return err
 			}

@@ -3,6 +3,7 @@ package tensor
 import (
 	"encoding/binary"
 	"math"
+	"unsafe"
 
 	"github.com/x448/float16"
 )
@@ -51,13 +52,39 @@ func EncodeBF16(dst []byte, src []float32) {
 
 // DecodeF32 sets dst[i] to the i-th little-endian float32 of src.
 func DecodeF32(dst []float32, src []byte) {
+	if littleEndian {
+		copy(bytesOf(dst), src[:4*len(dst)])
+		return
+	}
 	for i := range dst {
 		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
 	}
 }
 
+// littleEndian: the machine has numbers in memory as files have them.
+var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
+// bytesOf is v as it is in memory.
+func bytesOf(v []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 4*len(v))
+}
+
+// F32Bytes returns v as little-endian float32: the same memory, where the machine has it so.
+func F32Bytes(v []float32) []byte {
+	if littleEndian {
+		return bytesOf(v)
+	}
+	b := make([]byte, 4*len(v))
+	EncodeF32(b, v)
+	return b
+}
+
 // EncodeF32 stores src as little-endian float32.
 func EncodeF32(dst []byte, src []float32) {
+	if littleEndian {
+		copy(dst[:4*len(src)], bytesOf(src))
+		return
+	}
 	for i, f := range src {
 		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(f))
 	}

@@ -96,14 +96,13 @@ type rowDecoder struct {
 // errors the first is told, as it would be by one goroutine.
 func (d rowDecoder) rows(lo, hi int) ([]byte, error) {
 	const grain = 1 << 14 // weights: some microseconds of work at the least
-	out := make([]byte, 4*(hi-lo)*d.cols)
+	out := make([]float32, (hi-lo)*d.cols)
 	var mu sync.Mutex
 	var first error
 	failed := hi
 	kernels.Parallel(hi-lo, grain/max(d.cols, 1), func(from, to int) {
-		row := make([]float32, d.cols)
 		for r := lo + from; r < lo+to; r++ {
-			if err := d.row(row, r); err != nil {
+			if err := d.row(out[(r-lo)*d.cols:][:d.cols], r); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				if r < failed {
@@ -111,13 +110,12 @@ func (d rowDecoder) rows(lo, hi int) ([]byte, error) {
 				}
 				return
 			}
-			tensor.EncodeF32(out[4*(r-lo)*d.cols:], row)
 		}
 	})
 	if first != nil {
 		return nil, first
 	}
-	return out, nil
+	return tensor.F32Bytes(out), nil
 }
 
 func (d rowDecoder) spans(lo, hi int) []span {

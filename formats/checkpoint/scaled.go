@@ -68,8 +68,10 @@ func (a *assembly) scaled(p *part, stem string) (*logical, error) {
 			z, s := zero(i), f.get(i)
 			end := min(j+g.blockCols, cols)
 			if value.bytes != nil { // the experts of the largest models, decoded for every batch
-				for k, c := range value.data[r*cols+j : r*cols+end] {
-					dst[j+k] = (value.bytes[c] - z) * s
+				codes := value.data[r*cols+j : r*cols+end]
+				block := dst[j:end][:len(codes)]
+				for k, c := range codes {
+					block[k] = (value.bytes[c] - z) * s
 				}
 				j = end
 			}

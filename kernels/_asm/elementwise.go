@@ -12,6 +12,7 @@ func elementwise(g *gen) {
 	c := g.expConstants()
 	for _, v := range []isa{avx2, avx512} {
 		g.expSum(v, c)
+		g.decays(v, c)
 		for _, k := range gates {
 			g.gated(v, c, k)
 		}
@@ -136,6 +137,33 @@ func (g *gen) expSum(v isa, c expConstants) {
 	})
 	g.sum(v, sum, sum2)
 	g.Store(sum.AsX(), g.ReturnIndex(0))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+func (g *gen) decays(v isa, c expConstants) {
+	g.function("decays"+v.name, "func(dst *float32, sums *float64, n int, s float64)", "sets dst[i] = exp(s − sums[i]).")
+	dst, sums, n := g.gp("dst"), g.gp("sums"), g.gp("n")
+	s := v.reg(0)
+	g.VBROADCASTSD(g.param("s"), s)
+	g.countdown("vector", n, v.lanes(), func() {
+		lo, hi := v.reg(1), v.reg(2)
+		g.VSUBPD(at(sums, 0), s, lo)
+		g.VSUBPD(at(sums, v.bytes), s, hi)
+		if v.bytes == 64 {
+			g.VCVTPD2PS(lo, lo.AsY())
+			g.VCVTPD2PS(hi, hi.AsY())
+			g.VINSERTF64X4(operand.U8(1), hi.AsY(), lo, lo)
+		} else {
+			g.VCVTPD2PSY(lo, lo.AsX())
+			g.VCVTPD2PSY(hi, hi.AsX())
+			g.VINSERTF128(operand.U8(1), hi.AsX(), lo, lo)
+		}
+		g.exp(v, c, lo, v.reg(2), v.reg(3), v.reg(4), v.reg(5))
+		g.VMOVUPS(lo, at(dst, 0))
+		g.advance(v.bytes, dst)
+		g.advance(2*v.bytes, sums)
+	})
 	g.VZEROUPPER()
 	g.RET()
 }

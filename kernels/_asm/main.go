@@ -33,6 +33,7 @@ var topics = []struct {
 	{"encode", "blocks", blocks},
 	{"elementwise", "elementwise", elementwise},
 	{"elementwise", "rope", rope},
+	{"scan", "conv", conv},
 	{"i8", "i8", i8},
 	{"q8", "q8", q8},
 	{"columns", "columns", columns},

@@ -132,26 +132,19 @@ func (s *Shape) chunk(dst, q, k, v, g, beta, memory, both, scores, read, u *tens
 	}
 	for t := range n {
 		row, b := fade[:t+1], beta.Row(t)[0]
-		for i := range row {
-			row[i] = float32(sums[t] - sums[i])
-		}
-		elementwise.ExpSum(row, row, 0)
+		elementwise.Decays(row, sums[:t+1], sums[t])
 		// scores become what multiplies the corrections: −β_t·e^{G_t−G_s}·(k_t·k_s) and e^{G_t−G_s}·(q_t·k_s).
 		ofKey, ofQuery := scores.Row(t), scores.Row(n+t)
-		for i, f := range row {
-			ofKey[i] *= -b * f
-			ofQuery[i] *= f
-		}
+		elementwise.ScaleMul(ofKey[:t+1], row, ofKey[:t+1], -b)
+		elementwise.ScaleMul(ofQuery[:t+1], row, ofQuery[:t+1], 1)
 		clear(ofQuery[t+1:])
 		before := float32(math.Exp(sums[t]))
+		// u_t = β_t·(v_t − e^{G_t}·Sᵀk_t), as far as the memory before the chunk goes.
 		ut := u.Row(t)
-		for j, old := range read.Row(t) {
-			ut[j] = b * (v.Row(t)[j] - before*old)
-		}
-		out := dst.Row(t)
-		for j, old := range read.Row(n + t) {
-			out[j] = s.Scale * before * old
-		}
+		elementwise.ScaleTo(ut, read.Row(t), -before)
+		vector.Axpy(ut, 1, v.Row(t))
+		elementwise.Scale(ut, b)
+		elementwise.ScaleTo(dst.Row(t), read.Row(n+t), s.Scale*before)
 	}
 	for b0 := 0; b0 < n; b0 += block {
 		b1 := min(b0+block, n)

@@ -48,6 +48,35 @@ func expSumWhole(lanes int, dst, src *float32, n int, shift float32) float32 {
 	return expSumAVX2(dst, src, n, shift)
 }
 
+// Decays sets dst[i] = exp(s−sums[i]), the difference rounded to float32.
+func Decays(dst []float32, sums []float64, s float64) {
+	l := kernels.CurrentTier().Lanes()
+	if l == 0 {
+		decaysGo(dst, sums, s)
+		return
+	}
+	dst = dst[:len(sums)]
+	n := len(sums) &^ (l - 1)
+	if n > 0 {
+		decaysWhole(l, &dst[0], &sums[0], n, s)
+	}
+	if n < len(sums) {
+		var t tail
+		var rest [len(t)]float64
+		copy(rest[:], sums[n:])
+		decaysWhole(l, &t[0], &rest[0], l, s)
+		copy(dst[n:], t[:])
+	}
+}
+
+func decaysWhole(lanes int, dst *float32, sums *float64, n int, s float64) {
+	if lanes == 16 {
+		decaysAVX512(dst, sums, n, s)
+	} else {
+		decaysAVX2(dst, sums, n, s)
+	}
+}
+
 // gated sets dst[i] = f(gate[i])·up[i].
 func gated(f gate, dst, gate, up []float32) {
 	l := kernels.CurrentTier().Lanes()

@@ -5,6 +5,9 @@ package elementwise
 // ExpSum sets dst[i] = exp(src[i]−shift) and returns the sum.
 func ExpSum(dst, src []float32, shift float32) float32 { return expSumGo(dst, src, shift) }
 
+// Decays sets dst[i] = exp(s−sums[i]), the difference rounded to float32.
+func Decays(dst []float32, sums []float64, s float64) { decaysGo(dst, sums, s) }
+
 // Max returns the largest element, −Inf for none. NaN may be overlooked.
 func Max(x []float32) float32 { return maxGo(x) }
 

@@ -61,6 +61,17 @@ func Add(dst, x *tensor.Matrix) {
 	}
 }
 
+// ScaleMul sets dst[i] = x[i]·s·w[i], multiplied in this order. dst may be x or w.
+func ScaleMul(dst, x, w []float32, s float32) { scaleMul(dst[:len(x)], x, w[:len(x)], s) }
+
+// ScaleTo sets dst[i] = x[i]·s. dst may be x.
+func ScaleTo(dst, x []float32, s float32) {
+	for lo := 0; lo < len(x); lo += len(ones) {
+		hi := min(lo+len(ones), len(x))
+		scaleMul(dst[lo:hi], x[lo:hi], ones[:hi-lo], s)
+	}
+}
+
 // sumBlock is how many exponentials are summed in float32 before they are added in float64.
 const sumBlock = 1024
 

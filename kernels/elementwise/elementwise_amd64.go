@@ -9,6 +9,11 @@ package elementwise
 //go:noescape
 func expSumAVX2(dst *float32, src *float32, n int, shift float32) float32
 
+// decaysAVX2 sets dst[i] = exp(s − sums[i]).
+//
+//go:noescape
+func decaysAVX2(dst *float32, sums *float64, n int, s float64)
+
 // siluMulAVX2 sets dst[i] = gate[i]/(1+exp(−gate[i]))·up[i].
 //
 //go:noescape
@@ -43,6 +48,11 @@ func scaleAVX2(x *float32, n int, scale float32)
 //
 //go:noescape
 func expSumAVX512(dst *float32, src *float32, n int, shift float32) float32
+
+// decaysAVX512 sets dst[i] = exp(s − sums[i]).
+//
+//go:noescape
+func decaysAVX512(dst *float32, sums *float64, n int, s float64)
 
 // siluMulAVX512 sets dst[i] = gate[i]/(1+exp(−gate[i]))·up[i].
 //

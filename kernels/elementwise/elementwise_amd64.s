@@ -208,6 +208,66 @@ vector_done:
 	VZEROUPPER
 	RET
 
+// func decaysAVX2(dst *float32, sums *float64, n int, s float64)
+// Requires: AVX, AVX2, FMA3
+TEXT ·decaysAVX2(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSD s+24(FP), Y0
+	CMPQ         DX, $+8
+	JL           vector_done
+
+vector:
+	VSUBPD       (CX), Y0, Y1
+	VSUBPD       32(CX), Y0, Y2
+	VCVTPD2PSY   Y1, X1
+	VCVTPD2PSY   Y2, X2
+	VINSERTF128  $0x01, X2, Y1, Y1
+	VBROADCASTSS expLowAVX2<>+0(SB), Y2
+	VCMPPS       $0x05, Y2, Y1, Y5
+	VBROADCASTSS expLowAVX2<>+0(SB), Y2
+	VMAXPS       Y1, Y2, Y1
+	VBROADCASTSS expHighAVX2<>+0(SB), Y2
+	VMINPS       Y1, Y2, Y1
+	VBROADCASTSS log2e<>+0(SB), Y2
+	VMULPS       Y1, Y2, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VBROADCASTSS ln2Hi<>+0(SB), Y3
+	VFNMADD231PS Y3, Y2, Y1
+	VBROADCASTSS ln2Lo<>+0(SB), Y3
+	VFNMADD231PS Y3, Y2, Y1
+	VBROADCASTSS expP0<>+0(SB), Y4
+	VBROADCASTSS expP1<>+0(SB), Y3
+	VFMADD213PS  Y3, Y1, Y4
+	VBROADCASTSS expP2<>+0(SB), Y3
+	VFMADD213PS  Y3, Y1, Y4
+	VBROADCASTSS expP3<>+0(SB), Y3
+	VFMADD213PS  Y3, Y1, Y4
+	VBROADCASTSS expP4<>+0(SB), Y3
+	VFMADD213PS  Y3, Y1, Y4
+	VBROADCASTSS expP5<>+0(SB), Y3
+	VFMADD213PS  Y3, Y1, Y4
+	VMULPS       Y1, Y1, Y3
+	VFMADD213PS  Y1, Y3, Y4
+	VBROADCASTSS one<>+0(SB), Y3
+	VADDPS       Y3, Y4, Y4
+	VCVTPS2DQ    Y2, Y2
+	VPSLLD       $0x17, Y2, Y2
+	VPADDD       Y2, Y3, Y2
+	VMULPS       Y2, Y4, Y1
+	VANDPS       Y5, Y1, Y1
+	VMOVUPS      Y1, (AX)
+	ADDQ         $+32, AX
+	ADDQ         $+64, CX
+	SUBQ         $+8, DX
+	CMPQ         DX, $+8
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
 // func siluMulAVX2(dst *float32, gate *float32, up *float32, n int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·siluMulAVX2(SB), NOSPLIT, $0-32
@@ -608,6 +668,60 @@ vector_done:
 	VMOVSHDUP     X0, X1
 	VADDSS        X1, X0, X0
 	MOVSS         X0, ret+32(FP)
+	VZEROUPPER
+	RET
+
+// func decaysAVX512(dst *float32, sums *float64, n int, s float64)
+// Requires: AVX, AVX512F
+TEXT ·decaysAVX512(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSD s+24(FP), Z0
+	CMPQ         DX, $+16
+	JL           vector_done
+
+vector:
+	VSUBPD       (CX), Z0, Z1
+	VSUBPD       64(CX), Z0, Z2
+	VCVTPD2PS    Z1, Y1
+	VCVTPD2PS    Z2, Y2
+	VINSERTF64X4 $0x01, Y2, Z1, Z1
+	VBROADCASTSS expLow<>+0(SB), Z2
+	VMAXPS       Z1, Z2, Z1
+	VBROADCASTSS expHigh<>+0(SB), Z2
+	VMINPS       Z1, Z2, Z1
+	VBROADCASTSS log2e<>+0(SB), Z2
+	VMULPS       Z1, Z2, Z2
+	VRNDSCALEPS  $0x08, Z2, Z2
+	VBROADCASTSS ln2Hi<>+0(SB), Z3
+	VFNMADD231PS Z3, Z2, Z1
+	VBROADCASTSS ln2Lo<>+0(SB), Z3
+	VFNMADD231PS Z3, Z2, Z1
+	VBROADCASTSS expP0<>+0(SB), Z4
+	VBROADCASTSS expP1<>+0(SB), Z3
+	VFMADD213PS  Z3, Z1, Z4
+	VBROADCASTSS expP2<>+0(SB), Z3
+	VFMADD213PS  Z3, Z1, Z4
+	VBROADCASTSS expP3<>+0(SB), Z3
+	VFMADD213PS  Z3, Z1, Z4
+	VBROADCASTSS expP4<>+0(SB), Z3
+	VFMADD213PS  Z3, Z1, Z4
+	VBROADCASTSS expP5<>+0(SB), Z3
+	VFMADD213PS  Z3, Z1, Z4
+	VMULPS       Z1, Z1, Z3
+	VFMADD213PS  Z1, Z3, Z4
+	VBROADCASTSS one<>+0(SB), Z3
+	VADDPS       Z3, Z4, Z4
+	VSCALEFPS    Z2, Z4, Z1
+	VMOVUPS      Z1, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+128, CX
+	SUBQ         $+16, DX
+	CMPQ         DX, $+16
+	JGE          vector
+
+vector_done:
 	VZEROUPPER
 	RET
 

@@ -52,6 +52,50 @@ func TestExp(t *testing.T) {
 	})
 }
 
+// TestDecays compares every length with float64: sums are large, their differences need not be.
+func TestDecays(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		for n := range 70 {
+			sums := make([]float64, n)
+			s := -1e6 * rng.Float64()
+			for i := range sums {
+				sums[i] = s + []float64{rng.Float64(), 90 * rng.Float64(), 2000 * rng.Float64()}[rng.IntN(3)]
+			}
+			whole, dst := kerneltest.Guarded(1, n)
+			Decays(dst.Row(0), sums, s)
+			kerneltest.CheckGuards(t, whole, 1, n)
+			for i, v := range sums {
+				if want := math.Exp(float64(float32(s - v))); !near(dst.Row(0)[i], want, 0x1p-22) {
+					t.Fatalf("n=%d: exp(%v) = %v, want %v", n, s-v, dst.Row(0)[i], want)
+				}
+			}
+		}
+	})
+}
+
+// TestProducts: ScaleMul and ScaleTo have the bits of the plain products at every length.
+func TestProducts(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(7, 8))
+		for n := range 2*len(ones) + 3 {
+			if n > 70 && n%len(ones) > 3 {
+				continue
+			}
+			x, w, s := kerneltest.Random(rng, 1, n).Row(0), kerneltest.Random(rng, 1, n).Row(0), float32(rng.NormFloat64())
+			whole, dst := kerneltest.Guarded(2, n)
+			ScaleMul(dst.Row(0), x, w, s)
+			ScaleTo(dst.Row(1), x, s)
+			kerneltest.CheckGuards(t, whole, 2, n)
+			for i, v := range x {
+				if a, b := dst.Row(0)[i], dst.Row(1)[i]; a != float32(v*s)*w[i] || b != v*s {
+					t.Fatalf("n=%d: %v·%v·%v is %v, without the last factor %v", n, v, s, w[i], a, b)
+				}
+			}
+		}
+	})
+}
+
 // sigmoidOf is σ(x) in float64.
 func sigmoidOf(x float64) float64 { return 1 / (1 + math.Exp(-x)) }
 

@@ -15,6 +15,12 @@ func expSumGo(dst, src []float32, shift float32) float32 {
 	return float32(sum)
 }
 
+func decaysGo(dst []float32, sums []float64, s float64) {
+	for i, v := range sums {
+		dst[i] = exp32(float32(s - v))
+	}
+}
+
 func gatedGo(f gate, dst, gate, up []float32) {
 	for i, v := range gate {
 		switch f {

@@ -49,9 +49,9 @@ type mamba2 struct {
 	state *tensor.Matrix
 	// Scratch space of a chunk: its C or B times a factor, and what its tokens weigh for each other.
 	scaled, weights *tensor.Matrix
-	// sum[i] is the sum of dt·A over the chunk's tokens up to i, and decay its exponentials' scratch space.
-	sum   [chunk]float64
-	decay [chunk]float32
+	// sum[i] is the sum of dt·A over the chunk's tokens up to i, dt[i] the token's own, and decay the exponentials' scratch space.
+	sum       [chunk]float64
+	dt, decay [chunk]float32
 }
 
 // chunk computes tokens [t0,t1) of head h, and takes the state there.
@@ -59,20 +59,17 @@ func (m *mamba2) chunk(h, t0, t1 int, dst, x, b, c, dt *tensor.Matrix) {
 	n, g := t1-t0, h/(m.Heads/m.Groups)
 	xs, ys := x.View(t0, t1, h*m.HeadDim, (h+1)*m.HeadDim), dst.View(t0, t1, h*m.HeadDim, (h+1)*m.HeadDim)
 	bs, cs := b.View(t0, t1, g*m.State, (g+1)*m.State), c.View(t0, t1, g*m.State, (g+1)*m.State)
-	total := 0.0
+	total, dts := 0.0, m.dt[:n]
 	for i := range n {
-		total += float64(dt.Row(t0 + i)[h]) * float64(m.A[h])
+		dts[i] = dt.Row(t0 + i)[h]
+		total += float64(dts[i]) * float64(m.A[h])
 		m.sum[i] = total
 	}
 	// What the state before the chunk gives: e^{sum_i}·C_i·h.
 	scaled, weights := m.scaled.View(0, n, 0, m.State), m.weights.View(0, n, 0, n)
 	for i := range n {
-		copy(scaled.Row(i), cs.Row(i))
-		elementwise.Scale(scaled.Row(i), float32(math.Exp(m.sum[i])))
-		y := ys.Row(i)
-		for j, v := range xs.Row(i) {
-			y[j] = m.D[h] * v
-		}
+		elementwise.ScaleTo(scaled.Row(i), cs.Row(i), float32(math.Exp(m.sum[i])))
+		elementwise.ScaleTo(ys.Row(i), xs.Row(i), m.D[h])
 	}
 	gemm.NN(ys, 1, scaled, m.state, kernels.F32)
 	// What the chunk's tokens give each other: Σ_{j≤i} e^{sum_i−sum_j}·(C_i·B_j)·dt_j·x_j.
@@ -80,21 +77,16 @@ func (m *mamba2) chunk(h, t0, t1 int, dst, x, b, c, dt *tensor.Matrix) {
 	gemm.NT(weights, 1, cs, bs)
 	for i := range n {
 		row, decay := weights.Row(i), m.decay[:i+1]
-		for j := range decay {
-			decay[j] = float32(m.sum[i] - m.sum[j])
-		}
-		elementwise.ExpSum(decay, decay, 0)
-		for j, d := range decay {
-			row[j] *= d * dt.Row(t0 + j)[h]
-		}
+		elementwise.Decays(decay, m.sum[:i+1], m.sum[i])
+		elementwise.ScaleMul(decay, decay, dts[:i+1], 1)
+		elementwise.ScaleMul(row[:i+1], row[:i+1], decay, 1)
 		clear(row[i+1:])
 	}
 	gemm.NN(ys, 1, weights, xs, kernels.F32)
 	// The state after it: e^{sum}·h + Σ_j e^{sum−sum_j}·dt_j·B_j⊗x_j.
 	elementwise.Scale(m.state.Data, float32(math.Exp(total)))
 	for j := range n {
-		copy(scaled.Row(j), bs.Row(j))
-		elementwise.Scale(scaled.Row(j), float32(math.Exp(total-m.sum[j]))*dt.Row(t0 + j)[h])
+		elementwise.ScaleTo(scaled.Row(j), bs.Row(j), float32(math.Exp(total-m.sum[j]))*dts[j])
 	}
 	gemm.TN(m.state, 1, scaled, xs, kernels.F32)
 }

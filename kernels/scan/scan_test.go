@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/llmq/llmq/kernels/internal/kerneltest"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -56,20 +57,57 @@ func plainConv(x *tensor.Matrix, taps, bias []float32, width int) [][]float64 {
 	return y
 }
 
+// TestConv compares every tier with float64, and bit for bit with the plain loop, at every length up to several vectors and past a
+// block of channels, of matrices that have more columns.
 func TestConv(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	for _, rows := range []int{0, 1, 2, 3, 17, 100} {
-		for _, width := range []int{1, 2, 3, 4, 7} {
-			x, cols := random(r, rows, 13), 13
-			taps, bias := values(r, cols*width), values(r, cols)
-			if width == 3 {
-				bias = nil
-			}
-			dst := random(r, rows, cols)
+	kerneltest.EachTier(t, func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 2))
+		check := func(rows, cols, width int, bias []float32) {
+			what := fmt.Sprintf("%d tokens, %d channels, width %d", rows, cols, width)
+			x, taps := random(r, rows, cols+3).View(0, rows, 2, cols+2), values(r, cols*width)
+			whole, dst := kerneltest.Guarded(rows, cols)
 			Conv(dst, x, taps, bias, width)
-			near(t, fmt.Sprintf("%d tokens, width %d", rows, width), dst, plainConv(x, taps, bias, width), 1e-6)
+			kerneltest.CheckGuards(t, whole, rows, cols)
+			near(t, what, dst, plainConv(x, taps, bias, width), 1e-6)
+			w := byTap(taps, bias, width)
+			y := make([]float32, cols)
+			for i := range rows {
+				k := max(0, width-1-i)
+				if weighGo(y, w, x, 1+k, i-width+1+k, 1, 0); !slices.Equal(y, dst.Row(i)) {
+					t.Fatalf("%s: token %d has other bits than the plain loop", what, i)
+				}
+			}
+			ConvBack(dst, x, taps, width)
+			kerneltest.CheckGuards(t, whole, rows, cols)
+			near(t, what+" back", dst, plainConvBack(x, taps, width), 1e-6)
+		}
+		for _, rows := range []int{0, 1, 2, 3, 17, 100} {
+			for _, width := range []int{1, 2, 3, 4, 7} {
+				check(rows, 13, width, values(r, 13))
+				check(rows, 40, width, nil)
+			}
+		}
+		for cols := range 131 {
+			check(5, cols, 4, values(r, cols))
+		}
+		check(19, channels+channels/2+7, 4, values(r, channels+channels/2+7))
+	})
+}
+
+// plainConvBack is ConvBack as its comment says, in float64.
+func plainConvBack(dy *tensor.Matrix, taps []float32, width int) [][]float64 {
+	dx := make([][]float64, dy.Rows)
+	for t := range dx {
+		dx[t] = make([]float64, dy.Cols)
+		for c := range dx[t] {
+			for k := range width {
+				if s := t + width - 1 - k; s < dy.Rows {
+					dx[t][c] += float64(taps[c*width+k]) * float64(dy.Row(s)[c])
+				}
+			}
 		}
 	}
+	return dx
 }
 
 // plainScan is the recurrence, token by token in float64.
@@ -120,9 +158,12 @@ func TestMamba2(t *testing.T) {
 		m := randomMamba2(r, shape[0], shape[1], shape[2], shape[3])
 		for _, rows := range []int{0, 1, 5, chunk - 1, chunk, chunk + 1, 3*chunk + 17} {
 			x, b, c, dt := m.randomInputs(r, rows)
-			dst := random(r, rows, x.Cols)
-			m.Scan(dst, x, b, c, dt)
-			near(t, fmt.Sprintf("%v, %d tokens", shape, rows), dst, m.plainScan(x, b, c, dt), 3e-6)
+			want := m.plainScan(x, b, c, dt)
+			kerneltest.EachTier(t, func(t *testing.T) {
+				dst := random(r, rows, x.Cols)
+				m.Scan(dst, x, b, c, dt)
+				near(t, fmt.Sprintf("%v, %d tokens", shape, rows), dst, want, 3e-6)
+			})
 		}
 	}
 }

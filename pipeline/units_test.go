@@ -210,6 +210,27 @@ func TestStatsValue(t *testing.T) {
 		if _, err := loadStats(d, name, in+1, out); err == nil {
 			t.Errorf("%s: taken for those of another site", name)
 		}
+		sum := name + "-sum"
+		if _, err := d.Put(sum, false, func(w io.Writer) error {
+			importance, err := addStats(w, d, []string{name, name, name}, in, out)
+			three := quant.NewStats(in)
+			for range 3 {
+				three.Add(want)
+			}
+			if err == nil && !slices.Equal(importance, three.Importance()) {
+				t.Errorf("%s: the importance of the sum differs", name)
+			}
+			want = three
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err = loadStats(d, sum, in, out); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: the sum of statistics differs", name)
+		}
 	}
 	if _, err := loadStats(d, "shortfall", in, out+1); err == nil {
 		t.Error("the shortfall of other outputs is taken")

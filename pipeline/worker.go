@@ -38,6 +38,8 @@ type Worker struct {
 	shards map[int]*workedShard
 	all    *workedShard // of all shards: of a stage of experts
 	sums   *workedSums
+	// own and originals are what all shards' streams work in, of both models: a unit moves one shard.
+	own, originals *workspace
 }
 
 // workedLayer is a layer of both models; the original's is nil if there is none.
@@ -86,6 +88,7 @@ func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values sto
 	if w.m, err = arch.Open(src); err != nil {
 		return nil, err
 	}
+	w.own, w.originals = newWorkspace(w.m), newWorkspace(w.m)
 	if w.job.Outputs {
 		if w.found.outputs, err = recallOutputs(values, opt.TempDir); err != nil {
 			return nil, err
@@ -150,6 +153,10 @@ func (w *Worker) value(p *passage, u *unitSpec) (save func(io.Writer) error, err
 	}
 	if err := w.enter(u.Layer, u.Stage); err != nil {
 		return nil, err
+	}
+	switch u.Kind {
+	case unitObserve, unitStand, unitAdvance:
+		w.sums = nil // the stage's rows are done, and their room is needed
 	}
 	switch u.Kind {
 	case unitObserve:
@@ -274,12 +281,12 @@ func (w *Worker) streams(seqs int, partial bool) (*workedShard, error) {
 	if s.s, err = zeroStream(w.m, seqs, w.job.SeqLen, true, w.budget, w.tempDir); err != nil {
 		return nil, err
 	}
-	s.s.partial = partial
+	s.s.workspace, s.s.partial = w.own, partial
 	if w.original() {
 		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, false, w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
 		}
-		s.original.partial = partial
+		s.original.workspace, s.original.partial = w.originals, partial
 	}
 	return s, nil
 }
@@ -371,24 +378,19 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	var sums *quant.Stats
+	var parts []string
 	part := *u
 	part.Kind = unitObserve
 	for part.Shard = range shardCount(w.batches()) {
-		s, err := loadStats(w.values, part.name(w.kept), in, out)
-		switch {
-		case err != nil:
-			return nil, err
-		case sums == nil:
-			sums = s
-		default:
-			sums.Add(s)
+		parts = append(parts, part.name(w.kept))
+	}
+	return func(dst io.Writer) error {
+		importance, err := addStats(dst, w.values, parts, in, out)
+		if err != nil {
+			return err
 		}
-	}
-	if err := checkInputs(fmt.Sprintf("stage %d", u.Stage), sums.Importance()); err != nil {
-		return nil, err
-	}
-	return func(w io.Writer) error { return saveStats(w, sums) }, nil
+		return checkInputs(fmt.Sprintf("stage %d", u.Stage), importance)
+	}, nil
 }
 
 // summed returns the statistics of a stage's site, or of all of its experts.

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -106,7 +107,9 @@ func (c *Coordinator) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if c.nc, err = c.opt.connect(c.srv, "llmq"); err != nil {
+	ctx, giveUp := context.WithCancel(ctx) // what is denied has no answer
+	defer giveUp()
+	if c.nc, err = c.opt.connect(c.srv, "llmq", func(err error) { c.denied(err); giveUp() }); err != nil {
 		return err
 	}
 	if c.js, err = jetstream.New(c.nc); err != nil {
@@ -114,7 +117,9 @@ func (c *Coordinator) start(ctx context.Context) (err error) {
 	}
 	c.js.DeleteStream(ctx, c.subjects.stream()) // of a coordinator before this one, whose units are not asked for any more
 	if err := c.createStream(ctx); err != nil {
-		return fmt.Errorf("NATS: %w", err)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return cmp.Or(c.failed, fmt.Errorf("%s: JetStream: %w", c.opt.Where(), err))
 	}
 	if _, err := c.nc.Subscribe(c.subjects.hello(), c.onHello); err != nil {
 		return err
@@ -123,6 +128,14 @@ func (c *Coordinator) start(ctx context.Context) (err error) {
 		return err
 	}
 	return c.nc.FlushTimeout(30 * time.Second)
+}
+
+// denied ends the run, as the server does not allow what it needs.
+func (c *Coordinator) denied(err error) {
+	c.mu.Lock()
+	c.failed = cmp.Or(c.failed, err)
+	c.mu.Unlock()
+	c.wakeUp()
 }
 
 func (c *Coordinator) createStream(ctx context.Context) error {

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,8 @@ type Worker struct {
 	// Ready is told what the coordinator says of the run, before anything else: an error ends the worker.
 	Ready func(tier string, command []byte) error
 	Make  engine.Factory
+	// Log is told what is waited for, and why; it may be nil.
+	Log func(message string)
 
 	srv *server.Server // in this process; else nil
 
@@ -48,8 +51,9 @@ type working struct {
 	ackWait  time.Duration // the coordinator's
 	wake     chan struct{} // has a value when there may be units
 
-	engine engine.Worker
-	jobID  string
+	engine  engine.Worker
+	jobID   string
+	waiting string // why the worker waits, as it has said
 
 	mu   sync.Mutex // guards what follows
 	unit string
@@ -61,8 +65,11 @@ func (w Worker) Work(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	g := &working{Worker: &w, subjects: runSubjects(w.Run), cancel: cancel, ackWait: DefaultAckWait, wake: make(chan struct{}, 1)}
+	if g.Log == nil {
+		g.Log = func(string) {}
+	}
 	var err error
-	if g.nc, err = w.connect(w.srv, w.Name); err != nil {
+	if g.nc, err = g.connected(ctx); err != nil {
 		return err
 	}
 	defer g.nc.Close()
@@ -83,6 +90,30 @@ func (w Worker) Work(ctx context.Context) error {
 		return cause
 	}
 	return err
+}
+
+// connected connects to the server once it is there.
+func (g *working) connected(ctx context.Context) (*nats.Conn, error) {
+	for {
+		nc, err := g.connect(g.srv, g.Name, func(err error) { g.cancel(err) })
+		if err == nil || !passes(err) {
+			return nc, err
+		}
+		g.waits(err.Error())
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// waits says what is waited for, if that is new.
+func (g *working) waits(why string) {
+	if g.waiting != why {
+		g.waiting = why
+		g.Log("waiting: " + why)
+	}
 }
 
 func (g *working) work(ctx context.Context) error {
@@ -145,6 +176,7 @@ func (g *working) hello(ctx context.Context) (*welcome, error) {
 		if answer, err := g.say(ctx); answer != nil || err != nil {
 			return answer, err
 		}
+		g.waits(g.Where() + " has no coordinator of the run yet")
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -162,6 +194,9 @@ func (g *working) say(ctx context.Context) (*welcome, error) {
 	defer cancel()
 	m, err := g.nc.RequestWithContext(attempt, g.subjects.hello(), encode(h))
 	if err != nil {
+		if g.nc.IsClosed() { // it is not for a server that is away: one that has come back wants something else
+			return nil, g.explain(cmp.Or(g.nc.LastError(), err))
+		}
 		return nil, nil
 	}
 	var w welcome

@@ -63,6 +63,7 @@ type Coordinator struct {
 
 // peer is a worker.
 type peer struct {
+	since time.Time
 	seen  time.Time
 	alive bool
 	unit  string
@@ -387,6 +388,7 @@ func (c *Coordinator) greet(h *hello) *welcome {
 	}
 	if !p.alive {
 		c.opt.Log(fmt.Sprintf("%s is there", h.Worker))
+		p.since = time.Now()
 	}
 	p.seen, p.alive, p.unit, p.done = time.Now(), true, h.Unit, h.Done
 	w := &welcome{Tier: c.opt.Tier, AckWait: c.opt.AckWait, Command: c.opt.Command, JobID: c.jobID}
@@ -405,6 +407,12 @@ func (c *Coordinator) onDone(m *nats.Msg) {
 	over := c.over != nil
 	if !over {
 		c.note(&r)
+		if p := c.workers[r.Worker]; p != nil {
+			p.unit = ""
+			if r.Failed == "" {
+				p.done++
+			}
+		}
 	}
 	c.mu.Unlock()
 	m.Respond(encode(receipt{over}))
@@ -460,8 +468,9 @@ func (c *Coordinator) note(r *report) {
 type Standing struct {
 	Name  string
 	Alive bool
-	Unit  string // that it is at work on; "" if it waits
-	Done  int    // units
+	Since time.Time // it came, or came back
+	Unit  string    // that it is at work on; "" if it waits
+	Done  int       // units
 }
 
 // Workers lists the workers that there have been.
@@ -470,7 +479,7 @@ func (c *Coordinator) Workers() (list []Standing) {
 	defer c.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(c.workers)) {
 		p := c.workers[name]
-		list = append(list, Standing{name, p.alive, p.unit, p.done})
+		list = append(list, Standing{name, p.alive, p.since, p.unit, p.done})
 	}
 	return list
 }

@@ -58,7 +58,7 @@ type workedShard struct {
 
 // workedSums are the statistics of a stage's site, and what has been made of them.
 type workedSums struct {
-	name   string
+	name   string // of their first part
 	in     *quant.Stats
 	solver quant.Solver
 }
@@ -333,7 +333,10 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 	at := &place{s: s.s, l: w.layer.l, k: u.Stage}
 	if u.Pool {
 		_, pooled, err := p.observe(at, 0, 0, true)
-		return func(w io.Writer) error { return saveStats(w, pooled) }, err
+		if err != nil {
+			return nil, err
+		}
+		return w.observed(u, pooled)
 	}
 	at.original, at.ol = s.original, w.layer.ol
 	in, _, err := p.observe(at, 0, 1, false)
@@ -344,7 +347,22 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 		s.original.passed(at.ol, at.k)
 		s.ended = at.k+1 == len(at.ol.Stages)
 	}
-	return func(w io.Writer) error { return saveStats(w, in[0]) }, nil
+	return w.observed(u, in[0])
+}
+
+// observed puts the parts of what an observe unit has found but the last, which it returns what writes.
+func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, error) {
+	part := statsPart{parts: statsParts(s.H.Rows)}
+	names := u.observed(w.kept, part.parts)
+	var before []string // digests, so that that of the last part is one of all
+	for ; part.part < part.parts-1; part.part++ {
+		digest, err := w.values.Put(names[part.part], false, func(w io.Writer) error { return saveStats(w, s, part, nil) })
+		if err != nil {
+			return nil, err
+		}
+		before = append(before, digest)
+	}
+	return func(w io.Writer) error { return saveStats(w, s, part, before) }, nil
 }
 
 // outputs is the number of outputs of a stage's one linear, 0 where there are more.
@@ -378,14 +396,18 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	var parts []string
-	part := *u
-	part.Kind = unitObserve
-	for part.Shard = range shardCount(w.batches()) {
-		parts = append(parts, part.name(w.kept))
+	part := statsPart{u.Part, statsParts(in)}
+	if part.part < 0 || part.part >= part.parts {
+		return nil, fmt.Errorf("the unit is of part %d of %d", part.part, part.parts)
+	}
+	var names []string
+	observed := *u
+	observed.Kind, observed.Part = unitObserve, 0
+	for observed.Shard = range shardCount(w.batches()) {
+		names = append(names, observed.observed(w.kept, part.parts)[part.part])
 	}
 	return func(dst io.Writer) error {
-		importance, err := addStats(dst, w.values, parts, in, out)
+		importance, err := addStats(dst, w.values, names, part, in, out)
 		if err != nil {
 			return err
 		}
@@ -395,15 +417,14 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 
 // summed returns the statistics of a stage's site, or of all of its experts.
 func (w *Worker) summed(u *unitSpec) (*workedSums, error) {
-	sum := unitSpec{Kind: unitSum, Layer: u.Layer, Stage: u.Stage}
-	name := sum.name(w.kept)
+	name := summed(w.kept, u.Layer, u.Stage, 1)[0]
 	if w.sums == nil || w.sums.name != name {
 		in, out, err := w.shape(u)
 		if err != nil {
 			return nil, err
 		}
 		w.sums = nil // the room that they take is needed
-		s, err := loadStats(w.values, name, in, out)
+		s, err := loadStats(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out)
 		if err != nil {
 			return nil, err
 		}
@@ -628,7 +649,10 @@ func (w *Worker) observeHead(p *passage, u *unitSpec) (func(io.Writer) error, er
 	}
 	defer h.Release()
 	in, err := p.observeHead(s.s, s.original, h)
-	return func(w io.Writer) error { return saveStats(w, in) }, err
+	if err != nil {
+		return nil, err
+	}
+	return w.observed(u, in)
 }
 
 // headRows quantizes rows of the head.

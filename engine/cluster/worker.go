@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -293,8 +295,12 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 		r.Failed = err.Error()
 	}
 	over, answered := g.report(ctx, &r)
-	if over {
-		return g.Values.Delete(t.Unit.Name) // nothing of the run is to stay
+	if over { // nothing of the run is to stay, nor what begins with the unit's name
+		names, err := g.Values.Names()
+		if err != nil {
+			return err
+		}
+		return g.Values.Delete(slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, t.Unit.Name) })...)
 	}
 	if answered {
 		m.Ack()

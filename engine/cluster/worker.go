@@ -57,6 +57,8 @@ type working struct {
 	jobID   string
 	waiting string // why the worker waits, as it has said
 
+	busy, reports sync.WaitGroup // what says that units are being done, and the report of the last one
+
 	mu   sync.Mutex // guards what follows
 	unit string
 	done int
@@ -131,8 +133,10 @@ func (g *working) work(ctx context.Context) error {
 	}
 	var beat sync.WaitGroup
 	defer beat.Wait()
+	defer g.busy.Wait()
 	inner, stop := context.WithCancel(ctx)
 	defer stop()
+	defer g.reports.Wait()
 	beat.Go(func() { g.beat(inner) })
 	for ctx.Err() == nil {
 		m := g.next(ctx)
@@ -238,10 +242,18 @@ func (g *working) beat(ctx context.Context) {
 func (g *working) next(ctx context.Context) jetstream.Msg {
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if m := g.fetch(attempt, &g.own, "of-"+g.Name, g.subjects.of(g.Name)); m != nil {
-		return m
+	var own, others jetstream.Msg
+	var both sync.WaitGroup // at once: an answer may take as long as the server's processors are at work
+	both.Go(func() { own = g.fetch(attempt, &g.own, "of-"+g.Name, g.subjects.of(g.Name)) })
+	others = g.fetch(attempt, &g.any, "any", g.subjects.any())
+	both.Wait()
+	if own == nil {
+		return others
 	}
-	return g.fetch(attempt, &g.any, "any", g.subjects.any())
+	if others != nil {
+		others.Nak() // for somebody else
+	}
+	return own
 }
 
 func (g *working) fetch(ctx context.Context, c *jetstream.Consumer, durable, subject string) jetstream.Msg {
@@ -277,33 +289,19 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 	g.mu.Lock()
 	g.unit = t.Unit.Name
 	g.mu.Unlock()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	var busy sync.WaitGroup
-	busy.Go(func() { g.progress(ctx, m) })
-	defer busy.Wait()
-	defer stop()
+	busy, stop := context.WithCancel(ctx)
+	g.busy.Go(func() { g.progress(busy, m) })
 	r := report{Worker: g.Name, Unit: t.Unit.Name}
 	err := g.take(ctx, t.Job)
 	if err == nil {
 		r.Digest, err = g.engine.Do(ctx, t.Unit)
 	}
 	if ctx.Err() != nil {
+		stop()
 		return nil // others will have it
 	}
 	if err != nil {
 		r.Failed = err.Error()
-	}
-	over, answered := g.report(ctx, &r)
-	if over { // nothing of the run is to stay, nor what begins with the unit's name
-		names, err := g.Values.Names()
-		if err != nil {
-			return err
-		}
-		return g.Values.Delete(slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, t.Unit.Name) })...)
-	}
-	if answered {
-		m.Ack()
 	}
 	g.mu.Lock()
 	g.unit = ""
@@ -311,7 +309,31 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 		g.done++
 	}
 	g.mu.Unlock()
+	// The next unit begins while this one is being reported.
+	g.reports.Wait()
+	g.reports.Go(func() {
+		defer stop()
+		over, answered := g.report(ctx, &r)
+		if over {
+			if err := g.clear(t.Unit.Name); err != nil {
+				g.cancel(err)
+			}
+			return
+		}
+		if answered {
+			m.Ack()
+		}
+	})
 	return nil
+}
+
+// clear removes what a unit has put out: nothing is to stay of a run that is over.
+func (g *working) clear(unit string) error {
+	names, err := g.Values.Names()
+	if err != nil {
+		return err
+	}
+	return g.Values.Delete(slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, unit) })...)
 }
 
 // progress says that a unit is being done, so that nobody else is given it.

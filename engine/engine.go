@@ -39,7 +39,7 @@ type Engine interface {
 
 // Worker does one unit at a time.
 type Worker interface {
-	// Do puts the unit's value into the store and returns its digest.
+	// Do puts the unit's value into the store and returns its digest. What it puts there besides has names that begin with the unit's.
 	Do(ctx context.Context, u Unit) (digest string, err error)
 	// Close lets go of everything that the worker keeps between units.
 	Close() error

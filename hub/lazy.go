@@ -65,11 +65,16 @@ type shard struct {
 	complete bool  // all were there at one time, and had the digest
 }
 
+// A WholeError says that weights do not come in parts: Snapshot may have them as a whole.
+type WholeError struct{ error }
+
+func (e *WholeError) Unwrap() error { return e.error }
+
 // Lazy makes folder hold a model whose weights come when they are needed. ctx ends what is fetched then. Only Linux has files and maps
 // that allow it.
 func (c *Client) Lazy(ctx context.Context, ref Ref, folder string) (*Lazy, error) {
 	if c.Offline {
-		return nil, fmt.Errorf("hub: %s: HF_HUB_OFFLINE is set: nothing is asked for", ref)
+		return nil, &WholeError{fmt.Errorf("hub: %s: HF_HUB_OFFLINE is set: nothing is asked for", ref)}
 	}
 	l, err := c.List(ctx, ref)
 	if err != nil {
@@ -116,7 +121,7 @@ func (z *Lazy) fill(cached *tree, beside, weights []File) error {
 	}
 	for _, f := range weights {
 		if !strings.HasSuffix(f.Path, ".safetensors") {
-			return fmt.Errorf("hub: %s: %s is no safetensors file, of which alone parts can be fetched", z.l.Ref, f.Path)
+			return &WholeError{fmt.Errorf("hub: %s: %s is no safetensors file, of which alone parts can be fetched", z.l.Ref, f.Path)}
 		}
 		z.weights = append(z.weights, f)
 		there, err := cached.has(f, cached.place(f))
@@ -473,7 +478,7 @@ func (s *shard) once(a span, r *retry) (n int64, err error) {
 	defer resp.Body.Close()
 	whole := a == span{0, s.f.Bytes}
 	if resp.StatusCode != http.StatusPartialContent && !whole {
-		return 0, &finalError{fmt.Errorf("hub: %s: %s does not send parts of a file", r.what, hostOf(resp))}
+		return 0, &finalError{&WholeError{fmt.Errorf("hub: %s: %s does not send parts of a file", r.what, hostOf(resp))}}
 	}
 	if err := checkRange(resp, a.lo, s.f.Bytes); err != nil {
 		return 0, &finalError{fmt.Errorf("hub: %s: %w", r.what, err)}

@@ -3,102 +3,238 @@ package pipeline
 import (
 	"bufio"
 	"encoding/gob"
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tensor"
 )
 
-// statsValue begins a value of quant.Stats. H's lower triangle follows, row by row, then Drift and Shortfall, of so many rows,
-// 0 where there is none; all in the byte order of the machine, which the workers of a run have in common, as they have a tier.
-type statsValue struct {
-	Tokens, In, Drift, Shortfall int
-	Sum, DriftSum, ShortfallSum  []float64
+// statsPart is one of so many parts of statistics, as workers add them.
+type statsPart struct{ part, parts int }
+
+// mostStatsParts is the most parts: as many as there are machines that one file server does for.
+const mostStatsParts = 16
+
+// statsPartFeatures: statistics of so many features are one part. Tests take fewer.
+var statsPartFeatures = 2896 // 64 MB of H and Drift
+
+// statsParts is how many parts statistics of inputs with in features have: of about the same size each.
+func statsParts(in int) int {
+	area := statsPartFeatures * statsPartFeatures
+	return min((in*in+area-1)/area, mostStatsParts)
 }
 
-func saveStats(w io.Writer, s *quant.Stats) error {
-	v := statsValue{Tokens: s.Tokens, In: s.H.Rows, Sum: s.Sum, DriftSum: s.DriftSum, ShortfallSum: s.ShortfallSum}
-	if s.Drift != nil {
-		v.Drift = s.Drift.Rows
-	}
-	if s.Shortfall != nil {
-		v.Shortfall = s.Shortfall.Rows
-	}
-	if err := gob.NewEncoder(w).Encode(&v); err != nil {
-		return err
-	}
-	for i := range s.H.Rows {
-		if _, err := w.Write(raw(s.H.Row(i)[:i+1])); err != nil {
-			return err
-		}
-	}
-	for _, m := range []*tensor.Matrix{s.Drift, s.Shortfall} {
-		if m == nil {
-			continue
-		}
-		for i := range m.Rows {
-			if _, err := w.Write(raw(m.Row(i))); err != nil {
-				return err
+// statsHeader begins a part of quant.Stats. Its share of H's lower triangle, of Drift and of Shortfall follows, row by row; all in the
+// byte order of the machine, which the workers of a run have in common, as they have a tier.
+type statsHeader struct {
+	Part, Parts          int
+	Tokens               int
+	In, Drift, Shortfall int // rows of H, and of the others, 0 where there is none
+
+	Sum, DriftSum, ShortfallSum []float64 // of the first part
+	Before                      []string  // in the last part of what is observed, the digests of the parts before it
+}
+
+// rows calls do for every row of the part, of n values: the matrix is 0 for H, 1 for Drift and 2 for Shortfall.
+func (h *statsHeader) rows(do func(matrix, row, n int) error) error {
+	in, parts := int64(h.In), int64(h.Parts)
+	total := in*(in+1)/2 + in*int64(h.Drift+h.Shortfall) // values
+	lo, hi := total*int64(h.Part)/parts, total*int64(h.Part+1)/parts
+	at := int64(0)
+	for matrix, rows := range [3]int{h.In, h.Drift, h.Shortfall} {
+		for row := range rows {
+			n := h.In
+			if matrix == 0 {
+				n = row + 1
 			}
+			if lo <= at && at < hi {
+				if err := do(matrix, row, n); err != nil {
+					return err
+				}
+			}
+			at += int64(n)
 		}
 	}
 	return nil
 }
 
-// loadStats reads statistics of inputs with in features, and of out outputs where they have a Shortfall.
-func loadStats(values store.Store, name string, in, out int) (*quant.Stats, error) {
+// matrices are those of statistics, in the order of statsHeader.rows.
+func matrices(s *quant.Stats) [3]*tensor.Matrix { return [3]*tensor.Matrix{s.H, s.Drift, s.Shortfall} }
+
+// saveStats writes a part of statistics. before are the digests of those before it, where they are to be known.
+func saveStats(w io.Writer, s *quant.Stats, part statsPart, before []string) error {
+	h := statsHeader{Part: part.part, Parts: part.parts, Tokens: s.Tokens, In: s.H.Rows, Before: before}
+	if s.Drift != nil {
+		h.Drift = s.Drift.Rows
+	}
+	if s.Shortfall != nil {
+		h.Shortfall = s.Shortfall.Rows
+	}
+	if part.part == 0 {
+		h.Sum, h.DriftSum, h.ShortfallSum = s.Sum, s.DriftSum, s.ShortfallSum
+	}
+	if err := gob.NewEncoder(w).Encode(&h); err != nil {
+		return err
+	}
+	of := matrices(s)
+	return h.rows(func(matrix, row, n int) error {
+		_, err := w.Write(raw(of[matrix].Row(row)[:n]))
+		return err
+	})
+}
+
+// statsReader reads a part of statistics.
+type statsReader struct {
+	statsHeader
+	name string
+	r    *bufio.Reader
+	io.Closer
+}
+
+// openStats opens a part of statistics of inputs with in features, and of out outputs where they have a Shortfall.
+func openStats(values store.Store, name string, part statsPart, in, out int) (*statsReader, error) {
 	f, err := values.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
-	var v statsValue
-	if err := gob.NewDecoder(r).Decode(&v); err != nil {
-		return nil, fmt.Errorf("the work folder: %s: %w", name, err)
+	r := &statsReader{name: name, r: bufio.NewReaderSize(f, 1<<16), Closer: f} // gob reads no further than it must from what can read single bytes
+	err = gob.NewDecoder(r.r).Decode(&r.statsHeader)
+	switch {
+	case err != nil:
+	case r.In != in || r.Drift != 0 && r.Drift != in || r.Shortfall != 0 && r.Shortfall != out:
+		err = fmt.Errorf("statistics of %d inputs, %d and %d, of a site with %d inputs and %d outputs", r.In, r.Drift, r.Shortfall, in, out)
+	case r.Part != part.part || r.Parts != part.parts:
+		err = fmt.Errorf("part %d of %d of statistics, where %d of %d is to be", r.Part, r.Parts, part.part, part.parts)
 	}
-	if v.In != in || v.Drift != 0 && v.Drift != in || v.Shortfall != 0 && v.Shortfall != out {
-		return nil, fmt.Errorf("the work folder: %s: statistics of %d inputs, %d and %d, of a site with %d inputs and %d outputs", name, v.In,
-			v.Drift, v.Shortfall, in, out)
+	if err != nil {
+		return nil, errors.Join(r.failed(err), f.Close())
 	}
+	return r, nil
+}
+
+func (r *statsReader) failed(err error) error {
+	return fmt.Errorf("the work folder: %s: %w", r.name, err)
+}
+
+// row reads the next row.
+func (r *statsReader) row(dst []float32) error {
+	if _, err := io.ReadFull(r.r, raw(dst)); err != nil {
+		return r.failed(err)
+	}
+	return nil
+}
+
+// loadStats reads statistics of inputs with in features, and of out outputs where they have a Shortfall: names are those of all parts.
+func loadStats(values store.Store, names []string, in, out int) (*quant.Stats, error) {
 	s := quant.NewStats(in)
-	s.Tokens, s.Sum, s.DriftSum, s.ShortfallSum = v.Tokens, v.Sum, v.DriftSum, v.ShortfallSum
-	read := func(row []float32) {
-		if err == nil {
-			_, err = io.ReadFull(r, raw(row))
+	var first statsHeader
+	for i, name := range names {
+		r, err := openStats(values, name, statsPart{i, len(names)}, in, out)
+		if err != nil {
+			return nil, err
+		}
+		defer r.Close()
+		if i == 0 {
+			first = r.statsHeader
+			s.Tokens, s.Sum, s.DriftSum, s.ShortfallSum = r.Tokens, r.Sum, r.DriftSum, r.ShortfallSum
+			if r.Drift > 0 {
+				s.Drift = tensor.New(r.Drift, in)
+			}
+			if r.Shortfall > 0 {
+				s.Shortfall = tensor.New(r.Shortfall, in)
+			}
+		}
+		if r.Tokens != first.Tokens || r.Drift != first.Drift || r.Shortfall != first.Shortfall {
+			return nil, r.failed(errors.New("statistics of something else than those before it"))
+		}
+		of := matrices(s)
+		if err := r.rows(func(matrix, row, n int) error { return r.row(of[matrix].Row(row)[:n]) }); err != nil {
+			return nil, err
 		}
 	}
-	for i := range in {
-		read(s.H.Row(i)[:i+1])
-	}
-	const tile = 64 // of the transpose: rows of H do not fit the cache
-	for i0 := 0; i0 < in; i0 += tile {
-		for j0 := 0; j0 <= i0; j0 += tile {
-			for i := i0; i < min(i0+tile, in); i++ {
-				for j, x := range s.H.Row(i)[j0:max(j0, min(j0+tile, i))] {
-					s.H.Row(j0 + j)[i] = x
+	mirror(s.H)
+	return s, nil
+}
+
+// mirror copies the lower triangle of a square matrix to the upper one.
+func mirror(m *tensor.Matrix) {
+	const tile = 64 // rows and columns that are turned in the cache: rows of m, which are a power of two apart, do not fit it
+	n := m.Rows
+	kernels.Parallel((n+tile-1)/tile, 1, func(lo, hi int) {
+		var turned [tile][tile]float32
+		for j0 := lo * tile; j0 < min(hi*tile, n); j0 += tile {
+			for i0 := j0; i0 < n; i0 += tile {
+				rows, cols := min(tile, n-i0), min(tile, n-j0)
+				for i := range rows {
+					for j, x := range m.Row(i0 + i)[j0 : j0+cols] {
+						turned[j][i] = x
+					}
+				}
+				for j := range cols {
+					from := 0
+					if i0 == j0 {
+						from = j + 1 // of the tile on the diagonal, the half above it
+					}
+					if from < rows {
+						copy(m.Row(j0 + j)[i0+from:i0+rows], turned[j][from:rows])
+					}
 				}
 			}
 		}
-	}
-	if v.Drift > 0 {
-		s.Drift = tensor.New(v.Drift, in)
-	}
-	if v.Shortfall > 0 {
-		s.Shortfall = tensor.New(v.Shortfall, in)
-	}
-	for _, m := range []*tensor.Matrix{s.Drift, s.Shortfall} {
-		if m == nil {
-			continue
+	})
+}
+
+// addStats writes the sum of a part of statistics, which are added in their order, as quant.Stats.Add does, but row by row: they are
+// large. It returns what the part has of quant.Stats.Importance of the sum; the rest is 0.
+func addStats(w io.Writer, values store.Store, names []string, part statsPart, in, out int) (importance []float32, err error) {
+	terms := make([]*statsReader, len(names))
+	for i, name := range names {
+		if terms[i], err = openStats(values, name, part, in, out); err != nil {
+			return nil, err
 		}
-		for i := range m.Rows {
-			read(m.Row(i))
+		defer terms[i].Close()
+	}
+	var sum quant.Stats // of what is not in rows
+	h := statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: terms[0].Drift, Shortfall: terms[0].Shortfall}
+	for i, r := range terms {
+		o := quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum}
+		if i == 0 {
+			sum = o
+		} else {
+			sum.Add(&o)
+		}
+		if r.Drift != h.Drift || r.Shortfall != h.Shortfall {
+			return nil, r.failed(errors.New("statistics of something else than those of the other shards"))
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("the work folder: %s: %w", name, err)
+	h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum = sum.Tokens, sum.Sum, sum.DriftSum, sum.ShortfallSum
+	if err := gob.NewEncoder(w).Encode(&h); err != nil {
+		return nil, err
 	}
-	return s, nil
+	importance = make([]float32, in)
+	total, term := make([]float32, in), make([]float32, in)
+	return importance, h.rows(func(matrix, row, n int) error {
+		for i, r := range terms {
+			dst := term[:n]
+			if i == 0 {
+				dst = total[:n]
+			}
+			if err := r.row(dst); err != nil {
+				return err
+			}
+			if i > 0 {
+				vector.Axpy(total[:n], 1, term[:n])
+			}
+		}
+		if matrix == 0 {
+			importance[row] = total[row] / float32(max(h.Tokens, 1))
+		}
+		_, err := w.Write(raw(total[:n]))
+		return err
+	})
 }

@@ -40,9 +40,9 @@ func batchOf(m *model.Model) int {
 // stream carries hidden states through the stages of one version of the model. Stages are taken in the order of the
 // forward pass, each for all batches.
 type stream struct {
+	*workspace
 	m      *model.Model
 	seqLen int
-	st     *model.State
 	x      *states.Store // the residual stream, and what the layers keep beside it
 	// carry is the input of a stage that is worth keeping until its linears are quantized; nil for the original model,
 	// whose stages are applied at once.
@@ -50,9 +50,16 @@ type stream struct {
 	// partial says that these are the sequences of one shard.
 	partial bool
 	at      int // the stage of the layer that x, and carry if that stage carries, are before
-	copy    []float32
-	lacks   []float32
 }
+
+// workspace is what a batch needs on its way through a layer, and nobody afterwards: streams that do not move at the same time
+// may have it in common.
+type workspace struct {
+	st          *model.State
+	copy, lacks []float32
+}
+
+func newWorkspace(m *model.Model) *workspace { return &workspace{st: m.NewState()} }
 
 // stateBudget is what is left of the memory for hidden states. A store of them is in memory, or in a file, as a whole.
 type stateBudget struct {
@@ -119,7 +126,7 @@ func zeroStream(m *model.Model, seqs, seqLen int, keep bool, budget *stateBudget
 		}
 		return states.New(seqs, seqLen, dim, batchSequences(m, seqLen), limit, tempDir)
 	}
-	s := &stream{m: m, seqLen: seqLen, st: m.NewState()}
+	s := &stream{workspace: newWorkspace(m), m: m, seqLen: seqLen}
 	var err error
 	if s.x, err = store(m.Width); err != nil {
 		return nil, err

@@ -11,8 +11,9 @@ import (
 // With Options.Engine the layers are taken in units of work, whose values lie in the work folder beside those of a run that
 // does everything itself, and are removed as soon as nothing needs them. Of stage K of layer I they are
 //
-//	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text
-//	runN-layerI-stageK-sums      sum      the shards' statistics, added in their order
+//	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text:
+//	                                      their last part, after those whose names end in -partP
+//	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, added in their order
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
@@ -42,6 +43,7 @@ type unitSpec struct {
 	End         int `json:",omitempty"`
 	Linear      int `json:",omitempty"` // of rows: rows [First,Last)
 	First, Last int `json:",omitempty"`
+	Part        int `json:",omitempty"` // of sums: see statsParts
 	// Pool: what is observed, or summed, is the inputs of all experts together.
 	Pool bool `json:",omitempty"`
 	// Stand is the stage before which hidden states of all shards are kept; 0: those before the layer are to be taken.
@@ -55,7 +57,7 @@ func (u *unitSpec) name(k *keeper) string {
 	case unitObserve:
 		return fmt.Sprintf("%s-shard%02d", stage, u.Shard)
 	case unitSum:
-		return stage + "-sums"
+		return fmt.Sprintf("%s-sums%02d", stage, u.Part)
 	case unitOfRows:
 		return fmt.Sprintf("%s-linear%02d-rows%07d", stage, u.Linear, u.First)
 	case unitStand:
@@ -65,6 +67,22 @@ func (u *unitSpec) name(k *keeper) string {
 	default:
 		return k.shardName(u.Layer+1, u.Shard)
 	}
+}
+
+// observed are the names of the parts of an observe unit's value, of which there are so many: its own name is the last.
+func (u *unitSpec) observed(k *keeper, parts int) (names []string) {
+	for part := range parts - 1 {
+		names = append(names, fmt.Sprintf("%s-part%02d", u.name(k), part))
+	}
+	return append(names, u.name(k))
+}
+
+// summed are the names of the parts of a stage's sums.
+func summed(k *keeper, layer, stage, parts int) (names []string) {
+	for part := range parts {
+		names = append(names, (&unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Part: part}).name(k))
+	}
+	return names
 }
 
 // unit is what an engine is given. Units of the same shard have its hidden states in common.

@@ -128,8 +128,16 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 
 // whole says whether the values of all units are there.
 func (d *driver) whole(units []engine.Unit) (bool, error) {
-	for _, u := range units {
-		if ok, err := d.kept.whole(u.Name); err != nil || !ok {
+	names := make([]string, len(units))
+	for i, u := range units {
+		names[i] = u.Name
+	}
+	return d.allWhole(names)
+}
+
+func (d *driver) allWhole(names []string) (bool, error) {
+	for _, name := range names {
+		if ok, err := d.kept.whole(name); err != nil || !ok {
 			return false, err
 		}
 	}
@@ -138,33 +146,44 @@ func (d *driver) whole(units []engine.Unit) (bool, error) {
 
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
 
-// sums has the inputs of a stage's site, or of all of its experts, observed and summed.
-func (d *driver) sums(layer, stage int, pool bool) error {
-	sum := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool}
-	units := []engine.Unit{sum.unit(d.kept, 1)}
+// sums has the inputs of a stage's site, or of all of its experts, observed and summed: in is how many features they have.
+func (d *driver) sums(layer, stage, in int, pool bool) error {
+	parts := statsParts(in)
+	var units []engine.Unit
+	for part := range parts {
+		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part}
+		units = append(units, u.unit(d.kept, 1))
+	}
 	ok, err := d.whole(units)
 	if err != nil {
 		return err
 	}
-	observe := d.each(unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool})
+	var observed []string // values
+	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool}
+	for observe.Shard = range shardCount(d.batches) {
+		names := observe.observed(d.kept, parts)
+		observed = append(observed, names...)
+		if ok || parts == 1 {
+			continue
+		}
+		// An engine looks for the last part alone.
+		whole, err := d.allWhole(names)
+		if err == nil && !whole {
+			err = d.kept.work.Delete(names[parts-1])
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if !ok {
-		if err := d.do(observe); err != nil {
+		if err := d.do(d.each(observe)); err != nil {
 			return err
 		}
 		if err := d.do(units); err != nil {
 			return err
 		}
 	}
-	return d.forget(observe)
-}
-
-// forget removes the values of units.
-func (d *driver) forget(units []engine.Unit) error {
-	var names []string
-	for _, u := range units {
-		names = append(names, u.Name)
-	}
-	return d.kept.work.Delete(names...)
+	return d.kept.work.Delete(observed...)
 }
 
 // layer has one layer quantized, and the hidden states taken through it.
@@ -238,14 +257,14 @@ func (d *driver) site(l *model.Layer, k int) error {
 		return err
 	}
 	if !ok {
-		if err := d.sums(l.Index, k, false); err != nil {
+		if err := d.sums(l.Index, k, l.Stages[k].Width(), false); err != nil {
 			return err
 		}
 		if err := d.do(units); err != nil {
 			return err
 		}
 	}
-	if err := d.kept.work.Delete((&unitSpec{Kind: unitSum, Layer: l.Index, Stage: k}).name(d.kept)); err != nil {
+	if err := d.kept.work.Delete(summed(d.kept, l.Index, k, statsParts(l.Stages[k].Width()))...); err != nil {
 		return err
 	}
 	return d.eachLinear(d.kept.work, l, k, units, func(t *Tensor, lin *model.Linear, q *rows) error {
@@ -280,7 +299,7 @@ func (d *driver) experts(l *model.Layer, k int) error {
 	}
 	if !ok {
 		if !stage.Sites[0].Head {
-			if err := d.sums(l.Index, k, true); err != nil {
+			if err := d.sums(l.Index, k, stage.Width(), true); err != nil {
 				return err
 			}
 		}
@@ -314,7 +333,7 @@ func (d *driver) head() error {
 		return err
 	}
 	if !ok {
-		if err := d.sums(n, 0, false); err != nil {
+		if err := d.sums(n, 0, d.m.Dim, false); err != nil {
 			return err
 		}
 		if err := d.do(units); err != nil {

@@ -3,10 +3,12 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,11 +36,11 @@ func unitJobs() map[string]job {
 	}
 }
 
-// smallUnits divides the linears of test models among units, and short texts among shards.
+// smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
-	rows, tokens := mostUnitRows, batchTokens
-	mostUnitRows, batchTokens = 24, 128
-	t.Cleanup(func() { mostUnitRows, batchTokens = rows, tokens })
+	rows, tokens, features := mostUnitRows, batchTokens, statsPartFeatures
+	mostUnitRows, batchTokens, statsPartFeatures = 24, 128, 40
+	t.Cleanup(func() { mostUnitRows, batchTokens, statsPartFeatures = rows, tokens, features })
 }
 
 // local is an engine of workers in this process, for j's run in a work folder.
@@ -197,22 +199,55 @@ func TestStatsValue(t *testing.T) {
 		if parts[1] {
 			want.ObserveShortfall(random(100, out), x)
 		}
-		if _, err := d.Put(name, false, func(w io.Writer) error { return saveStats(w, want) }); err != nil {
-			t.Fatal(err)
+		const parts = 3
+		put := func(name string, write func(w io.Writer, part statsPart) error) (names []string) {
+			for part := range parts {
+				names = append(names, fmt.Sprint(name, part))
+				if _, err := d.Put(names[part], false, func(w io.Writer) error { return write(w, statsPart{part, parts}) }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return names
 		}
-		got, err := loadStats(d, name, in, out)
+		names := put(name, func(w io.Writer, part statsPart) error { return saveStats(w, want, part, nil) })
+		got, err := loadStats(d, names, in, out)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: statistics differ", name)
 		}
-		if _, err := loadStats(d, name, in+1, out); err == nil {
+		if _, err := loadStats(d, names, in+1, out); err == nil {
 			t.Errorf("%s: taken for those of another site", name)
 		}
-	}
-	if _, err := loadStats(d, "shortfall", in, out+1); err == nil {
-		t.Error("the shortfall of other outputs is taken")
+		if _, err := loadStats(d, names[:2], in, out); err == nil {
+			t.Errorf("%s: some parts are taken for all", name)
+		}
+		three, importance := quant.NewStats(in), make([]float32, in)
+		for range 3 {
+			three.Add(want)
+		}
+		sums := put(name+"-sum", func(w io.Writer, part statsPart) error {
+			from, err := addStats(w, d, []string{names[part.part], names[part.part], names[part.part]}, part, in, out)
+			for i, v := range from {
+				importance[i] += v
+			}
+			return err
+		})
+		if !slices.Equal(importance, three.Importance()) {
+			t.Errorf("%s: the importance of the sum differs", name)
+		}
+		if got, err = loadStats(d, sums, in, out); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, three) {
+			t.Errorf("%s: the sum of statistics differs", name)
+		}
+		if name == "shortfall" {
+			if _, err := loadStats(d, names, in, out+1); err == nil {
+				t.Error("the shortfall of other outputs is taken")
+			}
+		}
 	}
 }
 

@@ -38,6 +38,8 @@ type Worker struct {
 	shards map[int]*workedShard
 	all    *workedShard // of all shards: of a stage of experts
 	sums   *workedSums
+	// own and originals are what all shards' streams work in, of both models: a unit moves one shard.
+	own, originals *workspace
 }
 
 // workedLayer is a layer of both models; the original's is nil if there is none.
@@ -56,7 +58,7 @@ type workedShard struct {
 
 // workedSums are the statistics of a stage's site, and what has been made of them.
 type workedSums struct {
-	name   string
+	name   string // of their first part
 	in     *quant.Stats
 	solver quant.Solver
 }
@@ -86,6 +88,7 @@ func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values sto
 	if w.m, err = arch.Open(src); err != nil {
 		return nil, err
 	}
+	w.own, w.originals = newWorkspace(w.m), newWorkspace(w.m)
 	if w.job.Outputs {
 		if w.found.outputs, err = recallOutputs(values, opt.TempDir); err != nil {
 			return nil, err
@@ -150,6 +153,10 @@ func (w *Worker) value(p *passage, u *unitSpec) (save func(io.Writer) error, err
 	}
 	if err := w.enter(u.Layer, u.Stage); err != nil {
 		return nil, err
+	}
+	switch u.Kind {
+	case unitObserve, unitStand, unitAdvance:
+		w.sums = nil // the stage's rows are done, and their room is needed
 	}
 	switch u.Kind {
 	case unitObserve:
@@ -274,12 +281,12 @@ func (w *Worker) streams(seqs int, partial bool) (*workedShard, error) {
 	if s.s, err = zeroStream(w.m, seqs, w.job.SeqLen, true, w.budget, w.tempDir); err != nil {
 		return nil, err
 	}
-	s.s.partial = partial
+	s.s.workspace, s.s.partial = w.own, partial
 	if w.original() {
 		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, false, w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
 		}
-		s.original.partial = partial
+		s.original.workspace, s.original.partial = w.originals, partial
 	}
 	return s, nil
 }
@@ -326,7 +333,10 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 	at := &place{s: s.s, l: w.layer.l, k: u.Stage}
 	if u.Pool {
 		_, pooled, err := p.observe(at, 0, 0, true)
-		return func(w io.Writer) error { return saveStats(w, pooled) }, err
+		if err != nil {
+			return nil, err
+		}
+		return w.observed(u, pooled)
 	}
 	at.original, at.ol = s.original, w.layer.ol
 	in, _, err := p.observe(at, 0, 1, false)
@@ -337,7 +347,22 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 		s.original.passed(at.ol, at.k)
 		s.ended = at.k+1 == len(at.ol.Stages)
 	}
-	return func(w io.Writer) error { return saveStats(w, in[0]) }, nil
+	return w.observed(u, in[0])
+}
+
+// observed puts the parts of what an observe unit has found but the last, which it returns what writes.
+func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, error) {
+	part := statsPart{parts: statsParts(s.H.Rows)}
+	names := u.observed(w.kept, part.parts)
+	var before []string // digests, so that that of the last part is one of all
+	for ; part.part < part.parts-1; part.part++ {
+		digest, err := w.values.Put(names[part.part], false, func(w io.Writer) error { return saveStats(w, s, part, nil) })
+		if err != nil {
+			return nil, err
+		}
+		before = append(before, digest)
+	}
+	return func(w io.Writer) error { return saveStats(w, s, part, before) }, nil
 }
 
 // outputs is the number of outputs of a stage's one linear, 0 where there are more.
@@ -371,37 +396,35 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	var sums *quant.Stats
-	part := *u
-	part.Kind = unitObserve
-	for part.Shard = range shardCount(w.batches()) {
-		s, err := loadStats(w.values, part.name(w.kept), in, out)
-		switch {
-		case err != nil:
-			return nil, err
-		case sums == nil:
-			sums = s
-		default:
-			sums.Add(s)
+	part := statsPart{u.Part, statsParts(in)}
+	if part.part < 0 || part.part >= part.parts {
+		return nil, fmt.Errorf("the unit is of part %d of %d", part.part, part.parts)
+	}
+	var names []string
+	observed := *u
+	observed.Kind, observed.Part = unitObserve, 0
+	for observed.Shard = range shardCount(w.batches()) {
+		names = append(names, observed.observed(w.kept, part.parts)[part.part])
+	}
+	return func(dst io.Writer) error {
+		importance, err := addStats(dst, w.values, names, part, in, out)
+		if err != nil {
+			return err
 		}
-	}
-	if err := checkInputs(fmt.Sprintf("stage %d", u.Stage), sums.Importance()); err != nil {
-		return nil, err
-	}
-	return func(w io.Writer) error { return saveStats(w, sums) }, nil
+		return checkInputs(fmt.Sprintf("stage %d", u.Stage), importance)
+	}, nil
 }
 
 // summed returns the statistics of a stage's site, or of all of its experts.
 func (w *Worker) summed(u *unitSpec) (*workedSums, error) {
-	sum := unitSpec{Kind: unitSum, Layer: u.Layer, Stage: u.Stage}
-	name := sum.name(w.kept)
+	name := summed(w.kept, u.Layer, u.Stage, 1)[0]
 	if w.sums == nil || w.sums.name != name {
 		in, out, err := w.shape(u)
 		if err != nil {
 			return nil, err
 		}
 		w.sums = nil // the room that they take is needed
-		s, err := loadStats(w.values, name, in, out)
+		s, err := loadStats(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out)
 		if err != nil {
 			return nil, err
 		}
@@ -626,7 +649,10 @@ func (w *Worker) observeHead(p *passage, u *unitSpec) (func(io.Writer) error, er
 	}
 	defer h.Release()
 	in, err := p.observeHead(s.s, s.original, h)
-	return func(w io.Writer) error { return saveStats(w, in) }, err
+	if err != nil {
+		return nil, err
+	}
+	return w.observed(u, in)
 }
 
 // headRows quantizes rows of the head.

@@ -31,10 +31,11 @@ func Digest(write func(w io.Writer)) string {
 }
 
 // Names of a folder's files: runName says what run it belongs to, and is held by whoever works in it; progressName says how
-// far that is; values have valueSuffix.
+// far that is, and workersName who takes part; values have valueSuffix.
 const (
 	runName      = "run.json"
 	progressName = "progress.json"
+	workersName  = "workers.json"
 	valueSuffix  = ".value"
 )
 
@@ -133,6 +134,14 @@ func identity(parts []Part) string {
 // Note implements Folder.
 func (v *values) Note(s *Standing) error { return writeJSON(v.files, progressName, s, true) }
 
+// NoteWorkers implements Folder.
+func (v *values) NoteWorkers(list []Worker) error {
+	if len(list) == 0 {
+		return v.remove(workersName)
+	}
+	return writeJSON(v.files, workersName, list, true)
+}
+
 func writeJSON(f files, name string, v any, replace bool) error {
 	b, err := json.MarshalIndent(v, "", " ")
 	if err != nil {
@@ -168,6 +177,7 @@ func readAll(f files, name string) ([]byte, error) {
 type Overview struct {
 	Standing           // zero if nothing was noted
 	Working  bool      // a process works in it
+	Workers  []Worker  // that take part, as they were noted last; none if no process works in it
 	Bytes    int64     // of its values
 	Noted    time.Time // when the Standing was noted
 }
@@ -194,15 +204,25 @@ func look(f files, working func() (bool, error)) (*Overview, error) {
 			o.Noted = i.changed
 		}
 	}
-	b, err := readAll(f, progressName)
-	if errors.Is(err, fs.ErrNotExist) {
-		return o, nil
-	}
-	if err != nil {
+	if err := readJSON(f, progressName, &o.Standing); err != nil {
 		return nil, err
 	}
-	if err := json.NewDecoder(bytes.NewReader(b)).Decode(&o.Standing); err != nil {
-		return nil, fmt.Errorf("%s/%s: %w", f.Path(), progressName, err)
+	if o.Working { // a coordinator that was killed has left its list
+		err = readJSON(f, workersName, &o.Workers)
 	}
-	return o, nil
+	return o, err
+}
+
+// readJSON reads a small file into v, or nothing if there is none.
+func readJSON(f files, name string, v any) error {
+	b, err := readAll(f, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		if err = json.NewDecoder(bytes.NewReader(b)).Decode(v); err != nil {
+			err = fmt.Errorf("%s/%s: %w", f.Path(), name, err)
+		}
+	}
+	return err
 }

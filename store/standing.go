@@ -17,6 +17,14 @@ type Standing struct {
 	Head         bool      `json:"head"` // is quantized too, after the layers
 }
 
+// Worker is one of the processes that take part in a run on many machines. The JSON names are part of the command line's interface.
+type Worker struct {
+	Name  string    `json:"name"`
+	Since time.Time `json:"since"` // when it came
+	Unit  string    `json:"unit"`  // of work that it is at; "" if it waits
+	Done  int       `json:"done"`  // units
+}
+
 // Phases of a run, in order; evaluations and profiles have one.
 const (
 	PhaseTypes     = "types"     // measuring what types do to tensors

@@ -58,6 +58,8 @@ type Folder interface {
 	ID() string
 	// Note writes down how far the run is, for Look.
 	Note(s *Standing) error
+	// NoteWorkers writes down who takes part in the run, for Look: nobody where there is no such run.
+	NoteWorkers(list []Worker) error
 	// Room refuses a folder that has less than so many bytes, those that values take already included.
 	Room(bytes int64) error
 	// Damaged lists the values that were found damaged, and removed.

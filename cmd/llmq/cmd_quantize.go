@@ -71,7 +71,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	o.calibOptions.AddFlags(cmd)
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
 	f.Var(&o.MaxSize, "max-size", "the file's largest `SIZE`, such as 4.2GiB: types are assigned to tensors so that the KL divergence is least; with --int8-fallback or --recipe auto, bounds these")
-	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "likewise, the most `BITS` per weight")
+	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "the most `BITS` per weight of the whole file, in the place of --max-size")
 	f.StringVar(&o.Imatrix, "imatrix", "", "llama.cpp's importance matrix `FILE` in the place of calibration text, for --method rtn: scales are searched by it")
 	f.StringVar(&o.Work, "work", "", workUsage)
 	f.IntVar(&o.Machines, "machines", 0, "with --dry-run: how long the run will take on `N` machines like this one, which is measured for a second, and what goes between them")
@@ -87,8 +87,13 @@ func (a *app) quantizeCommand() *cobra.Command {
 		Use:   "quantize CHECKPOINT -o FILE --calib FILE",
 		Short: "Write a checkpoint as quantized GGUF",
 		Long: `Quantizes the linears of CHECKPOINT, a folder with config.json, tokenizer and safetensors or an F32, F16 or BF16 GGUF
-file (the first part, if it is split; with --allow-requantize a quantized one), one layer at a time, and writes a GGUF file. Every linear is calibrated on inputs that come from everything
-quantized before it. Embeddings and the output head are F16 unless told otherwise; norms and biases stay F32.
+file (the first part, if it is split; with --allow-requantize a quantized one), one layer at a time, and writes a GGUF
+file. Every linear is calibrated on inputs that come from everything quantized before it. Embeddings and the output head
+are F16 unless told otherwise; norms and biases stay F32.
+
+CHECKPOINT may be hf:ORG/NAME[@REVISION] of the Hugging Face hub, which is fetched first; with --low-disk its weights come
+as they are needed, and go. With --work FOLDER a run that was interrupted goes on where it was, and with --listen
+HOST:PORT besides other machines take part in it: see llmq worker.
 
 With --max-size or --max-bpw every tensor of these, embeddings and head too, gets the type that pays there: what types
 do to each, and each to the predictions, is measured first, and the best choice within the budget is taken.
@@ -98,6 +103,7 @@ do to each, and each to the predictions, is measured first, and the best choice 
   llmq quantize Qwen3-8B -o small.gguf --type iq4_xs --calib a.txt --calib b.jsonl --tensor-type 'ffn_down=q5_k'
   llmq quantize Qwen3-8B -o fits.gguf --max-size 4.2GiB --calib wiki.train.txt
   llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run
+  llmq quantize hf:Qwen/Qwen3-8B -o low.gguf --low-disk --calib wiki.train.txt --work /scratch/qwen3-8b
   llmq quantize --method awq --type q4_0 --smooth auto --print-recipe > awq.yaml
   llmq quantize Qwen3-8B -o awq.gguf --recipe awq.yaml --calib wiki.train.txt`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -22,8 +23,9 @@ func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status FOLDER",
 		Short: "Show how far a run with --work FOLDER is",
-		Long: `Shows how far the run that keeps its work in FOLDER, or s3://BUCKET/PREFIX, is, whether it is being worked on, what is left, and how long that will
-take if layers go on taking as long as the last ones did.`,
+		Long: `Shows how far the run that keeps its work in FOLDER, or s3://BUCKET/PREFIX, is, whether it is being worked on, by which
+workers if there are other machines, what is left, and how long that will take if layers go on taking as long as the last
+ones did.`,
 		Example: `  llmq status /scratch/qwen3-8b
   llmq status s3://models/qwen3-8b
   watch llmq status /scratch/qwen3-8b`,
@@ -37,13 +39,15 @@ take if layers go on taking as long as the last ones did.`,
 // statusReport is what status prints as JSON.
 type statusReport struct {
 	store.Standing
-	Working    bool      `json:"working"` // a process works in the folder
-	Done       int       `json:"layers_done"`
-	Left       int       `json:"layers_left"`
-	PerLayer   *float64  `json:"seconds_per_layer"` // of the last ones; null before the first is done
-	SecondsFor *float64  `json:"seconds_left"`
-	Bytes      int64     `json:"work_bytes"`
-	Noted      time.Time `json:"noted"` // when the last of this was
+	Working bool `json:"working"` // a process works in the folder
+	// Workers are those of a run on many machines that are there now.
+	Workers    []store.Worker `json:"workers,omitempty"`
+	Done       int            `json:"layers_done"`
+	Left       int            `json:"layers_left"`
+	PerLayer   *float64       `json:"seconds_per_layer"` // of the last ones; null before the first is done
+	SecondsFor *float64       `json:"seconds_left"`
+	Bytes      int64          `json:"work_bytes"`
+	Noted      time.Time      `json:"noted"` // when the last of this was
 }
 
 func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) error {
@@ -51,7 +55,7 @@ func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) 
 	if err != nil {
 		return err
 	}
-	r := statusReport{Standing: o.Standing, Working: o.Working, Bytes: o.Bytes, Noted: o.Noted}
+	r := statusReport{Standing: o.Standing, Working: o.Working, Workers: o.Workers, Bytes: o.Bytes, Noted: o.Noted}
 	left, time, known := r.Standing.Left()
 	r.Done, r.Left = min(len(r.LayerSeconds), r.Layers), left
 	if known {
@@ -112,6 +116,11 @@ func (a *app) printStatus(r *statusReport) error {
 			last = ", and the head"
 		}
 		t.row("left", "%d layers, about %v%s", r.Left, time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second), last)
+	}
+	for i, w := range r.Workers {
+		what := map[bool]string{true: "workers"}[i == 0]
+		unit := cmp.Or(w.Unit, "waits")
+		t.row(what, "%s, for %v: %d units done, %s", plain(w.Name), time.Since(w.Since).Round(time.Second), w.Done, plain(unit))
 	}
 	if !r.Standing.Done() {
 		t.row("kept", "%s", formatBytes(r.Bytes))

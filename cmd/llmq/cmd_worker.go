@@ -75,7 +75,8 @@ func (a *app) runWorker(ctx context.Context, url string, opts workerOptions) err
 	}
 	var src pipeline.Source
 	var recipe pipeline.Recipe
-	w := cluster.Worker{Connection: opts.connection(url), Run: values.ID(), Name: workerName(), Build: b, Values: values}
+	w := cluster.Worker{Connection: opts.connection(url), Run: values.ID(), Name: workerName(), Build: b, Values: values,
+		Log: func(message string) { fmt.Fprintf(a.stderr, "llmq: %s\n", message) }}
 	w.Ready = func(tier string, command []byte) (err error) {
 		if err := takeTier(tier); err != nil {
 			return err
@@ -88,7 +89,7 @@ func (a *app) runWorker(ctx context.Context, url string, opts workerOptions) err
 	w.Make = func(ctx context.Context, job []byte) (engine.Worker, error) {
 		return pipeline.NewWorker(ctx, src, recipe, job, values, pipeline.WorkerOptions{Memory: int64(opts.Memory), TempDir: opts.TempDir})
 	}
-	fmt.Fprintf(a.stderr, "llmq: waiting for the run at %s\n", url)
+	fmt.Fprintf(a.stderr, "llmq: waiting for the run at %s\n", w.Where())
 	waiting, over := context.WithCancelCause(ctx)
 	defer over(nil)
 	go untilDone(waiting, opts.Work, over)

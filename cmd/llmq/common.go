@@ -193,8 +193,19 @@ func formatBytes(n int64) string {
 // bytes, KB is 1000. Capitals do not matter.
 type byteSize int64
 
-func (b *byteSize) Type() string   { return "size" }
-func (b *byteSize) String() string { return strconv.FormatInt(int64(*b), 10) }
+func (b *byteSize) Type() string { return "size" }
+
+// String writes a size in the largest unit of which it is a whole number.
+func (b *byteSize) String() string {
+	n, unit := int64(*b), -1
+	for ; n != 0 && n%1024 == 0 && unit+1 < len(sizePrefixes); n /= 1024 {
+		unit++
+	}
+	if unit < 0 {
+		return strconv.FormatInt(n, 10)
+	}
+	return fmt.Sprintf("%d%ciB", n, sizePrefixes[unit])
+}
 
 func (b *byteSize) Set(s string) error {
 	number := strings.ToUpper(strings.TrimSpace(s))

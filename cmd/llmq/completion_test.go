@@ -104,7 +104,7 @@ func TestMan(t *testing.T) {
 		}
 	}
 	for _, cmd := range (&app{nil, io.Discard, io.Discard}).rootCommand().Commands() {
-		if _, err := os.Stat(filepath.Join(dir, "llmq-"+cmd.Name()+".1")); (err != nil) != cmd.Hidden {
+		if _, err := os.Stat(filepath.Join(dir, "llmq-"+cmd.Name()+".1")); (err == nil) != cmd.IsAvailableCommand() {
 			t.Errorf("%s, hidden %v: %v", cmd.Name(), cmd.Hidden, err)
 		}
 	}

@@ -13,7 +13,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,8 +65,8 @@ func (o *natsOptions) connection(url string) cluster.Connection {
 func (o *engineOptions) AddFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.Listen, "listen", "", "with --work: let workers on other machines take part, at `HOST:PORT`: see llmq worker")
-	f.StringVar(&o.Engine, "engine", "", "likewise, through a NATS server of your own with JetStream at `URL`, such as nats://host:4222 or tls://host:4222")
-	f.DurationVar(&o.AckWait, "ack-wait", cluster.DefaultAckWait, "how long a worker may be silent before others are given its work")
+	f.StringVar(&o.Engine, "engine", "", "with --work: let workers on other machines take part, through a NATS server of your own with JetStream at `URL`, such as nats://host:4222 or tls://host:4222")
+	f.DurationVar(&o.AckWait, "ack-wait", cluster.DefaultAckWait, "with --listen or --engine: how long a worker may be silent before others are given its work")
 	o.natsOptions.AddFlags(cmd)
 }
 
@@ -77,6 +79,8 @@ func (o *engineOptions) checkEngine(work string) error {
 		return usagef("--listen and --engine: give one, a port of this process or a server")
 	case o.many() && work == "":
 		return usagef("machines share their work in a folder that all see: give it with --work")
+	case o.AckWait != cluster.DefaultAckWait && !o.many():
+		return usagef("--ack-wait is for runs on many machines: give it with --listen or --engine")
 	case o.AckWait < 100*time.Millisecond:
 		return usagef("--ack-wait %v: need 100ms or more", o.AckWait)
 	case o.Creds != "" && o.Engine == "":
@@ -142,7 +146,11 @@ type coordinator struct {
 	src    pipeline.Source // the worker's
 	cancel func()
 	ended  chan error // the worker's
+	noting sync.WaitGroup
 }
+
+// beforeWork is called before the worker in this process begins: tests wait there.
+var beforeWork = func(context.Context, *cluster.Coordinator) {}
 
 // start starts the engine of a run in a work folder.
 func (o *quantizeOptions) start(ctx context.Context, a *app, work store.Folder, plan *pipeline.Plan) (*coordinator, error) {
@@ -171,8 +179,36 @@ func (o *quantizeOptions) start(ctx context.Context, a *app, work store.Folder, 
 			TempDir: filepath.Dir(o.Output)})
 	}
 	ctx, c.cancel = context.WithCancel(ctx)
-	go func() { c.ended <- w.Work(ctx) }()
+	go func() {
+		beforeWork(ctx, c.Coordinator)
+		c.ended <- w.Work(ctx)
+	}()
+	c.noting.Go(func() { c.noteWorkers(ctx, work, o.AckWait/3) })
 	return c, nil
+}
+
+// noteWorkers notes now and then who takes part, until ctx ends. It is for llmq status alone: one that cannot be written costs nothing.
+func (c *coordinator) noteWorkers(ctx context.Context, work store.Folder, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	defer work.NoteWorkers(nil)
+	var noted []store.Worker
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var list []store.Worker
+		for _, w := range c.Workers() {
+			if w.Alive {
+				list = append(list, store.Worker{Name: w.Name, Since: w.Since, Unit: w.Unit, Done: w.Done})
+			}
+		}
+		if !slices.Equal(list, noted) && work.NoteWorkers(list) == nil {
+			noted = list
+		}
+	}
 }
 
 // reachable is an address at which others reach this machine, where it is one at which it listens for all.
@@ -194,6 +230,7 @@ func (c *coordinator) end(ctx context.Context, failed error) {
 	interrupted := ctx.Err() != nil
 	c.cancel()
 	<-c.ended
+	c.noting.Wait()
 	c.End(failed, interrupted)
 	c.src.Close()
 }

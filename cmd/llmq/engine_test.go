@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/llmq/llmq/engine/cluster"
 	"github.com/llmq/llmq/kernels"
 )
 
@@ -56,6 +59,20 @@ func (p *process) end() (code int, said string) {
 	return p.ProcessState.ExitCode(), strings.Join(p.said, "\n")
 }
 
+// othersVariable makes a coordinator wait for another process, which does a unit, before it does any itself.
+const othersVariable = "LLMQ_TEST_OTHERS"
+
+func init() {
+	if os.Getenv(othersVariable) == "" {
+		return
+	}
+	beforeWork = func(ctx context.Context, c *cluster.Coordinator) {
+		for !slices.ContainsFunc(c.Workers(), func(w cluster.Standing) bool { return w.Done > 0 }) && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
 // TestWorkers: a coordinator and a worker in processes of their own write the file that one process writes, though both are
 // killed and started again, and the worker has instructions that the coordinator does without.
 func TestWorkers(t *testing.T) {
@@ -66,11 +83,12 @@ func TestWorkers(t *testing.T) {
 	}
 	tiers := kernels.Tiers()
 	lower := []string{kernels.TierEnv + "=" + tiers[max(0, len(tiers)-2)].String()}
+	first := append(slices.Clip(lower), othersVariable+"=1")
 	whole := begin(t, lower, run("whole.gguf")...)
 	if code, said := whole.end(); code != exitOK {
 		t.Fatal(said)
 	}
-	many := run("out.gguf", "--work", work, "--listen", "127.0.0.1:0", "--ack-wait", "500ms")
+	many := run("out.gguf", "--work", work, "--listen", "127.0.0.1:0", "--ack-wait", "500ms", "--force") // as the first may have ended before it is killed
 	joins := func(c *process) *process {
 		t.Helper()
 		line := c.until("workers can join: ")
@@ -80,7 +98,7 @@ func TestWorkers(t *testing.T) {
 		}
 		return begin(t, nil, append([]string{"worker"}, strings.Fields(command)...)...)
 	}
-	c := begin(t, lower, many...)
+	c := begin(t, first, many...)
 	w := joins(c)
 	if w.until("takes part") == "" {
 		t.Fatalf("the worker ends:\n%s", strings.Join(w.said, "\n"))
@@ -124,7 +142,8 @@ func TestWorkerErrors(t *testing.T) {
 		"no HOST:PORT":                  quantize("--work", work, "--listen", "4222"),
 		"--ack-wait":                    quantize("--work", work, "--listen", "127.0.0.1:0", "--ack-wait", "1ms"),
 		"not yet divided among":         quantize("--work", filepath.Join(t.TempDir(), "w"), "--listen", "127.0.0.1:0", "--method", "awq"),
-		"give it with --listen":         quantize("--token", "x"),
+		"--token is for runs":           quantize("--token", "x"),
+		"--ack-wait is for runs":        quantize("--ack-wait", "5s"),
 		"not divided among":             {"quantize", dir, "--dry-run", "--method", "rtn", "--machines", "3", "-o", out},
 		"no work folder given":          {"worker", "nats://127.0.0.1:1"},
 		"no run has worked in this":     {"worker", "nats://127.0.0.1:1", "--work", t.TempDir()},

@@ -87,7 +87,7 @@ func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folde
 func (a *app) openHeaders(ctx context.Context, path string, opt hf.Options) (pipeline.Source, error) {
 	if hub.IsName(path) && hub.Lazily && opt.LoRA == "" {
 		src, err := a.openLazily(ctx, path, opt, "", "", true)
-		if _, refused := errors.AsType[*hub.StatusError](err); err == nil || refused || ctx.Err() != nil {
+		if _, whole := errors.AsType[*hub.WholeError](err); !whole {
 			return src, err
 		}
 	}

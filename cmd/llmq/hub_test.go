@@ -89,6 +89,46 @@ func TestHubRefusals(t *testing.T) {
 	}
 }
 
+// TestHeaders: what reads only headers fetches a model as a whole where its server does not send parts, and nowhere else.
+func TestHeaders(t *testing.T) {
+	if !hub.Lazily {
+		t.Skip("not on this system")
+	}
+	dir := folder(t, "llama")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, weights := map[string][]byte{}, ""
+	for _, e := range entries {
+		if files[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+		if filepath.Ext(e.Name()) == ".safetensors" {
+			weights = e.Name()
+		}
+	}
+	whole := hubtest.New(t, files)
+	whole.Environment(t)
+	whole.On(func(_ http.ResponseWriter, r *http.Request, _ string) bool {
+		r.Header.Del("Range")
+		return false
+	})
+	must(t, "inspect", onHub)
+	if n := whole.Sent(weights); n < int64(len(files[weights])) {
+		t.Errorf("%d bytes of the weights were sent, of %d", n, len(files[weights]))
+	}
+	files[weights] = bytes.Repeat([]byte("no safetensors "), 1<<16)
+	broken := hubtest.New(t, files)
+	broken.Environment(t)
+	if r := llmq(t, "inspect", onHub); r.code != exitFailure || !strings.Contains(r.stderr, "its header's length is") {
+		t.Errorf("exit %d, %s", r.code, r.stderr)
+	}
+	if n := broken.Sent(weights); n > 1<<16 {
+		t.Errorf("%d bytes of a file without a header were sent", n)
+	}
+}
+
 // TestLowDisk: weights that come when they are due give the same file, and none come where none are needed.
 func TestLowDisk(t *testing.T) {
 	if !hub.Lazily {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -125,11 +127,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 			if len(args) == 0 {
 				return nil
 			}
-			names := make([]string, 0, 8)
-			for _, c := range cmd.Commands() {
-				names = append(names, c.Name())
-			}
-			return &usageError{fmt.Errorf("unknown command %q%s", args[0], didYouMean(args[0], names, ""))}
+			return usagef("unknown command %q%s", args[0], didYouMean(args[0], commandNames(cmd), ""))
 		},
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return refuseEmpty(cmd.Flags()) },
@@ -143,11 +141,50 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 	root.AddCommand(a.downloadCommand(), a.convertCommand(), a.quantizeCommand(), a.evalCommand(), a.profileCommand(), a.imatrixCommand(), a.diffCommand(),
 		a.reportCommand(), a.inspectCommand(), a.tokenizeCommand(), a.statusCommand(), a.benchCommand(), a.versionCommand(), a.manCommand())
 	a.addWorker(root)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help", "completion":
+			cmd.Args = namesOf(cmd)
+			if !cmd.Runnable() { // then its arguments are not looked at
+				cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			}
+			continue
+		}
 		complete(cmd)
 		cmd.Flags().VisitAll(takeOne)
 	}
 	return root
+}
+
+func commandNames(of *cobra.Command) (names []string) {
+	for _, c := range of.Commands() {
+		names = append(names, c.Name())
+	}
+	return names
+}
+
+// namesOf accepts what names a command, for help, or a shell, for completion: cobra prints its help for anything else, as if it were right.
+func namesOf(cmd *cobra.Command) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		of, what := cmd, "shell"
+		if cmd.Name() == "help" {
+			of, what = cmd.Root(), "command"
+		}
+		for _, arg := range args {
+			names := commandNames(of)
+			i := slices.Index(names, arg)
+			if i < 0 && len(names) == 0 {
+				return usagef("unexpected argument %q", arg)
+			}
+			if i < 0 {
+				return usagef("unknown %s %q: want one of %s", what, arg, strings.Join(names, ", "))
+			}
+			of, _, _ = of.Find([]string{arg})
+		}
+		return nil
+	}
 }
 
 // usageError is a mistake in the command line.

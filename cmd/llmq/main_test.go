@@ -111,6 +111,8 @@ func TestUsage(t *testing.T) {
 	for _, c := range []struct{ args, stderr string }{
 		{"evl", `unknown command "evl"; did you mean eval?`},
 		{"frobnicate", "unknown command \"frobnicate\"\n"},
+		{"help frobnicate", "unknown command \"frobnicate\": want one of bench, "},
+		{"completion csh", "unknown shell \"csh\": want one of bash, fish, powershell, zsh"},
 		{"eval", "no MODEL given"},
 		{"eval MODEL", "no --text FILE given"},
 		{"eval MODEL x", `unexpected argument "x"`},

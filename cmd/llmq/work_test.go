@@ -237,6 +237,48 @@ func TestWorkBucket(t *testing.T) {
 	}
 }
 
+// TestStatusWorkers: status lists those who take part in a run on many machines, while it goes on.
+func TestStatusWorkers(t *testing.T) {
+	work := t.TempDir()
+	d, err := store.OpenDir(work, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	came := time.Now().Add(-time.Minute)
+	if err := errors.Join(d.Note(&store.Standing{Model: "m", Phase: store.PhaseLayers, Layers: 3}), d.NoteWorkers([]store.Worker{
+		{Name: "node1-7", Since: came, Unit: "run1-layer0000-stage01-shard03", Done: 4}, {Name: "node2-8", Since: came},
+	})); err != nil {
+		t.Fatal(err)
+	}
+	text := must(t, "status", work).stdout
+	for _, want := range []string{"node1-7, for 1m", "4 units done, run1-layer0000-stage01-shard03", "node2-8, for 1m", "0 units done, waits"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("status does not print %q:\n%s", want, text)
+		}
+	}
+	const keys = "model output method type phase run layers layer_seconds head working layers_done layers_left seconds_per_layer seconds_left " +
+		"work_bytes noted"
+	list := mustJSON(t, keys+" workers", "status", work)["workers"].([]any)
+	if first := list[0].(map[string]any); len(list) != 2 || first["name"] != "node1-7" || first["done"] != 4.0 || first["unit"] != "run1-layer0000-stage01-shard03" {
+		t.Errorf("workers are %v", list)
+	}
+	if err := d.Close(); err != nil { // as when the coordinator is killed
+		t.Fatal(err)
+	}
+	mustJSON(t, keys, "status", work)
+	if d, err = store.OpenDir(work, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.NoteWorkers(nil); err != nil {
+		t.Fatal(err)
+	}
+	mustJSON(t, keys, "status", work)
+	if _, err := os.Stat(filepath.Join(work, "workers.json")); err == nil {
+		t.Error("the list of workers stays")
+	}
+}
+
 // TestWorkFinished: a run that was killed after its file had its name, and before its folder was cleared, is known to be over.
 func TestWorkFinished(t *testing.T) {
 	dir, work := folder(t, "llama"), filepath.Join(t.TempDir(), "work")

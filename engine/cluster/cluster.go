@@ -11,10 +11,14 @@
 package cluster
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -35,6 +39,8 @@ type Connection struct {
 	URL   string // "" for a server in this process
 	Token string // "" for none
 	Creds string // path of a NATS credentials file; "" for none
+
+	tls *tls.Config // for tests: the authorities that are trusted; nil for those of the system
 }
 
 // subjects are those of a run, of which id tells it from others on the same server.
@@ -97,11 +103,27 @@ func encode(v any) []byte {
 	return b
 }
 
-// connect connects to a server for good: when it goes away it is waited for.
-func (c *Connection) connect(srv *server.Server, name string) (*nats.Conn, error) {
+// Where is the server's URL without the password that it may have.
+func (c *Connection) Where() string {
+	if c.URL == "" {
+		return "the NATS server in this process"
+	}
+	if u, err := url.Parse(c.URL); err == nil {
+		return u.Redacted()
+	}
+	return "the NATS server" // what does not parse may have a password anywhere
+}
+
+// connect connects to a server, srv if that is in this process. From then on it is waited for when it goes away. denied is told of
+// what it does not allow.
+func (c *Connection) connect(srv *server.Server, name string, denied func(error)) (*nats.Conn, error) {
 	opts := []nats.Option{nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(3),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})} // what a server that is away costs is waited for
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) { // what a server that is away costs is waited for
+				denied(c.explain(err))
+			}
+		})}
 	if c.Token != "" {
 		opts = append(opts, nats.Token(c.Token))
 	}
@@ -110,14 +132,48 @@ func (c *Connection) connect(srv *server.Server, name string) (*nats.Conn, error
 	}
 	if srv != nil {
 		opts = append(opts, nats.InProcessServer(srv))
-	} else {
-		opts = append(opts, nats.RetryOnFailedConnect(true))
+	}
+	if c.tls != nil {
+		opts = append(opts, nats.Secure(c.tls))
 	}
 	nc, err := nats.Connect(c.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.URL, err)
+		return nil, c.explain(err)
 	}
 	return nc, nil
+}
+
+// explain adds to what a server says where it is, and what may help.
+func (c *Connection) explain(err error) error {
+	help := ""
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
+	case errors.Is(err, nats.ErrAuthorization):
+		help = ": are token, credentials, user and password those that it wants?"
+	case errors.Is(err, nats.ErrSecureConnRequired):
+		help = ": it wants TLS: give tls://HOST:PORT"
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		help = ": it has no TLS: give nats://HOST:PORT"
+	case untrusted:
+		help = ": SSL_CERT_FILE can name the certificate of an authority of your own"
+	}
+	return fmt.Errorf("%s: %w%s", c.Where(), err, help)
+}
+
+// passes says whether an error of connect may go away by itself, as that of a server that is not there yet.
+func passes(err error) bool {
+	_, network := errors.AsType[*net.OpError](err)
+	_, names := errors.AsType[*net.DNSError](err)
+	if network || names || errors.Is(err, os.ErrDeadlineExceeded) {
+		return true
+	}
+	for _, e := range []error{io.EOF, nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoInfoReceived, nats.ErrStaleConnection,
+		nats.ErrConnectionClosed, nats.ErrMaxConnectionsExceeded} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // CheckListen says what is wrong with a HOST:PORT to listen at: others can reach it, and there is no token that they have to show.

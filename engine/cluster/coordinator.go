@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -62,6 +63,7 @@ type Coordinator struct {
 
 // peer is a worker.
 type peer struct {
+	since time.Time
 	seen  time.Time
 	alive bool
 	unit  string
@@ -106,7 +108,9 @@ func (c *Coordinator) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if c.nc, err = c.opt.connect(c.srv, "llmq"); err != nil {
+	ctx, giveUp := context.WithCancel(ctx) // what is denied has no answer
+	defer giveUp()
+	if c.nc, err = c.opt.connect(c.srv, "llmq", func(err error) { c.denied(err); giveUp() }); err != nil {
 		return err
 	}
 	if c.js, err = jetstream.New(c.nc); err != nil {
@@ -114,7 +118,9 @@ func (c *Coordinator) start(ctx context.Context) (err error) {
 	}
 	c.js.DeleteStream(ctx, c.subjects.stream()) // of a coordinator before this one, whose units are not asked for any more
 	if err := c.createStream(ctx); err != nil {
-		return fmt.Errorf("NATS: %w", err)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return cmp.Or(c.failed, fmt.Errorf("%s: JetStream: %w", c.opt.Where(), err))
 	}
 	if _, err := c.nc.Subscribe(c.subjects.hello(), c.onHello); err != nil {
 		return err
@@ -123,6 +129,14 @@ func (c *Coordinator) start(ctx context.Context) (err error) {
 		return err
 	}
 	return c.nc.FlushTimeout(30 * time.Second)
+}
+
+// denied ends the run, as the server does not allow what it needs.
+func (c *Coordinator) denied(err error) {
+	c.mu.Lock()
+	c.failed = cmp.Or(c.failed, err)
+	c.mu.Unlock()
+	c.wakeUp()
 }
 
 func (c *Coordinator) createStream(ctx context.Context) error {
@@ -374,6 +388,7 @@ func (c *Coordinator) greet(h *hello) *welcome {
 	}
 	if !p.alive {
 		c.opt.Log(fmt.Sprintf("%s is there", h.Worker))
+		p.since = time.Now()
 	}
 	p.seen, p.alive, p.unit, p.done = time.Now(), true, h.Unit, h.Done
 	w := &welcome{Tier: c.opt.Tier, AckWait: c.opt.AckWait, Command: c.opt.Command, JobID: c.jobID}
@@ -392,6 +407,12 @@ func (c *Coordinator) onDone(m *nats.Msg) {
 	over := c.over != nil
 	if !over {
 		c.note(&r)
+		if p := c.workers[r.Worker]; p != nil {
+			p.unit = ""
+			if r.Failed == "" {
+				p.done++
+			}
+		}
 	}
 	c.mu.Unlock()
 	m.Respond(encode(receipt{over}))
@@ -447,8 +468,9 @@ func (c *Coordinator) note(r *report) {
 type Standing struct {
 	Name  string
 	Alive bool
-	Unit  string // that it is at work on; "" if it waits
-	Done  int    // units
+	Since time.Time // it came, or came back
+	Unit  string    // that it is at work on; "" if it waits
+	Done  int       // units
 }
 
 // Workers lists the workers that there have been.
@@ -457,7 +479,7 @@ func (c *Coordinator) Workers() (list []Standing) {
 	defer c.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(c.workers)) {
 		p := c.workers[name]
-		list = append(list, Standing{name, p.alive, p.unit, p.done})
+		list = append(list, Standing{name, p.alive, p.since, p.unit, p.done})
 	}
 	return list
 }

@@ -20,9 +20,14 @@ fi
 
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 dir=$(mktemp -d)
-pids=()
+end() { # ends the processes that this script has started and that still run: another's may have the number of one that has ended
+	local running
+	running=$(jobs -pr)
+	[ -z "$running" ] || kill -KILL $running 2>/dev/null || true
+	wait 2>/dev/null || true
+}
 finish() {
-	[ ${#pids[@]} -eq 0 ] || kill -KILL "${pids[@]}" 2>/dev/null || true
+	end
 	rm -rf "$dir"
 }
 trap finish EXIT
@@ -44,13 +49,11 @@ quantize=("$llmq" quantize "$repo/testdata/gopher-4m" --calib "$dir/calib.txt" -
 coordinate() { # starts a coordinator, which is $head
 	"${quantize[@]}" -o "$dir/out.gguf" --force --work "$dir/work" --listen 0.0.0.0:4222 --ack-wait 2s >/dev/null 2>>"$dir/log" &
 	head=$!
-	pids+=("$head")
 }
 work() { # starts the worker in namespace $1, which is worker[$1]
 	until [ -f "$dir/work/run.json" ]; do alive "worker $1 could start"; done
 	ip netns exec "w$1" "$llmq" worker "nats://10.77.$1.1:4222" --work "$dir/work" --threads 1 2>>"$dir/log$1" &
 	worker[$1]=$!
-	pids+=("${worker[$1]}")
 }
 alive() { # waits a little; it fails if the coordinator has ended before what $1 says
 	kill -0 "$head" 2>/dev/null || { cat "$dir"/log*; echo "FAILED: the coordinator has ended before $1"; exit 1; }
@@ -74,8 +77,7 @@ begin() { # a scenario: coordinator and both workers
 same() { # waits for the end of a scenario, and compares
 	wait "$head" || { cat "$dir/log"; echo "FAILED: $1: the coordinator ends with $?"; exit 1; }
 	[ "$(sha256sum < "$dir/out.gguf")" = "$want" ] || { echo "FAILED: $1: another file"; exit 1; }
-	kill -KILL "${worker[@]}" 2>/dev/null || true
-	wait "${worker[@]}" 2>/dev/null || true
+	end
 	echo "ok ${SECONDS}s  $1"
 }
 

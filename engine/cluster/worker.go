@@ -3,10 +3,13 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +31,8 @@ type Worker struct {
 	// Ready is told what the coordinator says of the run, before anything else: an error ends the worker.
 	Ready func(tier string, command []byte) error
 	Make  engine.Factory
+	// Log is told what is waited for, and why; it may be nil.
+	Log func(message string)
 
 	srv *server.Server // in this process; else nil
 
@@ -48,8 +53,11 @@ type working struct {
 	ackWait  time.Duration // the coordinator's
 	wake     chan struct{} // has a value when there may be units
 
-	engine engine.Worker
-	jobID  string
+	engine  engine.Worker
+	jobID   string
+	waiting string // why the worker waits, as it has said
+
+	busy, reports sync.WaitGroup // what says that units are being done, and the report of the last one
 
 	mu   sync.Mutex // guards what follows
 	unit string
@@ -61,8 +69,11 @@ func (w Worker) Work(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	g := &working{Worker: &w, subjects: runSubjects(w.Run), cancel: cancel, ackWait: DefaultAckWait, wake: make(chan struct{}, 1)}
+	if g.Log == nil {
+		g.Log = func(string) {}
+	}
 	var err error
-	if g.nc, err = w.connect(w.srv, w.Name); err != nil {
+	if g.nc, err = g.connected(ctx); err != nil {
 		return err
 	}
 	defer g.nc.Close()
@@ -85,6 +96,30 @@ func (w Worker) Work(ctx context.Context) error {
 	return err
 }
 
+// connected connects to the server once it is there.
+func (g *working) connected(ctx context.Context) (*nats.Conn, error) {
+	for {
+		nc, err := g.connect(g.srv, g.Name, func(err error) { g.cancel(err) })
+		if err == nil || !passes(err) {
+			return nc, err
+		}
+		g.waits(err.Error())
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// waits says what is waited for, if that is new.
+func (g *working) waits(why string) {
+	if g.waiting != why {
+		g.waiting = why
+		g.Log("waiting: " + why)
+	}
+}
+
 func (g *working) work(ctx context.Context) error {
 	answer, err := g.hello(ctx)
 	if err != nil {
@@ -98,8 +133,10 @@ func (g *working) work(ctx context.Context) error {
 	}
 	var beat sync.WaitGroup
 	defer beat.Wait()
+	defer g.busy.Wait()
 	inner, stop := context.WithCancel(ctx)
 	defer stop()
+	defer g.reports.Wait()
 	beat.Go(func() { g.beat(inner) })
 	for ctx.Err() == nil {
 		m := g.next(ctx)
@@ -145,6 +182,7 @@ func (g *working) hello(ctx context.Context) (*welcome, error) {
 		if answer, err := g.say(ctx); answer != nil || err != nil {
 			return answer, err
 		}
+		g.waits(g.Where() + " has no coordinator of the run yet")
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -162,6 +200,9 @@ func (g *working) say(ctx context.Context) (*welcome, error) {
 	defer cancel()
 	m, err := g.nc.RequestWithContext(attempt, g.subjects.hello(), encode(h))
 	if err != nil {
+		if g.nc.IsClosed() { // it is not for a server that is away: one that has come back wants something else
+			return nil, g.explain(cmp.Or(g.nc.LastError(), err))
+		}
 		return nil, nil
 	}
 	var w welcome
@@ -201,10 +242,18 @@ func (g *working) beat(ctx context.Context) {
 func (g *working) next(ctx context.Context) jetstream.Msg {
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if m := g.fetch(attempt, &g.own, "of-"+g.Name, g.subjects.of(g.Name)); m != nil {
-		return m
+	var own, others jetstream.Msg
+	var both sync.WaitGroup // at once: an answer may take as long as the server's processors are at work
+	both.Go(func() { own = g.fetch(attempt, &g.own, "of-"+g.Name, g.subjects.of(g.Name)) })
+	others = g.fetch(attempt, &g.any, "any", g.subjects.any())
+	both.Wait()
+	if own == nil {
+		return others
 	}
-	return g.fetch(attempt, &g.any, "any", g.subjects.any())
+	if others != nil {
+		others.Nak() // for somebody else
+	}
+	return own
 }
 
 func (g *working) fetch(ctx context.Context, c *jetstream.Consumer, durable, subject string) jetstream.Msg {
@@ -240,29 +289,19 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 	g.mu.Lock()
 	g.unit = t.Unit.Name
 	g.mu.Unlock()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	var busy sync.WaitGroup
-	busy.Go(func() { g.progress(ctx, m) })
-	defer busy.Wait()
-	defer stop()
+	busy, stop := context.WithCancel(ctx)
+	g.busy.Go(func() { g.progress(busy, m) })
 	r := report{Worker: g.Name, Unit: t.Unit.Name}
 	err := g.take(ctx, t.Job)
 	if err == nil {
 		r.Digest, err = g.engine.Do(ctx, t.Unit)
 	}
 	if ctx.Err() != nil {
+		stop()
 		return nil // others will have it
 	}
 	if err != nil {
 		r.Failed = err.Error()
-	}
-	over, answered := g.report(ctx, &r)
-	if over {
-		return g.Values.Delete(t.Unit.Name) // nothing of the run is to stay
-	}
-	if answered {
-		m.Ack()
 	}
 	g.mu.Lock()
 	g.unit = ""
@@ -270,7 +309,31 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 		g.done++
 	}
 	g.mu.Unlock()
+	// The next unit begins while this one is being reported.
+	g.reports.Wait()
+	g.reports.Go(func() {
+		defer stop()
+		over, answered := g.report(ctx, &r)
+		if over {
+			if err := g.clear(t.Unit.Name); err != nil {
+				g.cancel(err)
+			}
+			return
+		}
+		if answered {
+			m.Ack()
+		}
+	})
 	return nil
+}
+
+// clear removes what a unit has put out: nothing is to stay of a run that is over.
+func (g *working) clear(unit string) error {
+	names, err := g.Values.Names()
+	if err != nil {
+		return err
+	}
+	return g.Values.Delete(slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, unit) })...)
 }
 
 // progress says that a unit is being done, so that nobody else is given it.

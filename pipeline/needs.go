@@ -21,7 +21,7 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
 	for i := range p.Tensors {
 		piece = max(piece, min(int64(p.Tensors[i].Elements()), batchWeights))
 	}
-	needs := Needs{Memory: piece * pieceBytes, Disk: p.File.Size()}
+	needs := Needs{Memory: piece * pieceBytes, Disk: p.Size()}
 	if m == nil {
 		return needs
 	}

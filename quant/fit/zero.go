@@ -49,6 +49,12 @@ func fitZero(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []floa
 	middle := near((lv.lo + lv.hi + 1) / 2)
 	try(abs(top), middle) // weights that are all alike
 	try(abs(top)/(lv.hi-float32(middle)), middle)
+	lo, hi := gr.span()
+	lo, hi = min(lo, 0), max(hi, 0) // zero is always on the grid
+	for _, share := range [...]float32{1, 0.9, 0.8} {
+		d := share * (hi - lo) / (lv.hi - lv.lo)
+		try(d, near(-lo*share/d))
+	}
 	var p minSearch
 	p.search(lv, &gr)
 	for i := range p.n {

@@ -57,7 +57,8 @@ func (o *quantizeOptions) checkFolder() error {
 		return usagef("--format %.40q: want %s or %s", o.Format, ggufFormat, strings.Join(hf.FolderFormats(), " or "))
 	}
 	for _, name := range onlyGGUF {
-		if f := o.cmd.Flags().Lookup(name); f != nil && f.Value.String() != f.DefValue {
+		f := o.cmd.Flags().Lookup(name) // of a recipe all have been given; rules print as nothing
+		if f != nil && (f.Value.String() != f.DefValue || name == "tensor-type" && len(o.Rules.rules) > 0) {
 			return usagef("--%s is for GGUF files, not for --format %s", name, o.Format)
 		}
 	}

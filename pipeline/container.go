@@ -9,15 +9,16 @@ import (
 )
 
 // Container is a form that a run's output has in the place of a GGUF file, such as a checkpoint of quantized weights. It has types
-// of its own for linears; all other tensors stay as the checkpoint has them.
+// of its own for linears; all other tensors stay as the checkpoint has them, but for vectors that a transform scales.
 type Container interface {
 	Name() string
 	// Nominal stands for the types of the linears, whatever their columns are.
 	Nominal() *ggml.Type
 	// Type is what a linear becomes; nil: it stays as it is.
 	Type(info *ggml.Info) *ggml.Type
-	// Plan lays the output out. It refuses a model that cannot be brought into the form.
-	Plan(tensors []ggml.Info) (Form, error)
+	// Plan lays the output out. changed are the names of vectors that do not stay as they are: their rows are taken too. It refuses
+	// a model that cannot be brought into the form.
+	Plan(tensors []ggml.Info, changed []string) (Form, error)
 }
 
 // Form is a planned output of a Container.
@@ -65,11 +66,14 @@ func (r *Recipe) checkContainer() error {
 	if r.Container == nil {
 		return nil
 	}
-	refuse := func(what string) error { return fmt.Errorf("%s in %s: %s", what, r.Container.Name(), "is for GGUF files") }
+	refuse := func(what string) error {
+		return fmt.Errorf("%s in %s: %s", what, r.Container.Name(), "is for GGUF files")
+	}
 	switch needs := r.Method.Needs(); {
-	case len(r.transforms()) > 0 || needs.Decides || r.BiasCorrection:
-		return fmt.Errorf("%s keeps all tensors but the linears' weights as they are: methods that scale channels (awq, auto, smoothing) and "+
-			"bias correction change others", r.Container.Name())
+	case r.BiasCorrection:
+		return refuse("bias correction, which adds tensors,")
+	case needs.Decides:
+		return refuse("method " + r.Method.Name() + ", which gives linears types of their own,")
 	case needs.Int8Inputs:
 		return refuse("method " + r.Method.Name())
 	case len(r.Rules) > 0 || r.Embedding != nil || r.Output != nil:
@@ -80,6 +84,28 @@ func (r *Recipe) checkContainer() error {
 		return refuse("a checkpoint that is quantized already")
 	}
 	return nil
+}
+
+// planForm lays out the output of a plan with a container.
+func (p *Plan) planForm() (err error) {
+	r := &p.Recipe
+	if r.Container == nil {
+		return nil
+	}
+	var changed []string
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		switch {
+		case len(r.transforms()) == 0:
+		case t.Role == model.RoleLinear && t.Type.Grid == nil:
+			return fmt.Errorf("tensor %q stays as it is in %s, as groups do not divide its %d columns: methods that scale channels would "+
+				"change it", t.Name, r.Container.Name(), t.Cols())
+		case t.Role == model.RoleVector && ggml.ParseName(t.Name).Layer >= 0:
+			changed = append(changed, t.Name)
+		}
+	}
+	p.form, err = r.Container.Plan(p.infos(), changed)
+	return err
 }
 
 // contained is typeOf with a container.

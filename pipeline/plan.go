@@ -126,10 +126,8 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	if r.Method.Needs().Int8Inputs {
 		p.addScales()
 	}
-	if r.Container != nil {
-		if p.form, err = r.Container.Plan(p.infos()); err != nil {
-			return nil, err
-		}
+	if err := p.planForm(); err != nil {
+		return nil, err
 	}
 	p.File, err = gguf.NewPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err

@@ -43,7 +43,7 @@ func (o *folderOptions) folder() bool { return o.Format != ggufFormat }
 
 // onlyGGUF are flags that have no meaning for a folder.
 var onlyGGUF = []string{"type", "tensor-type", "embedding-type", "output-type", "allow-requantize", "split-max-size", "modelfile", "max-size",
-	"max-bpw", "int8-fallback", "max-ppl-increase", "smooth", "bias-correction", "mtp", "low-disk", "listen", "engine", "machines"}
+	"max-bpw", "int8-fallback", "max-ppl-increase", "bias-correction", "mtp", "low-disk", "listen", "engine", "machines"}
 
 // checkFolder checks the options of a folder, and those that are for one.
 func (o *quantizeOptions) checkFolder() error {
@@ -62,9 +62,8 @@ func (o *quantizeOptions) checkFolder() error {
 			return usagef("--%s is for GGUF files, not for --format %s", name, o.Format)
 		}
 	}
-	if needs := o.Method.m.Needs(); needs.Decides || len(needs.Transforms) > 0 || needs.Int8Inputs {
-		return usagef("--method %s is for GGUF files: --format %s keeps all tensors but the linears' weights as they are, and takes gptq and rtn",
-			o.Method.m.Name(), o.Format)
+	if needs := o.Method.m.Needs(); needs.Decides || needs.Int8Inputs {
+		return usagef("--method %s is for GGUF files, not for --format %s", o.Method.m.Name(), o.Format)
 	}
 	_, err := o.scheme()
 	return err
@@ -115,8 +114,8 @@ func (o *quantizeOptions) container(src pipeline.Source) (pipeline.Container, er
 // container is a folder as package pipeline knows it.
 type container struct{ *hf.Folder }
 
-func (c container) Plan(tensors []ggml.Info) (pipeline.Form, error) {
-	p, err := c.Folder.Plan(tensors)
+func (c container) Plan(tensors []ggml.Info, changed []string) (pipeline.Form, error) {
+	p, err := c.Folder.Plan(tensors, changed)
 	if err != nil {
 		return nil, err
 	}

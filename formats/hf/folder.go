@@ -87,12 +87,14 @@ func (f *Folder) Type(info *ggml.Info) *ggml.Type {
 type FolderPlan struct {
 	*Folder
 	layout  *safetensors.Layout
-	targets map[string]*target   // by the checkpoint's name
-	routes  map[string][]routing // by GGUF's name
-	kept    []string             // of the checkpoint's tensors
-	config  []byte               // config.json
-	more    map[string][]byte    // files that the format has beside it
-	copies  []string             // files that are copied
+	targets map[string]*target      // by the checkpoint's name
+	routes  map[string][]routing    // by GGUF's name
+	vectors map[string]*arch.Tensor // of vectors that change, by GGUF's name
+	changed map[string]bool         // the checkpoint's tensors that these are made of
+	kept    []string                // of the checkpoint's tensors
+	config  []byte                  // config.json
+	more    map[string][]byte       // files that the format has beside it
+	copies  []string                // files that are copied
 }
 
 // target is a linear of the checkpoint that is quantized.
@@ -118,16 +120,18 @@ func (r *routing) row(i int) int {
 }
 
 // Plan lays the folder out, of tensors that have GGUF's names and the types that they become. What has a type of package packed has
-// to be whole linears of the checkpoint, but for the order of their rows, and all of each: anything else is refused by name.
-func (f *Folder) Plan(tensors []ggml.Info) (*FolderPlan, error) {
-	p := &FolderPlan{Folder: f, targets: map[string]*target{}, routes: map[string][]routing{}, more: map[string][]byte{}}
-	if err := p.plan(tensors); err != nil {
+// to be whole linears of the checkpoint, but for the order of their rows, and all of each: anything else is refused by name. Of
+// tensors that are not quantized, changed names those of which rows are taken too: vectors, in float32.
+func (f *Folder) Plan(tensors []ggml.Info, changed []string) (*FolderPlan, error) {
+	p := &FolderPlan{Folder: f, targets: map[string]*target{}, routes: map[string][]routing{}, vectors: map[string]*arch.Tensor{},
+		changed: map[string]bool{}, more: map[string][]byte{}}
+	if err := p.plan(tensors, changed); err != nil {
 		return nil, fmt.Errorf("hf: %s: %s: %w", f.c.dir, f.format, err)
 	}
 	return p, nil
 }
 
-func (p *FolderPlan) plan(tensors []ggml.Info) error {
+func (p *FolderPlan) plan(tensors []ggml.Info, changed []string) error {
 	elsewhere := map[string]string{} // the checkpoint's tensors that those of GGUF that are not quantized are made of
 	for i := range tensors {
 		s, ok := p.c.index[tensors[i].Name]
@@ -151,6 +155,11 @@ func (p *FolderPlan) plan(tensors []ggml.Info) error {
 	if err := p.cover(elsewhere); err != nil {
 		return err
 	}
+	for _, name := range changed {
+		if err := p.change(name); err != nil {
+			return err
+		}
+	}
 	var infos []safetensors.Info
 	for _, name := range p.c.weights.Names() {
 		info, _ := p.c.weights.Lookup(name)
@@ -162,7 +171,9 @@ func (p *FolderPlan) plan(tensors []ggml.Info) error {
 			continue // no data
 		}
 		infos = append(infos, safetensors.Info{Name: name, DType: safetensors.DType(info.Type.Name), Shape: info.Shape})
-		p.kept = append(p.kept, name)
+		if !p.changed[name] {
+			p.kept = append(p.kept, name)
+		}
 	}
 	var err error
 	if p.layout, err = safetensors.NewLayout(infos, safetensors.ShardBytes); err != nil {
@@ -308,9 +319,14 @@ func (w *FolderWriter) Paths() []string { return []string{w.path} }
 // SetMeta does nothing: what GGUF files say in metadata config.json says, which stays as it is.
 func (w *FolderWriter) SetMeta(string, any) error { return nil }
 
-// WriteRows takes rows of a GGUF tensor, from row on, in the type that it was planned with. Of what is not quantized they are
-// ignored: the checkpoint has it.
+// WriteRows takes rows of a GGUF tensor, from row on, in the type that it was planned with. Of what neither is quantized nor
+// changes they are ignored: the checkpoint has it.
 func (w *FolderWriter) WriteRows(name string, row int, data []byte) error {
+	if t := w.vectors[name]; t != nil {
+		if err := w.vector(t, data); err != nil {
+			return w.failed(fmt.Errorf("hf: %s: tensor %q: %w", w.path, name, err))
+		}
+	}
 	for _, r := range w.routes[name] {
 		size := r.to.typ.RowBytes(r.to.in)
 		lo, hi := max(row, r.first), min(row+len(data)/size, r.first+r.part.Count)

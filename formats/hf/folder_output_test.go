@@ -18,6 +18,7 @@ import (
 	"github.com/llmq/llmq/formats/packed"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/shared"
+	"github.com/llmq/llmq/tensor"
 )
 
 // fused are the weights of a model whose checkpoint has q, k and v in one tensor, and gate and up.
@@ -118,7 +119,7 @@ func TestFolder(t *testing.T) {
 
 func checkFolder(t *testing.T, c *Checkpoint, f *Folder) {
 	infos := linearTypes(c, f)
-	p, err := f.Plan(infos)
+	p, err := f.Plan(infos, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +245,7 @@ func TestFolderConfig(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := f.Plan(linearTypes(c, f))
+		p, err := f.Plan(linearTypes(c, f), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -284,7 +285,7 @@ func TestFolderRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Plan(linearTypes(c, f)); err == nil || !strings.Contains(err.Error(), "there is no linear to quantize") {
+	if _, err := f.Plan(linearTypes(c, f), nil); err == nil || !strings.Contains(err.Error(), "there is no linear to quantize") {
 		t.Errorf("columns that are no multiple of groups: %v", err)
 	}
 	// Mappings that do not give back every row once, as it was.
@@ -300,13 +301,13 @@ func TestFolderRefused(t *testing.T) {
 		c := mustOpen(t, dir)
 		f, _ := c.Folder(CompressedTensors, packed.Scheme{Bits: 4, Group: 32})
 		spoil(c.sources[c.index["blk.1.attn_output.weight"]].Tensor)
-		if _, err := f.Plan(linearTypes(c, f)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := f.Plan(linearTypes(c, f), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
 	// A checkpoint that is quantized, and one whose config.json says so.
 	f, _ = mustOpen(t, dir).Folder(GPTQ, packed.Scheme{Bits: 4, Group: 32})
-	p, err := f.Plan(linearTypes(f.c, f))
+	p, err := f.Plan(linearTypes(f.c, f), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +324,7 @@ func TestFolderRefused(t *testing.T) {
 	}
 	write(t, dir, configFile, s.with(settings{"quantization_config": settings{"quant_method": "gptq"}}).json(t))
 	f, _ = mustOpen(t, dir).Folder(GPTQ, packed.Scheme{Bits: 4, Group: 32})
-	if _, err := f.Plan(linearTypes(f.c, f)); err == nil || !strings.Contains(err.Error(), "has a quantization_config") {
+	if _, err := f.Plan(linearTypes(f.c, f), nil); err == nil || !strings.Contains(err.Error(), "has a quantization_config") {
 		t.Errorf("a quantization_config: %v", err)
 	}
 }
@@ -333,7 +334,7 @@ func TestFolderTwice(t *testing.T) {
 	s := small("LlamaForCausalLM").with(settings{"hidden_size": 64})
 	c := mustOpen(t, folder(t, s, weights(s)))
 	f, _ := c.Folder(CompressedTensors, packed.Scheme{Bits: 4, Group: 32})
-	p, err := f.Plan(linearTypes(c, f))
+	p, err := f.Plan(linearTypes(c, f), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +367,7 @@ func TestArchFolders(t *testing.T) {
 			c := mustOpen(t, filepath.Join(shared.Path(t, "archs"), name))
 			f, err := c.Folder(CompressedTensors, packed.Scheme{Bits: 4, Group: 32})
 			if err == nil && refused[name] != "" {
-				_, err = f.Plan(linearTypes(c, f))
+				_, err = f.Plan(linearTypes(c, f), nil)
 			}
 			if why := refused[name]; why != "" {
 				if err == nil || !strings.Contains(err.Error(), why) {
@@ -379,5 +380,90 @@ func TestArchFolders(t *testing.T) {
 			}
 			checkFolder(t, c, f)
 		})
+	}
+}
+
+// TestFolderVectors: vectors that a run changes are written as it has them, in the checkpoint's order and type; what it leaves as it
+// was is what it was, bit for bit, behind the one that a family adds to its norms too.
+func TestFolderVectors(t *testing.T) {
+	s := small("LlamaForCausalLM").with(settings{"hidden_size": 64, "intermediate_size": 64, "attention_bias": true})
+	gemma := s.with(settings{"architectures": []string{"GemmaForCausalLM"}, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "attention_bias": false})
+	var plain []safetensors.Info
+	for _, info := range weights(gemma) {
+		if info.Name != "lm_head.weight" && !strings.HasSuffix(info.Name, ".bias") {
+			plain = append(plain, info)
+		}
+	}
+	for _, m := range []struct {
+		s     settings
+		infos []safetensors.Info
+	}{{s, weights(s)}, {gemma, plain}} {
+		c := mustOpen(t, folder(t, m.s, m.infos))
+		f, err := c.Folder(CompressedTensors, packed.Scheme{Bits: 4, Group: 32})
+		if err != nil {
+			t.Fatal(err)
+		}
+		infos := linearTypes(c, f)
+		var changed []string
+		for _, info := range infos {
+			if len(info.Shape) == 1 && strings.HasPrefix(info.Name, "blk.") {
+				changed = append(changed, info.Name)
+			}
+		}
+		p, err := f.Plan(infos, changed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		w, err := p.Create(out, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const scaled = "blk.1.ffn_norm.weight"
+		values := map[string][]float32{}
+		for _, info := range infos {
+			rows := make([]byte, info.Bytes())
+			if slices.Contains(changed, info.Name) {
+				x, err := c.Tensor(info.Name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				v := make([]float32, info.Cols())
+				x.Type.Decode(v, x.Data)
+				if info.Name == scaled {
+					for i := range v {
+						v[i] = float32(i) + 1 // exact in bfloat16, and less by one too
+					}
+				}
+				values[info.Name] = v
+				rows = make([]byte, 4*len(v))
+				tensor.EncodeF32(rows, v)
+			}
+			if err := w.WriteRows(info.Name, 0, rows); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again := mustOpen(t, out)
+		for _, name := range changed {
+			x, err := again.Tensor(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v := make([]float32, len(values[name]))
+			x.Type.Decode(v, x.Data)
+			if !slices.Equal(v, values[name]) {
+				t.Errorf("%v: %s is %v, want %v", m.s["architectures"], name, v[:4], values[name][:4])
+			}
+		}
+	}
+	c := mustOpen(t, folder(t, s, weights(s)))
+	f, _ := c.Folder(CompressedTensors, packed.Scheme{Bits: 4, Group: 32})
+	c.sources[c.index["blk.0.attn_norm.weight"]].Change = func([]float32, int) {}
+	if _, err := f.Plan(linearTypes(c, f), []string{"blk.0.attn_norm.weight"}); err == nil ||
+		!strings.Contains(err.Error(), `its values are not those of "model.layers.0.input_layernorm.weight"`) {
+		t.Errorf("a change that cannot be undone: %v", err)
 	}
 }

@@ -23,7 +23,8 @@ type Container interface {
 
 // Form is a planned output of a Container.
 type Form interface {
-	Size() int64 // in bytes
+	Size() int64   // in bytes
+	Memory() int64 // that its Output takes, at most
 	Create(path string, overwrite bool) (Output, error)
 }
 

@@ -279,6 +279,16 @@ func (p *FolderPlan) Size() int64 {
 	return size
 }
 
+// Memory is what a FolderWriter keeps at most, in bytes: the rows of a linear that have come, and what it is stored as; one linear
+// comes after the other.
+func (p *FolderPlan) Memory() int64 {
+	var most int64
+	for _, t := range p.targets {
+		most = max(most, int64(t.out)*int64(t.typ.RowBytes(t.in)))
+	}
+	return 2 * most
+}
+
 // FolderWriter writes a planned folder. Rows arrive in any order and from several goroutines.
 type FolderWriter struct {
 	*FolderPlan

@@ -112,6 +112,20 @@ func (s Scheme) TypeFor(cols int, bf16 bool) *Type {
 // Nominal is a type that stands for the scheme whatever the columns are; no weight has it.
 func (s Scheme) Nominal() *ggml.Type { return s.TypeFor(4096, false).Type }
 
+// Named is the Nominal type of the scheme of a name; nil if there is none.
+func Named(name string) *ggml.Type {
+	schemes := []Scheme{{Bits: 8}}
+	for _, n := range Groups {
+		schemes = append(schemes, Scheme{Bits: 4, Group: n}, Scheme{Bits: 4, Group: n, ZeroPoint: true})
+	}
+	for _, s := range schemes {
+		if s.Name() == name {
+			return s.Nominal()
+		}
+	}
+	return nil
+}
+
 // Of returns what TypeFor has made of a type; nil for ggml's own.
 func Of(t *ggml.Type) *Type {
 	mu.Lock()

@@ -70,7 +70,7 @@ var allowed = map[string]string{
 
 	"hub":    "internal/atomicfile internal/mmap",
 	"store":  "internal/atomicfile",
-	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
+	"report": "formats/ggml formats/gguf formats/packed internal/text model eval profile pipeline quant",
 
 	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/packed formats/safetensors tokenizer model arch " +
 		"calib eval hub profile pipeline report store engine engine/cluster imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",

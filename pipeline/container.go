@@ -12,8 +12,6 @@ import (
 // of its own for linears; all other tensors stay as the checkpoint has them, but for vectors that a transform scales.
 type Container interface {
 	Name() string
-	// Nominal stands for the types of the linears, whatever their columns are.
-	Nominal() *ggml.Type
 	// Type is what a linear becomes; nil: it stays as it is.
 	Type(info *ggml.Info) *ggml.Type
 	// Plan lays the output out. changed are the names of vectors that do not stay as they are: their rows are taken too. It refuses
@@ -68,7 +66,7 @@ func (r *Recipe) checkContainer() error {
 		return nil
 	}
 	refuse := func(what string) error {
-		return fmt.Errorf("%s in %s: %s", what, r.Container.Name(), "is for GGUF files")
+		return fmt.Errorf("%s: %s is for GGUF files", r.Container.Name(), what)
 	}
 	switch needs := r.Method.Needs(); {
 	case r.BiasCorrection:
@@ -82,7 +80,7 @@ func (r *Recipe) checkContainer() error {
 	case r.PartBytes != 0:
 		return refuse("a size of parts")
 	case r.Requantize:
-		return refuse("a checkpoint that is quantized already")
+		return refuse("quantizing what is quantized already")
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ type Recipe struct {
 	KeepCodes bool
 	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
 	Requantize bool
-	// Container is the form of the output; nil: a GGUF file. Type is then its Nominal, and linears get what it has for them.
+	// Container is the form of the output; nil: a GGUF file. Linears get what it has for their columns, and Type stands for that.
 	Container Container
 	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewPlan. 0: it does not.
 	PartBytes int64

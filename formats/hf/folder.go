@@ -9,10 +9,12 @@ import (
 	"sync"
 
 	"github.com/llmq/llmq/arch"
+	"github.com/llmq/llmq/formats/checkpoint"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/packed"
 	"github.com/llmq/llmq/formats/safetensors"
 	"github.com/llmq/llmq/internal/atomicfile"
+	"github.com/llmq/llmq/model"
 )
 
 // A run sees a checkpoint as a GGUF file, and writes what it makes of a linear under GGUF's name and in its order of rows. A Folder
@@ -47,6 +49,7 @@ type Folder struct {
 	c      *Checkpoint
 	format FolderFormat
 	scheme packed.Scheme
+	bf16   bool // what float32 weights have been made of: an adapter is merged into bfloat16 ones
 }
 
 // Folder returns the checkpoint's in a format and scheme. It refuses a checkpoint that is quantized already.
@@ -61,23 +64,24 @@ func (c *Checkpoint) Folder(format FolderFormat, scheme packed.Scheme) (*Folder,
 		return nil, fmt.Errorf("%s: weights of %d bits are for %s: 4 are possible", format, scheme.Bits, CompressedTensors)
 	}
 	for _, name := range c.weights.Names() {
-		if info, _ := c.weights.Lookup(name); info.Format != "" {
+		if info, _ := c.weights.Lookup(name); info.Format != "" && info.Format != checkpoint.LoRA {
 			return nil, fmt.Errorf("hf: %s: tensor %q is stored as %s: take the original checkpoint for an output in %s", c.dir, name,
 				info.Format, format)
 		}
 	}
-	return &Folder{c: c, format: format, scheme: scheme}, nil
+	f := &Folder{c: c, format: format, scheme: scheme}
+	if i, ok := c.index[model.EmbedName]; ok {
+		f.bf16 = c.infos[i].Type == ggml.BF16
+	}
+	return f, nil
 }
 
 // Name is the format's.
 func (f *Folder) Name() string { return f.format.String() }
 
-// Nominal stands for the types of the linears.
-func (f *Folder) Nominal() *ggml.Type { return f.scheme.Nominal() }
-
 // Type is what a linear becomes; nil where the scheme's groups do not divide its columns.
 func (f *Folder) Type(info *ggml.Info) *ggml.Type {
-	if t := f.scheme.TypeFor(info.Cols(), info.Type == ggml.BF16); t != nil {
+	if t := f.scheme.TypeFor(info.Cols(), info.Type == ggml.BF16 || info.Type == ggml.F32 && f.bf16); t != nil {
 		return t.Type
 	}
 	return nil

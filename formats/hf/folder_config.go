@@ -157,7 +157,7 @@ func (p *FolderPlan) gptqConfig() any {
 }
 
 // notCopied are files of a checkpoint folder that the output has of its own, or that are about weights as they were.
-var notCopied = regexp.MustCompile(`^(config|hf_quant_config|quant(ize)?_config|adapter_.*|.*\.index)\.json$`)
+var notCopied = regexp.MustCompile(`^(config|params|hf_quant_config|quant(ize)?_config|adapter_.*|.*\.index)\.json$`)
 
 // copied are files beside the weights that those who load a model want: the tokenizer, chat templates, defaults of generation,
 // preprocessors, code, the licence.

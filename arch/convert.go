@@ -56,8 +56,8 @@ type Tensor struct {
 	Values []float32
 	// Columns gives for each column the one that it is in the checkpoint, which may have more; nil: all as they are.
 	Columns []int
-	// Change, where not nil, computes row r's new values in place; the tensor becomes F32.
-	Change func(row []float32, r int)
+	// Change, where not nil, computes row r's new values in place; the tensor becomes F32. Undo is its inverse, where there is one.
+	Change, Undo func(row []float32, r int)
 }
 
 // Part is rows of a tensor of the checkpoint.
@@ -383,7 +383,7 @@ func (ts Tensors) Columns(column func(c int) int) Tensors {
 
 // Plus adds a constant to all values.
 func (ts Tensors) Plus(v float32) Tensors {
-	return ts.Each(func(x float32) float32 { return x + v })
+	return ts.Each(func(x float32) float32 { return x + v }).undo(func(x float32) float32 { return x - v })
 }
 
 // Times multiplies all values by a constant.
@@ -391,19 +391,31 @@ func (ts Tensors) Times(v float32) Tensors {
 	if v == 1 {
 		return ts
 	}
-	return ts.Each(func(x float32) float32 { return x * v })
+	return ts.Each(func(x float32) float32 { return x * v }).undo(func(x float32) float32 { return x / v })
 }
 
 // Each computes all values anew.
 func (ts Tensors) Each(f func(x float32) float32) Tensors {
 	for _, t := range ts {
-		t.Change = func(row []float32, _ int) {
-			for i, v := range row {
-				row[i] = f(v)
-			}
-		}
+		t.Change, t.Undo = each(f), nil
 	}
 	return ts
+}
+
+// undo gives the inverse of Each.
+func (ts Tensors) undo(f func(x float32) float32) Tensors {
+	for _, t := range ts {
+		t.Undo = each(f)
+	}
+	return ts
+}
+
+func each(f func(x float32) float32) func(row []float32, r int) {
+	return func(row []float32, _ int) {
+		for i, v := range row {
+			row[i] = f(v)
+		}
+	}
 }
 
 // silent are members of config.json that say nothing about the function that a model computes, whatever its class.

@@ -218,7 +218,7 @@ func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (
 	if err != nil {
 		return nil, err
 	}
-	if f.opt.NoRefine {
+	if f.opt.NoRefine || block > maxRefineBlock {
 		return q, nil
 	}
 	if err := f.refine(ctx, q, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {

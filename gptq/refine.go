@@ -19,6 +19,9 @@ const (
 	// refineColumns is the number of columns that are descended along before their changes reach all others' gradients in
 	// one matrix product.
 	refineColumns = 512
+	// maxRefineBlock is the longest block that is descended along: a window holds whole blocks, and a copy of their part of the
+	// Hessian. Longer are rows of eight bits with one scale, where rounding leaves next to nothing to gain.
+	maxRefineBlock = 2048
 )
 
 // refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's

@@ -145,7 +145,7 @@ func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 	}
 	cost := &Cost{Machines: machines, Shards: int(e.shards), Speeds: s, Phases: []PhaseCost{}, Transfers: []Transfer{}}
 	if machines == 1 {
-		e.seconds[costDisk] = (from + float64(p.File.Size())) / s.Disk
+		e.seconds[costDisk] = (from + float64(p.Size())) / s.Disk
 	}
 	for _, name := range []string{costOutputs, costObserve, costRows, costExperts, costAdvance, costStore, costDisk} {
 		if t := e.seconds[name]; t > 0 {

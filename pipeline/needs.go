@@ -16,12 +16,15 @@ type Needs struct {
 // budget (0: no limit) keeps them in memory, what a stage of the forward pass computes from a batch of them, and what
 // the largest site, or as many experts as are taken together, needs. With nil it is not calibrated and holds a piece of a
 // tensor.
-func (p *Plan) Needs(m *model.Model, tokens int, budget int64) Needs {
+func (p *Plan) Needs(m *model.Model, tokens int, budget int64) (needs Needs) {
 	var piece int64 // in weights
 	for i := range p.Tensors {
 		piece = max(piece, min(int64(p.Tensors[i].Elements()), batchWeights))
 	}
-	needs := Needs{Memory: piece * pieceBytes, Disk: p.File.Size()}
+	needs = Needs{Memory: piece * pieceBytes, Disk: p.Size()}
+	if p.form != nil {
+		defer func() { needs.Memory += p.form.Memory() }()
+	}
 	if m == nil {
 		return needs
 	}

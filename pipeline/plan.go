@@ -28,6 +28,8 @@ type Plan struct {
 	NoBias []string
 	// Assignment says how types were assigned within a budget (Assign); nil if they were not.
 	Assignment *Assignment
+
+	form Form // of Recipe.Container; nil for a GGUF file
 }
 
 // Tensor is a tensor of the plan.
@@ -67,6 +69,9 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	if s := r.Smooth; s != nil && !(s.Alpha >= 0 && s.Alpha <= 1) {
 		return nil, fmt.Errorf("smoothing with alpha %g: want 0 to 1", s.Alpha)
+	}
+	if err := r.checkContainer(); err != nil {
+		return nil, err
 	}
 	// Methods that never run the model could do without, but would write files that readers refuse: with tensors missing,
 	// or with types that another architecture's tensors must not have.
@@ -120,6 +125,9 @@ func NewPlan(src Source, r Recipe) (*Plan, error) {
 	}
 	if r.Method.Needs().Int8Inputs {
 		p.addScales()
+	}
+	if err := p.planForm(); err != nil {
+		return nil, err
 	}
 	p.File, err = gguf.NewPlan(p.Metadata, p.infos(), r.PartBytes)
 	return p, err

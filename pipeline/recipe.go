@@ -38,6 +38,8 @@ type Recipe struct {
 	KeepCodes bool
 	// Requantize allows tensors that are quantized already, whose rounding errors stay; without it they are refused.
 	Requantize bool
+	// Container is the form of the output; nil: a GGUF file. Linears get what it has for their columns, and Type stands for that.
+	Container Container
 	// PartBytes splits the file where it has more bytes of tensors: see gguf.NewPlan. 0: it does not.
 	PartBytes int64
 }
@@ -157,6 +159,10 @@ func unusedType(info *ggml.Info, linears *ggml.Type) *ggml.Type {
 // columns, and the index of the rule that chose it or −1.
 func (r *Recipe) typeOf(info *ggml.Info, role model.Role) (t, wanted *ggml.Type, rule int, err error) {
 	rule = -1
+	if r.Container != nil {
+		t, wanted, err = r.contained(info, role)
+		return t, wanted, rule, err
+	}
 	t = r.Type
 	switch role {
 	case model.RoleVector, model.RoleKept:

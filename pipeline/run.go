@@ -159,6 +159,9 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 	if opt.Progress == nil {
 		opt.Progress = silent{}
 	}
+	if err := p.checkForm(&opt); err != nil {
+		return nil, err
+	}
 	if err := opt.Fallback.check(p, opt.Calib != nil); err != nil {
 		return nil, err
 	}
@@ -291,7 +294,7 @@ func (t *task) stageName(runs int) string {
 func (t *task) report(w *writer, scaled *transformer, found *findings, paths []string) *Report {
 	p := t.plan
 	rep := &Report{
-		Plan: p, Parts: []string{}, Bytes: p.File.Size(), BitsPerWeight: p.BitsPerWeight(),
+		Plan: p, Parts: []string{}, Bytes: p.Size(), BitsPerWeight: p.BitsPerWeight(),
 		Foldings: append([]quant.Folding{}, scaled.foldings...), Ranges: append([]GroupRanges{}, scaled.ranges...),
 		NoBias: append([]string{}, p.NoBias...), Assignment: p.Assignment,
 		Decisions: append([]Decision{}, found.decisions...), Validation: found.validation,

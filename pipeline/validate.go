@@ -130,7 +130,7 @@ func (w *writer) setDivergence(v *Validation) error {
 // validate compares the file that has just been completed to the original.
 func (t *task) validate(w *writer, found *findings) error {
 	o := &t.opt.Validate
-	f, err := w.file.Open()
+	f, err := w.file.(*gguf.Writer).Open() // checkForm
 	if err != nil {
 		return err
 	}

@@ -150,6 +150,9 @@ func digestRecipe(w io.Writer, p *Plan, b Budget, opt *Options) {
 	if b != (Budget{}) { // Assign chooses types where the recipe has none
 		fmt.Fprintf(w, "open %v %v\n", p.Recipe.Embedding == nil, p.Recipe.Output == nil)
 	}
+	if r.Container != nil {
+		fmt.Fprintf(w, "container %s\n", r.Container.Name())
+	}
 	if r.Smooth != nil {
 		fmt.Fprintf(w, "smooth %+v\n", *r.Smooth)
 	}

@@ -13,17 +13,16 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/formats/ggml"
-	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
-// writer fills the file that the plan describes, and keeps what there is to report of each tensor.
+// writer fills the output that the plan describes, and keeps what there is to report of each tensor.
 type writer struct {
 	*task
-	file *gguf.Writer
+	file Output
 
 	pending *errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
 	failed  context.Context // ends with the first that fails
@@ -38,8 +37,7 @@ type writer struct {
 func newWriter(t *task, path string) (*writer, error) {
 	w := &writer{task: t, buffers: make(chan []byte, pendingWrites+1), reports: map[string]*TensorReport{}, sums: map[string]*rowsReport{}}
 	var err error
-	w.file, err = gguf.Create(path, t.plan.Metadata, t.plan.infos(), gguf.Options{Overwrite: t.opt.Overwrite,
-		PartBytes: t.plan.Recipe.PartBytes})
+	w.file, err = t.plan.create(path, t.opt.Overwrite)
 	return w, err
 }
 

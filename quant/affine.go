@@ -16,8 +16,8 @@ import (
 //	value := scale·level(q) − minimum
 //
 // where level(q) is q, or Codebook[q] for the non-linear types; with floating-point scales of eight bits, scale is the value
-// of sc[k] and there is no d. A block's D and DMin are d and dmin, float16 values; its
-// Sc and M are sc and m, small integers.
+// of sc[k] and there is no d. A block's D and DMin are d and dmin, float16 values (D of a grid with BF16 a bfloat16 value, DMin
+// with a ZeroPoint a multiple of D); its Sc and M are sc and m, small integers.
 type Affine struct {
 	Name             string
 	Block, Group     int
@@ -25,7 +25,8 @@ type Affine struct {
 	Codebook         []float32 // ascending levels of the codes from CodeMin on; nil where a code is its own level
 	Scales           Scales
 	Minimums         Minimums
-	Fitter           // chooses scales
+	BF16             bool // D is a bfloat16 value, not a float16 one
+	Fitter                // chooses scales
 }
 
 // Fitter chooses d, dmin, sc and m: see Grid.Fit.
@@ -80,7 +81,8 @@ func (s Scales) above(v float32) int {
 // Minimums says what is subtracted. The zero value is nothing.
 type Minimums struct {
 	Kind MinimumKind
-	Max  int // of GroupMinimums
+	Min  int // of ZeroPoint
+	Max  int // of GroupMinimums and of ZeroPoint
 }
 
 // MinimumKind is where minimums are stored.
@@ -90,6 +92,7 @@ const (
 	NoMinimum     MinimumKind = iota
 	BlockMinimum              // dmin alone, of either sign: M is 1
 	GroupMinimums             // each group has an m in [0, Minimums.Max]
+	ZeroPoint                 // dmin is d·z, z a whole number in [Minimums.Min, Minimums.Max]: value = d·(q − z). M is 1
 )
 
 // String returns the name.
@@ -105,6 +108,26 @@ func (g *Affine) Groups() int { return g.Block / g.Group }
 
 // HasMinimum says whether anything is subtracted.
 func (g *Affine) HasMinimum() bool { return g.Minimums.Kind != NoMinimum }
+
+// RoundScale returns v rounded to what D can be: float16, or bfloat16.
+func (g *Affine) RoundScale(v float32) float32 {
+	if g.BF16 {
+		return tensor.BF16(tensor.ToBF16(v))
+	}
+	return tensor.RoundF16(v)
+}
+
+// Zero returns the z of a block of a grid with a ZeroPoint.
+func (g *Affine) Zero(b *Block) int {
+	if b.D == 0 {
+		return g.zeroNear((float64(g.CodeMin) + float64(g.CodeMax) + 1) / 2)
+	}
+	return g.zeroNear(float64(b.DMin) / float64(b.D))
+}
+
+func (g *Affine) zeroNear(z float64) int {
+	return int(min(max(math.RoundToEven(z), float64(g.Minimums.Min)), float64(g.Minimums.Max)))
+}
 
 // OneScale says whether a block has one scale and all else is codes that are their own levels: signed integers.
 func (g *Affine) OneScale() bool { return !g.Scales.OfGroups() && !g.HasMinimum() && g.Codebook == nil }
@@ -305,18 +328,53 @@ func (g *Affine) MoveBlock(b *Block, e *Quadratic) bool {
 	if g.Scales.Floats != nil {
 		return false // there is neither
 	}
+	if g.Minimums.Kind == ZeroPoint {
+		return g.moveZero(b, e)
+	}
 	x, y := e.P/e.A, 0.0
 	if e.C > 0 {
 		if det := e.A*e.C - e.B*e.B; det > 1e-9*e.A*e.C {
 			x, y = (e.P*e.C-e.Q*e.B)/det, (e.A*e.Q-e.B*e.P)/det
 		}
 	}
-	d := tensor.RoundF16(b.D + float32(x))
+	d := g.RoundScale(b.D + float32(x))
 	dmin := tensor.RoundF16(b.DMin + float32(y))
 	if d-d != 0 || dmin-dmin != 0 || d == b.D && dmin == b.DMin || e.At(float64(d)-float64(b.D), float64(dmin)-float64(b.DMin)) >= 0 {
 		return false
 	}
 	b.D, b.DMin = d, dmin
+	return true
+}
+
+// moveZero is MoveBlock for a zero point: of the whole numbers around the best minimum over the best scale, each with the scale
+// that then is best, it takes the one with the least e.
+func (g *Affine) moveZero(b *Block, e *Quadratic) bool {
+	det := e.A*e.C - e.B*e.B
+	if b.D == 0 || !(det > 1e-9*e.A*e.C) {
+		return false
+	}
+	d, dmin := float64(b.D), float64(b.DMin)
+	near := (dmin + (e.A*e.Q-e.B*e.P)/det) / (d + (e.P*e.C-e.Q*e.B)/det)
+	if near-near != 0 {
+		return false
+	}
+	var best float64
+	bestD, bestZ := b.D, g.Zero(b)
+	for _, z := range [...]int{bestZ, g.zeroNear(math.Floor(near)), g.zeroNear(math.Ceil(near))} {
+		// With the minimum t·z, e is least at this scale t.
+		f := float64(z)
+		t := g.RoundScale(float32((e.P + e.Q*f + e.A*d + e.B*(dmin+d*f) + e.C*dmin*f) / (e.A + 2*e.B*f + e.C*f*f)))
+		if t-t != 0 || t == 0 {
+			continue
+		}
+		if v := e.At(float64(t)-d, float64(t)*f-dmin); v < best {
+			best, bestD, bestZ = v, t, z
+		}
+	}
+	if best == 0 {
+		return false
+	}
+	b.D, b.DMin = bestD, bestD*float32(bestZ)
 	return true
 }
 
@@ -329,7 +387,13 @@ func (g *Affine) Shrink(b *Block, k int, share float64) {
 		return
 	}
 	if !g.Scales.Super {
-		b.D, b.DMin = tensor.RoundF16(b.D*float32(share)), tensor.RoundF16(b.DMin*float32(share))
+		if g.Minimums.Kind == ZeroPoint {
+			z := g.Zero(b)
+			b.D = g.RoundScale(b.D * float32(share))
+			b.DMin = b.D * float32(z)
+			return
+		}
+		b.D, b.DMin = g.RoundScale(b.D*float32(share)), tensor.RoundF16(b.DMin*float32(share))
 		return
 	}
 	b.Sc[k] = int8(min(max(math.RoundToEven(float64(b.Sc[k])*share), float64(g.Scales.Min)), float64(g.Scales.Max)))

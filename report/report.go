@@ -202,7 +202,7 @@ func (in *Input) check() error {
 		}
 		for i := range in.Quantization.Tensors {
 			t := &in.Quantization.Tensors[i]
-			if _, err := ggml.ByName(t.Type); err != nil {
+			if _, err := typeNamed(t.Type); err != nil {
 				return fmt.Errorf("tensor %q: %w", t.Name, err)
 			}
 			if t.Bytes < 0 || t.RelativeError < 0 || t.WeightError < 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/packed"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/quant"
@@ -75,8 +76,16 @@ const unknownError = -1
 // quantizedLinear says whether t is what heat maps are about; floating-point types lose next to nothing.
 func (t *tensorRow) quantizedLinear() bool {
 	_, _, ok := linearOf(t.Name)
-	typ, err := ggml.ByName(t.Type)
+	typ, err := typeNamed(t.Type)
 	return ok && err == nil && typ.Grid != nil
+}
+
+// typeNamed is a type of GGUF's, or of a checkpoint for servers.
+func typeNamed(name string) (*ggml.Type, error) {
+	if t := packed.Named(name); t != nil {
+		return t, nil
+	}
+	return ggml.ByName(name)
 }
 
 func (r *run) addQuantization(q *Quantization) error {
@@ -90,7 +99,7 @@ func (r *run) addQuantization(q *Quantization) error {
 	r.Tensors = nil
 	for i := range q.Tensors {
 		t := &q.Tensors[i]
-		typ, err := ggml.ByName(t.Type)
+		typ, err := typeNamed(t.Type)
 		if err != nil {
 			return err
 		}

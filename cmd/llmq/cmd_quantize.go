@@ -24,6 +24,7 @@ import (
 
 type quantizeOptions struct {
 	outputOptions
+	folderOptions
 	calibOptions
 	Recipe         string
 	PrintRecipe    bool
@@ -61,6 +62,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.BoolVar(&o.BiasCorrection, "bias-correction", false, "add to biases what the outputs of quantized linears lose in the mean; adds biases where readers load them")
 	f.Float64Var(&o.Bits, "bits", 0, "2, 3, 4, 5, 6 or 8 for iq2_s, q3_k, q4_k, q5_k, q6_k, q8_0, or about the bits per weight of another type: 1.56, 1.75, 2.06, 2.31, 2.5, 2.63, 3.06, 3.44, 4.25, ... (default 4)")
 	f.Var(&o.Type, "type", "block type of the linears, by name")
+	o.folderOptions.AddFlags(cmd)
 	f.Float64Var(&o.Damping, "damping", gptq.DefaultDamping, "what GPTQ adds to the Hessian's diagonal, as a share of its mean")
 	f.BoolVar(&o.ActOrder, "act-order", true, "GPTQ takes the columns with the largest Hessian diagonal first")
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
@@ -97,11 +99,15 @@ HOST:PORT besides other machines take part in it: see llmq worker.
 
 With --max-size or --max-bpw every tensor of these, embeddings and head too, gets the type that pays there: what types
 do to each, and each to the predictions, is measured first, and the best choice within the budget is taken.
---tensor-type, --embedding-type and --output-type fix single ones.`,
+--tensor-type, --embedding-type and --output-type fix single ones.
+
+With --format compressed-tensors or gptq the output is a checkpoint folder for servers such as vLLM, with the same methods behind
+it: the linears of the layers in 4 or 8 bits, all else as the checkpoint has it.`,
 		Example: `  llmq quantize Qwen3-8B -o qwen3-8b-q4_k.gguf --method gptq --bits 4 --calib wiki.train.txt
   llmq quantize Qwen3-8B -o good.gguf --recipe auto --bits 4 --max-ppl-increase 1% --calib wiki.train.txt
   llmq quantize Qwen3-8B -o small.gguf --type iq4_xs --calib a.txt --calib b.jsonl --tensor-type 'ffn_down=q5_k'
   llmq quantize Qwen3-8B -o fits.gguf --max-size 4.2GiB --calib wiki.train.txt
+  llmq quantize Qwen3-8B -o Qwen3-8B-W4A16 --format compressed-tensors --bits 4 --group-size 128 --calib wiki.train.txt
   llmq quantize Qwen3-8B -o plain.gguf --method rtn --bits 8 --dry-run
   llmq quantize hf:Qwen/Qwen3-8B -o low.gguf --low-disk --calib wiki.train.txt --work /scratch/qwen3-8b
   llmq quantize --method awq --type q4_0 --smooth auto --print-recipe > awq.yaml
@@ -170,6 +176,9 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	}
 	if opts.Work != "" {
 		opts.lazyIn = filepath.Clean(opts.Work) + ".checkpoint"
+	}
+	if opts.folder() {
+		opts.form = opts.container
 	}
 	_, calibrated := recipe.Calibrated()
 	calibrated = calibrated || len(opts.Calib) > 0
@@ -326,6 +335,9 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 	if err := o.check(); err != nil {
 		return r, err
 	}
+	if err := o.checkFolder(); err != nil {
+		return r, err
+	}
 	switch {
 	case o.Imatrix != "" && (needs.Stats || o.Smooth.s != nil || o.BiasCorrection):
 		return r, usagef("--imatrix tells the inputs' mean squares, which --method rtn alone can do with: give calibration text with --calib FILE")
@@ -352,6 +364,11 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, err
 	}
 	if err := o.engineOptions.checkEngine(o.Work); err != nil {
+		return r, err
+	}
+	if o.folder() {
+		scheme, err := o.scheme()
+		r.Type = scheme.Nominal()
 		return r, err
 	}
 	if r.Type == nil {

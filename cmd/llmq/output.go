@@ -41,9 +41,10 @@ type outputOptions struct {
 	Force         bool
 	JSON          bool
 
-	besides  []reading // the checkpoint
-	measures bool      // a dry run reads the weights too
-	lazyIn   string    // where --low-disk keeps what has come; "" if nowhere
+	besides  []reading                                             // the checkpoint
+	form     func(src pipeline.Source) (pipeline.Container, error) // nil for a GGUF file
+	measures bool                                                  // a dry run reads the weights too
+	lazyIn   string                                                // where --low-disk keeps what has come; "" if nowhere
 }
 
 func (o *outputOptions) AddFlags(cmd *cobra.Command) {
@@ -84,7 +85,11 @@ func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pi
 		return nil, nil, err
 	}
 	if !o.DryRun && o.PartBytes == 0 { // the names of parts are known when their number is
-		if err := a.checkOutput(o.Output, o.Force, o.inputs()...); err != nil {
+		check := a.checkOutput
+		if o.form != nil {
+			check = a.checkOutputFolder
+		}
+		if err := check(o.Output, o.Force, o.inputs()...); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -106,6 +111,11 @@ func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pi
 	if s, ok := src.(*gguf.Scaled); ok && !o.Requantize { // its weights look like floats
 		return nil, nil, errors.Join(fmt.Errorf("%s: has weights of type nvfp4: they are quantized already. Take the original checkpoint, or "+
 			"accept with --allow-requantize that its errors stay", s.Name()), src.Close())
+	}
+	if o.form != nil {
+		if r.Container, err = o.form(src); err != nil {
+			return nil, nil, errors.Join(err, src.Close())
+		}
 	}
 	plan, err := pipeline.NewPlan(src, r)
 	if err == nil && !o.DryRun {
@@ -242,7 +252,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 				tensors[i].Fallback = t.Wanted.Name
 			}
 		}
-		output, parts := plan.File.Paths(o.Output), []string{}
+		output, parts := plan.Paths(o.Output), []string{}
 		if len(output) > 1 {
 			parts = output
 		}
@@ -258,7 +268,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 
 			Assignment *pipeline.Assignment `json:"assignment"`
 			Cost       *pipeline.Cost       `json:"cost"` // null without --machines
-		}{output[0], parts, plan.File.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment, cost})
+		}{output[0], parts, plan.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, tensors, plan.Assignment, cost})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -269,7 +279,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 		return err
 	}
 	t = newTable(a.stdout)
-	t.row("file", "%d bytes (%s), %.3f bits per weight", plan.File.Size(), formatBytes(plan.File.Size()), plan.BitsPerWeight())
+	t.row("file", "%d bytes (%s), %.3f bits per weight", plan.Size(), formatBytes(plan.Size()), plan.BitsPerWeight())
 	if parts := plan.File.Parts(); len(parts) > 1 {
 		for i, path := range plan.File.Paths(o.Output) {
 			t.row(plain(filepath.Base(path)), "%d bytes (%s)", parts[i], formatBytes(parts[i]))

@@ -21,7 +21,7 @@ import (
 // recipeKeys are the options of quantize that a recipe holds, by their flags' names and in the order in which they are
 // printed: all that the output depends on besides the checkpoint.
 var recipeKeys = []string{
-	"method", "bits", "type", "embedding-type", "output-type", "tensor-type", "no-fallback", "smooth", "bias-correction",
+	"method", "format", "bits", "group-size", "zero-point", "type", "embedding-type", "output-type", "tensor-type", "no-fallback", "smooth", "bias-correction",
 	"damping", "act-order", "refine", "output-hessian", "int8-fallback", "max-size", "max-bpw", "max-ppl-increase", "pre", "mtp",
 	"calib", "calib-tokens", "seq-len", "seed",
 }
@@ -140,12 +140,19 @@ func recipeYAML(o *quantizeOptions, r pipeline.Recipe) ([]byte, error) {
 		value := &yaml.Node{Kind: yaml.ScalarNode, Value: f.Value.String()}
 		switch key {
 		case "bits": // the type says it
-			continue
+			if !o.folder() {
+				continue
+			}
+			value.Value = strconv.Itoa(r.Type.Grid.Shape().Bits)
+		case "format", "group-size", "zero-point":
+			if value.Value == f.DefValue {
+				continue
+			}
 		case "type", "embedding-type", "output-type", "pre", "max-ppl-increase":
 			if key != "max-ppl-increase" {
 				value.Tag = "!!str"
 			}
-			if value.Value == "" {
+			if value.Value == "" || o.folder() {
 				continue
 			}
 		case "method":

@@ -43,6 +43,9 @@ const MXFP4 = "mxfp4"
 // NVFP4 is the Format of weights of four bits whose scales have a factor of the whole weight's: see Factors.
 const NVFP4 = "nvfp4"
 
+// LoRA is the Format of plain weights with an adapter merged into them.
+const LoRA = "lora"
+
 // maxJSONBytes is beyond any index or configuration: the largest index has some 20 MB.
 const maxJSONBytes = 256 << 20
 

@@ -159,7 +159,7 @@ func (c *Checkpoint) mergeInto(t *logical, module string, a, b *part, ad adapter
 	if t.Format != "" {
 		t.Format += " + "
 	}
-	t.Format += "lora"
+	t.Format += LoRA
 	return nil
 }
 

@@ -36,6 +36,9 @@ func (t *Type) Encode(dst []byte, w, importance []float32) (noise float64) {
 	}
 	g := t.Grid.Shape()
 	n := g.Groups()
+	if g.Block > maxBlock {
+		return t.encodeRow(dst, w, importance)
+	}
 	a := batches.Get().(*batch)
 	defer batches.Put(a)
 	for i := range a.block {
@@ -55,6 +58,23 @@ func (t *Type) Encode(dst []byte, w, importance []float32) (noise float64) {
 			t.Pack(dst[(i+k)*t.BlockBytes:(i+k+1)*t.BlockBytes], b)
 			noise += t.Grid.Noise(b)
 		}
+	}
+	return noise
+}
+
+// encodeRow is Encode for types whose blocks are rows.
+func (t *Type) encodeRow(dst []byte, w, importance []float32) (noise float64) {
+	q := quant.NewWeight(t.Grid, 1, len(w))
+	for i := range len(w) / t.BlockLen {
+		b := [1]quant.Block{q.Block(0, i)}
+		lo, hi := i*t.BlockLen, (i+1)*t.BlockLen
+		var imp []float32
+		if importance != nil {
+			imp = importance[lo:hi]
+		}
+		quant.Round(t.Grid, b[:], w[lo:hi], imp)
+		t.Pack(dst[i*t.BlockBytes:(i+1)*t.BlockBytes], &b[0])
+		noise += t.Grid.Noise(&b[0])
 	}
 	return noise
 }

@@ -8,10 +8,10 @@ import (
 
 // EncodeExact stores the weights w, whole blocks of one row that a checkpoint has as type from, in dst, if they lie on t's
 // grid: t's values, rounded to from, are w. Nothing is lost then. It says whether they do; dst is unspecified if not.
-// Super-blocks, whose scales have scales, are not looked for.
+// Super-blocks, whose scales have scales, are not looked for, nor are grids that no type of ggml has.
 func (t *Type) EncodeExact(dst []byte, w []float32, from *Type) bool {
 	g, ok := t.Grid.(*quant.Affine)
-	if !ok || g.Scales.Super {
+	if !ok || g.Scales.Super || g.BF16 || g.Minimums.Kind == quant.ZeroPoint || g.Block > maxBlock {
 		return false
 	}
 	storage := storages[from]

@@ -32,7 +32,7 @@ type File struct {
 	done bool // committed or aborted
 }
 
-// unfinished are the temporary files that exist. abandoned says that the process is about to end.
+// unfinished are the temporary files and folders that exist. abandoned says that the process is about to end.
 var (
 	mu         sync.Mutex
 	unfinished = map[string]bool{}
@@ -79,7 +79,7 @@ func Abandon() {
 	defer mu.Unlock()
 	abandoned = true
 	for tmp := range unfinished {
-		os.Remove(tmp)
+		os.RemoveAll(tmp)
 	}
 }
 

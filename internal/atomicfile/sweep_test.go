@@ -148,3 +148,27 @@ func TestSweepNothing(t *testing.T) {
 		t.Errorf("removed %v", gone)
 	}
 }
+
+// TestSweepFolder: the folder of a killed process goes, that of one that lives stays.
+func TestSweepFolder(t *testing.T) {
+	dir := t.TempDir()
+	w, err := CreateFolder(filepath.Join(dir, "out"), 1, testMark, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(w.Dir(), "shard"))
+	if gone := Sweep(dir); len(gone) != 0 {
+		t.Fatalf("%v of a living process swept", gone)
+	}
+	forget(w.tmp) // as if another process wrote it
+	if gone := Sweep(dir); len(gone) != 0 {
+		t.Fatalf("%v swept, which is locked", gone)
+	}
+	w.lock.Close() // as if that were killed
+	if gone := Sweep(dir); len(gone) != 1 || gone[0].Bytes != 1 || gone[0].Path != w.tmp {
+		t.Errorf("swept %v", gone)
+	}
+	if got := files(t, dir); got != "" {
+		t.Errorf("left: %q", got)
+	}
+}

@@ -51,7 +51,9 @@ var allowed = map[string]string{
 	"formats/ggml":        "tensor kernels/... quant quant/fit",
 	"formats/gguf":        "formats/ggml internal/atomicfile internal/mmap internal/sniff",
 	"formats/hf/object":   "internal/sniff",
-	"formats/hf":          "tensor formats/ggml formats/gguf formats/hf/object formats/checkpoint internal/mmap internal/sniff internal/text tokenizer arch",
+	"formats/packed":      "tensor kernels quant quant/fit formats/ggml",
+	"formats/hf": "tensor formats/ggml formats/gguf formats/packed formats/safetensors formats/hf/object formats/checkpoint " +
+		"internal/atomicfile internal/mmap internal/sniff internal/text tokenizer arch model",
 
 	"tokenizer":      "",
 	"model":          "tensor kernels/... quant formats/ggml",
@@ -68,9 +70,9 @@ var allowed = map[string]string{
 
 	"hub":    "internal/atomicfile internal/mmap",
 	"store":  "internal/atomicfile",
-	"report": "formats/ggml formats/gguf internal/text model eval profile pipeline quant",
+	"report": "formats/ggml formats/gguf formats/packed internal/text model eval profile pipeline quant",
 
-	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/safetensors tokenizer model arch " +
+	"cmd/llmq": "tensor quant gptq smoothquant formats/ggml formats/gguf formats/hf formats/packed formats/safetensors tokenizer model arch " +
 		"calib eval hub profile pipeline report store engine engine/cluster imatrix compare kernels/... internal/atomicfile internal/text internal/bench internal/mmap internal/ui",
 
 	"internal/atomicfile": "",

@@ -4,7 +4,7 @@
 // own arithmetic. For fixed scales the best codes are the nearest; for fixed codes the best scales solve a least-squares
 // problem; alternating the two ends in one of many local minima, so every search starts from many candidates. scale.go and
 // min.go search the scales of one group, without and with a minimum; few.go those of long blocks of few levels; the super files make those of a super-block's groups
-// small multiples of one float16 number.
+// small multiples of one float16 number; zero.go those with a zero point, and row.go one for a whole row.
 //
 // All but Q4_1, Q5_1 and the codebooks search 16 groups at a time, in the lanes of vectors (lanes.go): the candidates are
 // measured by kernels, in one order of operations on every machine. A super-block's float16 number is chosen without
@@ -37,6 +37,10 @@ func New(g quant.Affine) *quant.Affine {
 	s := &Search{grid: grid, lv: newLevels(grid), together: 1}
 	minimums := g.HasMinimum()
 	switch {
+	case g.Block > maxBlock, g.Group > maxGroup && g.CodeMax-g.CodeMin > 64:
+		s.full = fitRow
+	case g.Minimums.Kind == quant.ZeroPoint:
+		s.full = fitZero
 	case g.Scales.Floats != nil:
 		s.full = fitFloats
 	case g.Scales.Super && minimums:
@@ -47,9 +51,9 @@ func New(g quant.Affine) *quant.Affine {
 		s.together, s.full = kernels.Lanes/g.Groups(), fitSupers
 	case minimums:
 		s.full = fitMin
-	case g.Group > maxGroup:
+	case g.Group > maxGroup && g.CodeMax-g.CodeMin < 4:
 		s.full = fitFew
-	case g.Codebook != nil:
+	case g.Codebook != nil, g.Group > maxGroup, g.BF16:
 		s.full = fitScale
 	default:
 		s.together, s.full = kernels.Lanes, fitScales
@@ -315,6 +319,14 @@ func roundScale(v float32) float32 {
 	return math.Float32frombits((b + 0xfff + b>>13&1) &^ 0x1fff)
 }
 
+// roundScaleOf is roundScale to what g's D can be. bfloat16 reaches as far as the weights do.
+func roundScaleOf(g *quant.Affine, v float32) float32 {
+	if g.BF16 {
+		return g.RoundScale(v)
+	}
+	return roundScale(v)
+}
+
 // roundScales is roundScale of each lane.
 func roundScales(l *kernels.Lane) {
 	const minNormal, limit = 0x38800000, 0x477fe000 // float32's bits of 2⁻¹⁴ and of MaxF16
@@ -332,4 +344,12 @@ func roundScales(l *kernels.Lane) {
 func stepF16(v float32) float32 {
 	exponent := math.Float32frombits(math.Float32bits(v) & 0x7f800000)
 	return max(exponent/1024, quantumF16)
+}
+
+// stepOf is stepF16 for what g's D can be.
+func stepOf(g *quant.Affine, v float32) float32 {
+	if g.BF16 {
+		return math.Float32frombits(math.Float32bits(v)&0x7f800000) / 128
+	}
+	return stepF16(v)
 }

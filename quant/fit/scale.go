@@ -8,7 +8,7 @@ import (
 	"github.com/llmq/llmq/quant"
 )
 
-// One scale per block and no minimum: Q4_0, Q5_0, Q8_0, IQ4_NL. The same search finds each group's own best in
+// One scale per block and no minimum: Q4_0, Q5_0, Q8_0, IQ4_NL, and the integers of servers' formats. The same search finds each group's own best in
 // super-blocks.
 
 func fitScale(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []float32) {
@@ -31,7 +31,7 @@ func fitScale(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []flo
 	best := lv.measure(gr, 0, 0).Err
 	for _, scale := range c.scale[:c.n] {
 		last := float32(math.Inf(1))
-		for d := roundScale(scale); ; {
+		for d := roundScaleOf(g, scale); ; {
 			f := lv.measure(gr, d, 0)
 			if f.Err < best {
 				best, b.D = f.Err, d
@@ -41,12 +41,12 @@ func fitScale(g *quant.Affine, lv *levels, bs []quant.Block, w, importance []flo
 			}
 			last = f.Err
 			scale, _ = gr.solveScale(f, d)
-			d = roundScale(scale)
+			d = roundScaleOf(g, scale)
 		}
 	}
 	// Least squares knows nothing of float16's steps, which are wide where it is subnormal.
-	step := stepF16(b.D)
-	for _, d := range [2]float32{roundScale(b.D - step), roundScale(b.D + step)} {
+	step := stepOf(g, b.D)
+	for _, d := range [2]float32{roundScaleOf(g, b.D-step), roundScaleOf(g, b.D+step)} {
 		if f := lv.measure(gr, d, 0); f.Err < best {
 			best, b.D = f.Err, d
 		}
@@ -178,7 +178,7 @@ func (s *lanes) exactScale(g *quant.Affine, lv *levels, i int, top float32) (d f
 func exactScale(g *quant.Affine, lv *levels, gr *group, top float32) (d float32, ok bool) {
 	for c := g.CodeMin; c <= g.CodeMax; c++ {
 		d := top / g.Level(int8(c)) // infinite for level 0
-		if math.Float32bits(d)&0x1fff == 0 && roundScale(d) == d && lv.exact(gr, d) {
+		if math.Float32bits(d)&0x1fff == 0 && roundScaleOf(g, d) == d && lv.exact(gr, d) {
 			return d, true
 		}
 	}

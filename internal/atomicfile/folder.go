@@ -1,0 +1,156 @@
+package atomicfile
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Folder is an output of several files that appears as a whole: they are written into a hidden folder beside it, which takes the
+// output's name when all of them are on the disk.
+type Folder struct {
+	path string
+	tmp  string
+	mark string
+	lock *os.File // in tmp: claimed, so that Sweep in another process leaves the folder alone
+	opt  Options
+	done bool
+}
+
+// lockName is of a file in a temporary folder.
+const lockName = ".lock"
+
+// CreateFolder starts an output of size bytes in all. Without Overwrite it refuses a folder that holds anything; with it, one that
+// does not hold a file named mark, so that no folder of another kind is ever replaced. It refuses what is no folder, and a disk
+// that has not got the room.
+func CreateFolder(path string, size int64, mark string, opt Options) (*Folder, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckFolder(path, mark, opt.Overwrite); err != nil {
+		return nil, err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // what a link leads to is replaced, not the link
+	}
+	dir := filepath.Dir(path)
+	if free, ok := freeBytes(dir); ok && uint64(size) > free {
+		return nil, fmt.Errorf("%s: needs %d bytes of disk, %d are free", path, size, free)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if abandoned {
+		return nil, errors.New("the process is about to end")
+	}
+	tmp := filepath.Join(dir, tempPrefix+rand.Text()+tempSuffix)
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, cause(err))
+	}
+	lock, err := os.OpenFile(filepath.Join(tmp, lockName), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		os.RemoveAll(tmp)
+		return nil, fmt.Errorf("%s: %w", path, cause(err))
+	}
+	claim(lock) // in a folder of a random name: nobody else has been there
+	unfinished[tmp] = true
+	return &Folder{path: path, tmp: tmp, mark: mark, lock: lock, opt: opt}, nil
+}
+
+// CheckFolder says why a folder cannot be written to path: see CreateFolder.
+func CheckFolder(path, mark string, overwrite bool) error {
+	entries, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(path); err == nil {
+			return fmt.Errorf("%s: a link that leads nowhere", path)
+		}
+		_, err := os.Stat(filepath.Dir(path))
+		return err
+	}
+	if err != nil {
+		if info, e := os.Stat(path); e == nil && !info.IsDir() {
+			return fmt.Errorf("%s: is no folder", path)
+		}
+		return err
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	if !overwrite {
+		return fmt.Errorf("%s: %w", path, fs.ErrExist)
+	}
+	if info, err := os.Lstat(filepath.Join(path, mark)); err != nil || !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: holds other things, and no %s: it is not replaced", path, mark)
+	}
+	return nil
+}
+
+// Dir is the folder to write into until Commit or Abort.
+func (w *Folder) Dir() string { return w.tmp }
+
+// Commit puts the folder in its place. All its files must be closed, and on the disk. When it fails, what was there before is there
+// still, and nothing else is left behind.
+func (w *Folder) Commit() error {
+	if w.done {
+		return fmt.Errorf("%s: already closed", w.path)
+	}
+	err := CheckFolder(w.path, w.mark, w.opt.Overwrite) // something may have appeared meanwhile
+	if err == nil {
+		w.release()
+		err = w.place()
+	}
+	if err != nil {
+		w.Abort()
+		return err
+	}
+	w.done = true
+	forget(w.tmp)
+	return syncDir(filepath.Dir(w.path))
+}
+
+// release gives the lock up: on some systems no folder with open files can be renamed.
+func (w *Folder) release() {
+	if w.lock != nil {
+		w.lock.Close()
+		os.Remove(w.lock.Name())
+		w.lock = nil
+	}
+}
+
+// place renames the folder into the place of an old one, if there is one, which is removed then.
+func (w *Folder) place() error {
+	if err := syncDir(w.tmp); err != nil {
+		return err
+	}
+	old := ""
+	if err := os.Remove(w.path); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty folder goes
+		old = filepath.Join(filepath.Dir(w.path), tempPrefix+rand.Text()+tempSuffix)
+		if err := os.Rename(w.path, old); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(w.tmp, w.path); err != nil {
+		if old != "" {
+			err = errors.Join(err, os.Rename(old, w.path))
+		}
+		return err
+	}
+	if old != "" {
+		return os.RemoveAll(old)
+	}
+	return nil
+}
+
+// Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.
+func (w *Folder) Abort() {
+	if w.done {
+		return
+	}
+	w.done = true
+	defer forget(w.tmp)
+	w.release()
+	os.RemoveAll(w.tmp)
+}

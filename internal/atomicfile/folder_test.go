@@ -1,0 +1,132 @@
+package atomicfile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const testMark = "config.json"
+
+// files are the names in a folder, hidden ones too.
+func files(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+func touch(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFolder: a folder appears when it is committed, with all its files, in the place of nothing, of an empty folder, or of one that
+// may be replaced; and nothing is left of one that is given up.
+func TestFolder(t *testing.T) {
+	for _, before := range []string{"nothing", "empty", "old", "link"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "out")
+		opt := Options{}
+		switch before {
+		case "empty":
+			if err := os.Mkdir(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		case "old", "link":
+			opt.Overwrite = true
+			real := path
+			if before == "link" {
+				real = filepath.Join(dir, "real")
+				if err := os.Symlink("real", path); err != nil {
+					t.Skip(err)
+				}
+			}
+			if err := os.Mkdir(real, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			touch(t, filepath.Join(real, testMark))
+			touch(t, filepath.Join(real, "old"))
+		}
+		was := files(t, dir)
+		w, err := CreateFolder(path, 1, testMark, opt)
+		if err != nil {
+			t.Fatalf("%s: %v", before, err)
+		}
+		touch(t, filepath.Join(w.Dir(), "new"))
+		w.Abort()
+		w.Abort()
+		if got := files(t, dir); got != was {
+			t.Errorf("%s: %q after Abort, %q before", before, got, was)
+		}
+		if w, err = CreateFolder(path, 1, testMark, opt); err != nil {
+			t.Fatalf("%s: %v", before, err)
+		}
+		touch(t, filepath.Join(w.Dir(), "new"))
+		if _, err := os.Stat(filepath.Join(path, "new")); err == nil {
+			t.Errorf("%s: there before Commit", before)
+		}
+		if err := w.Commit(); err != nil {
+			t.Fatalf("%s: %v", before, err)
+		}
+		w.Abort()
+		if got := files(t, path); got != "new" {
+			t.Errorf("%s: the folder has %q", before, got)
+		}
+		if got := files(t, dir); got != "out" && got != "out real" {
+			t.Errorf("%s: %q beside it", before, got)
+		}
+		if err := w.Commit(); err == nil {
+			t.Errorf("%s: committed twice", before)
+		}
+	}
+}
+
+// TestFolderRefused: a folder with other things in it stays, whatever is asked for.
+func TestFolderRefused(t *testing.T) {
+	dir := t.TempDir()
+	full, file, gone := filepath.Join(dir, "full"), filepath.Join(dir, "file"), filepath.Join(dir, "gone", "out")
+	if err := os.Mkdir(full, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(full, "letters"))
+	touch(t, file)
+	if _, err := CreateFolder(full, 1, testMark, Options{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a folder with files: %v", err)
+	}
+	if _, err := CreateFolder(full, 1, testMark, Options{Overwrite: true}); err == nil || !strings.Contains(err.Error(), "it is not replaced") {
+		t.Errorf("a folder of another kind: %v", err)
+	}
+	for _, path := range []string{file, gone} {
+		if _, err := CreateFolder(path, 1, testMark, Options{Overwrite: true}); err == nil {
+			t.Errorf("%s: created", path)
+		}
+	}
+	// What appears meanwhile stays.
+	out := filepath.Join(dir, "out")
+	w, err := CreateFolder(out, 1, testMark, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(out, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(out, "mine"))
+	if err := w.Commit(); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Commit over what appeared: %v", err)
+	}
+	if got := files(t, dir) + " " + files(t, out) + " " + files(t, full); got != "file full out mine letters" {
+		t.Errorf("left: %q", got)
+	}
+}

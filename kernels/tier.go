@@ -13,13 +13,15 @@ type Tier int
 const (
 	PureGo     Tier = iota // Go alone
 	NEON                   // arm64: float32 products
+	DotProd                // arm64: SDOT, products of four bytes at a time
+	I8MM                   // arm64: SMMLA too, products of 2×8 by 8×2 bytes
 	AVX2                   // AVX2, FMA and F16C
 	AVX512                 // AVX-512 F, BW, VL and DQ
 	AVX512BF16             // VDPBF16PS: products of bfloat16 pairs
 	AMX                    // TDPBF16PS: products of tiles of bfloat16 pairs
 )
 
-var tierNames = [...]string{"purego", "neon", "avx2", "avx512", "avx512bf16", "amx"}
+var tierNames = [...]string{"purego", "neon", "dotprod", "i8mm", "avx2", "avx512", "avx512bf16", "amx"}
 
 func (t Tier) String() string { return tierNames[t] }
 
@@ -54,12 +56,15 @@ func Tiers() []Tier {
 	best := BestTier()
 	tiers := []Tier{PureGo}
 	for t := NEON; t <= best; t++ {
-		if t != NEON || best == NEON {
+		if t.arm64() == best.arm64() {
 			tiers = append(tiers, t)
 		}
 	}
 	return tiers
 }
+
+// arm64 says whether t is a tier of arm64 beyond pure Go.
+func (t Tier) arm64() bool { return t >= NEON && t <= I8MM }
 
 // SetTier switches to t, or to the best tier of this machine if that is lower, and returns the tier that was in use.
 // It is for tests and benchmarks; kernels that are running when it is called may finish on either.
@@ -67,7 +72,7 @@ func SetTier(t Tier) (previous Tier) {
 	return Tier(tier.Swap(int32(min(max(t, PureGo), BestTier()))))
 }
 
-// Lanes is the number of float32 values that t's vector loops take at a time; 0 in pure Go, and in NEON, which has no
+// Lanes is the number of float32 values that t's vector loops take at a time; 0 in pure Go, and on arm64, which has no
 // more than products and package vector's two loops.
 func (t Tier) Lanes() int {
 	switch {

@@ -18,7 +18,8 @@ func TestFMA(t *testing.T) {
 		switch rng.IntN(4) {
 		case 0: // a tie, less or more what float64 has no room for
 			z = float32(math.Ldexp(1+float64(rng.IntN(1<<23))*0x1p-23, 60))
-			x, y = 1+0x1p-23*float32(rng.IntN(3)-1), 0x1p36
+			x = 1 + rng.Float32()
+			y = float32(math.Copysign(0x1p36, rng.Float64()-0.5)) * (1 / x)
 		case 1:
 			x, y, z = x*0x1p-70, y*0x1p-70, few(-149)
 		}

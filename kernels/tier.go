@@ -14,6 +14,8 @@ type Tier int
 const (
 	PureGo     Tier = iota // Go alone
 	NEON                   // arm64: float32 products
+	DotProd                // arm64: SDOT, products of four bytes at a time
+	I8MM                   // arm64: SMMLA too, products of 2×8 by 8×2 bytes
 	AVX2                   // AVX2, FMA and F16C
 	AVXVNNI                // VPDPBUSD of 256 bits, for processors without AVX-512: products of bytes
 	AVX512                 // AVX-512 F, BW, VL and DQ
@@ -21,7 +23,7 @@ const (
 	AMX                    // TDPBF16PS: products of tiles of bfloat16 pairs
 )
 
-var tierNames = [...]string{"purego", "neon", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"}
+var tierNames = [...]string{"purego", "neon", "dotprod", "i8mm", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"}
 
 func (t Tier) String() string { return tierNames[t] }
 
@@ -81,7 +83,7 @@ func SetTier(t Tier) (previous Tier) {
 	return Tier(tier.Swap(int32(atMost(t))))
 }
 
-// Lanes is the number of float32 values that t's vector loops take at a time; 0 in pure Go, and in NEON, which has no
+// Lanes is the number of float32 values that t's vector loops take at a time; 0 in pure Go, and on arm64, which has no
 // more than products and package vector's two loops.
 func (t Tier) Lanes() int {
 	switch {

@@ -5,16 +5,18 @@ import (
 	"runtime"
 	"runtime/debug"
 
+	"github.com/llmq/llmq/kernels"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print the version and how it was built",
+		Short: "Print the version, how it was built, and the instructions that it uses here",
 		Args:  exactArgs(),
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(a.stdout, "llmq %s %s %s/%s\n%s", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH, commit())
+			_, err := fmt.Fprintf(a.stdout, "llmq %s %s %s/%s\n%sinstructions: %v of %v (%s lowers them)\n", version(), runtime.Version(), runtime.GOOS,
+				runtime.GOARCH, commit(), kernels.CurrentTier(), kernels.BestTier(), kernels.TierEnv)
 			return err
 		},
 	}

@@ -55,6 +55,9 @@ func main() {
 			log.Fatalf("%s: %v", t.name, err)
 		}
 	}
+	if err := writeDots(filepath.Join(*dir, "q8"), "dots"); err != nil {
+		log.Fatal(err)
+	}
 }
 
 func write(dir, name string, generate func(*gen)) error {

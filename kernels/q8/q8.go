@@ -28,9 +28,9 @@ func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights) {
 }
 
 func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
-	var results []kernels.Product
+	var results, dotResults []kernels.Product
 	quarters := false // some weights have groups of 16
-	k := tier()
+	k, d := tier(), dotTier()
 	for _, p := range products {
 		if p.Dst.Rows != x.Rows || p.Dst.Cols != p.W.Rows || x.Cols != p.W.Cols {
 			panic("q8: matmul shapes do not agree")
@@ -38,6 +38,8 @@ func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 		switch lv := p.W.Format.Levels; {
 		case lv == nil || lv.Group != q8Group && lv.Group != q8Group/2 || p.W.Cols%q8Group != 0:
 			panic(fmt.Sprintf("q8: integer products with %s weights of %d columns", p.W.Format.Name, p.W.Cols))
+		case d != nil && x.Cols > 0:
+			dotResults = append(dotResults, p)
 		case k == nil || unpack.DecoderLevels(p.W.Format) == nil || x.Cols == 0:
 			matMulGo(p.Dst, x, p.W, add)
 		case x.Rows > 0 && p.W.Rows > 0:
@@ -48,6 +50,11 @@ func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 	if len(results) > 0 {
 		in := k.round(x, quarters)
 		in.product(add, results)
+		in.release()
+	}
+	if len(dotResults) > 0 && x.Rows > 0 {
+		in := d.round(x, dotResults)
+		in.product(add, dotResults)
 		in.release()
 	}
 }
@@ -106,6 +113,23 @@ func roundGo(codes []int8, e []int32, x []float32) (step float32) {
 	return step
 }
 
+// fma returns x·y + z, rounded once, as every tier's multiply-add does.
+func fma(x, y, z float32) float32 {
+	product := float64(x) * float64(y) // exact
+	sum := float64(product + float64(z))
+	// What the sum lost goes into its last bit, if that is free, so that rounding it again is as rounding the exact sum.
+	part := float64(sum - product)
+	lost := float64(product-float64(sum-part)) + float64(float64(z)-part)
+	if bits := math.Float64bits(sum); lost != 0 && sum-sum == 0 && bits&1 == 0 {
+		if (lost > 0) == (sum > 0) {
+			sum = math.Float64frombits(bits + 1)
+		} else {
+			sum = math.Float64frombits(bits - 1)
+		}
+	}
+	return float32(sum)
+}
+
 // matMulGo is the plain product.
 func matMulGo(dst, x *tensor.Matrix, w *kernels.Weights, add bool) {
 	groups := x.Cols / q8Group
@@ -131,12 +155,12 @@ func matMulGo(dst, x *tensor.Matrix, w *kernels.Weights, add bool) {
 						total += c
 					}
 					unit := power2(exponents[t*groups+g*lv.Group/q8Group])
-					sum += float32(s * (float32(dot) * unit))
+					sum = fma(s, float32(dot)*unit, sum)
 					if lv.Minimums {
-						sum -= float32(minimum[g] * (float32(total) * unit))
+						sum = fma(-minimum[g], float32(total)*unit, sum)
 					}
 				}
-				if sum *= steps[t]; add {
+				if sum = float32(sum * steps[t]); add {
 					sum += dst.Row(t)[o]
 				}
 				dst.Row(t)[o] = sum

@@ -8,7 +8,7 @@ import "github.com/llmq/llmq/kernels"
 func Dot(a, b []float32) float32 {
 	b = b[:len(a)]
 	n := len(a) &^ 15
-	if n == 0 || kernels.CurrentTier() != kernels.NEON {
+	if n == 0 || kernels.CurrentTier() < kernels.NEON {
 		return PlainDot(a, b)
 	}
 	return dotNEON(&a[0], &b[0], n) + PlainDot(a[n:], b[n:])
@@ -18,7 +18,7 @@ func Dot(a, b []float32) float32 {
 func Axpy(dst []float32, alpha float32, x []float32) {
 	dst = dst[:len(x)]
 	n := len(x) &^ 15
-	if n == 0 || kernels.CurrentTier() != kernels.NEON {
+	if n == 0 || kernels.CurrentTier() < kernels.NEON {
 		PlainAxpy(dst, alpha, x)
 		return
 	}

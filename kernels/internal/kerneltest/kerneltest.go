@@ -70,7 +70,7 @@ func Random(rng *rand.Rand, rows, cols int) *tensor.Matrix {
 	return m
 }
 
-// EachTier runs f on every tier of this machine but AVXVNNI, which package q8 alone has code for: see OnTiers.
+// EachTier runs f on every tier of this machine but AVXVNNI, DotProd and I8MM, which package q8 alone has code for: see OnTiers.
 func EachTier(t *testing.T, f func(t *testing.T)) {
 	OnTiers(t, []kernels.Tier{kernels.PureGo, kernels.NEON, kernels.AVX2, kernels.AVX512, kernels.AVX512BF16, kernels.AMX}, f)
 }

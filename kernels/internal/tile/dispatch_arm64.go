@@ -16,7 +16,7 @@ var tilesNEON = Tiling{
 
 // For returns the micro-kernels; nil in pure Go.
 func For(kernels.Precision) *Tiling {
-	if kernels.CurrentTier() == kernels.NEON {
+	if kernels.CurrentTier() >= kernels.NEON {
 		return &tilesNEON
 	}
 	return nil

@@ -1,0 +1,5 @@
+//go:build !arm64 || purego
+
+package q8
+
+func dotTier() *dotKernels { return nil }

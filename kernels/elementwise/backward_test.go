@@ -86,7 +86,8 @@ func TestSiLUMulBack(t *testing.T) {
 		far, one := tensor.FromSlice(1, 3, []float32{-1e20, 1e20, float32(math.NaN())}), tensor.FromSlice(1, 3, []float32{1, 1, 1})
 		dGate, dUp := tensor.New(1, 3), tensor.New(1, 3)
 		SiLUMulBack(dGate, dUp, one, far, one)
-		if g, u := dGate.Row(0), dUp.Row(0); g[0] != 0 || g[1] != 1 || u[0] != 0 || u[1] != 1e20 || g[2] == g[2] || u[2] == u[2] {
+		small := func(v float32) bool { return v > -1e-15 && v < 1e-15 } // AVX2's exponentials end at 2^127.5
+		if g, u := dGate.Row(0), dUp.Row(0); !small(g[0]) || g[1] != 1 || !small(u[0]) || u[1] != 1e20 || g[2] == g[2] || u[2] == u[2] {
 			t.Errorf("at −1e20, 1e20 and NaN the gradients are %v and %v", g, u)
 		}
 	})

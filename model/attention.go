@@ -150,9 +150,16 @@ func (a *Attention) project(st *State, h *tensor.Matrix) (q, k, v, gate *tensor.
 
 // copyTo sets columns of dst from at on to those of x.
 func copyTo(dst *tensor.Matrix, at int, x *tensor.Matrix) {
-	for t := range x.Rows {
-		copy(dst.Row(t)[at:], x.Row(t))
-	}
+	byRows(x.Rows, func(lo, hi int) {
+		for t := lo; t < hi; t++ {
+			copy(dst.Row(t)[at:], x.Row(t))
+		}
+	})
+}
+
+// zero is m.Zero on several processors.
+func zero(m *tensor.Matrix) {
+	byRows(m.Rows, func(lo, hi int) { m.View(lo, hi, 0, m.Cols).Zero() })
 }
 
 // columns returns a copy of some columns without padding.

@@ -29,7 +29,7 @@ func (a *Attention) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	}
 	dq, dk, dv := st.Scratch("back dq", q.Rows, q.Cols), st.Scratch("back dk", k.Rows, k.Cols), st.Scratch("back dv", v.Rows, v.Cols)
 	for _, m := range []*tensor.Matrix{dq, dk, dv} {
-		m.Zero()
+		zero(m)
 	}
 	a.coreBack(st, q, k, v, dz, dq, dk, dv)
 	n := a.kvWidth()
@@ -44,8 +44,10 @@ func (a *Attention) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 			aux.Zero()
 		}
 	}
-	for t := range dq.Rows {
-		a.Temperature.apply(dq.View(t, t+1, 0, dq.Cols), t%st.SeqLen)
+	if a.Temperature != nil {
+		for t := range dq.Rows {
+			a.Temperature.apply(dq.View(t, t+1, 0, dq.Cols), t%st.SeqLen)
+		}
 	}
 	a.rotateBack(st, dq, q0, a.QNorm, rope)
 	if a.Takes == nil {
@@ -199,6 +201,7 @@ const backTile = 64
 // A sink takes part in P alone.
 func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) {
 	n, d, shared := st.SeqLen, a.HeadDim, a.Heads/a.KVHeads
+	serial := gemm.Serial{Rounds: st.precision == kernels.Auto}
 	// Query heads that share keys add to the same gradients, one after the other.
 	kernels.Parallel(q.Rows/n*a.KVHeads, 1, func(lo, hi int) {
 		scores, weights := tensor.New(min(backTile, n), n), tensor.New(min(backTile, n), n)
@@ -217,7 +220,6 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 					p, dp := weights.View(0, t1-t0, 0, t1-first), scores.View(0, t1-t0, 0, t1-first)
 					p.Zero()
 					dp.Zero()
-					var serial gemm.Serial
 					serial.NT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
 					serial.NT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
 					for t := range p.Rows {
@@ -260,15 +262,8 @@ func (a *Attention) scoresBack(p, dp []float32, from, to, head int) {
 		sum = math.Exp(float64(a.Sinks[head] - largest))
 	}
 	sum += float64(elementwise.ExpSum(p, p, largest))
-	inverse := float32(1 / sum)
-	var mean float64
-	for j := range p {
-		p[j] *= inverse
-		mean += float64(p[j]) * float64(dp[j])
-	}
-	for j := range p {
-		dp[j] = p[j] * (dp[j] - float32(mean))
-	}
+	elementwise.Scale(p, float32(1/sum))
+	elementwise.SoftmaxBack(dp, p)
 	for j, s := range slope {
 		dp[j] *= s
 	}

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
@@ -108,10 +109,17 @@ func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, s
 	if x.Cols > l.m.Dim {
 		grad, d.aux = dx.View(0, dx.Rows, 0, l.m.Dim), dx.View(0, dx.Rows, l.m.Dim, dx.Cols)
 	}
-	inputs := make([]*tensor.Matrix, len(l.spans))
+	inputs := make([]*tensor.Matrix, len(l.spans)) // the residual stream where each span begins: x, copies, st.X itself
 	for i, s := range l.spans {
-		inputs[i] = st.Scratch("back input "+string(rune('a'+i)), st.X.Rows, st.X.Cols)
-		copyTo(inputs[i], 0, st.X)
+		switch {
+		case i == 0:
+			inputs[i] = x.View(0, x.Rows, 0, l.m.Dim)
+		case i+1 == len(l.spans):
+			inputs[i] = st.X
+		default:
+			inputs[i] = st.Scratch("back input "+string(rune('a'+i)), st.X.Rows, st.X.Cols)
+			copyTo(inputs[i], 0, st.X)
+		}
 		if i+1 < len(l.spans) {
 			if err := l.Run(ctx, st, s.from, s.to, nil); err != nil {
 				return err
@@ -124,7 +132,9 @@ func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, s
 			return err
 		}
 		s := &l.spans[i]
-		copyTo(st.X, 0, inputs[i])
+		if inputs[i] != st.X {
+			copyTo(st.X, 0, inputs[i])
+		}
 		dy := st.Scratch("back dy", grad.Rows, grad.Cols)
 		copyTo(dy, 0, grad)
 		for k := range s.parts {
@@ -158,14 +168,16 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 	}
 	name := p.stages[0].Sites[0].Name
 	h := normed(st, "back norm", p.Pre)
-	dOut := st.Scratch("back branch", dy.Rows, dy.Cols)
-	byRows(dy.Rows, func(lo, hi int) {
-		for t := lo; t < hi; t++ {
-			for j, v := range dy.Row(t) {
-				dOut.Row(t)[j] = scale * v
+	dOut := dy
+	if scale != 1 || p.Post != nil { // dy is what other branches from the same place go by, too
+		dOut = st.Scratch("back branch", dy.Rows, dy.Cols)
+		byRows(dy.Rows, func(lo, hi int) {
+			for t := lo; t < hi; t++ {
+				copy(dOut.Row(t), dy.Row(t))
+				elementwise.Scale(dOut.Row(t), scale)
 			}
-		}
-	})
+		})
+	}
 	if p.Post != nil {
 		p.Post.back(dOut, p.output(st, h), dOut)
 		h = normed(st, "back norm", p.Pre) // the branch may have used its scratch memory
@@ -182,12 +194,12 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 	if site := p.Branch.Out; site != nil {
 		lin := site.Linears[0]
 		dz := st.Scratch("back out", dOut.Rows, lin.In)
-		dz.Zero()
+		zero(dz)
 		d.back(st, lin, dz, dOut)
 		dOut = dz
 	}
 	dh := st.Scratch("back in", h.Rows, h.Cols)
-	dh.Zero()
+	zero(dh)
 	st.In, d.stream = h, dx
 	p.Branch.Back.back(st, d, h, dOut, dh)
 	if p.Pre != nil {
@@ -222,19 +234,21 @@ func (n *Norm) back(dx, x, dy *tensor.Matrix) {
 	})
 }
 
-// rowsBack is back on one goroutine: with s = 1/√(mean(x²)+eps) and u = dy·W, dx = s·u − s³·x·mean(x·u), and for LayerNorm
-// the same of x − mean(x), less its mean.
+// rowsBack is back on one goroutine. LayerNorm's is, with s = 1/√(mean(c²)+eps), c = x − mean(x) and u = dy·W,
+// dx = s·u − s³·c·mean(c·u), less its mean.
 func (n *Norm) rowsBack(dx, x, dy *tensor.Matrix) {
+	if !n.Layer {
+		elementwise.RMSNormBack(dx, x, dy, n.W, n.Eps)
+		return
+	}
 	for t := range x.Rows {
 		in, grad, out := x.Row(t), dy.Row(t), dx.Row(t)
 		count := float64(len(in))
 		var mean float64
-		if n.Layer {
-			for _, v := range in {
-				mean += float64(v)
-			}
-			mean /= count
+		for _, v := range in {
+			mean += float64(v)
 		}
+		mean /= count
 		var square, product, sum float64
 		for i, v := range in {
 			c, u := float64(v)-mean, float64(grad[i])*float64(n.W[i])
@@ -244,13 +258,8 @@ func (n *Norm) rowsBack(dx, x, dy *tensor.Matrix) {
 		}
 		s := 1 / math.Sqrt(square/count+float64(n.Eps))
 		along := s * s * s * product / count
-		if n.Layer {
-			sum *= s / count
-		} else {
-			sum = 0
-		}
 		for i, v := range in {
-			out[i] = float32(s*float64(grad[i])*float64(n.W[i]) - along*(float64(v)-mean) - sum)
+			out[i] = float32(s*(float64(grad[i])*float64(n.W[i])-sum/count) - along*(float64(v)-mean))
 		}
 	}
 }

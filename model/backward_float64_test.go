@@ -228,6 +228,32 @@ func TestLongAttentionBackward(t *testing.T) {
 	checkBackward(t, rng, dim, dim, backTile+9, [][]part64{{{Residual{Branch: a.Branch()}, a.ref}}})
 }
 
+// TestRoundedAttentionBackward: products in bfloat16, where the machine has them, leave the gradients of queries, keys and values
+// within what rounding inputs may cost, for tiles that are cut off by a window and by the sequence's end.
+func TestRoundedAttentionBackward(t *testing.T) {
+	const n, seqs = backTile + 30, 2
+	a := &Attention{Heads: 4, KVHeads: 2, HeadDim: 32, Scale: 0.2, Window: 70}
+	rng := rand.New(rand.NewPCG(15, 101))
+	random := func(cols int) *tensor.Matrix { return tensor.FromSlice(seqs*n, cols, vectorOf(rng, seqs*n*cols)) }
+	q, k, v, do := random(4*32), random(2*32), random(2*32), random(4*32)
+	run := func(p kernels.Precision) [3]*tensor.Matrix {
+		grads := [3]*tensor.Matrix{tensor.New(q.Rows, q.Cols), tensor.New(k.Rows, k.Cols), tensor.New(v.Rows, v.Cols)}
+		a.coreBack(&State{SeqLen: n, precision: p}, q, k, v, do, grads[0], grads[1], grads[2])
+		return grads
+	}
+	exact, rounded := run(kernels.F32), run(kernels.Auto)
+	for i, name := range []string{"queries", "keys", "values"} {
+		var lost, all float64
+		for j, v := range exact[i].Data {
+			lost += math.Pow(float64(v-rounded[i].Data[j]), 2)
+			all += math.Pow(float64(v), 2)
+		}
+		if !(lost <= 1e-4*all) || all == 0 {
+			t.Errorf("%s: %.3g of the gradient is lost to rounding", name, math.Sqrt(lost/all))
+		}
+	}
+}
+
 // TestSharedKeysBackward: two attentions take the keys and values of a third, and add to the gradients there.
 func TestSharedKeysBackward(t *testing.T) {
 	rng := rand.New(rand.NewPCG(15, 101))

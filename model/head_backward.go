@@ -3,6 +3,7 @@ package model
 import (
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -51,13 +52,8 @@ func (h *Head) backward(st *State, dx, x *tensor.Matrix, weigh func(t int, a, p 
 			}
 			softmaxRow(row)
 			weigh(t, a, row)
-			var sum float64
-			for _, v := range a {
-				sum += float64(v)
-			}
-			for j, p := range row { // of Σ a_k·log p_k by logit j: a_j − p_j·Σ a_k
-				row[j] = (a[j] - float32(sum)*p) * scale
-			}
+			elementwise.Scale(row, -scale*float32(elementwise.Sum(a))) // of Σ a_k·log p_k by logit j: a_j − p_j·Σ a_k
+			vector.Axpy(row, scale, a)
 			if c != 0 {
 				for j, s := range slopes.Row(t) {
 					row[j] *= s
@@ -66,7 +62,7 @@ func (h *Head) backward(st *State, dx, x *tensor.Matrix, weigh func(t int, a, p 
 		}
 	})
 	dIn := st.Scratch("back head", x.Rows, h.m.Dim)
-	dIn.Zero()
+	zero(dIn)
 	for lo := 0; lo < h.m.Vocab; lo += headRows {
 		hi := min(lo+headRows, h.m.Vocab)
 		gemm.NN(dIn, 1, logits.View(0, logits.Rows, lo, hi), h.Linear.Part(lo, hi).decoded(st), st.precision)
@@ -88,8 +84,5 @@ func softmaxRow(row []float32) {
 		part := row[i:min(i+1024, len(row))]
 		sum += float64(elementwise.ExpSum(part, part, largest))
 	}
-	inverse := float32(1 / sum)
-	for i := range row {
-		row[i] *= inverse
-	}
+	elementwise.Scale(row, float32(1/sum))
 }

@@ -29,6 +29,11 @@ func (f *MLP) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 // gatedBack sets dGate and dUp to the gradients at gate and up for dz, that at act(gate)·up. They may be gate and up.
 func (f Activation) gatedBack(dGate, dUp, dz, gate, up *tensor.Matrix) {
 	byRows(dz.Rows, func(lo, hi int) {
+		if f == SiLU {
+			part := func(m *tensor.Matrix) *tensor.Matrix { return m.View(lo, hi, 0, m.Cols) }
+			elementwise.SiLUMulBack(part(dGate), part(dUp), part(dz), part(gate), part(up))
+			return
+		}
 		value, slope := make([]float32, dz.Cols), make([]float32, dz.Cols)
 		for t := lo; t < hi; t++ {
 			f.derivative(value, slope, gate.Row(t))

@@ -87,7 +87,7 @@ var allowed = map[string]string{
 	"internal/s3test":     "",
 	"internal/shared":     "",
 	"internal/sniff":      "",
-	"internal/states":     "tensor",
+	"internal/states":     "tensor kernels kernels/encode",
 	"internal/synth":      "tensor kernels/... formats/safetensors formats/ggml formats/hf internal/testmodel pipeline",
 	"internal/testmodel":  "tensor formats/ggml formats/gguf",
 	"internal/text":       "",

@@ -9,6 +9,8 @@ import (
 	"os"
 	"unsafe"
 
+	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/encode"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -98,7 +100,7 @@ func (s *Store) Get(i int) (*tensor.Matrix, error) {
 		}
 	}
 	if s.valueBytes == 2 {
-		tensor.DecodeBF16(x.Data, stored)
+		inParts(len(x.Data), func(lo, hi int) { tensor.DecodeBF16(x.Data[lo:hi], stored[2*lo:]) })
 	}
 	return x, nil
 }
@@ -111,7 +113,7 @@ func (s *Store) Put(i int, x *tensor.Matrix) error {
 	lo, hi := s.Sequences(i)
 	stored := s.stored(lo, hi, x)
 	if s.valueBytes == 2 {
-		tensor.EncodeBF16(stored, x.Data)
+		inParts(len(x.Data), func(lo, hi int) { encode.BF16(stored[2*lo:], x.Data[lo:hi]) })
 	}
 	if s.file == nil {
 		return nil
@@ -120,6 +122,12 @@ func (s *Store) Put(i int, x *tensor.Matrix) error {
 		return fmt.Errorf("hidden states: writing batch %d, %d bytes: %w", i, len(stored), err)
 	}
 	return nil
+}
+
+// inParts spreads work on values over the processors.
+func inParts(n int, f func(lo, hi int)) {
+	const grain = 1 << 14 // values: some microseconds of work
+	kernels.Parallel(n, grain, f)
 }
 
 // stored returns the storage of sequences [lo,hi), whose states are x, or room for what a file has of them: x's own if it will do.

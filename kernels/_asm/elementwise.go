@@ -16,6 +16,7 @@ func elementwise(g *gen) {
 		for _, k := range gates {
 			g.gated(v, c, k)
 		}
+		g.siluBack(v, c)
 		g.maximum(v)
 		g.scaleMul(v)
 		g.scale(v)
@@ -207,6 +208,36 @@ func (g *gen) gated(v isa, c expConstants, k gate) {
 		g.VMULPS(at(up, 0), a, a)
 		g.VMOVUPS(a, at(dst, 0))
 		g.advance(v.bytes, dst, gate, up)
+	})
+	g.VZEROUPPER()
+	g.RET()
+}
+
+func (g *gen) siluBack(v isa, c expConstants) {
+	g.function("siluBack"+v.name, "func(dGate, dUp, dz, gate, up *float32, n int)",
+		"sets dUp[i] = dz[i]·g·s and dGate[i] = dz[i]·up[i]·s·(1+g·(1−s)), g = gate[i], s = 1/(1+exp(−g)).")
+	dGate, dUp, dz, gate, up, n := g.gp("dGate"), g.gp("dUp"), g.gp("dz"), g.gp("gate"), g.gp("up"), g.gp("n")
+	g.countdown("vector", n, v.lanes(), func() {
+		s, t, one, a, grad := v.reg(0), v.reg(1), v.reg(2), v.reg(5), v.reg(6)
+		g.VMOVUPS(at(gate, 0), a)
+		g.VBROADCASTSS(c.sign, t)
+		g.VXORPS(t, a, s)
+		g.exp(v, c, s, t, v.reg(2), v.reg(3), v.reg(4))
+		g.VBROADCASTSS(c.one, one)
+		g.VADDPS(one, s, s)
+		g.VDIVPS(s, one, s)
+		g.VSUBPS(s, one, t)
+		g.VMULPS(a, t, t)
+		g.VADDPS(one, t, t)
+		g.VMULPS(s, t, t)
+		g.VMULPS(s, a, a)
+		g.VMOVUPS(at(dz, 0), grad)
+		g.VMULPS(grad, a, a)
+		g.VMULPS(grad, t, t)
+		g.VMULPS(at(up, 0), t, t)
+		g.VMOVUPS(a, at(dUp, 0))
+		g.VMOVUPS(t, at(dGate, 0))
+		g.advance(v.bytes, dGate, dUp, dz, gate, up)
 	})
 	g.VZEROUPPER()
 	g.RET()

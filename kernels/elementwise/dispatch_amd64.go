@@ -113,6 +113,34 @@ func gatedWhole(f gate, lanes int, dst, gate, up *float32, n int) {
 	}
 }
 
+// siluBack is SiLUMulBack for a row.
+func siluBack(dGate, dUp, dz, gate, up []float32) {
+	l := kernels.CurrentTier().Lanes()
+	if l == 0 {
+		siluBackGo(dGate, dUp, dz, gate, up)
+		return
+	}
+	n := len(gate) &^ (l - 1)
+	if n > 0 {
+		siluBackWhole(l, &dGate[0], &dUp[0], &dz[0], &gate[0], &up[0], n)
+	}
+	if n < len(gate) {
+		var a, b, c tail
+		g, u := a.load(gate, n, 0), b.load(up, n, 0)
+		siluBackWhole(l, g, u, c.load(dz, n, 0), g, u, l)
+		copy(dGate[n:len(gate)], a[:])
+		copy(dUp[n:len(gate)], b[:])
+	}
+}
+
+func siluBackWhole(lanes int, dGate, dUp, dz, gate, up *float32, n int) {
+	if lanes == 16 {
+		siluBackAVX512(dGate, dUp, dz, gate, up, n)
+		return
+	}
+	siluBackAVX2(dGate, dUp, dz, gate, up, n)
+}
+
 // Max returns the largest element, −Inf for none. NaN may be overlooked.
 func Max(x []float32) float32 {
 	l := kernels.CurrentTier().Lanes()

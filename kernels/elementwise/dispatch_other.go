@@ -18,4 +18,6 @@ func gated(f gate, dst, gate, up []float32) { gatedGo(f, dst, gate, up) }
 
 func rope([]float32, int, []float32, []float32, RoPEStyle) int { return 0 }
 
+func siluBack(dGate, dUp, dz, gate, up []float32) { siluBackGo(dGate, dUp, dz, gate, up) }
+
 func scaleMul(dst, x, w []float32, scale float32) { scaleMulGo(dst, x, w, scale) }

@@ -29,6 +29,11 @@ func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
 //go:noescape
 func sigmoidMulAVX2(dst *float32, gate *float32, up *float32, n int)
 
+// siluBackAVX2 sets dUp[i] = dz[i]·g·s and dGate[i] = dz[i]·up[i]·s·(1+g·(1−s)), g = gate[i], s = 1/(1+exp(−g)).
+//
+//go:noescape
+func siluBackAVX2(dGate *float32, dUp *float32, dz *float32, gate *float32, up *float32, n int)
+
 // maximumAVX2 returns the largest of n > 0 elements.
 //
 //go:noescape
@@ -68,6 +73,11 @@ func geluMulAVX512(dst *float32, gate *float32, up *float32, n int)
 //
 //go:noescape
 func sigmoidMulAVX512(dst *float32, gate *float32, up *float32, n int)
+
+// siluBackAVX512 sets dUp[i] = dz[i]·g·s and dGate[i] = dz[i]·up[i]·s·(1+g·(1−s)), g = gate[i], s = 1/(1+exp(−g)).
+//
+//go:noescape
+func siluBackAVX512(dGate *float32, dUp *float32, dz *float32, gate *float32, up *float32, n int)
 
 // maximumAVX512 returns the largest of n > 0 elements.
 //

@@ -460,6 +460,82 @@ vector_done:
 	VZEROUPPER
 	RET
 
+// func siluBackAVX2(dGate *float32, dUp *float32, dz *float32, gate *float32, up *float32, n int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·siluBackAVX2(SB), NOSPLIT, $0-48
+	MOVQ dGate+0(FP), AX
+	MOVQ dUp+8(FP), CX
+	MOVQ dz+16(FP), DX
+	MOVQ gate+24(FP), BX
+	MOVQ up+32(FP), SI
+	MOVQ n+40(FP), DI
+	CMPQ DI, $+8
+	JL   vector_done
+
+vector:
+	VMOVUPS      (BX), Y5
+	VBROADCASTSS sign<>+0(SB), Y1
+	VXORPS       Y1, Y5, Y0
+	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VCMPPS       $0x05, Y1, Y0, Y4
+	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VMAXPS       Y0, Y1, Y0
+	VBROADCASTSS expHighAVX2<>+0(SB), Y1
+	VMINPS       Y0, Y1, Y0
+	VBROADCASTSS log2e<>+0(SB), Y1
+	VMULPS       Y0, Y1, Y1
+	VROUNDPS     $0x08, Y1, Y1
+	VBROADCASTSS ln2Hi<>+0(SB), Y2
+	VFNMADD231PS Y2, Y1, Y0
+	VBROADCASTSS ln2Lo<>+0(SB), Y2
+	VFNMADD231PS Y2, Y1, Y0
+	VBROADCASTSS expP0<>+0(SB), Y3
+	VBROADCASTSS expP1<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP2<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP3<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP4<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expP5<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VMULPS       Y0, Y0, Y2
+	VFMADD213PS  Y0, Y2, Y3
+	VBROADCASTSS one<>+0(SB), Y2
+	VADDPS       Y2, Y3, Y3
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y2, Y1
+	VMULPS       Y1, Y3, Y0
+	VANDPS       Y4, Y0, Y0
+	VBROADCASTSS one<>+0(SB), Y2
+	VADDPS       Y2, Y0, Y0
+	VDIVPS       Y0, Y2, Y0
+	VSUBPS       Y0, Y2, Y1
+	VMULPS       Y5, Y1, Y1
+	VADDPS       Y2, Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMULPS       Y0, Y5, Y5
+	VMOVUPS      (DX), Y6
+	VMULPS       Y6, Y5, Y5
+	VMULPS       Y6, Y1, Y1
+	VMULPS       (SI), Y1, Y1
+	VMOVUPS      Y5, (CX)
+	VMOVUPS      Y1, (AX)
+	ADDQ         $+32, AX
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	ADDQ         $+32, BX
+	ADDQ         $+32, SI
+	SUBQ         $+8, DI
+	CMPQ         DI, $+8
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
 // func maximumAVX2(x *float32, n int) float32
 // Requires: AVX, SSE
 TEXT ·maximumAVX2(SB), NOSPLIT, $0-20
@@ -893,6 +969,76 @@ vector:
 	ADDQ         $+64, DX
 	SUBQ         $+16, BX
 	CMPQ         BX, $+16
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func siluBackAVX512(dGate *float32, dUp *float32, dz *float32, gate *float32, up *float32, n int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·siluBackAVX512(SB), NOSPLIT, $0-48
+	MOVQ dGate+0(FP), AX
+	MOVQ dUp+8(FP), CX
+	MOVQ dz+16(FP), DX
+	MOVQ gate+24(FP), BX
+	MOVQ up+32(FP), SI
+	MOVQ n+40(FP), DI
+	CMPQ DI, $+16
+	JL   vector_done
+
+vector:
+	VMOVUPS      (BX), Z5
+	VBROADCASTSS sign<>+0(SB), Z1
+	VXORPS       Z1, Z5, Z0
+	VBROADCASTSS expLow<>+0(SB), Z1
+	VMAXPS       Z0, Z1, Z0
+	VBROADCASTSS expHigh<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBROADCASTSS log2e<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VRNDSCALEPS  $0x08, Z1, Z1
+	VBROADCASTSS ln2Hi<>+0(SB), Z2
+	VFNMADD231PS Z2, Z1, Z0
+	VBROADCASTSS ln2Lo<>+0(SB), Z2
+	VFNMADD231PS Z2, Z1, Z0
+	VBROADCASTSS expP0<>+0(SB), Z3
+	VBROADCASTSS expP1<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP2<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP3<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP4<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VBROADCASTSS expP5<>+0(SB), Z2
+	VFMADD213PS  Z2, Z0, Z3
+	VMULPS       Z0, Z0, Z2
+	VFMADD213PS  Z0, Z2, Z3
+	VBROADCASTSS one<>+0(SB), Z2
+	VADDPS       Z2, Z3, Z3
+	VSCALEFPS    Z1, Z3, Z0
+	VBROADCASTSS one<>+0(SB), Z2
+	VADDPS       Z2, Z0, Z0
+	VDIVPS       Z0, Z2, Z0
+	VSUBPS       Z0, Z2, Z1
+	VMULPS       Z5, Z1, Z1
+	VADDPS       Z2, Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMULPS       Z0, Z5, Z5
+	VMOVUPS      (DX), Z6
+	VMULPS       Z6, Z5, Z5
+	VMULPS       Z6, Z1, Z1
+	VMULPS       (SI), Z1, Z1
+	VMOVUPS      Z5, (CX)
+	VMOVUPS      Z1, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	ADDQ         $+64, BX
+	ADDQ         $+64, SI
+	SUBQ         $+16, DI
+	CMPQ         DI, $+16
 	JGE          vector
 
 vector_done:

@@ -35,6 +35,13 @@ func gatedGo(f gate, dst, gate, up []float32) {
 	}
 }
 
+func siluBackGo(dGate, dUp, dz, gate, up []float32) {
+	for i, g := range gate {
+		s := 1 / (1 + exp32(-g))
+		dGate[i], dUp[i] = dz[i]*up[i]*(s*(1+g*(1-s))), dz[i]*(g*s)
+	}
+}
+
 func maxGo(x []float32) float32 {
 	m := float32(math.Inf(-1))
 	for _, v := range x {

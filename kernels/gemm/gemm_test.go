@@ -82,6 +82,9 @@ func TestGemm(t *testing.T) {
 					{"NT", func(dst *tensor.Matrix) { NT(dst, alpha, a, b) }, rows(a), rows(b), false},
 					{"TN", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.F32) }, cols(at), cols(bt), false},
 					{"TN Auto", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.Auto) }, cols(at), cols(bt), false},
+					{"Serial NN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.NN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
+					{"Serial NT Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.NT(dst, alpha, a, b) }, rows(a), rows(b), false},
+					{"Serial TN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.TN(dst, alpha, at, bt) }, cols(at), cols(bt), false},
 					{"NTLower", func(dst *tensor.Matrix) { NTLower(dst, alpha, a, b) }, rows(a), rows(b), true},
 				} {
 					whole, dst := kerneltest.Guarded(m, n)

@@ -1,6 +1,8 @@
 package gemm
 
 import (
+	"runtime"
+
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/tile"
 	"github.com/llmq/llmq/kernels/internal/words"
@@ -19,9 +21,14 @@ const (
 // In bfloat16 two rows become one of words, which hold both values of a column, and which are then packed as float32
 // values are: a product over rows needs no transposition.
 func productOfRows(t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
+	productOfRowsOn(runtime.GOMAXPROCS(0), t, dst, alpha, a, b, mode)
+}
+
+// productOfRowsOn is productOfRows on up to the given number of goroutines.
+func productOfRowsOn(workers int, t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
 	if !t.Pairs {
 		left := tile.ColsOf(a)
-		product(t, alpha, &left, a.Rows, mode, result{dst, tile.ColsOf(b)})
+		productOn(workers, t, alpha, &left, a.Rows, mode, result{dst, tile.ColsOf(b)})
 		return
 	}
 	paired := *t
@@ -34,24 +41,25 @@ func productOfRows(t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tens
 	defer words.Put(buf)
 	for r0 := 0; r0 < a.Rows; r0 += pairedRows {
 		r1 := min(r0+pairedRows, a.Rows)
-		pa := pairRows(t, buf[:n*a.Cols], a.View(r0, r1, 0, a.Cols))
+		pa := pairRows(workers, t, buf[:n*a.Cols], a.View(r0, r1, 0, a.Cols))
 		pb := pa
 		if b != a {
-			pb = pairRows(t, buf[n*a.Cols:], b.View(r0, r1, 0, b.Cols))
+			pb = pairRows(workers, t, buf[n*a.Cols:], b.View(r0, r1, 0, b.Cols))
 		}
 		left := tile.ColsOf(pa)
-		product(&paired, alpha, &left, pa.Rows, mode, result{dst, tile.ColsOf(pb)})
+		productOn(workers, &paired, alpha, &left, pa.Rows, mode, result{dst, tile.ColsOf(pb)})
 	}
 }
 
 // pairRows returns rows 2i and 2i+1 of m, rounded to bfloat16, as row i of words in buf; a last row that is alone has
 // zeros beside it. They are not float32 values: they may only be copied.
-func pairRows(t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
+func pairRows(workers int, t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
 	n := (m.Rows + 1) / 2
 	p := tensor.FromSlice(n, m.Cols, words.Floats(buf))
 	whole := m.Cols / pairedStrip * pairedStrip
-	kernels.Parallel(n, 8, func(lo, hi int) {
-		for i := lo; i < hi; i++ {
+	const grain = 8
+	kernels.Spread((n+grain-1)/grain, workers, func(part int) {
+		for i := part * grain; i < min((part+1)*grain, n); i++ {
 			from := 0
 			if 2*i+1 < m.Rows {
 				for ; from < whole; from += pairedStrip {

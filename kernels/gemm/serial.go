@@ -6,13 +6,23 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Serial is NN, TN and NT in float32 on the calling goroutine alone, for work that is spread over the processors already.
-type Serial struct{}
+// Serial is NN, TN and NT on the calling goroutine alone, for work that is spread over the processors already.
+type Serial struct {
+	// Rounds lets inputs be rounded, as with kernels.Auto. Otherwise they are float32.
+	Rounds bool
+}
+
+func (s Serial) tiling() *tile.Tiling {
+	if s.Rounds {
+		return tile.For(kernels.Auto)
+	}
+	return tile.For(kernels.F32)
+}
 
 // NN sets dst += alpha·A·B; A is m×k, B k×n, dst m×n.
-func (Serial) NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+func (s Serial) NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)
-	t := tile.For(kernels.F32)
+	t := s.tiling()
 	if t == nil {
 		gemmNNGo(dst, alpha, a, b)
 		return
@@ -22,21 +32,20 @@ func (Serial) NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 }
 
 // TN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
-func (Serial) TN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+func (s Serial) TN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 	checkGemm(dst, a.Cols, a.Rows, b.Rows, b.Cols)
-	t := tile.For(kernels.F32)
+	t := s.tiling()
 	if t == nil {
 		gemmTNGo(dst, alpha, a, b)
 		return
 	}
-	left := tile.ColsOf(a)
-	productOn(1, t, alpha, &left, a.Rows, add, result{dst, tile.ColsOf(b)})
+	productOfRowsOn(1, t, dst, alpha, a, b, add)
 }
 
 // NT sets dst += alpha·A·Bᵀ; A is m×k, B n×k, dst m×n.
-func (Serial) NT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
+func (s Serial) NT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 	checkGemm(dst, a.Rows, a.Cols, b.Cols, b.Rows)
-	t := tile.For(kernels.F32)
+	t := s.tiling()
 	if t == nil {
 		gemmNTGo(dst, alpha, a, b, false)
 		return

@@ -132,9 +132,6 @@ func (f form) Create(path string, overwrite bool) (pipeline.Output, error) {
 	return w, nil
 }
 
-// modelMark is in every folder that an output may replace.
-const modelMark = "config.json"
-
 // checkOutputFolder is checkOutput for a folder.
 func (a *app) checkOutputFolder(output string, force bool, reads ...reading) error {
 	for _, r := range reads {
@@ -145,7 +142,7 @@ func (a *app) checkOutputFolder(output string, force bool, reads ...reading) err
 			return fmt.Errorf("%s: the output lies in %s", output, r.what)
 		}
 	}
-	if err := atomicfile.CheckFolder(output, modelMark, force); errors.Is(err, fs.ErrExist) {
+	if err := atomicfile.CheckFolder(output, hf.Quantized, force); errors.Is(err, fs.ErrExist) {
 		return existsError(output)
 	} else if err != nil {
 		return err

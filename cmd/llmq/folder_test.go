@@ -167,7 +167,8 @@ func TestFolderOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		other:                     "it is not replaced",
+		other:                     "holds letters, which is no file: it is not replaced",
+		folder(t, "llama"):        "config.json without quantization_config: it is not replaced",
 		dir:                       "lies in the output",
 		filepath.Dir(dir):         "lies in the output",
 		filepath.Join(dir, "new"): "the output lies in the input",

@@ -2,8 +2,11 @@ package hf
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -313,9 +316,31 @@ type gathered struct {
 	left int
 }
 
-// Create starts the folder: see atomicfile.CreateFolder for what it refuses. A folder that is replaced has a config.json.
+// Quantized says why a folder is not a quantized checkpoint, such as a Folder writes: nothing else may be replaced by one.
+func Quantized(dir string) error {
+	info, err := os.Lstat(filepath.Join(dir, configFile))
+	if err != nil || !info.Mode().IsRegular() || info.Size() > maxReplaced {
+		return fmt.Errorf("holds other things, and no %s of a quantized checkpoint", configFile)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err != nil {
+		return err
+	}
+	var c struct {
+		Q map[string]json.RawMessage `json:"quantization_config"`
+	}
+	if err := json.Unmarshal(data, &c); err != nil || c.Q == nil {
+		return fmt.Errorf("holds a %s without quantization_config", configFile)
+	}
+	return nil
+}
+
+// maxReplaced bounds config.json in bytes.
+const maxReplaced = 64 << 20
+
+// Create starts the folder: see atomicfile.CreateFolder for what it refuses. A folder that is replaced is Quantized, and holds files alone.
 func (p *FolderPlan) Create(path string, overwrite bool) (*FolderWriter, error) {
-	folder, err := atomicfile.CreateFolder(path, p.Size(), configFile, atomicfile.Options{Overwrite: overwrite})
+	folder, err := atomicfile.CreateFolder(path, p.Size(), Quantized, atomicfile.Options{Overwrite: overwrite})
 	if err != nil {
 		return nil, fmt.Errorf("hf: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 type Folder struct {
 	path string
 	tmp  string
-	mark string
+	ours func(dir string) error
 	lock *os.File // in tmp: claimed, so that Sweep in another process leaves the folder alone
 	opt  Options
 	done bool
@@ -24,14 +24,14 @@ type Folder struct {
 const lockName = ".lock"
 
 // CreateFolder starts an output of size bytes in all. Without Overwrite it refuses a folder that holds anything; with it, one that
-// does not hold a file named mark, so that no folder of another kind is ever replaced. It refuses what is no folder, and a disk
-// that has not got the room.
-func CreateFolder(path string, size int64, mark string, opt Options) (*Folder, error) {
+// holds a folder or a link, or that ours finds fault with, so that no folder of another kind is ever replaced. It refuses what is no
+// folder, and a disk that has not got the room.
+func CreateFolder(path string, size int64, ours func(dir string) error, opt Options) (*Folder, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	if err := CheckFolder(path, mark, opt.Overwrite); err != nil {
+	if err := CheckFolder(path, ours, opt.Overwrite); err != nil {
 		return nil, err
 	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
@@ -57,11 +57,11 @@ func CreateFolder(path string, size int64, mark string, opt Options) (*Folder, e
 	}
 	claim(lock) // in a folder of a random name: nobody else has been there
 	unfinished[tmp] = true
-	return &Folder{path: path, tmp: tmp, mark: mark, lock: lock, opt: opt}, nil
+	return &Folder{path: path, tmp: tmp, ours: ours, lock: lock, opt: opt}, nil
 }
 
 // CheckFolder says why a folder cannot be written to path: see CreateFolder.
-func CheckFolder(path, mark string, overwrite bool) error {
+func CheckFolder(path string, ours func(dir string) error, overwrite bool) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(path); err == nil {
@@ -82,8 +82,13 @@ func CheckFolder(path, mark string, overwrite bool) error {
 	if !overwrite {
 		return fmt.Errorf("%s: %w", path, fs.ErrExist)
 	}
-	if info, err := os.Lstat(filepath.Join(path, mark)); err != nil || !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: holds other things, and no %s: it is not replaced", path, mark)
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			return fmt.Errorf("%s: holds %s, which is no file: it is not replaced", path, e.Name())
+		}
+	}
+	if err := ours(path); err != nil {
+		return fmt.Errorf("%s: %w: it is not replaced", path, err)
 	}
 	return nil
 }
@@ -97,7 +102,7 @@ func (w *Folder) Commit() error {
 	if w.done {
 		return fmt.Errorf("%s: already closed", w.path)
 	}
-	err := CheckFolder(w.path, w.mark, w.opt.Overwrite) // something may have appeared meanwhile
+	err := CheckFolder(w.path, w.ours, w.opt.Overwrite) // something may have appeared meanwhile
 	if err == nil {
 		w.release()
 		err = w.place()

@@ -11,6 +11,12 @@ import (
 
 const testMark = "config.json"
 
+// marked says whether a folder has testMark.
+func marked(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, testMark))
+	return err
+}
+
 // files are the names in a folder, hidden ones too.
 func files(t *testing.T, dir string) string {
 	t.Helper()
@@ -60,7 +66,7 @@ func TestFolder(t *testing.T) {
 			touch(t, filepath.Join(real, "old"))
 		}
 		was := files(t, dir)
-		w, err := CreateFolder(path, 1, testMark, opt)
+		w, err := CreateFolder(path, 1, marked, opt)
 		if err != nil {
 			t.Fatalf("%s: %v", before, err)
 		}
@@ -70,7 +76,7 @@ func TestFolder(t *testing.T) {
 		if got := files(t, dir); got != was {
 			t.Errorf("%s: %q after Abort, %q before", before, got, was)
 		}
-		if w, err = CreateFolder(path, 1, testMark, opt); err != nil {
+		if w, err = CreateFolder(path, 1, marked, opt); err != nil {
 			t.Fatalf("%s: %v", before, err)
 		}
 		touch(t, filepath.Join(w.Dir(), "new"))
@@ -102,20 +108,28 @@ func TestFolderRefused(t *testing.T) {
 	}
 	touch(t, filepath.Join(full, "letters"))
 	touch(t, file)
-	if _, err := CreateFolder(full, 1, testMark, Options{}); !errors.Is(err, fs.ErrExist) {
+	if _, err := CreateFolder(full, 1, marked, Options{}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a folder with files: %v", err)
 	}
-	if _, err := CreateFolder(full, 1, testMark, Options{Overwrite: true}); err == nil || !strings.Contains(err.Error(), "it is not replaced") {
+	if _, err := CreateFolder(full, 1, marked, Options{Overwrite: true}); err == nil || !strings.Contains(err.Error(), "it is not replaced") {
 		t.Errorf("a folder of another kind: %v", err)
 	}
+	deep := filepath.Join(dir, "deep")
+	if err := os.MkdirAll(filepath.Join(deep, "src"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(deep, testMark))
+	if _, err := CreateFolder(deep, 1, marked, Options{Overwrite: true}); err == nil || !strings.Contains(err.Error(), "holds src") {
+		t.Errorf("a folder with a folder: %v", err)
+	}
 	for _, path := range []string{file, gone} {
-		if _, err := CreateFolder(path, 1, testMark, Options{Overwrite: true}); err == nil {
+		if _, err := CreateFolder(path, 1, marked, Options{Overwrite: true}); err == nil {
 			t.Errorf("%s: created", path)
 		}
 	}
 	// What appears meanwhile stays.
 	out := filepath.Join(dir, "out")
-	w, err := CreateFolder(out, 1, testMark, Options{})
+	w, err := CreateFolder(out, 1, marked, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +140,7 @@ func TestFolderRefused(t *testing.T) {
 	if err := w.Commit(); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("Commit over what appeared: %v", err)
 	}
-	if got := files(t, dir) + " " + files(t, out) + " " + files(t, full); got != "file full out mine letters" {
+	if got := files(t, dir) + " " + files(t, out) + " " + files(t, full); got != "deep file full out mine letters" {
 		t.Errorf("left: %q", got)
 	}
 }

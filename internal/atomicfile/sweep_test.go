@@ -152,7 +152,7 @@ func TestSweepNothing(t *testing.T) {
 // TestSweepFolder: the folder of a killed process goes, that of one that lives stays.
 func TestSweepFolder(t *testing.T) {
 	dir := t.TempDir()
-	w, err := CreateFolder(filepath.Join(dir, "out"), 1, testMark, Options{})
+	w, err := CreateFolder(filepath.Join(dir, "out"), 1, marked, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -201,6 +201,8 @@ const backTile = 64
 // A sink takes part in P alone.
 func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) {
 	n, d, shared := st.SeqLen, a.HeadDim, a.Heads/a.KVHeads
+	// Differences of dP cancel where v's rows have much in common, so that scores and dP are float32; what is added up from them may round.
+	var exact gemm.Serial
 	serial := gemm.Serial{Rounds: st.precision == kernels.Auto}
 	// Query heads that share keys add to the same gradients, one after the other.
 	kernels.Parallel(q.Rows/n*a.KVHeads, 1, func(lo, hi int) {
@@ -220,8 +222,8 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 					p, dp := weights.View(0, t1-t0, 0, t1-first), scores.View(0, t1-t0, 0, t1-first)
 					p.Zero()
 					dp.Zero()
-					serial.NT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
-					serial.NT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
+					exact.NT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
+					exact.NT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
 					for t := range p.Rows {
 						from := 0
 						if a.Window > 0 {

@@ -131,9 +131,10 @@ func takeTier(name string) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(kernels.Tiers(), want) {
+	if tiers := kernels.Tiers(); !slices.Contains(tiers, want) {
+		tiers = slices.DeleteFunc(tiers, func(t kernels.Tier) bool { return t > want }) // the coordinator may lack those above
 		return fmt.Errorf("the run uses instructions that this processor has not got, %s: start it again, coordinator and workers, with %s=%s",
-			want, kernels.TierEnv, kernels.BestTier())
+			want, kernels.TierEnv, slices.Max(tiers))
 	}
 	kernels.SetTier(want)
 	return nil

@@ -48,6 +48,8 @@ type Coordinator struct {
 	dir      string         // of srv, removed at the end
 	nc       *nats.Conn
 	js       jetstream.JetStream
+	refused  chan struct{} // closed when the server denies what a run needs
+	refuse   func()        // closes it
 
 	mu      sync.Mutex // guards what follows
 	job     []byte
@@ -92,7 +94,8 @@ func New(ctx context.Context, opt Options) (*Coordinator, error) {
 		opt.Log = func(string) {}
 	}
 	c := &Coordinator{opt: opt, subjects: runSubjects(opt.Run), workers: map[string]*peer{}, pending: map[string]*pendingUnit{},
-		results: map[string]result{}, changed: make(chan struct{}, 1)}
+		results: map[string]result{}, changed: make(chan struct{}, 1), refused: make(chan struct{})}
+	c.refuse = sync.OnceFunc(func() { close(c.refused) })
 	if err := c.start(ctx); err != nil {
 		return nil, errors.Join(err, c.shutdown())
 	}
@@ -136,6 +139,7 @@ func (c *Coordinator) denied(err error) {
 	c.mu.Lock()
 	c.failed = cmp.Or(c.failed, err)
 	c.mu.Unlock()
+	c.refuse()
 	c.wakeUp()
 }
 
@@ -277,10 +281,24 @@ func (c *Coordinator) publish(ctx context.Context, units []engine.Unit) error {
 func (c *Coordinator) send(ctx context.Context, m *nats.Msg) error {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := c.js.PublishMsg(attempt, m)
+		answered := make(chan error, 1)
+		go func() {
+			_, err := c.js.PublishMsg(attempt, m)
+			answered <- err
+		}()
+		var err error
+		select {
+		case err = <-answered:
+		case <-c.refused: // what is denied has no answer
+			cancel()
+			err = <-answered
+		}
 		cancel()
 		if err == nil {
 			return nil
+		}
+		if err := c.hopeless(); err != nil {
+			return err
 		}
 		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) { // a server that was started again
 			c.createStream(ctx)
@@ -291,6 +309,16 @@ func (c *Coordinator) send(ctx context.Context, m *nats.Msg) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// hopeless says why the server will never take what this run asks of it; nil if it may be away for a while.
+func (c *Coordinator) hopeless() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == nil && c.nc.IsClosed() { // after refusals, of which no answer came
+		c.failed = c.opt.explain(cmp.Or(c.nc.LastError(), nats.ErrConnectionClosed))
+	}
+	return c.failed
 }
 
 // alive lists the workers that are there, in order.
@@ -344,7 +372,7 @@ func (c *Coordinator) check(ctx context.Context) error {
 		}
 		c.mu.Unlock()
 	case err != nil:
-		return ctx.Err() // a server that is away is waited for
+		return cmp.Or(ctx.Err(), c.hopeless()) // a server that is away is waited for
 	default:
 		for _, name := range gone {
 			stream.Purge(attempt, jetstream.WithPurgeSubject(c.subjects.of(name)))
@@ -408,7 +436,9 @@ func (c *Coordinator) onDone(m *nats.Msg) {
 	if !over {
 		c.note(&r)
 		if p := c.workers[r.Worker]; p != nil {
-			p.unit = ""
+			if p.unit == r.Unit { // it may have begun another
+				p.unit = ""
+			}
 			if r.Failed == "" {
 				p.done++
 			}

@@ -195,6 +195,28 @@ func TestOwnServer(t *testing.T) {
 	}
 }
 
+// TestDenied: a run ends when its server lets it begin, and not hand out units.
+func TestDenied(t *testing.T) {
+	d, err := store.OpenDir(t.TempDir(), []store.Part{{What: "test", Digest: t.Name()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	at := own(t, server.Options{Users: []*server.User{
+		{Username: "mute", Password: "secret", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"llmq.*.unit.>"}}}},
+	}})
+	cl := &cluster{t: t, folder: d}
+	user := Connection{URL: "nats://mute:secret@" + at}
+	cl.coordinate(Options{Connection: user})
+	cancel, ended := cl.join(Worker{Connection: user, Run: d.ID(), Build: "build"}, "w")
+	if err := cl.c.Do(t.Context(), units("a", 2)); err == nil || !strings.Contains(strings.ToLower(err.Error()), "permissions violation") {
+		t.Errorf("Do: %v", err)
+	}
+	cancel()
+	<-ended
+	cl.c.End(nil, true)
+}
+
 // TestWaiting: a worker that comes first says what it waits for: the server, then the coordinator.
 func TestWaiting(t *testing.T) {
 	cl := start(t)

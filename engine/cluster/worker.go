@@ -333,7 +333,9 @@ func (g *working) clear(unit string) error {
 	if err != nil {
 		return err
 	}
-	return g.Values.Delete(slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, unit) })...)
+	return g.Values.Delete(slices.DeleteFunc(names, func(name string) bool {
+		return name != unit && !strings.HasPrefix(name, unit+"-part")
+	})...)
 }
 
 // progress says that a unit is being done, so that nobody else is given it.

@@ -161,13 +161,23 @@ func TestFolderOutput(t *testing.T) {
 	if r := llmq(t, args...); r.code == exitOK || !strings.Contains(r.stderr, "--force replaces it") {
 		t.Errorf("over a folder: exit %d, %s", r.code, r.stderr)
 	}
+	project := filepath.Join(out, "src")
+	if err := os.Mkdir(project, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if r := llmq(t, append(args, "--force")...); r.code == exitOK || !strings.Contains(r.stderr, "holds src, which is no file: it is not replaced") {
+		t.Errorf("over a folder with a folder: exit %d, %s", r.code, r.stderr)
+	}
+	if err := os.Remove(project); err != nil {
+		t.Fatal(err)
+	}
 	must(t, append(args, "--force", "--bits", "4", "--group-size", "32")...)
 	other := filepath.Join(t.TempDir(), "other")
 	if err := os.MkdirAll(filepath.Join(other, "letters"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		other:                     "holds letters, which is no file: it is not replaced",
+		other:                     "no config.json of a quantized checkpoint: it is not replaced",
 		folder(t, "llama"):        "config.json without quantization_config: it is not replaced",
 		dir:                       "lies in the output",
 		filepath.Dir(dir):         "lies in the output",

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -162,6 +164,9 @@ func (p *FolderPlan) plan(tensors []ggml.Info, changed []string) error {
 	if err := p.cover(elsewhere); err != nil {
 		return err
 	}
+	if err := p.whole(); err != nil {
+		return err
+	}
 	for _, name := range changed {
 		if err := p.change(name); err != nil {
 			return err
@@ -268,6 +273,30 @@ func (p *FolderPlan) cover(elsewhere map[string]string) error {
 	return nil
 }
 
+// expert is the name of an expert's linear, up to the expert's number.
+var expert = regexp.MustCompile(`^(.*\.experts\.)\d+\..*\.weight$`)
+
+// whole demands that a layer's experts are quantized all or not at all: servers have one method for them.
+func (p *FolderPlan) whole() error {
+	quantized := map[string]string{}
+	for _, name := range sortedNames(p.targets) {
+		if m := expert.FindStringSubmatch(name); m != nil {
+			quantized[m[1]] = name
+		}
+	}
+	for _, name := range p.c.weights.Names() {
+		m := expert.FindStringSubmatch(name)
+		if m == nil || p.targets[name] != nil || quantized[m[1]] == "" {
+			continue
+		}
+		if info, _ := p.c.weights.Lookup(name); len(info.Shape) == 2 {
+			return fmt.Errorf("%q %d stays as it is, and %q is quantized, while servers take experts in one way: groups that divide all their columns (--group-size) are needed",
+				name, info.Shape, quantized[m[1]])
+		}
+	}
+	return nil
+}
+
 func sortedNames[V any](m map[string]V) []string {
 	names := make([]string, 0, len(m))
 	for name := range m {
@@ -316,11 +345,22 @@ type gathered struct {
 	left int
 }
 
-// Quantized says why a folder is not a quantized checkpoint, such as a Folder writes: nothing else may be replaced by one.
+// Quantized says why a folder is not a quantized checkpoint, of files alone, such as a Folder writes: nothing else may be replaced by one.
 func Quantized(dir string) error {
 	info, err := os.Lstat(filepath.Join(dir, configFile))
 	if err != nil || !info.Mode().IsRegular() || info.Size() > maxReplaced {
 		return fmt.Errorf("holds other things, and no %s of a quantized checkpoint", configFile)
+	}
+	for _, sub := range []string{"", templatesDir} {
+		entries, err := os.ReadDir(filepath.Join(dir, sub))
+		if err != nil && (sub == "" || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+		for _, e := range entries {
+			if !e.Type().IsRegular() && !(sub == "" && e.IsDir() && e.Name() == templatesDir) {
+				return fmt.Errorf("holds %s, which is no file", filepath.Join(sub, e.Name()))
+			}
+		}
 	}
 	data, err := os.ReadFile(filepath.Join(dir, configFile))
 	if err != nil {
@@ -338,7 +378,7 @@ func Quantized(dir string) error {
 // maxReplaced bounds config.json in bytes.
 const maxReplaced = 64 << 20
 
-// Create starts the folder: see atomicfile.CreateFolder for what it refuses. A folder that is replaced is Quantized, and holds files alone.
+// Create starts the folder: see atomicfile.CreateFolder for what it refuses. A folder that is replaced is Quantized.
 func (p *FolderPlan) Create(path string, overwrite bool) (*FolderWriter, error) {
 	folder, err := atomicfile.CreateFolder(path, p.Size(), Quantized, atomicfile.Options{Overwrite: overwrite})
 	if err != nil {

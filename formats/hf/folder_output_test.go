@@ -81,7 +81,7 @@ func linearTypes(c *Checkpoint, f *Folder) []ggml.Info {
 // rows; everything else is the checkpoint's.
 func TestFolder(t *testing.T) {
 	s := small("LlamaForCausalLM").with(settings{"hidden_size": 64, "intermediate_size": 128})
-	moe := s.with(settings{"architectures": []string{"Qwen3MoeForCausalLM"}, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+	moe := s.with(settings{"architectures": []string{"Qwen3MoeForCausalLM"}, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
 		"head_dim": 32, "norm_topk_prob": true})
 	phi := s.with(settings{"architectures": []string{"Phi3ForCausalLM"}, "original_max_position_embeddings": 128})
 	for _, m := range []struct {
@@ -290,6 +290,14 @@ func TestFolderRefused(t *testing.T) {
 	}
 	if _, err := f.Plan(linearTypes(c, f), nil); err == nil || !strings.Contains(err.Error(), "there is no linear to quantize") {
 		t.Errorf("columns that are no multiple of groups: %v", err)
+	}
+	// Experts of whose linears the groups divide some.
+	moe := s.with(settings{"architectures": []string{"Qwen3MoeForCausalLM"}, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+		"head_dim": 32, "norm_topk_prob": true})
+	some := mustOpen(t, folder(t, moe, experts(moe, 3)))
+	f, _ = some.Folder(GPTQ, packed.Scheme{Bits: 4, Group: 64})
+	if _, err := f.Plan(linearTypes(some, f), nil); err == nil || !strings.Contains(err.Error(), `down_proj.weight" [64 32] stays as it is`) {
+		t.Errorf("experts in part: %v", err)
 	}
 	// Mappings that do not give back every row once, as it was.
 	for want, spoil := range map[string]func(t *arch.Tensor){

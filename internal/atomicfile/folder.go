@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 )
 
 // Folder is an output of several files that appears as a whole: they are written into a hidden folder beside it, which takes the
@@ -24,7 +25,7 @@ type Folder struct {
 const lockName = ".lock"
 
 // CreateFolder starts an output of size bytes in all. Without Overwrite it refuses a folder that holds anything; with it, one that
-// holds a folder or a link, or that ours finds fault with, so that no folder of another kind is ever replaced. It refuses what is no
+// ours finds fault with, so that no folder of another kind is ever replaced. It refuses what is no
 // folder, and a disk that has not got the room.
 func CreateFolder(path string, size int64, ours func(dir string) error, opt Options) (*Folder, error) {
 	path, err := filepath.Abs(path)
@@ -82,11 +83,6 @@ func CheckFolder(path string, ours func(dir string) error, overwrite bool) error
 	if !overwrite {
 		return fmt.Errorf("%s: %w", path, fs.ErrExist)
 	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() {
-			return fmt.Errorf("%s: holds %s, which is no file: it is not replaced", path, e.Name())
-		}
-	}
 	if err := ours(path); err != nil {
 		return fmt.Errorf("%s: %w: it is not replaced", path, err)
 	}
@@ -104,7 +100,6 @@ func (w *Folder) Commit() error {
 	}
 	err := CheckFolder(w.path, w.ours, w.opt.Overwrite) // something may have appeared meanwhile
 	if err == nil {
-		w.release()
 		err = w.place()
 	}
 	if err != nil {
@@ -116,11 +111,11 @@ func (w *Folder) Commit() error {
 	return syncDir(filepath.Dir(w.path))
 }
 
-// release gives the lock up: on some systems no folder with open files can be renamed.
-func (w *Folder) release() {
+// release gives the lock up, which is in dir.
+func (w *Folder) release(dir string) {
 	if w.lock != nil {
 		w.lock.Close()
-		os.Remove(w.lock.Name())
+		os.Remove(filepath.Join(dir, lockName))
 		w.lock = nil
 	}
 }
@@ -137,13 +132,18 @@ func (w *Folder) place() error {
 			return err
 		}
 	}
+	if runtime.GOOS == "windows" {
+		w.release(w.tmp) // no folder with open files can be renamed there
+	}
 	if err := os.Rename(w.tmp, w.path); err != nil {
 		if old != "" {
 			err = errors.Join(err, os.Rename(old, w.path))
 		}
 		return err
 	}
+	w.release(w.path)
 	if old != "" {
+		os.WriteFile(filepath.Join(old, lockName), nil, 0o644) // Sweep finishes this, should it be killed
 		return os.RemoveAll(old)
 	}
 	return nil
@@ -156,6 +156,6 @@ func (w *Folder) Abort() {
 	}
 	w.done = true
 	defer forget(w.tmp)
-	w.release()
+	w.release(w.tmp)
 	os.RemoveAll(w.tmp)
 }

@@ -92,7 +92,7 @@ func TestHubRefusals(t *testing.T) {
 // TestHeaders: what reads only headers fetches a model as a whole where its server does not send parts, and nowhere else.
 func TestHeaders(t *testing.T) {
 	if !hub.Lazily {
-		t.Skip("not on this system")
+		t.Skip("weights do not come in parts on this system")
 	}
 	dir := folder(t, "llama")
 	entries, err := os.ReadDir(dir)
@@ -132,7 +132,7 @@ func TestHeaders(t *testing.T) {
 // TestLowDisk: weights that come when they are due give the same file, and none come where none are needed.
 func TestLowDisk(t *testing.T) {
 	if !hub.Lazily {
-		t.Skip("not on this system")
+		t.Skip("weights do not come in parts on this system")
 	}
 	dir := folder(t, "llama3-tied")
 	h := hubtest.OfFolder(t, dir)

@@ -351,13 +351,13 @@ func Quantized(dir string) error {
 	if err != nil || !info.Mode().IsRegular() || info.Size() > maxReplaced {
 		return fmt.Errorf("holds other things, and no %s of a quantized checkpoint", configFile)
 	}
-	for _, sub := range []string{"", templatesDir} {
+	for _, sub := range []string{"", chatTemplatesDir} {
 		entries, err := os.ReadDir(filepath.Join(dir, sub))
 		if err != nil && (sub == "" || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
 		for _, e := range entries {
-			if !e.Type().IsRegular() && !(sub == "" && e.IsDir() && e.Name() == templatesDir) {
+			if !e.Type().IsRegular() && !(sub == "" && e.IsDir() && e.Name() == chatTemplatesDir) {
 				return fmt.Errorf("holds %s, which is no file", filepath.Join(sub, e.Name()))
 			}
 		}

@@ -163,13 +163,10 @@ var notCopied = regexp.MustCompile(`^(config|params|hf_quant_config|quant(ize)?_
 // preprocessors, code, the licence.
 var copied = regexp.MustCompile(`(?i)(\.(json|jinja|model|tiktoken|txt|py)|^(licen[cs]e|notice|use_policy)[^/]*)$`)
 
-// templatesDir has a model's further chat templates.
-const templatesDir = "additional_chat_templates"
-
 // companions lists the files of a checkpoint folder that are copied.
 func companions(dir string) ([]string, error) {
 	var names []string
-	for _, sub := range []string{"", templatesDir} {
+	for _, sub := range []string{"", chatTemplatesDir} {
 		entries, err := os.ReadDir(filepath.Join(dir, sub))
 		if errors.Is(err, fs.ErrNotExist) && sub != "" {
 			continue

@@ -368,7 +368,7 @@ func TestFolderTwice(t *testing.T) {
 // TestArchFolders: of the families that ../shared has, each is written and read back, or refused by the name of a tensor.
 func TestArchFolders(t *testing.T) {
 	if testing.Short() {
-		t.Skip()
+		t.Skip("writes and reads dozens of models")
 	}
 	written := []string{"qwen2", "gemma3", "falcon", "internlm2", "bin-sharded"}
 	refused := map[string]string{"gpt2": "is stored transposed", "qwen3vlmoe": "experts.gate_up_proj", "granitemoe": "is not the weight of a linear layer", "falcon-h1": "its values are not those of",

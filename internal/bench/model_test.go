@@ -12,7 +12,7 @@ import (
 // TestFetchedExperts times a model whose experts' weights are fetched when they are used, and one where that fails.
 func TestFetchedExperts(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes times")
+		t.Skip("measures times")
 	}
 	src := &testmodel.Copying{Source: testmodel.Experts()}
 	m, err := arch.Open(src)

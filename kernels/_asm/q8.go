@@ -20,9 +20,13 @@ type q8Variant struct {
 	name     string
 	parts    int // groups of weights in a group of inputs
 	minimums bool
+	bits     []int // that levels of such types have
 }
 
-var q8Variants = []q8Variant{{"Group32", 1, false}, {"Group32Min", 1, true}, {"Group16", 2, false}, {"Group16Min", 2, true}}
+var q8Variants = []q8Variant{
+	{"Group32", 1, false, []int{4, 6, 8}}, {"Group32Min", 1, true, []int{4, 6}},
+	{"Group16", 2, false, []int{4, 6, 8}}, {"Group16Min", 2, true, []int{4}},
+}
 
 // words is the number of words per token and group beside the codes: where sums of products start, for each part, what
 // is subtracted from them, and the sum of the codes of each part, in the unit of the token's step.
@@ -43,7 +47,7 @@ func q8(g *gen) {
 		g.q8TileAVXVNNI(v)
 	}
 	for _, v := range q8Variants {
-		for _, bits := range []int{4, 6, 8} {
+		for _, bits := range v.bits {
 			g.q8TileAVX2(v, bits)
 		}
 	}
@@ -272,14 +276,13 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	const tokens, vecs = q8Tokens / 2, 2
 	name := fmt.Sprintf("q8%sBits%dAVX2", v.name, bits)
 	ones := g.bytes32(name+"Ones", func(i int) byte { return byte(1 - i%2) })
-	less := 128 - 1<<(bits-1) // of the offset of 128 that levels without minimums have
-	var offset operand.Mem
-	switch {
-	case v.minimums:
-	case bits == 8:
-		offset = g.bytes32(name+"Offset", func(int) byte { return 128 })
-	default:
-		offset = g.bytes32(name+"Offset", func(int) byte { return byte(less) })
+	var offset operand.Mem // what goes of the 128 that levels without minimums have been given
+	if !v.minimums {
+		kept := 0
+		if bits < 8 {
+			kept = 1 << (bits - 1)
+		}
+		offset = g.bytes32(name+"Offset", func(int) byte { return byte(128 - kept) })
 	}
 	g.function(name, q8Signature, q8Doc(tokens, vecs*8)...)
 	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
@@ -303,11 +306,7 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	// level loads the levels of a step.
 	level := func(s, j int, to reg.VecPhysical) {
 		g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), to)
-		switch {
-		case v.minimums:
-		case bits == 8:
-			g.VPXOR(offset, to, to)
-		default:
+		if !v.minimums {
 			g.VPSUBB(offset, to, to)
 		}
 	}
@@ -374,17 +373,11 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 			for s := first; s < last; s++ {
 				for j := range vecs {
 					level(s, j, vecW)
-					if !v.minimums {
-						g.VPABSB(vecW, magnitude)
-					}
+					g.VPABSB(vecW, magnitude)
 					for t := range tokens {
 						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
-						if v.minimums {
-							g.VPMADDUBSW(in, vecW, in)
-						} else {
-							g.VPSIGNB(vecW, in, in)
-							g.VPMADDUBSW(in, magnitude, in)
-						}
+						g.VPSIGNB(vecW, in, in)
+						g.VPMADDUBSW(in, magnitude, in)
 						g.VPMADDWD(ones, in, in)
 						g.VPADDD(in, acc(t, j), acc(t, j))
 					}

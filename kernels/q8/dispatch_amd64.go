@@ -23,10 +23,10 @@ var (
 	tierAVX2 = kernelSet{
 		tile: [2][2]q8Tiles{{
 			{quarters(q8Group32Bits4AVX2), quarters(q8Group32Bits6AVX2), quarters(q8Group32Bits8AVX2)},
-			{quarters(q8Group32MinBits4AVX2), quarters(q8Group32MinBits6AVX2), quarters(q8Group32MinBits8AVX2)},
+			{quarters(q8Group32MinBits4AVX2), quarters(q8Group32MinBits6AVX2)},
 		}, {
 			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), quarters(q8Group16Bits8AVX2)},
-			{quarters(q8Group16MinBits4AVX2), quarters(q8Group16MinBits6AVX2), quarters(q8Group16MinBits8AVX2)},
+			{quarters(q8Group16MinBits4AVX2)},
 		}},
 		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}

@@ -29,7 +29,7 @@ const (
 // q8Tile multiplies groups of panels with those of a strip.
 type q8Tile func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
 
-// q8Tiles multiply levels of 4, 6 and 8 bits.
+// q8Tiles multiply levels of 4, 6 and 8 bits; nil where no type has such.
 type q8Tiles [3]q8Tile
 
 // kernelSet are what a tier has.

@@ -121,15 +121,6 @@ func q8Group32MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *u
 //go:noescape
 func q8Group32MinBits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group32MinBits8AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
-//
-// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
-//
-//go:noescape
-func q8Group32MinBits8AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
-
 // q8Group16Bits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
@@ -165,24 +156,6 @@ func q8Group16Bits8AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 //
 //go:noescape
 func q8Group16MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
-
-// q8Group16MinBits6AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
-//
-// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
-//
-//go:noescape
-func q8Group16MinBits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
-
-// q8Group16MinBits8AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
-//
-// A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
-//
-//go:noescape
-func q8Group16MinBits8AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
 // q8LargestAVX2 sets dst[g] to the largest of the bits of |x[32g+j]|, j < 32.
 //

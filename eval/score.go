@@ -43,7 +43,8 @@ type prediction struct {
 	most   likeliest
 }
 
-// add takes the logits from token first on. Either all of these tokens are common, or none.
+// add takes the logits from token first on. Either all of these tokens are common, or none; without a second model, whose
+// likeliest tokens could be compared, none are.
 func (d *prediction) add(logits []float32, first, target int, common bool) {
 	d.lse = logAddExp(d.lse, elementwise.LogSumExp(logits))
 	if i := target - first; 0 <= i && i < len(logits) {
@@ -93,8 +94,8 @@ func newTally(models, n int) *tally {
 // add takes row j of the models' logits for prediction i: parts of them, from token first on. Beyond the common tokens a
 // model that has fewer has an empty part.
 func (t *tally) add(i int, p *plan, logits []*tensor.Matrix, j, first int, parts []int) {
-	target, common := int(p.target(i)), first < p.common
-	if len(logits) > 1 && common {
+	target, common := int(p.target(i)), len(logits) > 1 && first < p.common
+	if common {
 		base, row, d := logits[1].Row(j)[:parts[1]], logits[0].Row(j)[:parts[0]], &t.predictions[1][i]
 		before, lse := d.lse, elementwise.LogSumExp(base)
 		d.add(base, first, target, true)

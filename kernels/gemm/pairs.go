@@ -48,7 +48,7 @@ func productOfRows(t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tens
 // zeros beside it. They are not float32 values: they may only be copied.
 func pairRows(t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
 	n := (m.Rows + 1) / 2
-	p := tensor.FromSlice(n, m.Cols, words.Floats(buf))
+	p := tensor.FromSlice(n, m.Cols, words.Floats(buf[:n*m.Cols]))
 	whole := m.Cols / pairedStrip * pairedStrip
 	kernels.Parallel(n, 8, func(lo, hi int) {
 		for i := lo; i < hi; i++ {

@@ -299,8 +299,7 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 				if err != nil {
 					return err
 				}
-				parts[k].job.w = nil
-				q.decoded = nil
+				parts[k].job, q.decoded = rowsJob{}, nil // they are large
 				results[k] = q
 				if done.Add(1) < int64(len(parts)) {
 					return nil
@@ -328,11 +327,16 @@ type linearPart struct {
 	job rowsJob
 }
 
-// split divides a linear whose rows do not need each other into parts as units of work have them, so that only as many are decoded at a
-// time as there are processors.
+// split divides a linear into parts whose rows do not need each other, as units of work have them, so that only as many are decoded at
+// a time as there are processors.
 func (p *passage) split(lin *model.Linear, job *rowsJob) ([]linearPart, error) {
 	whole := []linearPart{{lin, *job}}
-	if lin.Out <= mostUnitRows || lin.F32 != nil || job.outputs != nil || p.plan.Recipe.Divisible() != nil {
+	var blocks []int
+	for _, h := range job.outputs {
+		blocks = append(blocks, h.Rows)
+	}
+	division := unitRows(lin.Out, blocks)
+	if len(division) == 1 || lin.F32 != nil || p.plan.Recipe.Divisible() != nil {
 		return whole, nil
 	}
 	inexact, err := offGrid(job.tensor, lin)
@@ -344,9 +348,12 @@ func (p *passage) split(lin *model.Linear, job *rowsJob) ([]linearPart, error) {
 	}
 	var parts []linearPart
 	first := 0
-	for _, n := range unitRows(lin.Out, nil) {
+	for _, n := range division {
 		part := *job
 		part.first, part.inexact = first, true
+		if blocks != nil {
+			part.outputs = job.outputs[len(parts) : len(parts)+1]
+		}
 		parts = append(parts, linearPart{lin.Part(first, first+n), part})
 		first += n
 	}

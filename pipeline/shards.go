@@ -76,5 +76,6 @@ func (s *shardedStats) all() *quant.Stats {
 		s.sums.Add(s.shard)
 		s.shard = nil
 	}
+	s.sums.Join()
 	return s.sums
 }

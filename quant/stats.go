@@ -20,7 +20,8 @@ type Stats struct {
 	Drift, Shortfall *tensor.Matrix
 	// Sum = Σ x̂, DriftSum = Σ (x−x̂) and ShortfallSum = Σ (W(x−x̂) + r−r̂) are those of single values.
 	Sum, DriftSum, ShortfallSum []float64
-	// Apart: what a batch adds to the matrices is summed by itself before it is added, as if Stats of its own had been and Add.
+	// Apart: what a batch adds to the matrices is summed by itself before it is added, as if Stats of its own had been and Add. What H has
+	// above its diagonal is undefined then, until Join.
 	Apart bool
 }
 
@@ -44,12 +45,20 @@ func StatsMemory(in, out int, original, adds bool) int64 {
 // Observe adds a batch of inputs, tokens×in.
 func (s *Stats) Observe(x *tensor.Matrix) {
 	if s.Apart {
-		gemm.AddSyrk(s.H, x, kernels.Auto)
+		gemm.AddSyrkLower(s.H, x, kernels.Auto)
 	} else {
 		gemm.Syrk(s.H, x, kernels.Auto)
 	}
 	s.addRows(s.Sum, x)
 	s.Tokens += x.Rows
+}
+
+// Join says that no batch is to come.
+func (s *Stats) Join() {
+	if s.Apart {
+		gemm.Mirror(s.H)
+	}
+	s.Apart = false
 }
 
 // ObserveDrift adds to Drift what inputs x lack, drift; both tokens×in.

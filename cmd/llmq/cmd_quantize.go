@@ -247,14 +247,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		if err != nil {
 			return err
 		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)), cost)
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory)), cost)
 	}
 	if popt.Work != nil {
 		m, err := arch.Open(src)
 		if err != nil {
 			return err
 		}
-		needs := plan.Needs(m, set.Tokens(), int64(opts.Memory))
+		needs := plan.Needs(m, set.Tokens(), set.SeqLen, int64(opts.Memory))
 		fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)

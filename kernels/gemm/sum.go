@@ -12,15 +12,18 @@ import (
 // take fewer.
 var sumRows = 1024
 
-// AddSyrk adds XᵀX to dst as Syrk makes it from zero: each of its elements is summed by itself, then added. Where Syrk into a matrix of
-// zeros and an addition would take a second matrix, this takes sumRows rows of one, and x once more, rounded.
-func AddSyrk(dst, x *tensor.Matrix, p kernels.Precision) {
+// AddSyrkLower adds XᵀX, on and below the diagonal, to dst as Syrk makes it from zero: each of its elements is summed by itself, then
+// added. Where Syrk into a matrix of zeros and an addition would take a second matrix, this takes sumRows rows of one, and x once more,
+// rounded.
+func AddSyrkLower(dst, x *tensor.Matrix, p kernels.Precision) {
 	if dst.Rows != x.Cols || dst.Cols != x.Cols {
 		panic("gemm: syrk shapes do not agree")
 	}
 	addSum(dst, x, x, true, p)
-	mirror(dst)
 }
+
+// Mirror makes a square matrix symmetric: what is above the diagonal becomes what is below.
+func Mirror(m *tensor.Matrix) { mirror(m) }
 
 // AddTN is TN with an alpha of 1 likewise.
 func AddTN(dst, a, b *tensor.Matrix, p kernels.Precision) {

@@ -38,7 +38,10 @@ func TestAddSums(t *testing.T) {
 					was, sum := kerneltest.Random(rng, n, n), tensor.New(n, n)
 					mirror(was)
 					Syrk(sum, b, p)
-					check("AddSyrk", was, sum, func(dst *tensor.Matrix) { AddSyrk(dst, b, p) })
+					check("AddSyrkLower", was, sum, func(dst *tensor.Matrix) {
+						AddSyrkLower(dst, b, p)
+						Mirror(dst)
+					})
 					sum = tensor.New(m, n)
 					TN(sum, 1, a, b, p)
 					check("AddTN", kerneltest.Random(rng, m, n), sum, func(dst *tensor.Matrix) { AddTN(dst, a, b, p) })

@@ -66,7 +66,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
 	o.OutputHessian.o = pipeline.OutputHessianAuto
 	f.Var(&o.OutputHessian, "output-hessian", "GPTQ rounds rows with regard to each other, by what errors of the outputs do to the predictions: on, off, or auto, where held-out calibration text says that it pays")
-	o.Memory = defaultMemory
+	o.Memory = quantizeMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
 	o.calibOptions.AddFlags(cmd)
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")

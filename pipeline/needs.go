@@ -235,7 +235,12 @@ func computedBefore(m *model.Model, shapes []model.SiteShape, k int, original bo
 	}
 	features := way(at)
 	if original {
-		features += way(began) + max(int64(shapes[k].In), dim) // what inputs lack
+		features += way(began)
+		if shapes[k].Adds { // what the sum lacks
+			features += dim
+		} else { // what inputs do
+			features += int64(shapes[k].In)
+		}
 		if k+1 < len(shapes) && !shapes[k+1].Begins {
 			features += int64(m.Width) // a copy of x, as the stream does not go on
 		}

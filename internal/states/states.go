@@ -139,7 +139,7 @@ func (s *Store) stored(lo, hi int, x *tensor.Matrix) []byte {
 // partRows is how many tokens Read and Write take at a time, on each processor.
 const partRows = 64
 
-// Write stores x, a token in each row, as batch i. Where x has fewer than dim features, the others are 0.
+// Write stores x, a token in each row, as batch i. Where x has fewer than dim features, what the others are is unspecified.
 func (s *Store) Write(i int, x *tensor.Matrix) error {
 	return s.parts(i, x, func(part *tensor.Matrix, stored []byte, at int64) error {
 		size := s.valueBytes * s.dim

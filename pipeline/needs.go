@@ -10,7 +10,7 @@ import (
 
 // Needs estimates what a run takes, in bytes.
 type Needs struct {
-	Memory int64 // at its peak, mapped pages of the checkpoint aside
+	Memory int64 // at its peak, mapped pages of the checkpoint aside: what Linux calls RssAnon
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 	Work   int64 // in Options.Work, at most
 }
@@ -60,12 +60,13 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) Needs {
 		sites = max(sites, sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
 	}
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
-	needs.Memory = max(needs.Memory, states+sites) + programBytes
+	needs.Memory = max(needs.Memory, states+sites)
 	if p.Recipe.wantsOutputs() {
 		g := p.gradientNeeds(m, tokens, budget)
 		needs.Memory = max(needs.Memory, g.memory+copied)
 		spilled = max(spilled+g.sums, g.disk)
 	}
+	needs.Memory += needs.Memory/garbageShare + programBytes
 	needs.Disk += spilled
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
@@ -279,5 +280,8 @@ func (p *Plan) roundingNeeds(m *model.Model, s *model.SiteShape) int64 {
 
 // programBytes is what a run takes besides: what products pack, half of it, and the program.
 const programBytes = 32 << 20
+
+// garbageShare: beside what is in use there is such a part of it that is not collected yet.
+const garbageShare = 10
 
 const pieceBytes = 4 * (1 + pendingWrites) // a weight stored in four bytes, once being made and then on its way to the disk

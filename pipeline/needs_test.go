@@ -148,7 +148,7 @@ func TestNeedsMemory(t *testing.T) {
 				t.Fatal(err)
 			}
 			m := openModel(t, c.source)
-			needs := p.Needs(m, set.Tokens(), 0).Memory
+			needs := p.Needs(m, set.Tokens(), set.SeqLen, 0).Memory
 			if c.outputs != OutputHessianOff && p.gradientNeeds(m, set.Tokens(), 0).memory < needs {
 				t.Fatalf("%s: the pass of gradients is not what needs most", c.name)
 			}

@@ -28,7 +28,8 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 		d = in.Shortfall.Clone()
 	case in.Drift != nil:
 		d = tensor.New(w.Rows, w.Cols)
-		gemm.NN(d, 1, w, in.Drift, kernels.F32)
+		// Drift is made of inputs in bfloat16 as it is, and so many tokens tell no more of it.
+		gemm.NN(d, 1, w, in.Drift, kernels.Auto)
 	default:
 		return w
 	}
@@ -46,7 +47,15 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 
 // solve sets d, rows×in with its columns in their natural order, to d·H⁻¹.
 func (f *Factor) solve(d *tensor.Matrix) {
-	p := tensor.New(d.Rows, d.Cols)
+	for r0 := 0; r0 < d.Rows; r0 += bandRows {
+		f.solveBand(d.View(r0, min(r0+bandRows, d.Rows), 0, d.Cols))
+	}
+}
+
+// solveBand is solve for as many rows as a second matrix of them may have.
+func (f *Factor) solveBand(d *tensor.Matrix) {
+	p, giveBack := f.borrow(d.Rows, d.Cols)
+	defer giveBack()
 	kernels.Parallel(d.Rows, rowGrain, func(lo, hi int) {
 		for r := lo; r < hi; r++ {
 			src, dst := d.Row(r), p.Row(r)

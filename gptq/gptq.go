@@ -59,6 +59,28 @@ type Factor struct {
 	mu      sync.Mutex
 	windows map[quant.Grid][]*window // of refine, by grid
 	units   []unitTriangle           // of sweepWords, by position
+	free    [][]float32              // what bands have worked in
+}
+
+// borrow returns a matrix of unspecified content for a band to work in, and what gives it back: bands come one after the other, and as
+// garbage what they worked in would be as large as the Hessian.
+func (f *Factor) borrow(rows, cols int) (m *tensor.Matrix, giveBack func()) {
+	n := rows * cols
+	var buf []float32
+	f.mu.Lock()
+	if i := slices.IndexFunc(f.free, func(b []float32) bool { return cap(b) >= n }); i >= 0 {
+		buf = f.free[i]
+		f.free = slices.Delete(f.free, i, i+1)
+	}
+	f.mu.Unlock()
+	if buf == nil {
+		buf = make([]float32, rows*max(cols, 2*f.h.Rows)) // for all that a band does, from its correction to descent
+	}
+	return tensor.FromSlice(rows, cols, buf[:n]), func() {
+		f.mu.Lock()
+		f.free = append(f.free, buf)
+		f.mu.Unlock()
+	}
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not

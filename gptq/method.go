@@ -18,10 +18,10 @@ func (Method) Name() string { return "gptq" }
 func (Method) Needs() quant.Needs { return quant.Needs{Stats: true, Original: true, Outputs: true} }
 
 // Memory counts the factor, and of all rows the weights, the corrected and the decoded ones, codes, and what sweep and descent
-// keep beside them: eight values for a weight, as pipeline's TestNeedsMemory measures.
+// keep beside them: five values for a weight and its code, and what is garbage.
 func (Method) Memory(out, in int) int64 {
 	n := int64(in)
-	return 4 * (n*n + 8*n*int64(out))
+	return 4 * (n*n + 6*n*int64(out))
 }
 
 // Open returns a solver that makes one Factor for all grids whose columns come in the same order.

@@ -38,7 +38,6 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 	}
 	step := windowColumns(q.Grid)
 	windows := f.windowsOf(q.Grid)
-	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), 2*n) }}
 	descents := sync.Pool{New: func() any {
 		if g, ok := q.Grid.(*quant.Lattice); ok {
 			return newWordDescent(g, min(step, n))
@@ -46,10 +45,10 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 		return newDescent(q.Grid.(*quant.Affine), min(step, n))
 	}}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		m := matrices.Get().(*tensor.Matrix)
-		defer matrices.Put(m)
-		// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
 		rows := r1 - r0
+		m, giveBack := f.borrow(rows, 2*n)
+		defer giveBack()
+		// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
 		diff, grad := m.View(0, rows, 0, n), m.View(0, rows, n, 2*n)
 		kernels.Parallel(rows, rowGrain, func(lo, hi int) {
 			for r := lo; r < hi; r++ {

@@ -72,12 +72,11 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, g *quant.Affine, w 
 		f.fitAll(q, g, w)
 	}
 	n := w.Cols
-	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), n+min(lazyColumns, n)) }}
 	sweepers := sync.Pool{New: func() any { return newSweeper(f, q, g) }}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		m := matrices.Get().(*tensor.Matrix)
-		defer matrices.Put(m)
 		rows := r1 - r0
+		m, giveBack := f.borrow(rows, n+min(lazyColumns, n))
+		defer giveBack()
 		sums := m.View(0, rows, 0, n) // Σ e_k·L_kp, columns in f.order
 		sums.Zero()
 		for i0, i1 := 0, n; i1 > 0; i1 = i0 {

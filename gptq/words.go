@@ -24,12 +24,11 @@ import (
 func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Lattice, w *tensor.Matrix) error {
 	n := w.Cols
 	units := f.unitTriangles()
-	matrices := sync.Pool{New: func() any { return tensor.New(min(bandRows, w.Rows), n+g.Block) }}
 	sweepers := sync.Pool{New: func() any { return newWordSweeper(f, g, units) }}
 	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		m := matrices.Get().(*tensor.Matrix)
-		defer matrices.Put(m)
 		rows := r1 - r0
+		m, giveBack := f.borrow(rows, n+g.Block)
+		defer giveBack()
 		sums, errs := m.View(0, rows, 0, n), m.View(0, rows, n, n+g.Block) // as in sweep
 		sums.Zero()
 		for i0 := n - g.Block; i0 >= 0; i0 -= g.Block {

@@ -77,6 +77,20 @@ func (m *Model) Carried() int {
 	return most
 }
 
+// Hidden is the largest input of a site that adds to the residual stream what it makes of it and does not carry, in features: an MLP's
+// inner activations. 0: there is none.
+func (m *Model) Hidden() int {
+	most := 0
+	for _, shapes := range m.shapes {
+		for _, s := range shapes {
+			if s.Adds && !s.Carries && !s.Begins && s.Expert < 0 {
+				most = max(most, s.In)
+			}
+		}
+	}
+	return most
+}
+
 // Widest is the largest input of a site, in features.
 func (m *Model) Widest() int {
 	most := m.Dim

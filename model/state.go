@@ -57,6 +57,13 @@ func (st *State) Scratch(name string, rows, cols int) *tensor.Matrix {
 	return tensor.FromSlice(rows, cols, st.scratch[name][:rows*cols])
 }
 
+// Rest gives back scratch memory, until a batch is entered again.
+func (st *State) Rest() {
+	clear(st.scratch)
+	clear(st.kept)
+	st.X, st.Aux, st.In, st.routes = nil, nil, nil, nil
+}
+
 // sequences is the number of sequences in the batch.
 func (st *State) sequences() int { return st.X.Rows / st.SeqLen }
 

@@ -19,8 +19,8 @@ import (
 //	D             2T'·in²        where the original model is compared and no residual connection joined
 //	S             2T'·in·out     in its place, where one is
 //	factor        in³/3          Cholesky, in float32
-//	correction    2in²·out       of the triangular systems, and as much for W·D
-//	errors        in²·out        ‖(W−Ŵ)L‖², in float32
+//	correction    2in²·out       of the triangular systems, in float32, and as much for W·D
+//	errors        2in²·out       tr(ΔW·H·ΔWᵀ) and tr(W·H·Wᵀ)
 //	rounding      out·in·(a + b·in) seconds, measured: GPTQ's sweep and descent. At a machine's full speed b is that of
 //	              in²·out·(1 + 2) operations in float32, for errors and gradient, and of 7 in bfloat16.
 //	H_O           T'·Σ block²    of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products
@@ -246,7 +246,7 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 	for _, s := range shapes {
 		sites = append(sites, e.site(s, experts))
 	}
-	runs := stageRuns(shapes, e.streams > 1)
+	runs := stageRuns(shapes, e.streams > 1, e.machines == 1)
 	in, out := map[string]float64{}, map[string]float64{}
 	add := func(name string, i, o float64) { in[name] += i; out[name] += o }
 	var dense, expertWeights float64 // bytes of the checkpoint
@@ -327,20 +327,21 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 			rows += float64(b) * each * max(1, kernels.Lanes/float64(gptq.BatchRows(b)))
 		}
 	}
-	ops := n * n * s.quantized // errors
+	products := 2 * n * n * s.quantized / e.speeds.Products
+	var ops float64
 	if solves := UsesGPTQ(e.plan.Recipe.Method); solves {
 		factor = n * n * n / 3 / e.speeds.Float32
 		if s.correction {
 			ops += 2 * n * n * s.quantized
 			if s.drift {
-				ops += 2 * n * n * s.quantized
+				products += 2 * n * n * s.quantized / e.speeds.Products
 			}
 		}
 		for _, b := range s.blocks { // the errors of the rows that are done, for those to come
 			ops += float64(b) * float64(b) * n
 		}
 	}
-	return factor, rows + ops/e.speeds.Float32
+	return factor, rows + products + ops/e.speeds.Float32
 }
 
 // rowShare is the part of a dense site's rows that the busiest machine has: rows do not meet, but those of a block of H_O do.
@@ -433,12 +434,12 @@ type stageRun struct{ observe, advance float64 }
 // stageRuns follows the streams through a layer. The quantized model's stands before stages that begin or carry; from there it
 // goes to each stage's input, and in the end on to the next layer. The original's stands before stages that begin; it applies a
 // stage at once if it can stand behind it, and where that adds to the residual stream, the difference of both inputs passes it too
-// (passage.observe, stream.visit and stream.alongside).
-func stageRuns(shapes []model.SiteShape, original bool) []stageRun {
+// (passage.observe, stream.visit and stream.alongside). hidden says that the quantized model's keeps hidden activations too.
+func stageRuns(shapes []model.SiteShape, original, hidden bool) []stageRun {
 	var begins, carries, adds []bool
 	for _, s := range shapes {
 		if s.Stage == len(begins) {
-			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries), append(adds, s.Adds)
+			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries || hidden && s.Adds), append(adds, s.Adds)
 		}
 	}
 	n := len(begins)

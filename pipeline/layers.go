@@ -2,12 +2,17 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
@@ -52,6 +57,9 @@ func (p *passage) layers() error {
 			return err
 		}
 		defer original.close()
+	}
+	if err := s.keepHidden(len(set.Sequences), budget, p.tempDir); err != nil {
+		return err
 	}
 	for i := 0; ; {
 		if i, err = p.recall(i, func(i int) (bool, error) { return p.kept.recallStates(s, original, i) }); err != nil {
@@ -142,7 +150,29 @@ func (p *passage) stage(at *place) error {
 	if at.original != nil {
 		at.original.passed(at.ol, at.k)
 	}
-	return p.site(at.l, sites[0], in[0], nil)
+	at.rest()
+	stats := in[0]
+	in = nil
+	if err := p.site(at.l, sites[0], stats, nil); err != nil {
+		return err
+	}
+	stats = nil
+	at.rest()
+	return nil
+}
+
+// rest gives back the memory that both streams took to compute, where there is so much of it that what follows should not find it taken.
+func (at *place) rest() {
+	const much = 1 << 24 // features of a batch
+	if batchOf(at.s.m)*at.stage().Width() < much {
+		return
+	}
+	at.s.rest()
+	if at.original != nil {
+		at.original.rest()
+	}
+	gemm.Release()
+	debug.FreeOSMemory()
 }
 
 // observe takes the calibration text to a stage and returns statistics of the inputs of its sites [first,last), and, if
@@ -161,6 +191,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	var all *shardedStats // of all experts together
 	if pool {
 		all = at.s.newShardedStats(stage.Sites[0].In())
+		all.sums.Apart = false // a batch is seen expert by expert
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
 		for j, s := range sums {
@@ -227,22 +258,31 @@ func checkInputs(group string, meanSquares []float32) error {
 	return nil
 }
 
-// site quantizes linears that share an input, each in a goroutine of its own, and writes them. From then on the forward
+// site quantizes linears that share an input, in goroutines, and writes them. From then on the forward
 // pass sees what a reader of the file will see. tokens is what the report says of an expert.
 func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens []int) error {
 	solver := p.found.method(site.Linears[0].Name, p.plan).Open(in)
 	eg, ctx := errgroup.WithContext(p.ctx)
+	eg.SetLimit(max(len(site.Linears), runtime.GOMAXPROCS(0)))
 	shifts := make([][]float32, len(site.Linears)) // of the biases that are corrected
 	for i, lin := range site.Linears {
-		quantize := func() error {
-			t := p.plan.Lookup(lin.Name)
-			outputs, err := p.found.outputs.of(lin, p.scaled.outputs[lin.Name])
-			if err != nil {
-				return err
-			}
-			q, err := p.linear(ctx, lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
-			if err != nil {
-				return err
+		t := p.plan.Lookup(lin.Name)
+		outputs, err := p.found.outputs.of(lin, p.scaled.outputs[lin.Name])
+		if err != nil {
+			return errors.Join(err, eg.Wait())
+		}
+		parts, err := p.split(lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
+		if err != nil {
+			return errors.Join(err, eg.Wait())
+		}
+		results := make([]rows, len(parts))
+		var done atomic.Int64
+		finish := func() error {
+			q := results[0]
+			for _, part := range results[1:] {
+				q.data = append(q.data, part.data...)
+				q.shift = append(q.shift, part.shift...)
+				q.add(&part.rowsReport)
 			}
 			shifts[i] = q.shift
 			q.tokens = tokens
@@ -253,7 +293,21 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 			lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
 			return nil
 		}
-		eg.Go(func() error { return mmap.Guard(quantize) })
+		for k := range parts {
+			quantize := func() error {
+				q, err := p.linear(ctx, parts[k].lin, &parts[k].job)
+				if err != nil {
+					return err
+				}
+				parts[k].job, q.decoded = rowsJob{}, nil // they are large
+				results[k] = q
+				if done.Add(1) < int64(len(parts)) {
+					return nil
+				}
+				return finish()
+			}
+			eg.Go(func() error { return mmap.Guard(quantize) })
+		}
 	}
 	if err := eg.Wait(); err != nil {
 		return err
@@ -265,6 +319,45 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 		shiftBias(l, site.Linears[i], bias)
 	}
 	return nil
+}
+
+// linearPart is rows of a linear, and what is to be done with them.
+type linearPart struct {
+	lin *model.Linear
+	job rowsJob
+}
+
+// split divides a linear into parts whose rows do not need each other, as units of work have them, so that only as many are decoded at
+// a time as there are processors.
+func (p *passage) split(lin *model.Linear, job *rowsJob) ([]linearPart, error) {
+	whole := []linearPart{{lin, *job}}
+	var blocks []int
+	for _, h := range job.outputs {
+		blocks = append(blocks, h.Rows)
+	}
+	division := unitRows(lin.Out, blocks)
+	if len(division) == 1 || lin.F32 != nil || p.plan.Recipe.Divisible() != nil {
+		return whole, nil
+	}
+	inexact, err := offGrid(job.tensor, lin)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p.src.Name(), err)
+	}
+	if !inexact {
+		return whole, nil
+	}
+	var parts []linearPart
+	first := 0
+	for _, n := range division {
+		part := *job
+		part.first, part.inexact = first, true
+		if blocks != nil {
+			part.outputs = job.outputs[len(parts) : len(parts)+1]
+		}
+		parts = append(parts, linearPart{lin.Part(first, first+n), part})
+		first += n
+	}
+	return parts, nil
 }
 
 // linear quantizes a linear, or rows of one from job.first on, whose weights it adds to the job.

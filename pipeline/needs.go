@@ -1,22 +1,25 @@
 package pipeline
 
 import (
+	"runtime"
+	"slices"
+
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
 
 // Needs estimates what a run takes, in bytes.
 type Needs struct {
-	Memory int64 // at its peak, mapped pages of the checkpoint aside
+	Memory int64 // at its peak, mapped pages of the checkpoint aside: what Linux calls RssAnon
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 	Work   int64 // in Options.Work, at most
 }
 
-// Needs estimates a run. With a model it is calibrated on so many tokens, and holds the hidden states, as far as the
+// Needs estimates a run. With a model it is calibrated on so many tokens in sequences of seqLen, and holds the hidden states, as far as the
 // budget (0: no limit) keeps them in memory, what a stage of the forward pass computes from a batch of them, and what
 // the largest site, or as many experts as are taken together, needs. With nil it is not calibrated and holds a piece of a
 // tensor.
-func (p *Plan) Needs(m *model.Model, tokens int, budget int64) (needs Needs) {
+func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Needs) {
 	var piece int64 // in weights
 	for i := range p.Tensors {
 		piece = max(piece, min(int64(p.Tensors[i].Elements()), batchWeights))
@@ -33,18 +36,6 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) (needs Needs) {
 		streams = 2 // the quantized model's and the original's
 	}
 	batch := min(tokens, batchOf(m))
-	var sites, stage, copied int64
-	for i := range m.Layers() {
-		held, fetched := m.Copied(i)
-		copied = max(copied, held+fetched)
-		sites = max(sites, p.layerNeeds(m.Shape(i), streams)+p.rowsNeeds(m.Shape(i))+held+fetched)
-		stage = max(stage, streams*int64(m.Dim+m.Widest())+m.Computed(i))
-	}
-	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
-		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
-		sums := 4 * streams * int64(m.Dim) * int64(m.Dim)
-		sites = max(sites, sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
-	}
 	var states, spilled int64
 	left := newStateBudget(budget)
 	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers
@@ -55,13 +46,30 @@ func (p *Plan) Needs(m *model.Model, tokens int, budget int64) (needs Needs) {
 		}
 		states += bytes
 	}
+	if bytes := hiddenBytes(tokens, seqLen, m.Hidden()); left.fits(bytes) {
+		states += bytes
+	} else {
+		spilled += bytes
+	}
+	var sites, copied int64
+	for i := range m.Layers() {
+		held, fetched := m.Copied(i)
+		copied = max(copied, held+fetched)
+		sites = max(sites, p.layerNeeds(m, i, streams, tokens, batch)+p.rowsNeeds(m.Shape(i))+held+fetched)
+	}
+	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
+		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
+		sums := 4 * streams * int64(m.Dim) * int64(m.Dim)
+		sites = max(sites, sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
+	}
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
-	needs.Memory = max(needs.Memory, states+sites+4*stage*int64(batch))
+	needs.Memory = max(needs.Memory, states+sites)
 	if p.Recipe.wantsOutputs() {
 		g := p.gradientNeeds(m, tokens, budget)
 		needs.Memory = max(needs.Memory, g.memory+copied)
 		spilled = max(spilled+g.sums, g.disk)
 	}
+	needs.Memory += needs.Memory/garbageShare + programBytes
 	needs.Disk += spilled
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
@@ -144,28 +152,46 @@ func (p *Plan) rowsNeeds(shapes []model.SiteShape) int64 {
 	return bytes
 }
 
-// layerNeeds is the memory for the sums over the inputs of a layer's sites and for the method's work.
-func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
-	method := p.Recipe.Method
+// layerNeeds is the memory for a layer: at each of its stages what streams compute on the way there and the sums over its sites' inputs, then
+// these sums and the method's work.
+func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int) int64 {
+	method, shapes := p.Recipe.Method, m.Shape(layer)
 	var most, hessians, largest, weights int64
 	experts := map[string]int64{} // sums of a stage's experts
-	for _, s := range shapes {
+	for k, s := range shapes {
 		n, out := int64(s.In), 0
 		for _, o := range s.Out {
 			out += o
 		}
 		sums := quant.StatsMemory(s.In, out, streams > 1, s.Adds)
+		computed := streams*int64(m.Dim+m.Widest()) + m.Computed(layer)
 		if s.Expert >= 0 {
-			// As many as fit together, the sums of all experts, and one expert's work.
+			// As many as fit together, the sums of all experts, and one expert's work. Sums over a shard's tokens stand beside those over all.
 			experts[s.Name] += sums
 			sums = min(experts[s.Name], statsBytes) + 4*n*n
-		} else {
-			hessians += 4 * n * n
-			largest = max(largest, 4*n*n)
-			weights += 4 * n * int64(out)
+			most = max(most, 4*computed*int64(batch)+sums+max(sums, method.Memory(out, s.In)))
+			continue
 		}
-		// Sums over a shard's tokens stand beside those over all; then come the method's work and its results.
-		most = max(most, sums+max(sums, method.Memory(out, s.In)))
+		hessians += 4 * n * n
+		largest = max(largest, 4*n*n)
+		weights += 4 * n * int64(out)
+		observing := sums
+		if tokens > Shards*batch {
+			observing *= 2 // a shard's beside those of all
+		} else { // inputs in pairs, and a part of the rows of a sum: gemm.AddSyrkLower
+			with := int64(0)
+			switch {
+			case streams > 1 && s.Adds:
+				with = int64(out)
+			case streams > 1:
+				with = n
+			}
+			observing += 2*int64(batch)*(n+with) + 4*min(n, partRows)*n
+		}
+		if len(shapes) == shapes[len(shapes)-1].Stage+1 {
+			computed = computedBefore(m, shapes, k, streams > 1)
+		}
+		most = max(most, observing+4*computed*int64(batch), sums+p.roundingNeeds(m, &s))
 	}
 	const trial = 3 // a scaled Hessian and its factor, and the next Hessian
 	switch {
@@ -176,5 +202,89 @@ func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
 	}
 	return most
 }
+
+// partRows is about how many rows of sums, or of weights on one processor, are worked on at a time.
+const partRows = 1024
+
+// computedBefore is how many features of a token both streams have computed when a site's inputs are observed: see passage.observe,
+// stream.visit and stream.step.
+func computedBefore(m *model.Model, shapes []model.SiteShape, k int, original bool) int64 {
+	dim := int64(m.Dim)
+	// way is what is computed from stage from on to the input of stage k.
+	way := func(from int) int64 {
+		features := dim // the norm's
+		for j := from; j < k; j++ {
+			if !shapes[j].Adds {
+				for _, out := range shapes[j].Out {
+					features += int64(out)
+				}
+			}
+			if shapes[j+1].Carries {
+				features += int64(shapes[j+1].In)
+			}
+		}
+		return features
+	}
+	at, began := 0, 0 // where the streams stand
+	for j := range k {
+		if j > 0 && (shapes[j].Begins || shapes[j].Carries) {
+			at = j
+		}
+		if shapes[j].Begins {
+			began = j
+		}
+	}
+	if shapes[k].Begins {
+		began = k // the original has been applied up to here
+	}
+	features := way(at)
+	if original {
+		features += way(began)
+		if shapes[k].Adds { // what the sum lacks
+			features += dim
+		} else { // what inputs do
+			features += int64(shapes[k].In)
+		}
+		if k+1 < len(shapes) && !shapes[k+1].Begins {
+			features += int64(m.Width) // a copy of x, as the stream does not go on
+		}
+	}
+	return features
+}
+
+// roundingNeeds is the memory for the method's work on a site of dense linears.
+func (p *Plan) roundingNeeds(m *model.Model, s *model.SiteShape) int64 {
+	rows, outputs := 0, int64(0)
+	var parts []int
+	for _, out := range s.Out {
+		rows += out
+		var blocks []int
+		if p.Recipe.wantsOutputs() {
+			blocks = outputBlocks(out, m.Dim, false)
+		}
+		for _, b := range blocks {
+			outputs += 4 * int64(b) * int64(b)
+		}
+		parts = append(parts, unitRows(out, blocks)...)
+	}
+	if p.Recipe.Divisible() == nil { // parts of all linears, as many at a time as there are processors
+		slices.Sort(parts)
+		slices.Reverse(parts)
+		rows = 0
+		for _, n := range parts[:min(len(parts), max(len(s.Out), runtime.GOMAXPROCS(0)))] {
+			rows += n
+			if outputs > 0 {
+				outputs += 6 * int64(n) * int64(n) // a factor, and half of one
+			}
+		}
+	}
+	return outputs + p.Recipe.Method.Memory(rows, s.In)
+}
+
+// programBytes is what a run takes besides: what products pack, half of it, and the program.
+const programBytes = 32 << 20
+
+// garbageShare: beside what is in use there is such a part of it that is not collected yet.
+const garbageShare = 10
 
 const pieceBytes = 4 * (1 + pendingWrites) // a weight stored in four bytes, once being made and then on its way to the disk

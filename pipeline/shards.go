@@ -36,7 +36,7 @@ func shardBatches(shard, n int) (lo, hi int) {
 	return (shard*n + Shards - 1) / Shards, ((shard+1)*n + Shards - 1) / Shards
 }
 
-// shardedStats are sums over the batches of a stream. Besides the sums they take room for those of one shard.
+// shardedStats are sums over the batches of a stream. Besides the sums they take room for those of one shard, unless that is a batch.
 type shardedStats struct {
 	shardOf     func(batch int) int
 	sums, shard *quant.Stats
@@ -45,13 +45,18 @@ type shardedStats struct {
 
 // newShardedStats returns empty sums for the batches of s.
 func (s *stream) newShardedStats(in int) *shardedStats {
-	return &shardedStats{shardOf: s.shardOf, sums: quant.NewStats(in)}
+	sums := quant.NewStats(in)
+	sums.Apart = s.batchIsShard()
+	return &shardedStats{shardOf: s.shardOf, sums: sums}
 }
+
+// batchIsShard says whether each batch of the stream is a shard.
+func (s *stream) batchIsShard() bool { return !s.partial && s.x.Batches() <= Shards }
 
 // of returns what batch i is to be added to. Batches come in order.
 func (s *shardedStats) of(i int) *quant.Stats {
 	at := s.shardOf(i)
-	if at == 0 {
+	if at == 0 || s.sums.Apart {
 		return s.sums // the first shard's sums are added to zeros: they are the sums
 	}
 	switch {
@@ -71,5 +76,6 @@ func (s *shardedStats) all() *quant.Stats {
 		s.sums.Add(s.shard)
 		s.shard = nil
 	}
+	s.sums.Join()
 	return s.sums
 }

@@ -24,7 +24,8 @@ const (
 	speedTokens = 1024
 	// Rounding is measured in rows of few and of many columns, both whole blocks of any type.
 	speedFew, speedMany = 256, 1024
-	speedRows           = 64 // of each processor
+	speedRows           = 64  // of each processor
+	speedPart           = 256 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
 	speedBytes          = 16 << 20
 	// Each thing is done until this has passed, but at least so often.
 	speedTime  = 200 * time.Millisecond
@@ -83,6 +84,9 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, sums *quant.Stats
 	in := &quant.Stats{Tokens: sums.Tokens, H: sums.H.View(0, cols, 0, cols).Clone(), Sum: make([]float64, cols)}
 	solver := p.Recipe.Method.Open(in)
 	rows := speedRows
+	if p.Recipe.Divisible() == nil {
+		rows = speedPart
+	}
 	if p.Recipe.wantsOutputs() {
 		rows = kernels.Lanes // of a batch of rows whose outputs go together: gptq.BatchRows
 	}

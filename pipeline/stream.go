@@ -3,9 +3,11 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -47,6 +49,9 @@ type stream struct {
 	// carry is the input of a stage that is worth keeping until its linears are quantized; nil for the original model,
 	// whose stages are applied at once.
 	carry *states.Store
+	// hidden is the input of a stage that adds what it makes of it to the residual stream, an MLP's inner activations: it is kept until
+	// the linear is quantized, as products round it, so that what follows is the same bytes. nil: it is computed again then.
+	hidden *states.Store
 	// partial says that these are the sequences of one shard.
 	partial bool
 	at      int // the stage of the layer that x, and carry if that stage carries, are before
@@ -153,14 +158,56 @@ func (s *stream) shardOf(i int) int {
 // stateBytes is the size of hidden states of dim features.
 func stateBytes(tokens, dim int) int64 { return 4 * int64(tokens) * int64(dim) }
 
+// keepHidden has the stream of so many sequences keep what hidden is for.
+func (s *stream) keepHidden(seqs int, budget *stateBudget, tempDir string) error {
+	dim := s.m.Hidden()
+	if dim == 0 {
+		return nil
+	}
+	size, store := hiddenBytes(seqs*s.seqLen, s.seqLen, dim), states.New
+	if hiddenRounds(s.seqLen) {
+		store = states.NewBF16
+	}
+	limit := int64(1)
+	if budget.fits(size) {
+		limit = 0
+	}
+	var err error
+	s.hidden, err = store(seqs, s.seqLen, dim, batchSequences(s.m, s.seqLen), limit, tempDir)
+	return err
+}
+
+// hiddenRounds says whether hidden can be kept in bfloat16: products round it to that anyway, but those of the fewest tokens.
+func hiddenRounds(seqLen int) bool { return kernels.Auto.Rounds() && seqLen > gemm.FewTokens }
+
+// hiddenBytes is the size of what is kept of dim hidden features.
+func hiddenBytes(tokens, seqLen, dim int) int64 {
+	bytes := stateBytes(tokens, dim)
+	if hiddenRounds(seqLen) {
+		bytes /= 2
+	}
+	return bytes
+}
+
 func (s *stream) close() error {
 	var err error
-	for _, st := range []*states.Store{s.x, s.carry} {
-		if st != nil {
-			err = errors.Join(err, st.Close())
-		}
+	for _, st := range s.stores() {
+		err = errors.Join(err, st.Close())
 	}
 	return err
+}
+
+func (s *stream) stores() []*states.Store {
+	return slices.DeleteFunc([]*states.Store{s.x, s.carry, s.hidden}, func(st *states.Store) bool { return st == nil })
+}
+
+// rest gives back the memory that the stream takes to compute a batch, until the next one.
+func (s *stream) rest() {
+	s.st.Rest()
+	s.copy, s.lacks = nil, nil
+	for _, st := range s.stores() {
+		st.Rest()
+	}
 }
 
 // each calls f for every batch of hidden states.
@@ -187,7 +234,13 @@ func scratch(buf *[]float32, rows, cols int) *tensor.Matrix {
 // keeps says whether the stream can stand before stage k of l: its input depends on x, or is kept. The end is such a
 // place too.
 func (s *stream) keeps(l *model.Layer, k int) bool {
-	return k == len(l.Stages) || l.Stages[k].Begins || l.Stages[k].Carries && s.carry != nil
+	return k == len(l.Stages) || l.Stages[k].Begins || l.Stages[k].Carries && s.carry != nil || s.hides(l, k)
+}
+
+// hides says whether hidden keeps the input of stage k.
+func (s *stream) hides(l *model.Layer, k int) bool {
+	stage := &l.Stages[k]
+	return s.hidden != nil && stage.Adds && !stage.Carries && !stage.Begins && len(stage.Sites) == 1
 }
 
 // enter puts batch i, at the stage where the stream stands, into s.st. x may be changed where the stream goes on to a
@@ -201,6 +254,10 @@ func (s *stream) enter(l *model.Layer, i int, x *tensor.Matrix, goesOn bool) err
 	s.st.Enter(s.m, x, s.seqLen)
 	if s.at == 0 || l.Stages[s.at].Begins {
 		return nil
+	}
+	if s.hides(l, s.at) {
+		s.st.In = s.st.Scratch("hidden", x.Rows, l.Stages[s.at].Width())
+		return s.hidden.Read(i, s.st.In)
 	}
 	in, err := s.carry.Get(i)
 	if err != nil {
@@ -253,6 +310,9 @@ func (s *stream) visit(ctx context.Context, l *model.Layer, k int, see func(i in
 func (s *stream) keep(l *model.Layer, k, i int) error {
 	if k == len(l.Stages) || l.Stages[k].Begins {
 		return nil
+	}
+	if s.hides(l, k) {
+		return s.hidden.Write(i, s.st.In)
 	}
 	in, err := s.carry.Get(i)
 	if err != nil {

@@ -179,17 +179,21 @@ func TestStateBudget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, a := stateBytes(seqs*seqLen, m.Dim), stateBytes(seqs*seqLen, m.Carried())
+	x, a, h := stateBytes(seqs*seqLen, m.Dim), stateBytes(seqs*seqLen, m.Carried()), hiddenBytes(seqs*seqLen, seqLen, m.Hidden())
+	if h == 0 {
+		t.Fatal("the model keeps no hidden activations")
+	}
 	for _, c := range []struct {
 		budget  int64
-		inFile  [3]bool // the stream's two stores, and the original's
+		inFile  [4]bool // the stream's two stores, the original's, and the stream's of hidden activations
 		inFiles int64
 	}{
-		{0, [3]bool{}, 0},
-		{1, [3]bool{true, true, true}, x + a + x},
-		{x, [3]bool{false, true, true}, a + x},
-		{x + a, [3]bool{false, false, true}, x},
-		{x + a + x, [3]bool{}, 0},
+		{0, [4]bool{}, 0},
+		{1, [4]bool{true, true, true, true}, x + a + x + h},
+		{x, [4]bool{false, true, true, true}, a + x + h},
+		{x + a, [4]bool{false, false, true, true}, x + h},
+		{x + a + x, [4]bool{false, false, false, true}, h},
+		{x + a + x + h, [4]bool{}, 0},
 	} {
 		budget := newStateBudget(c.budget)
 		s, err := newStream(m, set.Sequences, seqLen, true, budget, t.TempDir(), nil)
@@ -202,11 +206,14 @@ func TestStateBudget(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer original.close()
-		got := [3]bool{s.x.Spilled(), s.carry.Spilled(), original.x.Spilled()}
+		if err := s.keepHidden(seqs, budget, t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+		got := [4]bool{s.x.Spilled(), s.carry.Spilled(), original.x.Spilled(), s.hidden.Spilled()}
 		if got != c.inFile {
 			t.Errorf("budget %d: in files %v, want %v", c.budget, got, c.inFile)
 		}
-		if disk := plan.Needs(m, seqs*seqLen, c.budget).Disk - plan.File.Size(); disk != c.inFiles {
+		if disk := plan.Needs(m, seqs*seqLen, seqLen, c.budget).Disk - plan.File.Size(); disk != c.inFiles {
 			t.Errorf("budget %d: %d bytes in files, want %d", c.budget, disk, c.inFiles)
 		}
 	}

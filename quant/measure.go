@@ -66,8 +66,9 @@ func ratio(num, den float64) float64 {
 // energyCols is how many columns of H energies takes at a time.
 const energyCols = 512
 
-// energies sets sums to aHaᵀ for each row a. H is symmetric: the blocks left of one on the diagonal count twice, those right
-// of it are not read. scratch is as high as a and energyCols wide.
+// energies sets sums to aHaᵀ for each row a. H is symmetric: the blocks above one on the diagonal count twice, those below
+// it are not read. scratch is as high as a and energyCols wide. Products round as kernels.Auto: what that makes of a sum over many rows
+// is less than the figures of it that anyone looks at.
 func energies(sums []float64, a, h, scratch *tensor.Matrix) {
 	clear(sums)
 	for j0 := 0; j0 < a.Cols; j0 += energyCols {
@@ -77,7 +78,8 @@ func energies(sums []float64, a, h, scratch *tensor.Matrix) {
 			if from == to {
 				return
 			}
-			gemm.MatMulF32(y, a.View(0, a.Rows, from, to), h.View(j0, j1, from, to))
+			y.Zero()
+			gemm.NN(y, 1, a.View(0, a.Rows, from, to), h.View(from, to, j0, j1), kernels.Auto)
 			kernels.Parallel(a.Rows, 16, func(lo, hi int) {
 				for r := lo; r < hi; r++ {
 					var sum float64

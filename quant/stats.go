@@ -20,6 +20,9 @@ type Stats struct {
 	Drift, Shortfall *tensor.Matrix
 	// Sum = Σ x̂, DriftSum = Σ (x−x̂) and ShortfallSum = Σ (W(x−x̂) + r−r̂) are those of single values.
 	Sum, DriftSum, ShortfallSum []float64
+	// Apart: what a batch adds to the matrices is summed by itself before it is added, as if Stats of its own had been and Add. What H has
+	// above its diagonal is undefined then, until Join.
+	Apart bool
 }
 
 // NewStats returns empty statistics of inputs with in features.
@@ -41,26 +44,53 @@ func StatsMemory(in, out int, original, adds bool) int64 {
 
 // Observe adds a batch of inputs, tokens×in.
 func (s *Stats) Observe(x *tensor.Matrix) {
-	gemm.Syrk(s.H, x, kernels.Auto)
-	addRows(s.Sum, x)
+	if s.Apart {
+		gemm.AddSyrkLower(s.H, x, kernels.Auto)
+	} else {
+		gemm.Syrk(s.H, x, kernels.Auto)
+	}
+	s.addRows(s.Sum, x)
 	s.Tokens += x.Rows
 }
 
+// Join says that no batch is to come.
+func (s *Stats) Join() {
+	if s.Apart {
+		gemm.Mirror(s.H)
+	}
+	s.Apart = false
+}
+
 // ObserveDrift adds to Drift what inputs x lack, drift; both tokens×in.
-func (s *Stats) ObserveDrift(drift, x *tensor.Matrix) { observe(&s.Drift, &s.DriftSum, drift, x) }
+func (s *Stats) ObserveDrift(drift, x *tensor.Matrix) { s.observe(&s.Drift, &s.DriftSum, drift, x) }
 
 // ObserveShortfall adds to Shortfall what the sum of residual connection and output lacks, missing, tokens×out, if the
 // original weights see inputs x, tokens×in.
 func (s *Stats) ObserveShortfall(missing, x *tensor.Matrix) {
-	observe(&s.Shortfall, &s.ShortfallSum, missing, x)
+	s.observe(&s.Shortfall, &s.ShortfallSum, missing, x)
 }
 
-func observe(product **tensor.Matrix, sum *[]float64, d, x *tensor.Matrix) {
+func (s *Stats) observe(product **tensor.Matrix, sum *[]float64, d, x *tensor.Matrix) {
 	if *product == nil {
 		*product, *sum = tensor.New(d.Cols, x.Cols), make([]float64, d.Cols)
 	}
-	gemm.TN(*product, 1, d, x, kernels.Auto)
-	addRows(*sum, d)
+	if s.Apart {
+		gemm.AddTN(*product, d, x, kernels.Auto)
+	} else {
+		gemm.TN(*product, 1, d, x, kernels.Auto)
+	}
+	s.addRows(*sum, d)
+}
+
+// addRows adds the rows of x to sum.
+func (s *Stats) addRows(sum []float64, x *tensor.Matrix) {
+	if !s.Apart {
+		addRows(sum, x)
+		return
+	}
+	own := make([]float64, len(sum))
+	addRows(own, x)
+	addSums(&sum, own)
 }
 
 // ForRows returns the statistics as they are for rows [lo,hi) of a linear: they share everything with s.

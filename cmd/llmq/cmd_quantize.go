@@ -68,7 +68,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.IntVar(&o.Refine, "refine", gptq.DefaultRefine, "passes of coordinate descent after GPTQ")
 	o.OutputHessian.o = pipeline.OutputHessianAuto
 	f.Var(&o.OutputHessian, "output-hessian", "GPTQ rounds rows with regard to each other, by what errors of the outputs do to the predictions: on, off, or auto, where held-out calibration text says that it pays")
-	o.Memory = defaultMemory
+	o.Memory = quantizeMemory
 	f.Var(&o.Memory, "memory", memoryUsage)
 	o.calibOptions.AddFlags(cmd)
 	f.Float64Var(&o.Fallback, "int8-fallback", 0, "redo linears whose relative output error passes `T` as q8_0, their outlier features recorded; starts over for it")
@@ -262,14 +262,14 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		if err != nil {
 			return err
 		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), int64(opts.Memory)), cost)
+		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory)), cost)
 	}
 	if popt.Work != nil {
 		m, err := arch.Open(src)
 		if err != nil {
 			return err
 		}
-		needs := plan.Needs(m, set.Tokens(), int64(opts.Memory))
+		needs := plan.Needs(m, set.Tokens(), set.SeqLen, int64(opts.Memory))
 		fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)

@@ -235,6 +235,10 @@ const sizePrefixes = "KMGTPE"
 // defaultMemory holds the hidden states of 65536 calibration tokens of most models without a temporary file.
 const defaultMemory = 2 << 30
 
+// quantizeMemory leaves room in 4 GB for what the layers of a model of 8 billion parameters take: files of hidden states stay in the
+// system's cache where there is room.
+const quantizeMemory = 512 << 20
+
 const memoryUsage = "keep at most `SIZE` of hidden states in memory; the rest goes to a temporary file (0: no limit)"
 
 // precisionValue is a flag's value, auto or f32.

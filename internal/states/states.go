@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"unsafe"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/encode"
@@ -139,6 +142,80 @@ func (s *Store) stored(lo, hi int, x *tensor.Matrix) []byte {
 		return bytes(x)
 	}
 	return make([]byte, s.offset(hi)-s.offset(lo))
+}
+
+// partRows is how many tokens Read and Write take at a time, on each processor.
+const partRows = 64
+
+// Write stores x, a token in each row, as batch i. Where x has fewer than dim features, what the others are is unspecified.
+func (s *Store) Write(i int, x *tensor.Matrix) error {
+	return s.parts(i, x, func(part *tensor.Matrix, stored []byte, at int64) error {
+		size := s.valueBytes * s.dim
+		for t := range part.Rows {
+			row := stored[t*size:][:s.valueBytes*part.Cols]
+			if s.valueBytes == 2 {
+				tensor.EncodeBF16(row, part.Row(t))
+			} else {
+				copy(row, bytes(part.View(t, t+1, 0, part.Cols)))
+			}
+		}
+		if s.file == nil {
+			return nil
+		}
+		if _, err := s.file.WriteAt(stored, at); err != nil {
+			return fmt.Errorf("hidden states: writing %d bytes of batch %d: %w", len(stored), i, err)
+		}
+		return nil
+	})
+}
+
+// Read sets x to batch i, or to as many features of its tokens as x has columns.
+func (s *Store) Read(i int, x *tensor.Matrix) error {
+	return s.parts(i, x, func(part *tensor.Matrix, stored []byte, at int64) error {
+		if s.file != nil {
+			if _, err := s.file.ReadAt(stored, at); err != nil {
+				return fmt.Errorf("hidden states: reading %d bytes of batch %d: %w", len(stored), i, err)
+			}
+		}
+		size := s.valueBytes * s.dim
+		for t := range part.Rows {
+			row := stored[t*size:][:s.valueBytes*part.Cols]
+			if s.valueBytes == 2 {
+				tensor.DecodeBF16(part.Row(t), row)
+			} else {
+				copy(bytes(part.View(t, t+1, 0, part.Cols)), row)
+			}
+		}
+		return nil
+	})
+}
+
+// parts calls do for the rows of x, which are batch i's, partRows at a time on each processor, with their storage, or room for what the
+// file has of them from at on.
+func (s *Store) parts(i int, x *tensor.Matrix, do func(part *tensor.Matrix, stored []byte, at int64) error) error {
+	lo, hi := s.Sequences(i)
+	if x.Rows != (hi-lo)*s.seqLen || x.Cols > s.dim {
+		panic("states: the batch has another shape")
+	}
+	memory := s.half
+	if s.mem != nil {
+		memory = bytes(s.mem)
+	}
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for first := 0; first < x.Rows; first += partRows {
+		part := x.View(first, min(first+partRows, x.Rows), 0, x.Cols)
+		group.Go(func() error {
+			token := int64(s.valueBytes) * int64(s.dim)
+			from := s.offset(lo) + int64(first)*token
+			size := int64(part.Rows) * token
+			if s.file == nil {
+				return do(part, memory[from:from+size], from)
+			}
+			return do(part, make([]byte, size), from)
+		})
+	}
+	return group.Wait()
 }
 
 // Rest gives back the memory for a batch, until the next Get.

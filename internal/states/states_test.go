@@ -111,3 +111,58 @@ func TestStoreBF16(t *testing.T) {
 		}
 	}
 }
+
+// TestReadWrite: what Write stores of a matrix, narrower than the states or with padding, Read brings back, in parts and wherever it is.
+func TestReadWrite(t *testing.T) {
+	const seqs, seqLen, dim = 3, partRows + 7, 10
+	for _, budget := range []int64{0, 1} {
+		for _, bf16 := range []bool{false, true} {
+			make := New
+			if bf16 {
+				make = NewBF16
+			}
+			s, err := make(seqs, seqLen, dim, 2, budget, t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			for _, cols := range []int{dim, 3} {
+				value := func(batch, row, c int) float32 {
+					v := float32(cols) + float32(1000*batch+10*row+c)/7
+					if bf16 {
+						v = tensor.BF16(tensor.ToBF16(v))
+					}
+					return v
+				}
+				shape := func(i int) *tensor.Matrix {
+					lo, hi := s.Sequences(i)
+					return tensor.New((hi-lo)*seqLen, cols+2).View(0, (hi-lo)*seqLen, 1, cols+1)
+				}
+				for i := range s.Batches() {
+					x := shape(i)
+					for r := range x.Rows {
+						for c := range cols {
+							x.Row(r)[c] = value(i, r, c)
+						}
+					}
+					if err := s.Write(i, x); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range s.Batches() {
+					x := shape(i)
+					if err := s.Read(i, x); err != nil {
+						t.Fatal(err)
+					}
+					for r := range x.Rows {
+						for c, v := range x.Row(r) {
+							if want := value(i, r, c); v != want {
+								t.Fatalf("budget %d, bfloat16 %v, %d columns: batch %d, row %d, column %d is %v, want %v", budget, bf16, cols, i, r, c, v, want)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}

@@ -10,8 +10,8 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// fewTokens is the most tokens that are multiplied row by row: packing weights into tiles pays for more.
-const fewTokens = 4
+// FewTokens is the most tokens that are multiplied row by row, most inputs as they are: packing weights into tiles pays for more.
+const FewTokens = 4
 
 // rowProducts multiply n runs of a row (see unpack.Decoder) with one, two or four tokens; tokens are rowX bytes apart in x, their
 // results rowDst bytes in dst.
@@ -45,7 +45,7 @@ func matMulFew(dst, x *tensor.Matrix, w *kernels.Weights, p kernels.Precision) {
 		var row [piece]float32
 		for o := lo; o < hi; o++ {
 			src := w.Row(o)
-			var sums [fewTokens]float32
+			var sums [FewTokens]float32
 			for k := 0; k < w.Cols; k += piece {
 				part := row[:min(piece, w.Cols-k)]
 				unpack.F32(w.Format, part, src[w.Format.RowBytes(k):w.Format.RowBytes(k+len(part))])

@@ -20,7 +20,7 @@ func MatMul(dst, x *tensor.Matrix, w *kernels.Weights, p kernels.Precision) {
 // MatMulMany is MatMul of x, tokens×in, for each of the products: x is rounded and packed once for all of them.
 func MatMulMany(x *tensor.Matrix, p kernels.Precision, products ...kernels.Product) {
 	t := tile.For(p)
-	few := x.Rows <= fewTokens && x.Rows > 0 && x.Cols > 0
+	few := x.Rows <= FewTokens && x.Rows > 0 && x.Cols > 0
 	a := tile.RowsOf(x)
 	var results []result
 	for _, pr := range products {
@@ -43,7 +43,7 @@ func MatMulMany(x *tensor.Matrix, p kernels.Precision, products ...kernels.Produ
 func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights, p kernels.Precision) {
 	checkMatMul(dst, x, w.Rows, w.Cols)
 	t := tile.For(p)
-	if x.Rows > fewTokens && t.Takes(w) {
+	if x.Rows > FewTokens && t.Takes(w) {
 		a := tile.RowsOf(x)
 		product(t, 1, &a, x.Cols, add, result{dst, tile.WeightsOf(w)})
 		return
@@ -72,6 +72,9 @@ func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 		panic("gemm: matmul shapes do not agree")
 	}
 }
+
+// Release gives back the memory that products keep for the next ones: as much as the largest of them took at a time.
+func Release() { words.Release() }
 
 // Syrk sets dst += XᵀX; X is tokens×in, dst in×in and symmetric (both triangles are kept).
 //

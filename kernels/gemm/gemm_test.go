@@ -193,7 +193,7 @@ func TestMatMul(t *testing.T) {
 				kerneltest.CheckGuards(t, whole, s[0], s[1])
 				checkProduct(t, dst, nil, 1, s[2],
 					func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return m.Row(j)[k] },
-					false, p.Rounds() && s[0] > fewTokens)
+					false, p.Rounds() && s[0] > FewTokens)
 
 				// Several at a time, and added to what is there, are the same products.
 				many, again := tensor.New(s[0], s[1]), tensor.New(s[0], s[1])
@@ -207,7 +207,7 @@ func TestMatMul(t *testing.T) {
 				kerneltest.CheckGuards(t, whole, s[0], s[1])
 				checkProduct(t, sum, was, 1, s[2],
 					func(i, k int) float32 { return x.Row(i)[k] }, func(j, k int) float32 { return m.Row(j)[k] },
-					false, p.Rounds() && s[0] > fewTokens)
+					false, p.Rounds() && s[0] > FewTokens)
 				for i := range dst.Rows {
 					if !slices.Equal(many.Row(i), dst.Row(i)) || !slices.Equal(again.Row(i), dst.Row(i)) {
 						t.Fatalf("%v, precision %v: row %d of several products differs", s, p, i)

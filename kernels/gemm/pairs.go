@@ -55,7 +55,7 @@ func productOfRowsOn(workers int, t *tile.Tiling, dst *tensor.Matrix, alpha floa
 // zeros beside it. They are not float32 values: they may only be copied.
 func pairRows(workers int, t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
 	n := (m.Rows + 1) / 2
-	p := tensor.FromSlice(n, m.Cols, words.Floats(buf))
+	p := tensor.FromSlice(n, m.Cols, words.Floats(buf[:n*m.Cols]))
 	whole := m.Cols / pairedStrip * pairedStrip
 	const grain = 8
 	kernels.Spread((n+grain-1)/grain, workers, func(part int) {

@@ -17,6 +17,9 @@ func Get(n int) []uint32 { return free.get(n) }
 // Put gives a buffer back, whole: what Get returned.
 func Put(w []uint32) { free.put(w) }
 
+// Release forgets the buffers that nobody has.
+func Release() { free.release() }
+
 // Floats is w seen as float32 values.
 func Floats(w []uint32) []float32 {
 	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(w))), len(w))
@@ -58,4 +61,10 @@ func (b *buffers) put(w []uint32) {
 	defer b.mu.Unlock()
 	i, _ := slices.BinarySearchFunc(b.free, cap(w), func(w []uint32, n int) int { return cap(w) - n })
 	b.free = slices.Insert(b.free, i, w)
+}
+
+func (b *buffers) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.free = nil
 }

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -124,6 +125,8 @@ type place struct {
 	k           int          // the stage
 	// stays says that the original's stream is not taken behind the stage.
 	stays bool
+	// reached is how many tokens each of the stage's sites has seen, once all experts were observed together; nil before.
+	reached []int
 }
 
 func (at *place) stage() *model.Stage { return &at.l.Stages[at.k] }
@@ -159,8 +162,15 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		}
 	}
 	var all *shardedStats // of all experts together
+	var reached []int
 	if pool {
 		all = at.s.newShardedStats(stage.Sites[0].In())
+		reached = make([]int, len(stage.Sites))
+	}
+	goesOn := !at.stays && last == len(stage.Sites) // the original's stream
+	compares := goesOn
+	for j := first; j < last; j++ {
+		compares = compares || !p.uncorrected(at, j)
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
 		for j, s := range sums {
@@ -182,15 +192,23 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		if pool {
 			pooled := all.of(i)
 			for j := range stage.Sites {
-				if h, _ := stage.InputOf(at.s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
+				h, _ := stage.InputOf(at.s.st, j)
+				reached[j] += h.Rows
+				if h.Rows > 0 && stage.Sites[j].Expert >= 0 {
 					pooled.Observe(h)
 				}
 			}
 		}
-		if at.original == nil {
+		if at.original == nil || !compares {
 			return nil
 		}
-		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, in, !at.stays && last == len(stage.Sites))
+		lacking := slices.Clone(in)
+		for j := range lacking {
+			if p.uncorrected(at, first+j) {
+				lacking[j] = nil
+			}
+		}
+		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, lacking, goesOn)
 	})
 	for _, l := range []*model.Layer{at.l, at.ol} {
 		if err == nil && l != nil {
@@ -206,7 +224,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		}
 	}
 	if pool {
-		pooled = all.all()
+		pooled, at.reached = all.all(), reached
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {

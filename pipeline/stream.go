@@ -299,7 +299,7 @@ func (s *stream) step(ctx context.Context, l *model.Layer, k, i int, last bool, 
 }
 
 // alongside takes batch i of the original model, whose stream s is, a step to stage k of its layer ol, while q, the stream
-// of the quantized one, stands there in its layer l. It adds to each of in what q's inputs lack; in are of the stage's
+// of the quantized one, stands there in its layer l. It adds to each of in that is not nil what q's inputs lack; in are of the stage's
 // sites from first on. last says that no others of them are to come.
 func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *stream, l *model.Layer, first int, in []*quant.Stats,
 	last bool) error {
@@ -308,6 +308,9 @@ func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *st
 	err := s.step(ctx, ol, k, i, last, func() error {
 		if !stage.Adds {
 			for j, stats := range in {
+				if stats == nil {
+					continue
+				}
 				s.observeDrift(stats, stage, q, &l.Stages[k], first+j)
 			}
 			return nil

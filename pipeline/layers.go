@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -153,10 +152,12 @@ func (p *passage) stage(at *place) error {
 func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
 	stage := at.stage()
 	sums := make([]*shardedStats, last-first) // nil of an expert
+	experts := make([]*gathered, last-first)  // nil of others
 	in = make([]*quant.Stats, last-first)
 	for j, site := range stage.Sites[first:last] {
 		if site.Expert >= 0 && !site.Head {
 			in[j] = quant.NewStats(site.In())
+			experts[j] = &gathered{Stats: in[j]}
 		} else {
 			sums[j] = at.s.newShardedStats(site.In())
 		}
@@ -184,13 +185,17 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			if h.Rows == 0 {
 				continue
 			}
-			stats.Observe(h)
+			if experts[j] != nil {
+				experts[j].Observe(h)
+			} else {
+				stats.Observe(h)
+			}
 			if p.seen != nil {
 				p.seen.observe(site, h, p.scaled.scales[site.Linears[0].ID()])
 			}
 		}
 		if pool {
-			pooled := all.of(i)
+			pooled := &gathered{Stats: all.of(i)}
 			for j := range stage.Sites {
 				h, _ := stage.InputOf(at.s.st, j)
 				reached[j] += h.Rows
@@ -198,14 +203,19 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 					pooled.Observe(h)
 				}
 			}
+			pooled.flush() // the next batch may be another shard's
 		}
 		if at.original == nil || !compares {
 			return nil
 		}
-		lacking := slices.Clone(in)
-		for j := range lacking {
-			if p.uncorrected(at, first+j) {
-				lacking[j] = nil
+		lacking := make([]lackSums, len(in))
+		for j := range in {
+			switch {
+			case p.uncorrected(at, first+j): // nil
+			case experts[j] != nil:
+				lacking[j] = experts[j]
+			default:
+				lacking[j] = in[j]
 			}
 		}
 		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, lacking, goesOn)
@@ -221,6 +231,8 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	for j, s := range sums {
 		if s != nil {
 			in[j] = s.all()
+		} else {
+			experts[j].flush()
 		}
 	}
 	if pool {

@@ -10,6 +10,9 @@ import (
 // statsBytes bounds the statistics of the experts that are quantized together; tests set it.
 var statsBytes int64 = 2 << 30
 
+// expertBytes is what an expert with so many inputs counts of them: H, what it lacks, and its factor.
+func expertBytes(in int) int64 { return 3 * 4 * int64(in) * int64(in) }
+
 // experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the
 // tokens that reach it. They are shrunk towards those of all experts, more so the fewer tokens there were.
 func (p *passage) experts(at *place) error {
@@ -22,12 +25,11 @@ func (p *passage) experts(at *place) error {
 	for first := 0; first < len(sites); {
 		last := first
 		for bytes := int64(0); last < len(sites); last++ {
-			n := int64(sites[last].In())
-			matrices := int64(3) // H, what it lacks, and its factor
+			n := expertBytes(sites[last].In())
 			if p.uncorrected(at, last) {
-				matrices = 2
+				n -= n / 3
 			}
-			if bytes += matrices * 4 * n * n; bytes > statsBytes && last > first {
+			if bytes += n; bytes > statsBytes && last > first {
 				break
 			}
 		}

@@ -156,14 +156,15 @@ func (p *Plan) layerNeeds(shapes []model.SiteShape, streams int64) int64 {
 		}
 		sums := quant.StatsMemory(s.In, out, streams > 1, s.Adds)
 		if s.Expert >= 0 {
-			// As many as fit together, the sums of all experts, and one expert's work.
+			// As many as are taken together, the sums of all experts, and beside them either those of a shard or one expert's work.
 			experts[s.Name] += sums
-			sums = min(experts[s.Name], statsBytes) + 4*n*n
-		} else {
-			hessians += 4 * n * n
-			largest = max(largest, 4*n*n)
-			weights += 4 * n * int64(out)
+			sums = min(experts[s.Name], sums*max(1, statsBytes/expertBytes(s.In))) + 4*n*n
+			most = max(most, sums+max(4*n*n, method.Memory(out, s.In)))
+			continue
 		}
+		hessians += 4 * n * n
+		largest = max(largest, 4*n*n)
+		weights += 4 * n * int64(out)
 		// Sums over a shard's tokens stand beside those over all; then come the method's work and its results.
 		most = max(most, sums+max(sums, method.Memory(out, s.In)))
 	}

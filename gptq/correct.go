@@ -18,10 +18,10 @@ import (
 // is W + S·H⁻¹. It is estimated from in.Tokens tokens with as many unknowns as a row has columns, so it fits their noise
 // too; the correction is shrunk by that share. Without either w itself is returned.
 func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
-	share := 1 - float64(w.Cols)/float64(max(in.Tokens, 1))
-	if share <= 0 {
+	if !Correctable(w.Cols, in.Tokens) {
 		return w
 	}
+	share := 1 - float64(w.Cols)/float64(in.Tokens)
 	var d *tensor.Matrix
 	switch {
 	case in.Shortfall != nil:
@@ -44,6 +44,10 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 	})
 	return d
 }
+
+// Correctable says whether so many tokens tell more of the errors before a linear of in columns than noise, so that Correct reads
+// Drift and Shortfall.
+func Correctable(in, tokens int) bool { return tokens > in }
 
 // solve sets d, rows×in with its columns in their natural order, to d·H⁻¹.
 func (f *Factor) solve(d *tensor.Matrix) {

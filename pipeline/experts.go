@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
@@ -9,17 +10,26 @@ import (
 // statsBytes bounds the statistics of the experts that are quantized together; tests set it.
 var statsBytes int64 = 2 << 30
 
+// expertBytes is what an expert with so many inputs counts of them: H, what it lacks, and its factor.
+func expertBytes(in int) int64 { return 3 * 4 * int64(in) * int64(in) }
+
 // experts quantizes a stage with a site for each expert, or attention head. Every expert has statistics of its own, of the
 // tokens that reach it. They are shrunk towards those of all experts, more so the fewer tokens there were.
 func (p *passage) experts(at *place) error {
 	sites, st := at.stage().Sites, at.s.st
-	defer st.OnlyExperts(0, 0)
+	defer func() {
+		st.OnlyExperts(0, 0)
+		at.reached = nil
+	}()
 	var pooled *quant.Stats
 	for first := 0; first < len(sites); {
 		last := first
 		for bytes := int64(0); last < len(sites); last++ {
-			n := int64(sites[last].In())
-			if bytes += 3 * 4 * n * n; bytes > statsBytes && last > first { // H, what it lacks, and its factor
+			n := expertBytes(sites[last].In())
+			if p.uncorrected(at, last) {
+				n -= n / 3
+			}
+			if bytes += n; bytes > statsBytes && last > first {
 				break
 			}
 		}
@@ -61,14 +71,35 @@ func (p *passage) experts(at *place) error {
 	return nil
 }
 
+// uncorrected says that site j of the stage is an expert whose inputs, what shrink adds to them counted, are too few for a correction
+// of its weights: what they lack need not be summed. Before the experts' tokens are counted it is true of none.
+func (p *passage) uncorrected(at *place, j int) bool {
+	site := at.stage().Sites[j]
+	if at.reached == nil || site.Expert < 0 || site.Head || p.plan.Recipe.BiasCorrection { // which goes by what the means lack
+		return false
+	}
+	n, _ := shrinkBy(at.reached[j], site.In())
+	return !gptq.Correctable(site.In(), at.reached[j]+n)
+}
+
 // shrinkTokens is how many tokens of all experts' inputs, for each feature, are added to an expert's own: where an expert
 // has seen as many, both count the same.
 const shrinkTokens = 0.25
 
+// shrinkBy returns how many tokens of all experts are added to an expert with so many inputs that as many tokens reached; 0 and false
+// where they would not count.
+func shrinkBy(tokens, in int) (n int, ok bool) {
+	n = max(1, int(shrinkTokens*float64(in)))
+	if tokens >= 64*n {
+		return 0, false
+	}
+	return n, true
+}
+
 // shrink adds to in, the statistics of one expert, those of all experts, as if some of their tokens had reached it.
 func shrink(in, all *quant.Stats) {
-	n := max(1, int(shrinkTokens*float64(in.H.Rows)))
-	if all.Tokens == 0 || in.Tokens >= 64*n {
+	n, ok := shrinkBy(in.Tokens, in.H.Rows)
+	if all.Tokens == 0 || !ok {
 		return
 	}
 	share := float32(n) / float32(all.Tokens)

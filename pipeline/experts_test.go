@@ -56,3 +56,34 @@ func TestFetchedExperts(t *testing.T) {
 		t.Errorf("%d bytes of experts' weights at a time, one expert has %d", fetched.Most, expert)
 	}
 }
+
+// TestUncorrected: what inputs lack is summed where Correct reads it, where biases are corrected by it, and while nobody knows how many
+// tokens reach the experts.
+func TestUncorrected(t *testing.T) {
+	l, err := openModel(t, testmodel.Experts()).LoadLayer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Release()
+	at := &place{l: l, k: -1}
+	for k := range l.Stages {
+		if len(l.Stages[k].Sites) > 1 {
+			at.k = k
+			break
+		}
+	}
+	in := at.stage().Sites[0].In()
+	few := in - in/4 // with those of all experts as many as the expert has inputs
+	p := &passage{task: &task{plan: &Plan{}}}
+	if p.uncorrected(at, 0) {
+		t.Error("true before the tokens are counted")
+	}
+	at.reached = []int{few, few + 1}
+	if !p.uncorrected(at, 0) || p.uncorrected(at, 1) {
+		t.Errorf("with %d inputs, %d tokens suffice or %d do not", in, few, few+1)
+	}
+	p.plan.Recipe.BiasCorrection = true
+	if p.uncorrected(at, 0) {
+		t.Error("true where biases are corrected")
+	}
+}

@@ -132,6 +132,8 @@ type place struct {
 	k           int          // the stage
 	// stays says that the original's stream is not taken behind the stage.
 	stays bool
+	// reached is how many tokens each of the stage's sites has seen, once all experts were observed together; nil before.
+	reached []int
 }
 
 func (at *place) stage() *model.Stage { return &at.l.Stages[at.k] }
@@ -180,18 +182,27 @@ func (at *place) rest() {
 func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.Stats, pooled *quant.Stats, err error) {
 	stage := at.stage()
 	sums := make([]*shardedStats, last-first) // nil of an expert
+	experts := make([]*gathered, last-first)  // nil of others
 	in = make([]*quant.Stats, last-first)
 	for j, site := range stage.Sites[first:last] {
 		if site.Expert >= 0 && !site.Head {
 			in[j] = quant.NewStats(site.In())
+			experts[j] = &gathered{Stats: in[j]}
 		} else {
 			sums[j] = at.s.newShardedStats(site.In())
 		}
 	}
 	var all *shardedStats // of all experts together
+	var reached []int
 	if pool {
 		all = at.s.newShardedStats(stage.Sites[0].In())
 		all.sums.Apart = false // a batch is seen expert by expert
+		reached = make([]int, len(stage.Sites))
+	}
+	goesOn := !at.stays && last == len(stage.Sites) // the original's stream
+	compares := goesOn
+	for j := first; j < last; j++ {
+		compares = compares || !p.uncorrected(at, j)
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
 		for j, s := range sums {
@@ -205,23 +216,40 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			if h.Rows == 0 {
 				continue
 			}
-			stats.Observe(h)
+			if experts[j] != nil {
+				experts[j].Observe(h)
+			} else {
+				stats.Observe(h)
+			}
 			if p.seen != nil {
 				p.seen.observe(site, h, p.scaled.scales[site.Linears[0].ID()])
 			}
 		}
 		if pool {
-			pooled := all.of(i)
+			pooled := &gathered{Stats: all.of(i)}
 			for j := range stage.Sites {
-				if h, _ := stage.InputOf(at.s.st, j); h.Rows > 0 && stage.Sites[j].Expert >= 0 {
+				h, _ := stage.InputOf(at.s.st, j)
+				reached[j] += h.Rows
+				if h.Rows > 0 && stage.Sites[j].Expert >= 0 {
 					pooled.Observe(h)
 				}
 			}
+			pooled.flush() // the next batch may be another shard's
 		}
-		if at.original == nil {
+		if at.original == nil || !compares {
 			return nil
 		}
-		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, in, !at.stays && last == len(stage.Sites))
+		lacking := make([]lackSums, len(in))
+		for j := range in {
+			switch {
+			case p.uncorrected(at, first+j): // nil
+			case experts[j] != nil:
+				lacking[j] = experts[j]
+			default:
+				lacking[j] = in[j]
+			}
+		}
+		return at.original.alongside(p.ctx, at.ol, at.k, i, at.s, at.l, first, lacking, goesOn)
 	})
 	for _, l := range []*model.Layer{at.l, at.ol} {
 		if err == nil && l != nil {
@@ -234,10 +262,12 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	for j, s := range sums {
 		if s != nil {
 			in[j] = s.all()
+		} else {
+			experts[j].flush()
 		}
 	}
 	if pool {
-		pooled = all.all()
+		pooled, at.reached = all.all(), reached
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {

@@ -166,10 +166,10 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 		sums := quant.StatsMemory(s.In, out, streams > 1, s.Adds)
 		computed := streams*int64(m.Dim+m.Widest()) + m.Computed(layer)
 		if s.Expert >= 0 {
-			// As many as fit together, the sums of all experts, and one expert's work. Sums over a shard's tokens stand beside those over all.
+			// What streams compute, as many as are taken together, the sums of all experts, and beside them either those of a shard or one expert's work.
 			experts[s.Name] += sums
-			sums = min(experts[s.Name], statsBytes) + 4*n*n
-			most = max(most, 4*computed*int64(batch)+sums+max(sums, method.Memory(out, s.In)))
+			sums = min(experts[s.Name], sums*max(1, statsBytes/expertBytes(s.In))) + 4*n*n
+			most = max(most, 4*computed*int64(batch)+sums+max(4*n*n, method.Memory(out, s.In)))
 			continue
 		}
 		hessians += 4 * n * n

@@ -10,7 +10,6 @@ import (
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
-	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
 
@@ -358,17 +357,25 @@ func (s *stream) step(ctx context.Context, l *model.Layer, k, i int, last bool, 
 	return s.x.Put(i, x)
 }
 
+// lackSums are sums of what inputs lack: of *quant.Stats, which has ObserveDrift and ObserveShortfall, or of *gathered.
+type lackSums interface {
+	ObserveDrift(drift, x *tensor.Matrix)
+	ObserveShortfall(missing, x *tensor.Matrix)
+}
+
 // alongside takes batch i of the original model, whose stream s is, a step to stage k of its layer ol, while q, the stream
-// of the quantized one, stands there in its layer l. It adds to each of in what q's inputs lack; in are of the stage's
+// of the quantized one, stands there in its layer l. It adds to each of in that is not nil what q's inputs lack; in are of the stage's
 // sites from first on. last says that no others of them are to come.
-func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *stream, l *model.Layer, first int, in []*quant.Stats,
+func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *stream, l *model.Layer, first int, in []lackSums,
 	last bool) error {
 	stage := &ol.Stages[k]
 	var missing, own *tensor.Matrix
 	err := s.step(ctx, ol, k, i, last, func() error {
 		if !stage.Adds {
 			for j, stats := range in {
-				s.observeDrift(stats, stage, q, &l.Stages[k], first+j)
+				if stats != nil {
+					s.observeDrift(stats, stage, q, &l.Stages[k], first+j)
+				}
 			}
 			return nil
 		}
@@ -401,7 +408,7 @@ func (s *stream) passed(ol *model.Layer, k int) {
 
 // observeDrift adds to in what the inputs of site j, as q has them, lack: for experts, of the tokens that both models send
 // there.
-func (s *stream) observeDrift(in *quant.Stats, stage *model.Stage, q *stream, qStage *model.Stage, j int) {
+func (s *stream) observeDrift(in lackSums, stage *model.Stage, q *stream, qStage *model.Stage, j int) {
 	own, ownTokens := stage.InputOf(s.st, j)
 	h, tokens := qStage.InputOf(q.st, j)
 	if tokens == nil {

@@ -119,7 +119,7 @@ func TestCompare(t *testing.T) {
 							}
 						}
 					}
-					return original.alongside(t.Context(), ol, k, i, s, l, 0, []*quant.Stats{in}, true)
+					return original.alongside(t.Context(), ol, k, i, s, l, 0, []lackSums{in}, true)
 				})
 				if err != nil {
 					t.Fatal(err)

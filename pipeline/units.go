@@ -234,12 +234,11 @@ func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
 		last := first
 		var bytes, size int64
 		for ; last < min(len(sites), first+expertsTogether); last++ {
-			n := int64(sites[last].In())
-			if bytes += 3 * 4 * n * n; bytes > statsBytes && last > first {
+			if bytes += expertBytes(sites[last].In()); bytes > statsBytes && last > first {
 				break
 			}
 			for _, lin := range sites[last].Linears {
-				size += n * int64(lin.Out)
+				size += int64(lin.In) * int64(lin.Out)
 			}
 		}
 		u := unitSpec{Kind: unitExperts, Layer: l.Index, Stage: k, Site: first, End: last, Stand: stand}

@@ -93,7 +93,7 @@ func Models(ctx context.Context, a, b Source, progress Progress) (*Difference, e
 			d.Tensors = append(d.Tensors, Tensor{Name: t.Name, A: &t, B: o})
 			continue
 		}
-		if name := itemName(t.Name); name != item {
+		if name := ggml.ItemName(t.Name); name != item {
 			item = name
 			progress.Item(item)
 		}
@@ -116,14 +116,6 @@ func Models(ctx context.Context, a, b Source, progress Progress) (*Difference, e
 	}
 	d.RelativeError = all.relative()
 	return d, nil
-}
-
-// itemName is "blk.N" for a layer's tensor, else the tensor's name.
-func itemName(tensor string) string {
-	if n := ggml.ParseName(tensor); n.Layer >= 0 {
-		return ggml.LayerName(n.Layer)
-	}
-	return tensor
 }
 
 // keys lists the metadata that differ.

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/states"
@@ -407,7 +408,7 @@ func (b *backwardPass) layer(i int) error {
 		}
 		if last {
 			for _, name := range opaque {
-				b.rep.Opaque = append(b.rep.Opaque, fmt.Sprintf("blk.%d.%s", i, name))
+				b.rep.Opaque = append(b.rep.Opaque, ggml.LayerName(i)+"."+name)
 			}
 		}
 		for _, lin := range linears {

@@ -66,7 +66,7 @@ func (w *writer) convertThose(those func(t *Tensor) bool) error {
 		if i+1 < len(converted) && 4*converted[i+1].Elements() <= readAheadBytes {
 			w.src.ReadAhead(converted[i+1].Name)
 		}
-		if name := itemName(t.Name); name != item && w.m == nil {
+		if name := ggml.ItemName(t.Name); name != item && w.m == nil {
 			item = name
 			w.opt.Progress.Item(item)
 		}
@@ -85,14 +85,6 @@ func (t *task) calibrates(tensor *Tensor) bool {
 	inLayer := ggml.ParseName(tensor.Name).Layer >= 0
 	return tensor.Role == model.RoleLinear || t.changesVectors() && tensor.Role == model.RoleVector && inLayer ||
 		tensor.Role == model.RoleHead && t.calibratesHead()
-}
-
-// itemName is "blk.N" for a layer's tensor, else the tensor's name.
-func itemName(tensor string) string {
-	if n := ggml.ParseName(tensor); n.Layer >= 0 {
-		return ggml.LayerName(n.Layer)
-	}
-	return tensor
 }
 
 // convert rounds a tensor to nearest and writes it. The write may end after the return: see writer.pending.

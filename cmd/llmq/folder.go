@@ -142,6 +142,11 @@ func (a *app) checkOutputFolder(output string, force bool, reads ...reading) err
 			return fmt.Errorf("%s: the output lies in %s", output, r.what)
 		}
 	}
+	if from, err := atomicfile.Recover(output); err != nil {
+		return fmt.Errorf("%s: what a killed run was about to replace: %w", output, err)
+	} else if from != "" {
+		a.warn("brought %s back from %s, where a killed run that was about to replace it had left it", output, from)
+	}
 	if err := atomicfile.CheckFolder(output, hf.Quantized, force); errors.Is(err, fs.ErrExist) {
 		return existsError(output)
 	} else if err != nil {

@@ -20,6 +20,14 @@ const layerWord = "blk."
 // ExpertName is what an expert's matrix in a tensor of several is called: "blk.0.ffn_up_exps.weight[3]".
 func ExpertName(tensor string, expert int) string { return tensor + "[" + strconv.Itoa(expert) + "]" }
 
+// ItemName is what progress is told about a tensor by: its layer's name, "blk.3", or its own outside the layers.
+func ItemName(tensor string) string {
+	if n := ParseName(tensor); n.Layer >= 0 {
+		return LayerName(n.Layer)
+	}
+	return tensor
+}
+
 // ParseName takes a name apart. Every name has parts: what is no layer's is outside the layers.
 func ParseName(name string) Name {
 	n := Name{Layer: -1, Stem: name}

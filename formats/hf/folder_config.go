@@ -19,15 +19,14 @@ import (
 // gptqConfigFile is where GPTQ's tools look besides config.json.
 const gptqConfigFile = "quantize_config.json"
 
-// configure makes config.json, the checkpoint's with a quantization_config at its end, and what else the format has.
+// configure makes config.json, the checkpoint's with a quantization_config, and what else the format has.
 func (p *FolderPlan) configure() error {
 	path := filepath.Join(p.c.dir, configFile)
 	data, err := readFile(path)
 	if err != nil {
 		return err
 	}
-	var members map[string]json.RawMessage
-	if json.Unmarshal(data, &members) == nil && members["quantization_config"] != nil {
+	if p.c.declared {
 		return fmt.Errorf("%s has a quantization_config: take the original checkpoint", path)
 	}
 	var q any
@@ -36,15 +35,13 @@ func (p *FolderPlan) configure() error {
 	} else {
 		q = p.compressedConfig()
 	}
-	end := bytes.LastIndexByte(data, '}')
-	if end < 0 {
-		return fmt.Errorf("%s: is no JSON object", path)
-	}
 	text, err := marshal(q, "  ")
 	if err != nil {
 		return err
 	}
-	p.config = fmt.Appendf(bytes.TrimRight(bytes.Clone(data[:end]), " \t\r\n"), ",\n  \"quantization_config\": %s\n}\n", text)
+	if p.config, err = withQuantization(data, text); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
 	if p.format == GPTQ {
 		text, err := marshal(q, "")
 		if err != nil {
@@ -53,6 +50,37 @@ func (p *FolderPlan) configure() error {
 		p.more[gptqConfigFile] = append(text, '\n')
 	}
 	return nil
+}
+
+// withQuantization puts a quantization_config into config.json's text: in the place of one that is null, or at the end.
+func withQuantization(config, quantization []byte) ([]byte, error) {
+	end := bytes.LastIndexByte(config, '}')
+	if end < 0 {
+		return nil, errors.New("is no JSON object")
+	}
+	if at := nullQuantization(config); at >= 0 {
+		return slices.Concat(config[:at], quantization, config[at+len("null"):]), nil
+	}
+	return fmt.Appendf(bytes.TrimRight(bytes.Clone(config[:end]), " \t\r\n"), ",\n  \"quantization_config\": %s\n}\n", quantization), nil
+}
+
+// nullQuantization is where the null of a JSON object's own quantization_config begins, or -1.
+func nullQuantization(config []byte) int {
+	dec := json.NewDecoder(bytes.NewReader(config))
+	if _, err := dec.Token(); err != nil {
+		return -1
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		var value json.RawMessage
+		if err != nil || dec.Decode(&value) != nil {
+			return -1
+		}
+		if key == "quantization_config" && string(value) == "null" {
+			return int(dec.InputOffset()) - len(value)
+		}
+	}
+	return -1
 }
 
 // marshal is json.MarshalIndent without escapes for web pages.
@@ -130,10 +158,45 @@ func (p *FolderPlan) compressedConfig() any {
 	}
 }
 
-// gptqConfig is quantize_config.json as GPTQModel writes it. Linears that are not quantized are named by its "dynamic" rules.
+// fusions are modules of which vLLM and SGLang make one, by the last part of their names.
+var fusions = []struct {
+	fused string
+	parts []string
+}{
+	{"qkv_proj", []string{"q_proj", "k_proj", "v_proj"}},
+	{"gate_up_proj", []string{"gate_proj", "up_proj"}},
+	{"fused_qkv_a_proj", []string{"q_a_proj", "kv_a_proj_with_mqa"}},
+}
+
+// oneExpert is the name of an expert's module, up to what servers call all experts of its layer.
+var oneExpert = regexp.MustCompile(`^(.*\.experts)\.\d+\.`)
+
+// servedAs are the names that servers have for modules that they make of the named ones: linears side by side of which all parts are
+// named, and a layer's experts. Rules of compressed-tensors name the parts, and servers find them; those of GPTQ are compared with
+// the names of what servers have made.
+func servedAs(modules []string) []string {
+	var names []string
+	for _, module := range modules {
+		if m := oneExpert.FindStringSubmatch(module); m != nil {
+			names = append(names, m[1])
+			continue
+		}
+		for _, f := range fusions {
+			stem, ok := strings.CutSuffix(module, "."+f.parts[0])
+			if ok && !slices.ContainsFunc(f.parts, func(part string) bool { return !slices.Contains(modules, stem+"."+part) }) {
+				names = append(names, stem+"."+f.fused)
+			}
+		}
+	}
+	return names
+}
+
+// gptqConfig is quantize_config.json as GPTQModel writes it. Linears that are not quantized are named by its "dynamic" rules, under
+// the checkpoint's names, which transformers and GPTQModel look for, and those of what servers make of them.
 func (p *FolderPlan) gptqConfig() any {
 	dynamic := map[string]struct{}{}
-	for _, name := range p.linears() {
+	kept := p.linears()
+	for _, name := range slices.Concat(kept, servedAs(kept)) {
 		if name != "lm_head" {
 			dynamic["-:^"+regexp.QuoteMeta(name)+"$"] = struct{}{}
 		}

@@ -47,6 +47,7 @@ type Checkpoint struct {
 	identity string
 	layer    func(layer int) // Options.Layer
 	lazy     bool            // Options.Lazy is set
+	declared bool            // config.json has a quantization_config
 }
 
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
@@ -81,16 +82,16 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	quantization, _ := config.Get("quantization_config")
-	if text := config.Object("text_config"); text != nil && quantization == nil {
-		quantization, _ = text.Get("quantization_config")
+	quantization, declared := config.Get("quantization_config") // null is none
+	if text := config.Object("text_config"); text != nil && !declared {
+		quantization, declared = text.Get("quantization_config")
 	}
 	w, err := checkpoint.Open(dir, checkpoint.Config{Quantization: quantization, LoRA: opt.LoRA, Open: opt.Lazy})
 	if err != nil {
 		return nil, err
 	}
 	c := &Checkpoint{dir: dir, weights: stored{Checkpoint: w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity,
-		layer: opt.Layer, lazy: opt.Lazy != nil}
+		layer: opt.Layer, lazy: opt.Lazy != nil, declared: declared}
 	if err := c.load(config, opt); err != nil {
 		w.Close()
 		return nil, err

@@ -39,11 +39,14 @@ var (
 	abandoned  bool
 )
 
-// Names of temporary files: tempPrefix, 26 random letters and digits, tempSuffix.
+// Names of temporary files: tempPrefix, 26 random letters and digits, tempSuffix. See asidePrefix for one more.
 const (
 	tempPrefix = ".llmq-"
 	tempSuffix = ".tmp"
 )
+
+// tempName is a new one in dir.
+func tempName(dir string) string { return filepath.Join(dir, tempPrefix+rand.Text()+tempSuffix) }
 
 // createTemp makes a temporary file that Abandon knows of, and claims it, so that Sweep in another process leaves it alone.
 func createTemp(dir string) (*os.File, error) {
@@ -53,7 +56,7 @@ func createTemp(dir string) (*os.File, error) {
 		return nil, errors.New("the process is about to end")
 	}
 	for {
-		f, err := os.OpenFile(filepath.Join(dir, tempPrefix+rand.Text()+tempSuffix), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		f, err := os.OpenFile(tempName(dir), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if err != nil {
 			return nil, err
 		}

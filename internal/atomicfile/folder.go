@@ -1,13 +1,14 @@
 package atomicfile
 
 import (
-	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 )
 
 // Folder is an output of several files that appears as a whole: they are written into a hidden folder beside it, which takes the
@@ -32,6 +33,9 @@ func CreateFolder(path string, size int64, ours func(dir string) error, opt Opti
 	if err != nil {
 		return nil, err
 	}
+	if _, err := Recover(path); err != nil {
+		return nil, err
+	}
 	if err := CheckFolder(path, ours, opt.Overwrite); err != nil {
 		return nil, err
 	}
@@ -47,7 +51,7 @@ func CreateFolder(path string, size int64, ours func(dir string) error, opt Opti
 	if abandoned {
 		return nil, errors.New("the process is about to end")
 	}
-	tmp := filepath.Join(dir, tempPrefix+rand.Text()+tempSuffix)
+	tmp := tempName(dir)
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, cause(err))
 	}
@@ -59,6 +63,45 @@ func CreateFolder(path string, size int64, ours func(dir string) error, opt Opti
 	claim(lock) // in a folder of a random name: nobody else has been there
 	unfinished[tmp] = true
 	return &Folder{path: path, tmp: tmp, ours: ours, lock: lock, opt: opt}, nil
+}
+
+// Recover brings back what a Commit to path had moved aside when it was killed, before the new folder took its place. It returns where
+// the old one was, or "". Where there is something in the place, nothing is moved, and nothing is removed anywhere.
+func Recover(path string) (from string, err error) {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	if path, err = resolveAbsent(path); err != nil { // a link leads to where the folder was
+		return "", err
+	}
+	dir := filepath.Dir(path)
+	entries, _ := os.ReadDir(dir) // a folder that cannot be read is an error soon enough
+	for _, e := range entries {
+		writer, ok := strings.CutPrefix(e.Name(), asidePrefix(path))
+		if !ok || !e.IsDir() {
+			continue
+		}
+		lock, _, err := Hold(filepath.Join(dir, tempPrefix+writer, lockName))
+		switch {
+		case err == nil && lock == nil:
+			continue // its writer lives, and is between two renames
+		case lock != nil:
+			defer lock.Close()
+		}
+		from = filepath.Join(dir, e.Name())
+		return from, os.Rename(from, path)
+	}
+	return "", nil
+}
+
+// asidePrefix begins the name of what Commit moves out of the place of path. The rest is that of the temporary folder's after
+// tempPrefix. The name is hidden and as long for every path: a digest stands for the path's own.
+func asidePrefix(path string) string {
+	sum := sha256.Sum256([]byte(filepath.Base(path)))
+	return fmt.Sprintf("%s%x-", tempPrefix, sum[:8])
 }
 
 // CheckFolder says why a folder cannot be written to path: see CreateFolder.
@@ -125,12 +168,9 @@ func (w *Folder) place() error {
 	if err := syncDir(w.tmp); err != nil {
 		return err
 	}
-	old := ""
-	if err := os.Remove(w.path); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty folder goes
-		old = filepath.Join(filepath.Dir(w.path), tempPrefix+rand.Text()+tempSuffix)
-		if err := os.Rename(w.path, old); err != nil {
-			return err
-		}
+	old, err := w.moveAside()
+	if err != nil {
+		return err
 	}
 	if runtime.GOOS == "windows" {
 		w.release(w.tmp) // no folder with open files can be renamed there
@@ -142,11 +182,24 @@ func (w *Folder) place() error {
 		return err
 	}
 	w.release(w.path)
-	if old != "" {
-		os.WriteFile(filepath.Join(old, lockName), nil, 0o644) // Sweep finishes this, should it be killed
-		return os.RemoveAll(old)
+	if old == "" {
+		return nil
 	}
-	return nil
+	os.WriteFile(filepath.Join(old, lockName), nil, 0o644) // Sweep finishes this, should it be killed
+	gone := tempName(filepath.Dir(w.path))
+	if err := os.Rename(old, gone); err != nil { // Recover never finds part of a folder
+		return err
+	}
+	return os.RemoveAll(gone)
+}
+
+// moveAside makes room for the folder, and returns where what was in its place is now, or "".
+func (w *Folder) moveAside() (old string, err error) {
+	if err := os.Remove(w.path); err == nil || errors.Is(err, fs.ErrNotExist) { // an empty folder goes
+		return "", nil
+	}
+	old = filepath.Join(filepath.Dir(w.path), asidePrefix(w.path)+strings.TrimPrefix(filepath.Base(w.tmp), tempPrefix))
+	return old, os.Rename(w.path, old)
 }
 
 // Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.

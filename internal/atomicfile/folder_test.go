@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -134,5 +135,68 @@ func TestFolderRefused(t *testing.T) {
 	}
 	if got := files(t, dir) + " " + files(t, out) + " " + files(t, full); got != "file full out mine letters" {
 		t.Errorf("left: %q", got)
+	}
+}
+
+// TestFolderRecover: a kill between the two renames of Commit loses nothing. The next run in that place, of another name's place not,
+// finds the old folder there again, even after a sweep, and only when its writer has gone and the place is free.
+func TestFolderRecover(t *testing.T) {
+	for _, linked := range []bool{false, true} {
+		dir := t.TempDir()
+		path, real := filepath.Join(dir, "out"), filepath.Join(dir, "out")
+		if linked {
+			real = filepath.Join(dir, "real")
+			if err := os.Symlink("real", path); err != nil {
+				t.Skip(err)
+			}
+		}
+		if err := os.Mkdir(real, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		touch(t, filepath.Join(real, testMark))
+		w, err := CreateFolder(path, 1, marked, Options{Overwrite: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Half of place, in which the process is killed.
+		aside, err := w.moveAside()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("the old folder is still there: %v", err)
+		}
+		if runtime.GOOS != "windows" { // where folders with open files are not renamed, and the lock is given up first
+			if from, err := Recover(path); from != "" || err != nil {
+				t.Errorf("taken back from a writer that lives: %s, %v", from, err)
+			}
+		}
+		w.lock.Close()
+		forget(w.tmp)
+		Sweep(dir)
+		if from, err := Recover(filepath.Join(dir, "other")); from != "" || err != nil {
+			t.Errorf("brought back as another: %s, %v", from, err)
+		}
+		if err := os.Mkdir(real, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if from, err := Recover(path); from != "" || err != nil {
+			t.Errorf("brought back to a place that is taken: %s, %v", from, err)
+		}
+		if err := os.Remove(real); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := CreateFolder(path, 1, marked, Options{}); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("a run without Overwrite: %v", err)
+		}
+		if got := files(t, real); got != testMark {
+			t.Errorf("brought back: %q", got)
+		}
+		if _, err := os.Stat(aside); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: still there: %v", aside, err)
+		}
+		if from, err := Recover(path); from != "" || err != nil {
+			t.Errorf("again: %s, %v", from, err)
+		}
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"slices"
 	"time"
 
 	"github.com/llmq/llmq/engine"
@@ -98,70 +96,28 @@ func byUnits(ctx context.Context, m *model.Model, p *plan, opt *Options) (*score
 	}
 	standing := &store.Standing{Model: m.Source.Name(), Phase: store.PhaseEvaluate, Run: 1, Layers: len(units), Shards: true,
 		LayerSeconds: []float64{}}
-	const tries = 3 // of a value that the disk has lost since
-	for try := 1; ; try++ {
-		watched, end := context.WithCancel(ctx)
-		ended := make(chan error, 1)
-		go func() { ended <- watch(watched, p, work, units, standing) }()
-		err := opt.Engine.Do(ctx, units)
-		end()
-		if noted := <-ended; err == nil {
-			err = noted
+	since := time.Time{}
+	see := func(done []engine.Unit) error {
+		for _, u := range done {
+			p.progress.Add(u.Size * p.perChunk)
+			took := 0.0 // not known of what was there before
+			if !since.IsZero() {
+				took = time.Since(since).Seconds() / float64(len(done))
+			}
+			standing.LayerSeconds = append(standing.LayerSeconds, took)
 		}
-		if err != nil {
-			return nil, err
-		}
-		s, err := recallScores(work, p, opt.Base != nil)
-		if err == nil {
-			return s, finish(work, standing)
-		}
-		if try == tries || !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
+		since = time.Now()
+		p.progress.Item(fmt.Sprintf("%d/%d shards", len(standing.LayerSeconds), len(units)))
+		return work.Note(standing)
 	}
-}
-
-// watchEvery is how often the store is asked which shards are done.
-const watchEvery = 2 * time.Second
-
-// watch shows and notes how many shards are done, until ctx ends.
-func watch(ctx context.Context, p *plan, work Work, units []engine.Unit, standing *store.Standing) error {
-	start, seen, counted := time.Now(), map[string]bool{}, -1
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
-	for last := false; ; {
-		names, err := work.Names()
-		if err != nil {
-			return err
-		}
-		for i, u := range units {
-			if !seen[u.Name] && slices.Contains(names, u.Name) {
-				seen[u.Name] = true
-				p.progress.Add(int64(p.shard(i).chunks) * p.perChunk)
-			}
-		}
-		if len(seen) != counted {
-			if counted < 0 { // how long those took is not known
-				standing.LayerSeconds = make([]float64, len(seen))
-			}
-			for done := counted; done >= 0 && done < len(seen); done++ {
-				standing.LayerSeconds = append(standing.LayerSeconds, time.Since(start).Seconds()/float64(len(seen)-counted))
-			}
-			start, counted = time.Now(), len(seen)
-			p.progress.Item(fmt.Sprintf("%d/%d shards", counted, len(units)))
-			if err := work.Note(standing); err != nil {
-				return err
-			}
-		}
-		if last {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			last = true
-		case <-tick.C:
-		}
+	if err := engine.DoWatched(ctx, opt.Engine, work, units, see); err != nil {
+		return nil, err
 	}
+	s, err := recallScores(work, p, opt.Base != nil)
+	if err != nil {
+		return nil, err
+	}
+	return s, finish(work, standing)
 }
 
 func keepText(work store.Store, tokens []int32) error {

@@ -49,7 +49,7 @@ func (a *assigner) effectsByUnits(text []int32, length int) ([]eval.Effect, erro
 	if a.kept == nil {
 		return nil, fmt.Errorf("many machines share the measuring of a budget in a work folder: give one")
 	}
-	digest, err := SourceDigest(a.m.Source.(Source)) // as Assign has got it
+	digest, err := SourceDigest(a.src)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +69,7 @@ func (a *assigner) effectsByUnits(text []int32, length int) ([]eval.Effect, erro
 	}
 	var list []effectsUnit
 	var units []engine.Unit
+	var total int64
 	for first := 0; first < len(a.order); first += usesTogether {
 		u := effectsUnit{first, min(first+usesTogether, len(a.order))}
 		spec, err := json.Marshal(&u)
@@ -77,11 +78,20 @@ func (a *assigner) effectsByUnits(text []int32, length int) ([]eval.Effect, erro
 		}
 		list = append(list, u)
 		units = append(units, engine.Unit{Name: u.name(), Spec: spec, Size: a.layersAfter(u)})
+		total += a.layersAfter(u)
 	}
-	a.opt.Progress.Stage("sensitivity", 0)
+	a.opt.Progress.Stage("sensitivity", total)
 	defer a.opt.Progress.Done()
-	a.opt.Progress.Item(fmt.Sprintf("%d units", len(units)))
-	if err := a.opt.Engine.Do(a.ctx, units); err != nil {
+	ready := 0
+	err = engine.DoWatched(a.ctx, a.opt.Engine, a.opt.Work, units, func(done []engine.Unit) error {
+		for _, u := range done {
+			a.opt.Progress.Add(u.Size)
+		}
+		ready += len(done)
+		a.opt.Progress.Item(fmt.Sprintf("%d/%d units", ready, len(units)))
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	var effects []eval.Effect

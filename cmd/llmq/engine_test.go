@@ -146,7 +146,7 @@ func TestEvalWorkers(t *testing.T) {
 	dir, base, work := folder(t, "llama"), folder(t, "llama3-tied"), filepath.Join(t.TempDir(), "work")
 	tiers := kernels.Tiers()
 	lower := []string{kernels.TierEnv + "=" + tiers[max(0, len(tiers)-2)].String()}
-	args := []string{"eval", dir, "--base", base, "--text", license, "--context", "64", "--chunks", "9", "--json"}
+	args := []string{"eval", dir, "--base", base, "--text", license, "--context", "256", "--chunks", "9", "--json"}
 	figures := func(out []byte) map[string]any {
 		t.Helper()
 		var v map[string]any
@@ -192,7 +192,7 @@ func TestEvalWorkers(t *testing.T) {
 	if got, want := figures(many.Bytes()), figures(alone.Bytes()); !reflect.DeepEqual(got, want) {
 		t.Errorf("figures are %v, of one process %v", got, want)
 	}
-	if r := must(t, "status", work); !strings.Contains(r.stdout, "9 of 9") || !strings.Contains(r.stdout, "shards") {
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "5 of 5") || !strings.Contains(r.stdout, "shards") {
 		t.Errorf("status prints\n%s", r.stdout)
 	}
 }

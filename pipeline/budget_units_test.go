@@ -35,10 +35,10 @@ func (m *meeting) Do(ctx context.Context, u engine.Unit) (string, error) {
 // amid them.
 func TestAssignUnits(t *testing.T) {
 	together := usesTogether
-	usesTogether = 3
+	usesTogether = 1
 	defer func() { usesTogether = together }()
 	tm := testmodel.New("llama3-tied")
-	j := job{tm.Source(), Recipe{Method: RTN, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 4, 32)}}
+	j := job{tm.Source(), Recipe{Method: RTN, Type: ggml.Q4_K, Rules: rules(t, "ffn|attn_k|attn_v=q4_0")}, Options{Calib: sequences(tm, 4, 32)}}
 	b := Budget{MaxBPW: 5.5}
 	p, err := NewPlan(j.src, j.r)
 	if err != nil {
@@ -88,9 +88,8 @@ func TestAssignUnits(t *testing.T) {
 		t.Errorf("assigned\n%+v, without an engine\n%+v", got.Assignment, want.Assignment)
 	}
 	uses := len(want.Assignment.Tensors) + 1 // the embedding is the head too
-	total := (uses + usesTogether - 1) / usesTogether
-	if n := before[0] + before[1] + before[2]; n != total/2 || n+after[0]+after[1]+after[2] != total || min(before[0], before[1], before[2]) == 0 {
-		t.Errorf("of %d units three workers did %v, and %v when the run went on", total, before, after)
+	if n := before[0] + before[1] + before[2]; n != uses/2 || n+after[0]+after[1]+after[2] != uses || min(before[0], before[1], before[2]) == 0 {
+		t.Errorf("of %d units three workers did %v, and %v when the run went on", uses, before, after)
 	}
 	if left := values(t, work); len(left) != 1 || filepath.Base(left[0]) != typesName+".value" {
 		t.Errorf("the folder holds %q", left)

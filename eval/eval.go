@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/states"
@@ -53,6 +54,9 @@ type Options struct {
 	Progress Progress
 	// Work keeps the hidden states behind each layer, so that Perplexity goes on there; nil: it keeps nothing.
 	Work Work
+	// Engine has Perplexity's shards of the text done by workers (NewWorker) of the same Work, which is a store.Shared then and
+	// keeps what was scored of each instead; nil: Perplexity does it.
+	Engine engine.Engine
 }
 
 // Defaults of Options.
@@ -136,36 +140,53 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 	if err != nil {
 		return nil, err
 	}
-	runs := []*run{newRun(m)}
+	models := []*model.Model{m}
 	if opt.Base != nil {
-		runs = append(runs, newRun(opt.Base))
+		models = append(models, opt.Base)
 	}
+	for _, m := range models {
+		p.perChunk += p.work(m)
+	}
+	p.progress.Stage("evaluate", p.perChunk*int64(p.chunks))
+	defer p.progress.Done()
+	var s *scores
+	if opt.Engine != nil {
+		s, err = byUnits(ctx, m, p, &opt)
+	} else {
+		var a *activations
+		if a, err = newActivations(ctx, m, p, opt); err == nil {
+			s, err = pass(ctx, p, models, a, opt.Work)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	res := s.result(p)
+	res.Seconds = time.Since(start).Seconds()
+	res.TokensPerSecond = float64(p.chunks*p.context) / res.Seconds
+	return res, nil
+}
+
+// pass takes the text through all models and scores it; a is the first one's. work keeps how far it is, if it is not nil.
+func pass(ctx context.Context, p *plan, models []*model.Model, a *activations, work Work) (*scores, error) {
+	var runs []*run
 	defer func() {
 		for _, r := range runs {
 			r.close()
 		}
 	}()
-	var total int64
-	for _, r := range runs {
-		total += p.work(r.m)
-	}
-	p.progress.Stage("evaluate", total)
-	defer p.progress.Done()
-
-	if runs[0].activations, err = newActivations(ctx, m, p, opt); err != nil {
-		return nil, err
-	}
-	for _, r := range runs {
+	deepest := 0
+	for _, m := range models {
+		r := newRun(m)
+		runs = append(runs, r)
 		if err := r.embed(p); err != nil {
 			return nil, err
 		}
+		deepest = max(deepest, m.Layers())
 	}
-	deepest := 0
-	for _, r := range runs {
-		deepest = max(deepest, r.m.Layers())
-	}
-	standing := &store.Standing{Model: m.Source.Name(), Phase: store.PhaseEvaluate, Run: 1, Layers: deepest}
-	first, err := resume(opt.Work, runs, standing)
+	runs[0].activations = a
+	standing := &store.Standing{Model: models[0].Source.Name(), Phase: store.PhaseEvaluate, Run: 1, Layers: deepest}
+	first, err := resume(work, runs, standing)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +200,7 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 				}
 			}
 		}
-		if err := keep(opt.Work, runs, i+1, time.Since(began), standing); err != nil {
+		if err := keep(work, runs, i+1, time.Since(began), standing); err != nil {
 			return nil, err
 		}
 	}
@@ -188,19 +209,15 @@ func Perplexity(ctx context.Context, m *model.Model, tokens []int32, opt Options
 	if err != nil {
 		return nil, err
 	}
-	if err := finish(opt.Work, standing); err != nil {
-		return nil, err
-	}
-	res := s.result(p)
-	res.Seconds = time.Since(start).Seconds()
-	res.TokensPerSecond = float64(p.chunks*p.context) / res.Seconds
-	return res, nil
+	return s, finish(work, standing)
 }
 
 // plan is what all models of an evaluation share.
 type plan struct {
 	context, chunks int
-	first           int // position of the first prediction that is scored in a chunk
+	before          int   // chunks of the text before these
+	perChunk        int64 // work of all models
+	first           int   // position of the first prediction that is scored in a chunk
 	bos             bool
 	tokens          []int32 // chunks×context, first tokens replaced
 	batch           int     // chunks
@@ -293,16 +310,15 @@ func sameVocabulary(m, base *model.Model) error {
 // scored is the number of predictions scored in a chunk: each but the last position has a next token.
 func (p *plan) scored() int { return p.context - 1 - p.first }
 
-// work estimates the multiplications that m's evaluation takes.
+// work estimates the multiplications that m's evaluation takes, for one chunk, as the two below do.
 func (p *plan) work(m *model.Model) int64 {
 	var layers int64
 	for i := range m.Layers() {
 		layers += p.layerWork(m, i)
 	}
-	return (layers + p.headWork(m)) * int64(p.chunks)
+	return layers + p.headWork(m)
 }
 
-// layerWork and headWork are for one chunk.
 func (p *plan) layerWork(m *model.Model, i int) int64 { return m.LayerWeights(i) * int64(p.context) }
 
 func (p *plan) headWork(m *model.Model) int64 {

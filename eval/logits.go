@@ -27,7 +27,7 @@ func Logits(ctx context.Context, m *model.Model, sequences [][]int32, opt Option
 	p.batch = max(1, DefaultBatchTokens/p.context)
 	r := newRun(m)
 	defer r.close()
-	p.progress.Stage("logits", p.work(m))
+	p.progress.Stage("logits", p.work(m)*int64(p.chunks))
 	defer p.progress.Done()
 	if err := r.embed(p); err != nil {
 		return err

@@ -92,7 +92,7 @@ func finish(work Work, standing *store.Standing) error {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, statesPrefix) {
+		if strings.HasPrefix(name, unitsPrefix) {
 			err = errors.Join(err, work.Delete(name))
 		}
 	}

@@ -214,7 +214,7 @@ func score(ctx context.Context, p *plan, runs []*run) (*scores, error) {
 					return nil, fmt.Errorf("eval: %w", err)
 				}
 			}
-			return nil, fmt.Errorf("eval: chunk %d, position %d: %w", i/p.scored(), p.first+i%p.scored(), errNotFinite)
+			return nil, fmt.Errorf("eval: chunk %d, position %d: %w", p.before+i/p.scored(), p.first+i%p.scored(), errNotFinite)
 		}
 	}
 	return s, nil

@@ -76,7 +76,7 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 	assigned := *p
 	assigned.Tensors = slices.Clone(p.Tensors)
 	p = &assigned
-	a := &assigner{ctx: ctx, m: m, plan: p, opt: opt, tempDir: tempDir, uses: map[string]*use{}}
+	a := &assigner{ctx: ctx, src: src, m: m, plan: p, opt: opt, tempDir: tempDir, uses: map[string]*use{}}
 	if opt.Work != nil {
 		a.kept = newKeeper(opt.Work, src.Name(), "", &p.Recipe, 0)
 	}
@@ -119,6 +119,7 @@ func Assign(ctx context.Context, src Source, p *Plan, b Budget, tempDir string, 
 // assigner measures what types do to tensors.
 type assigner struct {
 	ctx     context.Context
+	src     Source
 	m       *model.Model
 	plan    *Plan
 	opt     Options

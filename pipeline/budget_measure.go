@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -270,7 +271,6 @@ func (as *Assignment) memory(m *model.Model, budget int64) int64 {
 // sensitivity measures the effect of the probe in each use's place, and returns on how many tokens.
 func (a *assigner) sensitivity() (tokens int, err error) {
 	set := a.opt.Calib
-	a.m.Precision = kernels.F32 // as the replaced weights are multiplied: the probe shall be all that differs
 	// A variant runs from its layer on: on average half of the model.
 	variants := (len(a.order) + 1) / 2
 	length := min(set.SeqLen, partTokens)
@@ -279,15 +279,12 @@ func (a *assigner) sensitivity() (tokens int, err error) {
 	for i := range parts {
 		text = append(text, set.Sequences[i*len(set.Sequences)/parts][:length]...)
 	}
-	var rs []eval.Replacement
-	for _, u := range a.order {
-		rs = append(rs, eval.Replacement{Linear: u.site, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
-			return u.rounded(w), nil
-		}})
+	var effects []eval.Effect
+	if a.opt.Engine != nil {
+		effects, err = a.effectsByUnits(text, length)
+	} else {
+		effects, err = effectsOf(a.ctx, a.m, text, length, a.order, a.opt.Memory, a.tempDir, a.opt.Progress)
 	}
-	effects, err := eval.Sensitivity(a.ctx, a.m, text, rs, eval.Options{
-		Context: length, ScoreAll: true, Memory: a.opt.Memory, TempDir: a.tempDir, Progress: a.opt.Progress,
-	})
 	if err != nil {
 		return 0, err
 	}
@@ -295,4 +292,17 @@ func (a *assigner) sensitivity() (tokens int, err error) {
 		a.order[i].kl = max(e.KL, 0) // rounding makes zeros of either sign
 	}
 	return len(text), nil
+}
+
+// effectsOf measures the effect of each use's probe on m's predictions of a text in parts of a length.
+func effectsOf(ctx context.Context, m *model.Model, text []int32, length int, uses []*use, memory int64, tempDir string,
+	progress eval.Progress) ([]eval.Effect, error) {
+	var rs []eval.Replacement
+	for _, u := range uses {
+		rs = append(rs, eval.Replacement{Linear: u.site, Weights: func(w *tensor.Matrix) (*tensor.Matrix, error) {
+			return u.rounded(w), nil
+		}})
+	}
+	m.Precision = kernels.F32 // as the replaced weights are multiplied: the probe shall be all that differs
+	return eval.Sensitivity(ctx, m, text, rs, eval.Options{Context: length, ScoreAll: true, Memory: memory, TempDir: tempDir, Progress: progress})
 }

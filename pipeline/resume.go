@@ -275,7 +275,7 @@ func keepValue(work Work, name string, v any) error {
 }
 
 // recallValue reads what keepValue kept into v, which is zero before, and says whether there was something.
-func recallValue(work Work, name string, v any) (bool, error) {
+func recallValue(work store.Store, name string, v any) (bool, error) {
 	r, err := work.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

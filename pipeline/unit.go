@@ -99,6 +99,12 @@ func (u *unitSpec) unit(k *keeper, size int64) engine.Unit {
 	return e
 }
 
+// Kinds of jobs: see NewWorker.
+const (
+	jobLayers  = "layers"  // of Run's attempts
+	jobEffects = "effects" // of Assign: what probes in tensors' places do to the predictions
+)
+
 // jobSpec is what a worker must know of an attempt besides the checkpoint and the recipe.
 type jobSpec struct {
 	Run          int
@@ -125,7 +131,7 @@ func (p *passage) job() ([]byte, error) {
 		t := &p.plan.Tensors[i]
 		j.Types = append(j.Types, jobType{t.Name, t.Type.Name, t.Wanted.Name})
 	}
-	return json.Marshal(&j)
+	return engine.OfKind(jobLayers, &j)
 }
 
 // apply gives the tensors of a plan, made from the same checkpoint and recipe, the types of the job's.

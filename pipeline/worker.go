@@ -64,17 +64,25 @@ type workedSums struct {
 }
 
 // NewWorker returns a worker for the job that an engine has been given, on the same checkpoint with the same recipe.
-func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values store.Shared, opt WorkerOptions) (*Worker, error) {
+func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values store.Shared, opt WorkerOptions) (engine.Worker, error) {
+	return engine.Kinds[engine.Worker]{
+		jobLayers: func(ctx context.Context, spec []byte) (engine.Worker, error) {
+			return newLayersWorker(ctx, src, r, spec, values, opt)
+		},
+		jobEffects: func(_ context.Context, spec []byte) (engine.Worker, error) {
+			return newEffectsWorker(src, spec, values, opt)
+		},
+	}.Make(ctx, job)
+}
+
+// newLayersWorker returns a Worker for a jobSpec.
+func newLayersWorker(ctx context.Context, src Source, r Recipe, job []byte, values store.Shared, opt WorkerOptions) (*Worker, error) {
 	w := &Worker{values: values, budget: newStateBudget(opt.Memory), found: newFindings(), shards: map[int]*workedShard{}}
 	if err := json.Unmarshal(job, &w.job); err != nil {
 		return nil, fmt.Errorf("the job: %w", err)
 	}
-	digest, err := SourceDigest(src)
-	if err != nil {
+	if err := isAbout(src, w.job.Source); err != nil {
 		return nil, err
-	}
-	if digest != w.job.Source {
-		return nil, fmt.Errorf("%s: is not the checkpoint that the run is about", src.Name())
 	}
 	p, err := NewPlan(src, r)
 	if err == nil {
@@ -98,6 +106,15 @@ func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values sto
 		}
 	}
 	return w, nil
+}
+
+// isAbout refuses a source of another digest than that of a job.
+func isAbout(src Source, want string) error {
+	digest, err := SourceDigest(src)
+	if err == nil && digest != want {
+		err = fmt.Errorf("%s: is not the checkpoint that the run is about", src.Name())
+	}
+	return err
 }
 
 // Close implements engine.Worker.

@@ -15,6 +15,8 @@ type Standing struct {
 	// LayerSeconds is how long each layer that is done took, and the head behind them.
 	LayerSeconds []float64 `json:"layer_seconds"`
 	Head         bool      `json:"head"` // is quantized too, after the layers
+	// Shards: what is counted are shards of the text, not layers.
+	Shards bool `json:"shards,omitempty"`
 }
 
 // Worker is one of the processes that take part in a run on many machines. The JSON names are part of the command line's interface.

@@ -20,6 +20,7 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/report"
+	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tokenizer"
 )
 
@@ -41,6 +42,7 @@ type evalOptions struct {
 	Threads     int
 	Work        string
 	JSON        bool
+	engineOptions
 }
 
 func (o *evalOptions) AddFlags(cmd *cobra.Command) {
@@ -63,6 +65,7 @@ func (o *evalOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.Memory, "memory", memoryUsage)
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all)")
 	f.StringVar(&o.Work, "work", "", workUsage+"; of --text")
+	o.engineOptions.AddFlags(cmd)
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }
 
@@ -81,6 +84,9 @@ func (a *app) evalCommand() *cobra.Command {
 The protocol is llama.cpp's: consecutive chunks of --context tokens, the first token of each replaced by BOS where the
 model adds one, the second half of each chunk scored. With --base both models read the same tokens in lockstep.
 
+With --work FOLDER --listen HOST:PORT other machines take part: the text is divided among them, and the figures are the same
+to the last bit. See llmq worker.
+
 A task counts right answers: by the probability of each choice, by that per character, and by that per token; or by
 whether the model would write a text's last word.`,
 		Example: `  llmq eval qwen3-8b-q4_k.gguf --text wiki.test.txt
@@ -92,6 +98,9 @@ whether the model would write a text's last word.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Model = args[0]
 			if err := refuseZero(cmd.Flags(), "context"); err != nil {
+				return err
+			}
+			if err := opts.checkEngine(opts.Work); err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("tokens") || cmd.Flags().Changed("logits") {
@@ -126,7 +135,7 @@ whether the model would write a text's last word.`,
 	return cmd
 }
 
-func (a *app) runEval(ctx context.Context, opts evalOptions) error {
+func (a *app) runEval(ctx context.Context, opts evalOptions) (rerr error) {
 	texts, err := parseTexts(opts.Texts)
 	if err != nil {
 		return err
@@ -203,9 +212,9 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 		eopt.Base = base
 	}
 	done := false
+	var work store.Folder
 	if opts.Work != "" {
-		work, err := opts.openWork(ctx, a, m, texts[0].tokens, &eopt)
-		if err != nil {
+		if work, err = opts.openWork(ctx, a, m, texts[0].tokens, &eopt); err != nil {
 			return err
 		}
 		defer work.Close()
@@ -218,6 +227,14 @@ func (a *app) runEval(ctx context.Context, opts evalOptions) error {
 			}
 			a.printWork(work, done, sources...)
 		}()
+	}
+	if opts.many() {
+		eng, err := opts.startEval(ctx, a, &opts, work, &eopt)
+		if err != nil {
+			return err
+		}
+		defer func() { eng.end(ctx, rerr) }()
+		eopt.Engine = eng
 	}
 	infinite := false
 	for i := range texts {

@@ -106,16 +106,20 @@ func (a *app) printStatus(r *statusReport) error {
 		phase = fmt.Sprintf("run %d, %s", r.Run, phase)
 	}
 	t.row("state", "%s", phase)
+	what := "layer"
+	if r.Shards {
+		what = "shard"
+	}
 	if r.Layers > 0 {
-		t.row("layers", "%d of %d", r.Done, r.Layers)
+		t.row(what+"s", "%d of %d", r.Done, r.Layers)
 	}
 	if r.PerLayer != nil && !r.Standing.Done() {
-		t.row("speed", "%.1f s a layer", *r.PerLayer)
+		t.row("speed", "%.1f s a %s", *r.PerLayer, what)
 		last := ""
 		if r.Head {
 			last = ", and the head"
 		}
-		t.row("left", "%d layers, about %v%s", r.Left, time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second), last)
+		t.row("left", "%d %ss, about %v%s", r.Left, what, time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second), last)
 	}
 	for i, w := range r.Workers {
 		what := map[bool]string{true: "workers"}[i == 0]

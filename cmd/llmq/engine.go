@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -130,8 +129,21 @@ func (o *engineOptions) describe(q *quantizeOptions, r pipeline.Recipe) error {
 			return err
 		}
 	}
-	o.command, err = json.Marshal(&c)
+	o.command, err = engine.OfKind(quantizeRun, &c)
 	return err
+}
+
+// Kinds of runs that workers take part in: see app.runKinds.
+const (
+	quantizeRun = "quantize"
+	evalRun     = "eval"
+)
+
+// participant is what a process needs to take part in a run.
+type participant struct {
+	model string // what the run is about
+	make  engine.Factory
+	close func() error
 }
 
 // build tells programs apart that may compute something else.
@@ -143,9 +155,9 @@ func build() (string, error) {
 // coordinator is the engine of a run, with a worker in this process.
 type coordinator struct {
 	*cluster.Coordinator
-	src    pipeline.Source // the worker's
+	worker *participant // in this process
 	cancel func()
-	ended  chan error // the worker's
+	ended  chan error // of the worker
 	noting sync.WaitGroup
 }
 
@@ -154,30 +166,40 @@ var beforeWork = func(context.Context, *cluster.Coordinator) {}
 
 // start starts the engine of a run in a work folder.
 func (o *quantizeOptions) start(ctx context.Context, a *app, work store.Folder, plan *pipeline.Plan) (*coordinator, error) {
-	b, err := build()
+	src, err := a.openQuietly(ctx, o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v})
 	if err != nil {
 		return nil, err
 	}
-	c := &coordinator{ended: make(chan error, 1)}
-	if c.src, err = a.openQuietly(ctx, o.Checkpoint, hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v}); err != nil {
-		return nil, err
+	return o.coordinate(ctx, a, o.Work, work, quantizing(src, plan.Recipe, work, pipeline.WorkerOptions{Memory: int64(o.Memory),
+		TempDir: filepath.Dir(o.Output)}))
+}
+
+// quantizing takes part in a run of quantize.
+func quantizing(src pipeline.Source, r pipeline.Recipe, values store.Shared, opt pipeline.WorkerOptions) *participant {
+	return &participant{model: src.Name(), close: src.Close, make: func(ctx context.Context, job []byte) (engine.Worker, error) {
+		return pipeline.NewWorker(ctx, src, r, job, values, opt)
+	}}
+}
+
+// coordinate starts the engine of a run that o.command tells workers of, with a worker in this process that it closes at the end.
+func (o *engineOptions) coordinate(ctx context.Context, a *app, folder string, work store.Folder, worker *participant) (*coordinator, error) {
+	c := &coordinator{ended: make(chan error, 1), worker: worker}
+	b, err := build()
+	if err != nil {
+		return nil, errors.Join(err, worker.close())
 	}
 	c.Coordinator, err = cluster.New(ctx, cluster.Options{
 		Connection: o.connection(o.Engine), Listen: o.Listen, Run: work.ID(), Values: work, Build: b, Tier: kernels.CurrentTier().String(),
 		Command: o.command, AckWait: o.AckWait, Log: func(message string) { fmt.Fprintf(a.stderr, "llmq: %s\n", message) },
 	})
 	if err != nil {
-		return nil, errors.Join(err, c.src.Close())
+		return nil, errors.Join(err, worker.close())
 	}
 	if address := c.Address(); address != "" {
-		fmt.Fprintf(a.stderr, "llmq: workers can join: llmq worker %s --work %s\n", reachable(address), o.Work)
+		fmt.Fprintf(a.stderr, "llmq: workers can join: llmq worker %s --work %s\n", reachable(address), folder)
 	}
 	w := c.Local()
-	w.Name, w.Values = workerName(), work
-	w.Make = func(ctx context.Context, job []byte) (engine.Worker, error) {
-		return pipeline.NewWorker(ctx, c.src, plan.Recipe, job, work, pipeline.WorkerOptions{Memory: int64(o.Memory),
-			TempDir: filepath.Dir(o.Output)})
-	}
+	w.Name, w.Values, w.Make = workerName(), work, worker.make
 	ctx, c.cancel = context.WithCancel(ctx)
 	go func() {
 		beforeWork(ctx, c.Coordinator)
@@ -232,7 +254,7 @@ func (c *coordinator) end(ctx context.Context, failed error) {
 	<-c.ended
 	c.noting.Wait()
 	c.End(failed, interrupted)
-	c.src.Close()
+	c.worker.close()
 }
 
 // openQuietly opens a source that has been opened before, with its warnings.

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/eval"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
@@ -21,6 +22,10 @@ func (engineOptions) many() bool                                       { return 
 func (engineOptions) describe(*quantizeOptions, pipeline.Recipe) error { return nil }
 
 func (engineOptions) start(context.Context, *app, store.Folder, *pipeline.Plan) (ending, error) {
+	panic("built without an engine")
+}
+
+func (engineOptions) startEval(context.Context, *app, *evalOptions, store.Folder, *eval.Options) (ending, error) {
 	panic("built without an engine")
 }
 

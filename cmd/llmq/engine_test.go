@@ -6,9 +6,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -28,17 +30,27 @@ type process struct {
 
 func begin(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
+	return prepare(env, args...).begin(t)
+}
+
+func prepare(env []string, args ...string) *process {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = slices.Concat(os.Environ(), env, []string{argsVariable + "=" + strings.Join(args, "\n")})
-	stderr, err := cmd.StderrPipe()
+	return &process{Cmd: cmd}
+}
+
+func (p *process) begin(t *testing.T) *process {
+	t.Helper()
+	stderr, err := p.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill() })
-	return &process{Cmd: cmd, lines: bufio.NewScanner(stderr)}
+	t.Cleanup(func() { p.Process.Kill() })
+	p.lines = bufio.NewScanner(stderr)
+	return p
 }
 
 // until waits for a line with a text in it, or the end if that is "", and returns the line.
@@ -125,6 +137,63 @@ func TestWorkers(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(out, "out.gguf"))
 	if err != nil || !bytes.Equal(a, b) {
 		t.Errorf("another file than one process's, %v", err)
+	}
+}
+
+// TestEvalWorkers: a coordinator and a worker in processes of their own print the figures that one process prints, and a worker that
+// does not see the run's models is refused by name.
+func TestEvalWorkers(t *testing.T) {
+	dir, base, work := folder(t, "llama"), folder(t, "llama3-tied"), filepath.Join(t.TempDir(), "work")
+	tiers := kernels.Tiers()
+	lower := []string{kernels.TierEnv + "=" + tiers[max(0, len(tiers)-2)].String()}
+	args := []string{"eval", dir, "--base", base, "--text", license, "--context", "256", "--chunks", "9", "--json"}
+	figures := func(out []byte) map[string]any {
+		t.Helper()
+		var v map[string]any
+		if err := json.Unmarshal(out, &v); err != nil {
+			t.Fatalf("%v in %q", err, out)
+		}
+		for _, key := range []string{"seconds", "tokens_per_second", "peak_rss_bytes"} {
+			delete(v, key)
+		}
+		return v
+	}
+	var alone, many bytes.Buffer
+	one := prepare(lower, args...)
+	one.Stdout = &alone
+	if code, said := one.begin(t).end(); code != exitOK {
+		t.Fatal(said)
+	}
+	head := prepare(append(lower, othersVariable+"=1"), append(args, "--work", work, "--listen", "127.0.0.1:0", "--ack-wait", "500ms")...)
+	head.Stdout = &many
+	c := head.begin(t)
+	_, command, ok := strings.Cut(c.until("workers can join: "), "llmq worker ")
+	if !ok {
+		t.Fatalf("the coordinator does not say how to join:\n%s", strings.Join(c.said, "\n"))
+	}
+	worker := func(more ...string) []string { return slices.Concat([]string{"worker"}, strings.Fields(command), more) }
+	lacking := filepath.Join(t.TempDir(), "not-there")
+	for want, args := range map[string][]string{
+		lacking: worker("--checkpoint", lacking),
+		base + ": is not the model that the run is about": worker("--checkpoint", base),
+		dir + ": is not the model that the run is about":  worker("--base", dir),
+	} {
+		if code, said := begin(t, nil, args...).end(); code == exitOK || !strings.Contains(said, want) {
+			t.Errorf("%q: exit %d, %s", args, code, said)
+		}
+	}
+	w := begin(t, nil, worker()...)
+	if code, said := c.end(); code != exitOK {
+		t.Fatalf("the coordinator ends with %d:\n%s", code, said)
+	}
+	if code, said := w.end(); code != exitOK {
+		t.Errorf("the worker ends with %d:\n%s", code, said)
+	}
+	if got, want := figures(many.Bytes()), figures(alone.Bytes()); !reflect.DeepEqual(got, want) {
+		t.Errorf("figures are %v, of one process %v", got, want)
+	}
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "5 of 5") || !strings.Contains(r.stdout, "shards") {
+		t.Errorf("status prints\n%s", r.stdout)
 	}
 }
 

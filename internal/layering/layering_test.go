@@ -59,7 +59,7 @@ var allowed = map[string]string{
 	"model":          "tensor kernels/... quant formats/ggml",
 	"arch":           "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
 	"calib":          "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
-	"eval":           "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store",
+	"eval":           "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store engine",
 	"profile":        "tensor kernels/... quant smoothquant int8outlier formats/ggml model arch calib eval internal/states store",
 	"compare":        "kernels/... formats/ggml formats/gguf model",
 	"imatrix":        "tensor kernels/... formats/ggml formats/gguf model calib internal/states",

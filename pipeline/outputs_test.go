@@ -159,7 +159,7 @@ func TestGradientGroups(t *testing.T) {
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
 		b := &backwardPass{task: work, outputs: o, st: m.NewState(), seqs: set.Sequences, budget: c.budget}
 		defer b.close()
-		if err := errors.Join(b.forward(), b.head()); err != nil {
+		if err := errors.Join(b.forward(batchSequences(m, set.SeqLen)), b.head()); err != nil {
 			t.Fatal(err)
 		}
 		got := map[string][]*tensor.Matrix{}

@@ -1,0 +1,102 @@
+package pipeline
+
+import (
+	"fmt"
+
+	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/model"
+)
+
+// A small model's layers are all held at once: a batch then goes through them and back before the next one comes, and the way back
+// takes what the way forth has computed. Layer by layer every layer would be computed twice, and the hidden states before each
+// of them wait in memory or on disk. Both ways sum the same gradients, bit for bit, in batches of the same size.
+
+// togetherBytes bounds what is held of layers that are taken together, as do the hidden states that need not wait then.
+const togetherBytes = 256 << 20
+
+// tokensTogether is how many tokens pass through all layers and back together; 0: layers are taken one by one. It does not depend on
+// where hidden states would be, so that the Hessians do not.
+func (p *Plan) tokensTogether(m *model.Model, tokens int) int {
+	if m.Width != m.Dim { // what is kept beside the residual stream changes on the way
+		return 0
+	}
+	copies := int64(1)
+	if p.Recipe.OutputHessian == OutputHessianAuto {
+		copies = 2 // of the gradients that judge
+	}
+	var held, kept int64 // for all tokens, and for each
+	for i := range m.Layers() {
+		for _, s := range m.Shape(i) {
+			if s.Expert >= 0 {
+				return 0
+			}
+			for _, out := range s.Out {
+				held += 4*int64(s.In)*int64(out) + copies*outputBytes(out, m.Dim, false)
+			}
+			kept += 4 * int64(s.In)
+		}
+		kept += 4 * (m.Computed(i) + 2*int64(m.Dim))
+	}
+	waiting := stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
+	for n := batchOf(m); n >= leastTokens; n /= 2 {
+		if held+kept*int64(n) <= min(waiting, togetherBytes) {
+			return n
+		}
+	}
+	return 0
+}
+
+// together stores the Hessians of all layers' outputs, of batches of so many sequences.
+func (b *backwardPass) together(perBatch int) error {
+	seqLen := b.opt.Calib.SeqLen
+	if err := b.m.CheckLength(seqLen); err != nil {
+		return err
+	}
+	n := b.m.Layers()
+	layers, forth, sums := make([]*model.Layer, n), make([]*model.State, n), make([]map[string]*outputSums, n)
+	for i := range n {
+		l, err := b.m.LoadLayer(i)
+		if err != nil {
+			return err
+		}
+		defer l.Release()
+		layers[i], forth[i], sums[i] = l, b.m.NewState(), b.sums(b.linears(l))
+	}
+	h, err := b.m.LoadHead()
+	if err != nil {
+		return err
+	}
+	defer h.Release()
+	d := make([]model.Differential, n)
+	part := batching{seqs: len(b.seqs), perBatch: perBatch}
+	for batch := range part.batches() {
+		lo, hi := part.sequences(batch)
+		b.opt.Progress.Item(fmt.Sprintf("gradients: sequence %d/%d", lo+1, len(b.seqs)))
+		x := b.st.Scratch("states", (hi-lo)*seqLen, b.m.Width)
+		for i, seq := range b.seqs[lo:hi] {
+			if err := b.m.Embed(x.View(i*seqLen, (i+1)*seqLen, 0, x.Cols), seq, seqLen, nil); err != nil {
+				return err
+			}
+		}
+		for i, l := range layers {
+			states.Round(x)
+			if err := l.Forth(b.ctx, forth[i], x, seqLen); err != nil {
+				return fmt.Errorf("gradients: layer %d: %w", i, err)
+			}
+		}
+		dx := b.st.Scratch("gradient", x.Rows, x.Cols)
+		b.headBatch(h, b.st, lo*seqLen, dx, x)
+		for i := n - 1; i >= 0; i-- {
+			d[i].See = b.see(sums[i], part.heldFrom(batch))
+			if err := layers[i].BackFrom(b.ctx, b.st, forth[i], dx, &d[i]); err != nil {
+				return fmt.Errorf("gradients: layer %d: %w", i, err)
+			}
+		}
+	}
+	for i := n - 1; i >= 0; i-- {
+		if err := b.finishLayer(i, b.linears(layers[i]), sums[i], d[i].Opaque); err != nil {
+			return fmt.Errorf("gradients: layer %d: %w", i, err)
+		}
+	}
+	return nil
+}

@@ -215,7 +215,8 @@ const backTile = 64
 // A sink takes part in P alone.
 func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) {
 	n, d, shared := st.SeqLen, a.HeadDim, a.Heads/a.KVHeads
-	// Differences of dP cancel where v's rows have much in common, so that scores and dP are float32; what is added up from them may round.
+	// Differences of dP cancel where v's rows have much in common, so that dP is float32. Scores may round, as they do on the way forth, and
+	// so may what is added up from both.
 	var exact gemm.Serial
 	serial := gemm.Serial{Rounds: st.precision == kernels.Auto}
 	// Query heads that share keys add to the same gradients, one after the other.
@@ -234,7 +235,7 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 						first = max(0, t0-a.Window+1)
 					}
 					p, dp := weights.View(0, t1-t0, 0, t1-first), scores.View(0, t1-t0, 0, t1-first)
-					exact.SetNT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
+					serial.SetNT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
 					exact.SetNT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
 					for t := range p.Rows {
 						from := 0

@@ -31,6 +31,7 @@ type Differential struct {
 	aux    *tensor.Matrix // the gradient at State.Aux, which Attention.Keeps and Takes share; nil if there is none
 	stream *tensor.Matrix // the gradient at State.X, for what of a branch does not look at its input
 	tokens []int          // that reach the expert in whose derivatives the gradient is; nil: all
+	unused *tensor.Matrix // the gradient that nobody wants: of Only, at the input of the first branch with a linear that is wanted
 	fresh  *tensor.Matrix // a gradient that is 0 so far, which its memory does not say
 	first  bool           // of Only: no branch before this one has a linear that is wanted
 	err    error
@@ -51,6 +52,9 @@ func (d *Differential) wants(lins ...*Linear) bool {
 // back shows dy, rows×Out, and adds what it makes of the gradient at lin's input to dx, rows×In.
 func (d *Differential) back(st *State, lin *Linear, dx, dy *tensor.Matrix) {
 	d.see(lin, dy)
+	if d.unused == dx {
+		return
+	}
 	if d.fresh == dx {
 		d.fresh = nil
 		gemm.SetNN(dx, 1, dy, lin.decoded(st), st.precision)
@@ -162,7 +166,7 @@ func (l *Layer) forth(ctx context.Context, st *State, x, input *tensor.Matrix, s
 // back is Backward after forth.
 func (l *Layer) back(ctx context.Context, st *State, dx *tensor.Matrix, d *Differential) error {
 	grad := dx
-	d.aux, d.fresh, d.err, d.first = nil, nil, nil, false
+	d.aux, d.unused, d.fresh, d.err, d.first = nil, nil, nil, nil, false
 	from := 0 // the first branch with a linear that is wanted
 	if d.Only != nil {
 		if from = slices.IndexFunc(l.spans, func(s span) bool { return s.has(d.Only) }); from < 0 {
@@ -249,7 +253,13 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 	dh := st.Scratch("back in", h.Rows, h.Cols)
 	d.starts(dh, p.Branch.Back)
 	st.In, d.stream = h, dx
+	if d.first {
+		d.unused = dh
+	}
 	p.Branch.Back.back(st, d, h, dOut, dh)
+	if d.first {
+		return
+	}
 	if p.Pre != nil {
 		p.Pre.back(dh, st.X, dh)
 	}

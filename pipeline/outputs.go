@@ -477,8 +477,11 @@ func (b *backwardPass) finishLayer(i int, linears []*model.Linear, sums map[stri
 // after it. It returns the branches without a derivative.
 func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSums, last bool) ([]string, error) {
 	d := &model.Differential{}
-	if !last { // of the experts that others' sums are made of, whose weights may have to be decoded, nothing is computed
+	switch {
+	case !last: // of the experts that others' sums are made of, whose weights may have to be decoded, nothing is computed
 		d.Only = func(lin *model.Linear) bool { return sums[lin.ID()] != nil }
+	case i == 0: // nobody wants the gradient at the embeddings
+		d.Only = func(*model.Linear) bool { return true }
 	}
 	in := b.inputs[i]
 	first, to := in.Sequences(0)

@@ -88,6 +88,9 @@ func (b *backwardPass) together(perBatch int) error {
 		b.headBatch(h, b.st, lo*seqLen, dx, x)
 		for i := n - 1; i >= 0; i-- {
 			d[i].See = b.see(sums[i], part.heldFrom(batch))
+			if i == 0 { // nobody wants the gradient at the embeddings
+				d[i].Only = func(*model.Linear) bool { return true }
+			}
 			if err := layers[i].BackFrom(b.ctx, b.st, forth[i], dx, &d[i]); err != nil {
 				return fmt.Errorf("gradients: layer %d: %w", i, err)
 			}

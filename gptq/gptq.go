@@ -59,6 +59,7 @@ type Factor struct {
 	mu      sync.Mutex
 	windows map[quant.Grid][]*window // of refine, by grid
 	units   []unitTriangle           // of sweepWords, by position
+	joints  map[quant.Grid]*joint    // of blocks of coupled rows, by grid
 }
 
 // NewFactor prepares the Hessian h = Σ xxᵀ, in×in, for weights on g's grid. h is not changed, and must not

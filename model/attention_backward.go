@@ -215,10 +215,13 @@ const backTile = 64
 // A sink takes part in P alone.
 func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) {
 	n, d, shared := st.SeqLen, a.HeadDim, a.Heads/a.KVHeads
-	// Differences of dP cancel where v's rows have much in common, so that dP is float32. Scores may round, as they do on the way forth, and
-	// so may what is added up from both.
-	var exact gemm.Serial
+	// Products may round, the scores as they do on the way forth. Where v's rows have much in common dP's differences would be lost, but
+	// the softmax does not see what all keys have alike: the mean is taken off. With a sink, which has no value, it does.
 	serial := gemm.Serial{Rounds: st.precision == kernels.Auto}
+	values := gemm.Serial{Rounds: serial.Rounds && a.Sinks == nil}
+	if values.Rounds {
+		v = centred(st, v)
+	}
 	// Query heads that share keys add to the same gradients, one after the other.
 	kernels.Parallel(q.Rows/n*a.KVHeads, 1, func(lo, hi int) {
 		scores, weights := tensor.New(min(backTile, n), n), tensor.New(min(backTile, n), n)
@@ -236,7 +239,7 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 					}
 					p, dp := weights.View(0, t1-t0, 0, t1-first), scores.View(0, t1-t0, 0, t1-first)
 					serial.SetNT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
-					exact.SetNT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
+					values.SetNT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
 					for t := range p.Rows {
 						from := 0
 						if a.Window > 0 {
@@ -251,6 +254,25 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 			}
 		}
 	})
+}
+
+// centred returns v less the mean of each sequence.
+func centred(st *State, v *tensor.Matrix) *tensor.Matrix {
+	y, n := st.Scratch("back centred", v.Rows, v.Cols), st.SeqLen
+	kernels.Parallel(v.Rows/n, 1, func(lo, hi int) {
+		mean := make([]float32, v.Cols)
+		for i := lo; i < hi; i++ {
+			clear(mean)
+			for t := i * n; t < (i+1)*n; t++ {
+				vector.Axpy(mean, 1/float32(n), v.Row(t))
+			}
+			for t := i * n; t < (i+1)*n; t++ {
+				copy(y.Row(t), v.Row(t))
+				vector.Axpy(y.Row(t), -1, mean)
+			}
+		}
+	})
+	return y
 }
 
 // scoresBack makes the scores p of a query with keys [from,to) into their softmax, and dp, the gradient there, into that at

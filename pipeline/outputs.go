@@ -217,8 +217,8 @@ func (p *passage) gradients() error {
 	p.found.outputs = o
 	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState(), seqs: gradientSequences(set), budget: outputBudget}
 	o.rep.Tokens = len(b.seqs) * set.SeqLen
-	if tokens := p.plan.tokensTogether(p.m, set.Tokens()); tokens > 0 {
-		err = b.together(max(1, tokens/set.SeqLen))
+	if batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens())); batch >= set.SeqLen {
+		err = b.together(batch / set.SeqLen)
 	} else {
 		err = b.byLayer(batchSequences(p.m, set.SeqLen))
 	}

@@ -11,14 +11,14 @@ import (
 // takes what the way forth has computed. Layer by layer every layer would be computed twice, and the hidden states before each
 // of them wait in memory or on disk. Both ways sum the same gradients, bit for bit, in batches of the same size.
 
-// togetherBytes bounds what is held of layers that are taken together, as do the hidden states that need not wait then.
+// togetherBytes bounds what is held of layers that are taken together. The hidden states that need not wait then bound it, too.
 const togetherBytes = 256 << 20
 
-// tokensTogether is how many tokens pass through all layers and back together; 0: layers are taken one by one. It does not depend on
-// where hidden states would be, so that the Hessians do not.
-func (p *Plan) tokensTogether(m *model.Model, tokens int) int {
+// tokensTogether is how many tokens, of all that give gradients, pass through all layers and back together, and the bytes that are held
+// meanwhile; 0: layers are taken one by one. Where hidden states would be does not matter, so that the Hessians do not depend on it.
+func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int64) {
 	if m.Width != m.Dim { // what is kept beside the residual stream changes on the way
-		return 0
+		return 0, 0
 	}
 	copies := int64(1)
 	if p.Recipe.OutputHessian == OutputHessianAuto {
@@ -28,7 +28,7 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) int {
 	for i := range m.Layers() {
 		for _, s := range m.Shape(i) {
 			if s.Expert >= 0 {
-				return 0
+				return 0, 0
 			}
 			for _, out := range s.Out {
 				held += 4*int64(s.In)*int64(out) + copies*outputBytes(out, m.Dim, false)
@@ -38,12 +38,12 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) int {
 		kept += 4 * (m.Computed(i) + 2*int64(m.Dim))
 	}
 	waiting := stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
-	for n := batchOf(m); n >= leastTokens; n /= 2 {
-		if held+kept*int64(n) <= min(waiting, togetherBytes) {
-			return n
+	for batch = batchOf(m); batch >= leastTokens; batch /= 2 {
+		if bytes = held + kept*int64(batch); bytes <= min(waiting, togetherBytes) {
+			return batch, bytes
 		}
 	}
-	return 0
+	return 0, 0
 }
 
 // together stores the Hessians of all layers' outputs, of batches of so many sequences.

@@ -31,6 +31,7 @@ const outputDamping = 0.01
 // QuantizeCoupled is Quantize for rows whose errors matter together, as outputs say: see quant.Job.
 func (f *Factor) QuantizeCoupled(ctx context.Context, w *tensor.Matrix, g quant.Grid, outputs []*tensor.Matrix) (*quant.Weight, error) {
 	q := quant.NewWeight(g, w.Rows, w.Cols)
+	j := f.jointFor(g, joining(outputs))
 	group, ctx := errgroup.WithContext(ctx)
 	lo := 0
 	for _, h := range outputs {
@@ -39,7 +40,7 @@ func (f *Factor) QuantizeCoupled(ctx context.Context, w *tensor.Matrix, g quant.
 			panic("gptq: the outputs do not fit the weight")
 		}
 		part, first := w.View(lo, hi, 0, w.Cols), lo
-		group.Go(func() error { return f.coupled(ctx, q, first, part, g, h) })
+		group.Go(func() error { return f.coupled(ctx, q, first, part, j, h) })
 		lo = hi
 	}
 	if lo != w.Rows {
@@ -48,8 +49,19 @@ func (f *Factor) QuantizeCoupled(ctx context.Context, w *tensor.Matrix, g quant.
 	return q, group.Wait()
 }
 
-// coupled quantizes w, rows from first on of q, with h = H_O of these rows.
-func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *tensor.Matrix, g quant.Grid, h *tensor.Matrix) error {
+// coupled quantizes w, rows from first on of q, with h = H_O of these rows; small batches by j.
+func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *tensor.Matrix, j *joint, h *tensor.Matrix) error {
+	quantize := func(t *tensor.Matrix) (*quant.Weight, *tensor.Matrix, int, error) {
+		part, err := f.Quantize(ctx, t, j.g)
+		if err == nil {
+			part.DecodeTo(t)
+		}
+		return part, t, 0, err
+	}
+	if joins(h.Rows) {
+		defer j.leave()
+		quantize = func(t *tensor.Matrix) (*quant.Weight, *tensor.Matrix, int, error) { return j.quantize(t) }
+	}
 	b, err := newBatches(h)
 	if err != nil {
 		return err
@@ -76,18 +88,16 @@ func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *ten
 				out[j] = v + taken[j][lane]
 			}
 		}
-		part, err := f.Quantize(ctx, t, g)
+		part, decoded, from, err := quantize(t)
 		if err != nil {
 			return err
 		}
-		done := errs.View(lo, hi, 0, n)
-		part.DecodeTo(done)
 		for r := range rows {
 			row := b.order[lo+r]
-			q.SetRow(first+row, part, r)
-			e := done.Row(r)
+			q.SetRow(first+row, part, from+r)
+			e, d := errs.Row(lo+r), decoded.Row(from+r)
 			for j, v := range w.Row(row) {
-				e[j] = v - e[j]
+				e[j] = v - d[j]
 			}
 		}
 	}

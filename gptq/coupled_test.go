@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -183,6 +184,58 @@ func TestCoupledThreads(t *testing.T) {
 			first = q
 		} else if !slices.Equal(first.Codes, q.Codes) || !slices.Equal(first.D, q.D) || !slices.Equal(first.Sc, q.Sc) {
 			t.Errorf("%d threads: not the same as with 1", threads)
+		}
+	}
+}
+
+// TestJoint: linears that share inputs and are quantized at the same time become what each does alone, also where one of them fails.
+func TestJoint(t *testing.T) {
+	const cols = 256
+	grid := ggml.Q3_K.Grid
+	rows := []int{48, 20, 37}
+	var weights, outputs []*tensor.Matrix
+	var in *quant.Stats
+	for i, n := range rows {
+		var w *tensor.Matrix
+		w, in = problem(14, n, cols, 2*cols)
+		weights, outputs = append(weights, w), append(outputs, gradientHessian(uint64(7+i), n, 512))
+	}
+	factor := func() *Factor {
+		f, err := NewFactor(t.Context(), in.H, grid, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	shared := factor()
+	for _, fails := range []bool{false, true, false} {
+		if fails {
+			outputs[1].Row(0)[0] = -1
+		} else {
+			outputs[1] = gradientHessian(8, rows[1], 512)
+		}
+		got, errs := make([]*quant.Weight, len(rows)), make([]error, len(rows))
+		var wg sync.WaitGroup
+		for i := range rows {
+			wg.Go(func() { got[i], errs[i] = shared.QuantizeCoupled(t.Context(), weights[i], grid, outputs[i:i+1]) })
+		}
+		wg.Wait()
+		for i := range rows {
+			if failed := errs[i] != nil; failed != (fails && i == 1) {
+				t.Fatalf("linear %d: error %v", i, errs[i])
+			} else if failed {
+				continue
+			}
+			want, err := factor().QuantizeCoupled(t.Context(), weights[i], grid, outputs[i:i+1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got[i].Codes, want.Codes) || !slices.Equal(got[i].D, want.D) || !slices.Equal(got[i].Sc, want.Sc) {
+				t.Errorf("linear %d is another beside others", i)
+			}
+		}
+		if j := shared.joints[grid]; j.members != 0 || len(j.waiting) != 0 {
+			t.Errorf("%d members and %d requests are left", j.members, len(j.waiting))
 		}
 	}
 }

@@ -60,6 +60,7 @@ type Factor struct {
 	windows map[quant.Grid][]*window // of refine, by grid
 	units   []unitTriangle           // of sweepWords, by position
 	free    [][]float32              // what bands have worked in
+	joints  map[quant.Grid]*joint    // of blocks of coupled rows, by grid
 }
 
 // borrow returns a matrix of unspecified content for a band to work in, and what gives it back: bands come one after the other, and as

@@ -84,6 +84,9 @@ func (a *Attention) valueRows() []int {
 func (a *Attention) attend(st *State, h *tensor.Matrix) *tensor.Matrix {
 	q, k, v, gate := a.project(st, h)
 	dst := st.Scratch("attention", q.Rows, a.Heads*a.HeadDim)
+	if st.keeping == derivative(a) && gate == nil {
+		st.results[a] = a.before(st, q, k, v)
+	}
 	a.Attend(st, dst, q, k, v)
 	if a.Keeps != nil {
 		copyTo(st.Aux, a.Keeps.At, k)

@@ -13,24 +13,25 @@ import (
 
 // back is a derivative: dz is the gradient at O's input.
 func (a *Attention) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
-	q, k, v, gate := a.project(st, h)
 	rope := a.RoPE.For(st.SeqLen)
 	if rope != nil {
 		rope.Table(st.SeqLen)
 	}
-	// What norms of heads saw: derivatives need it.
-	q0, k0, v0 := a.beforeNorm(st, "q", q, a.QNorm, rope), a.beforeNorm(st, "k", k, a.KNorm, rope), v
-	if a.VNorm != nil {
-		v0 = st.columns("back v", v, 0, v.Cols)
+	met, kept := st.results[a].(*heads)
+	var gate *tensor.Matrix
+	if !kept {
+		var q, k, v *tensor.Matrix
+		q, k, v, gate = a.project(st, h)
+		met = a.before(st, q, k, v)
+		a.meet(st, q, k, v)
 	}
-	a.meet(st, q, k, v)
+	q, k, v := met.q, met.k, met.v
 	if gate != nil {
 		dz = a.gateBack(st, d, q, k, v, gate, dz, h, dh)
 	}
 	dq, dk, dv := st.Scratch("back dq", q.Rows, q.Cols), st.Scratch("back dk", k.Rows, k.Cols), st.Scratch("back dv", v.Rows, v.Cols)
-	for _, m := range []*tensor.Matrix{dq, dk, dv} {
-		zero(m)
-	}
+	zero(dk)
+	zero(dv)
 	a.coreBack(st, q, k, v, dz, dq, dk, dv)
 	n := a.kvWidth()
 	if a.Takes != nil {
@@ -49,12 +50,25 @@ func (a *Attention) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 			a.Temperature.apply(dq.View(t, t+1, 0, dq.Cols), t%st.SeqLen)
 		}
 	}
-	a.rotateBack(st, dq, q0, a.QNorm, rope)
+	a.rotateBack(st, dq, met.q0, a.QNorm, rope)
 	if a.Takes == nil {
-		a.rotateBack(st, dk, k0, a.KNorm, rope)
-		a.normaliseBack(dv, v0, a.VNorm)
+		a.rotateBack(st, dk, met.k0, a.KNorm, rope)
+		a.normaliseBack(dv, met.v0, a.VNorm)
 	}
 	a.projectBack(st, d, dq, dk, dv, dh)
+}
+
+// heads are queries, keys and values as they meet, and what norms of heads have seen of them: derivatives need both.
+type heads struct{ q, k, v, q0, k0, v0 *tensor.Matrix }
+
+// before returns heads of the outputs of Q, K and V, which are about to be made what meets.
+func (a *Attention) before(st *State, q, k, v *tensor.Matrix) *heads {
+	rope := a.RoPE.For(st.SeqLen)
+	h := &heads{q, k, v, a.beforeNorm(st, "q", q, a.QNorm, rope), a.beforeNorm(st, "k", k, a.KNorm, rope), v}
+	if a.VNorm != nil {
+		h.v0 = st.columns("back v", v, 0, v.Cols)
+	}
+	return h
 }
 
 // beforeNorm returns a copy of what a norm of heads is about to see of x, the output of a linear: x itself without one.
@@ -196,14 +210,18 @@ func addColumns(dst, x *tensor.Matrix) {
 // backTile is how many queries' scores exist at a time.
 const backTile = 64
 
-// coreBack adds to dq, dk and dv the gradients at what attention.Of takes for that at its result, do. With P the softmax and
+// coreBack sets dq to, and adds to dk and dv, the gradients at what attention.Of takes for that at its result, do. With P the softmax and
 // dP = do·Vᵀ, the scores' gradient is P∘(dP − Σ P∘dP), and the rest are products (Dao et al., arXiv:2205.14135, appendix B).
 // A sink takes part in P alone.
 func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) {
 	n, d, shared := st.SeqLen, a.HeadDim, a.Heads/a.KVHeads
-	// Differences of dP cancel where v's rows have much in common, so that scores and dP are float32; what is added up from them may round.
-	var exact gemm.Serial
+	// Products may round, the scores as they do on the way forth. Where v's rows have much in common dP's differences would be lost, but
+	// the softmax does not see what all keys have alike: the mean is taken off. With a sink, which has no value, it does.
 	serial := gemm.Serial{Rounds: st.precision == kernels.Auto}
+	values := gemm.Serial{Rounds: serial.Rounds && a.Sinks == nil}
+	if values.Rounds {
+		v = centred(st, v)
+	}
 	// Query heads that share keys add to the same gradients, one after the other.
 	kernels.Parallel(q.Rows/n*a.KVHeads, 1, func(lo, hi int) {
 		scores, weights := tensor.New(min(backTile, n), n), tensor.New(min(backTile, n), n)
@@ -220,10 +238,8 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 						first = max(0, t0-a.Window+1)
 					}
 					p, dp := weights.View(0, t1-t0, 0, t1-first), scores.View(0, t1-t0, 0, t1-first)
-					p.Zero()
-					dp.Zero()
-					exact.NT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
-					exact.NT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
+					serial.SetNT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
+					values.SetNT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
 					for t := range p.Rows {
 						from := 0
 						if a.Window > 0 {
@@ -231,13 +247,32 @@ func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) 
 						}
 						a.scoresBack(p.Row(t), dp.Row(t), from, t0+t+1-first, head)
 					}
-					serial.NN(of(dq, t0, t1, head), a.Scale, dp, of(k, first, t1, kv))
+					serial.SetNN(of(dq, t0, t1, head), a.Scale, dp, of(k, first, t1, kv))
 					serial.TN(of(dk, first, t1, kv), a.Scale, dp, of(q, t0, t1, head))
 					serial.TN(of(dv, first, t1, kv), 1, p, of(do, t0, t1, head))
 				}
 			}
 		}
 	})
+}
+
+// centred returns v less the mean of each sequence.
+func centred(st *State, v *tensor.Matrix) *tensor.Matrix {
+	y, n := st.Scratch("back centred", v.Rows, v.Cols), st.SeqLen
+	kernels.Parallel(v.Rows/n, 1, func(lo, hi int) {
+		mean := make([]float32, v.Cols)
+		for i := lo; i < hi; i++ {
+			clear(mean)
+			for t := i * n; t < (i+1)*n; t++ {
+				vector.Axpy(mean, 1/float32(n), v.Row(t))
+			}
+			for t := i * n; t < (i+1)*n; t++ {
+				copy(y.Row(t), v.Row(t))
+				vector.Axpy(y.Row(t), -1, mean)
+			}
+		}
+	})
+	return y
 }
 
 // scoresBack makes the scores p of a query with keys [from,to) into their softmax, and dp, the gradient there, into that at

@@ -2,6 +2,7 @@ package model
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 
@@ -30,6 +31,8 @@ type Differential struct {
 	aux    *tensor.Matrix // the gradient at State.Aux, which Attention.Keeps and Takes share; nil if there is none
 	stream *tensor.Matrix // the gradient at State.X, for what of a branch does not look at its input
 	tokens []int          // that reach the expert in whose derivatives the gradient is; nil: all
+	unused *tensor.Matrix // the gradient that nobody wants: of Only, at the input of the first branch with a linear that is wanted
+	fresh  *tensor.Matrix // a gradient that is 0 so far, which its memory does not say
 	first  bool           // of Only: no branch before this one has a linear that is wanted
 	err    error
 }
@@ -49,7 +52,25 @@ func (d *Differential) wants(lins ...*Linear) bool {
 // back shows dy, rows×Out, and adds what it makes of the gradient at lin's input to dx, rows×In.
 func (d *Differential) back(st *State, lin *Linear, dx, dy *tensor.Matrix) {
 	d.see(lin, dy)
+	if d.unused == dx {
+		return
+	}
+	if d.fresh == dx {
+		d.fresh = nil
+		gemm.SetNN(dx, 1, dy, lin.decoded(st), st.precision)
+		return
+	}
 	gemm.NN(dx, 1, dy, lin.decoded(st), st.precision)
+}
+
+// starts makes dx 0, for a derivative of a branch that may add to it otherwise than by back.
+func (d *Differential) starts(dx *tensor.Matrix, of derivative) {
+	switch of.(type) {
+	case *Attention, *MLP:
+		d.fresh = dx
+	default:
+		zero(dx)
+	}
 }
 
 // decoded returns the weights in float32, in scratch memory where they are stored otherwise.
@@ -97,34 +118,63 @@ func newPart(r Residual) part { return part{r, slices.Clone(r.Branch.Stages)} }
 func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, seqLen int, d *Differential) error {
 	work := st.Scratch("back x", x.Rows, x.Cols)
 	copyTo(work, 0, x)
-	st.Enter(l.m, work, seqLen)
+	if err := l.forth(ctx, st, work, x, seqLen, len(l.spans)-1); err != nil {
+		return err
+	}
+	return l.back(ctx, st, dx, d)
+}
+
+// Forth is Forward that keeps in st what BackFrom takes, until st is entered again: nothing is then computed twice.
+func (l *Layer) Forth(ctx context.Context, st *State, x *tensor.Matrix, seqLen int) error {
+	return l.forth(ctx, st, x, nil, seqLen, len(l.spans))
+}
+
+// BackFrom is Backward after Forth has taken the layer's input through it in forth; st has the scratch memory.
+func (l *Layer) BackFrom(ctx context.Context, st, forth *State, dx *tensor.Matrix, d *Differential) error {
+	at := *forth
+	at.scratch, at.scope = st.scratch, st.scope
+	return l.back(ctx, &at, dx, d)
+}
+
+// forth takes x through the first so many spans: all, or all but the last. input, where not nil, is another copy of x.
+func (l *Layer) forth(ctx context.Context, st *State, x, input *tensor.Matrix, seqLen, spans int) error {
+	st.Enter(l.m, x, seqLen)
+	st.inputs, st.results = make([]*tensor.Matrix, len(l.spans)), map[derivative]any{}
+	defer func() { st.scope, st.keeping = "", nil }()
+	for i, s := range l.spans {
+		if i == spans { // the last one, which nothing changes any more
+			st.inputs[i] = st.X
+			return nil
+		}
+		st.scope = fmt.Sprint("span ", i, " ") // what one span keeps is not for the next to use
+		if i == 0 && input != nil {
+			st.inputs[i] = input.View(0, input.Rows, 0, l.m.Dim)
+		} else {
+			st.inputs[i] = st.Scratch("input", st.X.Rows, st.X.Cols)
+			copyTo(st.inputs[i], 0, st.X)
+		}
+		if st.keeping = nil; len(s.parts) == 1 {
+			st.keeping = s.parts[0].Branch.Back
+		}
+		if err := l.Run(ctx, st, s.from, s.to, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// back is Backward after forth.
+func (l *Layer) back(ctx context.Context, st *State, dx *tensor.Matrix, d *Differential) error {
 	grad := dx
-	d.aux, d.err, d.first = nil, nil, false
+	d.aux, d.unused, d.fresh, d.err, d.first = nil, nil, nil, nil, false
 	from := 0 // the first branch with a linear that is wanted
 	if d.Only != nil {
 		if from = slices.IndexFunc(l.spans, func(s span) bool { return s.has(d.Only) }); from < 0 {
 			return nil
 		}
 	}
-	if x.Cols > l.m.Dim {
+	if st.Aux != nil {
 		grad, d.aux = dx.View(0, dx.Rows, 0, l.m.Dim), dx.View(0, dx.Rows, l.m.Dim, dx.Cols)
-	}
-	inputs := make([]*tensor.Matrix, len(l.spans)) // the residual stream where each span begins: x, copies, st.X itself
-	for i, s := range l.spans {
-		switch {
-		case i == 0:
-			inputs[i] = x.View(0, x.Rows, 0, l.m.Dim)
-		case i+1 == len(l.spans):
-			inputs[i] = st.X
-		default:
-			inputs[i] = st.Scratch("back input "+string(rune('a'+i)), st.X.Rows, st.X.Cols)
-			copyTo(inputs[i], 0, st.X)
-		}
-		if i+1 < len(l.spans) {
-			if err := l.Run(ctx, st, s.from, s.to, nil); err != nil {
-				return err
-			}
-		}
 	}
 	for i := len(l.spans) - 1; i >= from; i-- {
 		d.first = d.Only != nil && i == from
@@ -132,11 +182,13 @@ func (l *Layer) Backward(ctx context.Context, st *State, x, dx *tensor.Matrix, s
 			return err
 		}
 		s := &l.spans[i]
-		if inputs[i] != st.X {
-			copyTo(st.X, 0, inputs[i])
+		st.X = st.inputs[i]
+		dy := grad
+		if p := &s.parts[0]; len(s.parts) > 1 || p.LayerScale != nil || p.Branch.Out == nil {
+			// Else the one part is done with dy before it changes grad.
+			dy = st.Scratch("back dy", grad.Rows, grad.Cols)
+			copyTo(dy, 0, grad)
 		}
-		dy := st.Scratch("back dy", grad.Rows, grad.Cols)
-		copyTo(dy, 0, grad)
 		for k := range s.parts {
 			s.parts[k].back(st, d, grad, dy)
 		}
@@ -194,14 +246,20 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 	if site := p.Branch.Out; site != nil {
 		lin := site.Linears[0]
 		dz := st.Scratch("back out", dOut.Rows, lin.In)
-		zero(dz)
+		d.fresh = dz
 		d.back(st, lin, dz, dOut)
 		dOut = dz
 	}
 	dh := st.Scratch("back in", h.Rows, h.Cols)
-	zero(dh)
+	d.starts(dh, p.Branch.Back)
 	st.In, d.stream = h, dx
+	if d.first {
+		d.unused = dh
+	}
 	p.Branch.Back.back(st, d, h, dOut, dh)
+	if d.first {
+		return
+	}
 	if p.Pre != nil {
 		p.Pre.back(dh, st.X, dh)
 	}

@@ -139,6 +139,7 @@ func checkArch(t *testing.T, m *model.Model) {
 	if len(d.Opaque) > 0 {
 		t.Errorf("no derivatives: %v", d.Opaque)
 	}
+	checkForth(t, m, h, layers, inputs, labels, g)
 
 	inFull(t, h.Linear)
 	var before [][][]float64 // the hidden states before each layer
@@ -162,6 +163,39 @@ func checkArch(t *testing.T, m *model.Model) {
 	compare(t, "logits", logits, 0, predictions, 3e-4)
 	for i := len(layers) - 1; i >= 0; i -= max(1, len(layers)/6) { // all of a dozen, some of more
 		g.checkLayer(t, h, layers[i:], before[i], labels)
+	}
+}
+
+// checkForth takes hidden states forth through layers, all of which keep what the way back takes, and wants what Backward gives from
+// the layers' inputs alone, bit for bit.
+func checkForth(t *testing.T, m *model.Model, h *model.Head, layers []*model.Layer, inputs []*tensor.Matrix, labels []int, want *gradients) {
+	var x *tensor.Matrix
+	var forth []*model.State
+	for i, l := range layers {
+		x = inputs[i].Clone()
+		forth = append(forth, m.NewState())
+		if err := l.Forth(t.Context(), forth[i], x, x.Rows); err != nil {
+			t.Fatal(err)
+		}
+		if i+1 < len(layers) && !slices.Equal(x.Data, inputs[i+1].Data) {
+			t.Fatalf("layer %d: Forth makes other hidden states than Forward", i)
+		}
+	}
+	st, dx := m.NewState(), tensor.New(x.Rows, x.Cols)
+	h.Backward(st, dx, x.Clone(), func(t int, a, _ []float32) {
+		clear(a)
+		a[labels[t]] = 1
+	})
+	got := &gradients{map[*model.Linear][]float64{}, map[*model.Linear]float64{}}
+	for i, l := range slices.Backward(layers) {
+		if err := l.BackFrom(t.Context(), st, forth[i], dx, &model.Differential{See: got.see}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for lin, sums := range want.sums {
+		if !slices.Equal(got.sums[lin], sums) {
+			t.Errorf("%s: another gradient than Backward's", lin.ID())
+		}
 	}
 }
 

@@ -229,16 +229,28 @@ func TestLongAttentionBackward(t *testing.T) {
 }
 
 // TestRoundedAttentionBackward: products in bfloat16, where the machine has them, leave the gradients of queries, keys and values
-// within what rounding inputs may cost, for tiles that are cut off by a window and by the sequence's end.
+// within what rounding inputs may cost, for tiles that are cut off by a window and by the sequence's end, and for values that have
+// more in common than apart, with a sink and without.
 func TestRoundedAttentionBackward(t *testing.T) {
 	const n, seqs = backTile + 30, 2
-	a := &Attention{Heads: 4, KVHeads: 2, HeadDim: 32, Scale: 0.2, Window: 70}
+	plain := Attention{Heads: 4, KVHeads: 2, HeadDim: 32, Scale: 0.2, Window: 70}
+	sinks := plain
+	sinks.Sinks = []float32{0, 1, 2, -1}
+	for _, a := range []*Attention{&plain, &sinks} {
+		testRoundedAttention(t, a, n, seqs)
+	}
+}
+
+func testRoundedAttention(t *testing.T, a *Attention, n, seqs int) {
 	rng := rand.New(rand.NewPCG(15, 101))
 	random := func(cols int) *tensor.Matrix { return tensor.FromSlice(seqs*n, cols, vectorOf(rng, seqs*n*cols)) }
 	q, k, v, do := random(4*32), random(2*32), random(2*32), random(4*32)
+	for i := range v.Data {
+		v.Data[i] += float32(20 + i%v.Cols)
+	}
 	run := func(p kernels.Precision) [3]*tensor.Matrix {
 		grads := [3]*tensor.Matrix{tensor.New(q.Rows, q.Cols), tensor.New(k.Rows, k.Cols), tensor.New(v.Rows, v.Cols)}
-		a.coreBack(&State{SeqLen: n, precision: p}, q, k, v, do, grads[0], grads[1], grads[2])
+		a.coreBack(&State{SeqLen: n, precision: p, scratch: map[string][]float32{}}, q, k, v, do, grads[0], grads[1], grads[2])
 		return grads
 	}
 	exact, rounded := run(kernels.F32), run(kernels.Auto)

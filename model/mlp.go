@@ -77,7 +77,13 @@ func (f *MLP) Branch() Branch {
 	return Branch{
 		Stages: []Stage{{
 			Sites: []*Site{{Name: "mlp_in", Expert: -1, Linears: linears, Shares: "mlp_in"}},
-			Apply: func(st *State) { st.In = f.inner(st, "", st.In) },
+			Apply: func(st *State) {
+				if st.keeping == derivative(f) && f.Gate != nil {
+					st.In = f.keptInner(st, st.In)
+					return
+				}
+				st.In = f.inner(st, "", st.In)
+			},
 		}},
 		Out:  out,
 		Back: f,
@@ -101,6 +107,15 @@ func (f *MLP) inner(st *State, name string, h *tensor.Matrix) *tensor.Matrix {
 		f.Act.plain(st.table, up, up)
 		return up
 	}
+}
+
+// keptInner is inner of a gated MLP that keeps its gate and up for its derivative.
+func (f *MLP) keptInner(st *State, h *tensor.Matrix) *tensor.Matrix {
+	r := st.apply(h, []string{"gate", "up"}, f.Gate, f.Up)
+	st.results[f] = r
+	dst := st.Scratch("gated", h.Rows, f.Down.In)
+	f.Act.gated(st.table, dst, r[0], r[1])
+	return dst
 }
 
 func identity(n int) []int {

@@ -10,7 +10,10 @@ func (f *MLP) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 	n := f.Down.In
 	switch {
 	case f.Gate != nil:
-		r := st.apply(h, []string{"gate", "up"}, f.Gate, f.Up)
+		r, kept := st.results[f].([]*tensor.Matrix)
+		if !kept {
+			r = st.apply(h, []string{"gate", "up"}, f.Gate, f.Up)
+		}
 		f.Act.gatedBack(r[0], r[1], dz, r[0], r[1])
 		d.back(st, f.Gate, dh, r[0])
 		d.back(st, f.Up, dh, r[1])

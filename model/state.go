@@ -26,6 +26,12 @@ type State struct {
 	only      [2]int                    // the experts that are computed, from the first to before the last; both 0: all
 	kept      map[string]*tensor.Matrix // what stages leave for later ones of the same layer, beside In
 	scratch   map[string][]float32
+	scope     string // begins the names of scratch memory
+	// Of a way forth that is to be taken back: where the residual stream was when each span began, the branch that the present span
+	// consists of, and what branches have kept. nil: nobody keeps anything.
+	inputs  []*tensor.Matrix
+	keeping derivative
+	results map[derivative]any
 }
 
 // NewState returns a state for m's layers. Its matrix products round as m.Precision says now.
@@ -41,6 +47,7 @@ func (st *State) Enter(m *Model, x *tensor.Matrix, seqLen int) {
 		st.X, st.Aux = x.View(0, x.Rows, 0, m.Dim), x.View(0, x.Rows, m.Dim, x.Cols)
 	}
 	st.SeqLen, st.last, st.In, st.routes = seqLen, seqLen, nil, nil
+	st.inputs, st.keeping, st.results = nil, nil, nil
 }
 
 // OnlyExperts has stages compute experts [lo,hi) alone, which suffices where only their sites are looked at; 0, 0: all.
@@ -51,6 +58,7 @@ func (st *State) computes(e int) bool { return st.only[1] == 0 || e >= st.only[0
 
 // Scratch returns a matrix of unspecified content without padding, valid until the name is used again.
 func (st *State) Scratch(name string, rows, cols int) *tensor.Matrix {
+	name = st.scope + name
 	if cap(st.scratch[name]) < rows*cols {
 		st.scratch[name] = make([]float32, rows*cols)
 	}

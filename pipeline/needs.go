@@ -86,7 +86,8 @@ type gradientNeeds struct {
 
 // gradientNeeds estimates the pass of gradients: the hidden states before every layer and the gradients, of which the budget keeps
 // what fits in memory, the sums of one layer that are made together with the factors that judge one of them, and what a batch computes on its way forth
-// and back; and on the disk the states that do not fit, which go as the sums of their layers come.
+// and back; and on the disk the states that do not fit, which go as the sums of their layers come. Where layers may be taken together,
+// which sequences longer than a batch forbid, there is room for either.
 func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientNeeds {
 	tokens = gradientTokens(tokens)
 	batch := int64(min(tokens, batchOf(m)))
@@ -106,7 +107,7 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 		spilled[i] = bytes
 		g.disk += bytes
 	}
-	var sums, stage int64
+	var sums, stage, judging int64
 	there := g.disk
 	for i := m.Layers() - 1; i >= 0; i-- {
 		var layer, kept, largest int64
@@ -124,7 +125,7 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 		} else {
 			layer = min(layer, max(outputBudget, largest))
 		}
-		sums = max(sums, layer)
+		sums, judging = max(sums, layer), max(judging, 3*largest)
 		g.sums += kept
 		g.disk = max(g.disk, there+g.sums)
 		there -= spilled[i]
@@ -133,6 +134,10 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 	// Logits come and go before the first sums are there.
 	logits := 4 * min(int64(m.Vocab)*batch, headLogits)
 	g.memory = states + max(sums+4*stage*batch, logits+4*int64(m.Dim)*2*batch)
+	if n, held := p.tokensTogether(m, tokens); n > 0 {
+		logits := 4 * min(int64(m.Vocab)*int64(n), headLogits)
+		g.memory = max(g.memory, held+judging+logits+2*stateBytes(n, m.Width)+4*stage*int64(n))
+	}
 	return g
 }
 

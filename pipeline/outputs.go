@@ -3,7 +3,6 @@ package pipeline
 import (
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -218,21 +218,34 @@ func (p *passage) gradients() error {
 	p.found.outputs = o
 	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState(), seqs: gradientSequences(set), budget: outputBudget}
 	o.rep.Tokens = len(b.seqs) * set.SeqLen
+	if batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens())); batch >= set.SeqLen {
+		err = b.together(batch / set.SeqLen)
+	} else {
+		err = b.byLayer(batchSequences(p.m, set.SeqLen))
+	}
+	if err != nil {
+		return err
+	}
+	if p.kept != nil {
+		return o.keep(p.opt.Work)
+	}
+	return nil
+}
+
+// byLayer stores the Hessians of all layers' outputs, a layer at a time, of batches of so many sequences.
+func (b *backwardPass) byLayer(perBatch int) error {
 	defer b.close()
-	if err := b.forward(); err != nil {
+	if err := b.forward(perBatch); err != nil {
 		return err
 	}
 	if err := b.head(); err != nil {
 		return err
 	}
-	for i := p.m.Layers() - 1; i >= 0; i-- {
-		p.opt.Progress.Item(fmt.Sprintf("gradients of layer %d/%d", i+1, p.m.Layers()))
+	for i := b.m.Layers() - 1; i >= 0; i-- {
+		b.opt.Progress.Item(fmt.Sprintf("gradients of layer %d/%d", i+1, b.m.Layers()))
 		if err := b.layer(i); err != nil {
 			return fmt.Errorf("gradients: layer %d: %w", i, err)
 		}
-	}
-	if p.kept != nil {
-		return o.keep(p.opt.Work)
 	}
 	return nil
 }
@@ -270,6 +283,31 @@ type backwardPass struct {
 	inputs []*states.Store
 }
 
+// batching divides sequences into batches.
+type batching struct{ seqs, perBatch int }
+
+func (p batching) batches() int { return (p.seqs + p.perBatch - 1) / p.perBatch }
+
+// sequences returns those of a batch.
+func (p batching) sequences(batch int) (lo, hi int) {
+	return batch * p.perBatch, min((batch+1)*p.perBatch, p.seqs)
+}
+
+// heldFrom returns how many sequences of a batch come before those that are held out, its last. Batches of few sequences are
+// held out as a whole, or not at all.
+func (p batching) heldFrom(batch int) int {
+	lo, hi := p.sequences(batch)
+	every := min(heldOutEvery, p.batches()) // of few batches the last one judges
+	switch n := hi - lo; {
+	case n >= heldOutEvery:
+		return n - n/heldOutEvery
+	case batch%every == every-1:
+		return 0
+	default:
+		return n
+	}
+}
+
 func (b *backwardPass) close() error {
 	var err error
 	for _, s := range b.inputs {
@@ -279,7 +317,7 @@ func (b *backwardPass) close() error {
 }
 
 // forward fills b.inputs.
-func (b *backwardPass) forward() error {
+func (b *backwardPass) forward(perBatch int) error {
 	seqLen := b.opt.Calib.SeqLen
 	if err := b.m.CheckLength(seqLen); err != nil {
 		return err
@@ -295,7 +333,7 @@ func (b *backwardPass) forward() error {
 		if budget.fits(bytes) {
 			limit = 0
 		}
-		x, err := newStore(len(b.seqs), seqLen, b.m.Width, max(1, batchOf(b.m)/seqLen), limit, b.tempDir)
+		x, err := newStore(len(b.seqs), seqLen, b.m.Width, perBatch, limit, b.tempDir)
 		if err != nil {
 			return err
 		}
@@ -367,11 +405,15 @@ func (b *backwardPass) head() error {
 	last := len(b.inputs) - 1
 	return b.each(last, func(batch int, x, y *tensor.Matrix) error {
 		seq, _ := b.inputs[last].Sequences(batch)
-		first := seq * b.opt.Calib.SeqLen
-		h.Backward(st, y, x.Clone(), func(t int, a, p []float32) {
-			sign(a, p, rand.NewPCG(gradientSeed, uint64(first+t)))
-		})
+		b.headBatch(h, st, seq*b.opt.Calib.SeqLen, y, x.Clone())
 		return nil
+	})
+}
+
+// headBatch sets dx to the gradient at x, the hidden states after all layers, the first of which is of that token.
+func (b *backwardPass) headBatch(h *model.Head, st *model.State, first int, dx, x *tensor.Matrix) {
+	h.Backward(st, dx, x, func(t int, a, p []float32) {
+		sign(a, p, rand.NewPCG(gradientSeed, uint64(first+t)))
 	})
 }
 
@@ -380,14 +422,13 @@ func (b *backwardPass) head() error {
 // token that is all but certain tells each time what it might be instead, and not at length once in a hundred times. On
 // gopher-4m in Q3_K signs on half of the tokens leave a KL divergence of 0.0147, labels 0.0151, and labels on all 0.0146.
 func sign(a, p []float32, rng *rand.PCG) {
-	var bits uint64
-	for j, v := range p {
-		if j%64 == 0 {
-			bits = rng.Uint64()
+	var bits [64]uint64
+	for lo := 0; lo < len(p); lo += 64 * len(bits) {
+		hi := min(lo+64*len(bits), len(p))
+		for k := range (hi - lo + 63) / 64 {
+			bits[k] = rng.Uint64()
 		}
-		root := math.Float32bits(float32(math.Sqrt(float64(v))))
-		a[j] = math.Float32frombits(root ^ uint32(bits)<<31)
-		bits >>= 1
+		elementwise.SignedRoots(a[lo:hi], p[lo:hi], bits[:])
 	}
 }
 
@@ -398,7 +439,6 @@ func (b *backwardPass) layer(i int) error {
 		return err
 	}
 	defer l.Release()
-	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
 	groups := b.groups(l)
 	for k, linears := range groups {
 		sums, last := b.sums(linears), k == len(groups)-1
@@ -406,80 +446,81 @@ func (b *backwardPass) layer(i int) error {
 		if err != nil {
 			return err
 		}
-		if last {
-			for _, name := range opaque {
-				b.rep.Opaque = append(b.rep.Opaque, ggml.LayerName(i)+"."+name)
-			}
+		if !last {
+			opaque = nil
 		}
-		for _, lin := range linears {
-			s := sums[lin.ID()]
-			if s.tokens == 0 {
-				continue
-			}
-			if err := b.finish(lin, s, auto); err != nil {
-				return fmt.Errorf("%s: %w", lin.ID(), err)
-			}
+		if err := b.finishLayer(i, linears, sums, opaque); err != nil {
+			return err
 		}
 	}
 	return b.inputs[i].Close() // nobody needs the states before this layer any more
 }
 
+// finishLayer stores the Hessians of linears of layer i, and notes its branches without a derivative.
+func (b *backwardPass) finishLayer(i int, linears []*model.Linear, sums map[string]*outputSums, opaque []string) error {
+	for _, name := range opaque {
+		b.rep.Opaque = append(b.rep.Opaque, ggml.LayerName(i)+"."+name)
+	}
+	for _, lin := range linears {
+		s := sums[lin.ID()]
+		if s.tokens == 0 {
+			continue
+		}
+		if err := b.finish(lin, s); err != nil {
+			return fmt.Errorf("%s: %w", lin.ID(), err)
+		}
+	}
+	return nil
+}
+
 // observe adds to the sums the gradients at the outputs of layer i's linears. last: the gradients before the layer replace those
 // after it. It returns the branches without a derivative.
 func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSums, last bool) ([]string, error) {
-	seqLen := b.opt.Calib.SeqLen
-	auto := b.plan.Recipe.OutputHessian == OutputHessianAuto
 	d := &model.Differential{}
-	if !last { // of the experts that others' sums are made of, whose weights may have to be decoded, nothing is computed
+	switch {
+	case !last: // of the experts that others' sums are made of, whose weights may have to be decoded, nothing is computed
 		d.Only = func(lin *model.Linear) bool { return sums[lin.ID()] != nil }
+	case i == 0: // nobody wants the gradient at the embeddings
+		d.Only = func(*model.Linear) bool { return true }
 	}
+	in := b.inputs[i]
+	first, to := in.Sequences(0)
+	part := batching{seqs: len(b.seqs), perBatch: to - first}
 	err := b.each(i, func(batch int, x, y *tensor.Matrix) error {
-		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
-			s := sums[lin.ID()]
-			if s == nil {
-				return nil
-			}
-			row := func(seq int) int { // the first of dy's that is of this sequence of the batch or a later one
-				if tokens == nil {
-					return seq * seqLen
-				}
-				r, _ := slices.BinarySearch(tokens, seq*seqLen)
-				return r
-			}
-			held := dy.Rows
-			if auto {
-				held = row(b.heldFrom(i, batch))
-			}
-			s.observe(dy.View(0, held, 0, dy.Cols), false)
-			s.observe(dy.View(held, dy.Rows, 0, dy.Cols), true)
-			return nil
-		}
+		d.See = b.see(sums, part.heldFrom(batch))
 		if !last { // y is what the next group begins from, too
 			y = y.Clone()
 		}
-		return l.Backward(b.ctx, b.st, x, y, seqLen, d)
+		return l.Backward(b.ctx, b.st, x, y, b.opt.Calib.SeqLen, d)
 	})
 	return d.Opaque, err
 }
 
-// heldFrom returns how many sequences of a batch come before those that are held out, its last. Batches of few sequences are
-// held out as a whole, or not at all.
-func (b *backwardPass) heldFrom(i, batch int) int {
-	lo, hi := b.inputs[i].Sequences(batch)
-	every := min(heldOutEvery, b.inputs[i].Batches()) // of few batches the last one judges
-	switch n := hi - lo; {
-	case n >= heldOutEvery:
-		return n - n/heldOutEvery
-	case batch%every == every-1:
-		return 0
-	default:
-		return n
+// see returns what adds a batch's gradients to the sums; its sequences from held on judge.
+func (b *backwardPass) see(sums map[string]*outputSums, held int) func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
+	seqLen := b.opt.Calib.SeqLen
+	return func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
+		s := sums[lin.ID()]
+		if s == nil {
+			return nil
+		}
+		from := dy.Rows // the first of dy's rows that is of such a sequence
+		switch {
+		case b.plan.Recipe.OutputHessian != OutputHessianAuto:
+		case tokens == nil:
+			from = held * seqLen
+		default:
+			from, _ = slices.BinarySearch(tokens, held*seqLen)
+		}
+		s.observe(dy.View(0, from, 0, dy.Cols), false)
+		s.observe(dy.View(from, dy.Rows, 0, dy.Cols), true)
+		return nil
 	}
 }
 
 // finish stores the Hessian of a linear's output, if it pays.
-func (b *backwardPass) finish(lin *model.Linear, s *outputSums, auto bool) error {
-	if !auto {
+func (b *backwardPass) finish(lin *model.Linear, s *outputSums) error {
+	if b.plan.Recipe.OutputHessian != OutputHessianAuto {
 		b.rep.Linears++
 		return b.put(lin.ID(), s.fit)
 	}
@@ -526,12 +567,20 @@ func (s *outputSums) observe(g *tensor.Matrix, held bool) {
 	s.tokens += g.Rows
 }
 
+// linears are those of a layer that are to be quantized.
+func (b *backwardPass) linears(l *model.Layer) []*model.Linear {
+	return slices.DeleteFunc(slices.Clone(l.Linears()), func(lin *model.Linear) bool {
+		t := b.plan.Lookup(lin.Name)
+		return t.Role != model.RoleLinear || t.Type.Grid == nil
+	})
+}
+
 // groups divides the layer's linears that are to be quantized into those whose sums are made together; there is at least one group.
 // Experts come first: but for the last group, the way back is then no longer than to them.
 func (b *backwardPass) groups(l *model.Layer) [][]*model.Linear {
 	groups := [][]*model.Linear{nil}
 	var bytes int64
-	all := l.Linears()
+	all := b.linears(l)
 	isExpert := map[*model.Linear]bool{}
 	for _, site := range l.Sites() {
 		for _, lin := range site.Linears {
@@ -540,7 +589,7 @@ func (b *backwardPass) groups(l *model.Layer) [][]*model.Linear {
 	}
 	for _, experts := range []bool{true, false} {
 		for _, lin := range all {
-			if t := b.plan.Lookup(lin.Name); isExpert[lin] != experts || t.Role != model.RoleLinear || t.Type.Grid == nil {
+			if isExpert[lin] != experts {
 				continue
 			}
 			n := 2 * outputBytes(lin.Out, b.m.Dim, lin.Expert >= 0)

@@ -159,7 +159,7 @@ func TestGradientGroups(t *testing.T) {
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
 		b := &backwardPass{task: work, outputs: o, st: m.NewState(), seqs: set.Sequences, budget: c.budget}
 		defer b.close()
-		if err := errors.Join(b.forward(), b.head()); err != nil {
+		if err := errors.Join(b.forward(batchSequences(m, set.SeqLen)), b.head()); err != nil {
 			t.Fatal(err)
 		}
 		got := map[string][]*tensor.Matrix{}
@@ -194,6 +194,76 @@ func TestGradientGroups(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestGradientsTogether: Hessians and what is reported of them do not depend on whether layers are taken together, nor on the number of
+// goroutines; batches are of few sequences, of which some judge, or of many.
+func TestGradientsTogether(t *testing.T) {
+	tm := testmodel.New("qwen3")
+	m := openModel(t, tm.Source())
+	plan, err := NewPlan(tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianAuto})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := testSet(tm)
+	set.Sequences = set.Sequences[:12]
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for _, perBatch := range []int{2, 9} {
+		run := func(threads int, pass func(b *backwardPass, perBatch int) error) *outputs {
+			runtime.GOMAXPROCS(threads)
+			o, err := newOutputs(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(o.close)
+			work := &task{ctx: t.Context(), src: tm.Source(), m: m, plan: plan, opt: Options{Calib: set, Progress: silent{}}, tempDir: t.TempDir()}
+			if err := pass(&backwardPass{task: work, outputs: o, st: m.NewState(), seqs: set.Sequences, budget: outputBudget}, perBatch); err != nil {
+				t.Fatal(err)
+			}
+			return o
+		}
+		want, got := run(1, (*backwardPass).byLayer), run(3, (*backwardPass).together)
+		if got.rep.Linears != want.rep.Linears || got.rep.Skipped != want.rep.Skipped || got.predicted != want.predicted || want.rep.Linears == 0 {
+			t.Errorf("together %+v, layer by layer %+v", got.rep, want.rep)
+		}
+		for id := range want.at {
+			lin := &model.Linear{Name: id, Expert: -1}
+			w, err := want.of(lin, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := got.of(lin, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.EqualFunc(g, w, func(a, b *tensor.Matrix) bool { return slices.Equal(a.Data, b.Data) }) {
+				t.Errorf("%d sequences at a time: %s has another Hessian", perBatch, id)
+			}
+		}
+	}
+}
+
+// TestTokensTogether: a small model's layers are taken together; experts, and few tokens, whose hidden states take less room, are not.
+func TestTokensTogether(t *testing.T) {
+	plan := func(src *testmodel.Source) (*Plan, *model.Model) {
+		p, err := NewPlan(src, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianAuto})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p, openModel(t, src)
+	}
+	p, m := plan(wide(256, 768, 0))
+	batch, bytes := p.tokensTogether(m, 65536)
+	if batch < leastTokens || bytes <= 0 || bytes > togetherBytes || bytes > 3*stateBytes(65536, 256)/2 {
+		t.Errorf("%d tokens at a time, %d bytes", batch, bytes)
+	}
+	if n, _ := p.tokensTogether(m, 2048); n != 0 {
+		t.Errorf("of 2048 tokens %d at a time", n)
+	}
+	p, m = plan(wide(256, 256, 8))
+	if n, _ := p.tokensTogether(m, 65536); n != 0 {
+		t.Errorf("experts: %d tokens at a time", n)
 	}
 }
 

@@ -127,6 +127,19 @@ func (s *Store) Put(i int, x *tensor.Matrix) error {
 	return nil
 }
 
+// Round rounds values to bfloat16, as they come back from a store that NewBF16 has made.
+func Round(x *tensor.Matrix) {
+	const part = 1 << 10
+	inParts(len(x.Data), func(lo, hi int) {
+		var half [2 * part]byte
+		for ; lo < hi; lo += part {
+			v := x.Data[lo:min(lo+part, hi)]
+			encode.BF16(half[:2*len(v)], v)
+			tensor.DecodeBF16(v, half[:])
+		}
+	})
+}
+
 // inParts spreads work on values over the processors.
 func inParts(n int, f func(lo, hi int)) {
 	const grain = 1 << 14 // values: some microseconds of work

@@ -166,3 +166,18 @@ func TestReadWrite(t *testing.T) {
 		}
 	}
 }
+
+// TestRound: values are those that a store in bfloat16 gives back, of any number.
+func TestRound(t *testing.T) {
+	x := tensor.New(3, 1031)
+	for i := range x.Data {
+		x.Data[i] = 1 + float32(i)/1000
+	}
+	want := x.Clone()
+	Round(x)
+	for i, v := range x.Data {
+		if w := tensor.BF16(tensor.ToBF16(want.Data[i])); v != w {
+			t.Fatalf("value %d: %v, want %v", i, v, w)
+		}
+	}
+}

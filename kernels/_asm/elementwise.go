@@ -10,6 +10,7 @@ import (
 // elementwise writes the loops of softmax, activations and RMSNorm. Lengths are multiples of the vector; callers pad the rest.
 func elementwise(g *gen) {
 	c := g.expConstants()
+	shifts := g.signShifts()
 	for _, v := range []isa{avx2, avx512} {
 		g.expSum(v, c)
 		g.decays(v, c)
@@ -17,6 +18,7 @@ func elementwise(g *gen) {
 			g.gated(v, c, k)
 		}
 		g.siluBack(v, c)
+		g.signedRoots(v, c, shifts)
 		g.maximum(v)
 		g.scaleMul(v)
 		g.scale(v)
@@ -238,6 +240,38 @@ func (g *gen) siluBack(v isa, c expConstants) {
 		g.VMOVUPS(a, at(dUp, 0))
 		g.VMOVUPS(t, at(dGate, 0))
 		g.advance(v.bytes, dGate, dUp, dz, gate, up)
+	})
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// signShifts are what brings bits 0 to 15 of a word to its top, each in a lane of its own.
+func (g *gen) signShifts() operand.Mem {
+	m := g.StaticGlobal("signShifts")
+	g.DataAttributes(rodata)
+	for i := range 16 {
+		g.AddDatum(4*i, operand.U32(31-i))
+	}
+	return m
+}
+
+func (g *gen) signedRoots(v isa, c expConstants, shifts operand.Mem) {
+	g.function("signedRoots"+v.name, "func(dst, x *float32, bits *uint64, n int)",
+		"sets dst[i] = √x[i], with bit i of bits as its sign. It reads up to three bytes past these bits.")
+	dst, x, bits, n := g.gp("dst"), g.gp("x"), g.gp("bits"), g.gp("n")
+	sign, shift := v.reg(2), v.reg(3)
+	g.VBROADCASTSS(c.sign, sign)
+	g.VMOVUPS(shifts, shift)
+	g.countdown("vector", n, v.lanes(), func() {
+		root, t := v.reg(0), v.reg(1)
+		g.VSQRTPS(at(x, 0), root)
+		g.VPBROADCASTD(at(bits, 0), t)
+		g.VPSLLVD(shift, t, t)
+		g.VANDPS(sign, t, t)
+		g.VXORPS(t, root, root)
+		g.VMOVUPS(root, at(dst, 0))
+		g.advance(v.bytes, dst, x)
+		g.ADDQ(operand.Imm(uint64(v.lanes()/8)), bits)
 	})
 	g.VZEROUPPER()
 	g.RET()

@@ -123,3 +123,35 @@ func TestSoftmaxBack(t *testing.T) {
 		}
 	})
 }
+
+// TestSignedRoots compares with roots and signs one by one, with and without a word of bits to spare.
+func TestSignedRoots(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(27, 28))
+		for _, n := range append([]int{63, 64, 65, 128, 200, 256}, lengths...) {
+			for spare := range 2 {
+				x := make([]float32, n)
+				for i := range x {
+					x[i] = rng.Float32()
+				}
+				bits := make([]uint64, (n+63)/64+spare)
+				for i := range bits {
+					bits[i] = rng.Uint64()
+				}
+				whole, view := kerneltest.Guarded(1, n)
+				got := view.Row(0)
+				SignedRoots(got, x, bits)
+				kerneltest.CheckGuards(t, whole, 1, n)
+				for i, v := range x {
+					want := float32(math.Sqrt(float64(v)))
+					if bits[i/64]>>(i%64)&1 == 1 {
+						want = -want
+					}
+					if got[i] != want {
+						t.Fatalf("%d elements, %d words to spare: element %d is %v, want %v", n, spare, i, got[i], want)
+					}
+				}
+			}
+		}
+	})
+}

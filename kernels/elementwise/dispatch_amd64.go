@@ -219,3 +219,17 @@ func Scale(x []float32, s float32) {
 	}
 	scaleGo(x[n:], s)
 }
+
+func signedRoots(dst, x []float32, bits []uint64) {
+	l := kernels.CurrentTier().Lanes()
+	n := min(len(x)/64, len(bits)-1) * 64 // the vector loops read whole words that have another behind them
+	switch {
+	case l == 0 || n <= 0:
+		n = 0
+	case l == 16:
+		signedRootsAVX512(&dst[0], &x[0], &bits[0], n)
+	default:
+		signedRootsAVX2(&dst[0], &x[0], &bits[0], n)
+	}
+	signedRootsGo(dst[n:], x[n:], bits[n/64:])
+}

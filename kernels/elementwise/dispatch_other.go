@@ -21,3 +21,5 @@ func rope([]float32, int, []float32, []float32, RoPEStyle) int { return 0 }
 func siluBack(dGate, dUp, dz, gate, up []float32) { siluBackGo(dGate, dUp, dz, gate, up) }
 
 func scaleMul(dst, x, w []float32, scale float32) { scaleMulGo(dst, x, w, scale) }
+
+func signedRoots(dst, x []float32, bits []uint64) { signedRootsGo(dst, x, bits) }

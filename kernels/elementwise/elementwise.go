@@ -91,6 +91,14 @@ func LogSumExp(row []float32) float64 {
 	return float64(m) + math.Log(sum)
 }
 
+// SignedRoots sets dst[i] = √x[i], negative where bit i%64 of bits[i/64] is set. dst may be x.
+func SignedRoots(dst, x []float32, bits []uint64) {
+	if len(dst) != len(x) || len(bits) < (len(x)+63)/64 {
+		panic("elementwise: SignedRoots lengths do not agree")
+	}
+	signedRoots(dst, x, bits)
+}
+
 func checkSame(a, b *tensor.Matrix) {
 	if a.Rows != b.Rows || a.Cols != b.Cols {
 		panic("elementwise: shapes do not agree")

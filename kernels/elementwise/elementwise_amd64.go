@@ -34,6 +34,11 @@ func sigmoidMulAVX2(dst *float32, gate *float32, up *float32, n int)
 //go:noescape
 func siluBackAVX2(dGate *float32, dUp *float32, dz *float32, gate *float32, up *float32, n int)
 
+// signedRootsAVX2 sets dst[i] = √x[i], with bit i of bits as its sign. It reads up to three bytes past these bits.
+//
+//go:noescape
+func signedRootsAVX2(dst *float32, x *float32, bits *uint64, n int)
+
 // maximumAVX2 returns the largest of n > 0 elements.
 //
 //go:noescape
@@ -78,6 +83,11 @@ func sigmoidMulAVX512(dst *float32, gate *float32, up *float32, n int)
 //
 //go:noescape
 func siluBackAVX512(dGate *float32, dUp *float32, dz *float32, gate *float32, up *float32, n int)
+
+// signedRootsAVX512 sets dst[i] = √x[i], with bit i of bits as its sign. It reads up to three bytes past these bits.
+//
+//go:noescape
+func signedRootsAVX512(dst *float32, x *float32, bits *uint64, n int)
 
 // maximumAVX512 returns the largest of n > 0 elements.
 //

@@ -55,6 +55,24 @@ GLOBL expP4<>(SB), RODATA|NOPTR, $4
 DATA expP5<>+0(SB)/4, $0x3f000000
 GLOBL expP5<>(SB), RODATA|NOPTR, $4
 
+DATA signShifts<>+0(SB)/4, $0x0000001f
+DATA signShifts<>+4(SB)/4, $0x0000001e
+DATA signShifts<>+8(SB)/4, $0x0000001d
+DATA signShifts<>+12(SB)/4, $0x0000001c
+DATA signShifts<>+16(SB)/4, $0x0000001b
+DATA signShifts<>+20(SB)/4, $0x0000001a
+DATA signShifts<>+24(SB)/4, $0x00000019
+DATA signShifts<>+28(SB)/4, $0x00000018
+DATA signShifts<>+32(SB)/4, $0x00000017
+DATA signShifts<>+36(SB)/4, $0x00000016
+DATA signShifts<>+40(SB)/4, $0x00000015
+DATA signShifts<>+44(SB)/4, $0x00000014
+DATA signShifts<>+48(SB)/4, $0x00000013
+DATA signShifts<>+52(SB)/4, $0x00000012
+DATA signShifts<>+56(SB)/4, $0x00000011
+DATA signShifts<>+60(SB)/4, $0x00000010
+GLOBL signShifts<>(SB), RODATA|NOPTR, $64
+
 // func expSumAVX2(dst *float32, src *float32, n int, shift float32) float32
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·expSumAVX2(SB), NOSPLIT, $0-36
@@ -530,6 +548,36 @@ vector:
 	ADDQ         $+32, SI
 	SUBQ         $+8, DI
 	CMPQ         DI, $+8
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func signedRootsAVX2(dst *float32, x *float32, bits *uint64, n int)
+// Requires: AVX, AVX2
+TEXT ·signedRootsAVX2(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         bits+16(FP), DX
+	MOVQ         n+24(FP), BX
+	VBROADCASTSS sign<>+0(SB), Y2
+	VMOVUPS      signShifts<>+0(SB), Y3
+	CMPQ         BX, $+8
+	JL           vector_done
+
+vector:
+	VSQRTPS      (CX), Y0
+	VPBROADCASTD (DX), Y1
+	VPSLLVD      Y3, Y1, Y1
+	VANDPS       Y2, Y1, Y1
+	VXORPS       Y1, Y0, Y0
+	VMOVUPS      Y0, (AX)
+	ADDQ         $+32, AX
+	ADDQ         $+32, CX
+	ADDQ         $0x01, DX
+	SUBQ         $+8, BX
+	CMPQ         BX, $+8
 	JGE          vector
 
 vector_done:
@@ -1039,6 +1087,36 @@ vector:
 	ADDQ         $+64, SI
 	SUBQ         $+16, DI
 	CMPQ         DI, $+16
+	JGE          vector
+
+vector_done:
+	VZEROUPPER
+	RET
+
+// func signedRootsAVX512(dst *float32, x *float32, bits *uint64, n int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·signedRootsAVX512(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         bits+16(FP), DX
+	MOVQ         n+24(FP), BX
+	VBROADCASTSS sign<>+0(SB), Z2
+	VMOVUPS      signShifts<>+0(SB), Z3
+	CMPQ         BX, $+16
+	JL           vector_done
+
+vector:
+	VSQRTPS      (CX), Z0
+	VPBROADCASTD (DX), Z1
+	VPSLLVD      Z3, Z1, Z1
+	VANDPS       Z2, Z1, Z1
+	VXORPS       Z1, Z0, Z0
+	VMOVUPS      Z0, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+64, CX
+	ADDQ         $0x02, DX
+	SUBQ         $+16, BX
+	CMPQ         BX, $+16
 	JGE          vector
 
 vector_done:

@@ -77,3 +77,10 @@ func scaleGo(x []float32, s float32) {
 		x[i] *= s
 	}
 }
+
+func signedRootsGo(dst, x []float32, bits []uint64) {
+	for i, v := range x {
+		root := math.Float32bits(float32(math.Sqrt(float64(v))))
+		dst[i] = math.Float32frombits(root ^ uint32(bits[i/64]>>(i%64))<<31)
+	}
+}

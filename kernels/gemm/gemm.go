@@ -144,6 +144,19 @@ func NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precis
 	product(t, alpha, &left, a.Cols, add, result{dst, tile.ColsOf(b)})
 }
 
+// SetNN sets dst = alpha·A·B, as NN adds it.
+func SetNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precision) {
+	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)
+	t := tile.For(p)
+	if t == nil {
+		dst.Zero()
+		gemmNNGo(dst, alpha, a, b)
+		return
+	}
+	left := tile.RowsOf(a)
+	product(t, alpha, &left, a.Cols, store, result{dst, tile.ColsOf(b)})
+}
+
 // TN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
 func TN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precision) {
 	checkGemm(dst, a.Cols, a.Rows, b.Rows, b.Cols)

@@ -85,14 +85,25 @@ func TestGemm(t *testing.T) {
 					{"Serial NN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.NN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
 					{"Serial NT Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.NT(dst, alpha, a, b) }, rows(a), rows(b), false},
 					{"Serial TN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.TN(dst, alpha, at, bt) }, cols(at), cols(bt), false},
+					{"SetNN Auto", func(dst *tensor.Matrix) { SetNN(dst, alpha, a, bt, kernels.Auto) }, rows(a), cols(bt), false},
+					{"Serial SetNN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.SetNN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
+					{"Serial SetNT Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.SetNT(dst, alpha, a, b) }, rows(a), rows(b), false},
 					{"NTLower", func(dst *tensor.Matrix) { NTLower(dst, alpha, a, b) }, rows(a), rows(b), true},
 				} {
+					sets := strings.Contains(c.name, "Set")
+					if sets && alpha == 1 {
+						continue // the products are those that add
+					}
 					whole, dst := kerneltest.Guarded(m, n)
 					for i := range m {
 						copy(dst.Row(i), was.Row(i))
 					}
 					c.run(dst)
 					kerneltest.CheckGuards(t, whole, m, n)
+					was := was
+					if sets {
+						was = nil
+					}
 					checkProduct(t, dst, was, float64(alpha), k, c.a, c.b, c.lower,
 						strings.HasSuffix(c.name, "Auto") && kernels.Auto.Rounds())
 				}

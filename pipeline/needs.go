@@ -90,7 +90,7 @@ type gradientNeeds struct {
 // which sequences longer than a batch forbid, there is room for either.
 func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientNeeds {
 	tokens = gradientTokens(tokens)
-	batch := int64(min(tokens, batchOf(m)))
+	batch := int64(min(tokens, backTokens(m)))
 	left := newStateBudget(budget)
 	var g gradientNeeds
 	spilled := make([]int64, m.Layers()+1)        // of the states before each layer, and of the gradients
@@ -107,7 +107,7 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 		spilled[i] = bytes
 		g.disk += bytes
 	}
-	var sums, stage, judging int64
+	var sums, judging int64
 	there := g.disk
 	for i := m.Layers() - 1; i >= 0; i-- {
 		var layer, kept, largest int64
@@ -129,8 +129,8 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 		g.sums += kept
 		g.disk = max(g.disk, there+g.sums)
 		there -= spilled[i]
-		stage = max(stage, 6*int64(m.Dim)+2*m.Computed(i))
 	}
+	stage := backFeatures(m)
 	// Logits come and go before the first sums are there.
 	logits := 4 * min(int64(m.Vocab)*batch, headLogits)
 	g.memory = states + max(sums+4*stage*batch, logits+4*int64(m.Dim)*2*batch)

@@ -58,6 +58,9 @@ const (
 	// outputBudget bounds the sums of a layer's linears that are made together, one linear's aside. Layers of many experts, whose
 	// sums take more, are gone through again for the others.
 	outputBudget = 4 << 30
+	// A layer of an 8B model computes 2.3 GB of 4096 tokens on its way forth and back, which would be half of all that its run takes.
+	backBytes = 1 << 30
+	backLeast = 1024
 	// outputGain is the share of the error below which H_O pays, by gradients that it was not made of.
 	outputGain = 0.99
 	// fewTokens is the number of calibration tokens up to which gradients are taken of all: of more, half, which is as many at least.
@@ -221,7 +224,7 @@ func (p *passage) gradients() error {
 	if batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens())); batch >= set.SeqLen {
 		err = b.together(batch / set.SeqLen)
 	} else {
-		err = b.byLayer(batchSequences(p.m, set.SeqLen))
+		err = b.byLayer(max(1, backTokens(p.m)/set.SeqLen))
 	}
 	if err != nil {
 		return err
@@ -248,6 +251,24 @@ func (b *backwardPass) byLayer(perBatch int) error {
 		}
 	}
 	return nil
+}
+
+// backTokens is how many tokens of a model go back through a layer together: as many as on the way forth, unless what is computed of them
+// there, and on the way back again, takes more than backBytes; then down to backLeast.
+func backTokens(m *model.Model) int {
+	n := batchOf(m)
+	for n > backLeast && 4*int64(n)*backFeatures(m) > backBytes {
+		n /= 2
+	}
+	return n
+}
+
+// backFeatures is how many features of a token there are at a time on its way forth through a layer and back.
+func backFeatures(m *model.Model) (most int64) {
+	for i := range m.Layers() {
+		most = max(most, 6*int64(m.Dim)+2*m.Computed(i))
+	}
+	return most
 }
 
 // gradientTokens is how many of the calibration tokens gradients are taken of.

@@ -30,8 +30,9 @@ empty  :=
 ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
 	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsResume TestWork TestWorkers)
 
-# Tests that quantize again and again, in pipeline and cmd/llmq: a minute of two cores.
-WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestFolding TestLimitNotMet TestNeedsMemory TestPlanted)
+# Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: a minute of two cores.
+WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestFolding TestLimit TestLimitExitCode \
+	TestLimitNotMet TestNeedsMemory TestPlanted TestRecipe)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \

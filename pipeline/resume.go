@@ -58,6 +58,9 @@ func (k *keeper) shardName(i, shard int) string {
 	return fmt.Sprintf("%s-shard%02d", k.statesName(i), shard)
 }
 
+// tokensName is the name of the tokens that the hidden states before the first layer are embedded from.
+func (k *keeper) tokensName() string { return k.statesName(0) + "-tokens" }
+
 // shardNames are those of all shards of n batches.
 func (k *keeper) shardNames(i, n int) (names []string) {
 	for shard := range shardCount(n) {
@@ -511,14 +514,15 @@ func (k *keeper) keepStates(s, original *stream, i int) error {
 	n := s.x.Batches()
 	for shard := range shardCount(n) {
 		lo, hi := shardBatches(shard, n)
-		if err := k.keepShard(k.shardName(i, shard), func(w io.Writer) error { return saveStates(w, s, original, lo, hi) }); err != nil {
+		if err := k.keepValue(k.shardName(i, shard), func(w io.Writer) error { return saveStates(w, s, original, lo, hi) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (k *keeper) keepShard(name string, save func(w io.Writer) error) error {
+// keepValue writes a value that save writes.
+func (k *keeper) keepValue(name string, save func(w io.Writer) error) error {
 	w, err := k.work.Create(name)
 	if err != nil {
 		return err

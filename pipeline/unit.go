@@ -18,6 +18,7 @@ import (
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
 //	runN-statesI-shardS          advance  a shard's hidden states behind layer I-1
+//	runN-states0-tokens                   the calibration text's tokens, of which a worker embeds those of its shards
 //
 // and layer I is the head where there are no more layers. A worker brings hidden states to a stage by itself, from those before
 // the layer, or from where it has them, with the rows that the stages before have put out.

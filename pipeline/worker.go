@@ -33,6 +33,7 @@ type Worker struct {
 	job    jobSpec
 	found  *findings
 	budget *stateBudget
+	tokens [][]int32 // of the calibration text, once they have been read
 
 	layer  *workedLayer
 	shards map[int]*workedShard
@@ -332,10 +333,39 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	}
 	s.layer = layer
 	w.shards[shard] = s
-	if err := loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, hi-lo); err != nil {
+	if layer == 0 {
+		err = w.embed(s, lo*per)
+	} else {
+		err = loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, hi-lo)
+	}
+	if err != nil {
 		return nil, errors.Join(err, w.leave(shard))
 	}
 	return s, nil
+}
+
+// embed fills hidden states with the embeddings of the calibration text's sequences from first on, as many as there is room for.
+func (w *Worker) embed(s *workedShard, first int) error {
+	if w.tokens == nil {
+		name := w.kept.tokensName()
+		r, err := w.values.Open(name)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		if err := gob.NewDecoder(r).Decode(&w.tokens); err != nil {
+			return fmt.Errorf("the work folder: %s: %w", name, err)
+		}
+		if len(w.tokens) != w.job.Sequences {
+			return fmt.Errorf("the work folder: %s: %d sequences of %d", name, len(w.tokens), w.job.Sequences)
+		}
+	}
+	_, n := s.s.x.Sequences(s.s.x.Batches() - 1)
+	seqs := w.tokens[first : first+n]
+	if err := embed(w.m, s.s.x, seqs, w.job.SeqLen, (&passage{task: w.task}).roundEmbeddings()); err != nil || s.original == nil {
+		return err
+	}
+	return embed(w.m, s.original.x, seqs, w.job.SeqLen, nil)
 }
 
 // observe makes the statistics of a site's inputs, or of all experts' together, over a shard.
@@ -611,6 +641,23 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 		return nil, err
 	}
 	w.all, s.layer = s, u.Layer
+	if u.Layer == 0 && u.Stand == 0 {
+		err = w.embed(s, 0)
+	} else {
+		err = w.loadAll(s, u)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.leaveAll())
+	}
+	s.s.at = u.Stand
+	if s.original != nil {
+		s.original.at = u.Stand
+	}
+	return s, nil
+}
+
+// loadAll reads the hidden states of all shards, before the layer of a unit of experts or where they are kept for it.
+func (w *Worker) loadAll(s *workedShard, u *unitSpec) error {
 	n := w.batches()
 	for shard := range shardCount(n) {
 		name := w.kept.shardName(u.Layer, shard)
@@ -620,14 +667,10 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 		}
 		lo, hi := shardBatches(shard, n)
 		if err := loadStates(w.values, name, s.s, s.original, lo, hi); err != nil {
-			return nil, errors.Join(err, w.leaveAll())
+			return err
 		}
 	}
-	s.s.at = u.Stand
-	if s.original != nil {
-		s.original.at = u.Stand
-	}
-	return s, nil
+	return nil
 }
 
 // advance takes a shard through the rest of the layer.

@@ -514,15 +514,14 @@ func (k *keeper) keepStates(s, original *stream, i int) error {
 	n := s.x.Batches()
 	for shard := range shardCount(n) {
 		lo, hi := shardBatches(shard, n)
-		if err := k.keepValue(k.shardName(i, shard), func(w io.Writer) error { return saveStates(w, s, original, lo, hi) }); err != nil {
+		if err := k.keepShard(k.shardName(i, shard), func(w io.Writer) error { return saveStates(w, s, original, lo, hi) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// keepValue writes a value that save writes.
-func (k *keeper) keepValue(name string, save func(w io.Writer) error) error {
+func (k *keeper) keepShard(name string, save func(w io.Writer) error) error {
 	w, err := k.work.Create(name)
 	if err != nil {
 		return err

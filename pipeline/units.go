@@ -20,7 +20,11 @@ func (p *passage) layersByUnits() error {
 		return err
 	}
 	k := p.kept
-	job, err := p.job()
+	spec, err := p.job()
+	if err != nil {
+		return err
+	}
+	job, err := engine.OfKind(jobLayers, spec)
 	if err != nil {
 		return err
 	}
@@ -103,7 +107,7 @@ func (d *driver) embed() error {
 	if err := d.m.CheckLength(d.opt.Calib.SeqLen); err != nil {
 		return err
 	}
-	return d.kept.keepValue(name, func(w io.Writer) error { return gob.NewEncoder(w).Encode(d.opt.Calib.Sequences) })
+	return keepValue(d.kept.work, name, d.opt.Calib.Sequences)
 }
 
 // each returns a unit for each shard.

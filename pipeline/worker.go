@@ -73,6 +73,9 @@ func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values sto
 		jobEffects: func(_ context.Context, spec []byte) (engine.Worker, error) {
 			return newEffectsWorker(src, spec, values, opt)
 		},
+		jobGradients: func(ctx context.Context, spec []byte) (engine.Worker, error) {
+			return newGradientsWorker(ctx, src, r, spec, values, opt)
+		},
 	}.Make(ctx, job)
 }
 
@@ -347,17 +350,9 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 // embed fills hidden states with the embeddings of the calibration text's sequences from first on, as many as there is room for.
 func (w *Worker) embed(s *workedShard, first int) error {
 	if w.tokens == nil {
-		name := w.kept.tokensName()
-		r, err := w.values.Open(name)
-		if err != nil {
+		var err error
+		if w.tokens, err = recallTokens(w.values, w.kept.tokensName(), w.job.Sequences); err != nil {
 			return err
-		}
-		defer r.Close()
-		if err := gob.NewDecoder(r).Decode(&w.tokens); err != nil {
-			return fmt.Errorf("the work folder: %s: %w", name, err)
-		}
-		if len(w.tokens) != w.job.Sequences {
-			return fmt.Errorf("the work folder: %s: %d sequences of %d", name, len(w.tokens), w.job.Sequences)
 		}
 	}
 	_, n := s.s.x.Sequences(s.s.x.Batches() - 1)
@@ -366,6 +361,19 @@ func (w *Worker) embed(s *workedShard, first int) error {
 		return err
 	}
 	return embed(w.m, s.original.x, seqs, w.job.SeqLen, nil)
+}
+
+// recallTokens reads the tokens of so many sequences.
+func recallTokens(values store.Store, name string, n int) (seqs [][]int32, err error) {
+	ok, err := recallValue(values, name, &seqs)
+	switch {
+	case err != nil:
+	case !ok:
+		err = fmt.Errorf("the work folder: has no %s", name)
+	case len(seqs) != n:
+		err = fmt.Errorf("the work folder: %s: %d sequences of %d", name, len(seqs), n)
+	}
+	return seqs, err
 }
 
 // observe makes the statistics of a site's inputs, or of all experts' together, over a shard.

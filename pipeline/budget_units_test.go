@@ -118,7 +118,7 @@ func TestEffectsRefused(t *testing.T) {
 		}
 	}
 	_, err = worker("other", digest)
-	refused(err, `"other", not effects or layers`)
+	refused(err, `"other", not effects or gradients or layers`)
 	_, err = worker(jobEffects, "another")
 	refused(err, "is not the checkpoint")
 	_, err = worker(jobEffects, digest)

@@ -55,9 +55,6 @@ const (
 	wideOutputs = 2
 	// expertRows is the same for experts, of which there are many.
 	expertRows = 512
-	// outputBudget bounds the sums of a layer's linears that are made together, one linear's aside. Layers of many experts, whose
-	// sums take more, are gone through again for the others.
-	outputBudget = 4 << 30
 	// A layer of an 8B model computes 2.3 GB of 4096 tokens on its way forth and back, which would be half of all that its run takes.
 	backBytes = 1 << 30
 	backLeast = 1024
@@ -70,6 +67,10 @@ const (
 	// heldOutEvery: of so many sequences one judges whether the others' gradients pay.
 	heldOutEvery = 8
 )
+
+// outputBudget bounds the sums of a layer's linears that are made together, one linear's aside. Layers of many experts, whose sums take
+// more, are gone through again for the others. Tests take less.
+var outputBudget = int64(4 << 30)
 
 // OutputReport tells of the Hessians of outputs. The JSON names are part of the command line's interface.
 type OutputReport struct {
@@ -219,29 +220,38 @@ func (p *passage) gradients() error {
 		return err
 	}
 	p.found.outputs = o
-	b := &backwardPass{task: p.task, outputs: o, st: p.m.NewState(), seqs: gradientSequences(set), budget: outputBudget}
-	o.rep.Tokens = len(b.seqs) * set.SeqLen
-	if batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens())); batch >= set.SeqLen {
-		err = b.together(batch / set.SeqLen)
-	} else {
-		err = b.byLayer(max(1, backTokens(p.m)/set.SeqLen))
+	seqs := gradientSequences(set)
+	o.rep.Tokens = len(seqs) * set.SeqLen
+	batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens()))
+	together := batch >= set.SeqLen
+	if !together {
+		batch = backTokens(p.m)
+	}
+	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), max(1, batch/set.SeqLen)}, 0)
+	switch {
+	case p.opt.Engine != nil:
+		err = b.byUnits(p)
+	case together:
+		err = b.together()
+	default:
+		err = b.byLayer()
 	}
 	if err != nil {
 		return err
 	}
 	if p.kept != nil {
-		return o.keep(p.opt.Work)
+		if err := o.keep(p.opt.Work); err != nil {
+			return err
+		}
+		return forgetGradients(p.opt.Work)
 	}
 	return nil
 }
 
-// byLayer stores the Hessians of all layers' outputs, a layer at a time, of batches of so many sequences.
-func (b *backwardPass) byLayer(perBatch int) error {
+// byLayer stores the Hessians of all layers' outputs, a layer at a time.
+func (b *backwardPass) byLayer() error {
 	defer b.close()
-	if err := b.forward(perBatch); err != nil {
-		return err
-	}
-	if err := b.head(); err != nil {
+	if err := b.forward(); err != nil {
 		return err
 	}
 	for i := b.m.Layers() - 1; i >= 0; i-- {
@@ -293,15 +303,24 @@ func gradientSequences(set *calib.Set) [][]int32 {
 	return seqs
 }
 
-// backwardPass is the way of calibration text through the original model and back.
+// backwardPass is the way of calibration text, or of some batches of it, through the original model and back.
 type backwardPass struct {
 	*task
 	*outputs
 	st     *model.State
 	seqs   [][]int32
-	budget int64 // of sums that are made together, in bytes; one linear's are always
+	of     batching // of all sequences that give gradients
+	first  int      // the batch, among those, that seqs begin with
+	budget int64    // of sums that are made together, in bytes; one linear's are always
+	room   *stateBudget
 	// inputs are the hidden states before each layer, in bfloat16, then, last, those after all layers, which the gradients replace.
 	inputs []*states.Store
+}
+
+// newBackwardPass returns the pass of sequences that begin with a batch of all.
+func newBackwardPass(t *task, o *outputs, seqs [][]int32, of batching, first int) *backwardPass {
+	return &backwardPass{task: t, outputs: o, st: t.m.NewState(), seqs: seqs, of: of, first: first, budget: outputBudget,
+		room: newStateBudget(t.opt.Memory)}
 }
 
 // batching divides sequences into batches.
@@ -331,54 +350,87 @@ func (p batching) heldFrom(batch int) int {
 
 func (b *backwardPass) close() error {
 	var err error
-	for _, s := range b.inputs {
-		err = errors.Join(err, s.Close())
+	for i := range b.inputs {
+		err = errors.Join(err, b.drop(i))
 	}
 	return err
 }
 
-// forward fills b.inputs.
-func (b *backwardPass) forward(perBatch int) error {
+// drop lets go of the states before layer i, which nobody needs any more.
+func (b *backwardPass) drop(i int) error {
+	s := b.inputs[i]
+	if s == nil {
+		return nil
+	}
+	b.inputs[i] = nil
+	if !s.Spilled() {
+		b.room.left += s.Bytes()
+	}
+	return s.Close()
+}
+
+// forward fills b.inputs, and replaces the last by the gradients there.
+func (b *backwardPass) forward() error {
+	if err := b.embed(); err != nil {
+		return err
+	}
+	for i := range b.m.Layers() {
+		b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i+1, b.m.Layers()))
+		l, err := b.m.LoadLayer(i)
+		if err != nil {
+			return err
+		}
+		err = b.forth(l)
+		l.Release()
+		if err != nil {
+			return err
+		}
+	}
+	h, err := b.m.LoadHead()
+	if err != nil {
+		return err
+	}
+	defer h.Release()
+	return b.head(h)
+}
+
+// add makes room for the hidden states before the next layer.
+func (b *backwardPass) add() error {
+	i, seqLen := len(b.inputs), b.opt.Calib.SeqLen
+	// A layer begins by rounding what it makes of its input, so bfloat16 does. Gradients take the place of the last states.
+	newStore, bytes := states.NewBF16, stateBytes(len(b.seqs)*seqLen, b.m.Width)/2
+	if i == b.m.Layers() {
+		newStore, bytes = states.New, 2*bytes
+	}
+	limit := int64(1)
+	if b.room.fits(bytes) {
+		limit = 0
+	}
+	x, err := newStore(len(b.seqs), seqLen, b.m.Width, b.of.perBatch, limit, b.tempDir)
+	if err == nil {
+		b.inputs = append(b.inputs, x)
+	}
+	return err
+}
+
+// embed makes the hidden states before the first layer.
+func (b *backwardPass) embed() error {
 	seqLen := b.opt.Calib.SeqLen
 	if err := b.m.CheckLength(seqLen); err != nil {
 		return err
 	}
-	budget := newStateBudget(b.opt.Memory)
-	for i := range b.m.Layers() + 1 {
-		// A layer begins by rounding what it makes of its input, so bfloat16 does. Gradients take the place of the last states.
-		newStore, bytes := states.NewBF16, stateBytes(len(b.seqs)*seqLen, b.m.Width)/2
-		if i == b.m.Layers() {
-			newStore, bytes = states.New, 2*bytes
-		}
-		limit := int64(1)
-		if budget.fits(bytes) {
-			limit = 0
-		}
-		x, err := newStore(len(b.seqs), seqLen, b.m.Width, perBatch, limit, b.tempDir)
-		if err != nil {
-			return err
-		}
-		b.inputs = append(b.inputs, x)
-		if i == 0 {
-			err = embed(b.m, x, b.seqs, seqLen, nil)
-		} else {
-			b.opt.Progress.Item(fmt.Sprintf("predictions: layer %d/%d", i, b.m.Layers()))
-			err = b.forwardLayer(i - 1)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (b *backwardPass) forwardLayer(i int) error {
-	l, err := b.m.LoadLayer(i)
-	if err != nil {
+	if err := b.add(); err != nil {
 		return err
 	}
-	defer l.Release()
-	return b.each(i, func(_ int, x, y *tensor.Matrix) error {
+	return embed(b.m, b.inputs[0], b.seqs, seqLen, nil)
+}
+
+// forth makes the hidden states behind a layer.
+func (b *backwardPass) forth(l *model.Layer) error {
+	if err := b.add(); err != nil {
+		return err
+	}
+	return b.each(l.Index, func(_ int, x, y *tensor.Matrix) error {
 		copy(y.Data, x.Data)
 		return l.Forward(b.ctx, b.st, y, b.opt.Calib.SeqLen)
 	})
@@ -416,16 +468,10 @@ func (b *backwardPass) each(i int, f func(batch int, x, y *tensor.Matrix) error)
 const gradientSeed = 0x6f757470757473
 
 // head replaces the hidden states after all layers by the gradients there.
-func (b *backwardPass) head() error {
-	h, err := b.m.LoadHead()
-	if err != nil {
-		return err
-	}
-	defer h.Release()
+func (b *backwardPass) head(h *model.Head) error {
 	st := b.m.NewState() // logits are many: their memory goes with it
-	last := len(b.inputs) - 1
-	return b.each(last, func(batch int, x, y *tensor.Matrix) error {
-		seq, _ := b.inputs[last].Sequences(batch)
+	return b.each(len(b.inputs)-1, func(batch int, x, y *tensor.Matrix) error {
+		seq, _ := b.of.sequences(b.first + batch)
 		b.headBatch(h, st, seq*b.opt.Calib.SeqLen, y, x.Clone())
 		return nil
 	})
@@ -474,17 +520,15 @@ func (b *backwardPass) layer(i int) error {
 			return err
 		}
 	}
-	return b.inputs[i].Close() // nobody needs the states before this layer any more
+	return b.drop(i)
 }
 
 // finishLayer stores the Hessians of linears of layer i, and notes its branches without a derivative.
 func (b *backwardPass) finishLayer(i int, linears []*model.Linear, sums map[string]*outputSums, opaque []string) error {
-	for _, name := range opaque {
-		b.rep.Opaque = append(b.rep.Opaque, ggml.LayerName(i)+"."+name)
-	}
+	b.noteOpaque(i, opaque)
 	for _, lin := range linears {
 		s := sums[lin.ID()]
-		if s.tokens == 0 {
+		if s.empty() {
 			continue
 		}
 		if err := b.finish(lin, s); err != nil {
@@ -492,6 +536,13 @@ func (b *backwardPass) finishLayer(i int, linears []*model.Linear, sums map[stri
 		}
 	}
 	return nil
+}
+
+// noteOpaque notes branches of layer i without a derivative.
+func (o *outputs) noteOpaque(i int, branches []string) {
+	for _, name := range branches {
+		o.rep.Opaque = append(o.rep.Opaque, ggml.LayerName(i)+"."+name)
+	}
 }
 
 // observe adds to the sums the gradients at the outputs of layer i's linears. last: the gradients before the layer replace those
@@ -504,11 +555,8 @@ func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSum
 	case i == 0: // nobody wants the gradient at the embeddings
 		d.Only = func(*model.Linear) bool { return true }
 	}
-	in := b.inputs[i]
-	first, to := in.Sequences(0)
-	part := batching{seqs: len(b.seqs), perBatch: to - first}
 	err := b.each(i, func(batch int, x, y *tensor.Matrix) error {
-		d.See = b.see(sums, part.heldFrom(batch))
+		d.See = b.see(sums, b.of.heldFrom(b.first+batch))
 		if !last { // y is what the next group begins from, too
 			y = y.Clone()
 		}
@@ -541,51 +589,82 @@ func (b *backwardPass) see(sums map[string]*outputSums, held int) func(lin *mode
 
 // finish stores the Hessian of a linear's output, if it pays.
 func (b *backwardPass) finish(lin *model.Linear, s *outputSums) error {
-	if b.plan.Recipe.OutputHessian != OutputHessianAuto {
-		b.rep.Linears++
-		return b.put(lin.ID(), s.fit)
-	}
-	share, err := gptq.OutputGain(s.fit, s.held)
+	v, err := s.judge()
 	if err != nil {
 		return err
 	}
-	if !(share < outputGain) {
-		b.rep.Skipped++
+	b.take(v)
+	if !v.Pays {
 		return nil
 	}
-	for k, h := range s.fit {
-		for i := range h.Rows {
-			for j, v := range s.held[k].Row(i)[:i+1] {
-				h.Row(i)[j] += v
-			}
-			b.present += float64(s.held[k].Row(i)[i])
-			b.predicted += share * float64(s.held[k].Row(i)[i])
-		}
-	}
-	b.rep.Linears++
 	return b.put(lin.ID(), s.fit)
 }
 
-// outputSums are Σ ggᵀ, on and below the diagonal, over the gradients at a linear's output: of most sequences, and of those that judge them.
-type outputSums struct {
-	fit, held []*tensor.Matrix
-	tokens    int
+// verdict is what the held-out gradients say of a linear's Hessian.
+type verdict struct {
+	Seen  bool // there are gradients
+	Pays  bool
+	Share float64   // of the error that it leaves
+	Held  []float32 // how much the outputs matter to the held-out gradients
 }
+
+// judge says whether the sums pay, and if they do adds those that have judged to the others. Sums that are not judged pay.
+func (s *outputSums) judge() (v verdict, err error) {
+	if s.held == nil {
+		return verdict{Seen: true, Pays: true}, nil
+	}
+	v.Seen = true
+	if v.Share, err = gptq.OutputGain(s.fit, s.held); err != nil || !(v.Share < outputGain) {
+		return v, err
+	}
+	v.Pays = true
+	for k, h := range s.fit {
+		for i := range h.Rows {
+			for j, x := range s.held[k].Row(i)[:i+1] {
+				h.Row(i)[j] += x
+			}
+			v.Held = append(v.Held, s.held[k].Row(i)[i])
+		}
+	}
+	return v, nil
+}
+
+// take counts a linear in the report.
+func (o *outputs) take(v verdict) {
+	if !v.Pays {
+		o.rep.Skipped++
+		return
+	}
+	o.rep.Linears++
+	for _, x := range v.Held {
+		o.present += float64(x)
+		o.predicted += v.Share * float64(x)
+	}
+}
+
+// outputSums are Σ ggᵀ, on and below the diagonal, over the gradients at a linear's output: of most sequences, and of those that judge them.
+// Batches are summed by themselves and then added, so that they are the same sums whichever machine has which.
+type outputSums struct {
+	fit, held          []*tensor.Matrix
+	tokens, heldTokens int // whose gradients they are of
+}
+
+func (s *outputSums) empty() bool { return s.tokens+s.heldTokens == 0 }
 
 func (s *outputSums) observe(g *tensor.Matrix, held bool) {
 	if g.Rows == 0 {
 		return
 	}
-	blocks := s.fit
+	blocks, tokens := s.fit, &s.tokens
 	if held {
-		blocks = s.held
+		blocks, tokens = s.held, &s.heldTokens
 	}
+	*tokens += g.Rows
 	at := 0
 	for _, h := range blocks {
-		gemm.SyrkLower(h, g.View(0, g.Rows, at, at+h.Rows), kernels.Auto)
+		gemm.AddSyrkLower(h, g.View(0, g.Rows, at, at+h.Rows), kernels.Auto)
 		at += h.Rows
 	}
-	s.tokens += g.Rows
 }
 
 // linears are those of a layer that are to be quantized.
@@ -638,15 +717,21 @@ func (b *backwardPass) sums(linears []*model.Linear) map[string]*outputSums {
 	sums := map[string]*outputSums{}
 	for _, lin := range linears {
 		s := &outputSums{}
-		for _, n := range outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0) {
-			s.fit = append(s.fit, tensor.New(n, n))
-			if b.plan.Recipe.OutputHessian == OutputHessianAuto {
-				s.held = append(s.held, tensor.New(n, n))
-			}
+		s.fit = b.newBlocks(lin)
+		if b.plan.Recipe.OutputHessian == OutputHessianAuto {
+			s.held = b.newBlocks(lin)
 		}
 		sums[lin.ID()] = s
 	}
 	return sums
+}
+
+// newBlocks makes room for the blocks of a linear's H_O.
+func (b *backwardPass) newBlocks(lin *model.Linear) (blocks []*tensor.Matrix) {
+	for _, n := range outputBlocks(lin.Out, b.m.Dim, lin.Expert >= 0) {
+		blocks = append(blocks, tensor.New(n, n))
+	}
+	return blocks
 }
 
 // outputBytes is the size of the sums over a linear's output.

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"bytes"
-	"errors"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -157,9 +156,10 @@ func TestGradientGroups(t *testing.T) {
 		}
 		defer o.close()
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
-		b := &backwardPass{task: work, outputs: o, st: m.NewState(), seqs: set.Sequences, budget: c.budget}
+		b := newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), batchSequences(m, set.SeqLen)}, 0)
+		b.budget = c.budget
 		defer b.close()
-		if err := errors.Join(b.forward(batchSequences(m, set.SeqLen)), b.head()); err != nil {
+		if err := b.forward(); err != nil {
 			t.Fatal(err)
 		}
 		got := map[string][]*tensor.Matrix{}
@@ -210,7 +210,7 @@ func TestGradientsTogether(t *testing.T) {
 	set.Sequences = set.Sequences[:12]
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	for _, perBatch := range []int{2, 9} {
-		run := func(threads int, pass func(b *backwardPass, perBatch int) error) *outputs {
+		run := func(threads int, pass func(b *backwardPass) error) *outputs {
 			runtime.GOMAXPROCS(threads)
 			o, err := newOutputs(t.TempDir())
 			if err != nil {
@@ -218,7 +218,7 @@ func TestGradientsTogether(t *testing.T) {
 			}
 			t.Cleanup(o.close)
 			work := &task{ctx: t.Context(), src: tm.Source(), m: m, plan: plan, opt: Options{Calib: set, Progress: silent{}}, tempDir: t.TempDir()}
-			if err := pass(&backwardPass{task: work, outputs: o, st: m.NewState(), seqs: set.Sequences, budget: outputBudget}, perBatch); err != nil {
+			if err := pass(newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), perBatch}, 0)); err != nil {
 				t.Fatal(err)
 			}
 			return o

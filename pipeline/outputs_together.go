@@ -46,8 +46,8 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 	return 0, 0
 }
 
-// together stores the Hessians of all layers' outputs, of batches of so many sequences.
-func (b *backwardPass) together(perBatch int) error {
+// together stores the Hessians of all layers' outputs, all of them a batch at a time.
+func (b *backwardPass) together() error {
 	seqLen := b.opt.Calib.SeqLen
 	if err := b.m.CheckLength(seqLen); err != nil {
 		return err
@@ -68,9 +68,8 @@ func (b *backwardPass) together(perBatch int) error {
 	}
 	defer h.Release()
 	d := make([]model.Differential, n)
-	part := batching{seqs: len(b.seqs), perBatch: perBatch}
-	for batch := range part.batches() {
-		lo, hi := part.sequences(batch)
+	for batch := range b.of.batches() {
+		lo, hi := b.of.sequences(batch)
 		b.opt.Progress.Item(fmt.Sprintf("gradients: sequence %d/%d", lo+1, len(b.seqs)))
 		x := b.st.Scratch("states", (hi-lo)*seqLen, b.m.Width)
 		for i, seq := range b.seqs[lo:hi] {
@@ -87,7 +86,7 @@ func (b *backwardPass) together(perBatch int) error {
 		dx := b.st.Scratch("gradient", x.Rows, x.Cols)
 		b.headBatch(h, b.st, lo*seqLen, dx, x)
 		for i := n - 1; i >= 0; i-- {
-			d[i].See = b.see(sums[i], part.heldFrom(batch))
+			d[i].See = b.see(sums[i], b.of.heldFrom(batch))
 			if i == 0 { // nobody wants the gradient at the embeddings
 				d[i].Only = func(*model.Linear) bool { return true }
 			}

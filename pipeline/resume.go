@@ -58,6 +58,9 @@ func (k *keeper) shardName(i, shard int) string {
 	return fmt.Sprintf("%s-shard%02d", k.statesName(i), shard)
 }
 
+// tokensName is the name of the tokens that the hidden states before the first layer are embedded from.
+func (k *keeper) tokensName() string { return k.statesName(0) + "-tokens" }
+
 // shardNames are those of all shards of n batches.
 func (k *keeper) shardNames(i, n int) (names []string) {
 	for shard := range shardCount(n) {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/store"
@@ -50,6 +51,14 @@ func TestRoomTwice(t *testing.T) {
 	off, _ := room(OutputHessianOff, here)
 	on, temporary := room(OutputHessianOn, here)
 	elsewhere, _ := room(OutputHessianOn, nowhere{here})
+	opt.Engine = &engine.Local{}
+	for _, o := range []OutputHessian{OutputHessianOff, OutputHessianOn} {
+		alone := map[OutputHessian]int64{OutputHessianOff: off, OutputHessianOn: on}[o]
+		if divided, _ := room(o, here); divided <= alone {
+			t.Errorf("output Hessians %v: %d bytes where the work is divided, %d where it is not", o, divided, alone)
+		}
+	}
+	opt.Engine = nil
 	if temporary == 0 || on != elsewhere+temporary || elsewhere <= off {
 		t.Errorf("%d bytes on one disk, %d on two, %d of temporary file, %d without", on, elsewhere, temporary, off)
 	}

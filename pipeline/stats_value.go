@@ -21,7 +21,7 @@ type statsPart struct{ part, parts int }
 const mostStatsParts = 16
 
 // statsPartFeatures: statistics of so many features are one part. Tests take fewer.
-var statsPartFeatures = 2896 // 64 MB of H and Drift
+var statsPartFeatures = 1449 // 16 MB of H and Drift: a site of 2048 is two parts already
 
 // statsParts is how many parts statistics of inputs with in features have: of about the same size each.
 func statsParts(in int) int {

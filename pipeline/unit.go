@@ -18,6 +18,7 @@ import (
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
 //	runN-statesI-shardS          advance  a shard's hidden states behind layer I-1
+//	runN-states0-tokens                   the calibration text's tokens, of which a worker embeds those of its shards
 //
 // and layer I is the head where there are no more layers. A worker brings hidden states to a stage by itself, from those before
 // the layer, or from where it has them, with the rows that the stages before have put out.
@@ -101,8 +102,9 @@ func (u *unitSpec) unit(k *keeper, size int64) engine.Unit {
 
 // Kinds of jobs: see NewWorker.
 const (
-	jobLayers  = "layers"  // of Run's attempts
-	jobEffects = "effects" // of Assign: what probes in tensors' places do to the predictions
+	jobLayers    = "layers"    // of Run's attempts
+	jobEffects   = "effects"   // of Assign: what probes in tensors' places do to the predictions
+	jobGradients = "gradients" // of Run: Hessians of outputs
 )
 
 // jobSpec is what a worker must know of an attempt besides the checkpoint and the recipe.
@@ -120,18 +122,18 @@ type jobSpec struct {
 type jobType struct{ Name, Type, Wanted string }
 
 // job describes the attempt to workers.
-func (p *passage) job() ([]byte, error) {
+func (p *passage) job() (*jobSpec, error) {
 	digest, err := SourceDigest(p.src)
 	if err != nil {
 		return nil, err
 	}
-	j := jobSpec{Run: p.kept.done.Run, Source: digest, Sequences: len(p.opt.Calib.Sequences), SeqLen: p.opt.Calib.SeqLen,
+	j := &jobSpec{Run: p.kept.done.Run, Source: digest, Sequences: len(p.opt.Calib.Sequences), SeqLen: p.opt.Calib.SeqLen,
 		NoCorrection: p.opt.NoCorrection, Outputs: p.found.outputs != nil}
 	for i := range p.plan.Tensors {
 		t := &p.plan.Tensors[i]
 		j.Types = append(j.Types, jobType{t.Name, t.Type.Name, t.Wanted.Name})
 	}
-	return engine.OfKind(jobLayers, &j)
+	return j, nil
 }
 
 // apply gives the tensors of a plan, made from the same checkpoint and recipe, the types of the job's.

@@ -20,7 +20,11 @@ func (p *passage) layersByUnits() error {
 		return err
 	}
 	k := p.kept
-	job, err := p.job()
+	spec, err := p.job()
+	if err != nil {
+		return err
+	}
+	job, err := engine.OfKind(jobLayers, spec)
 	if err != nil {
 		return err
 	}
@@ -93,26 +97,17 @@ func (d *driver) forgetBefore(i int) error {
 	})...)
 }
 
-// embed keeps the hidden states before the first layer.
+// embed keeps the tokens of the calibration text: workers embed those of their shards by themselves, which is less work than to read
+// what has been embedded.
 func (d *driver) embed() error {
-	if ok, err := d.kept.statesWhole(0, d.batches); err != nil || ok {
+	name := d.kept.tokensName()
+	if ok, err := d.kept.whole(name); err != nil || ok {
 		return err
 	}
-	set := d.opt.Calib
-	s, err := newStream(d.m, set.Sequences, set.SeqLen, false, newStateBudget(d.opt.Memory), d.tempDir, d.roundEmbeddings())
-	if err != nil {
+	if err := d.m.CheckLength(d.opt.Calib.SeqLen); err != nil {
 		return err
 	}
-	defer s.close()
-	if !d.plan.Recipe.original() || d.opt.NoCorrection {
-		return d.kept.keepStates(s, nil, 0)
-	}
-	original, err := newStream(d.m, set.Sequences, set.SeqLen, false, newStateBudget(d.opt.Memory), d.tempDir, nil)
-	if err != nil {
-		return err
-	}
-	defer original.close()
-	return d.kept.keepStates(s, original, 0)
+	return keepValue(d.kept.work, name, d.opt.Calib.Sequences)
 }
 
 // each returns a unit for each shard.

@@ -31,16 +31,18 @@ func unitJobs() map[string]job {
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
 		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
 			Options{Calib: set, Memory: 1}},
-		"experts": {testmodel.Experts(), Recipe{Method: quick, Type: ggml.Q4_0},
+		"experts": {testmodel.Experts(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianAuto},
 			Options{Calib: sequences(testmodel.New("qwen3"), 14, 32)}},
 	}
 }
 
 // smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
-	rows, tokens, features := mostUnitRows, batchTokens, statsPartFeatures
-	mostUnitRows, batchTokens, statsPartFeatures = 24, 128, 40
-	t.Cleanup(func() { mostUnitRows, batchTokens, statsPartFeatures = rows, tokens, features })
+	rows, tokens, features, bytes, batches := mostUnitRows, batchTokens, statsPartFeatures, gradientPartBytes, gradientsTogether
+	mostUnitRows, batchTokens, statsPartFeatures, gradientPartBytes, gradientsTogether = 24, 128, 40, 30000, 3
+	t.Cleanup(func() {
+		mostUnitRows, batchTokens, statsPartFeatures, gradientPartBytes, gradientsTogether = rows, tokens, features, bytes, batches
+	})
 }
 
 // local is an engine of workers in this process, for j's run in a work folder.

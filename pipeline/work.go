@@ -70,7 +70,40 @@ func (t *task) workBytes(tokens int) int64 {
 	if t.plan.Recipe.original() && !t.opt.NoCorrection {
 		streams = 2
 	}
-	return bytes + 2*streams*stateBytes(tokens, t.m.Width)
+	bytes += 2 * streams * stateBytes(tokens, t.m.Width)
+	if t.opt.Engine != nil {
+		bytes += t.dividedBytes(streams)
+	}
+	return bytes
+}
+
+// dividedBytes is the most that sums over shards take in a work folder: of a site's inputs, with the total, or of a layer's gradients.
+func (t *task) dividedBytes(streams int64) (most int64) {
+	set := t.opt.Calib
+	shards := int64(shardCount(batchCount(t.m, len(set.Sequences), set.SeqLen)))
+	copies := int64(1)
+	if t.plan.Recipe.OutputHessian == OutputHessianAuto {
+		copies = 2 // of the gradients that judge
+	}
+	for i := range t.m.Layers() {
+		var gradients, largest int64
+		for _, site := range t.m.Shape(i) {
+			in := int64(site.In)
+			inputs := 2 * in * (in + 1) // H's lower triangle
+			if streams > 1 {
+				inputs += 4 * in * in // Drift, or a Shortfall of fewer outputs
+			}
+			most = max(most, (shards+1)*inputs)
+			for _, out := range site.Out {
+				bytes := copies * outputBytes(out, t.m.Dim, site.Expert >= 0 && !site.Head) / 2
+				gradients, largest = gradients+bytes, max(largest, bytes)
+			}
+		}
+		if t.plan.Recipe.wantsOutputs() {
+			most = max(most, int64(gradientsTogether+1)*min(gradients, max(outputBudget/2, largest)))
+		}
+	}
+	return most
 }
 
 // WorkParts lists what a run's bytes depend on, by names for a user who is told that one of them has changed. The budget is

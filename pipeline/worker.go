@@ -33,6 +33,7 @@ type Worker struct {
 	job    jobSpec
 	found  *findings
 	budget *stateBudget
+	tokens [][]int32 // of the calibration text, once they have been read
 
 	layer  *workedLayer
 	shards map[int]*workedShard
@@ -71,6 +72,9 @@ func NewWorker(ctx context.Context, src Source, r Recipe, job []byte, values sto
 		},
 		jobEffects: func(_ context.Context, spec []byte) (engine.Worker, error) {
 			return newEffectsWorker(src, spec, values, opt)
+		},
+		jobGradients: func(ctx context.Context, spec []byte) (engine.Worker, error) {
+			return newGradientsWorker(ctx, src, r, spec, values, opt)
 		},
 	}.Make(ctx, job)
 }
@@ -332,10 +336,44 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	}
 	s.layer = layer
 	w.shards[shard] = s
-	if err := loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, hi-lo); err != nil {
+	if layer == 0 {
+		err = w.embed(s, lo*per)
+	} else {
+		err = loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, hi-lo)
+	}
+	if err != nil {
 		return nil, errors.Join(err, w.leave(shard))
 	}
 	return s, nil
+}
+
+// embed fills hidden states with the embeddings of the calibration text's sequences from first on, as many as there is room for.
+func (w *Worker) embed(s *workedShard, first int) error {
+	if w.tokens == nil {
+		var err error
+		if w.tokens, err = recallTokens(w.values, w.kept.tokensName(), w.job.Sequences); err != nil {
+			return err
+		}
+	}
+	_, n := s.s.x.Sequences(s.s.x.Batches() - 1)
+	seqs := w.tokens[first : first+n]
+	if err := embed(w.m, s.s.x, seqs, w.job.SeqLen, (&passage{task: w.task}).roundEmbeddings()); err != nil || s.original == nil {
+		return err
+	}
+	return embed(w.m, s.original.x, seqs, w.job.SeqLen, nil)
+}
+
+// recallTokens reads the tokens of so many sequences.
+func recallTokens(values store.Store, name string, n int) (seqs [][]int32, err error) {
+	ok, err := recallValue(values, name, &seqs)
+	switch {
+	case err != nil:
+	case !ok:
+		err = fmt.Errorf("the work folder: has no %s", name)
+	case len(seqs) != n:
+		err = fmt.Errorf("the work folder: %s: %d sequences of %d", name, len(seqs), n)
+	}
+	return seqs, err
 }
 
 // observe makes the statistics of a site's inputs, or of all experts' together, over a shard.
@@ -611,6 +649,23 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 		return nil, err
 	}
 	w.all, s.layer = s, u.Layer
+	if u.Layer == 0 && u.Stand == 0 {
+		err = w.embed(s, 0)
+	} else {
+		err = w.loadAll(s, u)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.leaveAll())
+	}
+	s.s.at = u.Stand
+	if s.original != nil {
+		s.original.at = u.Stand
+	}
+	return s, nil
+}
+
+// loadAll reads the hidden states of all shards, before the layer of a unit of experts or where they are kept for it.
+func (w *Worker) loadAll(s *workedShard, u *unitSpec) error {
 	n := w.batches()
 	for shard := range shardCount(n) {
 		name := w.kept.shardName(u.Layer, shard)
@@ -620,14 +675,10 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 		}
 		lo, hi := shardBatches(shard, n)
 		if err := loadStates(w.values, name, s.s, s.original, lo, hi); err != nil {
-			return nil, errors.Join(err, w.leaveAll())
+			return err
 		}
 	}
-	s.s.at = u.Stand
-	if s.original != nil {
-		s.original.at = u.Stand
-	}
-	return s, nil
+	return nil
 }
 
 // advance takes a shard through the rest of the layer.

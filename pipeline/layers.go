@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -292,18 +291,20 @@ func checkInputs(group string, meanSquares []float32) error {
 // pass sees what a reader of the file will see. tokens is what the report says of an expert.
 func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens []int) error {
 	solver := p.found.method(site.Linears[0].Name, p.plan).Open(in)
-	eg, ctx := errgroup.WithContext(p.ctx)
+	running, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	eg, ctx := errgroup.WithContext(running)
 	eg.SetLimit(max(len(site.Linears), runtime.GOMAXPROCS(0)))
 	shifts := make([][]float32, len(site.Linears)) // of the biases that are corrected
-	for i, lin := range site.Linears {
+	start := func(i int, lin *model.Linear) error {
 		t := p.plan.Lookup(lin.Name)
 		outputs, err := p.found.outputs.of(lin, p.scaled.outputs[lin.Name])
 		if err != nil {
-			return errors.Join(err, eg.Wait())
+			return err
 		}
 		parts, err := p.split(lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
 		if err != nil {
-			return errors.Join(err, eg.Wait())
+			return err
 		}
 		results := make([]rows, len(parts))
 		var done atomic.Int64
@@ -337,6 +338,15 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 				return finish()
 			}
 			eg.Go(func() error { return mmap.Guard(quantize) })
+		}
+		return nil
+	}
+	for i, lin := range site.Linears {
+		// It reads weights here, while linears before it run: whatever it finds, those come to an end first.
+		if err := mmap.Guard(func() error { return start(i, lin) }); err != nil {
+			cancel()
+			eg.Wait() // err is why they end
+			return err
 		}
 	}
 	if err := eg.Wait(); err != nil {

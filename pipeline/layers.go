@@ -192,6 +192,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		}
 	}
 	var all *shardedStats // of all experts together
+	var together gathered // what one batch has for all, whose room the next one takes
 	var reached []int
 	if pool {
 		all = at.s.newShardedStats(stage.Sites[0].In())
@@ -225,15 +226,15 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			}
 		}
 		if pool {
-			pooled := &gathered{Stats: all.of(i)}
+			together.Stats = all.of(i)
 			for j := range stage.Sites {
 				h, _ := stage.InputOf(at.s.st, j)
 				reached[j] += h.Rows
 				if h.Rows > 0 && stage.Sites[j].Expert >= 0 {
-					pooled.Observe(h)
+					together.Observe(h)
 				}
 			}
-			pooled.flush() // the next batch may be another shard's
+			together.flush() // the next batch may be another shard's
 		}
 		if at.original == nil || !compares {
 			return nil

@@ -13,7 +13,7 @@ import (
 const watchEvery = 2 * time.Second
 
 // DoWatched has units done, and tells see of those whose values have come: first of those that were there before, if only that
-// there are none, and of all by the end.
+// there are none, and of all by the end. An error of see, or of the store, ends the units that are under way.
 func DoWatched(ctx context.Context, e Engine, values store.Store, units []Unit, see func(done []Unit) error) error {
 	w := watcher{values: values, left: slices.Clone(units), see: see}
 	if err := w.look(); err != nil {
@@ -21,9 +21,20 @@ func DoWatched(ctx context.Context, e Engine, values store.Store, units []Unit, 
 	}
 	watched, end := context.WithCancel(ctx)
 	defer end()
+	work, giveUp := context.WithCancel(ctx)
+	defer giveUp()
 	ended := make(chan error, 1)
-	go func() { ended <- w.watch(watched) }()
-	err := e.Do(ctx, units)
+	go func() {
+		err := w.watch(watched)
+		if err != nil {
+			giveUp()
+		}
+		ended <- err
+	}()
+	err := e.Do(work, units)
+	if work.Err() != nil && ctx.Err() == nil {
+		err = nil // Do says that it was given up, ended says why
+	}
 	end()
 	return errors.Join(err, <-ended)
 }

@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
@@ -97,16 +98,24 @@ func (j *joint) do(requests []*request) {
 			copy(all.Row(r.first+i), r.w.Row(i))
 		}
 	}
+	var weight *quant.Weight
+	err := errPanicked
+	defer func() { // in a panic too: others would wait for ever
+		for _, r := range requests {
+			r.weight, r.decoded, r.err = weight, all, err
+			close(r.done)
+		}
+	}()
 	// It is short, and not for one member to end that is done for all.
-	weight, err := j.f.Quantize(context.Background(), all, j.g)
-	if err == nil {
-		weight.DecodeTo(all)
+	q, failed := j.f.Quantize(context.Background(), all, j.g)
+	if failed == nil {
+		q.DecodeTo(all)
 	}
-	for _, r := range requests {
-		r.weight, r.decoded, r.err = weight, all, err
-		close(r.done)
-	}
+	weight, err = q, failed
 }
+
+// errPanicked is what the other members hear of a panic of the one that quantizes for all.
+var errPanicked = errors.New("gptq: quantizing the rows of several blocks together has panicked")
 
 // joins says whether a block of n coupled rows, quantized by itself, leaves lanes empty.
 func joins(n int) bool { return BatchRows(n)%kernels.Lanes != 0 }

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -193,6 +192,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		}
 	}
 	var all *shardedStats // of all experts together
+	var together gathered // what one batch has for all, whose room the next one takes
 	var reached []int
 	if pool {
 		all = at.s.newShardedStats(stage.Sites[0].In())
@@ -226,15 +226,15 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			}
 		}
 		if pool {
-			pooled := &gathered{Stats: all.of(i)}
+			together.Stats = all.of(i)
 			for j := range stage.Sites {
 				h, _ := stage.InputOf(at.s.st, j)
 				reached[j] += h.Rows
 				if h.Rows > 0 && stage.Sites[j].Expert >= 0 {
-					pooled.Observe(h)
+					together.Observe(h)
 				}
 			}
-			pooled.flush() // the next batch may be another shard's
+			together.flush() // the next batch may be another shard's
 		}
 		if at.original == nil || !compares {
 			return nil
@@ -292,18 +292,20 @@ func checkInputs(group string, meanSquares []float32) error {
 // pass sees what a reader of the file will see. tokens is what the report says of an expert.
 func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens []int) error {
 	solver := p.found.method(site.Linears[0].Name, p.plan).Open(in)
-	eg, ctx := errgroup.WithContext(p.ctx)
+	running, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	eg, ctx := errgroup.WithContext(running)
 	eg.SetLimit(max(len(site.Linears), runtime.GOMAXPROCS(0)))
 	shifts := make([][]float32, len(site.Linears)) // of the biases that are corrected
-	for i, lin := range site.Linears {
+	start := func(i int, lin *model.Linear) error {
 		t := p.plan.Lookup(lin.Name)
 		outputs, err := p.found.outputs.of(lin, p.scaled.outputs[lin.Name])
 		if err != nil {
-			return errors.Join(err, eg.Wait())
+			return err
 		}
 		parts, err := p.split(lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
 		if err != nil {
-			return errors.Join(err, eg.Wait())
+			return err
 		}
 		results := make([]rows, len(parts))
 		var done atomic.Int64
@@ -337,6 +339,15 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 				return finish()
 			}
 			eg.Go(func() error { return mmap.Guard(quantize) })
+		}
+		return nil
+	}
+	for i, lin := range site.Linears {
+		// It reads weights here, while linears before it run: whatever it finds, those come to an end first.
+		if err := mmap.Guard(func() error { return start(i, lin) }); err != nil {
+			cancel()
+			eg.Wait() // err is why they end
+			return err
 		}
 	}
 	if err := eg.Wait(); err != nil {

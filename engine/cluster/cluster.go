@@ -90,6 +90,7 @@ type report struct {
 	Unit   string
 	Digest string
 	Failed string // why there is no value
+	Done   int    // units, with this one: a report may come twice
 }
 
 // receipt answers a report.

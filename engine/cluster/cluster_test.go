@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/store"
 )
@@ -269,6 +271,56 @@ func TestDifference(t *testing.T) {
 			t.Error(err)
 		}
 		cl.wg.Wait()
+	}
+}
+
+// TestTwice: a report whose answer was lost comes again, and is of one unit.
+func TestTwice(t *testing.T) {
+	cl := start(t)
+	cl.c.greet(&hello{Worker: "w", Build: "build"})
+	for range 2 {
+		cl.c.onDone(&nats.Msg{Data: encode(report{Worker: "w", Unit: "a00", Done: 1})})
+	}
+	if w := cl.c.Workers(); len(w) != 1 || w[0].Done != 1 {
+		t.Errorf("%+v", w)
+	}
+	if err := cl.c.End(nil, false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLate: a worker that is at a unit while the run comes to its end leaves nothing of it in the folder.
+func TestLate(t *testing.T) {
+	cl := start(t)
+	put := func(name string) error {
+		_, err := cl.folder.Put(name, false, func(io.Writer) error { return nil })
+		return err
+	}
+	caught := make(chan struct{}, 16)
+	cl.before = func(ctx context.Context, _ string, u engine.Unit) ([]byte, error) {
+		err := put(u.Name + "-part00")
+		caught <- struct{}{}
+		<-ctx.Done()
+		return u.Spec, err // whose value is put too, as by one that does not look at ctx any more
+	}
+	_, ended := cl.join(cl.c.Local(), "late")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- cl.c.Do(ctx, units("a", 1)) }()
+	<-caught
+	cancel()
+	<-done
+	if err := put("a000"); err != nil { // another's
+		t.Fatal(err)
+	}
+	if err := cl.c.End(nil, false); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("a worker ends with %v", err)
+	}
+	if names, err := cl.folder.Names(); err != nil || !slices.Equal(names, []string{"a000"}) {
+		t.Errorf("left: %q, %v", names, err)
 	}
 }
 

@@ -439,9 +439,7 @@ func (c *Coordinator) onDone(m *nats.Msg) {
 			if p.unit == r.Unit { // it may have begun another
 				p.unit = ""
 			}
-			if r.Failed == "" {
-				p.done++
-			}
+			p.done = max(p.done, r.Done)
 		}
 	}
 	c.mu.Unlock()

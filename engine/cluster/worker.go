@@ -298,6 +298,9 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 	}
 	if ctx.Err() != nil {
 		stop()
+		if errors.Is(context.Cause(ctx), errOver) {
+			return g.clear(t.Unit.Name)
+		}
 		return nil // others will have it
 	}
 	if err != nil {
@@ -308,6 +311,7 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 	if r.Failed == "" {
 		g.done++
 	}
+	r.Done = g.done
 	g.mu.Unlock()
 	// The next unit begins while this one is being reported.
 	g.reports.Wait()

@@ -273,20 +273,20 @@ func (p *FolderPlan) cover(elsewhere map[string]string) error {
 	return nil
 }
 
-// expert is the name of an expert's linear, up to the expert's number.
-var expert = regexp.MustCompile(`^(.*\.experts\.)\d+\..*\.weight$`)
+// oneExpert is the name of an expert's module or of its weight, up to what servers call all experts of its layer.
+var oneExpert = regexp.MustCompile(`^(.*\.experts)\.\d+\.`)
 
-// whole demands that a layer's experts are quantized all or not at all: servers have one method for them.
+// whole demands that a layer's experts are quantized all or not at all: servers have one method for them, and servedAs one name.
 func (p *FolderPlan) whole() error {
 	quantized := map[string]string{}
 	for _, name := range sortedNames(p.targets) {
-		if m := expert.FindStringSubmatch(name); m != nil {
+		if m := oneExpert.FindStringSubmatch(name); m != nil {
 			quantized[m[1]] = name
 		}
 	}
 	for _, name := range p.c.weights.Names() {
-		m := expert.FindStringSubmatch(name)
-		if m == nil || p.targets[name] != nil || quantized[m[1]] == "" {
+		m := oneExpert.FindStringSubmatch(name)
+		if m == nil || !strings.HasSuffix(name, ".weight") || p.targets[name] != nil || quantized[m[1]] == "" {
 			continue
 		}
 		if info, _ := p.c.weights.Lookup(name); len(info.Shape) == 2 {

@@ -168,11 +168,8 @@ var fusions = []struct {
 	{"fused_qkv_a_proj", []string{"q_a_proj", "kv_a_proj_with_mqa"}},
 }
 
-// oneExpert is the name of an expert's module, up to what servers call all experts of its layer.
-var oneExpert = regexp.MustCompile(`^(.*\.experts)\.\d+\.`)
-
 // servedAs are the names that servers have for modules that they make of the named ones: linears side by side of which all parts are
-// named, and a layer's experts. Rules of compressed-tensors name the parts, and servers find them; those of GPTQ are compared with
+// named, and a layer's experts, of which whole has seen to it that all are named if one is. Rules of compressed-tensors name the parts, and servers find them; those of GPTQ are compared with
 // the names of what servers have made.
 func servedAs(modules []string) []string {
 	var names []string

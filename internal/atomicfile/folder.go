@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -66,7 +67,7 @@ func CreateFolder(path string, size int64, ours func(dir string) error, opt Opti
 }
 
 // Recover brings back what a Commit to path had moved aside when it was killed, before the new folder took its place. It returns where
-// the old one was, or "". Where there is something in the place, nothing is moved, and nothing is removed anywhere.
+// the old one was, or "". Where there is something in the place, nothing is moved, and no file of anybody's is removed anywhere.
 func Recover(path string) (from string, err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -84,6 +85,10 @@ func Recover(path string) (from string, err error) {
 		if !ok || !e.IsDir() {
 			continue
 		}
+		from = filepath.Join(dir, e.Name())
+		if replaced(from, writer) {
+			continue
+		}
 		lock, _, err := Hold(filepath.Join(dir, tempPrefix+writer, lockName))
 		switch {
 		case err == nil && lock == nil:
@@ -91,10 +96,36 @@ func Recover(path string) (from string, err error) {
 		case lock != nil:
 			defer lock.Close()
 		}
-		from = filepath.Join(dir, e.Name())
-		return from, os.Rename(from, path)
+		return from, putBack(from, path)
 	}
 	return "", nil
+}
+
+// putBack undoes moveAside.
+func putBack(old, path string) error {
+	os.Remove(filepath.Join(old, lockName))
+	return os.Rename(old, path)
+}
+
+// replaced says whether the new folder has taken the place of what moveAside left in old: it has its temporary name no more.
+func replaced(old, writer string) bool {
+	_, err := os.Lstat(filepath.Join(filepath.Dir(old), tempPrefix+writer))
+	_, unmarked := os.Lstat(filepath.Join(old, lockName)) // who could not put it back has removed the mark, and then the new folder
+	return errors.Is(err, fs.ErrNotExist) && unmarked == nil
+}
+
+// committing says whether a folder of a temporary name is one of the two of a Commit between its renames, which may have been killed
+// there: the old folder set aside, or the new one. Recover goes by both.
+func committing(dir, name string) bool {
+	id := strings.TrimPrefix(name, tempPrefix)
+	if _, writer, aside := strings.Cut(id, "-"); aside {
+		return !replaced(filepath.Join(dir, name), writer)
+	}
+	entries, _ := os.ReadDir(dir)
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		other, ok := strings.CutPrefix(e.Name(), tempPrefix)
+		return ok && strings.HasSuffix(other, "-"+id)
+	})
 }
 
 // asidePrefix begins the name of what Commit moves out of the place of path. The rest is that of the temporary folder's after
@@ -177,7 +208,7 @@ func (w *Folder) place() error {
 	}
 	if err := os.Rename(w.tmp, w.path); err != nil {
 		if old != "" {
-			err = errors.Join(err, os.Rename(old, w.path))
+			err = errors.Join(err, putBack(old, w.path))
 		}
 		return err
 	}
@@ -185,21 +216,26 @@ func (w *Folder) place() error {
 	if old == "" {
 		return nil
 	}
-	os.WriteFile(filepath.Join(old, lockName), nil, 0o644) // Sweep finishes this, should it be killed
 	gone := tempName(filepath.Dir(w.path))
-	if err := os.Rename(old, gone); err != nil { // Recover never finds part of a folder
+	if err := os.Rename(old, gone); err != nil && !errors.Is(err, fs.ErrNotExist) { // another process's Sweep may have come first
 		return err
 	}
-	return os.RemoveAll(gone)
+	return os.RemoveAll(gone) // Recover never finds part of a folder
 }
 
-// moveAside makes room for the folder, and returns where what was in its place is now, or "".
+// moveAside makes room for the folder, and returns where what was in its place is now, or "". What it has marked is replaced
+// from the moment on at which the new folder leaves its temporary name: Recover does not bring it back then, and Sweep finishes,
+// should this process be killed.
 func (w *Folder) moveAside() (old string, err error) {
 	if err := os.Remove(w.path); err == nil || errors.Is(err, fs.ErrNotExist) { // an empty folder goes
 		return "", nil
 	}
 	old = filepath.Join(filepath.Dir(w.path), asidePrefix(w.path)+strings.TrimPrefix(filepath.Base(w.tmp), tempPrefix))
-	return old, os.Rename(w.path, old)
+	if err := os.Rename(w.path, old); err != nil {
+		return "", err
+	}
+	os.WriteFile(filepath.Join(old, lockName), nil, 0o644) // a folder that cannot be marked could not be removed either
+	return old, nil
 }
 
 // Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.

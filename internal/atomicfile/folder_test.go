@@ -195,8 +195,47 @@ func TestFolderRecover(t *testing.T) {
 		if _, err := os.Stat(aside); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: still there: %v", aside, err)
 		}
+		Sweep(dir)
+		if _, err := os.Stat(w.tmp); !errors.Is(err, fs.ErrNotExist) && runtime.GOOS != "windows" {
+			t.Errorf("%s: still there: %v", w.tmp, err)
+		}
 		if from, err := Recover(path); from != "" || err != nil {
 			t.Errorf("again: %s, %v", from, err)
 		}
+	}
+}
+
+// TestFolderReplaced: a kill after the new folder took the place leaves the old one aside. It is gone for good: a user who deletes the
+// output does not find it there again, and a sweep removes it.
+func TestFolderReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "out")
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(path, testMark))
+	w, err := CreateFolder(path, 1, marked, Options{Overwrite: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Most of place, in which the process is killed.
+	aside, err := w.moveAside()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.lock.Close()
+	forget(w.tmp)
+	if err := errors.Join(os.Rename(w.tmp, path), os.RemoveAll(path)); err != nil {
+		t.Fatal(err)
+	}
+	if from, err := Recover(path); from != "" || err != nil {
+		t.Errorf("%s, of a Commit that was through, was brought back: %v", from, err)
+	}
+	if _, err := os.Stat(aside); err != nil {
+		t.Fatal(err)
+	}
+	Sweep(dir)
+	if got := files(t, dir); got != "" {
+		t.Errorf("after a sweep: %q", got)
 	}
 }

@@ -14,7 +14,7 @@ type Leftover struct {
 
 // Sweep removes the temporary files and folders in dir whose writers have gone, and returns them. A writer holds a lock on its file for
 // as long as it lives, so that files being written by this or any other process stay, as do those that cannot be removed
-// or asked about. Names that are not those of temporary files, and links, are not touched.
+// or asked about, and both folders of a Commit that Recover can undo. Names that are not those of temporary files, and links, are not touched.
 func Sweep(dir string) []Leftover {
 	entries, _ := os.ReadDir(dir) // a folder that cannot be read shows no files
 	var gone []Leftover
@@ -32,6 +32,9 @@ func Sweep(dir string) []Leftover {
 			continue
 		}
 		if e.IsDir() {
+			if committing(dir, name) {
+				continue
+			}
 			if bytes := folderBytes(path); removeAbandoned(filepath.Join(path, lockName)) && os.RemoveAll(path) == nil {
 				gone = append(gone, Leftover{path, bytes})
 			}

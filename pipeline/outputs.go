@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"slices"
 	"unsafe"
 
@@ -241,6 +242,7 @@ func (b *backwardPass) byLayer(perBatch int) error {
 	if err := b.forward(perBatch); err != nil {
 		return err
 	}
+	b.rest()
 	if err := b.head(); err != nil {
 		return err
 	}
@@ -335,6 +337,13 @@ func (b *backwardPass) close() error {
 		err = errors.Join(err, s.Close())
 	}
 	return err
+}
+
+// rest gives back the memory that batches took on their way, before the sums are judged and others made: as place.rest.
+func (b *backwardPass) rest() {
+	b.st.Rest()
+	gemm.Release()
+	debug.FreeOSMemory()
 }
 
 // forward fills b.inputs.
@@ -470,6 +479,7 @@ func (b *backwardPass) layer(i int) error {
 		if !last {
 			opaque = nil
 		}
+		b.rest()
 		if err := b.finishLayer(i, linears, sums, opaque); err != nil {
 			return err
 		}

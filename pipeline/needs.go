@@ -51,7 +51,7 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	for i := range m.Layers() {
 		held, fetched := m.Copied(i)
 		copied = max(copied, held+fetched)
-		sites = max(sites, p.layerNeeds(m, i, streams, tokens, batch)+p.rowsNeeds(m.Shape(i))+held+fetched)
+		sites = max(sites, p.layerNeeds(m, i, streams, tokens, batch)+held+fetched)
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		rows := min(t.Rows(), max(1, batchWeights/m.Dim))

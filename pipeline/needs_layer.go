@@ -103,7 +103,7 @@ func (h held) applies(m *model.Model, stages []stageShape, k int, added bool) {
 	}
 }
 
-// layerNeeds is the memory for a layer, beside the hidden states and the rows that are quantized.
+// layerNeeds is the memory for a layer, beside the hidden states.
 func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int) int64 {
 	stages := stagesOf(m.Shape(layer))
 	var weights int64 // that a transform has decoded, which stay
@@ -116,7 +116,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 			}
 		}
 	}
-	var most int64
+	var most, rows int64 // rows that are quantized, which what follows is computed with
 	q, original := held{}, held{}
 	at, began := 0, 0 // where the streams stand
 	for k := range stages {
@@ -153,13 +153,23 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 		}
 		sums, apart := p.sumsNeeds(s, streams > 1, tokens, batch)
 		scratch := 4 * (q.features() + original.features()) * int64(batch)
-		most = max(most, sums+apart+scratch)
+		most = max(most, rows+sums+apart+scratch)
+		own := p.rowsNeeds(s.sites)
+		if s.Expert >= 0 {
+			// Experts are taken some at a time, so that others' rows are there when the last ones' inputs are seen.
+			others := own * int64(len(s.sites)-p.expertsTogether(s)) / int64(len(s.sites))
+			if streams > 1 && !p.correctable(m, s, tokens) {
+				sums = sums / 4 * 3 // without what inputs lack, of half as many more experts
+			}
+			most = max(most, rows+others+sums+apart+scratch)
+		}
 		if rests(m, s.In) {
 			clear(q)
 			clear(original)
 			scratch, apart = 0, 0
 		}
-		most = max(most, sums+apart+scratch+p.roundingNeeds(m, s))
+		most = max(most, rows+own+sums+apart+scratch+p.roundingNeeds(m, s, streams > 1, tokens))
+		rows += own
 	}
 	if weights > 0 {
 		most = max(most, p.transformNeeds(m, stages, tokens, batch))
@@ -202,12 +212,28 @@ func (p *Plan) sumsNeeds(s *stageShape, original bool, tokens, batch int) (sums,
 	return sums, 2*int64(batch)*(n+with) + 4*min(n, partRows)*n
 }
 
+// expertsTogether is how many experts of a stage are observed at a time: see passage.experts.
+func (p *Plan) expertsTogether(s *stageShape) int {
+	return int(min(int64(len(s.sites)), max(1, statsBytes/expertBytes(s.In))))
+}
+
+// correctable says whether the tokens that reach a stage's linears, or in the mean one of its experts, are enough for a correction of weights.
+func (p *Plan) correctable(m *model.Model, s *stageShape, tokens int) bool {
+	if s.mixes() {
+		tokens = tokens * m.ExpertsUsed() / len(s.sites)
+		if more, ok := shrinkBy(tokens, s.In); ok {
+			tokens += more
+		}
+	}
+	return gptq.Correctable(s.In, tokens)
+}
+
 // partRows is about how many rows of sums, or of weights on one processor, are worked on at a time.
 const partRows = 1024
 
 // roundingNeeds is the memory for the method's work on a site of a stage: on parts of its linears, as many at a time as there are
 // processors, or where a method scales channels on all of them.
-func (p *Plan) roundingNeeds(m *model.Model, s *stageShape) int64 {
+func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, tokens int) int64 {
 	var parts []int
 	var outputs int64 // blocks of H_O
 	for _, out := range s.sites[0].Out {
@@ -225,9 +251,13 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape) int64 {
 	slices.Sort(parts)
 	slices.Reverse(parts)
 	parts = parts[:min(len(parts), max(len(s.sites[0].Out), runtime.GOMAXPROCS(0)))]
+	corrects := original && p.correctable(m, s, tokens)
 	method := p.Recipe.Method
 	needs := outputs + method.Memory(0, s.In)
 	for _, rows := range parts {
+		if UsesGPTQ(method) && !corrects {
+			needs -= 4 * int64(rows) * int64(s.In) // the weights are not corrected
+		}
 		if outputs > 0 {
 			needs += gptq.CoupledMemory(rows, s.In)
 		} else {

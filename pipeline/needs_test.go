@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
@@ -160,6 +161,42 @@ func TestNeedsMemory(t *testing.T) {
 			if !(0.9 <= ratio && ratio <= 1.3) {
 				t.Errorf("%s, %s: %d bytes are estimated, %d were in use", c.name, method.Name(), needs, peak)
 			}
+		}
+	}
+}
+
+// TestNeedsMeasured: what is said of large layers is what runs of theirs had in use at the peak, by the garbage collector's word. That
+// was on two processors, with the default --memory.
+func TestNeedsMeasured(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for _, c := range []struct {
+		name    string
+		src     *headers
+		tokens  int
+		method  quant.Method
+		outputs OutputHessian
+		used    int64 // MiB
+	}{
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOff, 897},
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOn, 894},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOff, 2761},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOn, 3058},
+		{"32 experts", moeHeaders(2, 2048, 768, 32, 4, 32), 4096, GPTQ, OutputHessianOff, 1412},
+		{"128 experts", moeHeaders(1, 2048, 768, 32, 4, 128), 16384, GPTQ, OutputHessianOn, 2099},
+	} {
+		p, err := NewPlan(c.src, Recipe{Method: c.method, Type: ggml.Q4_K, OutputHessian: c.outputs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := arch.Open(c.src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		needs := p.Needs(m, c.tokens, 512, 512<<20).Memory >> 20
+		ratio := float64(needs) / float64(c.used)
+		t.Logf("%s, %s: %d MiB, %d were used: %.3f", c.name, c.method.Name(), needs, c.used, ratio)
+		if !(0.9 <= ratio && ratio <= 1.1) {
+			t.Errorf("%s, %s: %d MiB are estimated, %d were in use", c.name, c.method.Name(), needs, c.used)
 		}
 	}
 }

@@ -17,7 +17,7 @@ const (
 	clipSteps    = 13
 	clipStep     = 0.05
 	clipLargest  = 1.1
-	clipPasses   = 2
+	ClipPasses   = 2
 	clipColumns  = 128 // are searched before the errors of the others are brought up to date
 	clipRowGrain = 16
 )
@@ -42,7 +42,7 @@ func Quantize(ctx context.Context, w *tensor.Matrix, in *quant.Stats, on quant.G
 	gemm.NN(grad, 1, lost, in.H, kernels.F32)
 	step := max(clipColumns, g.Block) / g.Block * g.Block
 	deltas := tensor.New(w.Rows, min(step, n))
-	for range clipPasses {
+	for range ClipPasses {
 		for i0 := 0; i0 < n; i0 += step {
 			if err := ctx.Err(); err != nil {
 				return nil, err

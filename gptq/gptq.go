@@ -33,6 +33,14 @@ type Options struct {
 	NoRefine bool
 }
 
+// Passes is the most passes of coordinate descent.
+func (o *Options) Passes() int {
+	if o.NoRefine {
+		return 0
+	}
+	return cmp.Or(o.Refine, DefaultRefine)
+}
+
 const (
 	// DefaultDamping is the paper's λ: 1% of the mean diagonal (section 3.3, step 3).
 	DefaultDamping = 0.01
@@ -244,7 +252,7 @@ func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (
 	if f.opt.NoRefine || block > maxRefineBlock {
 		return q, nil
 	}
-	if err := f.refine(ctx, q, w, cmp.Or(f.opt.Refine, DefaultRefine)); err != nil {
+	if err := f.refine(ctx, q, w, f.opt.Passes()); err != nil {
 		return nil, err
 	}
 	return q, nil

@@ -2,6 +2,7 @@ package gptq
 
 import (
 	"context"
+	"runtime"
 	"sync"
 
 	"github.com/llmq/llmq/quant"
@@ -17,11 +18,30 @@ func (Method) Name() string { return "gptq" }
 // Needs are the inputs' Hessian and what the original model has in the inputs' place.
 func (Method) Needs() quant.Needs { return quant.Needs{Stats: true, Original: true, Outputs: true} }
 
-// Memory counts the factor, and of all rows the weights, the corrected and the decoded ones, codes, and what sweep and descent
-// keep beside them: five values for a weight and its code, and what is garbage.
+// Memory counts the factor and its windows of the Hessian, and of all rows the weights, the corrected and the decoded ones, codes and
+// what they are packed into, and the two matrices that the bands which are worked on have.
 func (Method) Memory(out, in int) int64 {
-	n := int64(in)
-	return 4 * (n*n + 6*n*int64(out))
+	return factorMemory(in) + weightMemory(2, out, in) + bandMemory(out, in)
+}
+
+// CoupledMemory is what Method takes for so many coupled rows beside their H_O and the factor that serves all: the rows' weights, the
+// corrected ones, errors and codes, what bands have, the factor of H_O and half of another.
+func CoupledMemory(rows, in int) int64 {
+	return weightMemory(2, rows, in) + bandMemory(min(rows, bandRows), in) + 6*int64(rows)*int64(rows)
+}
+
+// factorMemory is the size of a Factor, its windows included.
+func factorMemory(in int) int64 { return 4 * int64(in) * int64(in+min(in, refineColumns)) }
+
+// weightMemory is the size of so many rows, of as many more matrices of them, and of codes and packed codes.
+func weightMemory(more, rows, in int) int64 {
+	const codes = 2 // bytes: a code, shares of scales, and packed half as much
+	return int64(rows) * int64(in) * int64(4*(1+more)+codes)
+}
+
+// bandMemory is what bands of so many rows have borrowed at a time.
+func bandMemory(rows, in int) int64 {
+	return 4 * 2 * int64(in) * int64(min(rows, runtime.GOMAXPROCS(0)*bandRows))
 }
 
 // Open returns a solver that makes one Factor for all grids whose columns come in the same order.

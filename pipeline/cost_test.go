@@ -93,8 +93,11 @@ func llamaHeaders(layers, dim, ffn, heads, kvHeads int) *headers {
 }
 
 // qwenHeaders is Qwen3-235B-A22B.
-func qwenHeaders() *headers {
-	const layers, dim, ffn, heads, kvHeads, headDim, experts = 94, 4096, 1536, 64, 4, 128, 128
+func qwenHeaders() *headers { return moeHeaders(94, 4096, 1536, 64, 4, 128) }
+
+// moeHeaders is a mixture of experts of which a token reaches 8, with attention heads of 128 features.
+func moeHeaders(layers, dim, ffn, heads, kvHeads, experts int) *headers {
+	const headDim = 128
 	h := newHeaders("qwen3moe", layers, dim, 12288, heads, kvHeads, headDim)
 	h.set("expert_count", experts)
 	h.set("expert_used_count", 8)

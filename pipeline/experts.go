@@ -51,6 +51,7 @@ func (p *passage) experts(at *place) error {
 			pooled = all
 		}
 		st.OnlyExperts(0, 0)
+		at.rest()
 		for j, stats := range in {
 			site := sites[first+j]
 			var tokens []int

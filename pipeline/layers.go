@@ -164,8 +164,7 @@ func (p *passage) stage(at *place) error {
 
 // rest gives back the memory that both streams took to compute, where there is so much of it that what follows should not find it taken.
 func (at *place) rest() {
-	const much = 1 << 24 // features of a batch
-	if batchOf(at.s.m)*at.stage().Width() < much {
+	if !rests(at.s.m, at.stage().Width()) {
 		return
 	}
 	at.s.rest()
@@ -174,6 +173,13 @@ func (at *place) rest() {
 	}
 	gemm.Release()
 	debug.FreeOSMemory()
+}
+
+// rests says whether the memory to compute a stage of that width is given back before its linears are quantized, and before what comes
+// next: to have all of it cleared again takes longer than a small layer has.
+func rests(m *model.Model, width int) bool {
+	const much = 1 << 22 // features of a batch
+	return batchOf(m)*width >= much
 }
 
 // observe takes the calibration text to a stage and returns statistics of the inputs of its sites [first,last), and, if

@@ -69,6 +69,32 @@ func UsesGPTQ(m quant.Method) bool {
 	return false
 }
 
+// roundingOps is how many floating-point operations a method's matrix products take for a weight and a column of its row, with factors
+// rounded to bfloat16 and in float32: what makes wide rows take longer for each weight.
+func roundingOps(m quant.Method) (rounded, exact float64) {
+	var g gptq.Method
+	switch m := m.(type) {
+	case gptq.Method:
+		g = m
+	case scaledGPTQ:
+		g = m.Method
+	case auto:
+		g = m.Method
+	case awq.Method:
+		return 0, 2 + 2*awq.ClipPasses // the gradient of the error, and its changes
+	default:
+		return 0, 0
+	}
+	// The sweep's errors reach half of the columns; descent begins with its gradient and tells all columns of a pass's changes, or in the
+	// last pass those to come.
+	rounded = 1
+	if passes := g.Options.Passes(); passes > 0 {
+		rounded += float64(2*(passes-1) + 1)
+		exact = 2
+	}
+	return rounded, exact
+}
+
 // scaledGPTQ is GPTQ after AWQ's scales.
 type scaledGPTQ struct{ gptq.Method }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"slices"
 	"unsafe"
 
@@ -356,6 +357,13 @@ func (b *backwardPass) close() error {
 	return err
 }
 
+// rest gives back the memory that batches took on their way, before the sums are judged and others made: as place.rest.
+func (b *backwardPass) rest() {
+	b.st.Rest()
+	gemm.Release()
+	debug.FreeOSMemory()
+}
+
 // drop lets go of the states before layer i, which nobody needs any more.
 func (b *backwardPass) drop(i int) error {
 	s := b.inputs[i]
@@ -386,6 +394,7 @@ func (b *backwardPass) forward() error {
 			return err
 		}
 	}
+	b.rest()
 	h, err := b.m.LoadHead()
 	if err != nil {
 		return err
@@ -516,6 +525,7 @@ func (b *backwardPass) layer(i int) error {
 		if !last {
 			opaque = nil
 		}
+		b.rest()
 		if err := b.finishLayer(i, linears, sums, opaque); err != nil {
 			return err
 		}

@@ -529,6 +529,7 @@ func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, e
 		return nil, err
 	}
 	of := newBackwardPass(w.task, nil, nil, w.of, 0)
+	of.st = w.st
 	groups := of.groups(l)
 	if u.Group < 0 || u.Group >= len(groups) {
 		return nil, fmt.Errorf("layer %d has %d groups of linears, the unit is of group %d", u.Layer, len(groups), u.Group)
@@ -631,6 +632,7 @@ func (w *gradientsWorker) step(b *workedBatch) error {
 
 // add adds a part's sums over batches to those before them, in their order. Of all batches it makes the Hessians.
 func (w *gradientsWorker) add(of *backwardPass, u *gradientsUnit, parts [][]*model.Linear) (func(io.Writer) error, error) {
+	of.rest()
 	linears := parts[u.Part]
 	sums := of.sums(linears)
 	names := []string{u.before(u.First)}

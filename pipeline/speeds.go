@@ -22,11 +22,10 @@ import (
 // Sizes of what MeasureSpeeds does: large enough that a machine of many processors is busy, and a second in all on one of two.
 const (
 	speedTokens = 1024
-	// Rounding is measured in rows of few and of many columns, both whole blocks of any type.
-	speedFew, speedMany = 256, 1024
-	speedRows           = 64  // of each processor
-	speedPart           = 256 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
-	speedBytes          = 16 << 20
+	speedMany   = 1024 // columns, whole blocks of any type
+	speedRows   = 64   // of each processor
+	speedPart   = 256  // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
+	speedBytes  = 16 << 20
 	// Each thing is done until this has passed, but at least so often.
 	speedTime  = 200 * time.Millisecond
 	speedTries = 3
@@ -62,26 +61,22 @@ func (p *Plan) MeasureSpeeds(ctx context.Context, dir string) (Speeds, error) {
 	if err := ctx.Err(); err != nil {
 		return s, err
 	}
+	rounded, exact := roundingOps(p.Recipe.Method)
+	s.Column = rounded/s.Products + exact/s.Float32
 	if t := p.mainType(); t.Grid != nil {
-		few, err := p.roundingTime(ctx, t, sums, speedFew)
+		weight, err := p.roundingTime(ctx, t, sums)
 		if err != nil {
 			return s, err
 		}
-		many, err := p.roundingTime(ctx, t, sums, speedMany)
-		if err != nil {
-			return s, err
-		}
-		s.Column = max(0, many-few) / (speedMany - speedFew)
-		s.Weight = max(0, few-speedFew*s.Column)
+		s.Weight = max(0, weight-speedMany*s.Column)
 	}
 	var err error
 	s.Disk, err = writeSpeed(dir)
 	return s, err
 }
 
-// roundingTime is how many seconds a weight of the first columns of what sums has seen takes.
-func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, sums *quant.Stats, cols int) (float64, error) {
-	in := &quant.Stats{Tokens: sums.Tokens, H: sums.H.View(0, cols, 0, cols).Clone(), Sum: make([]float64, cols)}
+// roundingTime is how many seconds a weight takes of rows whose inputs sums have seen.
+func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats) (float64, error) {
 	solver := p.Recipe.Method.Open(in)
 	rows := speedRows
 	if p.Recipe.Divisible() == nil {
@@ -97,7 +92,7 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, sums *quant.Stats
 		}
 		return err
 	}
-	w := noise(rows, cols)
+	w := noise(rows, speedMany)
 	if err := round(w); err != nil { // finds what the solver computes once
 		return 0, err
 	}
@@ -110,18 +105,27 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, sums *quant.Stats
 		}
 		err = eg.Wait()
 	})
-	return seconds / float64(workers*rows*cols), err
+	return seconds / float64(workers*rows*speedMany), err
 }
 
 // shortest is the time of f in a few tries, in seconds: that which other programs have disturbed least.
 func shortest(f func()) float64 {
 	best := time.Duration(math.MaxInt64)
 	for i, began := 0, time.Now(); i < speedTries || time.Since(began) < speedTime; i++ {
-		start := time.Now()
-		f()
-		best = min(best, time.Since(start))
+		best = min(best, undisturbed(f))
 	}
 	return max(best, 1).Seconds()
+}
+
+// undisturbed is how long f would have taken if no other program had been given a processor: less by what the process's threads have
+// waited for one, but as long as they have run on all processors at once.
+func undisturbed(f func()) time.Duration {
+	ran, waited := processorTime()
+	start := time.Now()
+	f()
+	elapsed := time.Since(start)
+	ran2, waited2 := processorTime()
+	return min(elapsed, max(elapsed-(waited2-waited), (ran2-ran)/time.Duration(runtime.GOMAXPROCS(0))))
 }
 
 // noise is a matrix of Gaussian values, the same each time.

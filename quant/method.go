@@ -86,8 +86,8 @@ func (m Nearest) Name() string {
 // Needs is empty but for inputs of eight bits, whose ranges must be observed.
 func (m Nearest) Needs() Needs { return Needs{Stats: m.Int8Inputs, Int8Inputs: m.Int8Inputs} }
 
-// Memory counts W, codes and scales, and decoded values, at most as much each.
-func (m Nearest) Memory(out, in int) int64 { return 3 * 4 * int64(out) * int64(in) }
+// Memory counts W and decoded values, codes and scales, and what they are packed into.
+func (m Nearest) Memory(out, in int) int64 { return (2*4 + 2) * int64(out) * int64(in) }
 
 // Open returns a solver that goes by the mean squares of the inputs.
 func (m Nearest) Open(in *Stats) Solver {

@@ -264,13 +264,16 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		}
 		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory)), cost)
 	}
-	if popt.Work != nil {
+	if set != nil {
 		m, err := arch.Open(src)
 		if err != nil {
 			return err
 		}
 		needs := plan.Needs(m, set.Tokens(), set.SeqLen, int64(opts.Memory))
-		fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
+		if popt.Work != nil {
+			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
+		}
+		defer keepLow(needs.Memory)()
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
 	limit, over := errors.AsType[*pipeline.LimitError](err)

@@ -47,6 +47,28 @@ func (a *app) progress() ui.Progress { return ui.New(a.stderr) }
 // gigabytes to leave lying around until as much again has been allocated.
 const gcPercent = 15
 
+// garbageBytes of garbage are as much as is worth keeping from the collector, and leastPercent where a run is so large that it would
+// come all the time: at 5% it takes 1% of a run's time.
+const (
+	garbageBytes = 64 << 20
+	leastPercent = 5
+)
+
+// garbagePercent is how much garbage there may be beside what a run has in use, bytes at its peak, as a percentage of that.
+func garbagePercent(inUse int64) int {
+	return int(max(leastPercent, min(gcPercent, 100*garbageBytes/max(inUse, 1))))
+}
+
+// keepLow has the collector keep garbage as low as a run with so many bytes in use allows, until the returned function is called.
+func keepLow(inUse int64) (restore func()) {
+	percent := garbagePercent(inUse)
+	if percent == gcPercent || os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	before := debug.SetGCPercent(percent)
+	return func() { debug.SetGCPercent(before) }
+}
+
 func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)

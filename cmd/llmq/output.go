@@ -235,7 +235,8 @@ const runtimeBytes = 32 << 20
 
 // printPlan prints what a run would write, what it needs, and, where it is known, how long it takes.
 func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs, cost *pipeline.Cost) error {
-	memory := needs.Memory*(100+gcPercent)/100 + runtimeBytes
+	// The collector comes when there is so much garbage: on average half of it is there.
+	memory := needs.Memory + needs.Memory*int64(garbagePercent(needs.Memory))/200 + runtimeBytes
 	if o.JSON {
 		type tensorJSON struct {
 			Name     string `json:"name"`

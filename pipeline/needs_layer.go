@@ -118,6 +118,9 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 	}
 	var most, rows int64 // rows that are quantized, which what follows is computed with
 	q, original := held{}, held{}
+	if layer > 0 && !rests(m, stages[len(stages)-1].In) { // of the way out of the layer before
+		q.hold("hidden", int64(m.Hidden()))
+	}
 	at, began := 0, 0 // where the streams stand
 	for k := range stages {
 		s := &stages[k]
@@ -267,8 +270,9 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 	return needs
 }
 
-// transformNeeds is the memory for a transform of a layer whose weights are decoded, of so many bytes: samples of the groups' inputs,
-// the weights of one group rounded, and what the stream has computed of a batch to show the inputs.
+// transformNeeds is the memory for a transform of a layer whose weights are decoded, beside these: samples of the groups' inputs, and
+// either what the stream has computed of a batch to show the inputs, or a group's weights rounded, what the sample makes of them and what
+// it should be.
 func (p *Plan) transformNeeds(m *model.Model, stages []stageShape, tokens, batch int) int64 {
 	sample := int64(min(tokens, sampleTokens))
 	stream := held{}
@@ -289,5 +293,10 @@ func (p *Plan) transformNeeds(m *model.Model, stages []stageShape, tokens, batch
 			group = max(group, weights)
 		}
 	}
-	return samples + group + 4*stream.features()*(int64(batch)+sample)
+	trying := group + 4*(stream.features()+int64(m.Dim))*sample
+	showing := 4 * stream.features() * int64(batch)
+	if !rests(m, m.Widest()) {
+		return samples + showing + trying
+	}
+	return samples + max(showing, trying)
 }

@@ -106,6 +106,9 @@ func (h held) applies(m *model.Model, stages []stageShape, k int, added bool) {
 // layerNeeds is the memory for a layer, beside the hidden states.
 func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int) int64 {
 	stages := stagesOf(m.Shape(layer))
+	if len(stages) == 0 {
+		return 0
+	}
 	var weights int64 // that a transform has decoded, which stay
 	if len(p.Recipe.transforms()) > 0 || p.Recipe.Method.Needs().Decides {
 		for _, s := range m.Shape(layer) {

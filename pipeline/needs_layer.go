@@ -103,8 +103,8 @@ func (h held) applies(m *model.Model, stages []stageShape, k int, added bool) {
 	}
 }
 
-// layerNeeds is the memory for a layer, beside the hidden states.
-func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int) int64 {
+// layerNeeds is the memory for a layer, beside the hidden states in memory; buffers are those of a batch of the others.
+func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int, buffers int64) int64 {
 	stages := stagesOf(m.Shape(layer))
 	if len(stages) == 0 {
 		return 0
@@ -158,7 +158,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 			}
 		}
 		sums, apart := p.sumsNeeds(s, streams > 1, tokens, batch)
-		scratch := 4 * (q.features() + original.features()) * int64(batch)
+		scratch := buffers + 4*(q.features()+original.features())*int64(batch)
 		most = max(most, rows+sums+apart+scratch)
 		own := p.rowsNeeds(s.sites)
 		if s.Expert >= 0 {
@@ -178,7 +178,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 		rows += own
 	}
 	if weights > 0 {
-		most = max(most, p.transformNeeds(m, stages, tokens, batch))
+		most = max(most, buffers+p.transformNeeds(m, stages, tokens, batch))
 	}
 	if p.Recipe.Method.Needs().Trials {
 		const trial = 3 // a scaled Hessian and its factor, and the next Hessian
@@ -202,7 +202,7 @@ func (p *Plan) sumsNeeds(s *stageShape, original bool, tokens, batch int) (sums,
 	}
 	sums = quant.StatsMemory(s.In, outs, original, s.Adds)
 	if s.Expert >= 0 { // those that are taken together, and all experts' sum
-		return min(int64(len(s.sites)), max(1, statsBytes/expertBytes(s.In)))*sums + 4*n*n, 4 * n * n
+		return int64(p.expertsTogether(s))*sums + 4*n*n, 4 * n * n
 	}
 	if tokens > Shards*batch { // a shard's beside those of all
 		return sums, sums

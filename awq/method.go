@@ -18,9 +18,11 @@ func (Method) Needs() quant.Needs {
 	return quant.Needs{Stats: true, Transforms: []quant.Transform{Scaling{}}}
 }
 
-// Memory counts the weights, scaled and decoded ones, codes and scales, and lost values and gradients: six values for a
-// weight, as pipeline's TestNeedsMemory measures.
-func (Method) Memory(out, in int) int64 { return 4 * 6 * int64(out) * int64(in) }
+// Memory counts the weights, what they have lost and its gradient, codes and scales, and the changes of the columns that are searched
+// together; decoded weights come when those have gone.
+func (Method) Memory(out, in int) int64 {
+	return (3*4+2)*int64(out)*int64(in) + 4*int64(out)*int64(min(in, 2*clipColumns))
+}
 
 // Open returns a solver that clips by the Hessian of the inputs.
 func (Method) Open(in *quant.Stats) quant.Solver { return solver{in} }

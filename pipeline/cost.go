@@ -21,8 +21,8 @@ import (
 //	factor        in³/3          Cholesky, in float32
 //	correction    2in²·out       of the triangular systems, in float32, and as much for W·D
 //	errors        2in²·out       tr(ΔW·H·ΔWᵀ) and tr(W·H·Wᵀ)
-//	rounding      out·in·(a + b·in) seconds, measured: GPTQ's sweep and descent. At a machine's full speed b is that of
-//	              in²·out·(1 + 2) operations in float32, for errors and gradient, and of 7 in bfloat16.
+//	rounding      out·in·(a + b·in) seconds, GPTQ's sweep and descent: a is measured, b is that of the products among them, for descent's
+//	              four passes in²·out·2 operations in float32, its gradient, and in²·out·(1 + 7) in bfloat16 (roundingOps)
 //	H_O           T'·Σ block²    of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products
 //
 // N machines split a layer by calibration shards (observe, advance), by rows of a linear or blocks of H_O (quantize), and by whole

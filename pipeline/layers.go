@@ -121,7 +121,11 @@ func (p *passage) layer(s, original *stream, index int) error {
 	if !p.goesOn(index) {
 		return nil
 	}
-	return s.advance(p.ctx, l)
+	if err := s.advance(p.ctx, l); err != nil {
+		return err
+	}
+	at.rest()
+	return nil
 }
 
 // place is a stage of the forward pass, with the hidden states on their way to it.

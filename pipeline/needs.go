@@ -32,15 +32,15 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 		streams = 2 // the quantized model's and the original's
 	}
 	batch := min(tokens, batchOf(m))
-	var states, spilled int64
+	var states, buffers, spilled int64 // buffers are of a batch of what is spilled
 	left := newStateBudget(budget)
 	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers
-		bytes := stateBytes(tokens, dim)
-		if !left.fits(bytes) {
+		if bytes := stateBytes(tokens, dim); left.fits(bytes) {
+			states += bytes
+		} else {
 			spilled += bytes
-			bytes = stateBytes(batch, dim)
+			buffers += stateBytes(batch, dim)
 		}
-		states += bytes
 	}
 	if bytes := hiddenBytes(tokens, seqLen, m.Hidden()); left.fits(bytes) {
 		states += bytes
@@ -51,12 +51,12 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	for i := range m.Layers() {
 		held, fetched := m.Copied(i)
 		copied = max(copied, held+fetched)
-		sites = max(sites, p.layerNeeds(m, i, streams, tokens, batch)+held+fetched)
+		sites = max(sites, p.layerNeeds(m, i, streams, tokens, batch, buffers)+held+fetched)
 	}
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
 		sums := 4 * streams * int64(m.Dim) * int64(m.Dim)
-		sites = max(sites, sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
+		sites = max(sites, buffers+sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
 	}
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
 	peak := states + sites

@@ -103,9 +103,12 @@ func (h held) applies(m *model.Model, stages []stageShape, k int, added bool) {
 	}
 }
 
-// layerNeeds is the memory for a layer, beside the hidden states.
-func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int) int64 {
+// layerNeeds is the memory for a layer, beside the hidden states in memory; buffers are those of a batch of the others.
+func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batch int, buffers int64) int64 {
 	stages := stagesOf(m.Shape(layer))
+	if len(stages) == 0 {
+		return 0
+	}
 	var weights int64 // that a transform has decoded, which stay
 	if len(p.Recipe.transforms()) > 0 || p.Recipe.Method.Needs().Decides {
 		for _, s := range m.Shape(layer) {
@@ -118,6 +121,9 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 	}
 	var most, rows int64 // rows that are quantized, which what follows is computed with
 	q, original := held{}, held{}
+	if layer > 0 && !rests(m, stages[len(stages)-1].In) { // of the way out of the layer before
+		q.hold("hidden", int64(m.Hidden()))
+	}
 	at, began := 0, 0 // where the streams stand
 	for k := range stages {
 		s := &stages[k]
@@ -152,7 +158,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 			}
 		}
 		sums, apart := p.sumsNeeds(s, streams > 1, tokens, batch)
-		scratch := 4 * (q.features() + original.features()) * int64(batch)
+		scratch := buffers + 4*(q.features()+original.features())*int64(batch)
 		most = max(most, rows+sums+apart+scratch)
 		own := p.rowsNeeds(s.sites)
 		if s.Expert >= 0 {
@@ -172,7 +178,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 		rows += own
 	}
 	if weights > 0 {
-		most = max(most, p.transformNeeds(m, stages, tokens, batch))
+		most = max(most, buffers+p.transformNeeds(m, stages, tokens, batch))
 	}
 	if p.Recipe.Method.Needs().Trials {
 		const trial = 3 // a scaled Hessian and its factor, and the next Hessian
@@ -196,7 +202,7 @@ func (p *Plan) sumsNeeds(s *stageShape, original bool, tokens, batch int) (sums,
 	}
 	sums = quant.StatsMemory(s.In, outs, original, s.Adds)
 	if s.Expert >= 0 { // those that are taken together, and all experts' sum
-		return min(int64(len(s.sites)), max(1, statsBytes/expertBytes(s.In)))*sums + 4*n*n, 4 * n * n
+		return int64(p.expertsTogether(s))*sums + 4*n*n, 4 * n * n
 	}
 	if tokens > Shards*batch { // a shard's beside those of all
 		return sums, sums
@@ -267,8 +273,9 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 	return needs
 }
 
-// transformNeeds is the memory for a transform of a layer whose weights are decoded, of so many bytes: samples of the groups' inputs,
-// the weights of one group rounded, and what the stream has computed of a batch to show the inputs.
+// transformNeeds is the memory for a transform of a layer whose weights are decoded, beside these: samples of the groups' inputs, and
+// either what the stream has computed of a batch to show the inputs, or a group's weights rounded, what the sample makes of them and what
+// it should be.
 func (p *Plan) transformNeeds(m *model.Model, stages []stageShape, tokens, batch int) int64 {
 	sample := int64(min(tokens, sampleTokens))
 	stream := held{}
@@ -289,5 +296,10 @@ func (p *Plan) transformNeeds(m *model.Model, stages []stageShape, tokens, batch
 			group = max(group, weights)
 		}
 	}
-	return samples + group + 4*stream.features()*(int64(batch)+sample)
+	trying := group + 4*(stream.features()+int64(m.Dim))*sample
+	showing := 4 * stream.features() * int64(batch)
+	if !rests(m, m.Widest()) {
+		return samples + showing + trying
+	}
+	return samples + max(showing, trying)
 }

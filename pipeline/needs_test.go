@@ -139,7 +139,7 @@ func TestNeedsMemory(t *testing.T) {
 		outputs OutputHessian
 		seqs    int
 	}{
-		{"dense", wide(512, 1024, 0), []quant.Method{fast, AWQ, RTN}, OutputHessianOff, 8},
+		{"dense", wide(512, 1024, 0), []quant.Method{fast, AWQ}, OutputHessianOff, 8},
 		{"experts", wide(512, 256, 8), []quant.Method{fast}, OutputHessianOff, 8},
 		{"outputs", wide(512, 1024, 0), []quant.Method{fast}, OutputHessianOn, 16},
 	} {
@@ -158,7 +158,7 @@ func TestNeedsMemory(t *testing.T) {
 			}
 			ratio := float64(needs) / float64(peak)
 			t.Logf("%s, %s: %.1f MB estimated, %.1f MB in use at most: %.3f", c.name, method.Name(), 1e-6*float64(needs), 1e-6*float64(peak), ratio)
-			if !(0.9 <= ratio && ratio <= 1.3) {
+			if !(0.85 <= ratio && ratio <= 1.5) { // a peak between two collections is not seen
 				t.Errorf("%s, %s: %d bytes are estimated, %d were in use", c.name, method.Name(), needs, peak)
 			}
 		}
@@ -181,7 +181,9 @@ func TestNeedsMeasured(t *testing.T) {
 		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOn, 894},
 		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOff, 2761},
 		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOn, 3058},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 65536, GPTQ, OutputHessianAuto, 3070},
 		{"32 experts", moeHeaders(2, 2048, 768, 32, 4, 32), 4096, GPTQ, OutputHessianOff, 1412},
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, AWQ, OutputHessianOff, 749},
 		{"128 experts", moeHeaders(1, 2048, 768, 32, 4, 128), 16384, GPTQ, OutputHessianOn, 2099},
 	} {
 		p, err := NewPlan(c.src, Recipe{Method: c.method, Type: ggml.Q4_K, OutputHessian: c.outputs})

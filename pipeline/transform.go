@@ -2,8 +2,10 @@ package pipeline
 
 import (
 	"math"
+	"runtime/debug"
 	"slices"
 
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -282,6 +284,11 @@ func (r *transformer) survey(s *stream, l *model.Layer, groups []*quant.Group, s
 	})
 	if err != nil {
 		return err
+	}
+	if rests(r.m, r.m.Widest()) { // before scales are tried
+		s.rest()
+		gemm.Release()
+		debug.FreeOSMemory()
 	}
 	for _, g := range groups {
 		if err := checkInputs(g.Name, g.In.MeanSquare()); err != nil {

@@ -73,6 +73,16 @@ func (d *Differential) starts(dx *tensor.Matrix, of derivative) {
 	}
 }
 
+// hasKept says whether a branch has kept of its way forth all that its derivative would make of its input, which then need not be
+// normalised again.
+func (st *State) hasKept(branch derivative) bool {
+	switch branch.(type) {
+	case *Attention, *MLP:
+		return st.results[branch] != nil
+	}
+	return false
+}
+
 // decoded returns the weights in float32, in scratch memory where they are stored otherwise.
 func (l *Linear) decoded(st *State) *tensor.Matrix {
 	if l.F32 != nil {
@@ -219,7 +229,11 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 		}
 	}
 	name := p.stages[0].Sites[0].Name
-	h := normed(st, "back norm", p.Pre)
+	kept := st.hasKept(p.Branch.Back)
+	var h *tensor.Matrix
+	if !kept || p.Post != nil {
+		h = normed(st, "back norm", p.Pre)
+	}
 	dOut := dy
 	if scale != 1 || p.Post != nil { // dy is what other branches from the same place go by, too
 		dOut = st.Scratch("back branch", dy.Rows, dy.Cols)
@@ -232,7 +246,9 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 	}
 	if p.Post != nil {
 		p.Post.back(dOut, p.output(st, h), dOut)
-		h = normed(st, "back norm", p.Pre) // the branch may have used its scratch memory
+		if !kept {
+			h = normed(st, "back norm", p.Pre) // the branch may have used its scratch memory
+		}
 	}
 	if p.Branch.Back == nil {
 		if p.Branch.Out != nil {
@@ -250,7 +266,7 @@ func (p *part) back(st *State, d *Differential, dx, dy *tensor.Matrix) {
 		d.back(st, lin, dz, dOut)
 		dOut = dz
 	}
-	dh := st.Scratch("back in", h.Rows, h.Cols)
+	dh := st.Scratch("back in", st.X.Rows, st.X.Cols)
 	d.starts(dh, p.Branch.Back)
 	st.In, d.stream = h, dx
 	if d.first {

@@ -255,7 +255,7 @@ func TestTokensTogether(t *testing.T) {
 	}
 	p, m := plan(wide(256, 768, 0))
 	batch, bytes := p.tokensTogether(m, 65536)
-	if batch < leastTokens || bytes <= 0 || bytes > togetherBytes || bytes > 3*stateBytes(65536, 256)/2 {
+	if batch < leastTokens || batch > tokensAtOnce || bytes <= 0 || bytes > togetherBytes || bytes > 3*stateBytes(65536, 256)/2 {
 		t.Errorf("%d tokens at a time, %d bytes", batch, bytes)
 	}
 	if n, _ := p.tokensTogether(m, 2048); n != 0 {

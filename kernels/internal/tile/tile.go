@@ -19,8 +19,10 @@ type MicroKernel struct {
 	Run  func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
 		next *uint32, stepNext int)
 	// Many, where not nil, is Run for tiles side by side, whose strips of B follow each other, in less time than one by one.
-	Many func(strips, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+	Many manyTiles
 }
+
+type manyTiles func(strips, k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
 // RunMany computes tiles side by side. A tile's strip of B, and what it brings of next, begin stripB and part words after those of
 // the tile before it.
@@ -30,7 +32,7 @@ func (m *MicroKernel) RunMany(strips, strip, k int, a *uint32, rowA, stepA int, 
 		return
 	}
 	if m.Many != nil {
-		m.Many(strips, k, a, rowA, &b[0], &c[0], rowC, alpha, add, &next[0], stepNext)
+		m.Many(strips, k, a, rowA, stepA, &b[0], &c[0], rowC, alpha, add, &next[0], stepNext)
 		return
 	}
 	for i := range strips {

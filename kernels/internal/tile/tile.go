@@ -95,7 +95,8 @@ type Operand struct {
 	Rows    *tensor.Matrix
 	Cols    *tensor.Matrix
 	Weights *kernels.Weights
-	bf16    unpack.Decoder // of Weights, nil if there is none
+	// Decoders of Weights, nil if there are none.
+	f32, bf16 unpack.Decoder
 }
 
 // RowsOf is m as an operand whose rows run along the summed dimension, ColsOf one whose columns do.
@@ -104,7 +105,7 @@ func ColsOf(m *tensor.Matrix) Operand { return Operand{Cols: m} }
 
 // WeightsOf is w as an operand.
 func WeightsOf(w *kernels.Weights) Operand {
-	return Operand{Weights: w, bf16: unpack.DecoderBF16(w.Format)}
+	return Operand{Weights: w, f32: unpack.DecoderF32(w.Format), bf16: unpack.DecoderBF16(w.Format)}
 }
 
 // ToWords sets dst to src, as it is or in bfloat16 pairs.
@@ -209,6 +210,6 @@ func (t *Tiling) rowB(b *Operand, dst, row []uint32, j, k0, k1 int) {
 	if t.Pairs {
 		unpack.BF16(f, b.bf16, dst, src, k1-k0, words.Floats(row))
 	} else {
-		unpack.F32(f, words.Floats(dst[:k1-k0]), src)
+		unpack.F32By(f, b.f32, words.Floats(dst[:k1-k0]), src)
 	}
 }

@@ -44,7 +44,7 @@ type Options struct {
 	// Outliers says which features LLMInt8 keeps in float16; the zero value is the paper's criteria.
 	Outliers int8outlier.Criteria
 	// BatchTokens is how many tokens go through a layer together, at least one chunk; two batches are on their way at the
-	// same time. 0: DefaultBatchTokens. It does not change the result of contexts from 11: see Perplexity.
+	// same time, in one where there is one thread. 0: DefaultBatchTokens. It does not change the result of contexts from 11: see Perplexity.
 	BatchTokens int
 	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file in TempDir ("": the
 	// system's). 0: no bound.

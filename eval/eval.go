@@ -44,7 +44,7 @@ type Options struct {
 	// Outliers says which features LLMInt8 keeps in float16; the zero value is the paper's criteria.
 	Outliers int8outlier.Criteria
 	// BatchTokens is how many tokens go through a layer together, at least one chunk; two batches are on their way at the
-	// same time. 0: DefaultBatchTokens. It does not change the result of contexts from 11: see Perplexity.
+	// same time, in one where there is one thread. 0: DefaultBatchTokens. It does not change the result of contexts from 11: see Perplexity.
 	BatchTokens int
 	// Memory bounds the bytes of hidden states kept in memory; more goes to a temporary file in TempDir ("": the
 	// system's). 0: no bound.
@@ -337,13 +337,22 @@ func newRun(m *model.Model) *run {
 	return &run{m: m, states: [2]*model.State{m.NewState(), m.NewState()}}
 }
 
+// together is how many chunks pass through a layer together: a batch, or, where one processor takes one batch after the other, two, which
+// weights are then unpacked once for, in the scratch memory of two. Short chunks stay apart: see few in layer.
+func (p *plan) together() int {
+	if runtime.GOMAXPROCS(0) == 1 && p.context >= 32 {
+		return 2 * p.batch
+	}
+	return p.batch
+}
+
 // embed fills the hidden states with the tokens' embeddings.
 func (r *run) embed(p *plan) error { return r.embedWith(p, nil) }
 
 // embedWith is embed with other rows of the table: see model.Model.Embed.
 func (r *run) embedWith(p *plan, replace func(rows *tensor.Matrix) error) error {
 	var err error
-	if r.hidden, err = states.New(p.chunks, p.context, r.m.Width, p.batch, p.memory, p.tempDir); err != nil {
+	if r.hidden, err = states.New(p.chunks, p.context, r.m.Width, p.together(), p.memory, p.tempDir); err != nil {
 		return fmt.Errorf("eval: %w", err)
 	}
 	return r.each(func(lo, hi int, x *tensor.Matrix) error {

@@ -188,21 +188,23 @@ func TestInvariance(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	tm := testmodel.New("llama")
 	tokens := tm.Tokens(130, 7)
-	var first *eval.Result
 	dir := t.TempDir()
-	for _, threads := range []int{1, 2, 3} {
-		for _, opt := range []eval.Options{{}, {BatchTokens: 1}, {BatchTokens: 40}, {Memory: 1}, {Memory: 1, BatchTokens: 50}} {
-			runtime.GOMAXPROCS(threads)
-			opt.Context, opt.TempDir, opt.Base = 12, dir, open(t, testmodel.New("mistral").Source())
-			m := open(t, tm.Source())
-			m.Precision = kernels.Auto
-			r := perplexity(t, m, tokens, opt)
-			r.Seconds, r.TokensPerSecond = 0, 0
-			if first == nil {
-				first = r
-			}
-			if !reflect.DeepEqual(r, first) {
-				t.Errorf("%d threads, %+v: %+v %+v, want %+v %+v", threads, opt, r, r.Divergence, first, first.Divergence)
+	for _, context := range []int{12, 32} { // chunks of 32 go through a layer two batches at a time where there is one thread
+		var first *eval.Result
+		for _, threads := range []int{1, 2, 3} {
+			for _, opt := range []eval.Options{{}, {BatchTokens: 1}, {BatchTokens: 40}, {Memory: 1}, {Memory: 1, BatchTokens: 50}} {
+				runtime.GOMAXPROCS(threads)
+				opt.Context, opt.TempDir, opt.Base = context, dir, open(t, testmodel.New("mistral").Source())
+				m := open(t, tm.Source())
+				m.Precision = kernels.Auto
+				r := perplexity(t, m, tokens, opt)
+				r.Seconds, r.TokensPerSecond = 0, 0
+				if first == nil {
+					first = r
+				}
+				if !reflect.DeepEqual(r, first) {
+					t.Errorf("context %d, %d threads, %+v: %+v %+v, want %+v %+v", context, threads, opt, r, r.Divergence, first, first.Divergence)
+				}
 			}
 		}
 	}

@@ -48,9 +48,14 @@ func q8(g *gen) {
 	}
 	for _, v := range q8Variants {
 		for _, bits := range v.bits {
-			g.q8TileAVX2(v, bits)
+			if bits == 8 {
+				g.q8TileWide(v)
+			} else {
+				g.q8TileAVX2(v, bits)
+			}
 		}
 	}
+	g.q8Widen()
 	g.q8Largest()
 	g.q8Round()
 }
@@ -270,19 +275,14 @@ func (g *gen) q8Store(v isa, tokens, vecs int, dst, rowC, step reg.Register, c f
 
 // q8TileAVX2 computes half a panel by half a strip, of levels of so many bits. VPMADDUBSW adds pairs of products of unsigned and signed
 // bytes to 16 bits. Levels of 6 bits, made unsigned, give at most 2·63·127 = 16002 there, of which two fit, and those of 4 bits
-// 2·15·127 = 3810, of which a part's eight fit: their 16-bit sums are widened once. Levels up to 255 could saturate: so those with
-// an offset are made signed again, and the signs moved to the inputs, 2·128·127 being below 2¹⁵.
+// 2·15·127 = 3810, of which a part's eight fit: their 16-bit sums are widened once.
 func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	const tokens, vecs = q8Tokens / 2, 2
 	name := fmt.Sprintf("q8%sBits%dAVX2", v.name, bits)
 	ones := g.bytes32(name+"Ones", func(i int) byte { return byte(1 - i%2) })
 	var offset operand.Mem // what goes of the 128 that levels without minimums have been given
 	if !v.minimums {
-		kept := 0
-		if bits < 8 {
-			kept = 1 << (bits - 1)
-		}
-		offset = g.bytes32(name+"Offset", func(int) byte { return byte(128 - kept) })
+		offset = g.bytes32(name+"Offset", func(int) byte { return byte(128 - 1<<(bits-1)) })
 	}
 	g.function(name, q8Signature, q8Doc(tokens, vecs*8)...)
 	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
@@ -310,10 +310,10 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 			g.VPSUBB(offset, to, to)
 		}
 	}
-	// start sets r to where sums of token t start: levels of fewer bits than 8 keep a part of the offset of 128.
+	// start sets r to where sums of token t start: levels keep a part of the offset of 128.
 	start := func(part, t int, r reg.VecPhysical) {
 		g.VPBROADCASTD(word(v.parts, t), r)
-		if !v.minimums && bits < 8 {
+		if !v.minimums {
 			g.VPBROADCASTD(word(part, t), temp(0))
 			g.VPSUBD(r, temp(0), temp(0))
 			g.VPSRAD(operand.U8(8-bits), temp(0), temp(0))
@@ -369,20 +369,6 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 					}
 				}
 			}
-		case 8:
-			for s := first; s < last; s++ {
-				for j := range vecs {
-					level(s, j, vecW)
-					g.VPABSB(vecW, magnitude)
-					for t := range tokens {
-						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
-						g.VPSIGNB(vecW, in, in)
-						g.VPMADDUBSW(in, magnitude, in)
-						g.VPMADDWD(ones, in, in)
-						g.VPADDD(in, acc(t, j), acc(t, j))
-					}
-				}
-			}
 		}
 		for t := range tokens {
 			g.VBROADCASTSS(word(v.parts, t), in)
@@ -405,6 +391,100 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	g.DECQ(groups)
 	g.JNZ(operand.LabelRef("group"))
 	g.q8Store(avx2, tokens, vecs, dst, rowC, step, c, temp)
+}
+
+// q8TileWide computes half a panel by a strip, of levels of eight bits. Their products do not fit VPMADDUBSW's 16 bits in pairs, unless
+// signs move from levels to inputs for each token, so that both are widened to 16 bits before, once for many products: VPMADDWD and
+// VPADDD then do 16 of them. 12 sums of integers take most registers, and C stays on the stack.
+func (g *gen) q8TileWide(v q8Variant) {
+	const tokens, vecs = q8Tokens / 2, 4
+	doc := q8Doc(tokens, vecs*8)
+	doc[1] = "Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together."
+	g.function("q8"+v.name+"WideAVX2", q8Signature, append(doc[:2], append([]string{""}, doc[2:]...)...)...)
+	local := g.AllocLocal(tokens * vecs * 32)
+	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
+	g.Label("panel")
+	groups, w, scale := g.gp("groups"), g.gp("w"), g.gp("scale")
+	y := avx2.reg
+	acc := func(t, j int) reg.VecPhysical { return y(vecs*t + j) }
+	c := func(t, j int) operand.Mem { return local.Offset(32 * (vecs*t + j)) }
+	in := func(t int) reg.VecPhysical { return y(vecs*tokens + t) }
+	temp := y(vecs*tokens + tokens)
+	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
+	g.zero(avx2, temp)
+	for t := range tokens {
+		for j := range vecs {
+			g.VMOVUPS(temp, c(t, j))
+		}
+	}
+	const rowScale = 4 * q8Outputs
+	steps := q8Group / 2 / v.parts
+	g.Label("group")
+	for part := range v.parts {
+		for t := range tokens {
+			g.VPBROADCASTD(word(v.parts, t), acc(t, 0))
+			for j := 1; j < vecs; j++ {
+				g.VMOVDQA(acc(t, 0), acc(t, j))
+			}
+		}
+		for s := part * steps; s < (part+1)*steps; s++ {
+			for t := range tokens {
+				g.VPBROADCASTD(at(x, 2*q8Group*t+4*s), in(t))
+			}
+			for j := range vecs {
+				for t := range tokens {
+					g.VPMADDWD(at(w, 4*q8Outputs*s+32*j), in(t), temp)
+					g.VPADDD(temp, acc(t, j), acc(t, j))
+				}
+			}
+		}
+		for t := range tokens {
+			g.VBROADCASTSS(word(v.parts, t), in(t))
+		}
+		for j := range vecs {
+			g.VMOVUPS(at(scale, part*rowScale+32*j), temp)
+			for t := range tokens {
+				g.VSUBPS(in(t), acc(t, j), acc(t, j))
+				g.VFMADD213PS(c(t, j), temp, acc(t, j))
+				g.VMOVUPS(acc(t, j), c(t, j))
+			}
+		}
+	}
+	g.advance(2*q8Tokens*q8Group, x)
+	g.advance(4*q8Tokens*v.words(), sums)
+	g.advance(2*q8Group*q8Outputs, w)
+	g.advance(v.parts*rowScale, scale)
+	g.DECQ(groups)
+	g.JNZ(operand.LabelRef("group"))
+	for t := range tokens {
+		for j := range vecs {
+			g.VMOVUPS(c(t, j), acc(t, j))
+		}
+	}
+	g.q8Store(avx2, tokens, vecs, dst, rowC, step, acc, in)
+}
+
+// q8Widen makes bytes numbers of 16 bits.
+func (g *gen) q8Widen() {
+	g.function("q8WidenAVX2", "func(dst, src *uint32, flip uint32, n int)",
+		"sets the 4n numbers of 16 bits at dst to the signed bytes at src, flip's bits turned in each four; n is a multiple of 8. dst may",
+		"begin as many words before src as there are.")
+	dst, src, n := g.gp("dst"), g.gp("src"), g.gp("n")
+	y := avx2.reg
+	g.VMOVD(g.Load(g.Param("flip"), g.GP32()), y(2).AsX())
+	g.VPBROADCASTD(y(2).AsX(), y(2))
+	g.countdown("words", n, 8, func() {
+		g.VPXOR(at(src, 0), y(2), y(1))
+		g.VPMOVSXBW(y(1).AsX(), y(0))
+		g.VEXTRACTI128(operand.U8(1), y(1), y(1).AsX())
+		g.VPMOVSXBW(y(1).AsX(), y(1))
+		g.VMOVDQU(y(0), at(dst, 0))
+		g.VMOVDQU(y(1), at(dst, 32))
+		g.advance(32, src)
+		g.advance(64, dst)
+	})
+	g.VZEROUPPER()
+	g.RET()
 }
 
 // q8Largest finds the largest magnitude in each group. The bits of magnitudes are in their order, NaN above infinity.

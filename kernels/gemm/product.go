@@ -87,9 +87,7 @@ func (r *pass) run(workers int, results []result) {
 	const packing = 4
 	kernels.Spread((r.p1-r.p0+packing-1)/packing, workers, func(i int) {
 		for p := r.p0 + i*packing; p < min(r.p0+(i+1)*packing, r.p1); p++ {
-			for s := r.s0; s < r.s1; s += r.KC {
-				r.packA(r.panelAt(p, s), p*r.Panel(), s, min(s+r.KC, r.s1))
-			}
+			r.packA(p)
 		}
 	})
 
@@ -219,29 +217,37 @@ func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next 
 	}
 }
 
-// packA packs steps [s0,s1) of rows i, i+1, ... of A: row after row, or step after step if that is how A lies.
-func (r *pass) packA(dst []uint32, i, s0, s1 int) {
+// packA packs panel p of A, block after block: row after row, or step after step if that is how A lies.
+func (r *pass) packA(p int) {
+	i := p * r.Panel()
 	rows := min(r.Panel(), r.rows-i)
-	if m := r.a.Cols; m != nil && r.RowsOnly {
-		r.transposeA(dst, m, i, rows, s0, s1)
-		return
-	} else if m != nil {
-		for s := s0; s < s1; s++ {
-			row := dst[:r.Panel()]
-			dst = dst[r.Panel():]
-			copy(words.Floats(row), m.Row(s)[i:i+rows])
-			clear(row[rows:])
+	if m := r.a.Rows; m != nil {
+		// A row at a time, all blocks of it: reading on is what memory does best.
+		for y := range r.Panel() {
+			for s := r.s0; s < r.s1; s += r.KC {
+				s1 := min(s+r.KC, r.s1)
+				row := r.panelAt(p, s)[y*pack.Pitch(s1-s):][:s1-s]
+				if y >= rows {
+					clear(row)
+					continue
+				}
+				r.ToWords(row, m.Row(i + y)[s*r.Depth():min(s1*r.Depth(), r.k)])
+			}
 		}
 		return
 	}
-	n := s1 - s0
-	for y := range r.Panel() {
-		row := dst[y*pack.Pitch(n):][:n]
-		if y >= rows {
-			clear(row)
+	for s0 := r.s0; s0 < r.s1; s0 += r.KC {
+		dst, s1 := r.panelAt(p, s0), min(s0+r.KC, r.s1)
+		if r.RowsOnly {
+			r.transposeA(dst, r.a.Cols, i, rows, s0, s1)
 			continue
 		}
-		r.ToWords(row, r.a.Rows.Row(i + y)[s0*r.Depth():min(s1*r.Depth(), r.k)])
+		for s := s0; s < s1; s++ {
+			row := dst[:r.Panel()]
+			dst = dst[r.Panel():]
+			copy(words.Floats(row), r.a.Cols.Row(s)[i:i+rows])
+			clear(row[rows:])
+		}
 	}
 }
 

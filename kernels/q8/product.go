@@ -37,6 +37,8 @@ type kernelSet struct {
 	tile    [2][2]q8Tiles // for groups of 32 or 16 weights, without and with minimums
 	largest func(dst *uint32, x *float32, groups int)
 	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
+	// widen, where not nil, makes codes, and levels of eight bits, numbers of 16, which the tile of such levels takes.
+	widen func(dst, src *uint32, flip uint32, n int)
 
 	lanes     int
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tile.Tiling
@@ -54,6 +56,7 @@ type q8Inputs struct {
 	*kernelSet
 	rows, groups int
 	codes        []uint32
+	wide         []uint32    // codes of 16 bits, empty if they are not needed
 	sums         [2][]uint32 // the second one empty if it is not needed
 	steps        []float32   // of each token, filled up with zeros to whole panels
 	buf          []uint32
@@ -67,14 +70,21 @@ func (in *q8Inputs) at(p, g int) int { return g*in.panels() + p*min(q8Depth, in.
 // sumWords is the number of words of a panel's group.
 func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
 
-func (k *kernelSet) round(x *tensor.Matrix, quarters bool) *q8Inputs {
+// wide says whether w is multiplied with codes of 16 bits.
+func (k *kernelSet) wide(w *kernels.Weights) bool { return k.widen != nil && w.Format.Levels.Bits == 8 }
+
+// round rounds x for products with weights of which some have groups of 16, if quarters, and some are wide.
+func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
 	in := &q8Inputs{kernelSet: k, rows: x.Rows, groups: x.Cols / q8Group}
 	n := in.panels() * in.groups
-	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens}
+	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens, 0}
 	if quarters {
 		sizes[2] = n * sumWords(1)
 	}
-	in.buf = words.Get(sizes[0] + sizes[1] + sizes[2] + sizes[3])
+	if wide {
+		sizes[4] = 2 * n * q8CodeWords
+	}
+	in.buf = words.Get(sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4])
 	rest := in.buf
 	take := func(n int) []uint32 {
 		part := rest[:n:n]
@@ -82,6 +92,7 @@ func (k *kernelSet) round(x *tensor.Matrix, quarters bool) *q8Inputs {
 		return part
 	}
 	in.codes, in.sums[0], in.sums[1], in.steps = take(sizes[0]), take(sizes[1]), take(sizes[2]), words.Floats(take(sizes[3]))
+	in.wide = take(sizes[4])
 	kernels.Parallel(in.panels(), 2, func(lo, hi int) {
 		largest, e := make([]uint32, in.groups), make([]int32, in.groups)
 		for i := lo * q8Tokens; i < hi*q8Tokens; i++ {
@@ -101,6 +112,13 @@ func (k *kernelSet) round(x *tensor.Matrix, quarters bool) *q8Inputs {
 				}
 				k.codes(&in.codes[at*q8CodeWords+t*q8Group/4], &in.sums[0][at*sumWords(0)+t], halves,
 					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g))
+			}
+			if !wide || t < q8Tokens-1 {
+				continue
+			}
+			for g := 0; g < in.groups; g += q8Depth {
+				at := in.at(p, g) * q8CodeWords
+				k.widen(&in.wide[2*at], &in.codes[at], 0, min(q8Depth, in.groups-g)*q8CodeWords)
 			}
 		}
 	})
@@ -137,7 +155,7 @@ func (in *q8Inputs) product(add bool, results []kernels.Product) {
 	})
 }
 
-// q8Strip is a strip's packed weights: for each group of 32 columns, four columns at a time, four bytes for each output;
+// q8Strip is a strip's packed weights: for each group of 32 columns, four columns at a time, four bytes for each output, or two columns of 16 bits;
 // and for each group that shares a scale the scales of all outputs, and then their minimums, if there are any.
 type q8Strip struct {
 	levels []uint32
@@ -152,9 +170,13 @@ func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
 		kinds = 2
 	}
 	tile := in.tile[parts-1][kinds-1][(lv.Bits-4)/2]
+	wide := in.kernelSet.wide(r.W)
 	levelWords, scaleWords := q8Depth*q8LevelWords, q8Depth*parts*kinds*q8Outputs
+	if wide {
+		levelWords *= 2
+	}
 	n, blocks := (j1-j0+q8Outputs-1)/q8Outputs, (in.groups+q8Depth-1)/q8Depth
-	staging := newQ8Staging(parts)
+	staging := newQ8Staging(parts, wide)
 	buf := words.Get(blocks*n*(levelWords+scaleWords) + staging.words() + q8Tokens*q8Outputs)
 	defer words.Put(buf)
 	scratch := words.Floats(buf[:q8Tokens*q8Outputs])
@@ -175,7 +197,7 @@ func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
 		for g0 := 0; g0 < in.groups; g0 += q8Depth {
 			for i := range n {
 				j, s := j0+i*q8Outputs, strip(g0, i)
-				in.multiply(tile, parts-1, r.Dst, &s, c0, min(c0+chunk, p1), j, min(j+q8Outputs, j1), g0, add || g0 > 0,
+				in.multiply(tile, parts-1, wide, r.Dst, &s, c0, min(c0+chunk, p1), j, min(j+q8Outputs, j1), g0, add || g0 > 0,
 					scratch)
 			}
 		}
@@ -184,12 +206,16 @@ func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
 
 // multiply computes the tiles of c at panels [p,p1) and column j from the block of groups at g0; scratch serves tiles that c
 // cuts off.
-func (in *q8Inputs) multiply(tile q8Tile, version int, c *tensor.Matrix, s *q8Strip, p, p1, j, j1, g0 int, add bool,
+func (in *q8Inputs) multiply(tile q8Tile, version int, wide bool, c *tensor.Matrix, s *q8Strip, p, p1, j, j1, g0 int, add bool,
 	scratch []float32) {
 	groups, cols := min(q8Depth, in.groups-g0), j1-j
 	run := func(panels int, dst *float32, stride int, add bool) {
 		at := in.at(p, g0)
-		tile(panels, groups, &in.codes[at*q8CodeWords], &in.sums[version][at*sumWords(version)], &s.levels[0], &s.scales[0],
+		codes := &in.codes[at*q8CodeWords]
+		if wide {
+			codes = &in.wide[2*at*q8CodeWords]
+		}
+		tile(panels, groups, codes, &in.sums[version][at*sumWords(version)], &s.levels[0], &s.scales[0],
 			dst, 4*stride, &in.steps[p*q8Tokens], add)
 		p += panels
 	}
@@ -214,12 +240,17 @@ func (in *q8Inputs) multiply(tile q8Tile, version int, c *tensor.Matrix, s *q8St
 
 // q8Staging is where rows of weights await transposition: the levels of each, its scales and its minimums.
 type q8Staging struct {
-	rowLevels, rowScales int // words between rows
+	wide                 bool // levels are of 16 bits
+	rowLevels, rowScales int  // words between rows
 	buf                  []uint32
 }
 
-func newQ8Staging(parts int) q8Staging {
-	return q8Staging{rowLevels: pack.Pitch(q8Depth * q8Group / 4), rowScales: pack.Pitch(q8Depth * parts)}
+func newQ8Staging(parts int, wide bool) q8Staging {
+	levels := q8Depth * q8Group / 4
+	if wide {
+		levels *= 2
+	}
+	return q8Staging{wide: wide, rowLevels: pack.Pitch(levels), rowScales: pack.Pitch(q8Depth * parts)}
 }
 
 func (s *q8Staging) words() int { return q8Outputs * (s.rowLevels + 2*s.rowScales) }
@@ -236,6 +267,7 @@ func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, 
 	f := w.Format
 	decode := unpack.DecoderLevels(f)
 	from, to := f.RowBytes(g0*q8Group), f.RowBytes(g1*q8Group)
+	n := (g1 - g0) * q8Group / 4 // words of a row's levels
 	for y := range q8Outputs {
 		if j0+y >= j1 {
 			clear(s.buf[y*s.rowLevels:][:s.rowLevels])
@@ -244,8 +276,17 @@ func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, 
 			continue
 		}
 		unpack.ReadAhead(w, j0+y, from, to)
-		decode((*byte)(unsafe.Pointer(s.levels(y))), s.scales(y), s.minimums(y), &w.Row(j0 + y)[from],
-			(g1-g0)*q8Group/f.BlockLen)
+		levels := s.levels(y)
+		if s.wide { // bytes begin in the middle of where they become twice as long
+			levels = &s.buf[y*s.rowLevels+n]
+		}
+		decode((*byte)(unsafe.Pointer(levels)), s.scales(y), s.minimums(y), &w.Row(j0 + y)[from], (g1-g0)*q8Group/f.BlockLen)
+		if s.wide {
+			k.widen(s.levels(y), levels, 0x80808080, n)
+		}
+	}
+	if s.wide {
+		n *= 2
 	}
 	kinds := 1
 	if f.Levels.Minimums {
@@ -254,7 +295,7 @@ func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, 
 	// Transposition may read, and write, up to a vector's length of words past the last group.
 	blocks := func(n int) int { return (n + k.lanes - 1) / k.lanes }
 	for y := 0; y < q8Outputs; y += k.lanes {
-		k.transpose(&dst.levels[y], 4*q8Outputs, s.levels(y), 4*s.rowLevels, blocks((g1-g0)*q8Group/4))
+		k.transpose(&dst.levels[y], 4*q8Outputs, s.levels(y), 4*s.rowLevels, blocks(n))
 		n := blocks((g1 - g0) * q8Group / f.Levels.Group)
 		k.transpose(words.Of(&dst.scales[y]), 4*q8Outputs*kinds, words.Of(s.scales(y)), 4*s.rowScales, n)
 		if kinds == 2 {

@@ -29,7 +29,7 @@ func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights) {
 
 func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 	var results, dotResults []kernels.Product
-	quarters := false // some weights have groups of 16
+	quarters, wide := false, false // some weights have groups of 16, some are multiplied in 16 bits
 	k, d := tier(), dotTier()
 	for _, p := range products {
 		if p.Dst.Rows != x.Rows || p.Dst.Cols != p.W.Rows || x.Cols != p.W.Cols {
@@ -44,11 +44,11 @@ func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 			matMulGo(p.Dst, x, p.W, add)
 		case x.Rows > 0 && p.W.Rows > 0:
 			results = append(results, p)
-			quarters = quarters || lv.Group < q8Group
+			quarters, wide = quarters || lv.Group < q8Group, wide || k.wide(p.W)
 		}
 	}
 	if len(results) > 0 {
-		in := k.round(x, quarters)
+		in := k.round(x, quarters, wide)
 		in.product(add, results)
 		in.release()
 	}

@@ -94,14 +94,15 @@ func q8Group32Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 //go:noescape
 func q8Group32Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group32Bits8AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
+// q8Group32WideAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×32.
+// Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
 // scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
 // from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group32Bits8AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group32WideAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
 // q8Group32MinBits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
@@ -139,14 +140,15 @@ func q8Group16Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 //go:noescape
 func q8Group16Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group16Bits8AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
+// q8Group16WideAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×32.
+// Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
 // scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
 // from this one's; panels and groups are positive.
 //
 //go:noescape
-func q8Group16Bits8AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+func q8Group16WideAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
 // q8Group16MinBits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
@@ -156,6 +158,12 @@ func q8Group16Bits8AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 //
 //go:noescape
 func q8Group16MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
+
+// q8WidenAVX2 sets the 4n numbers of 16 bits at dst to the signed bytes at src, flip's bits turned in each four; n is a multiple of 8. dst may
+// begin as many words before src as there are.
+//
+//go:noescape
+func q8WidenAVX2(dst *uint32, src *uint32, flip uint32, n int)
 
 // q8LargestAVX2 sets dst[g] to the largest of the bits of |x[32g+j]|, j < 32.
 //

@@ -48,8 +48,8 @@ func (d wordDecoder) on(f *kernels.Format) Decoder {
 	return func(dst, src *byte, n int) { d(dst, src, n, table) }
 }
 
-// decoderF32 returns the tier's decoder, nil if there is none.
-func decoderF32(f *kernels.Format) Decoder {
+// DecoderF32 returns the tier's decoder, nil if there is none.
+func DecoderF32(f *kernels.Format) Decoder {
 	if f.Words != nil {
 		if d := wordDecoders[f.Name].avx512; d != nil && kernels.CurrentTier() >= kernels.AVX512 {
 			return d.on(f)

@@ -4,7 +4,8 @@ package unpack
 
 import "github.com/llmq/llmq/kernels"
 
-func decoderF32(*kernels.Format) Decoder { return nil }
+// DecoderF32 returns the tier's decoder, nil: there is none.
+func DecoderF32(*kernels.Format) Decoder { return nil }
 
 // DecoderBF16 returns the tier's decoder to bfloat16, nil: there is none.
 func DecoderBF16(*kernels.Format) Decoder { return nil }

@@ -21,13 +21,16 @@ func Run(f *kernels.Format) int {
 }
 
 // F32 is f.Unpack at the speed of the machine: the same values, bit for bit. len(dst) is a multiple of BlockLen.
-func F32(f *kernels.Format, dst []float32, src []byte) {
+func F32(f *kernels.Format, dst []float32, src []byte) { F32By(f, DecoderF32(f), dst, src) }
+
+// F32By is F32 by what DecoderF32 returns, looked up once for many rows.
+func F32By(f *kernels.Format, unpack Decoder, dst []float32, src []byte) {
 	if f.Name == "F32" {
 		copy(words.Bytes(dst), src)
 		return
 	}
 	whole := 0
-	if unpack := decoderF32(f); unpack != nil {
+	if unpack != nil {
 		if n := len(dst) / Run(f); n > 0 {
 			_ = src[f.RowBytes(n*Run(f))-1]
 			unpack((*byte)(unsafe.Pointer(&dst[0])), &src[0], n)

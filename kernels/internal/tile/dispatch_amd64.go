@@ -12,17 +12,17 @@ import (
 var (
 	tilesAVX2 = Tiling{
 		Lanes: 8, KC: 512, NC: 256,
-		Kernels:   []MicroKernel{{Rows: 3, Run: gemmF32AVX2x3}, {Rows: 6, Run: gemmF32AVX2x6}},
+		Kernels:   []MicroKernel{kernel(3, gemmF32AVX2x3), kernel(6, gemmF32AVX2x6)},
 		Transpose: pack.TransposeAVX2, CopyStrip: pack.CopyStripAVX2,
 	}
 	tilesAVX512 = Tiling{
 		Lanes: 16, KC: 512, NC: 256,
-		Kernels:   []MicroKernel{{Rows: 4, Run: gemmF32AVX512x4}, {Rows: 8, Run: gemmF32AVX512x8}, {Rows: 12, Run: gemmF32AVX512x12}},
+		Kernels:   []MicroKernel{kernel(4, gemmF32AVX512x4), kernel(8, gemmF32AVX512x8), kernel(12, gemmF32AVX512x12)},
 		Transpose: pack.TransposeAVX512, CopyStrip: pack.CopyStripAVX512,
 	}
 	tilesBF16 = Tiling{
 		Lanes: 16, KC: 512, NC: 256, Pairs: true,
-		Kernels:   []MicroKernel{{Rows: 4, Run: gemmBF16x4}, {Rows: 8, Run: gemmBF16x8}, {Rows: 12, Run: gemmBF16x12}},
+		Kernels:   []MicroKernel{kernel(4, gemmBF16x4), kernel(8, gemmBF16x8), kernel(12, gemmBF16x12)},
 		Transpose: pack.TransposeAVX512, CopyStrip: pack.PairStrip, CopyWords: pack.CopyStripAVX512,
 	}
 	// A panel of 32 rows and 512 steps, 64 KiB, comes from L2 like B's strips: what a call does beside its products, loading the
@@ -50,11 +50,19 @@ func For(p kernels.Precision) *Tiling {
 	return nil
 }
 
+// kernel is a micro-kernel that takes many strips.
+func kernel(rows int, many manyTiles) MicroKernel {
+	return MicroKernel{Rows: rows, Many: many, Run: func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
+		next *uint32, stepNext int) {
+		many(1, k, a, rowA, stepA, b, c, rowC, alpha, add, next, stepNext)
+	}}
+}
+
 // amxKernel is a micro-kernel of tiles, which are configured once for all that lie side by side.
 func amxKernel(rows int, many func(strips, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
 	next *uint32, stepNext int)) MicroKernel {
-	return MicroKernel{Rows: rows, Many: many, Run: func(k int, a *uint32, rowA, _ int, b *uint32, c *float32, rowC int, alpha float32, add bool,
-		next *uint32, stepNext int) {
-		many(1, k, a, rowA, b, c, rowC, alpha, add, next, stepNext)
-	}}
+	return kernel(rows, func(strips, k int, a *uint32, rowA, _ int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32,
+		stepNext int) {
+		many(strips, k, a, rowA, b, c, rowC, alpha, add, next, stepNext)
+	})
 }

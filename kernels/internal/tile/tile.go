@@ -19,8 +19,10 @@ type MicroKernel struct {
 	Run  func(k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool,
 		next *uint32, stepNext int)
 	// Many, where not nil, is Run for tiles side by side, whose strips of B follow each other, in less time than one by one.
-	Many func(strips, k int, a *uint32, rowA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+	Many manyTiles
 }
+
+type manyTiles func(strips, k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
 // RunMany computes tiles side by side. A tile's strip of B, and what it brings of next, begin stripB and part words after those of
 // the tile before it.
@@ -30,7 +32,7 @@ func (m *MicroKernel) RunMany(strips, strip, k int, a *uint32, rowA, stepA int, 
 		return
 	}
 	if m.Many != nil {
-		m.Many(strips, k, a, rowA, &b[0], &c[0], rowC, alpha, add, &next[0], stepNext)
+		m.Many(strips, k, a, rowA, stepA, &b[0], &c[0], rowC, alpha, add, &next[0], stepNext)
 		return
 	}
 	for i := range strips {
@@ -93,7 +95,8 @@ type Operand struct {
 	Rows    *tensor.Matrix
 	Cols    *tensor.Matrix
 	Weights *kernels.Weights
-	bf16    unpack.Decoder // of Weights, nil if there is none
+	// Decoders of Weights, nil if there are none.
+	f32, bf16 unpack.Decoder
 }
 
 // RowsOf is m as an operand whose rows run along the summed dimension, ColsOf one whose columns do.
@@ -102,7 +105,7 @@ func ColsOf(m *tensor.Matrix) Operand { return Operand{Cols: m} }
 
 // WeightsOf is w as an operand.
 func WeightsOf(w *kernels.Weights) Operand {
-	return Operand{Weights: w, bf16: unpack.DecoderBF16(w.Format)}
+	return Operand{Weights: w, f32: unpack.DecoderF32(w.Format), bf16: unpack.DecoderBF16(w.Format)}
 }
 
 // ToWords sets dst to src, as it is or in bfloat16 pairs.
@@ -207,6 +210,6 @@ func (t *Tiling) rowB(b *Operand, dst, row []uint32, j, k0, k1 int) {
 	if t.Pairs {
 		unpack.BF16(f, b.bf16, dst, src, k1-k0, words.Floats(row))
 	} else {
-		unpack.F32(f, words.Floats(dst[:k1-k0]), src)
+		unpack.F32By(f, b.f32, words.Floats(dst[:k1-k0]), src)
 	}
 }

@@ -4,69 +4,85 @@
 
 package tile
 
-// gemmF32AVX512x12 sets C = alpha·A·B, or C += alpha·A·B if add; C is 12×32.
+// gemmF32AVX512x12 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 12×32, side by side, whose strips of B
+// follow each other.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmF32AVX512x12(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmF32AVX512x12(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmBF16x12 sets C = alpha·A·B, or C += alpha·A·B if add; C is 12×32.
+// gemmBF16x12 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 12×32, side by side, whose strips of B
+// follow each other.
 // An element of A or B is two bfloat16 values, multiplied with the same two of the other and added.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmBF16x12(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmBF16x12(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmF32AVX512x8 sets C = alpha·A·B, or C += alpha·A·B if add; C is 8×32.
+// gemmF32AVX512x8 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 8×32, side by side, whose strips of B
+// follow each other.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmF32AVX512x8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmF32AVX512x8(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmBF16x8 sets C = alpha·A·B, or C += alpha·A·B if add; C is 8×32.
+// gemmBF16x8 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 8×32, side by side, whose strips of B
+// follow each other.
 // An element of A or B is two bfloat16 values, multiplied with the same two of the other and added.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmBF16x8(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmBF16x8(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmF32AVX512x4 sets C = alpha·A·B, or C += alpha·A·B if add; C is 4×32.
+// gemmF32AVX512x4 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 4×32, side by side, whose strips of B
+// follow each other.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmF32AVX512x4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmF32AVX512x4(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmBF16x4 sets C = alpha·A·B, or C += alpha·A·B if add; C is 4×32.
+// gemmBF16x4 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 4×32, side by side, whose strips of B
+// follow each other.
 // An element of A or B is two bfloat16 values, multiplied with the same two of the other and added.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmBF16x4(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmBF16x4(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmF32AVX2x6 sets C = alpha·A·B, or C += alpha·A·B if add; C is 6×16.
+// gemmF32AVX2x6 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 6×16, side by side, whose strips of B
+// follow each other.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmF32AVX2x6(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmF32AVX2x6(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
 
-// gemmF32AVX2x3 sets C = alpha·A·B, or C += alpha·A·B if add; C is 3×16.
+// gemmF32AVX2x3 sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of 3×16, side by side, whose strips of B
+// follow each other.
 //
-// A's element (i,p) is rowA·i+stepA·p bytes from a, B's step p is contiguous, C's row i rowC·i bytes from c.
-// k > 0 is the number of steps. Step p brings what is stepNext·p bytes from next into the L2 cache.
+// A's element (i,p) is rowA·i+stepA·p bytes from a, and one of rowA and stepA is 4. B's step p is contiguous, C's row i rowC·i
+// bytes from c. k > 0 is the number of steps. Each brings what is stepNext bytes after what the last one brought, at first
+// next, into the L2 cache.
 //
 //go:noescape
-func gemmF32AVX2x3(k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)
+func gemmF32AVX2x3(strips int, k int, a *uint32, rowA int, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, next *uint32, stepNext int)

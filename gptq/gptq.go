@@ -164,11 +164,20 @@ func unitOf(g quant.Grid) int {
 
 // damped returns the damped Hessian of columns [c0,c1).
 func (f *Factor) damped(c0, c1 int) *tensor.Matrix {
-	h := f.h.View(c0, c1, c0, c1).Clone()
+	h := newPadded(c1 - c0)
 	for i, d := range f.diagonal[c0:c1] {
-		h.Row(i)[i] = d
+		row := h.Row(i)
+		copy(row, f.h.Row(c0 + i)[c0:c1])
+		row[i] = d
 	}
 	return h
+}
+
+// newPadded returns a zero n×n matrix with a cache line between its rows. Columns are walked down: with a power of two from row
+// to row, all of their lines would fall into the same few sets of a cache.
+func newPadded(n int) *tensor.Matrix {
+	const padding = 16
+	return tensor.New(n, n+padding).View(0, n, 0, n)
 }
 
 // permuted sets dst, which it makes if it is nil, to the damped Hessian's lower triangle with its columns in order.

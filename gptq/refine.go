@@ -290,13 +290,8 @@ func (t *descent) load() {
 
 // decode computes the values of group k from its levels.
 func (t *descent) decode(k int) {
-	scale, minimum := &t.scale[k], &t.minimum[k]
-	for j := k * t.g.Group; j < (k+1)*t.g.Group; j++ {
-		v, level := &t.values[j], &t.level[j]
-		for i := range v {
-			v[i] = float32(scale[i]*level[i]) - minimum[i]
-		}
-	}
+	lo, hi := k*t.g.Group, (k+1)*t.g.Group
+	columns.Decode(t.values[lo:hi], t.level[lo:hi], &t.scale[k], &t.minimum[k])
 }
 
 // codes moves the codes of group k, and what later columns of the group see.
@@ -401,11 +396,10 @@ func (t *descent) shift(grad, hs []kernels.Lane, x kernels.Lane, hm []float32, y
 func (t *descent) super(c0 int) int {
 	g := t.g
 	grad := t.grad[c0 : c0+g.Block]
-	for j := range t.scaled {
-		sc := &t.sc[j/g.Group]
-		for i, l := range t.level[j] {
-			t.scaled[j][i] = l * sc[i]
-		}
+	var zero kernels.Lane
+	for k := range t.sc {
+		lo, hi := k*g.Group, (k+1)*g.Group
+		columns.Decode(t.scaled[lo:hi], t.level[lo:hi], &t.sc[k], &zero)
 	}
 	clear(t.hs)
 	columns.Update(t.hs, t.h.Data[c0*t.h.Stride+c0:], t.h.Stride, t.scaled)
@@ -442,11 +436,7 @@ func (t *descent) super(c0 int) int {
 	if moved == 0 {
 		return 0
 	}
-	for j := range grad {
-		for i := range x {
-			grad[j][i] += x[i]*t.hs[j][i] - y[i]*t.hm[j][i]
-		}
-	}
+	columns.Shift(grad, t.hs, &x, t.hm, &y)
 	for k := range t.scale {
 		t.decode(k)
 	}

@@ -267,15 +267,30 @@ func (g *Affine) MoveGroup(b *Block, k int, e *Quadratic) bool {
 		return false
 	}
 	minimums := g.HasMinimum() && dmin != 0
+	x := e.P / e.A
+	if minimums {
+		if det := e.A*e.C - e.B*e.B; det > 0 {
+			x = (e.P*e.C - e.Q*e.B) / det
+		}
+	}
+	if x != x {
+		return false
+	}
+	below := math.Floor(sc + x/d)
 	best, bestSc, bestM := -1e-9*math.Abs(e.A), sc, m
-	try := func(s float64) {
+	stayed := false // the present scale was tried
+	for i, s := range [...]float64{below, below + 1, sc} {
+		if i == 2 && stayed {
+			break
+		}
 		s = min(max(s, float64(g.Scales.Min)), float64(g.Scales.Max))
+		stayed = stayed || s == sc
 		x := (s - sc) * d
 		if !minimums {
 			if v := e.At(x, 0); v < best {
 				best, bestSc = v, s
 			}
-			return
+			continue
 		}
 		y := (e.Q - e.B*x) / e.C
 		mm := math.Floor(m + y/dmin)
@@ -286,19 +301,6 @@ func (g *Affine) MoveGroup(b *Block, k int, e *Quadratic) bool {
 			}
 		}
 	}
-	x := e.P / e.A
-	if minimums {
-		if det := e.A*e.C - e.B*e.B; det > 0 {
-			x = (e.P*e.C - e.Q*e.B) / det
-		}
-	}
-	if x != x {
-		return false
-	}
-	s := math.Floor(sc + x/d)
-	try(s)
-	try(s + 1)
-	try(sc)
 	if bestSc == sc && bestM == m {
 		return false
 	}

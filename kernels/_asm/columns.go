@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -9,10 +11,13 @@ import (
 func columns(g *gen) {
 	for _, v := range []isa{avx2, avx512} {
 		g.roundLanes(v)
-		g.addLanes(v)
-		g.updateLanes(v)
+		g.decodeLanes(v)
+		g.shiftLanes(v)
 		g.dotLanes(v)
 	}
+	g.updateTiles()
+	g.addLanes(avx512)
+	g.updateLanes(avx512)
 }
 
 // roundLanes is columns.Round.
@@ -53,6 +58,129 @@ func (g *gen) roundLanes(v isa) {
 	g.VSUBPS(minimum, t, t)
 	g.VSUBPS(t, w, t)
 	g.VMOVUPS(t, at(g.gp("err"), 0))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// decodeLanes is columns.Decode for one vector of the lanes, 64 bytes apart.
+func (g *gen) decodeLanes(v isa) {
+	g.function("decodeLanes"+v.name, "func(dst, level, scale, minimum *float32, n int)",
+		"sets dst[j] = scale·level[j] − minimum for j < n.")
+	dst, level, n := g.gp("dst"), g.gp("level"), g.gp("n")
+	scale, minimum := v.reg(8), v.reg(9)
+	g.VMOVUPS(at(g.gp("scale"), 0), scale)
+	g.VMOVUPS(at(g.gp("minimum"), 0), minimum)
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			for i := range count {
+				// Not fused, as in Go.
+				g.VMULPS(at(level, lane*i), scale, v.reg(i))
+				g.VSUBPS(minimum, v.reg(i), v.reg(i))
+				g.VMOVUPS(v.reg(i), at(dst, lane*i))
+			}
+			g.advance(lane*count, dst, level)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// shiftLanes is columns.Shift for one vector of the lanes, 64 bytes apart.
+func (g *gen) shiftLanes(v isa) {
+	g.function("shiftLanes"+v.name, "func(dst, a, x, b, y *float32, n int)",
+		"sets dst[j] += x·a[j] − y·b[j] for j < n.")
+	dst, a, b, n := g.gp("dst"), g.gp("a"), g.gp("b"), g.gp("n")
+	x, y := v.reg(8), v.reg(9)
+	g.VMOVUPS(at(g.gp("x"), 0), x)
+	g.VMOVUPS(at(g.gp("y"), 0), y)
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			for i := range count {
+				// Not fused, as in Go.
+				g.VMULPS(at(a, lane*i), x, v.reg(i))
+				g.VMULPS(at(b, lane*i), y, v.reg(4+i))
+				g.VSUBPS(v.reg(4+i), v.reg(i), v.reg(i))
+				g.VADDPS(at(dst, lane*i), v.reg(i), v.reg(i))
+				g.VMOVUPS(v.reg(i), at(dst, lane*i))
+			}
+			g.advance(lane*count, dst, a, b)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// updateTiles is columns.Update for AVX2, where an element of u must be broadcast before it is multiplied: both vectors of
+// a lane use it. Up to six columns are summed in registers, as in a micro-kernel, over all of x.
+func (g *gen) updateTiles() {
+	const tall, vecs, unroll = 6, lane / 32, 4
+	v := avx2
+	g.function("updateTilesAVX2", "func(dst, u *float32, pitch int, x *float32, depth, n int)",
+		"sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane; rows of u are pitch bytes apart.")
+	dst, u, pitch, depth, n := g.gp("dst"), g.gp("u"), g.gp("pitch"), g.gp("depth"), g.gp("n")
+	first := g.gp("x")
+	pitch3, p, x, k := g.GP64(), g.GP64(), g.GP64(), g.GP64()
+	g.LEAQ(operand.Mem{Base: pitch, Index: pitch, Scale: 2}, pitch3)
+	sum := func(j, h int) reg.VecPhysical { return v.reg(vecs*j + h) }
+	vecX := func(h int) reg.VecPhysical { return v.reg(vecs*tall + h) }
+	element := func(row, j int) operand.Mem {
+		switch m := at(p, 4*j); row {
+		case 0:
+			return m
+		case 3:
+			m.Index, m.Scale = pitch3, 1
+			return m
+		default:
+			m.Index, m.Scale = pitch, uint8(row)
+			return m
+		}
+	}
+	for _, cols := range []int{tall, 4, 2, 1} {
+		name := fmt.Sprintf("columns%d", cols)
+		steps := func(count int) {
+			for row := range count {
+				for h := range vecs {
+					g.VMOVUPS(at(x, lane*row+32*h), vecX(h))
+				}
+				for j := range cols {
+					t := v.reg(vecs*tall + vecs + j%2)
+					g.VBROADCASTSS(element(row, j), t)
+					for h := range vecs {
+						g.VFMADD231PS(vecX(h), t, sum(j, h))
+					}
+				}
+			}
+			g.advance(lane*count, x)
+			if count == unroll {
+				g.LEAQ(operand.Mem{Base: p, Index: pitch, Scale: unroll}, p)
+			} else {
+				g.ADDQ(pitch, p)
+			}
+		}
+		g.countdown(name, n, cols, func() {
+			for j := range cols {
+				for h := range vecs {
+					g.VMOVUPS(at(dst, lane*j+32*h), sum(j, h))
+				}
+			}
+			g.MOVQ(u, p)
+			g.MOVQ(first, x)
+			g.MOVQ(depth, k)
+			g.countdown(name+"_four", k, unroll, func() { steps(unroll) })
+			g.countdown(name+"_one", k, 1, func() { steps(1) })
+			for j := range cols {
+				for h := range vecs {
+					g.VMOVUPS(sum(j, h), at(dst, lane*j+32*h))
+				}
+			}
+			g.advance(lane*cols, dst)
+			g.advance(4*cols, u)
+		})
+	}
 	g.VZEROUPPER()
 	g.RET()
 }

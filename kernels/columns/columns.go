@@ -28,8 +28,33 @@ func Round(q, err, w, sum *kernels.Lane, inverse float32, scale, minimum *kernel
 	}
 }
 
-// updateDepth is how many vectors the assembly adds at a time.
-const updateDepth = 8
+// Decode sets dst[j] = scale·level[j] − minimum, lane by lane; dst is as long as level.
+func Decode(dst, level []kernels.Lane, scale, minimum *kernels.Lane) {
+	dst = dst[:len(level)]
+	if n := kernels.CurrentTier().Lanes(); n > 0 && len(level) > 0 {
+		decode(n, dst, level, scale, minimum)
+		return
+	}
+	for j := range level {
+		for i, v := range level[j] {
+			dst[j][i] = float32(scale[i]*v) - minimum[i]
+		}
+	}
+}
+
+// Shift sets dst[j] += x·a[j] − y·b[j], lane by lane; a and b are as long as dst.
+func Shift(dst, a []kernels.Lane, x *kernels.Lane, b []kernels.Lane, y *kernels.Lane) {
+	a, b = a[:len(dst)], b[:len(dst)]
+	if n := kernels.CurrentTier().Lanes(); n > 0 && len(dst) > 0 {
+		shift(n, dst, a, x, b, y)
+		return
+	}
+	for j := range dst {
+		for i := range x {
+			dst[j][i] += x[i]*a[j][i] - y[i]*b[j][i]
+		}
+	}
+}
 
 // Update sets dst[j] += Σ u[k·pitch+j]·x[k] over the k of x, in their order.
 func Update(dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane) {
@@ -38,14 +63,7 @@ func Update(dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane) {
 	}
 	_ = u[(len(x)-1)*pitch+len(dst)-1]
 	if n := kernels.CurrentTier().Lanes(); n > 0 {
-		for len(x) >= updateDepth {
-			update(n, dst, u, pitch, x)
-			x = x[updateDepth:]
-			u = u[min(updateDepth*pitch, len(u)):]
-		}
-		for k := range x {
-			add(n, dst, u[k*pitch:], &x[k])
-		}
+		update(n, dst, u, pitch, x)
 		return
 	}
 	for j := range dst {

@@ -9,15 +9,15 @@ package columns
 //go:noescape
 func roundLanesAVX2(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 
-// addLanesAVX2 sets dst[j] += u[j]·x for j < n.
+// decodeLanesAVX2 sets dst[j] = scale·level[j] − minimum for j < n.
 //
 //go:noescape
-func addLanesAVX2(dst *float32, u *float32, x *float32, n int)
+func decodeLanesAVX2(dst *float32, level *float32, scale *float32, minimum *float32, n int)
 
-// updateLanesAVX2 sets dst[j] += Σ u[k][j]·x[k] over k < 8 for j < n; rows of u are pitch bytes apart.
+// shiftLanesAVX2 sets dst[j] += x·a[j] − y·b[j] for j < n.
 //
 //go:noescape
-func updateLanesAVX2(dst *float32, u *float32, pitch int, x *float32, n int)
+func shiftLanesAVX2(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
 
 // dotLanesAVX2 sets sum to Σ x[j]·y[j] over j < n.
 //
@@ -29,6 +29,26 @@ func dotLanesAVX2(sum *float32, x *float32, y *float32, n int)
 //go:noescape
 func roundLanesAVX512(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 
+// decodeLanesAVX512 sets dst[j] = scale·level[j] − minimum for j < n.
+//
+//go:noescape
+func decodeLanesAVX512(dst *float32, level *float32, scale *float32, minimum *float32, n int)
+
+// shiftLanesAVX512 sets dst[j] += x·a[j] − y·b[j] for j < n.
+//
+//go:noescape
+func shiftLanesAVX512(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
+
+// dotLanesAVX512 sets sum to Σ x[j]·y[j] over j < n.
+//
+//go:noescape
+func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)
+
+// updateTilesAVX2 sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane; rows of u are pitch bytes apart.
+//
+//go:noescape
+func updateTilesAVX2(dst *float32, u *float32, pitch int, x *float32, depth int, n int)
+
 // addLanesAVX512 sets dst[j] += u[j]·x for j < n.
 //
 //go:noescape
@@ -38,8 +58,3 @@ func addLanesAVX512(dst *float32, u *float32, x *float32, n int)
 //
 //go:noescape
 func updateLanesAVX512(dst *float32, u *float32, pitch int, x *float32, n int)
-
-// dotLanesAVX512 sets sum to Σ x[j]·y[j] over j < n.
-//
-//go:noescape
-func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)

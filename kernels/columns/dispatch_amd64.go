@@ -18,23 +18,41 @@ func round(lanes int, q, err, w, sum *kernels.Lane, inverse float32, scale, mini
 	}
 }
 
-func add(lanes int, dst []kernels.Lane, u []float32, x *kernels.Lane) {
-	if lanes == kernels.Lanes {
-		addLanesAVX512(&dst[0][0], &u[0], &x[0], len(dst))
+// updateDepth is how many vectors updateLanesAVX512 adds at a time.
+const updateDepth = 8
+
+func update(lanes int, dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane) {
+	if lanes < kernels.Lanes {
+		updateTilesAVX2(&dst[0][0], &u[0], 4*pitch, &x[0][0], len(x), len(dst))
 		return
 	}
-	for i := 0; i < kernels.Lanes; i += lanes {
-		addLanesAVX2(&dst[0][i], &u[0], &x[i], len(dst))
+	for len(x) >= updateDepth {
+		updateLanesAVX512(&dst[0][0], &u[0], 4*pitch, &x[0][0], len(dst))
+		x = x[updateDepth:]
+		u = u[min(updateDepth*pitch, len(u)):]
+	}
+	for k := range x {
+		addLanesAVX512(&dst[0][0], &u[k*pitch], &x[k][0], len(dst))
 	}
 }
 
-func update(lanes int, dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane) {
+func decode(lanes int, dst, level []kernels.Lane, scale, minimum *kernels.Lane) {
 	if lanes == kernels.Lanes {
-		updateLanesAVX512(&dst[0][0], &u[0], 4*pitch, &x[0][0], len(dst))
+		decodeLanesAVX512(&dst[0][0], &level[0][0], &scale[0], &minimum[0], len(level))
 		return
 	}
 	for i := 0; i < kernels.Lanes; i += lanes {
-		updateLanesAVX2(&dst[0][i], &u[0], 4*pitch, &x[0][i], len(dst))
+		decodeLanesAVX2(&dst[0][i], &level[0][i], &scale[i], &minimum[i], len(level))
+	}
+}
+
+func shift(lanes int, dst, a []kernels.Lane, x *kernels.Lane, b []kernels.Lane, y *kernels.Lane) {
+	if lanes == kernels.Lanes {
+		shiftLanesAVX512(&dst[0][0], &a[0][0], &x[0], &b[0][0], &y[0], len(dst))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		shiftLanesAVX2(&dst[0][i], &a[0][i], &x[i], &b[0][i], &y[i], len(dst))
 	}
 }
 

@@ -8,9 +8,15 @@ func round(int, *kernels.Lane, *kernels.Lane, *kernels.Lane, *kernels.Lane, floa
 	panic("columns: no vectors")
 }
 
-func add(int, []kernels.Lane, []float32, *kernels.Lane) { panic("columns: no vectors") }
-
 func update(int, []kernels.Lane, []float32, int, []kernels.Lane) { panic("columns: no vectors") }
+
+func decode(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, *kernels.Lane) {
+	panic("columns: no vectors")
+}
+
+func shift(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, []kernels.Lane, *kernels.Lane) {
+	panic("columns: no vectors")
+}
 
 func dot(int, *kernels.Lane, []kernels.Lane, []kernels.Lane) { panic("columns: no vectors") }
 

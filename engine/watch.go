@@ -32,7 +32,7 @@ func DoWatched(ctx context.Context, e Engine, values store.Store, units []Unit, 
 		ended <- err
 	}()
 	err := e.Do(work, units)
-	if work.Err() != nil && ctx.Err() == nil {
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
 		err = nil // Do says that it was given up, ended says why
 	}
 	end()

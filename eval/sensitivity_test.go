@@ -61,6 +61,21 @@ func TestSensitivity(t *testing.T) {
 			near(t, "again: KL", again[i].KL, got[i].KL, 1e-5)
 		}
 	}
+	// One processor takes two batches of long chunks together.
+	long, want := tm.Tokens(5*32, 4), []eval.Effect(nil)
+	for threads := 2; threads > 0; threads-- {
+		runtime.GOMAXPROCS(threads)
+		got, err := eval.Sensitivity(context.Background(), open(t, tm.Source()), long, rs, eval.Options{Context: 32, BatchTokens: 32})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == nil {
+			want = got
+		}
+		for i := range got {
+			near(t, "long chunks: KL", got[i].KL, want[i].KL, 1e-5)
+		}
+	}
 	same := func(w *tensor.Matrix) (*tensor.Matrix, error) { return w, nil }
 	p := &progress{}
 	none, err := eval.Sensitivity(context.Background(), open(t, tm.Source()), tokens, []eval.Replacement{{names[1], same}},

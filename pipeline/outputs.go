@@ -206,8 +206,11 @@ func (p *passage) gradients() error {
 	}
 	if p.kept != nil {
 		var err error
-		if p.found.outputs, err = recallOutputs(p.opt.Work, p.tempDir); err != nil || p.found.outputs != nil {
+		if p.found.outputs, err = recallOutputs(p.opt.Work, p.tempDir); err != nil {
 			return err
+		}
+		if p.found.outputs != nil { // a run that was killed when it had them
+			return forgetGradients(p.opt.Work)
 		}
 	}
 	if free, ok := atomicfile.Free(p.tempDir); ok {

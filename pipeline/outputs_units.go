@@ -183,7 +183,11 @@ func (b *backwardPass) layerByUnits(k *keeper, i int) error {
 	for g, linears := range groups {
 		parts := b.parts(linears)
 		u := gradientsUnit{Layer: i, Group: g}
-		for first := 0; first < b.of.batches(); first += gradientsTogether {
+		first, err := b.sumsFrom(k, u, len(parts))
+		if err != nil {
+			return err
+		}
+		for ; first < b.of.batches(); first += gradientsTogether {
 			if err := b.sumByUnits(k, u, len(parts), first, min(first+gradientsTogether, b.of.batches())); err != nil {
 				return err
 			}
@@ -198,6 +202,22 @@ func (b *backwardPass) layerByUnits(k *keeper, i int) error {
 	return nil
 }
 
+// sumsFrom returns the first of the batches that are summed together from which on a run has to go on: the last ones whose sums with all
+// before them are there, as what was made on the way to those has gone.
+func (b *backwardPass) sumsFrom(k *keeper, u gradientsUnit, parts int) (first int, err error) {
+	n := b.of.batches()
+	for first = (n - 1) / gradientsTogether * gradientsTogether; first > 0; first -= gradientsTogether {
+		var names []string
+		for u.Part = range parts {
+			names = append(names, u.before(min(first+gradientsTogether, n)))
+		}
+		if ok, err := k.allWhole(names); err != nil || ok {
+			return first, err
+		}
+	}
+	return 0, nil
+}
+
 // sumByUnits has the parts' sums over all batches before last made, from those before first.
 func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last int) error {
 	add := u
@@ -210,19 +230,11 @@ func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last
 			before = append(before, add.before(first))
 		}
 	}
-	whole := func(names []string) (bool, error) {
-		for _, name := range names {
-			if ok, err := k.whole(name); err != nil || !ok {
-				return false, err
-			}
-		}
-		return true, nil
-	}
 	var names []string
 	for _, unit := range sums {
 		names = append(names, unit.Name)
 	}
-	ok, err := whole(names)
+	ok, err := k.allWhole(names)
 	if err != nil {
 		return err
 	}
@@ -235,7 +247,7 @@ func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last
 			continue
 		}
 		// An engine looks for the last part alone.
-		all, err := whole(names)
+		all, err := k.allWhole(names)
 		if err == nil && !all {
 			err = b.opt.Work.Delete(names[parts-1])
 		}
@@ -401,12 +413,16 @@ type gradientsWorker struct {
 	layer   *model.Layer
 	head    *model.Head
 	batches map[int]*workedBatch
+	// layers counts those that units have been of so far, forth and back, the last one with it.
+	layers, at int
+	forth      bool
 }
 
 // workedBatch is a batch on its way, which has done so many steps: each of the layers forth, the head, and layers back from the last one on.
 type workedBatch struct {
 	*backwardPass
-	done int
+	done   int
+	layers int // gradientsWorker.layers when it was last there
 }
 
 func newGradientsWorker(ctx context.Context, src Source, r Recipe, spec []byte, values store.Shared, opt WorkerOptions) (*gradientsWorker, error) {
@@ -518,6 +534,9 @@ func (w *gradientsWorker) Do(ctx context.Context, unit engine.Unit) (digest stri
 // value does a unit, and returns what writes its value.
 func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, err error) {
 	n := w.m.Layers()
+	if err := w.pass(u); err != nil {
+		return nil, err
+	}
 	if u.Forth {
 		if b := w.batches[u.First]; b == nil || b.done <= u.Layer {
 			_, err = w.bring(u.First, u.Layer+1)
@@ -559,6 +578,11 @@ func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, e
 		if err := b.drop(u.Layer); err != nil {
 			return nil, err
 		}
+		if u.Layer == 0 { // it has come to its end
+			if err := w.leave(u.First); err != nil {
+				return nil, err
+			}
+		}
 	}
 	var before []string // digests, so that that of the last part is one of all
 	names := u.parts(len(parts))
@@ -570,6 +594,22 @@ func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, e
 		before = append(before, digest)
 	}
 	return func(dst io.Writer) error { return saveSums(dst, parts[len(parts)-1], sums, opaque, before) }, nil
+}
+
+// pass notes which layer units are of, and drops the batches that have not been through the one before: they are other workers' by now.
+func (w *gradientsWorker) pass(u *gradientsUnit) error {
+	if w.layers == 0 || w.at != u.Layer || w.forth != u.Forth {
+		w.layers++
+		w.at, w.forth = u.Layer, u.Forth
+	}
+	for batch, b := range w.batches {
+		if b.layers+1 < w.layers {
+			if err := w.leave(batch); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // bring takes a batch to where it has done so many steps.
@@ -596,6 +636,7 @@ func (w *gradientsWorker) bring(batch, steps int) (*workedBatch, error) {
 		}
 		b.done++
 	}
+	b.layers = w.layers
 	return b, nil
 }
 

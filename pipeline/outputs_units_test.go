@@ -70,9 +70,20 @@ func TestGradientUnits(t *testing.T) {
 		if len(want) == 0 {
 			t.Fatalf("%s: there are no Hessians", name)
 		}
+		all := 0 // units of the way back
+		for i := range plain.m.Layers() {
+			l, err := plain.m.LoadLayer(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Release()
+			b := newBackwardPass(plain.task, nil, nil, batching{}, 0)
+			all += len(b.groups(l)) * batchCount(plain.m, len(j.opt.Calib.Sequences), j.opt.Calib.SeqLen)
+		}
 		kills := 0
 		for n := 1; ; n = 4*n - 1 {
 			path := t.TempDir()
+			backs := 0
 			run := func(workers, left int) (*passage, error) {
 				d, err := store.OpenDir(path, nil)
 				if err != nil {
@@ -80,7 +91,7 @@ func TestGradientUnits(t *testing.T) {
 				}
 				defer d.Close()
 				p := passOf(t, j, d)
-				p.opt.Engine = &fragile{j.local(t, workers)(d), left}
+				p.opt.Engine = &counting{&fragile{j.local(t, workers)(d), left}, d, &backs}
 				return p, p.gradients()
 			}
 			_, err := run(3, n)
@@ -91,9 +102,13 @@ func TestGradientUnits(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			kills++
+			attempted := backs
 			p, err := run(1+n%2, 1000)
 			if err != nil {
 				t.Fatalf("%s: killed at set %d: %v", name, n, err)
+			}
+			if again := backs - all; again < 0 || again > gradientsTogether {
+				t.Errorf("%s: killed at set %d: %d units of the way back, then %d, %d without", name, n, attempted, backs-attempted, all)
 			}
 			if got := hessians(t, p.found.outputs); !reflect.DeepEqual(got, want) {
 				t.Errorf("%s: killed at set %d: other Hessians", name, n)
@@ -109,6 +124,26 @@ func TestGradientUnits(t *testing.T) {
 			t.Errorf("%s: there are only %d places to be killed at", name, kills)
 		}
 	}
+}
+
+// counting is an engine that counts units of the way back whose values are asked for and not there.
+type counting struct {
+	engine.Engine
+	values store.Shared
+	n      *int
+}
+
+func (c *counting) Do(ctx context.Context, units []engine.Unit) error {
+	missing, err := engine.Missing(c.values, units)
+	if err != nil {
+		return err
+	}
+	for _, u := range missing {
+		if strings.Contains(string(u.Spec), `"Back":true`) {
+			*c.n++
+		}
+	}
+	return c.Engine.Do(ctx, units)
 }
 
 // TestGradientUnitsRefused: jobs and units that do not belong to the checkpoint or the text are refused by name.

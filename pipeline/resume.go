@@ -95,6 +95,16 @@ func (k *keeper) whole(name string) (bool, error) {
 	return true, r.Close()
 }
 
+// allWhole says so of all values.
+func (k *keeper) allWhole(names []string) (bool, error) {
+	for _, name := range names {
+		if ok, err := k.whole(name); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // end leaves nothing in the folder of a run that is over but how it went.
 func (k *keeper) end() error {
 	if k == nil {

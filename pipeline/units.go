@@ -127,16 +127,7 @@ func (d *driver) whole(units []engine.Unit) (bool, error) {
 	for i, u := range units {
 		names[i] = u.Name
 	}
-	return d.allWhole(names)
-}
-
-func (d *driver) allWhole(names []string) (bool, error) {
-	for _, name := range names {
-		if ok, err := d.kept.whole(name); err != nil || !ok {
-			return false, err
-		}
-	}
-	return true, nil
+	return d.kept.allWhole(names)
 }
 
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
@@ -162,7 +153,7 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 			continue
 		}
 		// An engine looks for the last part alone.
-		whole, err := d.allWhole(names)
+		whole, err := d.kept.allWhole(names)
 		if err == nil && !whole {
 			err = d.kept.work.Delete(names[parts-1])
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/kernels"
@@ -66,10 +67,7 @@ func (t *task) workBytes(tokens int) int64 {
 			}
 		}
 	}
-	streams := int64(1)
-	if t.plan.Recipe.original() && !t.opt.NoCorrection {
-		streams = 2
-	}
+	streams := t.streams()
 	bytes += 2 * streams * stateBytes(tokens, t.m.Width)
 	if t.opt.Engine != nil {
 		bytes += t.dividedBytes(streams)
@@ -77,7 +75,22 @@ func (t *task) workBytes(tokens int) int64 {
 	return bytes
 }
 
-// dividedBytes is the most that sums over shards take in a work folder: of a site's inputs, with the total, or of a layer's gradients.
+// DividedBytes is the most that a work folder holds, besides Needs.Work, where the work is divided among machines.
+func (p *Plan) DividedBytes(m *model.Model, set *calib.Set) int64 {
+	t := &task{plan: p, m: m, opt: Options{Calib: set}}
+	return t.dividedBytes(t.streams())
+}
+
+// streams is how many streams of hidden states there are.
+func (t *task) streams() int64 {
+	if t.plan.Recipe.original() && !t.opt.NoCorrection {
+		return 2
+	}
+	return 1
+}
+
+// dividedBytes is the most that sums over shards take in a work folder: of a site's inputs, with the total, or of a layer's gradients, with
+// the totals before and after.
 func (t *task) dividedBytes(streams int64) (most int64) {
 	set := t.opt.Calib
 	shards := int64(shardCount(batchCount(t.m, len(set.Sequences), set.SeqLen)))
@@ -100,7 +113,7 @@ func (t *task) dividedBytes(streams int64) (most int64) {
 			}
 		}
 		if t.plan.Recipe.wantsOutputs() {
-			most = max(most, int64(gradientsTogether+1)*min(gradients, max(outputBudget/2, largest)))
+			most = max(most, int64(gradientsTogether+2)*min(gradients, max(outputBudget/2, largest)))
 		}
 	}
 	return most

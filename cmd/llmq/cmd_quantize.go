@@ -271,7 +271,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		}
 		needs := plan.Needs(m, set.Tokens(), set.SeqLen, int64(opts.Memory))
 		if popt.Work != nil {
-			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(needs.Work))
+			bytes := needs.Work
+			if popt.Engine != nil {
+				bytes += plan.DividedBytes(m, set)
+			}
+			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(bytes))
 		}
 		defer keepLow(needs.Memory)()
 	}

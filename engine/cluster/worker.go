@@ -318,7 +318,7 @@ func (g *working) do(ctx context.Context, m jetstream.Msg) error {
 	g.reports.Go(func() {
 		defer stop()
 		over, answered := g.report(ctx, &r)
-		if over {
+		if over || !answered && errors.Is(context.Cause(ctx), errOver) {
 			if err := g.clear(t.Unit.Name); err != nil {
 				g.cancel(err)
 			}

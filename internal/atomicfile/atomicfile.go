@@ -53,7 +53,7 @@ func createTemp(dir string) (*os.File, error) {
 	mu.Lock()
 	defer mu.Unlock()
 	if abandoned {
-		return nil, errors.New("the process is about to end")
+		return nil, errEnding
 	}
 	for {
 		f, err := os.OpenFile(tempName(dir), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -67,6 +67,8 @@ func createTemp(dir string) (*os.File, error) {
 		f.Close() // another process's Sweep came between the two, and has removed it
 	}
 }
+
+var errEnding = errors.New("the process is about to end")
 
 // forget says that a temporary file has gone.
 func forget(tmp string) {

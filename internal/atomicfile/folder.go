@@ -199,17 +199,8 @@ func (w *Folder) place() error {
 	if err := syncDir(w.tmp); err != nil {
 		return err
 	}
-	old, err := w.moveAside()
+	old, err := w.replace()
 	if err != nil {
-		return err
-	}
-	if runtime.GOOS == "windows" {
-		w.release(w.tmp) // no folder with open files can be renamed there
-	}
-	if err := os.Rename(w.tmp, w.path); err != nil {
-		if old != "" {
-			err = errors.Join(err, putBack(old, w.path))
-		}
 		return err
 	}
 	w.release(w.path)
@@ -221,6 +212,34 @@ func (w *Folder) place() error {
 		return err
 	}
 	return os.RemoveAll(gone) // Recover never finds part of a folder
+}
+
+// replace renames the folder into its place, and returns where what was there is now, or "". Abandon waits for both renames: it would
+// remove the new folder between them, and what was there before would count as replaced.
+func (w *Folder) replace() (old string, err error) {
+	mu.Lock()
+	defer mu.Unlock()
+	if abandoned {
+		return "", errEnding
+	}
+	if old, err = w.moveAside(); err != nil {
+		return "", err
+	}
+	if runtime.GOOS == "windows" {
+		w.release(w.tmp) // no folder with open files can be renamed there
+	}
+	if err = os.Rename(w.tmp, w.path); err == nil {
+		return old, nil
+	}
+	if old != "" {
+		if back := putBack(old, w.path); back != nil { // Recover does it later, and goes by the new folder
+			w.done = true
+			w.release(w.tmp)
+			delete(unfinished, w.tmp)
+			err = errors.Join(err, back)
+		}
+	}
+	return "", err
 }
 
 // moveAside makes room for the folder, and returns where what was in its place is now, or "". What it has marked is replaced

@@ -239,3 +239,27 @@ func TestFolderReplaced(t *testing.T) {
 		t.Errorf("after a sweep: %q", got)
 	}
 }
+
+// TestFolderAbandoned: a process that ends without waiting leaves what was in the place there.
+func TestFolderAbandoned(t *testing.T) {
+	t.Cleanup(func() { abandoned = false })
+	dir := t.TempDir()
+	path := filepath.Join(dir, "out")
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(path, testMark))
+	w, err := CreateFolder(path, 1, marked, Options{Overwrite: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	abandoned = true // what Abandon does first, when a Commit has come this far
+	mu.Unlock()
+	if err := w.Commit(); !errors.Is(err, errEnding) {
+		t.Errorf("%v", err)
+	}
+	if got := files(t, dir) + ": " + files(t, path); got != "out: "+testMark {
+		t.Errorf("there is %q", got)
+	}
+}

@@ -221,11 +221,7 @@ func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last
 			before = append(before, add.before(first))
 		}
 	}
-	var names []string
-	for _, unit := range sums {
-		names = append(names, unit.Name)
-	}
-	ok, err := k.allWhole(names)
+	ok, err := k.unitsWhole(sums)
 	if err != nil {
 		return err
 	}
@@ -237,12 +233,7 @@ func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last
 		if ok || parts == 1 {
 			continue
 		}
-		// An engine looks for the last part alone.
-		all, err := k.allWhole(names)
-		if err == nil && !all {
-			err = b.opt.Work.Delete(names[parts-1])
-		}
-		if err != nil {
+		if err := k.wholeOrUndone(names); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -103,6 +104,24 @@ func (k *keeper) allWhole(names []string) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// unitsWhole says so of the values of all units.
+func (k *keeper) unitsWhole(units []engine.Unit) (bool, error) {
+	names := make([]string, len(units))
+	for i, u := range units {
+		names[i] = u.Name
+	}
+	return k.allWhole(names)
+}
+
+// wholeOrUndone removes the last part of a unit's value where not all parts are whole: an engine looks for that one alone.
+func (k *keeper) wholeOrUndone(parts []string) error {
+	whole, err := k.allWhole(parts)
+	if err == nil && !whole {
+		err = k.work.Delete(parts[len(parts)-1])
+	}
+	return err
 }
 
 // end leaves nothing in the folder of a run that is over but how it went.

@@ -121,15 +121,6 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 	return units
 }
 
-// whole says whether the values of all units are there.
-func (d *driver) whole(units []engine.Unit) (bool, error) {
-	names := make([]string, len(units))
-	for i, u := range units {
-		names[i] = u.Name
-	}
-	return d.kept.allWhole(names)
-}
-
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
 
 // sums has the inputs of a stage's site, or of all of its experts, observed and summed: in is how many features they have.
@@ -140,7 +131,7 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part}
 		units = append(units, u.unit(d.kept, 1))
 	}
-	ok, err := d.whole(units)
+	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
 	}
@@ -152,12 +143,7 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 		if ok || parts == 1 {
 			continue
 		}
-		// An engine looks for the last part alone.
-		whole, err := d.kept.allWhole(names)
-		if err == nil && !whole {
-			err = d.kept.work.Delete(names[parts-1])
-		}
-		if err != nil {
+		if err := d.kept.wholeOrUndone(names); err != nil {
 			return err
 		}
 	}
@@ -237,7 +223,7 @@ func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
 // site has the linears of a stage with one site quantized, and writes them.
 func (d *driver) site(l *model.Layer, k int) error {
 	units := d.rowUnits(l, k, 0)
-	ok, err := d.whole(units)
+	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
 	}
@@ -278,7 +264,7 @@ func (d *driver) experts(l *model.Layer, k int) error {
 		d.stand = k
 	}
 	units := d.rowUnits(l, k, d.stand)
-	ok, err := d.whole(units)
+	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
 	}
@@ -313,7 +299,7 @@ func (d *driver) head() error {
 		u := unitSpec{Kind: unitOfRows, Layer: n, First: lo, Last: min(lo+step, t.Rows())}
 		units = append(units, u.unit(d.kept, int64(u.Last-lo)))
 	}
-	ok, err := d.whole(units)
+	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"github.com/llmq/llmq/int8outlier"
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
 	"github.com/llmq/llmq/tensor"
@@ -340,7 +340,7 @@ func newRun(m *model.Model) *run {
 // together is how many chunks pass through a layer together: a batch, or, where one processor takes one batch after the other, two, which
 // weights are then unpacked once for, in the scratch memory of two. Short chunks stay apart: see few in layer.
 func (p *plan) together() int {
-	if runtime.GOMAXPROCS(0) == 1 && p.context >= 32 {
+	if kernels.Processors() == 1 && p.context >= 32 {
 		return 2 * p.batch
 	}
 	return p.batch
@@ -407,7 +407,7 @@ func (r *run) forward(ctx context.Context, l *model.Layer, seqLen, last int, pro
 	}
 	// A long sequence has work for all processors in each of its operations, and much scratch memory.
 	const long = 4096
-	if r.hidden.Batches() == 1 || seqLen >= long || runtime.GOMAXPROCS(0) == 1 {
+	if r.hidden.Batches() == 1 || seqLen >= long || kernels.Processors() == 1 {
 		return work(ctx, r.states[0], r.hidden)
 	}
 	g, ctx := errgroup.WithContext(ctx)

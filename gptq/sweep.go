@@ -2,7 +2,6 @@ package gptq
 
 import (
 	"context"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -43,7 +42,7 @@ const rowGrain = 8
 // meet only at the end, where those that are free share what is left of the others' products.
 func inBands(ctx context.Context, rows int, do func(ctx context.Context, r0, r1 int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.SetLimit(kernels.Processors())
 	for r0 := 0; r0 < rows; r0 += bandRows {
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {

@@ -7,14 +7,41 @@ import (
 	"sync/atomic"
 )
 
+// spare counts who has asked for Spare.
+var spare struct {
+	sync.Mutex
+	n atomic.Int32
+}
+
+// Processors is how many goroutines computations are spread over: runtime.GOMAXPROCS(0), but for Spare.
+func Processors() int { return runtime.GOMAXPROCS(0) - int(min(spare.n.Load(), 1)) }
+
+// Spare lets one more goroutine run beside those that compute, so that a message is answered while all processors are at work: the
+// operating system gives it a processor at once, where Go's scheduler has it wait for some 10 ms each time. It ends with the call of
+// end, or of the last one.
+func Spare() (end func()) {
+	add := func(n int) {
+		spare.Lock()
+		defer spare.Unlock()
+		was := spare.n.Load()
+		if more := min(was+int32(n), 1) - min(was, 1); more != 0 {
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + int(more))
+		}
+		spare.n.Add(int32(n))
+	}
+	add(1)
+	return sync.OnceFunc(func() { add(-1) })
+}
+
 // Parallel calls f for consecutive ranges that cover [0,n), at least grain long but for the last, on
-// runtime.GOMAXPROCS(0) goroutines, and returns when all are done. Ranges are handed out as workers come free: f's
+// Processors() goroutines, and returns when all are done. Ranges are handed out as workers come free: f's
 // result for an index must not depend on the range that it came in.
 func Parallel(n, grain int, f func(lo, hi int)) {
 	grain = max(grain, 1)
 	// A few ranges per worker even out their speeds.
-	step := max(grain, (n+4*runtime.GOMAXPROCS(0)-1)/(4*runtime.GOMAXPROCS(0)))
-	Spread((n+step-1)/step, runtime.GOMAXPROCS(0), func(i int) { f(i*step, min((i+1)*step, n)) })
+	processors := Processors()
+	step := max(grain, (n+4*processors-1)/(4*processors))
+	Spread((n+step-1)/step, processors, func(i int) { f(i*step, min((i+1)*step, n)) })
 }
 
 // Spread calls f for each i < n, in order, on up to the given number of goroutines, as they come free; it returns when

@@ -6,7 +6,6 @@ package linalg
 
 import (
 	"math"
-	"runtime"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
@@ -79,7 +78,7 @@ func solveRight(b, l *tensor.Matrix, inv inverses, s scratch) {
 // else wait for each other's ends.
 func byRows(b, l *tensor.Matrix, s scratch, solve func(b *tensor.Matrix, s scratch)) {
 	const work = 1 << 21 // multiplications; some ten microseconds
-	grain := (b.Rows + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0)
+	grain := (b.Rows + kernels.Processors() - 1) / kernels.Processors()
 	grain = max(grain, work/max(1, l.Rows*l.Rows))
 	width := min(l.Rows, diagonal)
 	kernels.Parallel(b.Rows, grain, func(lo, hi int) {

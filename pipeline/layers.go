@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 
@@ -305,7 +304,7 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 	running, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	eg, ctx := errgroup.WithContext(running)
-	eg.SetLimit(max(len(site.Linears), runtime.GOMAXPROCS(0)))
+	eg.SetLimit(max(len(site.Linears), kernels.Processors()))
 	shifts := make([][]float32, len(site.Linears)) // of the biases that are corrected
 	start := func(i int, lin *model.Linear) error {
 		t := p.plan.Lookup(lin.Name)

@@ -1,8 +1,7 @@
 package pipeline
 
 import (
-	"runtime"
-
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 )
 
@@ -100,5 +99,5 @@ func (p *Plan) writerNeeds() int64 {
 // other on each processor.
 func packedNeeds(m *model.Model, batch int) int64 {
 	const most, block = 16 << 20, 2 << 20
-	return min(most, 4*int64(batch)*int64(m.Widest())) + block*int64(runtime.GOMAXPROCS(0))
+	return min(most, 4*int64(batch)*int64(m.Widest())) + block*int64(kernels.Processors())
 }

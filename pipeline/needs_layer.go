@@ -1,10 +1,10 @@
 package pipeline
 
 import (
-	"runtime"
 	"slices"
 
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 )
@@ -256,7 +256,7 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 	}
 	slices.Sort(parts)
 	slices.Reverse(parts)
-	parts = parts[:min(len(parts), max(len(s.sites[0].Out), runtime.GOMAXPROCS(0)))]
+	parts = parts[:min(len(parts), max(len(s.sites[0].Out), kernels.Processors()))]
 	corrects := original && p.correctable(m, s, tokens)
 	method := p.Recipe.Method
 	needs := outputs + method.Memory(0, s.In)

@@ -6,7 +6,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -96,7 +95,7 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats) 
 	if err := round(w); err != nil { // finds what the solver computes once
 		return 0, err
 	}
-	workers := runtime.GOMAXPROCS(0)
+	workers := kernels.Processors()
 	var err error
 	seconds := shortest(func() {
 		var eg errgroup.Group
@@ -125,7 +124,7 @@ func undisturbed(f func()) time.Duration {
 	f()
 	elapsed := time.Since(start)
 	ran2, waited2 := processorTime()
-	return min(elapsed, max(elapsed-(waited2-waited), (ran2-ran)/time.Duration(runtime.GOMAXPROCS(0))))
+	return min(elapsed, max(elapsed-(waited2-waited), (ran2-ran)/time.Duration(kernels.Processors())))
 }
 
 // noise is a matrix of Gaussian values, the same each time.

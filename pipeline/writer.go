@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -107,7 +106,7 @@ func (w *writer) convert(t *Tensor) error {
 		rows := make([]rowSum, hi-lo)
 		// Small ranges, as writing takes processors away from some goroutines.
 		var next atomic.Int64
-		kernels.Parallel(runtime.GOMAXPROCS(0), 1, func(int, int) {
+		kernels.Parallel(kernels.Processors(), 1, func(int, int) {
 			c := newConverter(t, in)
 			defer c.free()
 			n := max(1, rowWeights/cols)

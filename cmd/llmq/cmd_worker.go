@@ -68,6 +68,7 @@ func (a *app) runWorker(ctx context.Context, url string, opts workerOptions) err
 	if err := setThreads(opts.Threads); err != nil {
 		return err
 	}
+	defer kernels.Spare()()
 	values, err := store.Join(ctx, opts.Work, func(message string) { fmt.Fprintln(a.stderr, "llmq:", message) })
 	if err != nil {
 		return err

@@ -159,6 +159,8 @@ type coordinator struct {
 	cancel func()
 	ended  chan error // of the worker
 	noting sync.WaitGroup
+
+	endSpare func()
 }
 
 // beforeWork is called before the worker in this process begins: tests wait there.
@@ -183,16 +185,17 @@ func quantizing(src pipeline.Source, r pipeline.Recipe, values store.Shared, opt
 
 // coordinate starts the engine of a run that o.command tells workers of, with a worker in this process that it closes at the end.
 func (o *engineOptions) coordinate(ctx context.Context, a *app, folder string, work store.Folder, worker *participant) (*coordinator, error) {
-	c := &coordinator{ended: make(chan error, 1), worker: worker}
 	b, err := build()
 	if err != nil {
 		return nil, errors.Join(err, worker.close())
 	}
+	c := &coordinator{ended: make(chan error, 1), worker: worker, endSpare: kernels.Spare()}
 	c.Coordinator, err = cluster.New(ctx, cluster.Options{
 		Connection: o.connection(o.Engine), Listen: o.Listen, Run: work.ID(), Values: work, Build: b, Tier: kernels.CurrentTier().String(),
 		Command: o.command, AckWait: o.AckWait, Log: func(message string) { fmt.Fprintf(a.stderr, "llmq: %s\n", message) },
 	})
 	if err != nil {
+		c.endSpare()
 		return nil, errors.Join(err, worker.close())
 	}
 	if address := c.Address(); address != "" {
@@ -255,6 +258,7 @@ func (c *coordinator) end(ctx context.Context, failed error) {
 	c.noting.Wait()
 	c.End(failed, interrupted)
 	c.worker.close()
+	c.endSpare()
 }
 
 // openQuietly opens a source that has been opened before, with its warnings.

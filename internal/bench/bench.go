@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"strings"
 	"time"
 
@@ -56,7 +55,7 @@ type Machine struct {
 
 // Measure finds the machine's limits.
 func Measure() *Machine {
-	n := runtime.GOMAXPROCS(0)
+	n := kernels.Processors()
 	m := &Machine{Tier: kernels.CurrentTier().String(), Threads: n, Peaks: peak.Peaks(1)}
 	if n > 1 {
 		m.Peaks = append(m.Peaks, peak.Peaks(n)...)

@@ -3,7 +3,6 @@ package attention
 
 import (
 	"math"
-	"runtime"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/elementwise"
@@ -47,7 +46,7 @@ func Of(shape *Shape, dst, q, k, v *tensor.Matrix, p kernels.Precision) {
 	a.dimSteps, a.keySteps = (a.KeyDim+t.Depth()-1)/t.Depth(), (k.Rows+t.Depth()-1)/t.Depth()
 	a.keyStrips = (k.Rows + t.Strip() - 1) / t.Strip()
 	a.dimStrips = (a.ValueDim + t.Strip() - 1) / t.Strip()
-	workers := runtime.GOMAXPROCS(0)
+	workers := kernels.Processors()
 	if q.Rows*k.Rows*q.Cols < 1<<18 {
 		workers = 1
 	}

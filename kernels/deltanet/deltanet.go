@@ -16,7 +16,6 @@ package deltanet
 
 import (
 	"math"
-	"runtime"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/elementwise"
@@ -61,7 +60,7 @@ func Scan(s *Shape, dst, q, k, v, g, beta *tensor.Matrix, seqLen int) {
 	if q.Rows == 0 {
 		return
 	}
-	workers := runtime.GOMAXPROCS(0)
+	workers := kernels.Processors()
 	if q.Rows*s.Heads*s.KeyDim*s.ValueDim < 1<<16 {
 		workers = 1
 	}

@@ -1,8 +1,6 @@
 package gemm
 
 import (
-	"runtime"
-
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/tile"
 	"github.com/llmq/llmq/kernels/internal/words"
@@ -21,7 +19,7 @@ const (
 // In bfloat16 two rows become one of words, which hold both values of a column, and which are then packed as float32
 // values are: a product over rows needs no transposition.
 func productOfRows(t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
-	productOfRowsOn(runtime.GOMAXPROCS(0), t, dst, alpha, a, b, mode)
+	productOfRowsOn(kernels.Processors(), t, dst, alpha, a, b, mode)
 }
 
 // productOfRowsOn is productOfRows on up to the given number of goroutines.

@@ -1,8 +1,6 @@
 package gemm
 
 import (
-	"runtime"
-
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/pack"
 	"github.com/llmq/llmq/kernels/internal/tile"
@@ -34,7 +32,7 @@ type result struct {
 // Then each task takes nc columns of a C: it packs one block of B's columns after the other into a buffer that stays in
 // its L2 cache, and runs all panels of A over it.
 func product(t *tile.Tiling, alpha float32, a *tile.Operand, k int, mode mode, results ...result) {
-	productOn(runtime.GOMAXPROCS(0), t, alpha, a, k, mode, results...)
+	productOn(kernels.Processors(), t, alpha, a, k, mode, results...)
 }
 
 // productOn is product on up to the given number of goroutines.

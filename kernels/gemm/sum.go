@@ -1,8 +1,6 @@
 package gemm
 
 import (
-	"runtime"
-
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/tile"
 	"github.com/llmq/llmq/kernels/internal/words"
@@ -101,7 +99,7 @@ func sumOf(t *tile.Tiling, dst, a, b *tensor.Matrix, mode mode) {
 func pairAll(t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
 	n := 0
 	for r0 := 0; r0 < m.Rows; r0 += pairedRows {
-		n += pairRows(runtime.GOMAXPROCS(0), t, buf[n*m.Cols:], m.View(r0, min(r0+pairedRows, m.Rows), 0, m.Cols)).Rows
+		n += pairRows(kernels.Processors(), t, buf[n*m.Cols:], m.View(r0, min(r0+pairedRows, m.Rows), 0, m.Cols)).Rows
 	}
 	return tensor.FromSlice(n, m.Cols, words.Floats(buf[:n*m.Cols]))
 }

@@ -39,7 +39,7 @@ func best(threads int, perRound float64, run func(thread, rounds int)) float64 {
 // bfloat16 pairs and bytes where the machine has them, and reading and copying memory. It takes about a second and
 // some hundred megabytes.
 func Peaks(threads int) []Peak {
-	threads = min(max(threads, 1), runtime.GOMAXPROCS(0))
+	threads = min(max(threads, 1), kernels.Processors())
 	var peaks []Peak
 	for _, p := range arithmeticPeaks() {
 		p.Threads = threads

@@ -3,7 +3,6 @@ package q8
 import (
 	"encoding/binary"
 	"math"
-	"runtime"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/words"
@@ -169,7 +168,7 @@ func (in *dotInputs) product(add bool, results []kernels.Product) {
 			tasks = append(tasks, task{i, j})
 		}
 	}
-	kernels.Spread(len(tasks), runtime.GOMAXPROCS(0), func(i int) {
+	kernels.Spread(len(tasks), kernels.Processors(), func(i int) {
 		r := &results[tasks[i].result]
 		in.columns(add, r, tasks[i].column, min(tasks[i].column+dotWidth, r.W.Rows))
 	})

@@ -1,7 +1,6 @@
 package q8
 
 import (
-	"runtime"
 	"unsafe"
 
 	"github.com/llmq/llmq/kernels"
@@ -139,7 +138,7 @@ func (in *q8Inputs) product(add bool, results []kernels.Product) {
 			tasks = append(tasks, task{i, j})
 		}
 	}
-	workers := runtime.GOMAXPROCS(0)
+	workers := kernels.Processors()
 	if in.rows*in.groups*q8Group*len(tasks)*width < 1<<19 { // some ten microseconds: not worth waking others
 		workers = 1
 	}

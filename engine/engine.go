@@ -33,6 +33,8 @@ type Unit struct {
 type Engine interface {
 	// Begin says what the units that follow are part of: a worker is made of it.
 	Begin(ctx context.Context, job []byte) error
+	// Machines is how many workers there are now, as far as is known.
+	Machines() int
 	// Do returns when the values of all units are in the store. Units do not depend on each other.
 	Do(ctx context.Context, units []Unit) error
 }
@@ -152,6 +154,9 @@ func (l *Local) Begin(ctx context.Context, job []byte) error {
 	}
 	return nil
 }
+
+// Machines implements Engine.
+func (l *Local) Machines() int { return len(l.workers) }
 
 // Do implements Engine.
 func (l *Local) Do(ctx context.Context, units []Unit) error {

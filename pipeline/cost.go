@@ -246,7 +246,7 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 	for _, s := range shapes {
 		sites = append(sites, e.site(s, experts))
 	}
-	runs := stageRuns(shapes, e.streams > 1, e.machines == 1)
+	runs := stageRuns(shapes, e.streams > 1)
 	in, out := map[string]float64{}, map[string]float64{}
 	add := func(name string, i, o float64) { in[name] += i; out[name] += o }
 	var dense, expertWeights float64 // bytes of the checkpoint
@@ -299,7 +299,11 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 			moved += 4 * n * s.quantized
 			needed += 4 * n * s.quantized / e.machines
 		}
-		add(movedSums, e.shards*moved/e.machines, e.shards*moved/e.machines)
+		values := e.shards
+		if machines := int(e.machines); grouped(s.In) && shardGroups%machines == 0 { // driver.groupsTogether
+			values = shardGroups
+		}
+		add(movedSums, values*moved/e.machines, values*moved/e.machines)
 		add(movedNeeds, needed, 0)
 		add(movedRows, s.written, s.written/e.machines)
 	}
@@ -434,12 +438,12 @@ type stageRun struct{ observe, advance float64 }
 // stageRuns follows the streams through a layer. The quantized model's stands before stages that begin or carry; from there it
 // goes to each stage's input, and in the end on to the next layer. The original's stands before stages that begin; it applies a
 // stage at once if it can stand behind it, and where that adds to the residual stream, the difference of both inputs passes it too
-// (passage.observe, stream.visit and stream.alongside). hidden says that the quantized model's keeps hidden activations too.
-func stageRuns(shapes []model.SiteShape, original, hidden bool) []stageRun {
+// (passage.observe, stream.visit and stream.alongside). The quantized model's keeps hidden activations too.
+func stageRuns(shapes []model.SiteShape, original bool) []stageRun {
 	var begins, carries, adds []bool
 	for _, s := range shapes {
 		if s.Stage == len(begins) {
-			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries || hidden && s.Adds), append(adds, s.Adds)
+			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries || s.Adds), append(adds, s.Adds)
 		}
 	}
 	n := len(begins)

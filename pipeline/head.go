@@ -55,7 +55,7 @@ func (p *passage) headPart(h *model.Head, lo, hi int, job *rowsJob) (q rows, err
 
 // observeHead returns statistics of the head's inputs.
 func (p *passage) observeHead(s, original *stream, h *model.Head) (*quant.Stats, error) {
-	sums := s.newShardedStats(h.Linear.In)
+	sums := s.newShardedStats(h.Linear.In, nil)
 	err := s.each(func(i int, x *tensor.Matrix) error {
 		if err := p.ctx.Err(); err != nil {
 			return err

@@ -134,6 +134,8 @@ type place struct {
 	k           int          // the stage
 	// stays says that the original's stream is not taken behind the stage.
 	stays bool
+	// into is what the inputs of the stage's one site are added to, each batch apart; nil: new sums.
+	into *quant.Stats
 	// reached is how many tokens each of the stage's sites has seen, once all experts were observed together; nil before.
 	reached []int
 }
@@ -197,14 +199,14 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			in[j] = quant.NewStats(site.In())
 			experts[j] = &gathered{Stats: in[j]}
 		} else {
-			sums[j] = at.s.newShardedStats(site.In())
+			sums[j] = at.s.newShardedStats(site.In(), at.into)
 		}
 	}
 	var all *shardedStats // of all experts together
 	var together gathered // what one batch has for all, whose room the next one takes
 	var reached []int
 	if pool {
-		all = at.s.newShardedStats(stage.Sites[0].In())
+		all = at.s.newShardedStats(stage.Sites[0].In(), nil)
 		all.sums.Apart = false // a batch is seen expert by expert
 		reached = make([]int, len(stage.Sites))
 	}

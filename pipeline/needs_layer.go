@@ -205,7 +205,13 @@ func (p *Plan) sumsNeeds(s *stageShape, original bool, tokens, batch int) (sums,
 		return int64(p.expertsTogether(s))*sums + 4*n*n, 4 * n * n
 	}
 	if tokens > Shards*batch { // a shard's beside those of all
-		return sums, sums
+		apart = sums
+	}
+	if grouped(s.In) && tokens > shardGroups*batch { // a group's
+		apart += sums
+	}
+	if tokens > Shards*batch {
+		return sums, apart
 	}
 	// Inputs in pairs, and a part of the rows of a sum: gemm.AddSyrkLower.
 	with := int64(0)
@@ -215,7 +221,7 @@ func (p *Plan) sumsNeeds(s *stageShape, original bool, tokens, batch int) (sums,
 	case original:
 		with = n
 	}
-	return sums, 2*int64(batch)*(n+with) + 4*min(n, partRows)*n
+	return sums, apart + 2*int64(batch)*(n+with) + 4*min(n, partRows)*n
 }
 
 // expertsTogether is how many experts of a stage are observed at a time: see passage.experts.

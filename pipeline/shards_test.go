@@ -42,9 +42,17 @@ func TestShardOf(t *testing.T) {
 	}
 }
 
-// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order.
+// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order, in groups or all at once.
 func TestShardedStats(t *testing.T) {
-	const in, out, batches = 24, 8, 37
+	for _, batches := range []int{3, 7, 16, 37} {
+		for _, groups := range []bool{false, true} {
+			testShardedStats(t, batches, groups)
+		}
+	}
+}
+
+func testShardedStats(t *testing.T, batches int, groups bool) {
+	const in, out = 24, 8
 	rng := rand.New(rand.NewPCG(1, 2))
 	random := func(rows, cols int) *tensor.Matrix {
 		m := tensor.New(rows, cols)
@@ -54,7 +62,11 @@ func TestShardedStats(t *testing.T) {
 		return m
 	}
 	sums := &shardedStats{shardOf: func(i int) int { return shardOf(i, batches) }, sums: quant.NewStats(in)}
-	machines := make([]*quant.Stats, Shards)
+	if groups {
+		sums.groupOf = func(shard int) int { return groupOf(shard, shardCount(batches)) }
+	}
+	sums.sums.Apart = batches <= Shards
+	machines := make([]*quant.Stats, shardCount(batches))
 	for i := range batches {
 		x, drift, missing := random(9, in), random(9, in), random(9, out)
 		m := &machines[shardOf(i, batches)]
@@ -70,21 +82,36 @@ func TestShardedStats(t *testing.T) {
 		}
 	}
 	got, want := sums.all(), machines[0]
-	for _, m := range machines[1:] {
-		want.Add(m)
+	if groups {
+		want = nil
+		for g := range groupCount(len(machines)) {
+			lo, hi := groupShards(g, len(machines))
+			for _, m := range machines[lo+1 : hi] {
+				machines[lo].Add(m)
+			}
+			if want == nil {
+				want = machines[lo]
+			} else {
+				want.Add(machines[lo])
+			}
+		}
+	} else {
+		for _, m := range machines[1:] {
+			want.Add(m)
+		}
 	}
 	if got.Tokens != 9*batches || want.Tokens != got.Tokens {
-		t.Errorf("%d tokens, the machines have %d", got.Tokens, want.Tokens)
+		t.Errorf("%d batches, groups %v: %d tokens, the machines have %d", batches, groups, got.Tokens, want.Tokens)
 	}
 	for name, m := range map[string][2]*tensor.Matrix{"H": {got.H, want.H}, "Drift": {got.Drift, want.Drift}, "Shortfall": {got.Shortfall, want.Shortfall}} {
 		if !slices.Equal(m[0].Data, m[1].Data) {
-			t.Errorf("%s differs", name)
+			t.Errorf("%d batches, groups %v: %s differs", batches, groups, name)
 		}
 	}
 	for name, m := range map[string][2][]float64{"Sum": {got.Sum, want.Sum}, "DriftSum": {got.DriftSum, want.DriftSum},
 		"ShortfallSum": {got.ShortfallSum, want.ShortfallSum}} {
 		if !slices.Equal(m[0], m[1]) {
-			t.Errorf("%s differs", name)
+			t.Errorf("%d batches, groups %v: %s differs", batches, groups, name)
 		}
 	}
 }

@@ -189,46 +189,60 @@ func mirror(m *tensor.Matrix) {
 	})
 }
 
-// addStats writes the sum of a part of statistics, which are added in their order, as quant.Stats.Add does, but row by row: they are
-// large. It returns what the part has of quant.Stats.Importance of the sum; the rest is 0.
-func addStats(w io.Writer, values store.Store, names []string, part statsPart, in, out int) (importance []float32, err error) {
-	terms := make([]*statsReader, len(names))
-	for i, name := range names {
-		if terms[i], err = openStats(values, name, part, in, out); err != nil {
-			return nil, err
+// addStats writes the sum of a part of statistics, those of each group added in their order and then the groups, as quant.Stats.Add does,
+// but row by row: they are large. It returns what the part has of quant.Stats.Importance of the sum; the rest is 0.
+func addStats(w io.Writer, values store.Store, groups [][]string, part statsPart, in, out int) (importance []float32, err error) {
+	terms := make([][]*statsReader, len(groups))
+	for g, names := range groups {
+		for _, name := range names {
+			r, err := openStats(values, name, part, in, out)
+			if err != nil {
+				return nil, err
+			}
+			defer r.Close()
+			terms[g] = append(terms[g], r)
 		}
-		defer terms[i].Close()
 	}
+	first := terms[0][0]
+	h := statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: first.Drift, Shortfall: first.Shortfall}
 	var sum quant.Stats // of what is not in rows
-	h := statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: terms[0].Drift, Shortfall: terms[0].Shortfall}
-	for i, r := range terms {
-		o := quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum}
-		if i == 0 {
-			sum = o
-		} else {
-			sum.Add(&o)
+	for g := range terms {
+		var group quant.Stats
+		for _, r := range terms[g] {
+			group.Add(&quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum})
+			if r.Drift != h.Drift || r.Shortfall != h.Shortfall {
+				return nil, r.failed(errors.New("statistics of something else than those of the other shards"))
+			}
 		}
-		if r.Drift != h.Drift || r.Shortfall != h.Shortfall {
-			return nil, r.failed(errors.New("statistics of something else than those of the other shards"))
-		}
+		sum.Add(&group)
 	}
 	h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum = sum.Tokens, sum.Sum, sum.DriftSum, sum.ShortfallSum
 	if err := gob.NewEncoder(w).Encode(&h); err != nil {
 		return nil, err
 	}
 	importance = make([]float32, in)
-	total, term := make([]float32, in), make([]float32, in)
+	total, group, term := make([]float32, in), make([]float32, in), make([]float32, in)
 	return importance, h.rows(func(matrix, row, n int) error {
-		for i, r := range terms {
-			dst := term[:n]
-			if i == 0 {
-				dst = total[:n]
+		total, group, term := total[:n], group[:n], term[:n]
+		for g := range terms {
+			sum := group
+			if g == 0 {
+				sum = total // zeros and the first group's sums are these
 			}
-			if err := r.row(dst); err != nil {
-				return err
+			for i, r := range terms[g] {
+				to := term
+				if i == 0 {
+					to = sum
+				}
+				if err := r.row(to); err != nil {
+					return err
+				}
+				if i > 0 {
+					vector.Axpy(sum, 1, term)
+				}
 			}
-			if i > 0 {
-				vector.Axpy(total[:n], 1, term[:n])
+			if g > 0 {
+				vector.Axpy(total, 1, group)
 			}
 		}
 		if matrix == 0 {

@@ -13,7 +13,8 @@ import (
 //
 //	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text:
 //	                                      their last part, after those whose names end in -partP
-//	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, added in their order
+//	runN-layerI-stageK-groupG    observe  the same over all shards of a group
+//	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the groups', added in their order
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
@@ -47,6 +48,8 @@ type unitSpec struct {
 	Part        int `json:",omitempty"` // of sums: see statsParts
 	// Pool: what is observed, or summed, is the inputs of all experts together.
 	Pool bool `json:",omitempty"`
+	// Group: what is observed is all shards of group Shard; what is summed is groups.
+	Group bool `json:",omitempty"`
 	// Stand is the stage before which hidden states of all shards are kept; 0: those before the layer are to be taken.
 	Stand int `json:",omitempty"`
 }
@@ -56,6 +59,9 @@ func (u *unitSpec) name(k *keeper) string {
 	stage := fmt.Sprintf("%s-stage%02d", k.layerName(u.Layer), u.Stage)
 	switch u.Kind {
 	case unitObserve:
+		if u.Group {
+			return fmt.Sprintf("%s-group%02d", stage, u.Shard)
+		}
 		return fmt.Sprintf("%s-shard%02d", stage, u.Shard)
 	case unitSum:
 		return fmt.Sprintf("%s-sums%02d", stage, u.Part)
@@ -78,6 +84,23 @@ func (u *unitSpec) observed(k *keeper, parts int) (names []string) {
 	return append(names, u.name(k))
 }
 
+// count is how many observe units there are, of so many batches.
+func (u *unitSpec) count(batches int) int {
+	n := shardCount(batches)
+	if u.Group {
+		return groupCount(n)
+	}
+	return n
+}
+
+// shards are the shards [lo,hi) of an observe unit.
+func (u *unitSpec) shards(batches int) (lo, hi int) {
+	if u.Group {
+		return groupShards(u.Shard, shardCount(batches))
+	}
+	return u.Shard, u.Shard + 1
+}
+
 // summed are the names of the parts of a stage's sums.
 func summed(k *keeper, layer, stage, parts int) (names []string) {
 	for part := range parts {
@@ -86,18 +109,13 @@ func summed(k *keeper, layer, stage, parts int) (names []string) {
 	return names
 }
 
-// unit is what an engine is given. Units of the same shard have its hidden states in common.
-func (u *unitSpec) unit(k *keeper, size int64) engine.Unit {
+// unit is what an engine is given. Units of the same key have hidden states in common.
+func (u *unitSpec) unit(k *keeper, size int64, key string) engine.Unit {
 	spec, err := json.Marshal(u)
 	if err != nil {
 		panic(err) // numbers and strings
 	}
-	e := engine.Unit{Name: u.name(k), Spec: spec, Size: size}
-	switch u.Kind {
-	case unitObserve, unitStand, unitAdvance:
-		e.Key = fmt.Sprintf("shard%02d", u.Shard)
-	}
-	return e
+	return engine.Unit{Name: u.name(k), Spec: spec, Size: size, Key: key}
 }
 
 // Kinds of jobs: see NewWorker.

@@ -110,15 +110,36 @@ func (d *driver) embed() error {
 	return keepValue(d.kept.work, name, d.opt.Calib.Sequences)
 }
 
-// each returns a unit for each shard.
+// each returns a unit for each shard, or for each group of them. While groups can be dealt out evenly, a machine has those of whole groups.
 func (d *driver) each(u unitSpec) []engine.Unit {
 	var units []engine.Unit
-	for shard := range shardCount(d.batches) {
-		lo, hi := shardBatches(shard, d.batches)
-		u.Shard = shard
-		units = append(units, u.unit(d.kept, int64(hi-lo)))
+	shards := shardCount(d.batches)
+	together := d.groupsTogether()
+	for group := range groupCount(shards) {
+		key := fmt.Sprintf("group%02d", group)
+		first, last := groupShards(group, shards)
+		if u.Group {
+			lo, _ := shardBatches(first, d.batches)
+			_, hi := shardBatches(last-1, d.batches)
+			u.Shard = group
+			units = append(units, u.unit(d.kept, int64(hi-lo), key))
+			continue
+		}
+		for u.Shard = first; u.Shard < last; u.Shard++ {
+			if !together {
+				key = fmt.Sprintf("shard%02d", u.Shard)
+			}
+			lo, hi := shardBatches(u.Shard, d.batches)
+			units = append(units, u.unit(d.kept, int64(hi-lo), key))
+		}
 	}
 	return units
+}
+
+// groupsTogether says whether the shards of a group are kept on one machine: no machine then has more of them than it would otherwise.
+func (d *driver) groupsTogether() bool {
+	n := d.opt.Engine.Machines()
+	return n <= 1 || shardGroups%n == 0
 }
 
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
@@ -126,25 +147,28 @@ func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, u
 // sums has the inputs of a stage's site, or of all of its experts, observed and summed: in is how many features they have.
 func (d *driver) sums(layer, stage, in int, pool bool) error {
 	parts := statsParts(in)
+	groups := grouped(in) && d.groupsTogether()
 	var units []engine.Unit
 	for part := range parts {
-		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part}
-		units = append(units, u.unit(d.kept, 1))
+		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part, Group: groups}
+		units = append(units, u.unit(d.kept, 1, ""))
 	}
 	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
 	}
-	var observed []string // values
+	var observed []string // values, of these units or of others that were asked for before a machine came or went
 	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool}
-	for observe.Shard = range shardCount(d.batches) {
-		names := observe.observed(d.kept, parts)
-		observed = append(observed, names...)
-		if ok || parts == 1 {
-			continue
-		}
-		if err := d.kept.wholeOrUndone(names); err != nil {
-			return err
+	for _, observe.Group = range []bool{!groups, groups} {
+		for observe.Shard = range observe.count(d.batches) {
+			names := observe.observed(d.kept, parts)
+			observed = append(observed, names...)
+			if ok || parts == 1 || observe.Group != groups {
+				continue
+			}
+			if err := d.kept.wholeOrUndone(names); err != nil {
+				return err
+			}
 		}
 	}
 	if !ok {
@@ -196,7 +220,7 @@ func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
 			first := 0
 			for _, n := range unitRows(lin.Out, d.found.outputs.blocks(lin.ID())) {
 				u := unitSpec{Kind: unitOfRows, Layer: l.Index, Stage: k, Linear: j, First: first, Last: first + n}
-				units = append(units, u.unit(d.kept, int64(n)*int64(lin.In)))
+				units = append(units, u.unit(d.kept, int64(n)*int64(lin.In), ""))
 				first += n
 			}
 		}
@@ -214,7 +238,7 @@ func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
 			}
 		}
 		u := unitSpec{Kind: unitExperts, Layer: l.Index, Stage: k, Site: first, End: last, Stand: stand}
-		units = append(units, u.unit(d.kept, size))
+		units = append(units, u.unit(d.kept, size, ""))
 		first = last
 	}
 	return units
@@ -297,7 +321,7 @@ func (d *driver) head() error {
 	var units []engine.Unit
 	for lo := 0; lo < t.Rows(); lo += step {
 		u := unitSpec{Kind: unitOfRows, Layer: n, First: lo, Last: min(lo+step, t.Rows())}
-		units = append(units, u.unit(d.kept, int64(u.Last-lo)))
+		units = append(units, u.unit(d.kept, int64(u.Last-lo), ""))
 	}
 	ok, err := d.kept.unitsWhole(units)
 	if err != nil {

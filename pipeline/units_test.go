@@ -25,7 +25,7 @@ import (
 func unitJobs() map[string]job {
 	tm := testmodel.New("llama")
 	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
-	set := sequences(tm, 39, 32)
+	set := sequences(tm, 71, 32)
 	return map[string]job{
 		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: set}},
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
@@ -230,7 +230,7 @@ func TestStatsValue(t *testing.T) {
 			three.Add(want)
 		}
 		sums := put(name+"-sum", func(w io.Writer, part statsPart) error {
-			from, err := addStats(w, d, []string{names[part.part], names[part.part], names[part.part]}, part, in, out)
+			from, err := addStats(w, d, [][]string{{names[part.part], names[part.part]}, {names[part.part]}}, part, in, out)
 			for i, v := range from {
 				importance[i] += v
 			}

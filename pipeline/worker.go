@@ -286,11 +286,10 @@ func (s *workedShard) close(budget *stateBudget) error {
 
 // inMemory is how many bytes of the stream's hidden states are in memory.
 func (s *stream) inMemory() (bytes int64) {
-	if !s.x.Spilled() {
-		bytes += s.x.Bytes()
-	}
-	if s.carry != nil && !s.carry.Spilled() {
-		bytes += s.carry.Bytes()
+	for _, st := range s.stores() {
+		if !st.Spilled() {
+			bytes += st.Bytes()
+		}
 	}
 	return bytes
 }
@@ -303,6 +302,11 @@ func (w *Worker) streams(seqs int, partial bool) (*workedShard, error) {
 		return nil, err
 	}
 	s.s.workspace, s.s.partial = w.own, partial
+	if partial {
+		if err := s.s.keepHidden(seqs, w.budget, w.tempDir); err != nil {
+			return nil, errors.Join(err, s.close(w.budget))
+		}
+	}
 	if w.original() {
 		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, false, w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
@@ -376,33 +380,60 @@ func recallTokens(values store.Store, name string, n int) (seqs [][]int32, err e
 	return seqs, err
 }
 
-// observe makes the statistics of a site's inputs, or of all experts' together, over a shard.
+// observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a group of them.
 func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error) {
-	if u.Stage >= len(w.layer.l.Stages) {
-		return nil, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
-	}
-	s, err := w.shard(u.Shard, u.Layer, u.Stage)
-	if err != nil {
-		return nil, err
-	}
-	at := &place{s: s.s, l: w.layer.l, k: u.Stage}
-	if u.Pool {
-		_, pooled, err := p.observe(at, 0, 0, true)
+	return w.overShards(u, func(shard int, sums *quant.Stats) (*quant.Stats, error) {
+		if u.Stage >= len(w.layer.l.Stages) {
+			return nil, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
+		}
+		s, err := w.shard(shard, u.Layer, u.Stage)
 		if err != nil {
 			return nil, err
 		}
-		return w.observed(u, pooled)
+		at := &place{s: s.s, l: w.layer.l, k: u.Stage}
+		if u.Pool {
+			_, pooled, err := p.observe(at, 0, 0, true)
+			return pooled, err
+		}
+		at.original, at.ol = s.original, w.layer.ol
+		if s.s.batchIsShard() {
+			if at.into = sums; sums == nil {
+				at.into = quant.NewStats(at.stage().Width())
+				at.into.Apart = true
+			}
+		}
+		in, _, err := p.observe(at, 0, 1, false)
+		if err != nil {
+			return nil, err
+		}
+		if s.original != nil {
+			s.original.passed(at.ol, at.k)
+			s.ended = at.k+1 == len(at.ol.Stages)
+		}
+		return in[0], nil
+	})
+}
+
+// overShards has the statistics of each of a unit's shards made, which are added in their order unless they have been added to the sums
+// of those before, and puts their sum.
+func (w *Worker) overShards(u *unitSpec, of func(shard int, sums *quant.Stats) (*quant.Stats, error)) (func(io.Writer) error, error) {
+	var sums *quant.Stats
+	lo, hi := u.shards(w.batches())
+	for shard := lo; shard < hi; shard++ {
+		s, err := of(shard, sums)
+		switch {
+		case err != nil:
+			return nil, errors.Join(err, w.leave(shard))
+		case sums == nil:
+			sums = s
+		case s != sums:
+			sums.Add(s)
+		}
 	}
-	at.original, at.ol = s.original, w.layer.ol
-	in, _, err := p.observe(at, 0, 1, false)
-	if err != nil {
-		return nil, err
+	if sums == nil {
+		return nil, fmt.Errorf("the unit is of shards %d to %d", lo, hi)
 	}
-	if s.original != nil {
-		s.original.passed(at.ol, at.k)
-		s.ended = at.k+1 == len(at.ol.Stages)
-	}
-	return w.observed(u, in[0])
+	return w.observed(u, sums)
 }
 
 // observed puts the parts of what an observe unit has found but the last, which it returns what writes.
@@ -455,11 +486,15 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 	if part.part < 0 || part.part >= part.parts {
 		return nil, fmt.Errorf("the unit is of part %d of %d", part.part, part.parts)
 	}
-	var names []string
+	names := [][]string{nil} // of groups
 	observed := *u
 	observed.Kind, observed.Part = unitObserve, 0
-	for observed.Shard = range shardCount(w.batches()) {
-		names = append(names, observed.observed(w.kept, part.parts)[part.part])
+	for observed.Shard = range observed.count(w.batches()) {
+		if n := shardCount(w.batches()); !u.Group && grouped(in) && groupOf(observed.Shard, n) == len(names) {
+			names = append(names, nil)
+		}
+		last := len(names) - 1
+		names[last] = append(names[last], observed.observed(w.kept, part.parts)[part.part])
 	}
 	return func(dst io.Writer) error {
 		importance, err := addStats(dst, w.values, names, part, in, out)
@@ -707,20 +742,18 @@ func (w *Worker) advance(p *passage, u *unitSpec) (func(io.Writer) error, error)
 
 // observeHead makes the statistics of the head's inputs over a shard.
 func (w *Worker) observeHead(p *passage, u *unitSpec) (func(io.Writer) error, error) {
-	s, err := w.shard(u.Shard, u.Layer, 0)
-	if err != nil {
-		return nil, err
-	}
 	h, err := w.m.LoadHead()
 	if err != nil {
 		return nil, err
 	}
 	defer h.Release()
-	in, err := p.observeHead(s.s, s.original, h)
-	if err != nil {
-		return nil, err
-	}
-	return w.observed(u, in)
+	return w.overShards(u, func(shard int, _ *quant.Stats) (*quant.Stats, error) {
+		s, err := w.shard(shard, u.Layer, 0)
+		if err != nil {
+			return nil, err
+		}
+		return p.observeHead(s.s, s.original, h)
+	})
 }
 
 // headRows quantizes rows of the head.

@@ -205,6 +205,13 @@ func (c *Coordinator) Begin(_ context.Context, job []byte) error {
 	return nil
 }
 
+// Machines implements engine.Engine.
+func (c *Coordinator) Machines() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.alive())
+}
+
 // Do implements engine.Engine.
 func (c *Coordinator) Do(ctx context.Context, units []engine.Unit) error {
 	missing, err := engine.Missing(c.opt.Values, units)

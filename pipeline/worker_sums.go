@@ -1,0 +1,176 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
+)
+
+// workedSums are the statistics of a stage's site, and what has been made of them.
+type workedSums struct {
+	name   string // of their first part
+	in     *quant.Stats
+	solver quant.Solver
+}
+
+// observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a group of them.
+func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error) {
+	return w.overShards(u, func(shard int, sums *quant.Stats) (*quant.Stats, error) {
+		if u.Stage >= len(w.layer.l.Stages) {
+			return nil, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
+		}
+		s, err := w.shard(shard, u.Layer, u.Stage)
+		if err != nil {
+			return nil, err
+		}
+		at := &place{s: s.s, l: w.layer.l, k: u.Stage}
+		if u.Pool {
+			_, pooled, err := p.observe(at, 0, 0, true)
+			return pooled, err
+		}
+		at.original, at.ol = s.original, w.layer.ol
+		if s.s.batchIsShard() {
+			if at.into = sums; sums == nil {
+				at.into = quant.NewStats(at.stage().Width())
+				at.into.Apart = true
+			}
+		}
+		in, _, err := p.observe(at, 0, 1, false)
+		if err != nil {
+			return nil, err
+		}
+		if s.original != nil {
+			s.original.passed(at.ol, at.k)
+			s.ended = at.k+1 == len(at.ol.Stages)
+		}
+		return in[0], nil
+	})
+}
+
+// overShards has the statistics of each of a unit's shards made, which are added in their order unless they have been added to the sums
+// of those before, and puts their sum.
+func (w *Worker) overShards(u *unitSpec, of func(shard int, sums *quant.Stats) (*quant.Stats, error)) (func(io.Writer) error, error) {
+	var sums *quant.Stats
+	lo, hi := u.shards(w.batches())
+	for shard := lo; shard < hi; shard++ {
+		s, err := of(shard, sums)
+		switch {
+		case err != nil:
+			return nil, errors.Join(err, w.leave(shard))
+		case sums == nil:
+			sums = s
+		case s != sums:
+			sums.Add(s)
+		}
+	}
+	if sums == nil {
+		return nil, fmt.Errorf("the unit is of shards %d to %d", lo, hi)
+	}
+	return w.observed(u, sums)
+}
+
+// observed puts the parts of what an observe unit has found but the last, which it returns what writes.
+func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, error) {
+	part := statsPart{parts: statsParts(s.H.Rows)}
+	names := u.observed(w.kept, part.parts)
+	var before []string // digests, so that that of the last part is one of all
+	for ; part.part < part.parts-1; part.part++ {
+		digest, err := w.values.Put(names[part.part], false, func(w io.Writer) error { return saveStats(w, s, part, nil) })
+		if err != nil {
+			return nil, err
+		}
+		before = append(before, digest)
+	}
+	return func(w io.Writer) error { return saveStats(w, s, part, before) }, nil
+}
+
+// outputs is the number of outputs of a stage's one linear, 0 where there are more.
+func soleOutputs(stage *model.Stage) int {
+	if len(stage.Sites) == 1 && len(stage.Sites[0].Linears) == 1 {
+		return stage.Sites[0].Linears[0].Out
+	}
+	return 0
+}
+
+// shape is the number of inputs of a stage's sites, and of outputs of its one linear.
+func (w *Worker) shape(u *unitSpec) (in, out int, err error) {
+	if u.Layer == w.m.Layers() {
+		return w.m.Dim, 0, nil
+	}
+	if w.layer == nil || w.layer.index != u.Layer {
+		if err := w.enter(u.Layer, 0); err != nil {
+			return 0, 0, err
+		}
+	}
+	if u.Stage >= len(w.layer.l.Stages) {
+		return 0, 0, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
+	}
+	stage := &w.layer.l.Stages[u.Stage]
+	return stage.Width(), soleOutputs(stage), nil
+}
+
+// sum adds the statistics of all shards, in their order.
+func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
+	in, out, err := w.shape(u)
+	if err != nil {
+		return nil, err
+	}
+	part := statsPart{u.Part, statsParts(in)}
+	if part.part < 0 || part.part >= part.parts {
+		return nil, fmt.Errorf("the unit is of part %d of %d", part.part, part.parts)
+	}
+	names := [][]string{nil} // of groups
+	observed := *u
+	observed.Kind, observed.Part = unitObserve, 0
+	for observed.Shard = range observed.count(w.batches()) {
+		if n := shardCount(w.batches()); !u.Group && grouped(in) && groupOf(observed.Shard, n) == len(names) {
+			names = append(names, nil)
+		}
+		last := len(names) - 1
+		names[last] = append(names[last], observed.observed(w.kept, part.parts)[part.part])
+	}
+	return func(dst io.Writer) error {
+		importance, err := addStats(dst, w.values, names, part, in, out)
+		if err != nil {
+			return err
+		}
+		return checkInputs(fmt.Sprintf("stage %d", u.Stage), importance)
+	}, nil
+}
+
+// summed returns the statistics of a stage's site, or of all of its experts.
+func (w *Worker) summed(u *unitSpec) (*workedSums, error) {
+	name := summed(w.kept, u.Layer, u.Stage, 1)[0]
+	if w.sums == nil || w.sums.name != name {
+		in, out, err := w.shape(u)
+		if err != nil {
+			return nil, err
+		}
+		w.sums = nil // the room that they take is needed
+		s, err := loadStats(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out)
+		if err != nil {
+			return nil, err
+		}
+		w.sums = &workedSums{name: name, in: s, solver: w.plan.Recipe.Method.Open(s)}
+	}
+	return w.sums, nil
+}
+
+// observeHead makes the statistics of the head's inputs over a shard.
+func (w *Worker) observeHead(p *passage, u *unitSpec) (func(io.Writer) error, error) {
+	h, err := w.m.LoadHead()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Release()
+	return w.overShards(u, func(shard int, _ *quant.Stats) (*quant.Stats, error) {
+		s, err := w.shard(shard, u.Layer, 0)
+		if err != nil {
+			return nil, err
+		}
+		return p.observeHead(s.s, s.original, h)
+	})
+}

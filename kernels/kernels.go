@@ -17,7 +17,7 @@
 // Each has a plain Go reference that always compiles; faster versions, in assembly that kernels/_asm generates, are
 // chosen at run time.
 //
-// Work is spread over runtime.GOMAXPROCS(0) goroutines. Every output element is summed by one of them in a fixed
+// Work is spread over Processors() goroutines. Every output element is summed by one of them in a fixed
 // order, so results do not depend on the thread count.
 package kernels
 

@@ -14,20 +14,19 @@ var spare struct {
 }
 
 // Processors is how many goroutines computations are spread over: runtime.GOMAXPROCS(0), but for Spare.
-func Processors() int { return runtime.GOMAXPROCS(0) - int(min(spare.n.Load(), 1)) }
+func Processors() int { return max(1, runtime.GOMAXPROCS(0)-int(min(spare.n.Load(), 1))) }
 
 // Spare lets one more goroutine run beside those that compute, so that a message is answered while all processors are at work: the
 // operating system gives it a processor at once, where Go's scheduler has it wait for some 10 ms each time. It ends with the call of
-// end, or of the last one.
+// end, or of the last one. GOMAXPROCS is not to be set by others meanwhile.
 func Spare() (end func()) {
 	add := func(n int) {
 		spare.Lock()
 		defer spare.Unlock()
-		was := spare.n.Load()
-		if more := min(was+int32(n), 1) - min(was, 1); more != 0 {
-			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + int(more))
+		was := min(spare.n.Load(), 1)
+		if is := min(spare.n.Add(int32(n)), 1); is != was {
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + int(is-was))
 		}
-		spare.n.Add(int32(n))
 	}
 	add(1)
 	return sync.OnceFunc(func() { add(-1) })

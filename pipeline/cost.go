@@ -29,7 +29,7 @@ import (
 // experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
 // with S shards, x in four bytes, and M the sums of the dense linears (2in² of H, packed; 4in² of D; 4in·out of S):
 //
-//	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards
+//	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards (a bundle's: bundled)
 //	needs         H and D in, S/N in      what rows need
 //	rows          all rows' bytes in      a machine's own out
 //	experts       2T·dim in a stream      inputs in bfloat16 to all; results 4T·k·dim/N a stream, in and out
@@ -300,8 +300,8 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 			needed += 4 * n * s.quantized / e.machines
 		}
 		values := e.shards
-		if machines := int(e.machines); grouped(s.In) && shardGroups%machines == 0 { // driver.groupsTogether
-			values = shardGroups
+		if machines := int(e.machines); bundled(s.In) && shardBundles%machines == 0 { // driver.bundlesTogether
+			values = shardBundles
 		}
 		add(movedSums, values*moved/e.machines, values*moved/e.machines)
 		add(movedNeeds, needed, 0)

@@ -242,10 +242,9 @@ func TestStageRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// q, k and v; o; gate and up, which the quantized model computes once to see what down gets, and again to go on if that is not kept;
-	// down.
+	// q, k and v; o; gate and up, which the quantized model computes once to see what down gets; down.
 	if got := stageRuns(m.Shape(0), true); !slices.Equal(got, []stageRun{{2, 0}, {3, 0}, {2, 0}, {2, 1}}) {
-		t.Errorf("with the original and what is hidden: %v", got)
+		t.Errorf("with the original: %v", got)
 	}
 	if got := stageRuns(m.Shape(0), false); !slices.Equal(got, []stageRun{{1, 0}, {1, 0}, {1, 0}, {0, 1}}) {
 		t.Errorf("alone: %v", got)

@@ -55,7 +55,11 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil { // quantized a part at a time
 		rows := min(t.Rows(), max(1, batchWeights/m.Dim))
 		sums := 4 * streams * int64(m.Dim) * int64(m.Dim)
-		sites = max(sites, buffers+sums+max(sums, p.Recipe.Method.Memory(rows, m.Dim)))
+		apart := sums // of a shard
+		if bundled(m.Dim) && tokens > shardBundles*batch {
+			apart += sums
+		}
+		sites = max(sites, buffers+sums+max(apart, p.Recipe.Method.Memory(rows, m.Dim)))
 	}
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
 	peak := states + sites

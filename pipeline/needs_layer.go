@@ -202,12 +202,16 @@ func (p *Plan) sumsNeeds(s *stageShape, original bool, tokens, batch int) (sums,
 	}
 	sums = quant.StatsMemory(s.In, outs, original, s.Adds)
 	if s.Expert >= 0 { // those that are taken together, and all experts' sum
-		return int64(p.expertsTogether(s))*sums + 4*n*n, 4 * n * n
+		apart = 4 * n * n
+		if bundled(s.In) && tokens > shardBundles*batch {
+			apart += 4 * n * n
+		}
+		return int64(p.expertsTogether(s))*sums + 4*n*n, apart
 	}
 	if tokens > Shards*batch { // a shard's beside those of all
 		apart = sums
 	}
-	if grouped(s.In) && tokens > shardGroups*batch { // a group's
+	if bundled(s.In) && tokens > shardBundles*batch { // a bundle's
 		apart += sums
 	}
 	if tokens > Shards*batch {

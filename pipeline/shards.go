@@ -10,19 +10,21 @@ import (
 // machine or several that take some shards each.
 //
 // Statistics that are large, but not too large for another set of them in memory, are summed in two steps: those of neighbouring shards,
-// a group, and then the groups'. A machine that has a group's shards puts out one sum of them, not one of each.
+// a bundle, and then the bundles'. A machine that has a bundle's shards puts out one sum of them, not one of each.
 //
 // Those of a single expert are not: its tokens are few, and a machine takes an expert as a whole.
 const (
-	Shards      = 16
-	shardGroups = 4
+	Shards       = 16
+	shardBundles = 4
 )
 
-// mostGroupedFeatures: inputs of more features are summed in one step.
-const mostGroupedFeatures = 8192
+// Statistics of inputs of so many features are summed in two steps. This decides a run's last bits. Tests take fewer.
+var leastBundledFeatures = 1450
 
-// grouped says whether statistics of inputs of so many features are summed in two steps.
-func grouped(in int) bool { return in > statsPartFeatures && in <= mostGroupedFeatures }
+const mostBundledFeatures = 8192
+
+// bundled says whether statistics of inputs of so many features are summed in two steps.
+func bundled(in int) bool { return in >= leastBundledFeatures && in <= mostBundledFeatures }
 
 // ShardsMetadata records the shards in a file.
 func ShardsMetadata() gguf.Metadata {
@@ -54,36 +56,36 @@ func shardCount(n int) int { return min(n, Shards) }
 // shardBatches are the batches [lo,hi) of a shard of n batches: shardOf's inverse.
 func shardBatches(shard, n int) (lo, hi int) { return partRange(shard, n, Shards) }
 
-// groupOf is the group of a shard of n, and groupShards are the shards [lo,hi) of a group.
-func groupOf(shard, n int) int { return partOf(shard, n, shardGroups) }
+// bundleOf is the bundle of a shard of n, and bundleShards are the shards [lo,hi) of a bundle.
+func bundleOf(shard, n int) int { return partOf(shard, n, shardBundles) }
 
-func groupShards(group, n int) (lo, hi int) { return partRange(group, n, shardGroups) }
+func bundleShards(bundle, n int) (lo, hi int) { return partRange(bundle, n, shardBundles) }
 
-// groupCount is the number of groups of n shards.
-func groupCount(n int) int { return min(n, shardGroups) }
+// bundleCount is the number of bundles of n shards.
+func bundleCount(n int) int { return min(n, shardBundles) }
 
-// shardedStats are sums over the batches of a stream. Besides the sums they take room for those of one group, where there are groups,
+// shardedStats are sums over the batches of a stream. Besides the sums they take room for those of one bundle, where there are some,
 // and for those of one shard, unless that is a batch.
 type shardedStats struct {
-	shardOf func(batch int) int
-	groupOf func(shard int) int // nil: all are one group
-	// sums are those of the groups before the one that is being seen, or of the first one, group those of the shards of a later one, shard
-	// those of a shard that does not begin a group.
-	sums, group, shard  *quant.Stats
-	at, begins, atGroup int // the shard that is being seen, the first one of its group, and that
-	goesOn              bool
+	shardOf  func(batch int) int
+	bundleOf func(shard int) int // nil: all are one bundle
+	// sums are those of the bundles before the one that is being seen, or of the first one, bundle those of the shards of a later one, shard
+	// those of a shard that does not begin a bundle.
+	sums, bundle, shard  *quant.Stats
+	at, begins, atBundle int // the shard that is being seen, the first one of its bundle, and that
+	joinLater            bool
 }
 
-// newShardedStats returns sums for the batches of s, of inputs with in features: into, which goes on being Apart, or empty ones.
+// newShardedStats returns sums for the batches of s, of inputs with in features: into, which the caller joins, or empty ones.
 func (s *stream) newShardedStats(in int, into *quant.Stats) *shardedStats {
 	if into != nil {
-		return &shardedStats{shardOf: s.shardOf, sums: into, goesOn: true}
+		return &shardedStats{shardOf: s.shardOf, sums: into, joinLater: true}
 	}
 	sums := quant.NewStats(in)
 	sums.Apart = s.batchIsShard()
 	all := &shardedStats{shardOf: s.shardOf, sums: sums}
-	if shards := shardCount(s.x.Batches()); !s.partial && grouped(in) {
-		all.groupOf = func(shard int) int { return groupOf(shard, shards) }
+	if shards := shardCount(s.x.Batches()); !s.partial && bundled(in) && shards > shardBundles {
+		all.bundleOf = func(shard int) int { return bundleOf(shard, shards) }
 	}
 	return all
 }
@@ -98,23 +100,23 @@ func (s *stream) batchIsShard() bool {
 
 // of returns what batch i is to be added to. Batches come in order.
 func (s *shardedStats) of(i int) *quant.Stats {
-	at, group := s.shardOf(i), 0
-	if s.groupOf != nil {
-		group = s.groupOf(at)
+	at, bundle := s.shardOf(i), 0
+	if s.bundleOf != nil {
+		bundle = s.bundleOf(at)
 	}
 	if at != s.at {
 		s.endShard()
 	}
-	if group != s.atGroup {
-		s.endGroup()
+	if bundle != s.atBundle {
+		s.endBundle()
 		s.begins = at
 	}
-	s.at, s.atGroup = at, group
-	into := &s.sums // the first group's sums are added to zeros: they are the sums
-	if group > 0 {
-		into = s.fresh(&s.group)
+	s.at, s.atBundle = at, bundle
+	into := &s.sums // the first bundle's sums are added to zeros: they are the sums
+	if bundle > 0 {
+		into = s.fresh(&s.bundle)
 	}
-	if at > s.begins && !s.sums.Apart { // the first shard's are the group's likewise
+	if at > s.begins && !s.sums.Apart { // the first shard's are the bundle's likewise
 		into = s.fresh(&s.shard)
 	}
 	return *into
@@ -129,33 +131,33 @@ func (s *shardedStats) fresh(to **quant.Stats) **quant.Stats {
 	return to
 }
 
-// endShard adds the shard to its group.
+// endShard adds the shard to its bundle.
 func (s *shardedStats) endShard() {
 	if s.at == s.begins || s.sums.Apart {
 		return
 	}
 	into := s.sums
-	if s.atGroup > 0 {
-		into = s.group
+	if s.atBundle > 0 {
+		into = s.bundle
 	}
 	into.Add(s.shard)
 	s.shard.Reset()
 }
 
-// endGroup adds the group to the sums.
-func (s *shardedStats) endGroup() {
-	if s.atGroup > 0 {
-		s.sums.Add(s.group)
-		s.group.Reset()
+// endBundle adds the bundle to the sums.
+func (s *shardedStats) endBundle() {
+	if s.atBundle > 0 {
+		s.sums.Add(s.bundle)
+		s.bundle.Reset()
 	}
 }
 
 // all returns the sums over all batches. No more may follow.
 func (s *shardedStats) all() *quant.Stats {
 	s.endShard()
-	s.endGroup()
-	s.group, s.shard = nil, nil
-	if !s.goesOn {
+	s.endBundle()
+	s.bundle, s.shard = nil, nil
+	if !s.joinLater {
 		s.sums.Join()
 	}
 	return s.sums

@@ -42,16 +42,16 @@ func TestShardOf(t *testing.T) {
 	}
 }
 
-// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order, in groups or all at once.
+// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order, in bundles or all at once.
 func TestShardedStats(t *testing.T) {
 	for _, batches := range []int{3, 7, 16, 37} {
-		for _, groups := range []bool{false, true} {
-			testShardedStats(t, batches, groups)
+		for _, bundles := range []bool{false, true} {
+			testShardedStats(t, batches, bundles)
 		}
 	}
 }
 
-func testShardedStats(t *testing.T, batches int, groups bool) {
+func testShardedStats(t *testing.T, batches int, bundles bool) {
 	const in, out = 24, 8
 	rng := rand.New(rand.NewPCG(1, 2))
 	random := func(rows, cols int) *tensor.Matrix {
@@ -62,8 +62,8 @@ func testShardedStats(t *testing.T, batches int, groups bool) {
 		return m
 	}
 	sums := &shardedStats{shardOf: func(i int) int { return shardOf(i, batches) }, sums: quant.NewStats(in)}
-	if groups {
-		sums.groupOf = func(shard int) int { return groupOf(shard, shardCount(batches)) }
+	if bundles {
+		sums.bundleOf = func(shard int) int { return bundleOf(shard, shardCount(batches)) }
 	}
 	sums.sums.Apart = batches <= Shards
 	machines := make([]*quant.Stats, shardCount(batches))
@@ -82,10 +82,10 @@ func testShardedStats(t *testing.T, batches int, groups bool) {
 		}
 	}
 	got, want := sums.all(), machines[0]
-	if groups {
+	if bundles {
 		want = nil
-		for g := range groupCount(len(machines)) {
-			lo, hi := groupShards(g, len(machines))
+		for g := range bundleCount(len(machines)) {
+			lo, hi := bundleShards(g, len(machines))
 			for _, m := range machines[lo+1 : hi] {
 				machines[lo].Add(m)
 			}
@@ -101,17 +101,17 @@ func testShardedStats(t *testing.T, batches int, groups bool) {
 		}
 	}
 	if got.Tokens != 9*batches || want.Tokens != got.Tokens {
-		t.Errorf("%d batches, groups %v: %d tokens, the machines have %d", batches, groups, got.Tokens, want.Tokens)
+		t.Errorf("%d batches, bundles %v: %d tokens, the machines have %d", batches, bundles, got.Tokens, want.Tokens)
 	}
 	for name, m := range map[string][2]*tensor.Matrix{"H": {got.H, want.H}, "Drift": {got.Drift, want.Drift}, "Shortfall": {got.Shortfall, want.Shortfall}} {
 		if !slices.Equal(m[0].Data, m[1].Data) {
-			t.Errorf("%d batches, groups %v: %s differs", batches, groups, name)
+			t.Errorf("%d batches, bundles %v: %s differs", batches, bundles, name)
 		}
 	}
 	for name, m := range map[string][2][]float64{"Sum": {got.Sum, want.Sum}, "DriftSum": {got.DriftSum, want.DriftSum},
 		"ShortfallSum": {got.ShortfallSum, want.ShortfallSum}} {
 		if !slices.Equal(m[0], m[1]) {
-			t.Errorf("%d batches, groups %v: %s differs", batches, groups, name)
+			t.Errorf("%d batches, bundles %v: %s differs", batches, bundles, name)
 		}
 	}
 }

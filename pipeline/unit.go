@@ -13,8 +13,8 @@ import (
 //
 //	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text:
 //	                                      their last part, after those whose names end in -partP
-//	runN-layerI-stageK-groupG    observe  the same over all shards of a group
-//	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the groups', added in their order
+//	runN-layerI-stageK-bundleB   observe  the same over all shards of a bundle
+//	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the bundles', added in their order
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
@@ -48,8 +48,8 @@ type unitSpec struct {
 	Part        int `json:",omitempty"` // of sums: see statsParts
 	// Pool: what is observed, or summed, is the inputs of all experts together.
 	Pool bool `json:",omitempty"`
-	// Group: what is observed is all shards of group Shard; what is summed is groups.
-	Group bool `json:",omitempty"`
+	// Bundle: what is observed is all shards of bundle Shard; what is summed is bundles.
+	Bundle bool `json:",omitempty"`
 	// Stand is the stage before which hidden states of all shards are kept; 0: those before the layer are to be taken.
 	Stand int `json:",omitempty"`
 }
@@ -59,8 +59,8 @@ func (u *unitSpec) name(k *keeper) string {
 	stage := fmt.Sprintf("%s-stage%02d", k.layerName(u.Layer), u.Stage)
 	switch u.Kind {
 	case unitObserve:
-		if u.Group {
-			return fmt.Sprintf("%s-group%02d", stage, u.Shard)
+		if u.Bundle {
+			return fmt.Sprintf("%s-bundle%02d", stage, u.Shard)
 		}
 		return fmt.Sprintf("%s-shard%02d", stage, u.Shard)
 	case unitSum:
@@ -87,16 +87,16 @@ func (u *unitSpec) observed(k *keeper, parts int) (names []string) {
 // count is how many observe units there are, of so many batches.
 func (u *unitSpec) count(batches int) int {
 	n := shardCount(batches)
-	if u.Group {
-		return groupCount(n)
+	if u.Bundle {
+		return bundleCount(n)
 	}
 	return n
 }
 
 // shards are the shards [lo,hi) of an observe unit.
 func (u *unitSpec) shards(batches int) (lo, hi int) {
-	if u.Group {
-		return groupShards(u.Shard, shardCount(batches))
+	if u.Bundle {
+		return bundleShards(u.Shard, shardCount(batches))
 	}
 	return u.Shard, u.Shard + 1
 }
@@ -109,7 +109,7 @@ func summed(k *keeper, layer, stage, parts int) (names []string) {
 	return names
 }
 
-// unit is what an engine is given. Units of the same key have hidden states in common.
+// unit is what an engine is given. Units of a key are to be done where its other units were.
 func (u *unitSpec) unit(k *keeper, size int64, key string) engine.Unit {
 	spec, err := json.Marshal(u)
 	if err != nil {

@@ -110,18 +110,18 @@ func (d *driver) embed() error {
 	return keepValue(d.kept.work, name, d.opt.Calib.Sequences)
 }
 
-// each returns a unit for each shard, or for each group of them. While groups can be dealt out evenly, a machine has those of whole groups.
+// each returns a unit for each shard, or for each bundle of them. While bundles can be dealt out evenly, a machine has those of whole bundles.
 func (d *driver) each(u unitSpec) []engine.Unit {
 	var units []engine.Unit
 	shards := shardCount(d.batches)
-	together := d.groupsTogether()
-	for group := range groupCount(shards) {
-		key := fmt.Sprintf("group%02d", group)
-		first, last := groupShards(group, shards)
-		if u.Group {
+	together := d.bundlesTogether()
+	for bundle := range bundleCount(shards) {
+		key := fmt.Sprintf("bundle%02d", bundle)
+		first, last := bundleShards(bundle, shards)
+		if u.Bundle {
 			lo, _ := shardBatches(first, d.batches)
 			_, hi := shardBatches(last-1, d.batches)
-			u.Shard = group
+			u.Shard = bundle
 			units = append(units, u.unit(d.kept, int64(hi-lo), key))
 			continue
 		}
@@ -136,10 +136,10 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 	return units
 }
 
-// groupsTogether says whether the shards of a group are kept on one machine: no machine then has more of them than it would otherwise.
-func (d *driver) groupsTogether() bool {
+// bundlesTogether says whether the shards of a bundle are kept on one machine: where machines have the same number of bundles.
+func (d *driver) bundlesTogether() bool {
 	n := d.opt.Engine.Machines()
-	return n <= 1 || shardGroups%n == 0
+	return n <= 1 || shardBundles%n == 0
 }
 
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
@@ -147,10 +147,10 @@ func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, u
 // sums has the inputs of a stage's site, or of all of its experts, observed and summed: in is how many features they have.
 func (d *driver) sums(layer, stage, in int, pool bool) error {
 	parts := statsParts(in)
-	groups := grouped(in) && d.groupsTogether()
+	bundles := bundled(in) && d.bundlesTogether()
 	var units []engine.Unit
 	for part := range parts {
-		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part, Group: groups}
+		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part, Bundle: bundles}
 		units = append(units, u.unit(d.kept, 1, ""))
 	}
 	ok, err := d.kept.unitsWhole(units)
@@ -159,11 +159,11 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 	}
 	var observed []string // values, of these units or of others that were asked for before a machine came or went
 	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool}
-	for _, observe.Group = range []bool{!groups, groups} {
+	for _, observe.Bundle = range []bool{!bundles, bundles} {
 		for observe.Shard = range observe.count(d.batches) {
 			names := observe.observed(d.kept, parts)
 			observed = append(observed, names...)
-			if ok || parts == 1 || observe.Group != groups {
+			if ok || parts == 1 || observe.Bundle != bundles {
 				continue
 			}
 			if err := d.kept.wholeOrUndone(names); err != nil {

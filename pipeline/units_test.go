@@ -27,7 +27,7 @@ func unitJobs() map[string]job {
 	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
 	set := sequences(tm, 39, 32)
 	return map[string]job{
-		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 66, 32)}}, // shards of two batches
+		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 66, 32)}}, // a shard of two batches
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
 		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
 			Options{Calib: set, Memory: 1}},
@@ -38,10 +38,13 @@ func unitJobs() map[string]job {
 
 // smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
-	rows, tokens, features, bytes, batches := mostUnitRows, batchTokens, statsPartFeatures, gradientPartBytes, gradientsTogether
-	mostUnitRows, batchTokens, statsPartFeatures, gradientPartBytes, gradientsTogether = 24, 128, 40, 30000, 3
+	rows, tokens, features, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures
+	bytes, batches := gradientPartBytes, gradientsTogether
+	mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = 24, 128, 40, 41
+	gradientPartBytes, gradientsTogether = 30000, 3
 	t.Cleanup(func() {
-		mostUnitRows, batchTokens, statsPartFeatures, gradientPartBytes, gradientsTogether = rows, tokens, features, bytes, batches
+		mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = rows, tokens, features, bundled
+		gradientPartBytes, gradientsTogether = bytes, batches
 	})
 }
 
@@ -73,10 +76,8 @@ func TestUnits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, workers := range []int{1, 3} {
-				if workers == 1 && name != "gptq" && name != "experts" {
-					continue
-				}
+			counts := map[string][]int{"gptq": {1, 3}, "outputs": {3}, "head": {2}, "experts": {1, 3}}[name] // 1 and 2 by bundles, 3 by shards
+			for _, workers := range counts {
 				work := filepath.Join(t.TempDir(), "work")
 				got, rep, _, _, err := j.by(t, work, -1, j.local(t, workers))
 				if err != nil {
@@ -93,6 +94,26 @@ func TestUnits(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnitsMixedShards: a bundle's sums are the same whether its shards are a batch each or, as some are here, two, which are longer than
+// what a product takes at a time.
+func TestUnitsMixedShards(t *testing.T) {
+	smallUnits(t)
+	batchTokens = 1088
+	tm := testmodel.New("llama")
+	j := job{tm.Source(), Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: ggml.Q4_0}, Options{Calib: sequences(tm, 18*34, 32)}}
+	want, _, _, _, err := j.in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, j.local(t, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Error("another file")
 	}
 }
 
@@ -136,7 +157,7 @@ func (f *fragile) Do(ctx context.Context, units []engine.Unit) error {
 func TestUnitsResume(t *testing.T) {
 	smallUnits(t)
 	j := unitJobs()["head"]
-	j.opt.Calib = sequences(testmodel.New("llama"), 11, 32)
+	j.opt.Calib = sequences(testmodel.New("llama"), 18, 32) // five shards
 	want, wantReport, _, _, err := j.in(t, "", -1)
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +167,7 @@ func TestUnitsResume(t *testing.T) {
 		work := filepath.Join(t.TempDir(), "work")
 		var f *fragile
 		_, _, _, _, err := j.by(t, work, -1, func(work *store.Dir) engine.Engine {
-			f = &fragile{j.local(t, 2)(work), n}
+			f = &fragile{j.local(t, 3-sets%2)(work), n}
 			return f
 		})
 		if err == nil {

@@ -140,7 +140,12 @@ func (w *Worker) Do(ctx context.Context, unit engine.Unit) (digest string, err e
 		case unitExperts:
 			err = errors.Join(err, w.leaveAll())
 		default:
-			err = errors.Join(err, w.leave(u.Shard))
+			lo, hi := u.shards(w.batches())
+			for shard := range w.shards {
+				if lo <= shard && shard < hi {
+					err = errors.Join(err, w.leave(shard))
+				}
+			}
 		}
 	}
 	return digest, err
@@ -197,6 +202,13 @@ func (w *Worker) original() bool { return w.plan.Recipe.original() && !w.opt.NoC
 func (w *Worker) enter(layer, k int) error {
 	if w.layer == nil || w.layer.index != layer || w.layer.k > k {
 		w.release()
+		for shard, s := range w.shards { // that others have taken over
+			if s.layer < layer {
+				if err := w.leave(shard); err != nil {
+					return err
+				}
+			}
+		}
 		l, err := w.m.LoadLayer(layer)
 		if err != nil {
 			return err

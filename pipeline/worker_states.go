@@ -54,23 +54,23 @@ func (s *stream) inMemory() (bytes int64) {
 }
 
 // streams makes room for the hidden states of so many sequences.
-func (w *Worker) streams(seqs int, partial bool) (*workedShard, error) {
+func (w *Worker) streams(seqs, layer int, partial bool) (*workedShard, error) {
 	s := &workedShard{}
 	var err error
 	if s.s, err = zeroStream(w.m, seqs, w.job.SeqLen, true, w.budget, w.tempDir); err != nil {
 		return nil, err
 	}
 	s.s.workspace, s.s.partial = w.own, partial
-	if partial {
-		if err := s.s.keepHidden(seqs, w.budget, w.tempDir); err != nil {
-			return nil, errors.Join(err, s.close(w.budget))
-		}
-	}
 	if w.original() {
 		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, false, w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
 		}
 		s.original.workspace, s.original.partial = w.originals, partial
+	}
+	if partial && layer < w.m.Layers() {
+		if err := s.s.keepHidden(seqs, w.budget, w.tempDir); err != nil {
+			return nil, errors.Join(err, s.close(w.budget))
+		}
 	}
 	return s, nil
 }
@@ -93,7 +93,7 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	}
 	lo, hi := shardBatches(shard, n)
 	per := batchSequences(w.m, w.job.SeqLen)
-	s, err := w.streams(min(hi*per, w.job.Sequences)-lo*per, true)
+	s, err := w.streams(min(hi*per, w.job.Sequences)-lo*per, layer, true)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 	if err := w.leaveAll(); err != nil {
 		return nil, err
 	}
-	s, err := w.streams(w.job.Sequences, false)
+	s, err := w.streams(w.job.Sequences, u.Layer, false)
 	if err != nil {
 		return nil, err
 	}

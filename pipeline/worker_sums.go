@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -16,7 +15,7 @@ type workedSums struct {
 	solver quant.Solver
 }
 
-// observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a group of them.
+// observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a bundle of them.
 func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	return w.overShards(u, func(shard int, sums *quant.Stats) (*quant.Stats, error) {
 		if u.Stage >= len(w.layer.l.Stages) {
@@ -35,8 +34,8 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 		if s.s.batchIsShard() {
 			if at.into = sums; sums == nil {
 				at.into = quant.NewStats(at.stage().Width())
-				at.into.Apart = true
 			}
+			at.into.Apart = true // whatever the shards before it were
 		}
 		in, _, err := p.observe(at, 0, 1, false)
 		if err != nil {
@@ -50,8 +49,8 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 	})
 }
 
-// overShards has the statistics of each of a unit's shards made, which are added in their order unless they have been added to the sums
-// of those before, and puts their sum.
+// overShards puts the sum of the statistics of a unit's shards, in their order: of makes those of one, and returns either them, or sums, which
+// are those of the shards before, once it has added them there.
 func (w *Worker) overShards(u *unitSpec, of func(shard int, sums *quant.Stats) (*quant.Stats, error)) (func(io.Writer) error, error) {
 	var sums *quant.Stats
 	lo, hi := u.shards(w.batches())
@@ -59,7 +58,7 @@ func (w *Worker) overShards(u *unitSpec, of func(shard int, sums *quant.Stats) (
 		s, err := of(shard, sums)
 		switch {
 		case err != nil:
-			return nil, errors.Join(err, w.leave(shard))
+			return nil, err
 		case sums == nil:
 			sums = s
 		case s != sums:
@@ -122,11 +121,11 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 	if part.part < 0 || part.part >= part.parts {
 		return nil, fmt.Errorf("the unit is of part %d of %d", part.part, part.parts)
 	}
-	names := [][]string{nil} // of groups
+	names := [][]string{nil} // of bundles
 	observed := *u
 	observed.Kind, observed.Part = unitObserve, 0
 	for observed.Shard = range observed.count(w.batches()) {
-		if n := shardCount(w.batches()); !u.Group && grouped(in) && groupOf(observed.Shard, n) == len(names) {
+		if n := shardCount(w.batches()); !u.Bundle && bundled(in) && bundleOf(observed.Shard, n) == len(names) {
 			names = append(names, nil)
 		}
 		last := len(names) - 1

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sync/errgroup"
@@ -215,7 +214,7 @@ func (s *Store) parts(i int, x *tensor.Matrix, do func(part *tensor.Matrix, stor
 		memory = bytes(s.mem)
 	}
 	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
+	group.SetLimit(kernels.Processors())
 	for first := 0; first < x.Rows; first += partRows {
 		part := x.View(first, min(first+partRows, x.Rows), 0, x.Cols)
 		group.Go(func() error {

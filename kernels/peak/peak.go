@@ -35,7 +35,7 @@ func best(threads int, perRound float64, run func(thread, rounds int)) float64 {
 	return rate
 }
 
-// Peaks measures the machine's limits with the given number of threads, at most GOMAXPROCS: multiply-adds of float32,
+// Peaks measures the machine's limits with the given number of threads, at most kernels.Processors(): multiply-adds of float32,
 // bfloat16 pairs and bytes where the machine has them, and reading and copying memory. It takes about a second and
 // some hundred megabytes.
 func Peaks(threads int) []Peak {

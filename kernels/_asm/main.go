@@ -35,7 +35,9 @@ var topics = []struct {
 	{"elementwise", "rope", rope},
 	{"scan", "conv", conv},
 	{"i8", "i8", i8},
+
 	{"q8", "q8", q8},
+	{"q8", "q8_amx", q8AMX},
 	{"columns", "columns", columns},
 	{"codebook", "codebook", codebook},
 	{"search", "search", search},

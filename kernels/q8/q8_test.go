@@ -18,7 +18,7 @@ import (
 )
 
 // tiers are those that the package has code for.
-var tiers = []kernels.Tier{kernels.PureGo, kernels.DotProd, kernels.I8MM, kernels.AVX2, kernels.AVXVNNI, kernels.AVX512}
+var tiers = []kernels.Tier{kernels.PureGo, kernels.DotProd, kernels.I8MM, kernels.AVX2, kernels.AVXVNNI, kernels.AVX512, kernels.AMX}
 
 // levelTypes are the types whose weights are whole numbers times a scale.
 func levelTypes() []*ggml.Type {

@@ -35,7 +35,7 @@ var topics = []struct {
 	{"elementwise", "rope", rope},
 	{"scan", "conv", conv},
 	{"i8", "i8", i8},
-
+	{"i8", "i8_amx", i8AMX},
 	{"q8", "q8", q8},
 	{"q8", "q8_amx", q8AMX},
 	{"columns", "columns", columns},

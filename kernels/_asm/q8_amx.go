@@ -10,7 +10,7 @@ import (
 // byteTokens is the height of a panel of inputs for AMX: the rows of a tile.
 const byteTokens = 16
 
-// q8AMX writes the products of q8 for AMX, 16 tokens by 16 outputs, for groups of 32 that share a scale. Levels are signed, and no
+// q8AMX writes the products of q8 for AMX, 16 tokens by 32 outputs, for groups of 32 that share a scale. Levels are signed, and no
 // sums of codes are needed but for minimums.
 func q8AMX(g *gen) {
 	p := g.groupProducts("q8Config")
@@ -37,20 +37,25 @@ const (
 	ringTiles   = 4
 )
 
-// groupProducts returns the registers that kernels share, and writes the configuration of tiles.
+// groupProducts returns the registers that kernels share, and writes the configuration of tiles: C, A and B.
 func (g *gen) groupProducts(name string) *groupProducts {
+	return &groupProducts{config: g.tileShapes(name, [][2]byte{{16, 64}, {16, q8Group}, {q8Group / 4, 64}}), x: reg.RSI, rowX: reg.R14,
+		w: reg.RDX, rowW: reg.R12, rowC: reg.R13, put: reg.RBX, get: reg.R11, left: reg.RCX, cfg: reg.RAX}
+}
+
+// tileShapes returns LDTILECFG's operand: of each tile its rows, and the bytes of one.
+func (g *gen) tileShapes(name string, shapes [][2]byte) operand.Mem {
 	var c [64]byte
-	c[0] = 1
-	for t, shape := range [][2]byte{{16, 64}, {16, 32}, {8, 64}} { // C, A and B: rows, and bytes of one
+	c[0] = 1 // palette
+	for t, shape := range shapes {
 		c[48+t], c[16+2*t] = shape[0], shape[1]
 	}
-	p := &groupProducts{config: g.StaticGlobal(name), x: reg.RSI, rowX: reg.R14, w: reg.RDX, rowW: reg.R12, rowC: reg.R13,
-		put: reg.RBX, get: reg.R11, left: reg.RCX, cfg: reg.RAX}
+	config := g.StaticGlobal(name)
 	g.DataAttributes(rodata)
 	for i := 0; i < 64; i += 8 {
 		g.AddDatum(i, operand.U64(binary.LittleEndian.Uint64(c[i:])))
 	}
-	return p
+	return config
 }
 
 // begin makes room for the ring, whose address is a multiple of twice its length, and configures the tiles.
@@ -88,13 +93,13 @@ func (p *groupProducts) turn(g *gen, r reg.Register) {
 	g.ANDQ(operand.I32(^(ringTiles * 1024)), r)
 }
 
-// q8TileAMX keeps C, 16 vectors, in registers. As in q8, the bits of 1.5·2^(23+e) make a number of a sum: added here, since a tile of them,
+// q8TileAMX keeps half of C, 16 vectors, in registers. As in q8, the bits of 1.5·2^(23+e) make a number of a sum: added here, since a tile of them,
 // to start at, would take as long to load as two tiles of inputs.
 func (g *gen) q8TileAMX(v q8Variant, p *groupProducts) {
 	g.Function("q8" + v.name + "AMX") // its frame is large: the stack is checked
 	g.SignatureExpr(q8Signature)
 	g.Pragma("noescape")
-	doc := q8Doc(byteTokens, 16)
+	doc := q8Doc(byteTokens, q8Outputs)
 	doc[0] = "q8" + v.name + "AMX " + doc[0]
 	doc[len(doc)-1] = "from this one's; panels and groups are positive. Levels are signed, without an offset."
 	g.Doc(doc...)
@@ -103,19 +108,28 @@ func (g *gen) q8TileAMX(v q8Variant, p *groupProducts) {
 	scale, minimum := z(byteTokens), z(byteTokens+1)
 	start := func(t int) reg.VecPhysical { return z(byteTokens + 2 + 2*(t%6)) }
 	sum := func(t int) reg.VecPhysical { return z(byteTokens + 3 + 2*(t%6)) }
-	sums, scales, groups, dst, rowC := reg.RDI, reg.R8, reg.RAX, reg.R9, reg.R10
+	sums, scales, groups, dst, rowC, half := reg.RDI, reg.R8, reg.RAX, reg.R9, reg.R10, reg.R15
 	word := func(i, t int) operand.Mem { return at(sums, 4*(byteTokens*i+t)) }
 	p.begin(g)
-	for _, l := range []struct {
-		name string
-		r    reg.GPPhysical
-	}{{"x", p.x}, {"sums", sums}, {"c", dst}, {"rowC", rowC}} {
-		g.Load(g.Param(l.name), l.r)
-	}
+	g.Load(g.Param("c"), dst)
+	g.Load(g.Param("rowC"), rowC)
 	g.MOVQ(operand.I32(q8Group), p.rowX)
 	g.Label("panel")
+	g.Comment("Bring C near while the sums run.")
+	g.MOVQ(dst, scales)
+	for range byteTokens {
+		g.PREFETCHT0(at(scales, 0))
+		g.PREFETCHT0(at(scales, 4*q8Outputs-1))
+		g.ADDQ(rowC, scales)
+	}
+	g.XORQ(half, half)
+	g.Label("half")
+	g.Load(g.Param("x"), p.x)
+	g.Load(g.Param("sums"), sums)
 	g.Load(g.Param("w"), p.w)
 	g.Load(g.Param("scale"), scales)
+	g.ADDQ(half, p.w)
+	g.ADDQ(half, scales)
 	g.Load(g.Param("groups"), groups)
 	g.MOVQ(groups, p.left)
 	for t := range byteTokens {
@@ -153,21 +167,29 @@ func (g *gen) q8TileAMX(v q8Variant, p *groupProducts) {
 	for t := range byteTokens {
 		g.VMULPS_BCST(at(step, 4*t), c(t), c(t))
 	}
-	g.ADDQ(operand.I32(4*byteTokens), step)
-	g.MOVQ(step, g.param("step"))
-	g.MOVQ(dst, row)
 	g.MOVBQZX(g.param("add"), add)
+	g.LEAQ(operand.Mem{Base: dst, Index: half, Scale: 1}, row)
 	g.TESTQ(add, add)
 	g.JZ(operand.LabelRef("store"))
 	for t := range byteTokens {
 		g.VADDPS(at(row, 0), c(t), c(t))
 		g.ADDQ(rowC, row)
 	}
+	g.LEAQ(operand.Mem{Base: dst, Index: half, Scale: 1}, row)
 	g.Label("store")
 	for t := range byteTokens {
-		g.VMOVUPS(c(t), at(dst, 0))
-		g.ADDQ(rowC, dst)
+		g.VMOVUPS(c(t), at(row, 0))
+		g.ADDQ(rowC, row)
 	}
+	g.XORQ(operand.I32(64), half)
+	g.JNZ(operand.LabelRef("half"))
+	g.Comment("The next panel follows this one.")
+	g.MOVQ(p.x, g.param("x"))
+	g.MOVQ(sums, g.param("sums"))
+	g.ADDQ(operand.I32(4*byteTokens), step)
+	g.MOVQ(step, g.param("step"))
+	g.MOVQ(row, dst)
+	g.SUBQ(operand.I32(64), dst)
 	g.DECQ(g.param("panels"))
 	g.JNZ(operand.LabelRef("panel"))
 	g.tileRelease()

@@ -12,7 +12,7 @@ import (
 
 var (
 	tierAMX = kernelSet{
-		tile:   [2][2]q8Tiles{{every(halves(q8Group32AMX)), every(halves(q8Group32MinAMX))}},
+		tile:   [2][2]q8Tiles{{every(q8Group32AMX), every(q8Group32MinAMX)}},
 		tokens: 16, largest: q8LargestAVX2, codes: q8RoundAVX2x16, flip: q8FlipAVX512, lanes: 16, transpose: pack.TransposeAVX512,
 	}
 	tierVNNI = kernelSet{

@@ -15,7 +15,7 @@ DATA q8Config<>+56(SB)/8, $0x0000000000000000
 GLOBL q8Config<>(SB), RODATA|NOPTR, $64
 
 // func q8Group32AMX(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·q8Group32AMX(SB), $12288-73
 	LEAQ (SP), BX
 	ADDQ $+8191, BX
@@ -29,15 +29,70 @@ TEXT ·q8Group32AMX(SB), $12288-73
 	BYTE $0x78
 	BYTE $0x49
 	BYTE $0x00
-	MOVQ x+16(FP), SI
-	MOVQ sums+24(FP), DI
 	MOVQ c+48(FP), R9
 	MOVQ rowC+56(FP), R10
 	MOVQ $+32, R14
 
 panel:
+	// Bring C near while the sums run.
+	MOVQ       R9, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	XORQ       R15, R15
+
+half:
+	MOVQ   x+16(FP), SI
+	MOVQ   sums+24(FP), DI
 	MOVQ   w+32(FP), DX
 	MOVQ   scale+40(FP), R8
+	ADDQ   R15, DX
+	ADDQ   R15, R8
 	MOVQ   groups+8(FP), AX
 	MOVQ   AX, CX
 	VPXORD Z0, Z0, Z0
@@ -265,10 +320,8 @@ scale:
 	VMULPS.BCST  52(AX), Z13, Z13
 	VMULPS.BCST  56(AX), Z14, Z14
 	VMULPS.BCST  60(AX), Z15, Z15
-	ADDQ         $+64, AX
-	MOVQ         AX, step+64(FP)
-	MOVQ         R9, R8
 	MOVBQZX      add+72(FP), CX
+	LEAQ         (R9)(R15*1), R8
 	TESTQ        CX, CX
 	JZ           store
 	VADDPS       (R8), Z0, Z0
@@ -303,52 +356,63 @@ scale:
 	ADDQ         R10, R8
 	VADDPS       (R8), Z15, Z15
 	ADDQ         R10, R8
+	LEAQ         (R9)(R15*1), R8
 
 store:
-	VMOVUPS Z0, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z1, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z2, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z3, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z4, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z5, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z6, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z7, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z8, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z9, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z10, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z11, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z12, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z13, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z14, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z15, (R9)
-	ADDQ    R10, R9
-	DECQ    panels+0(FP)
-	JNZ     panel
-	BYTE    $0xc4
-	BYTE    $0xe2
-	BYTE    $0x78
-	BYTE    $0x49
-	BYTE    $0xc0
+	VMOVUPS Z0, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z1, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z2, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z3, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z4, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z5, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z6, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z7, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z8, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z9, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z10, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z11, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z12, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z13, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z14, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z15, (R8)
+	ADDQ    R10, R8
+	XORQ    $+64, R15
+	JNZ     half
+
+	// The next panel follows this one.
+	MOVQ SI, x+16(FP)
+	MOVQ DI, sums+24(FP)
+	ADDQ $+64, AX
+	MOVQ AX, step+64(FP)
+	MOVQ R8, R9
+	SUBQ $+64, R9
+	DECQ panels+0(FP)
+	JNZ  panel
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0xc0
 	VZEROUPPER
 	RET
 
 // func q8Group32MinAMX(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·q8Group32MinAMX(SB), $12288-73
 	LEAQ (SP), BX
 	ADDQ $+8191, BX
@@ -362,15 +426,70 @@ TEXT ·q8Group32MinAMX(SB), $12288-73
 	BYTE $0x78
 	BYTE $0x49
 	BYTE $0x00
-	MOVQ x+16(FP), SI
-	MOVQ sums+24(FP), DI
 	MOVQ c+48(FP), R9
 	MOVQ rowC+56(FP), R10
 	MOVQ $+32, R14
 
 panel:
+	// Bring C near while the sums run.
+	MOVQ       R9, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	PREFETCHT0 (R8)
+	PREFETCHT0 127(R8)
+	ADDQ       R10, R8
+	XORQ       R15, R15
+
+half:
+	MOVQ   x+16(FP), SI
+	MOVQ   sums+24(FP), DI
 	MOVQ   w+32(FP), DX
 	MOVQ   scale+40(FP), R8
+	ADDQ   R15, DX
+	ADDQ   R15, R8
 	MOVQ   groups+8(FP), AX
 	MOVQ   AX, CX
 	VPXORD Z0, Z0, Z0
@@ -615,10 +734,8 @@ scale:
 	VMULPS.BCST       52(AX), Z13, Z13
 	VMULPS.BCST       56(AX), Z14, Z14
 	VMULPS.BCST       60(AX), Z15, Z15
-	ADDQ              $+64, AX
-	MOVQ              AX, step+64(FP)
-	MOVQ              R9, R8
 	MOVBQZX           add+72(FP), CX
+	LEAQ              (R9)(R15*1), R8
 	TESTQ             CX, CX
 	JZ                store
 	VADDPS            (R8), Z0, Z0
@@ -653,47 +770,58 @@ scale:
 	ADDQ              R10, R8
 	VADDPS            (R8), Z15, Z15
 	ADDQ              R10, R8
+	LEAQ              (R9)(R15*1), R8
 
 store:
-	VMOVUPS Z0, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z1, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z2, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z3, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z4, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z5, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z6, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z7, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z8, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z9, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z10, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z11, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z12, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z13, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z14, (R9)
-	ADDQ    R10, R9
-	VMOVUPS Z15, (R9)
-	ADDQ    R10, R9
-	DECQ    panels+0(FP)
-	JNZ     panel
-	BYTE    $0xc4
-	BYTE    $0xe2
-	BYTE    $0x78
-	BYTE    $0x49
-	BYTE    $0xc0
+	VMOVUPS Z0, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z1, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z2, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z3, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z4, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z5, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z6, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z7, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z8, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z9, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z10, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z11, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z12, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z13, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z14, (R8)
+	ADDQ    R10, R8
+	VMOVUPS Z15, (R8)
+	ADDQ    R10, R8
+	XORQ    $+64, R15
+	JNZ     half
+
+	// The next panel follows this one.
+	MOVQ SI, x+16(FP)
+	MOVQ DI, sums+24(FP)
+	ADDQ $+64, AX
+	MOVQ AX, step+64(FP)
+	MOVQ R8, R9
+	SUBQ $+64, R9
+	DECQ panels+0(FP)
+	JNZ  panel
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x78
+	BYTE $0x49
+	BYTE $0xc0
 	VZEROUPPER
 	RET
 

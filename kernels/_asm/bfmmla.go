@@ -17,7 +17,7 @@ type bfmmlaCount struct{ rows, multiplyAdds, products, instructions int }
 
 func (c bfmmlaCount) ratio() float64 { return float64(c.instructions) / float64(c.products) }
 
-// bfmmlaTable are the rows of the table in kernels/README.md.
+// bfmmlaTable returns the rows of the table in kernels/README.md.
 func bfmmlaTable() (rows []string) {
 	_, _, counts := bfmmla()
 	for _, c := range counts {

@@ -38,9 +38,9 @@ func matMulTiles(dst *tensor.Matrix, x, w *Matrix) {
 // tileColumns computes columns [j0,j1) of dst, at most tileStrips strips.
 func tileColumns(dst *tensor.Matrix, x, w *Matrix, j0, j1 int) {
 	strips := (j1 - j0 + tileSide - 1) / tileSide
-	steps := (w.stride + 63) / 64                // of 64 columns
-	levels := steps * 64 / 4 * tileSide          // words of a strip
-	n := levels + (w.groups()+15)/16*16*tileSide // with its scales
+	steps := (w.stride + 63) / 64       // of 64 columns
+	levels := steps * 64 / 4 * tileSide // words of a strip
+	n := levels + w.groups()*tileSide   // with its scales
 	buf := words.Get(strips*n + tileSide*tileSide)
 	defer words.Put(buf)
 	scratch := words.Floats(buf[strips*n:])

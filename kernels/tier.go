@@ -16,6 +16,7 @@ const (
 	NEON                   // arm64: float32 products
 	DotProd                // arm64: SDOT, products of four bytes at a time
 	I8MM                   // arm64: SMMLA too, products of 2×8 by 8×2 bytes
+	BF16                   // arm64: BFMMLA too, products of 2×4 by 4×2 bfloat16 values
 	AVX2                   // AVX2, FMA and F16C
 	AVXVNNI                // VPDPBUSD of 256 bits, for processors without AVX-512: products of bytes
 	AVX512                 // AVX-512 F, BW, VL and DQ
@@ -23,7 +24,7 @@ const (
 	AMX                    // TDPBF16PS: products of tiles of bfloat16 pairs
 )
 
-var tierNames = [...]string{"purego", "neon", "dotprod", "i8mm", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"}
+var tierNames = [...]string{"purego", "neon", "dotprod", "i8mm", "bf16", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"}
 
 func (t Tier) String() string { return tierNames[t] }
 

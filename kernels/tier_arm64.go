@@ -14,6 +14,8 @@ func has(t Tier) bool {
 		return cpu.ARM64.HasASIMDDP
 	case I8MM:
 		return has(DotProd) && cpu.ARM64.HasI8MM
+	case BF16:
+		return has(I8MM) && hasBF16()
 	}
 	return false
 }

@@ -31,7 +31,7 @@ var allowed = map[string]string{
 	"kernels/scan":     "tensor kernels kernels/vector kernels/elementwise kernels/gemm",
 	"kernels/deltanet": "tensor kernels kernels/scan kernels/vector kernels/elementwise kernels/gemm kernels/internal/words",
 	"kernels/q8":       "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
-	"kernels/i8":       "tensor kernels",
+	"kernels/i8":       "tensor kernels kernels/internal/pack kernels/internal/words",
 	"kernels/search":   "kernels",
 	"kernels/codebook": "kernels",
 	"kernels/columns":  "kernels kernels/internal/words kernels/internal/pack",

@@ -22,6 +22,10 @@ func TestARM64(t *testing.T) {
 		{"fmls v23.4s, v30.4s, v25.s[1]", arm64Element(opFMLSElt, 23, 30, 25, 1), 0x4fb953d7},
 		{"fsub v0.4s, v1.4s, v2.4s", arm64Vector(opFSUB, 0, 1, 2), 0x4ea2d420},
 		{"fsub v23.4s, v23.4s, v26.4s", arm64Vector(opFSUB, 23, 23, 26), 0x4ebad6f7},
+		{"bfmmla v0.4s, v1.8h, v2.8h", arm64Vector(opBFMMLA, 0, 1, 2), 0x6e42ec20},
+		{"bfmmla v23.4s, v31.8h, v27.8h", arm64Vector(opBFMMLA, 23, 31, 27), 0x6e5beff7},
+		{"bfcvtn v1.4h, v2.4s", arm64Vector(opBFCVTN, 1, 2, 0), 0x0ea16841},
+		{"bfcvtn2 v17.8h, v31.4s", arm64Vector(opBFCVTN|1<<30, 17, 31, 0), 0x4ea16bf1},
 		{"fmov v30.4s, #1.0", opFMOVOne | 30, 0x4f03f61e},
 	} {
 		if c.code != c.want {

@@ -35,7 +35,9 @@ var topics = []struct {
 	{"elementwise", "rope", rope},
 	{"scan", "conv", conv},
 	{"i8", "i8", i8},
+	{"i8", "i8_amx", i8AMX},
 	{"q8", "q8", q8},
+	{"q8", "q8_amx", q8AMX},
 	{"columns", "columns", columns},
 	{"codebook", "codebook", codebook},
 	{"search", "search", search},
@@ -55,8 +57,17 @@ func main() {
 			log.Fatalf("%s: %v", t.name, err)
 		}
 	}
-	if err := writeDots(filepath.Join(*dir, "q8"), "dots"); err != nil {
-		log.Fatal(err)
+	dotProducts, dotDeclarations, _ := dots()
+	products, declarations, _ := bfmmla()
+	packing, packingDeclarations := bfmmlaPacking()
+	for _, t := range []struct{ room, name, assembly, declarations string }{
+		{"q8", "dots", dotProducts, dotDeclarations},
+		{"internal/tile", "bfmmla", products, declarations},
+		{"internal/pack", "bfmmla", packing, packingDeclarations},
+	} {
+		if err := writeARM64(filepath.Join(*dir, t.room), t.name, t.assembly, t.declarations); err != nil {
+			log.Fatal(err)
+		}
 	}
 }
 

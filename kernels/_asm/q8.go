@@ -57,7 +57,7 @@ func q8(g *gen) {
 	}
 	g.q8Widen()
 	g.q8Largest()
-	g.q8Round()
+	g.q8Round("q8RoundAVX2", q8Tokens)
 }
 
 const q8Signature = "func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)"
@@ -516,15 +516,15 @@ func (g *gen) q8Largest() {
 	g.RET()
 }
 
-// q8Round rounds groups of a token, and fills in what goes with the codes.
-func (g *gen) q8Round() {
+// q8Round rounds groups of a token, and fills in what goes with the codes, in panels of so many tokens.
+func (g *gen) q8Round(name string, tokens int) {
 	order := g.dwords8("q8Order", [8]uint32{0, 4, 1, 5, 2, 6, 3, 7})
 	bytes := g.bytes32("q8Bytes", func(int) byte { return 1 })
 	words := g.bytes32("q8Words", func(i int) byte { return byte(1 - i%2) })
-	g.function("q8RoundAVX2",
+	g.function(name,
 		"func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)",
 		"rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,",
-		"and fills in a token of q8Inputs: its codes, and both versions of its sums, the second one if halves is not nil.")
+		fmt.Sprintf("and fills in a token of q8Inputs, %d to a panel: its codes, and both versions of its sums, the second one if halves is not nil.", tokens))
 	codes, sums, halves, x, e, n := g.gp("codes"), g.gp("sums"), g.gp("halves"), g.gp("x"), g.gp("e"), g.gp("groups")
 	y := avx2.reg
 	const inverse, unit = 8, 9
@@ -538,11 +538,11 @@ func (g *gen) q8Round() {
 	put := func(base reg.Register, part, parts int, sum reg.Register) {
 		g.VCVTSI2SSL(sum, y(0).AsX(), y(0).AsX())
 		g.VMULSS(y(unit).AsX(), y(0).AsX(), y(0).AsX())
-		g.VMOVSS(y(0).AsX(), at(base, 4*q8Tokens*(parts+1+part)))
+		g.VMOVSS(y(0).AsX(), at(base, 4*tokens*(parts+1+part)))
 		g.SHLL(operand.U8(7), sum)
 		g.MOVL(start, t)
 		g.SUBL(sum, t)
-		g.MOVL(t, at(base, 4*q8Tokens*part))
+		g.MOVL(t, at(base, 4*tokens*part))
 	}
 	g.Label("group")
 	g.MOVL(at(e, 0), exponent)
@@ -580,18 +580,18 @@ func (g *gen) q8Round() {
 	g.MOVL(first, sum)
 	g.ADDL(last, sum)
 	put(sums, 0, 1, sum)
-	g.MOVL(start, at(sums, 4*q8Tokens))
+	g.MOVL(start, at(sums, 4*tokens))
 	g.TESTQ(halves, halves)
 	g.JZ(operand.LabelRef("next"))
 	put(halves, 0, 2, first)
 	put(halves, 1, 2, last)
-	g.MOVL(start, at(halves, 4*q8Tokens*2))
-	g.ADDQ(operand.I32(4*q8Tokens*5), halves)
+	g.MOVL(start, at(halves, 4*tokens*2))
+	g.ADDQ(operand.I32(4*tokens*5), halves)
 	g.Label("next")
 	g.advance(128, x)
 	g.advance(4, e)
-	g.advance(4*q8Tokens*3, sums)
-	g.advance(q8Tokens*q8Group, codes)
+	g.advance(4*tokens*3, sums)
+	g.advance(tokens*q8Group, codes)
 	g.DECQ(n)
 	g.JNZ(operand.LabelRef("group"))
 	g.VZEROUPPER()

@@ -19,6 +19,7 @@ var (
 	opLDTILE      = opcode{3, 0x4b} // TILELOADD
 	opTILEZERO    = opcode{3, 0x49}
 	opTDPBF16PS   = opcode{2, 0x5c}
+	opTDPBSSD     = opcode{3, 0x5e}
 	opTILERELEASE = [5]byte{0xc4, 0xe2, 0x78, 0x49, 0xc0}
 
 	opVPDPBUSD = opcode{1, 0x50} // of AVX-VNNI: Go's assembler writes AVX-512's
@@ -76,3 +77,6 @@ func (g *gen) vpdpbusd256(b, a, acc reg.Physical) {
 
 // tdpbf16ps emits acc[m][n] += Σ a[m][2k]·b[k][2n] + a[m][2k+1]·b[k][2n+1].
 func (g *gen) tdpbf16ps(acc, a, b uint8) { g.raw(vex(opTDPBF16PS, acc, b, a)) }
+
+// tdpbssd emits acc[m][n] += Σ a[m][4k+j]·b[k][4n+j] over j < 4, of signed bytes.
+func (g *gen) tdpbssd(acc, a, b uint8) { g.raw(vex(opTDPBSSD, acc, b, a)) }

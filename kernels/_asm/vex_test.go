@@ -24,6 +24,8 @@ func TestVEX(t *testing.T) {
 		{"tilerelease", opTILERELEASE[:], "c4e27849c0"},
 		{"tdpbf16ps %tmm6,%tmm4,%tmm0", vex(opTDPBF16PS, 0, 6, 4), "c4e24a5cc4"},
 		{"tdpbf16ps %tmm7,%tmm5,%tmm3", vex(opTDPBF16PS, 3, 7, 5), "c4e2425cdd"},
+		{"tdpbssd %tmm2,%tmm1,%tmm0", vex(opTDPBSSD, 0, 2, 1), "c4e26b5ec1"},
+		{"tdpbssd %tmm7,%tmm5,%tmm3", vex(opTDPBSSD, 3, 7, 5), "c4e2435edd"},
 		{"{vex} vpdpbusd %ymm14,%ymm12,%ymm3", vexYMM(opVPDPBUSD, 3, 12, 14), "c4c21d50de"},
 		{"{vex} vpdpbusd %ymm2,%ymm13,%ymm11", vexYMM(opVPDPBUSD, 11, 13, 2), "c4621550da"},
 	} {

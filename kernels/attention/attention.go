@@ -184,6 +184,12 @@ func (a *attention) queries(h, p0, p1 int) {
 				}
 			}
 			steps := (n + a.Depth() - 1) / a.Depth()
+			if a.Weave != nil && steps%2 == 1 && k0/a.Depth()+steps < a.keySteps { // it is woven with the one after it
+				for i := range rows {
+					s[i*pitchS+steps] = 0
+				}
+				steps++
+			}
 			for d := range a.dimStrips {
 				kernel.Run(steps, &s[0], 4*pitchS, 4, &values[(d*a.keySteps+k0/a.Depth())*strip], &out[d*strip], 4*pitchO, 1, true,
 					&s[0], 0)

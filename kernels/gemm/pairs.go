@@ -10,8 +10,8 @@ import (
 const (
 	// pairedRows is how many rows are made pairs at a time: a block of steps.
 	pairedRows = 2 * 512
-	// pairedStrip is the strip of every tier that has pairs.
-	pairedStrip = 32
+	// widestStrip is the widest strip of the tiers that have pairs.
+	widestStrip = 32
 )
 
 // productOfRows sets dst += alpha·Aᵀ·B, or with addLower its lower triangle; A is k×m, B k×n.
@@ -54,19 +54,20 @@ func productOfRowsOn(workers int, t *tile.Tiling, dst *tensor.Matrix, alpha floa
 func pairRows(workers int, t *tile.Tiling, buf []uint32, m *tensor.Matrix) *tensor.Matrix {
 	n := (m.Rows + 1) / 2
 	p := tensor.FromSlice(n, m.Cols, words.Floats(buf[:n*m.Cols]))
-	whole := m.Cols / pairedStrip * pairedStrip
+	width := t.Strip()
+	whole := m.Cols / width * width
 	const grain = 8
 	kernels.Spread((n+grain-1)/grain, workers, func(part int) {
 		for i := part * grain; i < min((part+1)*grain, n); i++ {
 			from := 0
 			if 2*i+1 < m.Rows {
-				for ; from < whole; from += pairedStrip {
+				for ; from < whole; from += width {
 					t.CopyStrip(words.Of(&p.Data[i*p.Stride+from]), words.Of(&m.Data[2*i*m.Stride+from]), 4*m.Stride, 1)
 				}
 			}
-			for ; from < m.Cols; from += pairedStrip {
-				var strip [pairedStrip]uint32
-				to := min(from+pairedStrip, m.Cols)
+			for ; from < m.Cols; from += width {
+				var strip [widestStrip]uint32
+				to := min(from+width, m.Cols)
 				t.PackPairs(m.View(2*i, min(2*i+2, m.Rows), from, to), strip[:])
 				copy(p.Row(i)[from:to], words.Floats(strip[:]))
 			}

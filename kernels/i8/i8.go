@@ -30,7 +30,7 @@ func New(rows, cols, group int) *Matrix {
 		panic(fmt.Sprintf("i8: rows of %d columns in groups of %d", cols, group))
 	}
 	m := &Matrix{Rows: rows, Cols: cols, Group: group, stride: (cols + step - 1) / step * step}
-	m.data = make([]int8, rows*m.stride)
+	m.data = make([]int8, rows*m.stride+step)[:rows*m.stride] // kernels may read on
 	m.Scale = make([]float32, rows*m.groups())
 	return m
 }
@@ -57,6 +57,10 @@ func MatMul(dst *tensor.Matrix, x, w *Matrix) {
 	}
 	if x.Group != x.Cols {
 		panic("i8: inputs need one scale for each row")
+	}
+	if inTiles(x, w) {
+		matMulTiles(dst, x, w)
+		return
 	}
 	product := productGo
 	if k := tier(); k != nil {

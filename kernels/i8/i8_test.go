@@ -107,10 +107,7 @@ func BenchmarkMatMul(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			x, w := randomMatrix(rng, 512, 1024, 1024), randomMatrix(rng, 1024, 1024, c.group)
 			dst := tensor.New(512, 1024)
-			for b.Loop() {
-				MatMul(dst, x, w)
-			}
-			b.ReportMetric(2*512*1024*1024*float64(b.N)/b.Elapsed().Seconds()/1e9, "Gop/s")
+			kerneltest.Rate(b, 2*512*1024*1024, func() { MatMul(dst, x, w) })
 		})
 	}
 }

@@ -11,14 +11,18 @@ import (
 )
 
 var (
+	tierAMX = kernelSet{
+		tile:   [2][2]q8Tiles{{every(q8Group32AMX), every(q8Group32MinAMX)}},
+		tokens: 16, largest: q8LargestAVX2, codes: q8RoundAVX2x16, flip: q8FlipAVX512, lanes: 16, transpose: pack.TransposeAVX512,
+	}
 	tierVNNI = kernelSet{
-		tile:    [2][2]q8Tiles{{every(q8Group32VNNI), every(q8Group32MinVNNI)}, {every(q8Group16VNNI), every(q8Group16MinVNNI)}},
-		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 16, transpose: pack.TransposeAVX512,
+		tile:   [2][2]q8Tiles{{every(q8Group32VNNI), every(q8Group32MinVNNI)}, {every(q8Group16VNNI), every(q8Group16MinVNNI)}},
+		tokens: q8Tokens, largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 16, transpose: pack.TransposeAVX512,
 	}
 	tierAVXVNNI = kernelSet{
 		tile: [2][2]q8Tiles{{every(halves(q8Group32AVXVNNI)), every(halves(q8Group32MinAVXVNNI))},
 			{every(halves(q8Group16AVXVNNI)), every(halves(q8Group16MinAVXVNNI))}},
-		largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
+		tokens: q8Tokens, largest: q8LargestAVX2, codes: q8RoundAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}
 	tierAVX2 = kernelSet{
 		tile: [2][2]q8Tiles{{
@@ -28,7 +32,7 @@ var (
 			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), panelHalves(q8Group16WideAVX2)},
 			{quarters(q8Group16MinBits4AVX2)},
 		}},
-		largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lanes: 8, transpose: pack.TransposeAVX2,
+		tokens: q8Tokens, largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}
 )
 
@@ -77,6 +81,16 @@ func tier() *kernelSet {
 		return &tierAVX2
 	}
 	return nil
+}
+
+// tiles returns the kernels of AMX, whose results are tierVNNI's, where the tier in use has them and they are faster: with groups of
+// 32 weights that share a scale, and so many tokens that the rows of a tile have some. nil otherwise.
+func tiles(tokens int, lv *kernels.LevelFormat) *kernelSet {
+	const least = 13 // tokens: three panels of tierVNNI's
+	if kernels.CurrentTier() < kernels.AMX || !cpu.X86.HasAMXInt8 || tokens < least || lv.Group != q8Group {
+		return nil
+	}
+	return &tierAMX
 }
 
 // after returns the address n words after p.

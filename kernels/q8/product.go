@@ -10,9 +10,9 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Shapes of the packed operands, which _asm/q8.go knows too.
+// Shapes of the packed operands, which _asm/q8.go and _asm/q8_amx.go know too.
 const (
-	q8Tokens  = 6  // in a panel of inputs
+	q8Tokens  = 6  // in a panel of inputs, for all tiers but AMX
 	q8Outputs = 32 // in a strip of weights
 )
 
@@ -20,10 +20,10 @@ const (
 // 18 to 24 KiB, and the panel that meets it fit the L1 cache. It is a multiple of every block.
 const q8Depth = 16
 
-const (
-	q8CodeWords  = q8Tokens * q8Group / 4  // of a panel's group
-	q8LevelWords = q8Outputs * q8Group / 4 // of a strip's group
-)
+// q8Chunk is how many tokens a strip is multiplied with, before the next one is: their part of the result stays in L2.
+const q8Chunk = 96
+
+const q8LevelWords = q8Outputs * q8Group / 4 // of a strip's group
 
 // q8Tile multiplies groups of panels with those of a strip.
 type q8Tile func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool)
@@ -33,11 +33,14 @@ type q8Tiles [3]q8Tile
 
 // kernelSet are what a tier has.
 type kernelSet struct {
+	tokens  int           // in a panel of inputs
 	tile    [2][2]q8Tiles // for groups of 32 or 16 weights, without and with minimums
 	largest func(dst *uint32, x *float32, groups int)
 	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
 	// widen, where not nil, makes codes, and levels of eight bits, numbers of 16, which the tile of such levels takes.
 	widen func(dst, src *uint32, flip uint32, n int)
+	// flip, where not nil, makes levels signed whose format has no minimums: it takes the 128 off that they have been given.
+	flip func(levels *uint32, n int)
 
 	lanes     int
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tile.Tiling
@@ -45,8 +48,8 @@ type kernelSet struct {
 
 // q8Inputs are rounded inputs, by blocks of q8Depth groups of 32 columns, then panels, then groups. For each group there are
 //
-//	codes  [q8Tokens][32]int8
-//	sums   [1 + 2·parts][q8Tokens]uint32
+//	codes  [tokens][32]int8
+//	sums   [1 + 2·parts][tokens]uint32
 //
 // in two versions of sums, whose parts of a group are 1 and 2: first, for each part, where sums of products with levels to
 // which 128 has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
@@ -61,13 +64,14 @@ type q8Inputs struct {
 	buf          []uint32
 }
 
-func (in *q8Inputs) panels() int { return (in.rows + q8Tokens - 1) / q8Tokens }
+func (in *q8Inputs) panels() int { return (in.rows + in.tokens - 1) / in.tokens }
 
 // at is how many groups of panels lie before panel p's in the block that starts at group g.
 func (in *q8Inputs) at(p, g int) int { return g*in.panels() + p*min(q8Depth, in.groups-g) }
 
-// sumWords is the number of words of a panel's group.
-func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
+// codeWords and sumWords are the numbers of words of a panel's group.
+func (k *kernelSet) codeWords() int           { return k.tokens * q8Group / 4 }
+func (k *kernelSet) sumWords(version int) int { return k.tokens * (3 + 2*version) }
 
 // wide says whether w is multiplied with codes of 16 bits.
 func (k *kernelSet) wide(w *kernels.Weights) bool { return k.widen != nil && w.Format.Levels.Bits == 8 }
@@ -76,12 +80,12 @@ func (k *kernelSet) wide(w *kernels.Weights) bool { return k.widen != nil && w.F
 func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
 	in := &q8Inputs{kernelSet: k, rows: x.Rows, groups: x.Cols / q8Group}
 	n := in.panels() * in.groups
-	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens, 0}
+	sizes := []int{n * k.codeWords(), n * k.sumWords(0), 0, in.panels() * k.tokens, 0}
 	if quarters {
-		sizes[2] = n * sumWords(1)
+		sizes[2] = n * k.sumWords(1)
 	}
 	if wide {
-		sizes[4] = 2 * n * q8CodeWords
+		sizes[4] = 2 * n * k.codeWords()
 	}
 	in.buf = words.Get(sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4])
 	rest := in.buf
@@ -94,8 +98,8 @@ func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
 	in.wide = take(sizes[4])
 	kernels.Parallel(in.panels(), 2, func(lo, hi int) {
 		largest, e := make([]uint32, in.groups), make([]int32, in.groups)
-		for i := lo * q8Tokens; i < hi*q8Tokens; i++ {
-			p, t := i/q8Tokens, i%q8Tokens
+		for i := lo * k.tokens; i < hi*k.tokens; i++ {
+			p, t := i/k.tokens, i%k.tokens
 			row := min(i, x.Rows-1) // those beyond have any codes, and steps of zero
 			k.largest(&largest[0], &x.Data[row*x.Stride], in.groups)
 			step, inverse := q8Steps(e, largest)
@@ -107,17 +111,17 @@ func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
 				at := in.at(p, g)
 				var halves *uint32
 				if quarters {
-					halves = &in.sums[1][at*sumWords(1)+t]
+					halves = &in.sums[1][at*k.sumWords(1)+t]
 				}
-				k.codes(&in.codes[at*q8CodeWords+t*q8Group/4], &in.sums[0][at*sumWords(0)+t], halves,
+				k.codes(&in.codes[at*k.codeWords()+t*q8Group/4], &in.sums[0][at*k.sumWords(0)+t], halves,
 					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g))
 			}
-			if !wide || t < q8Tokens-1 {
+			if !wide || t < k.tokens-1 {
 				continue
 			}
 			for g := 0; g < in.groups; g += q8Depth {
-				at := in.at(p, g) * q8CodeWords
-				k.widen(&in.wide[2*at], &in.codes[at], 0, min(q8Depth, in.groups-g)*q8CodeWords)
+				at := in.at(p, g) * k.codeWords()
+				k.widen(&in.wide[2*at], &in.codes[at], 0, min(q8Depth, in.groups-g)*k.codeWords())
 			}
 		}
 	})
@@ -142,10 +146,10 @@ func (in *q8Inputs) product(add bool, results []kernels.Product) {
 	if in.rows*in.groups*q8Group*len(tasks)*width < 1<<19 { // some ten microseconds: not worth waking others
 		workers = 1
 	}
-	// Split the panels too if there are few columns; every part then packs weights for itself, which 16 panels repay.
+	// Split the panels too if there are few columns; every part then packs weights for itself, which a chunk of tokens repays.
 	parts := 1
 	if workers > 1 {
-		parts = max(1, min(in.panels()/16, (6*workers+len(tasks)-1)/len(tasks)))
+		parts = max(1, min(in.panels()*in.tokens/q8Chunk, (6*workers+len(tasks)-1)/len(tasks)))
 	}
 	kernels.Spread(len(tasks)*parts, workers, func(i int) {
 		t, part := tasks[i/parts], i%parts
@@ -176,9 +180,9 @@ func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
 	}
 	n, blocks := (j1-j0+q8Outputs-1)/q8Outputs, (in.groups+q8Depth-1)/q8Depth
 	staging := newQ8Staging(parts, wide)
-	buf := words.Get(blocks*n*(levelWords+scaleWords) + staging.words() + q8Tokens*q8Outputs)
+	buf := words.Get(blocks*n*(levelWords+scaleWords) + staging.words() + in.tokens*q8Outputs)
 	defer words.Put(buf)
-	scratch := words.Floats(buf[:q8Tokens*q8Outputs])
+	scratch := words.Floats(buf[:in.tokens*q8Outputs])
 	staging.buf = buf[len(scratch):][:staging.words()]
 	packed := buf[len(scratch)+len(staging.buf):]
 	strip := func(g0, i int) q8Strip {
@@ -191,7 +195,7 @@ func (in *q8Inputs) columns(add bool, r *kernels.Product, j0, j1, p0, p1 int) {
 			in.pack(strip(g0, i), r.W, &staging, j, min(j+q8Outputs, j1), g0, min(g0+q8Depth, in.groups))
 		}
 	}
-	const chunk = 16 // panels
+	chunk := q8Chunk / in.tokens // panels
 	for c0 := p0; c0 < p1; c0 += chunk {
 		for g0 := 0; g0 < in.groups; g0 += q8Depth {
 			for i := range n {
@@ -210,21 +214,21 @@ func (in *q8Inputs) multiply(tile q8Tile, version int, wide bool, c *tensor.Matr
 	groups, cols := min(q8Depth, in.groups-g0), j1-j
 	run := func(panels int, dst *float32, stride int, add bool) {
 		at := in.at(p, g0)
-		codes := &in.codes[at*q8CodeWords]
+		codes := &in.codes[at*in.codeWords()]
 		if wide {
-			codes = &in.wide[2*at*q8CodeWords]
+			codes = &in.wide[2*at*in.codeWords()]
 		}
-		tile(panels, groups, codes, &in.sums[version][at*sumWords(version)], &s.levels[0], &s.scales[0],
-			dst, 4*stride, &in.steps[p*q8Tokens], add)
+		tile(panels, groups, codes, &in.sums[version][at*in.sumWords(version)], &s.levels[0], &s.scales[0],
+			dst, 4*stride, &in.steps[p*in.tokens], add)
 		p += panels
 	}
-	if whole := min(p1, c.Rows/q8Tokens) - p; whole > 0 && cols == q8Outputs {
-		run(whole, &c.Data[p*q8Tokens*c.Stride+j], c.Stride, add)
+	if whole := min(p1, c.Rows/in.tokens) - p; whole > 0 && cols == q8Outputs {
+		run(whole, &c.Data[p*in.tokens*c.Stride+j], c.Stride, add)
 	}
 	for p < p1 {
-		i := p * q8Tokens
+		i := p * in.tokens
 		run(1, &scratch[0], q8Outputs, false)
-		for y := i; y < min(i+q8Tokens, c.Rows); y++ {
+		for y := i; y < min(i+in.tokens, c.Rows); y++ {
 			row, part := c.Row(y)[j:j1], scratch[(y-i)*q8Outputs:]
 			if !add {
 				copy(row, part)
@@ -300,5 +304,8 @@ func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, 
 		if kinds == 2 {
 			k.transpose(words.Of(&dst.scales[q8Outputs+y]), 4*q8Outputs*kinds, words.Of(s.minimums(y)), 4*s.rowScales, n)
 		}
+	}
+	if k.flip != nil && !f.Levels.Minimums {
+		k.flip(&dst.levels[0], n*q8Outputs)
 	}
 }

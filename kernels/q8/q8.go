@@ -4,6 +4,7 @@ package q8
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/unpack"
@@ -28,28 +29,43 @@ func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights) {
 }
 
 func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
-	var results, dotResults []kernels.Product
-	quarters, wide := false, false // some weights have groups of 16, some are multiplied in 16 bits
-	k, d := tier(), dotTier()
+	type batch struct { // of products by the same kernels, whose inputs are rounded once
+		*kernelSet
+		results        []kernels.Product
+		quarters, wide bool // some weights have groups of 16, some are multiplied in 16 bits
+	}
+	var batches []batch
+	var dotResults []kernels.Product
+	d := dotTier()
 	for _, p := range products {
 		if p.Dst.Rows != x.Rows || p.Dst.Cols != p.W.Rows || x.Cols != p.W.Cols {
 			panic("q8: matmul shapes do not agree")
 		}
-		switch lv := p.W.Format.Levels; {
-		case lv == nil || lv.Group != q8Group && lv.Group != q8Group/2 || p.W.Cols%q8Group != 0:
+		lv := p.W.Format.Levels
+		if lv == nil || lv.Group != q8Group && lv.Group != q8Group/2 || p.W.Cols%q8Group != 0 {
 			panic(fmt.Sprintf("q8: integer products with %s weights of %d columns", p.W.Format.Name, p.W.Cols))
+		}
+		k := tiles(x.Rows, lv)
+		if k == nil {
+			k = tier()
+		}
+		switch {
 		case d != nil && x.Cols > 0:
 			dotResults = append(dotResults, p)
 		case k == nil || unpack.DecoderLevels(p.W.Format) == nil || x.Cols == 0:
 			matMulGo(p.Dst, x, p.W, add)
 		case x.Rows > 0 && p.W.Rows > 0:
-			results = append(results, p)
-			quarters, wide = quarters || lv.Group < q8Group, wide || k.wide(p.W)
+			i := slices.IndexFunc(batches, func(b batch) bool { return b.kernelSet == k })
+			if i < 0 {
+				i, batches = len(batches), append(batches, batch{kernelSet: k})
+			}
+			b := &batches[i]
+			b.results, b.quarters, b.wide = append(b.results, p), b.quarters || lv.Group < q8Group, b.wide || k.wide(p.W)
 		}
 	}
-	if len(results) > 0 {
-		in := k.round(x, quarters, wide)
-		in.product(add, results)
+	for _, b := range batches {
+		in := b.round(x, b.quarters, b.wide)
+		in.product(add, b.results)
 		in.release()
 	}
 	if len(dotResults) > 0 && x.Rows > 0 {

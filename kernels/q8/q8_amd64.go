@@ -171,7 +171,7 @@ func q8WidenAVX2(dst *uint32, src *uint32, flip uint32, n int)
 func q8LargestAVX2(dst *uint32, x *float32, groups int)
 
 // q8RoundAVX2 rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,
-// and fills in a token of q8Inputs: its codes, and both versions of its sums, the second one if halves is not nil.
+// and fills in a token of q8Inputs, 6 to a panel: its codes, and both versions of its sums, the second one if halves is not nil.
 //
 //go:noescape
 func q8RoundAVX2(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int)

@@ -18,7 +18,7 @@ import (
 )
 
 // tiers are those that the package has code for.
-var tiers = []kernels.Tier{kernels.PureGo, kernels.DotProd, kernels.I8MM, kernels.AVX2, kernels.AVXVNNI, kernels.AVX512}
+var tiers = []kernels.Tier{kernels.PureGo, kernels.DotProd, kernels.I8MM, kernels.AVX2, kernels.AVXVNNI, kernels.AVX512, kernels.AMX}
 
 // levelTypes are the types whose weights are whole numbers times a scale.
 func levelTypes() []*ggml.Type {
@@ -302,6 +302,45 @@ func BenchmarkMatMul(b *testing.B) {
 				w := blocktest.Weights(rng, typ, out, in)
 				kerneltest.Rate(b, 2*float64(tokens)*out*in, func() { q8.MatMul(x, kernels.Product{Dst: dst, W: w}) })
 			})
+		}
+	}
+}
+
+// TestTiles wants the results of AMX to be those of AVX-512, and up to 512 columns the plain product's, bit for bit: the order of sums
+// is theirs.
+func TestTiles(t *testing.T) {
+	if kernels.BestTier() < kernels.AMX {
+		t.Skip("no AMX here")
+	}
+	defer kernels.SetTier(kernels.SetTier(kernels.AMX))
+	rng := rand.New(rand.NewPCG(11, 12))
+	for i, typ := range levelTypes() {
+		if typ.Levels.Group != 32 || unpack.DecoderLevels(&typ.Format) == nil {
+			continue
+		}
+		for j := i % 3; j < 19; j += 3 {
+			tokens, out, in := 13+(5*i+3*j)%20, 1+(11*i+29*j)%71, typ.BlockLen*(1+j*32/typ.BlockLen)
+			w, x := blocktest.Weights(rng, typ, out, in), q8Inputs(rng, tokens, in)
+			multiply := func(tier kernels.Tier) *tensor.Matrix {
+				kernels.SetTier(tier)
+				dst := tensor.New(tokens, out)
+				for k := range dst.Data {
+					dst.Data[k] = float32(k)
+				}
+				if j%2 > 0 {
+					q8.MatMulAdd(dst, x, w)
+				} else {
+					q8.MatMul(x, kernels.Product{Dst: dst, W: w})
+				}
+				return dst
+			}
+			got, want := multiply(kernels.AMX), multiply(kernels.AVX512)
+			if !slices.Equal(got.Data, want.Data) {
+				t.Fatalf("%v: %d tokens, %d×%d: not AVX-512's results", typ, tokens, out, in)
+			}
+			if in <= 512 && !slices.Equal(got.Data, multiply(kernels.PureGo).Data) {
+				t.Fatalf("%v: %d tokens, %d×%d: not the plain results", typ, tokens, out, in)
+			}
 		}
 	}
 }

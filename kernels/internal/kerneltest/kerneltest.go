@@ -72,7 +72,7 @@ func Random(rng *rand.Rand, rows, cols int) *tensor.Matrix {
 
 // EachTier runs f on every tier of this machine but AVXVNNI, DotProd and I8MM, which package q8 alone has code for: see OnTiers.
 func EachTier(t *testing.T, f func(t *testing.T)) {
-	OnTiers(t, []kernels.Tier{kernels.PureGo, kernels.NEON, kernels.AVX2, kernels.AVX512, kernels.AVX512BF16, kernels.AMX}, f)
+	OnTiers(t, []kernels.Tier{kernels.PureGo, kernels.NEON, kernels.BF16, kernels.AVX2, kernels.AVX512, kernels.AVX512BF16, kernels.AMX}, f)
 }
 
 // OnTiers runs f on those of the tiers that this machine has, which ascend; in short runs, as the race detector's are, on the highest

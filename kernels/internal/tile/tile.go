@@ -57,6 +57,9 @@ type Tiling struct {
 	CopyStrip func(dst *uint32, src *uint32, rowSrc, n int)
 	// CopyWords is CopyStrip, with pairs, of rows that are pairs already.
 	CopyWords func(dst *uint32, src *uint32, rowSrc, n int)
+	// Weave, where not nil, brings n pairs of steps of a packed strip into the order that the kernels take them in. A last step that
+	// is alone stays as it is.
+	Weave func(strip *uint32, n int)
 }
 
 // Panel is the height of a panel of A, Strip the width of a strip of B.
@@ -120,6 +123,14 @@ func (t *Tiling) ToWords(dst []uint32, src []float32) {
 // PackB packs a strip, columns [j0,j1) of b, which has k elements in the summed dimension: steps [s0,s1) one after the
 // other, zero where the strip is cut off.
 func (t *Tiling) PackB(b *Operand, k int, dst, staging []uint32, j0, j1, s0, s1 int) {
+	t.packSteps(b, k, dst, staging, j0, j1, s0, s1)
+	if pairs := (s1 - s0) / 2; t.Weave != nil && pairs > 0 {
+		t.Weave(&dst[0], pairs)
+	}
+}
+
+// packSteps is PackB without weaving.
+func (t *Tiling) packSteps(b *Operand, k int, dst, staging []uint32, j0, j1, s0, s1 int) {
 	n := s1 - s0
 	if m := b.Cols; m != nil {
 		k0, k1 := s0*t.Depth(), min(s1*t.Depth(), k)

@@ -26,7 +26,7 @@ func Back(shape *Shape, seqLen int, dq, dk, dv, q, k, v, do *tensor.Matrix, p ke
 			panic("attention: shapes do not agree")
 		}
 	}
-	if q.Rows != k.Rows || q.Rows%max(seqLen, 1) != 0 {
+	if q.Rows != k.Rows || seqLen < 1 || q.Rows%seqLen != 0 {
 		panic("attention: not whole sequences")
 	}
 	if q.Rows == 0 {
@@ -72,7 +72,7 @@ type backward struct {
 	across, strip             []uint32 // the same transposed, and on the way there
 	p, dp                     []float32
 	left                      []uint32 // dp, as what is multiplied from the left
-	strips                    []uint32 // P or dS, as what is multiplied from the left
+	strips                    []uint32 // P or dS, as what queries and gradients are multiplied with
 	dKeys, dValues            []float32
 	out                       []float32 // a panel of dQ
 	centred, slope            []float32
@@ -182,7 +182,7 @@ func (b *backward) packRows(t *tile.Tiling, dst []uint32, m *tensor.Matrix, step
 	}
 }
 
-// queries takes queries [t0,t1) of a head back.
+// queries sets the gradients at queries [t0,t1) of a head, and adds to those at the keys and values that they meet.
 func (b *backward) queries(r, head, t0, t1 int) {
 	t, strip, rows := b.t, b.t.Strip(), t1-t0
 	q := b.q.View(r+t0, r+t1, head*b.KeyDim, (head+1)*b.KeyDim)
@@ -294,14 +294,13 @@ func (b *backward) transposeTo(dst *tensor.Matrix, sums []float32) {
 	}
 }
 
-// nothing is what fills up vectors of scores: exponentials of 0.
-var nothing = [16]float32{}
-
-func init() {
-	for i := range nothing {
-		nothing[i] = float32(math.Inf(-1))
+// nothing is what fills up vectors of scores: its exponentials are 0.
+var nothing = func() (v [16]float32) {
+	for i := range v {
+		v[i] = float32(math.Inf(-1))
 	}
-}
+	return v
+}()
 
 // softmaxBack makes the scores p of a query with keys [lo,hi) into their softmax, and dp, the gradient there, into that at the scores before
 // the softcap. All other keys get zeros. Both have whole vectors.

@@ -6,7 +6,6 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/attention"
 	"github.com/llmq/llmq/kernels/elementwise"
-	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/tensor"
 )
@@ -30,9 +29,8 @@ func (a *Attention) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 		dz = a.gateBack(st, d, q, k, v, gate, dz, h, dh)
 	}
 	dq, dk, dv := st.Scratch("back dq", q.Rows, q.Cols), st.Scratch("back dk", k.Rows, k.Cols), st.Scratch("back dv", v.Rows, v.Cols)
-	zero(dk)
-	zero(dv)
-	a.coreBack(st, q, k, v, dz, dq, dk, dv)
+	shape := a.shape()
+	attention.Back(&shape, st.SeqLen, dq, dk, dv, q, k, v, dz, st.precision)
 	n := a.kvWidth()
 	if a.Takes != nil {
 		addColumns(d.aux.View(0, dk.Rows, a.Takes.At, a.Takes.At+n), dk)
@@ -205,103 +203,4 @@ func addColumns(dst, x *tensor.Matrix) {
 			vector.Axpy(dst.Row(t), 1, x.Row(t))
 		}
 	})
-}
-
-// backTile is how many queries' scores exist at a time.
-const backTile = 64
-
-// coreBack sets dq to, and adds to dk and dv, the gradients at what attention.Of takes for that at its result, do. With P the softmax and
-// dP = do·Vᵀ, the scores' gradient is P∘(dP − Σ P∘dP), and the rest are products (Dao et al., arXiv:2205.14135, appendix B).
-// A sink takes part in P alone.
-func (a *Attention) coreBack(st *State, q, k, v, do, dq, dk, dv *tensor.Matrix) {
-	n, d, shared := st.SeqLen, a.HeadDim, a.Heads/a.KVHeads
-	// Products may round, the scores as they do on the way forth. Where v's rows have much in common dP's differences would be lost, but
-	// the softmax does not see what all keys have alike: the mean is taken off. With a sink, which has no value, it does.
-	serial := gemm.Serial{Rounds: st.precision == kernels.Auto}
-	values := gemm.Serial{Rounds: serial.Rounds && a.Sinks == nil}
-	if values.Rounds {
-		v = centred(st, v)
-	}
-	// Query heads that share keys add to the same gradients, one after the other.
-	kernels.Parallel(q.Rows/n*a.KVHeads, 1, func(lo, hi int) {
-		scores, weights := tensor.New(min(backTile, n), n), tensor.New(min(backTile, n), n)
-		for i := lo; i < hi; i++ {
-			r0, kv := i/a.KVHeads*n, i%a.KVHeads
-			of := func(m *tensor.Matrix, from, to, head int) *tensor.Matrix {
-				return m.View(r0+from, r0+to, head*d, (head+1)*d)
-			}
-			for head := kv * shared; head < (kv+1)*shared; head++ {
-				for t0 := 0; t0 < n; t0 += backTile {
-					t1 := min(t0+backTile, n)
-					first := 0
-					if a.Window > 0 {
-						first = max(0, t0-a.Window+1)
-					}
-					p, dp := weights.View(0, t1-t0, 0, t1-first), scores.View(0, t1-t0, 0, t1-first)
-					serial.SetNT(p, a.Scale, of(q, t0, t1, head), of(k, first, t1, kv))
-					values.SetNT(dp, 1, of(do, t0, t1, head), of(v, first, t1, kv))
-					for t := range p.Rows {
-						from := 0
-						if a.Window > 0 {
-							from = max(0, t0+t-a.Window+1-first)
-						}
-						a.scoresBack(p.Row(t), dp.Row(t), from, t0+t+1-first, head)
-					}
-					serial.SetNN(of(dq, t0, t1, head), a.Scale, dp, of(k, first, t1, kv))
-					serial.TN(of(dk, first, t1, kv), a.Scale, dp, of(q, t0, t1, head))
-					serial.TN(of(dv, first, t1, kv), 1, p, of(do, t0, t1, head))
-				}
-			}
-		}
-	})
-}
-
-// centred returns v less the mean of each sequence.
-func centred(st *State, v *tensor.Matrix) *tensor.Matrix {
-	y, n := st.Scratch("back centred", v.Rows, v.Cols), st.SeqLen
-	kernels.Parallel(v.Rows/n, 1, func(lo, hi int) {
-		mean := make([]float32, v.Cols)
-		for i := lo; i < hi; i++ {
-			clear(mean)
-			for t := i * n; t < (i+1)*n; t++ {
-				vector.Axpy(mean, 1/float32(n), v.Row(t))
-			}
-			for t := i * n; t < (i+1)*n; t++ {
-				copy(y.Row(t), v.Row(t))
-				vector.Axpy(y.Row(t), -1, mean)
-			}
-		}
-	})
-	return y
-}
-
-// scoresBack makes the scores p of a query with keys [from,to) into their softmax, and dp, the gradient there, into that at
-// the scores before the softcap. All other keys get zeros.
-func (a *Attention) scoresBack(p, dp []float32, from, to, head int) {
-	clear(p[:from])
-	clear(p[to:])
-	clear(dp[:from])
-	clear(dp[to:])
-	p, dp = p[from:to], dp[from:to]
-	var slope []float32 // of the softcap
-	largest := float32(math.Inf(-1))
-	if a.Softcap != 0 {
-		slope = make([]float32, len(p))
-		for j, s := range p {
-			th := math.Tanh(float64(s / a.Softcap))
-			p[j], slope[j] = float32(float64(a.Softcap)*th), float32(1-th*th)
-		}
-	}
-	largest = max(largest, elementwise.Max(p))
-	var sum float64
-	if a.Sinks != nil {
-		largest = max(largest, a.Sinks[head])
-		sum = math.Exp(float64(a.Sinks[head] - largest))
-	}
-	sum += float64(elementwise.ExpSum(p, p, largest))
-	elementwise.Scale(p, float32(1/sum))
-	elementwise.SoftmaxBack(dp, p)
-	for j, s := range slope {
-		dp[j] *= s
-	}
 }

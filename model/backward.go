@@ -85,8 +85,11 @@ func (st *State) hasKept(branch derivative) bool {
 
 // decoded returns the weights in float32, in scratch memory where they are stored otherwise.
 func (l *Linear) decoded(st *State) *tensor.Matrix {
-	if l.F32 != nil {
+	switch {
+	case l.F32 != nil:
 		return l.F32
+	case l.f32 != nil:
+		return l.f32
 	}
 	m := st.Scratch("back weights", l.Out, l.In)
 	w, err := l.Weights()
@@ -96,6 +99,19 @@ func (l *Linear) decoded(st *State) *tensor.Matrix {
 	}
 	unpackTo(m, &w)
 	return m
+}
+
+// Decode keeps the linears' weights in float32, which the way back takes: a layer through which many batches go decodes them once.
+func (l *Layer) Decode() error {
+	for _, lin := range l.linears {
+		w, err := lin.Weights()
+		if err != nil {
+			return err
+		}
+		lin.f32 = tensor.New(lin.Out, lin.In)
+		unpackTo(lin.f32, &w)
+	}
+	return nil
 }
 
 // span is a place where branches leave the residual stream and return to it: stages [from,to) of the layer.

@@ -219,53 +219,6 @@ func perHead(rng *rand.Rand, n int) *Norm {
 	return v
 }
 
-// TestLongAttentionBackward has more queries than there are scores at a time.
-func TestLongAttentionBackward(t *testing.T) {
-	rng := rand.New(rand.NewPCG(15, 100))
-	const dim = 2
-	a := &Attention{Heads: 1, KVHeads: 1, HeadDim: 2, Scale: 1, Q: plain(rng, "q", 2, dim), K: plain(rng, "k", 2, dim), V: plain(rng, "v", 2, dim),
-		O: plain(rng, "o", dim, 2), Window: 50}
-	checkBackward(t, rng, dim, dim, backTile+9, [][]part64{{{Residual{Branch: a.Branch()}, a.ref}}})
-}
-
-// TestRoundedAttentionBackward: products in bfloat16, where the machine has them, leave the gradients of queries, keys and values
-// within what rounding inputs may cost, for tiles that are cut off by a window and by the sequence's end, and for values that have
-// more in common than apart, with a sink and without.
-func TestRoundedAttentionBackward(t *testing.T) {
-	const n, seqs = backTile + 30, 2
-	plain := Attention{Heads: 4, KVHeads: 2, HeadDim: 32, Scale: 0.2, Window: 70}
-	sinks := plain
-	sinks.Sinks = []float32{0, 1, 2, -1}
-	for _, a := range []*Attention{&plain, &sinks} {
-		testRoundedAttention(t, a, n, seqs)
-	}
-}
-
-func testRoundedAttention(t *testing.T, a *Attention, n, seqs int) {
-	rng := rand.New(rand.NewPCG(15, 101))
-	random := func(cols int) *tensor.Matrix { return tensor.FromSlice(seqs*n, cols, vectorOf(rng, seqs*n*cols)) }
-	q, k, v, do := random(4*32), random(2*32), random(2*32), random(4*32)
-	for i := range v.Data {
-		v.Data[i] += float32(20 + i%v.Cols)
-	}
-	run := func(p kernels.Precision) [3]*tensor.Matrix {
-		grads := [3]*tensor.Matrix{tensor.New(q.Rows, q.Cols), tensor.New(k.Rows, k.Cols), tensor.New(v.Rows, v.Cols)}
-		a.coreBack(&State{SeqLen: n, precision: p, scratch: map[string][]float32{}}, q, k, v, do, grads[0], grads[1], grads[2])
-		return grads
-	}
-	exact, rounded := run(kernels.F32), run(kernels.Auto)
-	for i, name := range []string{"queries", "keys", "values"} {
-		var lost, all float64
-		for j, v := range exact[i].Data {
-			lost += math.Pow(float64(v-rounded[i].Data[j]), 2)
-			all += math.Pow(float64(v), 2)
-		}
-		if !(lost <= 1e-4*all) || all == 0 {
-			t.Errorf("%s: %.3g of the gradient is lost to rounding", name, math.Sqrt(lost/all))
-		}
-	}
-}
-
 // TestSharedKeysBackward: two attentions take the keys and values of a third, and add to the gradients there.
 func TestSharedKeysBackward(t *testing.T) {
 	rng := rand.New(rand.NewPCG(15, 101))

@@ -32,8 +32,9 @@ type Linear struct {
 	Q8 bool
 
 	tensor *ggml.Tensor
-	first  int    // row of the tensor that row 0 is: see Part
-	layer  *Layer // that fetches the weights where W has no Data, and learns why it cannot
+	f32    *tensor.Matrix // the values of W, which Layer.Decode keeps
+	first  int            // row of the tensor that row 0 is: see Part
+	layer  *Layer         // that fetches the weights where W has no Data, and learns why it cannot
 }
 
 // First is the row of the tensor that row 0 is: not 0 for experts.

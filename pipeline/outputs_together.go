@@ -64,6 +64,9 @@ func (b *backwardPass) together() error {
 			return err
 		}
 		defer l.Release()
+		if err := l.Decode(); err != nil {
+			return err
+		}
 		layers[i], forth[i], sums[i] = l, b.m.NewState(), b.sums(b.linears(l))
 	}
 	h, err := b.m.LoadHead()

@@ -1,4 +1,4 @@
-// Package attention is causal attention, a tile of queries and keys at a time.
+// Package attention is causal attention, a tile of queries and keys at a time, and its derivative.
 package attention
 
 import (

@@ -21,7 +21,7 @@ func (t *tail) load(x []float32, n int, pad float32) *float32 {
 	return &t[0]
 }
 
-// ExpSum sets dst[i] = exp(src[i]−shift) and returns the sum.
+// ExpSum sets dst[i] = exp(src[i]−shift), or 0 below 2⁻¹²⁶, and returns the sum.
 func ExpSum(dst, src []float32, shift float32) float32 {
 	l := kernels.CurrentTier().Lanes()
 	if l == 0 {
@@ -144,22 +144,22 @@ func siluBackWhole(lanes int, dGate, dUp, dz, gate, up *float32, n int) {
 // Max returns the largest element, −Inf for none. NaN may be overlooked.
 func Max(x []float32) float32 {
 	l := kernels.CurrentTier().Lanes()
-	if l == 0 {
+	if l == 0 || len(x) < l {
 		return maxGo(x)
 	}
-	m := float32(math.Inf(-1))
 	n := len(x) &^ (l - 1)
-	if n > 0 {
-		if l == 16 {
-			m = maximumAVX512(&x[0], n)
-		} else {
-			m = maximumAVX2(&x[0], n)
-		}
-	}
-	for _, v := range x[n:] {
-		m = max(m, v)
+	m := maximum(l, &x[0], n)
+	if n < len(x) { // the last vector, some of whose elements have been seen
+		m = max(m, maximum(l, &x[len(x)-l], l))
 	}
 	return m
+}
+
+func maximum(lanes int, x *float32, n int) float32 {
+	if lanes == 16 {
+		return maximumAVX512(x, n)
+	}
+	return maximumAVX2(x, n)
 }
 
 // rope rotates the first planes of every head of a token, whole vectors of them, and returns how many.

@@ -4,14 +4,11 @@
 
 #include "textflag.h"
 
-DATA expLow<>+0(SB)/4, $0xc2d00000
+DATA expLow<>+0(SB)/4, $0xc2aeac4f
 GLOBL expLow<>(SB), RODATA|NOPTR, $4
 
 DATA expHigh<>+0(SB)/4, $0x42c80000
 GLOBL expHigh<>(SB), RODATA|NOPTR, $4
-
-DATA expLowAVX2<>+0(SB)/4, $0xc2aeac4f
-GLOBL expLowAVX2<>(SB), RODATA|NOPTR, $4
 
 DATA expHighAVX2<>+0(SB)/4, $0x42b0c0a5
 GLOBL expHighAVX2<>(SB), RODATA|NOPTR, $4
@@ -88,9 +85,8 @@ TEXT ·expSumAVX2(SB), NOSPLIT, $0-36
 two:
 	VMOVUPS      (CX), Y3
 	VSUBPS       Y2, Y3, Y3
-	VBROADCASTSS expLowAVX2<>+0(SB), Y4
+	VBROADCASTSS expLow<>+0(SB), Y4
 	VCMPPS       $0x05, Y4, Y3, Y7
-	VBROADCASTSS expLowAVX2<>+0(SB), Y4
 	VMAXPS       Y3, Y4, Y3
 	VBROADCASTSS expHighAVX2<>+0(SB), Y4
 	VMINPS       Y3, Y4, Y3
@@ -125,9 +121,8 @@ two:
 	VADDPS       Y3, Y0, Y0
 	VMOVUPS      32(CX), Y8
 	VSUBPS       Y2, Y8, Y8
-	VBROADCASTSS expLowAVX2<>+0(SB), Y9
+	VBROADCASTSS expLow<>+0(SB), Y9
 	VCMPPS       $0x05, Y9, Y8, Y12
-	VBROADCASTSS expLowAVX2<>+0(SB), Y9
 	VMAXPS       Y8, Y9, Y8
 	VBROADCASTSS expHighAVX2<>+0(SB), Y9
 	VMINPS       Y8, Y9, Y8
@@ -173,9 +168,8 @@ two_done:
 vector:
 	VMOVUPS      (CX), Y3
 	VSUBPS       Y2, Y3, Y3
-	VBROADCASTSS expLowAVX2<>+0(SB), Y4
+	VBROADCASTSS expLow<>+0(SB), Y4
 	VCMPPS       $0x05, Y4, Y3, Y7
-	VBROADCASTSS expLowAVX2<>+0(SB), Y4
 	VMAXPS       Y3, Y4, Y3
 	VBROADCASTSS expHighAVX2<>+0(SB), Y4
 	VMINPS       Y3, Y4, Y3
@@ -242,9 +236,8 @@ vector:
 	VCVTPD2PSY   Y1, X1
 	VCVTPD2PSY   Y2, X2
 	VINSERTF128  $0x01, X2, Y1, Y1
-	VBROADCASTSS expLowAVX2<>+0(SB), Y2
+	VBROADCASTSS expLow<>+0(SB), Y2
 	VCMPPS       $0x05, Y2, Y1, Y5
-	VBROADCASTSS expLowAVX2<>+0(SB), Y2
 	VMAXPS       Y1, Y2, Y1
 	VBROADCASTSS expHighAVX2<>+0(SB), Y2
 	VMINPS       Y1, Y2, Y1
@@ -300,9 +293,8 @@ vector:
 	VMOVUPS      (CX), Y5
 	VBROADCASTSS sign<>+0(SB), Y1
 	VXORPS       Y1, Y5, Y0
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VBROADCASTSS expLow<>+0(SB), Y1
 	VCMPPS       $0x05, Y1, Y0, Y4
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
 	VMAXPS       Y0, Y1, Y0
 	VBROADCASTSS expHighAVX2<>+0(SB), Y1
 	VMINPS       Y0, Y1, Y0
@@ -366,9 +358,8 @@ vector:
 	VBROADCASTSS geluLinear<>+0(SB), Y2
 	VFMADD213PS  Y2, Y1, Y0
 	VMULPS       Y5, Y0, Y0
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VBROADCASTSS expLow<>+0(SB), Y1
 	VCMPPS       $0x05, Y1, Y0, Y4
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
 	VMAXPS       Y0, Y1, Y0
 	VBROADCASTSS expHighAVX2<>+0(SB), Y1
 	VMINPS       Y0, Y1, Y0
@@ -429,9 +420,8 @@ vector:
 	VMOVUPS      (CX), Y5
 	VBROADCASTSS sign<>+0(SB), Y1
 	VXORPS       Y1, Y5, Y0
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VBROADCASTSS expLow<>+0(SB), Y1
 	VCMPPS       $0x05, Y1, Y0, Y4
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
 	VMAXPS       Y0, Y1, Y0
 	VBROADCASTSS expHighAVX2<>+0(SB), Y1
 	VMINPS       Y0, Y1, Y0
@@ -494,9 +484,8 @@ vector:
 	VMOVUPS      (BX), Y5
 	VBROADCASTSS sign<>+0(SB), Y1
 	VXORPS       Y1, Y5, Y0
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
+	VBROADCASTSS expLow<>+0(SB), Y1
 	VCMPPS       $0x05, Y1, Y0, Y4
-	VBROADCASTSS expLowAVX2<>+0(SB), Y1
 	VMAXPS       Y0, Y1, Y0
 	VBROADCASTSS expHighAVX2<>+0(SB), Y1
 	VMINPS       Y0, Y1, Y0
@@ -674,6 +663,7 @@ two:
 	VMOVUPS      (CX), Z3
 	VSUBPS       Z2, Z3, Z3
 	VBROADCASTSS expLow<>+0(SB), Z4
+	VCMPPS       $0x05, Z4, Z3, K1
 	VMAXPS       Z3, Z4, Z3
 	VBROADCASTSS expHigh<>+0(SB), Z4
 	VMINPS       Z3, Z4, Z3
@@ -699,12 +689,13 @@ two:
 	VFMADD213PS  Z3, Z5, Z6
 	VBROADCASTSS one<>+0(SB), Z5
 	VADDPS       Z5, Z6, Z6
-	VSCALEFPS    Z4, Z6, Z3
+	VSCALEFPS.Z  Z4, Z6, K1, Z3
 	VMOVUPS      Z3, (AX)
 	VADDPS       Z3, Z0, Z0
 	VMOVUPS      64(CX), Z8
 	VSUBPS       Z2, Z8, Z8
 	VBROADCASTSS expLow<>+0(SB), Z9
+	VCMPPS       $0x05, Z9, Z8, K1
 	VMAXPS       Z8, Z9, Z8
 	VBROADCASTSS expHigh<>+0(SB), Z9
 	VMINPS       Z8, Z9, Z8
@@ -730,7 +721,7 @@ two:
 	VFMADD213PS  Z8, Z10, Z11
 	VBROADCASTSS one<>+0(SB), Z10
 	VADDPS       Z10, Z11, Z11
-	VSCALEFPS    Z9, Z11, Z8
+	VSCALEFPS.Z  Z9, Z11, K1, Z8
 	VMOVUPS      Z8, 64(AX)
 	VADDPS       Z8, Z1, Z1
 	ADDQ         $+128, CX
@@ -747,6 +738,7 @@ vector:
 	VMOVUPS      (CX), Z3
 	VSUBPS       Z2, Z3, Z3
 	VBROADCASTSS expLow<>+0(SB), Z4
+	VCMPPS       $0x05, Z4, Z3, K1
 	VMAXPS       Z3, Z4, Z3
 	VBROADCASTSS expHigh<>+0(SB), Z4
 	VMINPS       Z3, Z4, Z3
@@ -772,7 +764,7 @@ vector:
 	VFMADD213PS  Z3, Z5, Z6
 	VBROADCASTSS one<>+0(SB), Z5
 	VADDPS       Z5, Z6, Z6
-	VSCALEFPS    Z4, Z6, Z3
+	VSCALEFPS.Z  Z4, Z6, K1, Z3
 	VMOVUPS      Z3, (AX)
 	VADDPS       Z3, Z0, Z0
 	ADDQ         $+64, CX
@@ -812,6 +804,7 @@ vector:
 	VCVTPD2PS    Z2, Y2
 	VINSERTF64X4 $0x01, Y2, Z1, Z1
 	VBROADCASTSS expLow<>+0(SB), Z2
+	VCMPPS       $0x05, Z2, Z1, K1
 	VMAXPS       Z1, Z2, Z1
 	VBROADCASTSS expHigh<>+0(SB), Z2
 	VMINPS       Z1, Z2, Z1
@@ -837,7 +830,7 @@ vector:
 	VFMADD213PS  Z1, Z3, Z4
 	VBROADCASTSS one<>+0(SB), Z3
 	VADDPS       Z3, Z4, Z4
-	VSCALEFPS    Z2, Z4, Z1
+	VSCALEFPS.Z  Z2, Z4, K1, Z1
 	VMOVUPS      Z1, (AX)
 	ADDQ         $+64, AX
 	ADDQ         $+128, CX
@@ -864,6 +857,7 @@ vector:
 	VBROADCASTSS sign<>+0(SB), Z1
 	VXORPS       Z1, Z5, Z0
 	VBROADCASTSS expLow<>+0(SB), Z1
+	VCMPPS       $0x05, Z1, Z0, K1
 	VMAXPS       Z0, Z1, Z0
 	VBROADCASTSS expHigh<>+0(SB), Z1
 	VMINPS       Z0, Z1, Z0
@@ -889,7 +883,7 @@ vector:
 	VFMADD213PS  Z0, Z2, Z3
 	VBROADCASTSS one<>+0(SB), Z2
 	VADDPS       Z2, Z3, Z3
-	VSCALEFPS    Z1, Z3, Z0
+	VSCALEFPS.Z  Z1, Z3, K1, Z0
 	VBROADCASTSS one<>+0(SB), Z1
 	VADDPS       Z1, Z0, Z0
 	VDIVPS       Z0, Z5, Z5
@@ -924,6 +918,7 @@ vector:
 	VFMADD213PS  Z2, Z1, Z0
 	VMULPS       Z5, Z0, Z0
 	VBROADCASTSS expLow<>+0(SB), Z1
+	VCMPPS       $0x05, Z1, Z0, K1
 	VMAXPS       Z0, Z1, Z0
 	VBROADCASTSS expHigh<>+0(SB), Z1
 	VMINPS       Z0, Z1, Z0
@@ -949,7 +944,7 @@ vector:
 	VFMADD213PS  Z0, Z2, Z3
 	VBROADCASTSS one<>+0(SB), Z2
 	VADDPS       Z2, Z3, Z3
-	VSCALEFPS    Z1, Z3, Z0
+	VSCALEFPS.Z  Z1, Z3, K1, Z0
 	VBROADCASTSS one<>+0(SB), Z1
 	VADDPS       Z1, Z0, Z0
 	VDIVPS       Z0, Z5, Z5
@@ -981,6 +976,7 @@ vector:
 	VBROADCASTSS sign<>+0(SB), Z1
 	VXORPS       Z1, Z5, Z0
 	VBROADCASTSS expLow<>+0(SB), Z1
+	VCMPPS       $0x05, Z1, Z0, K1
 	VMAXPS       Z0, Z1, Z0
 	VBROADCASTSS expHigh<>+0(SB), Z1
 	VMINPS       Z0, Z1, Z0
@@ -1006,7 +1002,7 @@ vector:
 	VFMADD213PS  Z0, Z2, Z3
 	VBROADCASTSS one<>+0(SB), Z2
 	VADDPS       Z2, Z3, Z3
-	VSCALEFPS    Z1, Z3, Z0
+	VSCALEFPS.Z  Z1, Z3, K1, Z0
 	VBROADCASTSS one<>+0(SB), Z1
 	VADDPS       Z1, Z0, Z0
 	VDIVPS       Z0, Z1, Z1
@@ -1040,6 +1036,7 @@ vector:
 	VBROADCASTSS sign<>+0(SB), Z1
 	VXORPS       Z1, Z5, Z0
 	VBROADCASTSS expLow<>+0(SB), Z1
+	VCMPPS       $0x05, Z1, Z0, K1
 	VMAXPS       Z0, Z1, Z0
 	VBROADCASTSS expHigh<>+0(SB), Z1
 	VMINPS       Z0, Z1, Z0
@@ -1065,7 +1062,7 @@ vector:
 	VFMADD213PS  Z0, Z2, Z3
 	VBROADCASTSS one<>+0(SB), Z2
 	VADDPS       Z2, Z3, Z3
-	VSCALEFPS    Z1, Z3, Z0
+	VSCALEFPS.Z  Z1, Z3, K1, Z0
 	VBROADCASTSS one<>+0(SB), Z2
 	VADDPS       Z2, Z0, Z0
 	VDIVPS       Z0, Z2, Z0

@@ -82,12 +82,10 @@ func TestGemm(t *testing.T) {
 					{"NT", func(dst *tensor.Matrix) { NT(dst, alpha, a, b) }, rows(a), rows(b), false},
 					{"TN", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.F32) }, cols(at), cols(bt), false},
 					{"TN Auto", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.Auto) }, cols(at), cols(bt), false},
-					{"Serial NN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.NN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
-					{"Serial NT Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.NT(dst, alpha, a, b) }, rows(a), rows(b), false},
-					{"Serial TN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.TN(dst, alpha, at, bt) }, cols(at), cols(bt), false},
+					{"Serial NN", func(dst *tensor.Matrix) { Serial{}.NN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
+					{"Serial NT", func(dst *tensor.Matrix) { Serial{}.NT(dst, alpha, a, b) }, rows(a), rows(b), false},
+					{"Serial TN", func(dst *tensor.Matrix) { Serial{}.TN(dst, alpha, at, bt) }, cols(at), cols(bt), false},
 					{"SetNN Auto", func(dst *tensor.Matrix) { SetNN(dst, alpha, a, bt, kernels.Auto) }, rows(a), cols(bt), false},
-					{"Serial SetNN Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.SetNN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
-					{"Serial SetNT Auto", func(dst *tensor.Matrix) { Serial{Rounds: true}.SetNT(dst, alpha, a, b) }, rows(a), rows(b), false},
 					{"NTLower", func(dst *tensor.Matrix) { NTLower(dst, alpha, a, b) }, rows(a), rows(b), true},
 				} {
 					sets := strings.Contains(c.name, "Set")

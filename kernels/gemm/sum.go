@@ -14,7 +14,7 @@ var sumRows = 1024
 
 // AddSyrkLower adds XᵀX, on and below the diagonal, to dst as Syrk makes it from zero: each of its elements is summed by itself, then
 // added. Where Syrk into a matrix of zeros and an addition would take a second matrix, this takes sumRows rows of one, and x once more,
-// rounded.
+// rounded; of few rows, which are one block of a product, none. What is above the diagonal becomes undefined.
 func AddSyrkLower(dst, x *tensor.Matrix, p kernels.Precision) {
 	if dst.Rows != x.Cols || dst.Cols != x.Cols {
 		panic("gemm: syrk shapes do not agree")
@@ -34,7 +34,10 @@ func AddTN(dst, a, b *tensor.Matrix, p kernels.Precision) {
 // addSum adds AᵀB to dst, a part of its rows after the other; if symmetric, a is b and nothing is added above the diagonal.
 func addSum(dst, a, b *tensor.Matrix, symmetric bool, p kernels.Precision) {
 	t := tile.For(p)
-	sums := sumOf
+	sums, m := sumOf, add
+	if symmetric {
+		m = addLower
+	}
 	if t != nil && t.Pairs {
 		rows := (a.Rows + pairedRows - 1) / pairedRows * (pairedRows / 2)
 		cols := a.Cols
@@ -50,6 +53,10 @@ func addSum(dst, a, b *tensor.Matrix, symmetric bool, p kernels.Precision) {
 			b = pairAll(t, buf[len(buf)-rows*b.Cols:], b)
 		}
 		sums = sumOfPairs
+	}
+	if t != nil && a.Rows <= t.KC { // one block, which is summed in registers
+		sums(t, dst, a, b, m)
+		return
 	}
 	buf := words.Get(min(sumRows, dst.Rows) * dst.Cols)
 	defer words.Put(buf)
@@ -68,7 +75,7 @@ func addSum(dst, a, b *tensor.Matrix, symmetric bool, p kernels.Precision) {
 			if lo > 0 {
 				sums(t, sum.View(0, hi-lo, 0, lo), part, b.View(0, b.Rows, 0, lo), add)
 			}
-			sums(t, sum.View(0, hi-lo, lo, hi), part, part, addLower)
+			sums(t, sum.View(0, hi-lo, lo, hi), part, part, m)
 		}
 		kernels.Parallel(hi-lo, 16, func(from, to int) {
 			for i := from; i < to; i++ {

@@ -59,7 +59,7 @@ type Factor struct {
 	opt      Options
 	h        *tensor.Matrix // as it was given, not damped
 	diagonal []float32      // of the damped Hessian, columns in their natural order
-	l        *tensor.Matrix // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
+	l        *tensor.Matrix // lower triangular, L·Lᵀ = H, damped, with its columns in order
 	order    []int          // order[p] is the column at position p; the last is quantized first
 	block    int            // columns of a block stay together in order; 0: they need not
 	unit     int            // columns of a unit are neighbours in order
@@ -148,6 +148,7 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options)
 		}
 		f.l = f.permuted(f.l)
 		if ok, _ := linalg.Cholesky(f.l); ok && finiteDiagonal(f.l) {
+			clearUpper(f.l)
 			return f, nil
 		}
 	}
@@ -195,6 +196,15 @@ func (f *Factor) permuted(dst *tensor.Matrix) *tensor.Matrix {
 		}
 	})
 	return dst
+}
+
+// clearUpper sets what is above the diagonal to zero.
+func clearUpper(l *tensor.Matrix) {
+	kernels.Parallel(l.Rows, rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			clear(l.Row(i)[i+1:])
+		}
+	})
 }
 
 func finiteDiagonal(l *tensor.Matrix) bool {
@@ -246,22 +256,26 @@ func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (
 		panic("gptq: the factor does not fit the weight")
 	}
 	q := quant.NewWeight(g, w.Rows, w.Cols)
-	var err error
+	var sweep bandStep
 	switch g := g.(type) {
 	case *quant.Affine:
-		err = f.sweep(ctx, q, g, w)
+		sweep = f.sweep(q, g, w)
 	case *quant.Lattice:
-		err = f.sweepWords(ctx, q, g, w)
+		sweep = f.sweepWords(q, g, w)
 	default:
-		err = fmt.Errorf("gptq: %s is not a grid of codes or words", g)
+		return nil, fmt.Errorf("gptq: %s is not a grid of codes or words", g)
 	}
+	refine := bandStep(func(context.Context, *band) error { return nil })
+	if passes := f.opt.Passes(); passes > 0 && block <= maxRefineBlock {
+		refine = f.refine(q, w, passes)
+	}
+	err := f.inBands(ctx, w.Rows, func(ctx context.Context, b *band) error {
+		if err := sweep(ctx, b); err != nil {
+			return err
+		}
+		return refine(ctx, b)
+	})
 	if err != nil {
-		return nil, err
-	}
-	if f.opt.NoRefine || block > maxRefineBlock {
-		return q, nil
-	}
-	if err := f.refine(ctx, q, w, f.opt.Passes()); err != nil {
 		return nil, err
 	}
 	return q, nil

@@ -27,15 +27,9 @@ const (
 // refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's
 // super-scales, each group's scale and minimum, and each code in turn moves to its best value, for the given number of
 // passes or until nothing moves.
-func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, passes int) error {
-	if passes <= 0 {
-		return nil
-	}
-	n, block := w.Cols, q.Grid.Shape().Block
-	damping := make([]float32, n) // of H's diagonal: f.h has none
-	for j, d := range f.diagonal {
-		damping[j] = d - f.h.Row(j)[j]
-	}
+func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep {
+	n := f.h.Rows
+	damping := f.damping()
 	step := windowColumns(q.Grid)
 	windows := f.windowsOf(q.Grid)
 	descents := sync.Pool{New: func() any {
@@ -44,35 +38,18 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 		}
 		return newDescent(q.Grid.(*quant.Affine), min(step, n))
 	}}
-	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		rows := r1 - r0
-		m, giveBack := f.borrow(rows, 2*n)
-		defer giveBack()
-		// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
-		diff, grad := m.View(0, rows, 0, n), m.View(0, rows, n, 2*n)
-		kernels.Parallel(rows, rowGrain, func(lo, hi int) {
-			for r := lo; r < hi; r++ {
-				d := diff.Row(r)
-				for i := range n / block {
-					b := q.Block(r0+r, i)
-					q.Grid.Decode(d[i*block:(i+1)*block], &b)
-				}
-				for j, v := range w.Row(r0 + r) {
-					d[j] = v - d[j]
-				}
-			}
-		})
-		gemm.MatMulF32(grad, diff, f.h) // H is symmetric
-		addScaled(grad, diff, damping)
+	return func(ctx context.Context, b *band) error {
+		rows := b.r1 - b.r0
+		grad, room := f.gradient(q, w, damping, b)
 		for pass := range passes {
 			var moved atomic.Int64
 			for _, at := range windows {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				lost := diff.View(0, rows, 0, at.i1-at.i0)
-				inLanes(rows, &descents, func(t descender, a, b int) {
-					moved.Add(int64(improveRows(t, at, q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
+				lost := room.View(0, rows, 0, at.i1-at.i0)
+				inLanes(rows, &descents, func(t descender, lo, hi int) {
+					moved.Add(int64(improveRows(t, at, q, b.r0+lo, b.r0+hi, grad.View(lo, hi, at.i0, at.i1), lost.View(lo, hi, 0, at.i1-at.i0))))
 				})
 				// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
 				from := 0
@@ -90,6 +67,55 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 			}
 		}
 		return nil
+	}
+}
+
+// damping returns what H's diagonal has more than f.h's.
+func (f *Factor) damping() []float32 {
+	damping := make([]float32, len(f.diagonal))
+	for j, d := range f.diagonal {
+		damping[j] = d - f.h.Row(j)[j]
+	}
+	return damping
+}
+
+// gradient returns G = (W−Ŵ)H of a swept band, half the negative gradient, which those keep up to date who change weights, and
+// room for as much. damping is f.damping().
+func (f *Factor) gradient(q *quant.Weight, w *tensor.Matrix, damping []float32, b *band) (grad, room *tensor.Matrix) {
+	if kernels.Auto.Rounds() {
+		// The residual has what bfloat16 left out of errors, which is nothing beside a step between codes, but 4% of a gradient.
+		f.errors(b.residual, q, w, b)
+		gemm.MatMulF32(b.room, b.residual, f.h) // H is symmetric
+		addScaled(b.room, b.residual, damping)
+		return b.room, b.residual
+	}
+	// E·H is (E·L)·Lᵀ: half of the arithmetic.
+	gemm.MatMulLower(b.room, b.residual, f.l)
+	kernels.Parallel(b.room.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			dst, src := b.residual.Row(r), b.room.Row(r)
+			for i, c := range f.order {
+				dst[c] = src[i]
+			}
+		}
+	})
+	return b.residual, b.room
+}
+
+// errors sets dst to W−Ŵ of a band's rows.
+func (f *Factor) errors(dst *tensor.Matrix, q *quant.Weight, w *tensor.Matrix, b *band) {
+	block := q.Grid.Shape().Block
+	kernels.Parallel(dst.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			d := dst.Row(r)
+			for i := range len(d) / block {
+				stored := q.Block(b.r0+r, i)
+				q.Grid.Decode(d[i*block:(i+1)*block], &stored)
+			}
+			for j, v := range w.Row(b.r0 + r) {
+				d[j] = v - d[j]
+			}
+		}
 	})
 }
 

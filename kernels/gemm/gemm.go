@@ -67,6 +67,22 @@ func MatMulF32(dst, x, w *tensor.Matrix) {
 	product(t, 1, &a, x.Cols, store, result{dst, tile.RowsOf(w)})
 }
 
+// MatMulLower sets dst = X·Lᵀ; X and dst are m×n, L n×n and lower triangular, zeros above its diagonal included, with which nothing
+// is multiplied: half of the arithmetic of MatMulF32.
+func MatMulLower(dst, x, l *tensor.Matrix) {
+	checkMatMul(dst, x, l.Rows, l.Cols)
+	if l.Rows != l.Cols {
+		panic("gemm: a triangular matrix is square")
+	}
+	t := tile.For(kernels.F32)
+	if t == nil {
+		matMulLowerGo(dst, x, l)
+		return
+	}
+	a := tile.RowsOf(x)
+	product(t, 1, &a, x.Cols, storeLower, result{dst, tile.RowsOf(l)})
+}
+
 func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 	if dst.Rows != x.Rows || dst.Cols != out || x.Cols != in {
 		panic("gemm: matmul shapes do not agree")

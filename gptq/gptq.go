@@ -74,7 +74,8 @@ type Factor struct {
 // borrow returns a matrix of unspecified content for a band to work in, and what gives it back: bands come one after the other, and as
 // garbage what they worked in would be as large as the Hessian.
 func (f *Factor) borrow(rows, cols int) (m *tensor.Matrix, giveBack func()) {
-	n := rows * cols
+	pitch := cols + padding
+	n := rows * pitch
 	var buf []float32
 	f.mu.Lock()
 	if i := slices.IndexFunc(f.free, func(b []float32) bool { return cap(b) >= n }); i >= 0 {
@@ -83,9 +84,9 @@ func (f *Factor) borrow(rows, cols int) (m *tensor.Matrix, giveBack func()) {
 	}
 	f.mu.Unlock()
 	if buf == nil {
-		buf = make([]float32, rows*max(cols, 2*f.h.Rows)) // for all that a band does, from its correction to descent
+		buf = make([]float32, rows*(max(cols, 2*f.h.Rows)+padding)) // for all that a band does, from its correction to descent
 	}
-	return tensor.FromSlice(rows, cols, buf[:n]), func() {
+	return tensor.FromSlice(rows, pitch, buf[:n]).View(0, rows, 0, cols), func() {
 		f.mu.Lock()
 		f.free = append(f.free, buf)
 		f.mu.Unlock()
@@ -174,10 +175,12 @@ func (f *Factor) damped(c0, c1 int) *tensor.Matrix {
 	return h
 }
 
-// newPadded returns a zero n×n matrix with a cache line between its rows. Columns are walked down: with a power of two from row
-// to row, all of their lines would fall into the same few sets of a cache.
+// padding is a cache line between the rows of matrices whose columns are walked down: with a power of two from row to row, all of their
+// lines would fall into the same few sets of a cache.
+const padding = 16
+
+// newPadded returns a zero n×n matrix with padding between its rows.
 func newPadded(n int) *tensor.Matrix {
-	const padding = 16
 	return tensor.New(n, n+padding).View(0, n, 0, n)
 }
 

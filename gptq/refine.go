@@ -41,6 +41,7 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 	return func(ctx context.Context, b *band) error {
 		rows := b.r1 - b.r0
 		grad, room := f.gradient(q, w, damping, b)
+		rounds := kernels.Auto.Rounds()
 		for pass := range passes {
 			var moved atomic.Int64
 			for _, at := range windows {
@@ -48,18 +49,26 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 					return err
 				}
 				lost := room.View(0, rows, 0, at.i1-at.i0)
+				back := pass < passes-1 // in the last pass nobody looks back
 				inLanes(rows, &descents, func(t descender, lo, hi int) {
+					t.lanes().back = back && !rounds
 					moved.Add(int64(improveRows(t, at, q, b.r0+lo, b.r0+hi, grad.View(lo, hi, at.i0, at.i1), lost.View(lo, hi, 0, at.i1-at.i0))))
 				})
-				// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
-				from := 0
-				if pass == passes-1 {
-					from = at.i1
-				} else {
-					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
+				// Changes are small beside the weights, so that bfloat16 does, and in no time: then the window has its part of it from there.
+				tell := func(from, to int) {
+					if from < to {
+						gemm.NN(grad.View(0, rows, from, to), 1, lost, f.h.View(at.i0, at.i1, from, to), kernels.Auto)
+					}
 				}
-				if from < n {
-					gemm.NN(grad.View(0, rows, from, n), 1, lost, f.h.View(at.i0, at.i1, from, n), kernels.Auto)
+				switch {
+				case !back:
+					tell(at.i1, n)
+				case rounds:
+					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
+					tell(0, n)
+				default:
+					tell(0, at.i0)
+					tell(at.i1, n)
 				}
 			}
 			if moved.Load() == 0 {
@@ -174,17 +183,35 @@ type rowLanes struct {
 	*window
 	n          int            // rows
 	grad, lost []kernels.Lane // of each column: G, and what the weights have lost since the descent began
+	back       bool           // G of columns that are done is wanted too
+	own        []kernels.Lane // of the columns of a group, G before its own steps
 	blocks     [kernels.Lanes]quant.Block
 }
 
-func newRowLanes(columns int) rowLanes {
-	return rowLanes{grad: make([]kernels.Lane, columns), lost: make([]kernels.Lane, columns)}
+func newRowLanes(columns, group int) rowLanes {
+	return rowLanes{grad: make([]kernels.Lane, columns), lost: make([]kernels.Lane, columns), own: make([]kernels.Lane, group)}
 }
 
 func (t *rowLanes) lanes() *rowLanes { return t }
 
-// improveRows improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there; lost
-// receives what the weights have lost.
+// spread tells columns [from,to) what the columns from c on have lost.
+func (t *rowLanes) spread(c int, lost []kernels.Lane, from, to int) {
+	if from < to {
+		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+	}
+}
+
+// spreadBack tells the columns of the block at c0 what their own group and those after it have lost in their steps, and the columns
+// before the block what all of it has.
+func (t *rowLanes) spreadBack(c0, group int, inSteps, lost []kernels.Lane) {
+	for lo := 0; lo < len(lost); lo += group {
+		t.spread(c0+lo, inSteps[lo:], c0+lo, c0+lo+group)
+	}
+	t.spread(c0, lost, 0, c0)
+}
+
+// improveRows improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there, and stays
+// so if t.back is set; lost receives what the weights have lost.
 func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
 	t, size := d.lanes(), q.Grid.Shape().Block
 	t.window = at
@@ -203,6 +230,9 @@ func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, los
 		}
 	}
 	fromLanes(lost, t.lost[:n])
+	if t.back {
+		fromLanes(grad, t.grad[:n])
+	}
 	return moved
 }
 
@@ -243,7 +273,7 @@ type descent struct {
 // newDescent returns a descent for windows of so many columns or less.
 func newDescent(g *quant.Affine, columns int) *descent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
-	t := &descent{rowLanes: newRowLanes(columns), g: g, level: lanes(g.Block),
+	t := &descent{rowLanes: newRowLanes(columns, g.Group), g: g, level: lanes(g.Block),
 		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block), hm: lanes(g.Block),
 		unit: lanes(g.Group),
@@ -269,25 +299,27 @@ func (t *descent) block(c0 int) int {
 	}
 	for k := range g.Groups() {
 		lo, hi := k*g.Group, (k+1)*g.Group
-		before := t.before[lo:hi]
+		before, grad := t.before[lo:hi], t.grad[c0+lo:c0+hi]
 		copy(before, t.values[lo:hi])
+		if t.back {
+			copy(t.own, grad)
+		}
 		if g.Scales.OfGroups() {
 			moved += t.scales(k, c0)
 		}
 		moved += t.codes(k, c0)
 		subtract(before, t.values[lo:hi])
+		if t.back {
+			copy(grad, t.own)
+		}
 		t.spread(c0+lo, before, c0+hi, end)
 	}
 	subtract(lost, t.values)
 	t.spread(c0, lost, end, t.h.Rows)
-	return moved
-}
-
-// spread tells columns [from,to) what the columns from c on have lost.
-func (t *descent) spread(c int, lost []kernels.Lane, from, to int) {
-	if from < to {
-		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+	if t.back {
+		t.spreadBack(c0, g.Group, t.before, lost)
 	}
+	return moved
 }
 
 func subtract(dst, x []kernels.Lane) {

@@ -54,22 +54,16 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 					t.lanes().back = back && !rounds
 					moved.Add(int64(improveRows(t, at, q, b.r0+lo, b.r0+hi, grad.View(lo, hi, at.i0, at.i1), lost.View(lo, hi, 0, at.i1-at.i0))))
 				})
-				// Changes are small beside the weights, so that bfloat16 does, and in no time: then the window has its part of it from there.
-				tell := func(from, to int) {
-					if from < to {
-						gemm.NN(grad.View(0, rows, from, to), 1, lost, f.h.View(at.i0, at.i1, from, to), kernels.Auto)
-					}
-				}
+				// Changes are small beside the weights, so that bfloat16 does: then the window, too, has its part from the product.
+				from, to := at.i0, at.i1 // the columns that know already
 				switch {
 				case !back:
-					tell(at.i1, n)
+					from = 0
 				case rounds:
 					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
-					tell(0, n)
-				default:
-					tell(0, at.i0)
-					tell(at.i1, n)
+					to = from
 				}
+				gemm.NNSplit(grad, 1, lost, f.h.View(at.i0, at.i1, 0, n), from, to, kernels.Auto)
 			}
 			if moved.Load() == 0 {
 				break

@@ -160,6 +160,28 @@ func NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precis
 	product(t, alpha, &left, a.Cols, add, result{dst, tile.ColsOf(b)})
 }
 
+// NNSplit is NN for columns [0,j0) and [j1,n) of B and of dst: A is packed once for both.
+func NNSplit(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, j0, j1 int, p kernels.Precision) {
+	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)
+	t := tile.For(p)
+	var results []result
+	for _, part := range [2][2]int{{0, j0}, {j1, b.Cols}} {
+		if part[0] >= part[1] {
+			continue
+		}
+		c, of := dst.View(0, dst.Rows, part[0], part[1]), b.View(0, b.Rows, part[0], part[1])
+		if t == nil {
+			gemmNNGo(c, alpha, a, of)
+			continue
+		}
+		results = append(results, result{c, tile.ColsOf(of)})
+	}
+	if len(results) > 0 {
+		left := tile.RowsOf(a)
+		product(t, alpha, &left, a.Cols, add, results...)
+	}
+}
+
 // SetNN sets dst = alpha·A·B, as NN adds it.
 func SetNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precision) {
 	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)

@@ -126,6 +126,29 @@ func TestMatMulF32(t *testing.T) {
 	})
 }
 
+func TestNNSplit(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(7, 8))
+		const m, n, k = 37, 300, 70
+		a, b, was := kerneltest.Random(rng, m, k), kerneltest.Random(rng, k, n), kerneltest.Random(rng, m, n)
+		for _, part := range [][2]int{{0, n}, {0, 100}, {100, n}, {30, 47}, {120, 120}} {
+			j0, j1 := part[0], part[1]
+			whole, dst := kerneltest.Guarded(m, n)
+			for i := range m {
+				copy(dst.Row(i), was.Row(i))
+			}
+			NNSplit(dst, -0.3, a, b, j0, j1, kernels.Auto)
+			kerneltest.CheckGuards(t, whole, m, n)
+			checkProduct(t, dst, was, -0.3, k, func(i, k int) float32 { return a.Row(i)[k] }, func(j, k int) float32 {
+				if j >= j0 && j < j1 {
+					return 0
+				}
+				return b.Row(k)[j]
+			}, false, kernels.Auto.Rounds())
+		}
+	})
+}
+
 func TestMatMulLower(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))

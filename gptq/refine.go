@@ -55,13 +55,13 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 					moved.Add(int64(improveRows(t, at, q, b.r0+lo, b.r0+hi, grad.View(lo, hi, at.i0, at.i1), lost.View(lo, hi, 0, at.i1-at.i0))))
 				})
 				// Changes are small beside the weights, so that bfloat16 does: then the window, too, has its part from the product.
-				from, to := at.i0, at.i1 // the columns that know already
+				from, to := at.i0, at.i1 // the columns that know already, or need not know
 				switch {
 				case !back:
 					from = 0
 				case rounds:
 					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
-					to = from
+					from, to = 0, 0
 				}
 				gemm.NNSplit(grad, 1, lost, f.h.View(at.i0, at.i1, 0, n), from, to, kernels.Auto)
 			}

@@ -41,7 +41,8 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 	return func(ctx context.Context, b *band) error {
 		rows := b.r1 - b.r0
 		grad, room := f.gradient(q, w, damping, b)
-		rounds := kernels.Auto.Rounds()
+		// Lanes that are vectors tell the window's columns all, which is half of the arithmetic of a product, but not where products round.
+		byLanes := kernels.CurrentTier().Lanes() > 0 && !kernels.Auto.Rounds()
 		for pass := range passes {
 			var moved atomic.Int64
 			for _, at := range windows {
@@ -51,15 +52,15 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 				lost := room.View(0, rows, 0, at.i1-at.i0)
 				back := pass < passes-1 // in the last pass nobody looks back
 				inLanes(rows, &descents, func(t descender, lo, hi int) {
-					t.lanes().back = back && !rounds
+					t.lanes().back = back && byLanes
 					moved.Add(int64(improveRows(t, at, q, b.r0+lo, b.r0+hi, grad.View(lo, hi, at.i0, at.i1), lost.View(lo, hi, 0, at.i1-at.i0))))
 				})
-				// Changes are small beside the weights, so that bfloat16 does: then the window, too, has its part from the product.
+				// Changes are small beside the weights, so that bfloat16 does.
 				from, to := at.i0, at.i1 // the columns that know already, or need not know
 				switch {
 				case !back:
 					from = 0
-				case rounds:
+				case !byLanes:
 					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
 					from, to = 0, 0
 				}
@@ -87,7 +88,7 @@ func (f *Factor) damping() []float32 {
 func (f *Factor) gradient(q *quant.Weight, w *tensor.Matrix, damping []float32, b *band) (grad, room *tensor.Matrix) {
 	if kernels.Auto.Rounds() {
 		// The residual has what bfloat16 left out of errors, which is nothing beside a step between codes, but 4% of a gradient.
-		f.errors(b.residual, q, w, b)
+		b.errors(b.residual, q, w)
 		gemm.MatMulF32(b.room, b.residual, f.h) // H is symmetric
 		addScaled(b.room, b.residual, damping)
 		return b.room, b.residual
@@ -105,8 +106,8 @@ func (f *Factor) gradient(q *quant.Weight, w *tensor.Matrix, damping []float32, 
 	return b.residual, b.room
 }
 
-// errors sets dst to W−Ŵ of a band's rows.
-func (f *Factor) errors(dst *tensor.Matrix, q *quant.Weight, w *tensor.Matrix, b *band) {
+// errors sets dst to W−Ŵ of the band's rows.
+func (b *band) errors(dst *tensor.Matrix, q *quant.Weight, w *tensor.Matrix) {
 	block := q.Grid.Shape().Block
 	kernels.Parallel(dst.Rows, rowGrain, func(lo, hi int) {
 		for r := lo; r < hi; r++ {

@@ -59,7 +59,7 @@ type Factor struct {
 	opt      Options
 	h        *tensor.Matrix // as it was given, not damped
 	diagonal []float32      // of the damped Hessian, columns in their natural order
-	l        *tensor.Matrix // lower triangular, L·Lᵀ = H with its columns in order; above the diagonal undefined
+	l        *tensor.Matrix // lower triangular, L·Lᵀ = H, damped, with its columns in order
 	order    []int          // order[p] is the column at position p; the last is quantized first
 	block    int            // columns of a block stay together in order; 0: they need not
 	unit     int            // columns of a unit are neighbours in order
@@ -74,7 +74,8 @@ type Factor struct {
 // borrow returns a matrix of unspecified content for a band to work in, and what gives it back: bands come one after the other, and as
 // garbage what they worked in would be as large as the Hessian.
 func (f *Factor) borrow(rows, cols int) (m *tensor.Matrix, giveBack func()) {
-	n := rows * cols
+	pitch := cols + padding
+	n := rows * pitch
 	var buf []float32
 	f.mu.Lock()
 	if i := slices.IndexFunc(f.free, func(b []float32) bool { return cap(b) >= n }); i >= 0 {
@@ -83,9 +84,9 @@ func (f *Factor) borrow(rows, cols int) (m *tensor.Matrix, giveBack func()) {
 	}
 	f.mu.Unlock()
 	if buf == nil {
-		buf = make([]float32, rows*max(cols, 2*f.h.Rows)) // for all that a band does, from its correction to descent
+		buf = make([]float32, rows*(max(cols, 2*f.h.Rows)+padding)) // for all that a band does, from its correction to descent
 	}
-	return tensor.FromSlice(rows, cols, buf[:n]), func() {
+	return tensor.FromSlice(rows, pitch, buf[:n]).View(0, rows, 0, cols), func() {
 		f.mu.Lock()
 		f.free = append(f.free, buf)
 		f.mu.Unlock()
@@ -148,6 +149,7 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options)
 		}
 		f.l = f.permuted(f.l)
 		if ok, _ := linalg.Cholesky(f.l); ok && finiteDiagonal(f.l) {
+			clearUpper(f.l)
 			return f, nil
 		}
 	}
@@ -173,10 +175,12 @@ func (f *Factor) damped(c0, c1 int) *tensor.Matrix {
 	return h
 }
 
-// newPadded returns a zero n×n matrix with a cache line between its rows. Columns are walked down: with a power of two from row
-// to row, all of their lines would fall into the same few sets of a cache.
+// padding is a cache line between the rows of matrices whose columns are walked down: with a power of two from row to row, all of their
+// lines would fall into the same few sets of a cache.
+const padding = 16
+
+// newPadded returns a zero n×n matrix with padding between its rows.
 func newPadded(n int) *tensor.Matrix {
-	const padding = 16
 	return tensor.New(n, n+padding).View(0, n, 0, n)
 }
 
@@ -195,6 +199,15 @@ func (f *Factor) permuted(dst *tensor.Matrix) *tensor.Matrix {
 		}
 	})
 	return dst
+}
+
+// clearUpper sets what is above the diagonal to zero.
+func clearUpper(l *tensor.Matrix) {
+	kernels.Parallel(l.Rows, rowGrain, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			clear(l.Row(i)[i+1:])
+		}
+	})
 }
 
 func finiteDiagonal(l *tensor.Matrix) bool {
@@ -246,22 +259,26 @@ func (f *Factor) Quantize(ctx context.Context, w *tensor.Matrix, g quant.Grid) (
 		panic("gptq: the factor does not fit the weight")
 	}
 	q := quant.NewWeight(g, w.Rows, w.Cols)
-	var err error
+	var sweep bandStep
 	switch g := g.(type) {
 	case *quant.Affine:
-		err = f.sweep(ctx, q, g, w)
+		sweep = f.sweep(q, g, w)
 	case *quant.Lattice:
-		err = f.sweepWords(ctx, q, g, w)
+		sweep = f.sweepWords(q, g, w)
 	default:
-		err = fmt.Errorf("gptq: %s is not a grid of codes or words", g)
+		return nil, fmt.Errorf("gptq: %s is not a grid of codes or words", g)
 	}
+	refine := bandStep(func(context.Context, *band) error { return nil })
+	if passes := f.opt.Passes(); passes > 0 && block <= maxRefineBlock {
+		refine = f.refine(q, w, passes)
+	}
+	err := f.inBands(ctx, w.Rows, func(ctx context.Context, b *band) error {
+		if err := sweep(ctx, b); err != nil {
+			return err
+		}
+		return refine(ctx, b)
+	})
 	if err != nil {
-		return nil, err
-	}
-	if f.opt.NoRefine || block > maxRefineBlock {
-		return q, nil
-	}
-	if err := f.refine(ctx, q, w, f.opt.Passes()); err != nil {
 		return nil, err
 	}
 	return q, nil

@@ -151,7 +151,7 @@ func TestReference(t *testing.T) {
 					t.Fatal(err)
 				}
 				q := quant.NewWeight(typ.Grid, w.Rows, w.Cols)
-				if err := f.sweep(t.Context(), q, typ.Grid.(*quant.Affine), w); err != nil {
+				if err := f.inBands(t.Context(), w.Rows, f.sweep(q, typ.Grid.(*quant.Affine), w)); err != nil {
 					t.Fatal(err)
 				}
 				wrong := 0
@@ -416,7 +416,7 @@ func TestCancel(t *testing.T) {
 	if _, err := NewFactor(ctx, in.H, ggml.Q4_0.Grid, Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("NewFactor after cancellation: %v", err)
 	}
-	err = inBands(ctx, 3*bandRows, func(context.Context, int, int) error {
+	err = f.inBands(ctx, 3*bandRows, func(context.Context, *band) error {
 		t.Error("a band is begun after cancellation")
 		return nil
 	})

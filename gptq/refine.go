@@ -27,15 +27,9 @@ const (
 // refine lowers the output error by coordinate descent with the full Hessian: with everything else fixed, each block's
 // super-scales, each group's scale and minimum, and each code in turn moves to its best value, for the given number of
 // passes or until nothing moves.
-func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, passes int) error {
-	if passes <= 0 {
-		return nil
-	}
-	n, block := w.Cols, q.Grid.Shape().Block
-	damping := make([]float32, n) // of H's diagonal: f.h has none
-	for j, d := range f.diagonal {
-		damping[j] = d - f.h.Row(j)[j]
-	}
+func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep {
+	n := f.h.Rows
+	damping := f.damping()
 	step := windowColumns(q.Grid)
 	windows := f.windowsOf(q.Grid)
 	descents := sync.Pool{New: func() any {
@@ -44,52 +38,88 @@ func (f *Factor) refine(ctx context.Context, q *quant.Weight, w *tensor.Matrix, 
 		}
 		return newDescent(q.Grid.(*quant.Affine), min(step, n))
 	}}
-	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		rows := r1 - r0
-		m, giveBack := f.borrow(rows, 2*n)
-		defer giveBack()
-		// G = (W−Ŵ)H is half the negative gradient; it is kept up to date.
-		diff, grad := m.View(0, rows, 0, n), m.View(0, rows, n, 2*n)
-		kernels.Parallel(rows, rowGrain, func(lo, hi int) {
-			for r := lo; r < hi; r++ {
-				d := diff.Row(r)
-				for i := range n / block {
-					b := q.Block(r0+r, i)
-					q.Grid.Decode(d[i*block:(i+1)*block], &b)
-				}
-				for j, v := range w.Row(r0 + r) {
-					d[j] = v - d[j]
-				}
-			}
-		})
-		gemm.MatMulF32(grad, diff, f.h) // H is symmetric
-		addScaled(grad, diff, damping)
+	return func(ctx context.Context, b *band) error {
+		rows := b.r1 - b.r0
+		grad, room := f.gradient(q, w, damping, b)
+		// Lanes that are vectors tell the window's columns all, which is half of the arithmetic of a product, but not where products round.
+		byLanes := kernels.CurrentTier().Lanes() > 0 && !kernels.Auto.Rounds()
 		for pass := range passes {
 			var moved atomic.Int64
 			for _, at := range windows {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				lost := diff.View(0, rows, 0, at.i1-at.i0)
-				inLanes(rows, &descents, func(t descender, a, b int) {
-					moved.Add(int64(improveRows(t, at, q, r0+a, r0+b, grad.View(a, b, at.i0, at.i1), lost.View(a, b, 0, at.i1-at.i0))))
+				lost := room.View(0, rows, 0, at.i1-at.i0)
+				back := pass < passes-1 // in the last pass nobody looks back
+				inLanes(rows, &descents, func(t descender, lo, hi int) {
+					t.lanes().back = back && byLanes
+					moved.Add(int64(improveRows(t, at, q, b.r0+lo, b.r0+hi, grad.View(lo, hi, at.i0, at.i1), lost.View(lo, hi, 0, at.i1-at.i0))))
 				})
-				// Changes are small beside the weights, so that bfloat16 does; in the last pass nobody looks back.
-				from := 0
-				if pass == passes-1 {
-					from = at.i1
-				} else {
+				// Changes are small beside the weights, so that bfloat16 does.
+				from, to := at.i0, at.i1 // the columns that know already, or need not know
+				switch {
+				case !back:
+					from = 0
+				case !byLanes:
 					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
+					from, to = 0, 0
 				}
-				if from < n {
-					gemm.NN(grad.View(0, rows, from, n), 1, lost, f.h.View(at.i0, at.i1, from, n), kernels.Auto)
-				}
+				gemm.NNSplit(grad, 1, lost, f.h.View(at.i0, at.i1, 0, n), from, to, kernels.Auto)
 			}
 			if moved.Load() == 0 {
 				break
 			}
 		}
 		return nil
+	}
+}
+
+// damping returns what H's diagonal has more than f.h's.
+func (f *Factor) damping() []float32 {
+	damping := make([]float32, len(f.diagonal))
+	for j, d := range f.diagonal {
+		damping[j] = d - f.h.Row(j)[j]
+	}
+	return damping
+}
+
+// gradient returns G = (W−Ŵ)H of a swept band, half the negative gradient, which those keep up to date who change weights, and
+// room for as much. damping is f.damping().
+func (f *Factor) gradient(q *quant.Weight, w *tensor.Matrix, damping []float32, b *band) (grad, room *tensor.Matrix) {
+	if kernels.Auto.Rounds() {
+		// The residual has what bfloat16 left out of errors, which is nothing beside a step between codes, but 4% of a gradient.
+		b.errors(b.residual, q, w)
+		gemm.MatMulF32(b.room, b.residual, f.h) // H is symmetric
+		addScaled(b.room, b.residual, damping)
+		return b.room, b.residual
+	}
+	// E·H is (E·L)·Lᵀ: half of the arithmetic.
+	gemm.MatMulLower(b.room, b.residual, f.l)
+	kernels.Parallel(b.room.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			dst, src := b.residual.Row(r), b.room.Row(r)
+			for i, c := range f.order {
+				dst[c] = src[i]
+			}
+		}
+	})
+	return b.residual, b.room
+}
+
+// errors sets dst to W−Ŵ of the band's rows.
+func (b *band) errors(dst *tensor.Matrix, q *quant.Weight, w *tensor.Matrix) {
+	block := q.Grid.Shape().Block
+	kernels.Parallel(dst.Rows, rowGrain, func(lo, hi int) {
+		for r := lo; r < hi; r++ {
+			d := dst.Row(r)
+			for i := range len(d) / block {
+				stored := q.Block(b.r0+r, i)
+				q.Grid.Decode(d[i*block:(i+1)*block], &stored)
+			}
+			for j, v := range w.Row(b.r0 + r) {
+				d[j] = v - d[j]
+			}
+		}
 	})
 }
 
@@ -148,17 +178,35 @@ type rowLanes struct {
 	*window
 	n          int            // rows
 	grad, lost []kernels.Lane // of each column: G, and what the weights have lost since the descent began
+	back       bool           // G of columns that are done is wanted too
+	own        []kernels.Lane // of the columns of a group, G before its own steps
 	blocks     [kernels.Lanes]quant.Block
 }
 
-func newRowLanes(columns int) rowLanes {
-	return rowLanes{grad: make([]kernels.Lane, columns), lost: make([]kernels.Lane, columns)}
+func newRowLanes(columns, group int) rowLanes {
+	return rowLanes{grad: make([]kernels.Lane, columns), lost: make([]kernels.Lane, columns), own: make([]kernels.Lane, group)}
 }
 
 func (t *rowLanes) lanes() *rowLanes { return t }
 
-// improveRows improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there; lost
-// receives what the weights have lost.
+// spread tells columns [from,to) what the columns from c on have lost.
+func (t *rowLanes) spread(c int, lost []kernels.Lane, from, to int) {
+	if from < to {
+		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+	}
+}
+
+// spreadBack tells the columns of the block at c0 what their own group and those after it have lost in their steps, and the columns
+// before the block what all of it has.
+func (t *rowLanes) spreadBack(c0, group int, inSteps, lost []kernels.Lane) {
+	for lo := 0; lo < len(lost); lo += group {
+		t.spread(c0+lo, inSteps[lo:], c0+lo, c0+lo+group)
+	}
+	t.spread(c0, lost, 0, c0)
+}
+
+// improveRows improves rows [r0,r1) of a window's columns, at most 16, and returns how many numbers moved. grad is G there, and stays
+// so if t.back is set; lost receives what the weights have lost.
 func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, lost *tensor.Matrix) int {
 	t, size := d.lanes(), q.Grid.Shape().Block
 	t.window = at
@@ -177,6 +225,9 @@ func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, los
 		}
 	}
 	fromLanes(lost, t.lost[:n])
+	if t.back {
+		fromLanes(grad, t.grad[:n])
+	}
 	return moved
 }
 
@@ -217,7 +268,7 @@ type descent struct {
 // newDescent returns a descent for windows of so many columns or less.
 func newDescent(g *quant.Affine, columns int) *descent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
-	t := &descent{rowLanes: newRowLanes(columns), g: g, level: lanes(g.Block),
+	t := &descent{rowLanes: newRowLanes(columns, g.Group), g: g, level: lanes(g.Block),
 		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block), hm: lanes(g.Block),
 		unit: lanes(g.Group),
@@ -243,25 +294,27 @@ func (t *descent) block(c0 int) int {
 	}
 	for k := range g.Groups() {
 		lo, hi := k*g.Group, (k+1)*g.Group
-		before := t.before[lo:hi]
+		before, grad := t.before[lo:hi], t.grad[c0+lo:c0+hi]
 		copy(before, t.values[lo:hi])
+		if t.back {
+			copy(t.own, grad)
+		}
 		if g.Scales.OfGroups() {
 			moved += t.scales(k, c0)
 		}
 		moved += t.codes(k, c0)
 		subtract(before, t.values[lo:hi])
+		if t.back {
+			copy(grad, t.own)
+		}
 		t.spread(c0+lo, before, c0+hi, end)
 	}
 	subtract(lost, t.values)
 	t.spread(c0, lost, end, t.h.Rows)
-	return moved
-}
-
-// spread tells columns [from,to) what the columns from c on have lost.
-func (t *descent) spread(c int, lost []kernels.Lane, from, to int) {
-	if from < to {
-		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+	if t.back {
+		t.spreadBack(c0, g.Group, t.before, lost)
 	}
+	return moved
 }
 
 func subtract(dst, x []kernels.Lane) {

@@ -1,6 +1,7 @@
 package gptq
 
 import (
+	"context"
 	"math"
 	"slices"
 	"testing"
@@ -269,9 +270,11 @@ func TestRefine(t *testing.T) {
 				break
 			}
 			start := quant.NewWeight(g, w.Rows, cols)
-			if err := f.sweep(t.Context(), start, g, w); err != nil {
+			if err := f.inBands(t.Context(), w.Rows, f.sweep(start, g, w)); err != nil {
 				t.Fatal(err)
 			}
+			residual := tensor.New(w.Rows, cols)
+			gemm.MatMulF32(residual, inOrder(f, w, start, &band{r1: w.Rows}), transposed(f.l))
 			swept, want := outputError(w, start, in.H), clone(start)
 			plainRefine(f, want, w, passes)
 			e := outputError(w, want, in.H)
@@ -279,7 +282,13 @@ func TestRefine(t *testing.T) {
 			for _, tier := range kernels.Tiers() {
 				got := clone(start)
 				kernels.SetTier(tier)
-				err := f.refine(t.Context(), got, w, passes)
+				refine := f.refine(got, w, passes)
+				err := f.inBands(t.Context(), w.Rows, func(ctx context.Context, b *band) error {
+					for r := range b.residual.Rows {
+						copy(b.residual.Row(r), residual.Row(b.r0+r))
+					}
+					return refine(ctx, b)
+				})
 				kernels.SetTier(previous)
 				if err != nil {
 					t.Fatal(err)
@@ -302,6 +311,94 @@ func TestRefine(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestGradient compares what the sweep leaves as E·L, and what becomes of it, with products of the errors E themselves.
+func TestGradient(t *testing.T) {
+	for typ, cols := range map[*ggml.Type]int{ggml.Q4_0: 544, ggml.IQ3_XXS: 512} { // more than is gathered at a time
+		w, in := problem(2, 17, cols, cols+1)
+		for _, opt := range []Options{{}, {StaticScales: true}} {
+			f, err := NewFactor(t.Context(), in.H, typ.Grid, opt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			previous := kernels.CurrentTier()
+			for _, tier := range kernels.Tiers() {
+				kernels.SetTier(tier)
+				q := quant.NewWeight(typ.Grid, w.Rows, cols)
+				var sweep bandStep
+				if g, ok := typ.Grid.(*quant.Affine); ok {
+					sweep = f.sweep(q, g, w)
+				} else {
+					sweep = f.sweepWords(q, typ.Grid.(*quant.Lattice), w)
+				}
+				err := f.inBands(t.Context(), w.Rows, func(ctx context.Context, b *band) error {
+					if err := sweep(ctx, b); err != nil {
+						return err
+					}
+					residual := b.residual.Clone()
+					grad, _ := f.gradient(q, w, f.damping(), b)
+					kernels.SetTier(previous)
+					e := inOrder(f, w, q, b)
+					want := tensor.New(e.Rows, cols)
+					gemm.MatMulF32(want, e, transposed(f.l))
+					near(t, typ.Name+", "+tier.String()+": residual", residual, want, tier)
+					natural := tensor.New(e.Rows, cols)
+					for r := range e.Rows {
+						for i, c := range f.order {
+							natural.Row(r)[c] = e.Row(r)[i]
+						}
+					}
+					gemm.MatMulF32(want, natural, f.damped(0, cols))
+					near(t, typ.Name+", "+tier.String()+": gradient", grad, want, kernels.PureGo)
+					return nil
+				})
+				kernels.SetTier(previous)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// near fails where got is farther from want than rounding explains: of float32, or where a tier has bfloat16 of what the sweep sums.
+func near(t *testing.T, what string, got, want *tensor.Matrix, tier kernels.Tier) {
+	t.Helper()
+	limit := 1e-4
+	if tier >= kernels.AVX512BF16 {
+		limit = 1e-2
+	}
+	var apart, size float64
+	for r := range got.Rows {
+		for j, v := range want.Row(r) {
+			d := float64(got.Row(r)[j] - v)
+			apart += d * d
+			size += float64(v) * float64(v)
+		}
+	}
+	if e := math.Sqrt(apart / size); !(e < limit) {
+		t.Errorf("%s is %.2g of its size from what it should be", what, e)
+	}
+}
+
+// inOrder returns what w's rows in a band lose to q, their columns in the factor's order.
+func inOrder(f *Factor, w *tensor.Matrix, q *quant.Weight, b *band) *tensor.Matrix {
+	values := tensor.New(w.Rows, w.Cols)
+	q.DecodeTo(values)
+	e := tensor.New(b.r1-b.r0, w.Cols)
+	for r := range e.Rows {
+		for i, c := range f.order {
+			e.Row(r)[i] = w.Row(b.r0 + r)[c] - values.Row(b.r0 + r)[c]
+		}
+	}
+	return e
+}
+
+func transposed(m *tensor.Matrix) *tensor.Matrix {
+	t := m.Clone()
+	transpose(t)
+	return t
 }
 
 // clone returns a copy of what is stored for a weight.

@@ -38,17 +38,33 @@ const (
 // rowGrain is the least number of rows that a goroutine takes at a time.
 const rowGrain = 8
 
+// band is some rows while they are quantized, and where that is done.
+type band struct {
+	r0, r1 int // the rows
+	// residual is E·L, E = W−Ŵ, rows×in with columns in f.order, once the band is swept: what the factor makes of the rows' errors.
+	residual *tensor.Matrix
+	room     *tensor.Matrix // as large, for anything
+}
+
+// bandStep is what is done to a band: a sweep, which rounds its rows and sets its residual, or a descent, which starts there.
+type bandStep func(ctx context.Context, b *band) error
+
 // inBands calls do for bands of rows, one band on each processor at a time: rows do not need each other, so that processors
 // meet only at the end, where those that are free share what is left of the others' products.
-func inBands(ctx context.Context, rows int, do func(ctx context.Context, r0, r1 int) error) error {
+func (f *Factor) inBands(ctx context.Context, rows int, do bandStep) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(kernels.Processors())
+	n := f.h.Rows
 	for r0 := 0; r0 < rows; r0 += bandRows {
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			return do(ctx, r0, min(r0+bandRows, rows))
+			b := &band{r0: r0, r1: min(r0+bandRows, rows)}
+			m, giveBack := f.borrow(b.r1-b.r0, 2*n)
+			defer giveBack()
+			b.residual, b.room = m.View(0, m.Rows, 0, n), m.View(0, m.Rows, n, 2*n)
+			return do(ctx, b)
 		})
 	}
 	return g.Wait()
@@ -66,27 +82,24 @@ func inLanes[T any](rows int, pool *sync.Pool, do func(t T, r0, r1 int)) {
 }
 
 // sweep is GPTQ proper: it chooses q's scales and codes for w.
-func (f *Factor) sweep(ctx context.Context, q *quant.Weight, g *quant.Affine, w *tensor.Matrix) error {
+func (f *Factor) sweep(q *quant.Weight, g *quant.Affine, w *tensor.Matrix) bandStep {
 	if f.block == 0 {
 		f.fitAll(q, g, w)
 	}
 	n := w.Cols
 	sweepers := sync.Pool{New: func() any { return newSweeper(f, q, g) }}
-	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		rows := r1 - r0
-		m, giveBack := f.borrow(rows, n+min(lazyColumns, n))
-		defer giveBack()
-		sums := m.View(0, rows, 0, n) // Σ e_k·L_kp, columns in f.order
+	return func(ctx context.Context, b *band) error {
+		rows, sums := b.r1-b.r0, b.residual // Σ e_k·L_kp over the columns that are done, in the end all
 		sums.Zero()
 		for i0, i1 := 0, n; i1 > 0; i1 = i0 {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			i0 = lazyStart(i1, g.Block)
-			errs := m.View(0, rows, n, n+i1-i0)
-			inLanes(rows, &sweepers, func(s *sweeper, a, b int) {
+			errs := b.room.View(0, rows, 0, i1-i0)
+			inLanes(rows, &sweepers, func(s *sweeper, lo, hi int) {
 				s.i0, s.i1 = i0, i1
-				s.rows(w, sums.View(a, b, 0, n), errs.View(a, b, 0, i1-i0), r0+a, r0+b)
+				s.rows(w, sums.View(lo, hi, 0, n), errs.View(lo, hi, 0, i1-i0), b.r0+lo, b.r0+hi)
 			})
 			if i0 > 0 {
 				// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
@@ -94,7 +107,7 @@ func (f *Factor) sweep(ctx context.Context, q *quant.Weight, g *quant.Affine, w 
 			}
 		}
 		return nil
-	})
+	}
 }
 
 // lazyStart returns where the columns that are gathered before position i1 start: with a block, if one starts there.
@@ -132,7 +145,8 @@ func newSweeper(f *Factor, q *quant.Weight, g *quant.Affine) *sweeper {
 	return s
 }
 
-// rows quantizes rows [r0,r1). sums and e are theirs: sums has its columns in f.order, e receives each position's error.
+// rows quantizes rows [r0,r1). sums and e are theirs: sums has its columns in f.order, e receives each position's error, which sums
+// then have too.
 func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 	g, f := s.g, s.f
 	n := s.i1 - s.i0
@@ -153,7 +167,7 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 			}
 			row, j := f.l.Row(i), i-s.i0
 			s.round(j, c%g.Block/g.Group, 1/row[i])
-			columns.Update(s.sums[m0-s.i0:j], row[m0:i], 0, s.errs[j:j+1])
+			columns.Update(s.sums[m0-s.i0:j+1], row[m0:i+1], 0, s.errs[j:j+1])
 		}
 		columns.Update(s.sums[:m0-s.i0], f.l.Data[m0*f.l.Stride+s.i0:], f.l.Stride, s.errs[m0-s.i0:m1-s.i0])
 	}
@@ -166,6 +180,7 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 		}
 	}
 	fromLanes(e, s.errs[:n])
+	fromLanes(sums.View(0, r1-r0, s.i0, s.i1), s.sums[:n])
 }
 
 // load brings the weights of w's rows, at most 16, into the lanes.

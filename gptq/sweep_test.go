@@ -72,7 +72,7 @@ func TestSweep(t *testing.T) {
 				previous := kernels.CurrentTier()
 				for _, tier := range kernels.Tiers() {
 					kernels.SetTier(tier)
-					err := f.sweep(t.Context(), got, typ.Grid.(*quant.Affine), w)
+					err := f.inBands(t.Context(), w.Rows, f.sweep(got, typ.Grid.(*quant.Affine), w))
 					kernels.SetTier(previous)
 					if err != nil {
 						t.Fatal(err)

@@ -21,29 +21,27 @@ import (
 // Descent meets the same with the Hessian's own M = H_UU, where G = ((W−Ŵ)H)_U and δ is what ŵ moves by.
 
 // sweepWords is sweep for words.
-func (f *Factor) sweepWords(ctx context.Context, q *quant.Weight, g *quant.Lattice, w *tensor.Matrix) error {
+func (f *Factor) sweepWords(q *quant.Weight, g *quant.Lattice, w *tensor.Matrix) bandStep {
 	n := w.Cols
 	units := f.unitTriangles()
 	sweepers := sync.Pool{New: func() any { return newWordSweeper(f, g, units) }}
-	return inBands(ctx, w.Rows, func(ctx context.Context, r0, r1 int) error {
-		rows := r1 - r0
-		m, giveBack := f.borrow(rows, n+g.Block)
-		defer giveBack()
-		sums, errs := m.View(0, rows, 0, n), m.View(0, rows, n, n+g.Block) // as in sweep
+	return func(ctx context.Context, b *band) error {
+		rows, sums := b.r1-b.r0, b.residual // as in sweep
+		errs := b.room.View(0, rows, 0, g.Block)
 		sums.Zero()
 		for i0 := n - g.Block; i0 >= 0; i0 -= g.Block {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			inLanes(rows, &sweepers, func(s *wordSweeper, a, b int) {
-				s.rows(q, w.View(r0+a, r0+b, 0, n), sums.View(a, b, i0, i0+g.Block), errs.View(a, b, 0, g.Block), r0+a, i0)
+			inLanes(rows, &sweepers, func(s *wordSweeper, lo, hi int) {
+				s.rows(q, w.View(b.r0+lo, b.r0+hi, 0, n), sums.View(lo, hi, i0, i0+g.Block), errs.View(lo, hi, 0, g.Block), b.r0+lo, i0)
 			})
 			if i0 > 0 {
 				gemm.NN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i0+g.Block, 0, i0), kernels.Auto)
 			}
 		}
 		return nil
-	})
+	}
 }
 
 // unitTriangle is what a unit's own triangle of the factor, L_UU, makes of errors.
@@ -100,7 +98,8 @@ func newWordSweeper(f *Factor, g *quant.Lattice, units []unitTriangle) *wordSwee
 		blocks: make([]quant.Block, kernels.Lanes)}
 }
 
-// rows quantizes the block of w's rows, at most 16, the first of which is row r0 of q. sums and errs are theirs, by position.
+// rows quantizes the block of w's rows, at most 16, the first of which is row r0 of q. sums and errs are theirs, by position; errs
+// receives the block's errors, which sums then have too.
 func (s *wordSweeper) rows(q *quant.Weight, w, sums, errs *tensor.Matrix, r0, i0 int) {
 	g, f := s.g, s.f
 	order := f.order[i0 : i0+g.Block]
@@ -148,9 +147,11 @@ func (s *wordSweeper) rows(q *quant.Weight, w, sums, errs *tensor.Matrix, r0, i0
 				s.blocks[r].Codes[at+k] = int8(t.level[k][r])
 			}
 		}
-		columns.Update(s.sums[:j], f.l.Data[p*f.l.Stride+i0:], f.l.Stride, s.errs[j:j+unit])
+		// L_UU is zero above its diagonal, as all of L.
+		columns.Update(s.sums[:j+unit], f.l.Data[p*f.l.Stride+i0:], f.l.Stride, s.errs[j:j+unit])
 	}
 	fromLanes(errs, s.errs)
+	fromLanes(sums, s.sums)
 }
 
 // maxUnit is the largest unit: a group of IQ1_S.

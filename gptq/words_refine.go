@@ -23,7 +23,7 @@ type wordDescent struct {
 // newWordDescent returns a descent for windows of so many columns or less.
 func newWordDescent(g *quant.Lattice, columns int) *wordDescent {
 	lanes := func(n int) []kernels.Lane { return make([]kernels.Lane, n) }
-	return &wordDescent{rowLanes: newRowLanes(columns), g: g, scale: lanes(g.Groups()), level: lanes(g.Block),
+	return &wordDescent{rowLanes: newRowLanes(columns, g.Group), g: g, scale: lanes(g.Groups()), level: lanes(g.Block),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block)}
 }
 
@@ -47,25 +47,27 @@ func (t *wordDescent) block(c0 int) int {
 	unit := g.Unit()
 	for k := range g.Groups() {
 		lo, hi := k*g.Group, (k+1)*g.Group
-		before := t.before[lo:hi]
+		before, grad := t.before[lo:hi], t.grad[c0+lo:c0+hi]
 		copy(before, t.values[lo:hi])
+		if t.back {
+			copy(t.own, grad)
+		}
 		moved += t.groupScale(k, c0)
 		for j := lo; j < hi; j += unit {
 			moved += t.unit(j, k, c0)
 		}
 		subtract(before, t.values[lo:hi])
+		if t.back {
+			copy(grad, t.own)
+		}
 		t.spread(c0+lo, before, c0+hi, end)
 	}
 	subtract(lost, t.values)
 	t.spread(c0, lost, end, t.h.Rows)
-	return moved
-}
-
-// spread tells columns [from,to) what the columns from c on have lost.
-func (t *wordDescent) spread(c int, lost []kernels.Lane, from, to int) {
-	if from < to {
-		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+	if t.back {
+		t.spreadBack(c0, g.Group, t.before, lost)
 	}
+	return moved
 }
 
 // decode computes the values of columns [lo,hi).

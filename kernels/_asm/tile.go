@@ -21,11 +21,11 @@ func tile(g *gen) {
 	}
 }
 
-// microKernel writes loops of four steps a turn. A step of 6×16 is 20 instructions, which a core issues in the six cycles that the
-// multiply-adds take, and what counts and advances is shared by four: where another thread has half of the core's front end, every
-// instruction is time.
+// microKernel writes loops of four steps a turn, of eight over AVX2's rows of A. A step of 6×16 is 20 instructions, which a core issues
+// in the six cycles that the multiply-adds take, and what counts and advances is shared by eight: where another thread has half of the
+// core's front end, every instruction is time. So AVX2 leaves B, a line a step, to the hardware's prefetcher.
 func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
-	const vecs, unrolled = 2, 4
+	const vecs = 2
 	const prefetch = 1024 // bytes ahead in B, which comes from L2: 8 to 16 steps
 	sig := "func(strips, k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, " +
 		"next *uint32, stepNext int)"
@@ -81,13 +81,17 @@ func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 			g.zero(v, acc(i, j))
 		}
 	}
+	unrolled := 4
+	if v.bytes == 32 {
+		unrolled = 8
+	}
 	// steps multiplies n steps and asks for some of B and of next.
 	steps := func(n int, elementA func(i, u int) operand.Mem) {
 		for u := range n {
 			for j := range vecs {
 				g.VMOVUPS(at(b, (vecs*u+j)*v.bytes), vecB(j))
 			}
-			for d := 0; d < vecs*v.bytes; d += 64 {
+			for d := 0; d < vecs*v.bytes && v.bytes > 32; d += 64 {
 				g.PREFETCHT0(at(b, prefetch+vecs*u*v.bytes+d))
 			}
 			for i := range rows {
@@ -112,7 +116,7 @@ func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 		}
 	}
 	// loop goes through all steps.
-	loop := func(name string, elementA func(i, u int) operand.Mem, advance func(n int)) {
+	loop := func(name string, unrolled int, elementA func(i, u int) operand.Mem, advance func(n int)) {
 		g.SUBQ(operand.I32(unrolled), k)
 		g.JL(operand.LabelRef(name + "_few"))
 		g.Label(name)
@@ -137,7 +141,7 @@ func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 	if rows > 6 {
 		g.LEAQ(operand.Mem{Base: a, Index: three, Scale: 2}, a6)
 	}
-	loop("row", func(i, u int) operand.Mem {
+	loop("row", unrolled, func(i, u int) operand.Mem {
 		if i >= 6 {
 			return times(a6, 4*u, i-6, rowA)
 		}
@@ -152,7 +156,7 @@ func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 	g.Label("columns")
 	g.Comment("A's columns: rows follow each other.")
 	g.LEAQ(operand.Mem{Base: stepA, Index: stepA, Scale: 2}, three)
-	loop("column", func(i, u int) operand.Mem { return times(a, 4*i, u, stepA) },
+	loop("column", 4, func(i, u int) operand.Mem { return times(a, 4*i, u, stepA) },
 		func(n int) { g.LEAQ(operand.Mem{Base: a, Index: stepA, Scale: uint8(n)}, a) })
 
 	g.Label("summed")

@@ -67,6 +67,22 @@ func MatMulF32(dst, x, w *tensor.Matrix) {
 	product(t, 1, &a, x.Cols, store, result{dst, tile.RowsOf(w)})
 }
 
+// MatMulLower sets dst = X·Lᵀ; X and dst are m×n, L n×n and lower triangular, zeros above its diagonal included, with which nothing
+// is multiplied: half of the arithmetic of MatMulF32.
+func MatMulLower(dst, x, l *tensor.Matrix) {
+	checkMatMul(dst, x, l.Rows, l.Cols)
+	if l.Rows != l.Cols {
+		panic("gemm: a triangular matrix is square")
+	}
+	t := tile.For(kernels.F32)
+	if t == nil {
+		matMulLowerGo(dst, x, l)
+		return
+	}
+	a := tile.RowsOf(x)
+	product(t, 1, &a, x.Cols, storeLower, result{dst, tile.RowsOf(l)})
+}
+
 func checkMatMul(dst, x *tensor.Matrix, out, in int) {
 	if dst.Rows != x.Rows || dst.Cols != out || x.Cols != in {
 		panic("gemm: matmul shapes do not agree")
@@ -142,6 +158,28 @@ func NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precis
 	}
 	left := tile.RowsOf(a)
 	product(t, alpha, &left, a.Cols, add, result{dst, tile.ColsOf(b)})
+}
+
+// NNSplit is NN for columns [0,j0) and [j1,n) of B and of dst: A is packed once for both.
+func NNSplit(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, j0, j1 int, p kernels.Precision) {
+	checkGemm(dst, a.Rows, a.Cols, b.Rows, b.Cols)
+	t := tile.For(p)
+	var results []result
+	for _, part := range [2][2]int{{0, j0}, {j1, b.Cols}} {
+		if part[0] >= part[1] {
+			continue
+		}
+		c, of := dst.View(0, dst.Rows, part[0], part[1]), b.View(0, b.Rows, part[0], part[1])
+		if t == nil {
+			gemmNNGo(c, alpha, a, of)
+			continue
+		}
+		results = append(results, result{c, tile.ColsOf(of)})
+	}
+	if len(results) > 0 {
+		left := tile.RowsOf(a)
+		product(t, alpha, &left, a.Cols, add, results...)
+	}
 }
 
 // SetNN sets dst = alpha·A·B, as NN adds it.

@@ -124,6 +124,63 @@ func TestMatMulF32(t *testing.T) {
 	})
 }
 
+func TestNNSplit(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(7, 8))
+		const m, n, k = 37, 300, 70
+		a, b, was := kerneltest.Random(rng, m, k), kerneltest.Random(rng, k, n), kerneltest.Random(rng, m, n)
+		for _, part := range [][2]int{{0, n}, {0, 100}, {100, n}, {30, 47}, {120, 120}} {
+			j0, j1 := part[0], part[1]
+			whole, dst := kerneltest.Guarded(m, n)
+			for i := range m {
+				copy(dst.Row(i), was.Row(i))
+			}
+			NNSplit(dst, -0.3, a, b, j0, j1, kernels.Auto)
+			kerneltest.CheckGuards(t, whole, m, n)
+			checkProduct(t, dst, was, -0.3, k, func(i, k int) float32 { return a.Row(i)[k] }, func(j, k int) float32 {
+				if j >= j0 && j < j1 {
+					return 0
+				}
+				return b.Row(k)[j]
+			}, false, kernels.Auto.Rounds())
+		}
+	})
+}
+
+func TestMatMulLower(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		for _, s := range [][2]int{{1, 1}, {3, 2}, {0, 5}, {5, 0}, {6, 16}, {7, 33}, {13, 257}, {37, 300}, {25, 513}, {300, 1100}} {
+			m, n := s[0], s[1]
+			x, l := kerneltest.Random(rng, m, n), kerneltest.Random(rng, n, n)
+			for i := range n {
+				clear(l.Row(i)[i+1:])
+			}
+			whole, dst := kerneltest.Guarded(m, n)
+			kerneltest.SetThreads(t, 1)
+			MatMulLower(dst, x, l)
+			kerneltest.CheckGuards(t, whole, m, n)
+			for _, row := range [...]int{0, m / 2, m - 1} { // of the largest product a few rows
+				if row < 0 || row >= m {
+					continue
+				}
+				checkProduct(t, dst.View(row, row+1, 0, n), nil, 1, n, func(_, k int) float32 { return x.Row(row)[k] },
+					func(j, k int) float32 { return l.Row(j)[k] }, false, false)
+			}
+			// Which zeros a task leaves out changes nothing.
+			whole, again := kerneltest.Guarded(m, n)
+			kerneltest.SetThreads(t, 4)
+			MatMulLower(again, x, l)
+			kerneltest.CheckGuards(t, whole, m, n)
+			for i := range m {
+				if !slices.Equal(again.Row(i), dst.Row(i)) {
+					t.Fatalf("%d×%d: row %d is another with other threads", m, n, i)
+				}
+			}
+		}
+	})
+}
+
 func TestSyrk(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))

@@ -12,9 +12,10 @@ import (
 type mode int
 
 const (
-	store    mode = iota // C = result
-	add                  // C += result
-	addLower             // C += result on and below the diagonal; above it C becomes undefined
+	store      mode = iota // C = result
+	add                    // C += result
+	addLower               // C += result on and below the diagonal; above it C becomes undefined
+	storeLower             // C = result, where B's rows, lower triangular, are zero after the diagonal
 )
 
 // packedWords bounds what is packed of A at a time, in words: half of a common L3 cache.
@@ -40,7 +41,7 @@ func productOn(workers int, t *tile.Tiling, alpha float32, a *tile.Operand, k in
 	rows, cols := results[0].c.Rows, 0
 	for _, r := range results {
 		cols += r.c.Cols
-		if k == 0 && mode == store {
+		if k == 0 && (mode == store || mode == storeLower) {
 			r.c.Zero()
 		}
 	}
@@ -153,8 +154,12 @@ func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 	buf := words.Get(n + r.StagingWords() + scratch)
 	defer words.Put(buf)
 	packed, staging, tile := buf[:n], buf[n:n+r.StagingWords()], words.Floats(buf[n+r.StagingWords():])
-	for s0 := r.s0; s0 < r.s1; s0 += r.KC {
-		s1 := min(s0+r.KC, r.s1)
+	end := r.s1
+	if r.mode == storeLower {
+		end = min(end, (j1+r.Depth()-1)/r.Depth())
+	}
+	for s0 := r.s0; s0 < end; s0 += r.KC {
+		s1 := min(s0+r.KC, end)
 		for i := range strips {
 			j := j0 + i*r.Strip()
 			r.PackB(&res.b, r.k, packed[i*(s1-s0)*r.Strip():], staging, j, min(j+r.Strip(), j1), s0, s1)
@@ -177,12 +182,12 @@ func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next 
 	if r.mode == addLower {
 		j1 = min(j1, i+rows)
 	}
-	rowA, stepA := 4*pack.Pitch(n), 4
+	rowA, stepA := 4*pack.Pitch(min(s0+r.KC, r.s1)-s0), 4
 	if r.a.Cols != nil && !r.RowsOnly {
 		rowA, stepA = 4, 4*r.Panel()
 	}
 	kernel := r.Kernel(rows)
-	adding := r.mode != store || s0 > 0
+	adding := r.mode == add || r.mode == addLower || s0 > 0
 	strips := (j1 - j0 + r.Strip() - 1) / r.Strip()
 	part, stepNext := len(next)/strips, 0
 	if len(next) > 1 {

@@ -31,6 +31,17 @@ func matMulF32Go(dst, x, w *tensor.Matrix) {
 	})
 }
 
+func matMulLowerGo(dst, x, l *tensor.Matrix) {
+	kernels.Parallel(l.Rows, 8, func(lo, hi int) {
+		for o := lo; o < hi; o++ {
+			row := l.Row(o)[:o+1]
+			for t := range x.Rows {
+				dst.Data[t*dst.Stride+o] = vector.PlainDot(x.Row(t)[:o+1], row)
+			}
+		}
+	})
+}
+
 // syrkGo sets the lower triangle of dst += XᵀX.
 func syrkGo(dst, x *tensor.Matrix) {
 	kernels.Parallel(dst.Rows, 1, func(lo, hi int) {

@@ -28,7 +28,7 @@ var (
 			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), panelHalves(q8Group16WideAVX2)},
 			{quarters(q8Group16MinBits4AVX2)},
 		}},
-		largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lanes: 8, transpose: pack.TransposeAVX2,
+		largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lower: q8LowerAVX2, lanes: 8, transpose: pack.TransposeAVX2,
 	}
 )
 

@@ -36,9 +36,11 @@ type q8Tiles [3]q8Tile
 type kernelSet struct {
 	tile    [2][2]q8Tiles // for groups of 32 or 16 weights, without and with minimums
 	largest func(dst *uint32, x *float32, groups int)
-	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
+	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int, offset uint32)
 	// widen, where not nil, makes codes, and levels of eight bits, numbers of 16, which the tile of such levels takes.
 	widen func(dst, src *uint32, flip uint32, n int)
+	// lower, where not nil, takes a number off the bytes of levels: the tiles of fewer bits take them without a sign, but no larger.
+	lower func(levels *uint32, by uint32, n int)
 
 	lanes     int
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tile.Tiling
@@ -50,7 +52,7 @@ type kernelSet struct {
 //	sums   [1 + 2·parts][q8Tokens]uint32
 //
 // in two versions of sums, whose parts of a group are 1 and 2: first, for each part, where sums of products with levels to
-// which 128 has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
+// which the offset has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
 // the codes times 2^e.
 type q8Inputs struct {
 	*kernelSet
@@ -73,8 +75,19 @@ func sumWords(version int) int { return q8Tokens * (3 + 2*version) }
 // wide says whether w is multiplied with codes of 16 bits.
 func (k *kernelSet) wide(w *kernels.Weights) bool { return k.widen != nil && w.Format.Levels.Bits == 8 }
 
-// round rounds x for products with weights of which some have groups of 16, if quarters, and some are wide.
-func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
+// offset is what w's levels are too large by when they are multiplied; any will do where it is 0.
+func (k *kernelSet) offset(w *kernels.Weights) uint32 {
+	switch lv := w.Format.Levels; {
+	case lv.Minimums || k.wide(w):
+		return 0
+	case k.lower != nil:
+		return 1 << (lv.Bits - 1)
+	}
+	return 128
+}
+
+// round rounds x for products with weights of which some have groups of 16, if quarters, and some are wide, and whose levels have an offset.
+func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool, offset uint32) *q8Inputs {
 	in := &q8Inputs{kernelSet: k, rows: x.Rows, groups: x.Cols / q8Group}
 	n := in.panels() * in.groups
 	sizes := []int{n * q8CodeWords, n * sumWords(0), 0, in.panels() * q8Tokens, 0}
@@ -111,7 +124,7 @@ func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
 					halves = &in.sums[1][at*sumWords(1)+t]
 				}
 				k.codes(&in.codes[at*q8CodeWords+t*q8Group/4], &in.sums[0][at*sumWords(0)+t], halves,
-					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g))
+					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g), offset)
 			}
 			if !wide || t < q8Tokens-1 {
 				continue
@@ -301,5 +314,8 @@ func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, 
 		if kinds == 2 {
 			k.transpose(words.Of(&dst.scales[q8Outputs+y]), 4*q8Outputs*kinds, words.Of(s.minimums(y)), 4*s.rowScales, n)
 		}
+	}
+	if o := k.offset(w); o != 0 && o != 128 { // decoders add 128
+		k.lower(&dst.levels[0], (128-o)*0x01010101, n*q8Outputs)
 	}
 }

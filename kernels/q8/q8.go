@@ -4,6 +4,7 @@ package q8
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/unpack"
@@ -28,8 +29,14 @@ func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights) {
 }
 
 func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
-	var results, dotResults []kernels.Product
-	quarters, wide := false, false // some weights have groups of 16, some are multiplied in 16 bits
+	// batch are products whose inputs are rounded together.
+	type batch struct {
+		quarters, wide bool // some weights have groups of 16, some are multiplied in 16 bits
+		offset         uint32
+		results        []kernels.Product
+	}
+	var batches []batch
+	var dotResults []kernels.Product
 	k, d := tier(), dotTier()
 	for _, p := range products {
 		if p.Dst.Rows != x.Rows || p.Dst.Cols != p.W.Rows || x.Cols != p.W.Cols {
@@ -43,13 +50,19 @@ func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 		case k == nil || unpack.DecoderLevels(p.W.Format) == nil || x.Cols == 0:
 			matMulGo(p.Dst, x, p.W, add)
 		case x.Rows > 0 && p.W.Rows > 0:
-			results = append(results, p)
-			quarters, wide = quarters || lv.Group < q8Group, wide || k.wide(p.W)
+			offset := k.offset(p.W)
+			i := slices.IndexFunc(batches, func(b batch) bool { return b.offset == offset || b.offset == 0 || offset == 0 })
+			if i < 0 {
+				i, batches = len(batches), append(batches, batch{})
+			}
+			b := &batches[i]
+			b.quarters, b.wide, b.offset = b.quarters || lv.Group < q8Group, b.wide || k.wide(p.W), max(b.offset, offset)
+			b.results = append(b.results, p)
 		}
 	}
-	if len(results) > 0 {
-		in := k.round(x, quarters, wide)
-		in.product(add, results)
+	for _, b := range batches {
+		in := k.round(x, b.quarters, b.wide, b.offset)
+		in.product(add, b.results)
 		in.release()
 	}
 	if len(dotResults) > 0 && x.Rows > 0 {

@@ -410,16 +410,17 @@ func (g *gen) q8TileWide(v q8Variant) {
 	steps := q8Group / 2 / v.parts
 	g.Label("group")
 	for part := range v.parts {
+		for t := range tokens {
+			for j := range vecs {
+				g.VPBROADCASTD(word(v.parts, t), acc(t, j))
+			}
+		}
 		for s := part * steps; s < (part+1)*steps; s++ {
 			for t := range tokens {
 				g.VPBROADCASTD(at(x, 2*q8Group*t+4*s), in(t))
 			}
 			for j := range vecs {
 				for t := range tokens {
-					if s == part*steps {
-						g.VPMADDWD(at(w, 4*q8Outputs*s+32*j), in(t), acc(t, j))
-						continue
-					}
 					g.VPMADDWD(at(w, 4*q8Outputs*s+32*j), in(t), temp)
 					g.VPADDD(temp, acc(t, j), acc(t, j))
 				}
@@ -431,7 +432,6 @@ func (g *gen) q8TileWide(v q8Variant) {
 		for j := range vecs {
 			g.VMOVUPS(at(scale, part*rowScale+32*j), temp)
 			for t := range tokens {
-				g.VPADDD(in(t), acc(t, j), acc(t, j))
 				g.VSUBPS(in(t), acc(t, j), acc(t, j))
 				g.VFMADD213PS(c(t, j), temp, acc(t, j))
 				g.VMOVUPS(acc(t, j), c(t, j))

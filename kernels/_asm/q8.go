@@ -56,6 +56,7 @@ func q8(g *gen) {
 		}
 	}
 	g.q8Widen()
+	g.q8Lower()
 	g.q8Largest()
 	g.q8Round("q8RoundAVX2", q8Tokens)
 }
@@ -273,17 +274,13 @@ func (g *gen) q8Store(v isa, tokens, vecs int, dst, rowC, step reg.Register, c f
 	g.RET()
 }
 
-// q8TileAVX2 computes half a panel by half a strip, of levels of so many bits. VPMADDUBSW adds pairs of products of unsigned and signed
-// bytes to 16 bits. Levels of 6 bits, made unsigned, give at most 2·63·127 = 16002 there, of which two fit, and those of 4 bits
-// 2·15·127 = 3810, of which a part's eight fit: their 16-bit sums are widened once.
+// q8TileAVX2 computes half a panel by half a strip, of levels of so many bits, 2^(bits-1) too large if they have no minimums. VPMADDUBSW
+// adds pairs of products of unsigned and signed bytes to 16 bits. Levels of 6 bits give at most 2·63·127 = 16002 there, of which two fit,
+// and those of 4 bits 2·15·127 = 3810, of which a part's eight fit: their 16-bit sums are widened once.
 func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	const tokens, vecs = q8Tokens / 2, 2
 	name := fmt.Sprintf("q8%sBits%dAVX2", v.name, bits)
 	ones := g.bytes32(name+"Ones", func(i int) byte { return byte(1 - i%2) })
-	var offset operand.Mem // what goes of the 128 that levels without minimums have been given
-	if !v.minimums {
-		offset = g.bytes32(name+"Offset", func(int) byte { return byte(128 - 1<<(bits-1)) })
-	}
 	g.function(name, q8Signature, q8Doc(tokens, vecs*8)...)
 	x, sums, dst, rowC, step := g.gp("x"), g.gp("sums"), g.gp("c"), g.gp("rowC"), g.gp("step")
 	g.Label("panel")
@@ -291,8 +288,8 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	y := avx2.reg
 	c := func(t, j int) reg.VecPhysical { return y(vecs*t + j) }
 	acc := func(t, j int) reg.VecPhysical { return y(vecs*(tokens+t) + j) }
-	vecW, magnitude, in := y(12), y(13), y(14)
-	temp := func(i int) reg.VecPhysical { return y(15 - i) }
+	vecW := func(j int) reg.VecPhysical { return y(12 + j) }
+	in, temp := y(14), y(15)
 	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
 	for t := range tokens {
 		for j := range vecs {
@@ -303,67 +300,51 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	if v.minimums {
 		rowScale *= 2
 	}
-	// level loads the levels of a step.
-	level := func(s, j int, to reg.VecPhysical) {
-		g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), to)
-		if !v.minimums {
-			g.VPSUBB(offset, to, to)
-		}
-	}
-	// start sets r to where sums of token t start: levels keep a part of the offset of 128.
-	start := func(part, t int, r reg.VecPhysical) {
-		g.VPBROADCASTD(word(v.parts, t), r)
-		if !v.minimums {
-			g.VPBROADCASTD(word(part, t), temp(0))
-			g.VPSUBD(r, temp(0), temp(0))
-			g.VPSRAD(operand.U8(8-bits), temp(0), temp(0))
-			g.VPADDD(temp(0), r, r)
-		}
-	}
+	level := func(s, j int) operand.Mem { return at(w, 4*q8Outputs*s+32*j) }
+	code := func(s, t int) operand.Mem { return at(x, q8Group*t+4*s) }
 	steps := q8Group / 4 / v.parts
 	g.Label("group")
 	for part := range v.parts {
 		first, last := part*steps, (part+1)*steps
-		if bits > 4 {
-			for t := range tokens {
-				start(part, t, acc(t, 0))
-				g.VMOVDQA(acc(t, 0), acc(t, 1))
-			}
-		}
 		switch bits {
 		case 4:
 			for s := first; s < last; s++ {
 				for j := range vecs {
-					level(s, j, vecW)
-					for t := range tokens {
-						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
-						if s == first {
-							g.VPMADDUBSW(in, vecW, acc(t, j))
-						} else {
-							g.VPMADDUBSW(in, vecW, in)
-							g.VPADDW(in, acc(t, j), acc(t, j))
-						}
+					g.VMOVDQU(level(s, j), vecW(j))
+				}
+				for t := range tokens {
+					g.VPBROADCASTD(code(s, t), in)
+					if s == first {
+						g.VPMADDUBSW(in, vecW(0), acc(t, 0))
+						g.VPMADDUBSW(in, vecW(1), acc(t, 1))
+						continue
 					}
+					g.VPMADDUBSW(in, vecW(0), temp)
+					g.VPADDW(temp, acc(t, 0), acc(t, 0))
+					g.VPMADDUBSW(in, vecW(1), in)
+					g.VPADDW(in, acc(t, 1), acc(t, 1))
 				}
 			}
 			for t := range tokens {
-				start(part, t, in)
 				for j := range vecs {
 					g.VPMADDWD(ones, acc(t, j), acc(t, j))
-					g.VPADDD(in, acc(t, j), acc(t, j))
 				}
 			}
 		case 6:
 			for s := first; s < last; s += 2 {
 				for j := range vecs {
-					level(s, j, vecW)
-					level(s+1, j, magnitude)
+					g.VMOVDQU(level(s, j), vecW(0))
+					g.VMOVDQU(level(s+1, j), vecW(1))
 					for t := range tokens {
-						g.VPBROADCASTD(at(x, q8Group*t+4*s), in)
-						g.VPBROADCASTD(at(x, q8Group*t+4*s+4), temp(0))
-						g.VPMADDUBSW(in, vecW, in)
-						g.VPMADDUBSW(temp(0), magnitude, temp(0))
-						g.VPADDW(temp(0), in, in)
+						g.VPBROADCASTD(code(s, t), in)
+						g.VPBROADCASTD(code(s+1, t), temp)
+						g.VPMADDUBSW(in, vecW(0), in)
+						g.VPMADDUBSW(temp, vecW(1), temp)
+						g.VPADDW(temp, in, in)
+						if s == first {
+							g.VPMADDWD(ones, in, acc(t, j))
+							continue
+						}
 						g.VPMADDWD(ones, in, in)
 						g.VPADDD(in, acc(t, j), acc(t, j))
 					}
@@ -371,26 +352,34 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 			}
 		}
 		for t := range tokens {
-			g.VBROADCASTSS(word(v.parts, t), in)
+			start := in
+			g.VPBROADCASTD(word(v.parts, t), in)
+			if !v.minimums {
+				g.VPBROADCASTD(word(part, t), temp)
+				start = temp
+			}
+			for j := range vecs {
+				g.VPADDD(start, acc(t, j), acc(t, j))
+			}
 			if v.minimums {
-				g.VBROADCASTSS(word(v.parts+1+part, t), temp(0))
+				g.VBROADCASTSS(word(v.parts+1+part, t), temp)
 			}
 			for j := range vecs {
 				g.VSUBPS(in, acc(t, j), acc(t, j))
 				g.VFMADD231PS(at(scale, part*rowScale+32*j), acc(t, j), c(t, j))
 				if v.minimums {
-					g.VFNMADD231PS(at(scale, part*rowScale+4*q8Outputs+32*j), temp(0), c(t, j))
+					g.VFNMADD231PS(at(scale, part*rowScale+4*q8Outputs+32*j), temp, c(t, j))
 				}
 			}
 		}
 	}
-	g.ADDQ(operand.I32(q8Tokens*q8Group), x)
-	g.ADDQ(operand.I32(int32(4*q8Tokens*v.words())), sums)
-	g.ADDQ(operand.I32(q8Group*q8Outputs), w)
-	g.ADDQ(operand.I32(int32(v.parts*rowScale)), scale)
+	g.advance(q8Tokens*q8Group, x)
+	g.advance(4*q8Tokens*v.words(), sums)
+	g.advance(q8Group*q8Outputs, w)
+	g.advance(v.parts*rowScale, scale)
 	g.DECQ(groups)
 	g.JNZ(operand.LabelRef("group"))
-	g.q8Store(avx2, tokens, vecs, dst, rowC, step, c, temp)
+	g.q8Store(avx2, tokens, vecs, dst, rowC, step, c, func(int) reg.VecPhysical { return temp })
 }
 
 // q8TileWide computes half a panel by a strip, of levels of eight bits. Their products do not fit VPMADDUBSW's 16 bits in pairs, unless
@@ -422,9 +411,8 @@ func (g *gen) q8TileWide(v q8Variant) {
 	g.Label("group")
 	for part := range v.parts {
 		for t := range tokens {
-			g.VPBROADCASTD(word(v.parts, t), acc(t, 0))
-			for j := 1; j < vecs; j++ {
-				g.VMOVDQA(acc(t, 0), acc(t, j))
+			for j := range vecs {
+				g.VPBROADCASTD(word(v.parts, t), acc(t, j))
 			}
 		}
 		for s := part * steps; s < (part+1)*steps; s++ {
@@ -439,7 +427,7 @@ func (g *gen) q8TileWide(v q8Variant) {
 			}
 		}
 		for t := range tokens {
-			g.VBROADCASTSS(word(v.parts, t), in(t))
+			g.VPBROADCASTD(word(v.parts, t), in(t))
 		}
 		for j := range vecs {
 			g.VMOVUPS(at(scale, part*rowScale+32*j), temp)
@@ -487,6 +475,24 @@ func (g *gen) q8Widen() {
 	g.RET()
 }
 
+// q8Lower takes a number off every byte.
+func (g *gen) q8Lower() {
+	g.function("q8LowerAVX2", "func(levels *uint32, by uint32, n int)",
+		"takes the bytes of by off those of each of n words; n is a multiple of 8.")
+	levels, n := g.gp("levels"), g.gp("n")
+	y := avx2.reg
+	g.VMOVD(g.Load(g.Param("by"), g.GP32()), y(1).AsX())
+	g.VPBROADCASTD(y(1).AsX(), y(1))
+	g.countdown("words", n, 8, func() {
+		g.VMOVDQU(at(levels, 0), y(0))
+		g.VPSUBB(y(1), y(0), y(0))
+		g.VMOVDQU(y(0), at(levels, 0))
+		g.advance(32, levels)
+	})
+	g.VZEROUPPER()
+	g.RET()
+}
+
 // q8Largest finds the largest magnitude in each group. The bits of magnitudes are in their order, NaN above infinity.
 func (g *gen) q8Largest() {
 	signless := g.bytes32("signless", func(i int) byte { return []byte{255, 255, 255, 127}[i%4] })
@@ -522,12 +528,14 @@ func (g *gen) q8Round(name string, tokens int) {
 	bytes := g.bytes32("q8Bytes", func(int) byte { return 1 })
 	words := g.bytes32("q8Words", func(i int) byte { return byte(1 - i%2) })
 	g.function(name,
-		"func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)",
+		"func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int, offset uint32)",
 		"rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,",
-		fmt.Sprintf("and fills in a token of q8Inputs, %d to a panel: its codes, and both versions of its sums, the second one if halves is not nil.", tokens))
+		fmt.Sprintf("and fills in a token of q8Inputs, %d to a panel: its codes, and both versions of its sums, the second one if halves is not nil,", tokens),
+		"for levels with an offset.")
 	codes, sums, halves, x, e, n := g.gp("codes"), g.gp("sums"), g.gp("halves"), g.gp("x"), g.gp("e"), g.gp("groups")
 	y := avx2.reg
 	const inverse, unit = 8, 9
+	offset := g.Load(g.Param("offset"), g.GP32())
 	g.VMOVSS(g.param("inverse"), y(inverse).AsX())
 	g.VMOVDQU(order, y(13))
 	g.VMOVDQU(bytes, y(14))
@@ -539,7 +547,7 @@ func (g *gen) q8Round(name string, tokens int) {
 		g.VCVTSI2SSL(sum, y(0).AsX(), y(0).AsX())
 		g.VMULSS(y(unit).AsX(), y(0).AsX(), y(0).AsX())
 		g.VMOVSS(y(0).AsX(), at(base, 4*tokens*(parts+1+part)))
-		g.SHLL(operand.U8(7), sum)
+		g.IMULL(offset, sum)
 		g.MOVL(start, t)
 		g.SUBL(sum, t)
 		g.MOVL(t, at(base, 4*tokens*part))

@@ -20,7 +20,6 @@ func q8AMX(g *gen) {
 		}
 	}
 	g.q8Round("q8RoundAVX2x16", byteTokens)
-	g.q8Flip()
 }
 
 // groupProducts is the part of a kernel that multiplies a group of 32 columns: 16 rows of x by 16 columns of w, signed bytes both. The
@@ -193,24 +192,6 @@ func (g *gen) q8TileAMX(v q8Variant, p *groupProducts) {
 	g.DECQ(g.param("panels"))
 	g.JNZ(operand.LabelRef("panel"))
 	g.tileRelease()
-	g.VZEROUPPER()
-	g.RET()
-}
-
-// q8Flip makes signed what had 128 added to it.
-func (g *gen) q8Flip() {
-	flip := g.StaticGlobal("q8Flip")
-	g.DataAttributes(rodata)
-	g.AddDatum(0, operand.U32(0x80808080))
-	g.function("q8FlipAVX512", "func(levels *uint32, n int)", "takes 128 off each of 4n bytes; n is a multiple of 16.")
-	levels, n := g.gp("levels"), g.gp("n")
-	z := avx512.reg
-	g.VPBROADCASTD(flip, z(0))
-	g.countdown("words", n, 16, func() {
-		g.VPXORD(at(levels, 0), z(0), z(1))
-		g.VMOVDQU64(z(1), at(levels, 0))
-		g.advance(64, levels)
-	})
 	g.VZEROUPPER()
 	g.RET()
 }

@@ -26,7 +26,7 @@ func tile(g *gen) {
 // core's front end, every instruction is time. So AVX2 leaves B, a line a step, to the hardware's prefetcher.
 func (g *gen) microKernel(name string, v isa, rows int, pairs bool) {
 	const vecs = 2
-	const prefetch = 1024 // bytes ahead in B, which comes from L2: 8 to 16 steps
+	const prefetch = 1024 // bytes ahead in B, which comes from L2: 8 steps of 32 columns
 	sig := "func(strips, k int, a *uint32, rowA, stepA int, b *uint32, c *float32, rowC int, alpha float32, add bool, " +
 		"next *uint32, stepNext int)"
 	doc := []string{fmt.Sprintf("sets C = alpha·A·B, or C += alpha·A·B if add, for strips > 0 C's of %d×%d, side by side, whose strips of B", rows, vecs*v.lanes()),

@@ -13,7 +13,7 @@ import (
 var (
 	tierAMX = kernelSet{
 		tile:   [2][2]q8Tiles{{every(q8Group32AMX), every(q8Group32MinAMX)}},
-		tokens: 16, largest: q8LargestAVX2, codes: q8RoundAVX2x16, flip: q8FlipAVX512, lanes: 16, transpose: pack.TransposeAVX512,
+		tokens: 16, largest: q8LargestAVX2, codes: q8RoundAVX2x16, signed: true, lower: q8LowerAVX2, lanes: 16, transpose: pack.TransposeAVX512,
 	}
 	tierVNNI = kernelSet{
 		tile:   [2][2]q8Tiles{{every(q8Group32VNNI), every(q8Group32MinVNNI)}, {every(q8Group16VNNI), every(q8Group16MinVNNI)}},
@@ -32,7 +32,8 @@ var (
 			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), panelHalves(q8Group16WideAVX2)},
 			{quarters(q8Group16MinBits4AVX2)},
 		}},
-		tokens: q8Tokens, largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lanes: 8, transpose: pack.TransposeAVX2,
+		tokens: q8Tokens, largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lower: q8LowerAVX2, lanes: 8,
+		transpose: pack.TransposeAVX2,
 	}
 )
 

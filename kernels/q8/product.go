@@ -36,11 +36,13 @@ type kernelSet struct {
 	tokens  int           // in a panel of inputs
 	tile    [2][2]q8Tiles // for groups of 32 or 16 weights, without and with minimums
 	largest func(dst *uint32, x *float32, groups int)
-	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int)
+	codes   func(codes, sums, halves *uint32, x *float32, inverse float32, e *int32, groups int, offset uint32)
 	// widen, where not nil, makes codes, and levels of eight bits, numbers of 16, which the tile of such levels takes.
 	widen func(dst, src *uint32, flip uint32, n int)
-	// flip, where not nil, makes levels signed whose format has no minimums: it takes the 128 off that they have been given.
-	flip func(levels *uint32, n int)
+	// signed: levels without minimums are multiplied as signed bytes; others take those of fewer than eight bits without a sign.
+	signed bool
+	// lower, where not nil, takes a number off the bytes of levels without minimums, which decoders have made 128 too large.
+	lower func(levels *uint32, by uint32, n int)
 
 	lanes     int
 	transpose func(dst *uint32, rowDst int, src *uint32, rowSrc, n int) // as in tile.Tiling
@@ -52,7 +54,7 @@ type kernelSet struct {
 //	sums   [1 + 2·parts][tokens]uint32
 //
 // in two versions of sums, whose parts of a group are 1 and 2: first, for each part, where sums of products with levels to
-// which 128 has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
+// which the offset has been added start; then where others start, 1.5·2^(23+e) (see _asm/q8.go); then, for each part, the sum of
 // the codes times 2^e.
 type q8Inputs struct {
 	*kernelSet
@@ -76,8 +78,19 @@ func (k *kernelSet) sumWords(version int) int { return k.tokens * (3 + 2*version
 // wide says whether w is multiplied with codes of 16 bits.
 func (k *kernelSet) wide(w *kernels.Weights) bool { return k.widen != nil && w.Format.Levels.Bits == 8 }
 
-// round rounds x for products with weights of which some have groups of 16, if quarters, and some are wide.
-func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
+// offset is what w's levels are too large by when they are multiplied; any will do where it is 0.
+func (k *kernelSet) offset(w *kernels.Weights) uint32 {
+	switch lv := w.Format.Levels; {
+	case lv.Minimums || k.signed || k.wide(w):
+		return 0
+	case k.lower != nil:
+		return 1 << (lv.Bits - 1)
+	}
+	return 128
+}
+
+// round rounds x for products with weights of which some have groups of 16, if quarters, and some are wide, and whose levels have an offset.
+func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool, offset uint32) *q8Inputs {
 	in := &q8Inputs{kernelSet: k, rows: x.Rows, groups: x.Cols / q8Group}
 	n := in.panels() * in.groups
 	sizes := []int{n * k.codeWords(), n * k.sumWords(0), 0, in.panels() * k.tokens, 0}
@@ -114,7 +127,7 @@ func (k *kernelSet) round(x *tensor.Matrix, quarters, wide bool) *q8Inputs {
 					halves = &in.sums[1][at*k.sumWords(1)+t]
 				}
 				k.codes(&in.codes[at*k.codeWords()+t*q8Group/4], &in.sums[0][at*k.sumWords(0)+t], halves,
-					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g))
+					&x.Data[row*x.Stride+g*q8Group], inverse, &e[g], min(q8Depth, in.groups-g), offset)
 			}
 			if !wide || t < k.tokens-1 {
 				continue
@@ -305,7 +318,7 @@ func (k *kernelSet) pack(dst q8Strip, w *kernels.Weights, s *q8Staging, j0, j1, 
 			k.transpose(words.Of(&dst.scales[q8Outputs+y]), 4*q8Outputs*kinds, words.Of(s.minimums(y)), 4*s.rowScales, n)
 		}
 	}
-	if k.flip != nil && !f.Levels.Minimums {
-		k.flip(&dst.levels[0], n*q8Outputs)
+	if by := 128 - k.offset(w); k.lower != nil && !f.Levels.Minimums && !k.wide(w) && by > 0 {
+		k.lower(&dst.levels[0], by*0x01010101, n*q8Outputs)
 	}
 }

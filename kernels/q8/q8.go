@@ -33,6 +33,7 @@ func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 		*kernelSet
 		results        []kernels.Product
 		quarters, wide bool // some weights have groups of 16, some are multiplied in 16 bits
+		offset         uint32
 	}
 	var batches []batch
 	var dotResults []kernels.Product
@@ -55,16 +56,20 @@ func matMul(x *tensor.Matrix, add bool, products []kernels.Product) {
 		case k == nil || unpack.DecoderLevels(p.W.Format) == nil || x.Cols == 0:
 			matMulGo(p.Dst, x, p.W, add)
 		case x.Rows > 0 && p.W.Rows > 0:
-			i := slices.IndexFunc(batches, func(b batch) bool { return b.kernelSet == k })
+			offset := k.offset(p.W)
+			i := slices.IndexFunc(batches, func(b batch) bool {
+				return b.kernelSet == k && (b.offset == offset || b.offset == 0 || offset == 0)
+			})
 			if i < 0 {
 				i, batches = len(batches), append(batches, batch{kernelSet: k})
 			}
 			b := &batches[i]
-			b.results, b.quarters, b.wide = append(b.results, p), b.quarters || lv.Group < q8Group, b.wide || k.wide(p.W)
+			b.quarters, b.wide, b.offset = b.quarters || lv.Group < q8Group, b.wide || k.wide(p.W), max(b.offset, offset)
+			b.results = append(b.results, p)
 		}
 	}
 	for _, b := range batches {
-		in := b.round(x, b.quarters, b.wide)
+		in := b.round(x, b.quarters, b.wide, b.offset)
 		in.product(add, b.results)
 		in.release()
 	}

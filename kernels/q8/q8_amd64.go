@@ -165,13 +165,19 @@ func q8Group16MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *u
 //go:noescape
 func q8WidenAVX2(dst *uint32, src *uint32, flip uint32, n int)
 
+// q8LowerAVX2 takes the bytes of by off those of each of n words; n is a multiple of 8.
+//
+//go:noescape
+func q8LowerAVX2(levels *uint32, by uint32, n int)
+
 // q8LargestAVX2 sets dst[g] to the largest of the bits of |x[32g+j]|, j < 32.
 //
 //go:noescape
 func q8LargestAVX2(dst *uint32, x *float32, groups int)
 
 // q8RoundAVX2 rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,
-// and fills in a token of q8Inputs, 6 to a panel: its codes, and both versions of its sums, the second one if halves is not nil.
+// and fills in a token of q8Inputs, 6 to a panel: its codes, and both versions of its sums, the second one if halves is not nil,
+// for levels with an offset.
 //
 //go:noescape
-func q8RoundAVX2(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int)
+func q8RoundAVX2(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int, offset uint32)

@@ -23,12 +23,8 @@ func q8Group32AMX(panels int, groups int, x *uint32, sums *uint32, w *uint32, sc
 func q8Group32MinAMX(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
 // q8RoundAVX2x16 rounds x[32g+j]·inverse·2^-e[g] to the nearest number within −128 and 127, ties to even, for g < groups, j < 32,
-// and fills in a token of q8Inputs, 16 to a panel: its codes, and both versions of its sums, the second one if halves is not nil.
+// and fills in a token of q8Inputs, 16 to a panel: its codes, and both versions of its sums, the second one if halves is not nil,
+// for levels with an offset.
 //
 //go:noescape
-func q8RoundAVX2x16(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int)
-
-// q8FlipAVX512 takes 128 off each of 4n bytes; n is a multiple of 16.
-//
-//go:noescape
-func q8FlipAVX512(levels *uint32, n int)
+func q8RoundAVX2x16(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int, offset uint32)

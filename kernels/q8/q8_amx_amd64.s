@@ -843,33 +843,34 @@ DATA q8Words<>+16(SB)/8, $0x0001000100010001
 DATA q8Words<>+24(SB)/8, $0x0001000100010001
 GLOBL q8Words<>(SB), RODATA|NOPTR, $32
 
-// func q8RoundAVX2x16(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int)
+// func q8RoundAVX2x16(codes *uint32, sums *uint32, halves *uint32, x *float32, inverse float32, e *int32, groups int, offset uint32)
 // Requires: AVX, AVX2
-TEXT ·q8RoundAVX2x16(SB), NOSPLIT, $0-56
+TEXT ·q8RoundAVX2x16(SB), NOSPLIT, $0-60
 	MOVQ    codes+0(FP), AX
 	MOVQ    sums+8(FP), CX
 	MOVQ    halves+16(FP), DX
 	MOVQ    x+24(FP), BX
 	MOVQ    e+40(FP), SI
 	MOVQ    groups+48(FP), DI
+	MOVL    offset+56(FP), R8
 	VMOVSS  inverse+32(FP), X8
 	VMOVDQU q8Order<>+0(SB), Y13
 	VMOVDQU q8Bytes<>+0(SB), Y14
 	VMOVDQU q8Words<>+0(SB), Y15
 
 group:
-	MOVL         (SI), R8
-	SHLL         $0x17, R8
-	MOVL         $0x3f800000, R9
-	SUBL         R8, R9
-	VMOVD        R9, X4
+	MOVL         (SI), R9
+	SHLL         $0x17, R9
+	MOVL         $0x3f800000, R10
+	SUBL         R9, R10
+	VMOVD        R10, X4
 	VMULSS       X8, X4, X4
 	VBROADCASTSS X4, Y4
-	MOVL         $0x3f800000, R9
-	ADDL         R8, R9
-	VMOVD        R9, X9
-	MOVL         $0x4b400000, R10
-	ADDL         R8, R10
+	MOVL         $0x3f800000, R10
+	ADDL         R9, R10
+	VMOVD        R10, X9
+	MOVL         $0x4b400000, R11
+	ADDL         R9, R11
 	VMULPS       (BX), Y4, Y0
 	VCVTPS2DQ    Y0, Y0
 	VMULPS       32(BX), Y4, Y1
@@ -892,35 +893,35 @@ group:
 	VPSHUFD      $0xb1, Y0, Y1
 	VPADDD       Y1, Y0, Y0
 	VEXTRACTI128 $0x01, Y0, X1
-	VMOVD        X0, R8
-	VMOVD        X1, R11
-	MOVL         R8, R12
-	ADDL         R11, R12
-	VCVTSI2SSL   R12, X0, X0
+	VMOVD        X0, R9
+	VMOVD        X1, R12
+	MOVL         R9, R13
+	ADDL         R12, R13
+	VCVTSI2SSL   R13, X0, X0
 	VMULSS       X9, X0, X0
 	VMOVSS       X0, 128(CX)
-	SHLL         $0x07, R12
-	MOVL         R10, R9
-	SUBL         R12, R9
-	MOVL         R9, (CX)
-	MOVL         R10, 64(CX)
+	IMULL        R8, R13
+	MOVL         R11, R10
+	SUBL         R13, R10
+	MOVL         R10, (CX)
+	MOVL         R11, 64(CX)
 	TESTQ        DX, DX
 	JZ           next
-	VCVTSI2SSL   R8, X0, X0
+	VCVTSI2SSL   R9, X0, X0
 	VMULSS       X9, X0, X0
 	VMOVSS       X0, 192(DX)
-	SHLL         $0x07, R8
-	MOVL         R10, R9
-	SUBL         R8, R9
-	MOVL         R9, (DX)
-	VCVTSI2SSL   R11, X0, X0
+	IMULL        R8, R9
+	MOVL         R11, R10
+	SUBL         R9, R10
+	MOVL         R10, (DX)
+	VCVTSI2SSL   R12, X0, X0
 	VMULSS       X9, X0, X0
 	VMOVSS       X0, 256(DX)
-	SHLL         $0x07, R11
-	MOVL         R10, R9
-	SUBL         R11, R9
-	MOVL         R9, 64(DX)
-	MOVL         R10, 128(DX)
+	IMULL        R8, R12
+	MOVL         R11, R10
+	SUBL         R12, R10
+	MOVL         R10, 64(DX)
+	MOVL         R11, 128(DX)
 	ADDQ         $+320, DX
 
 next:
@@ -930,29 +931,5 @@ next:
 	ADDQ $+512, AX
 	DECQ DI
 	JNZ  group
-	VZEROUPPER
-	RET
-
-DATA q8Flip<>+0(SB)/4, $0x80808080
-GLOBL q8Flip<>(SB), RODATA|NOPTR, $4
-
-// func q8FlipAVX512(levels *uint32, n int)
-// Requires: AVX, AVX512F
-TEXT ·q8FlipAVX512(SB), NOSPLIT, $0-16
-	MOVQ         levels+0(FP), AX
-	MOVQ         n+8(FP), CX
-	VPBROADCASTD q8Flip<>+0(SB), Z0
-	CMPQ         CX, $+16
-	JL           words_done
-
-words:
-	VPXORD    (AX), Z0, Z1
-	VMOVDQU64 Z1, (AX)
-	ADDQ      $+64, AX
-	SUBQ      $+16, CX
-	CMPQ      CX, $+16
-	JGE       words
-
-words_done:
 	VZEROUPPER
 	RET

@@ -3,6 +3,7 @@ package i8
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
@@ -110,4 +111,31 @@ func BenchmarkMatMul(b *testing.B) {
 			kerneltest.Rate(b, 2*512*1024*1024, func() { MatMul(dst, x, w) })
 		})
 	}
+}
+
+// TestMatMulAlone: a token's results are the same bits whatever tokens are beside it.
+func TestMatMulAlone(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(3, 4))
+		const tokens, out, cols = 40, 37, 192
+		for _, group := range []int{32, cols} {
+			x, w := randomMatrix(rng, tokens, cols, cols), randomMatrix(rng, out, cols, group)
+			want := tensor.New(tokens, out)
+			MatMul(want, x, w)
+			for _, n := range []int{1, 3, 4, 5, 31, 32, 33} {
+				some, got := New(n, cols, cols), tensor.New(n, out)
+				first := tokens - n
+				for i := range n {
+					copy(some.Row(i), x.Row(first+i))
+					some.Scale[i] = x.Scale[first+i]
+				}
+				MatMul(got, some, w)
+				for i := range n {
+					if !slices.Equal(got.Row(i), want.Row(first+i)) {
+						t.Fatalf("groups of %d: the last %d of %d tokens: token %d differs", group, n, tokens, i)
+					}
+				}
+			}
+		}
+	})
 }

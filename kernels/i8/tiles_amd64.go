@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/cpu"
 )
 
-// tileSide is how many rows of X, and of W, a kernel of AMX takes at a time; fewer are left to the vectors' kernels.
+// tileSide is how many rows of X, and of W, a kernel of AMX takes at a time.
 const tileSide = 32
 
 // tileTokens is how many rows of X several strips of W are multiplied with before the next ones are: they stay in L2.
@@ -21,13 +21,25 @@ const tileTokens = 128
 // tileStrips is how many strips of tileSide rows of W are packed at a time.
 const tileStrips = 4
 
-// inTiles says whether AMX multiplies x and w.
+// inTiles says whether AMX multiplies x and w. How many rows X has makes no difference where groups are added in another order than
+// the vectors' kernels add them: a token's results do not depend on those beside it.
 func inTiles(x, w *Matrix) bool {
-	return kernels.CurrentTier() >= kernels.AMX && cpu.X86.HasAMXInt8 && x.Rows >= tileSide && w.Rows >= tileSide && x.Cols > 0
+	return kernels.CurrentTier() >= kernels.AMX && cpu.X86.HasAMXInt8 && w.Rows >= tileSide && x.Cols > 0 &&
+		(x.Rows >= tileSide || x.Rows > 0 && w.groups() > 1)
 }
 
 // matMulTiles is MatMul by tiles: its results are productGo's.
 func matMulTiles(dst *tensor.Matrix, x, w *Matrix) {
+	if x.Rows < tileSide {
+		whole, to := New(tileSide, x.Cols, x.Group), tensor.New(tileSide, w.Rows)
+		copy(whole.data, x.data)
+		copy(whole.Scale, x.Scale)
+		matMulTiles(to, whole, w)
+		for t := range x.Rows {
+			copy(dst.Row(t), to.Row(t))
+		}
+		return
+	}
 	kernels.Parallel((w.Rows+tileSide-1)/tileSide, 1, func(lo, hi int) {
 		for ; lo < hi; lo += tileStrips {
 			tileColumns(dst, x, w, lo*tileSide, min(min(lo+tileStrips, hi)*tileSide, w.Rows))

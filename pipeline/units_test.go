@@ -27,7 +27,7 @@ func unitJobs() map[string]job {
 	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
 	set := sequences(tm, 39, 32)
 	return map[string]job{
-		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 66, 32)}}, // a shard of two batches
+		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: set}},
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
 		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
 			Options{Calib: set, Memory: 1}},

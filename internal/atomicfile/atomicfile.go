@@ -107,7 +107,10 @@ func Create(path string, size int64, opt Options) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, cause(err))
 	}
-	w := &File{path: path, tmp: f.Name(), f: f, direct: openDirect(f.Name()), opt: opt}
+	w := &File{path: path, tmp: f.Name(), f: f, opt: opt}
+	if !opt.Fleeting { // those are soon read, often by another process, and removed before they need be on the disk
+		w.direct = openDirect(f.Name())
+	}
 	// Setting the size now lets a file system that cannot hold such a file say so before the work is done.
 	if err := reserve(f, size); err != nil {
 		w.Abort()

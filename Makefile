@@ -89,7 +89,7 @@ cross: ## compile, tests included, for the systems that CI does not run on
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...
 
 neon: ## run the matrix products' tests under qemu-user
-	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Gemm|MatMul|Syrk|Dot|Attention|Tier' $(NEON)
+	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Gemm|MatMul|Syrk|Dot|Attention|Back|Tier' $(NEON)
 	GOOS=linux GOARCH=arm64 $(GO) test -exec qemu-aarch64 -run 'Dots|NotFinite|FMA' ./kernels/q8
 
 race: ## run the tests of the packages that start goroutines under the race detector

@@ -301,7 +301,7 @@ func TestRefine(t *testing.T) {
 				}
 				gain := (swept - outputError(w, got, in.H)) / (swept - e)
 				least, most := 0.98, 1.05
-				if tier < kernels.AVX512BF16 {
+				if !tier.Rounds() {
 					least, most = 0.99, 1.01
 				}
 				if !(gain >= least && gain <= most) || differ > len(want.Codes)/20 {
@@ -366,7 +366,7 @@ func TestGradient(t *testing.T) {
 func near(t *testing.T, what string, got, want *tensor.Matrix, tier kernels.Tier) {
 	t.Helper()
 	limit := 1e-4
-	if tier >= kernels.AVX512BF16 {
+	if tier.Rounds() {
 		limit = 1e-2
 	}
 	var apart, size float64

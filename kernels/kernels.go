@@ -81,10 +81,7 @@ const (
 )
 
 // Rounds says whether products round their inputs to bfloat16: p allows it, and the tier in use is faster for it.
-func (p Precision) Rounds() bool {
-	t := CurrentTier()
-	return p == Auto && (t >= AVX512BF16 || t == BF16)
-}
+func (p Precision) Rounds() bool { return p == Auto && CurrentTier().Rounds() }
 
 // Lanes is how many groups of weights, or rows, are worked on together by what takes one of them in each lane.
 const Lanes = 16

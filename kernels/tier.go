@@ -28,6 +28,9 @@ var tierNames = [...]string{"purego", "neon", "dotprod", "i8mm", "bf16", "avx2",
 
 func (t Tier) String() string { return tierNames[t] }
 
+// Rounds says whether the tier multiplies bfloat16 faster than float32.
+func (t Tier) Rounds() bool { return t >= AVX512BF16 || t == BF16 }
+
 // ParseTier is String's inverse.
 func ParseTier(name string) (Tier, error) {
 	for t, n := range tierNames {

@@ -257,14 +257,19 @@ func (b *backward) addAcross(dst []float32, alpha float32, a *tensor.Matrix, s [
 	t, strip := b.t, b.t.Strip()
 	steps := up(a.Rows, t.Depth()) / t.Depth()
 	operand := tile.ColsOf(a)
+	plain := *t // A is the left operand: what weaves the right one is not for it
+	plain.Weave = nil
 	for j := 0; j < a.Cols; j += strip {
-		t.PackB(&operand, a.Rows, b.strip, nil, j, min(j+strip, a.Cols), 0, steps)
+		plain.PackB(&operand, a.Rows, b.strip, nil, j, min(j+strip, a.Cols), 0, steps)
 		for step := 0; step < steps; step += t.Lanes {
 			t.Transpose(&b.across[j*b.pitchT+step], 4*b.pitchT, &b.strip[step*strip], 4*strip, 2)
 		}
 	}
 	for j := 0; j < n; j += strip {
 		t.CopyStrip(&b.strips[j*steps], words.Of(&s[j]), 4*b.pitchS, steps)
+		if pairs := steps / 2; t.Weave != nil && pairs > 0 {
+			t.Weave(&b.strips[j*steps], pairs)
+		}
 	}
 	for j := 0; j < a.Cols; j += t.Panel() {
 		kernel := t.Kernel(min(t.Panel(), a.Cols-j))
@@ -305,7 +310,7 @@ var nothing = func() (v [16]float32) {
 // softmaxBack makes the scores p of a query with keys [lo,hi) into their softmax, and dp, the gradient there, into that at the scores before
 // the softcap. All other keys get zeros. Both have whole vectors.
 func (b *backward) softmaxBack(p, dp []float32, lo, hi, head int) {
-	from, to := lo/len(nothing)*len(nothing), up(hi, len(nothing))
+	from, to := lo/len(nothing)*len(nothing), min(up(hi, len(nothing)), len(p))
 	clear(p[:from])
 	clear(p[to:])
 	clear(dp[:lo])

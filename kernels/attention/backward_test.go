@@ -106,7 +106,7 @@ func TestBack(t *testing.T) {
 			}
 			for _, p := range []kernels.Precision{kernels.Auto, kernels.F32} {
 				bound := 1e-5
-				if p == kernels.Auto && kernels.CurrentTier() >= kernels.AVX512BF16 {
+				if p.Rounds() {
 					bound = 2 * kerneltest.EpsilonBF16
 				}
 				var whole, got [3]*tensor.Matrix

@@ -66,13 +66,12 @@ func tileColumns(dst *tensor.Matrix, x, w *Matrix, j0, j1 int) {
 		for i := range strips {
 			strip, j := buf[i*n:(i+1)*n], j0+i*tileSide
 			cols := min(tileSide, j1-j)
+			rest := t0
 			if whole := (t1 - t0) / tileSide; whole > 0 && cols == tileSide {
 				tileProduct(x, w, t0, whole, strip, levels, &dst.Data[t0*dst.Stride+j], dst.Stride)
-				if t0+whole*tileSide == t1 {
-					continue
-				}
+				rest += whole * tileSide
 			}
-			for t := t0; t < t1; t += tileSide {
+			for t := rest; t < t1; t += tileSide {
 				from := min(t, x.Rows-tileSide) // panels are whole too
 				tileProduct(x, w, from, 1, strip, levels, &scratch[0], tileSide)
 				for y := t; y < min(t+tileSide, t1); y++ {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Large writes of files that are to last bypass the page cache (O_DIRECT): filling pages of a new file takes the processor longer than the disk,
-// and pushes out of memory the model that is being read. Measured on ext4, one thread, 587 MB: 1.44 s of system time
+// Large writes of files that are to last bypass the page cache (O_DIRECT): filling pages of a new file takes the processor
+// longer than the disk, and pushes out of memory the model that is being read. Measured on ext4, one thread, 587 MB: 1.44 s of system time
 // through the page cache, 0.04 s past it.
 
 // directAlign is what offsets, lengths and buffers are multiples of. O_DIRECT wants those of the disk's blocks, 4096 at

@@ -37,8 +37,8 @@ func (v q8Variant) words() int { return 2*v.parts + 1 }
 // The sums of a group start at an int32 whose bits are those of the float32 1.5·2^(23+e): adding n to the bits adds n·2^e
 // to the value as long as n is below 2²² in magnitude, and subtracting the start in float32 leaves n·2^e, exactly. That
 // is a conversion and a multiplication by the group's step, a power of two, for one addition, which does not compete
-// with the products for their execution units. Weights without minimums are stored with 128 added: their sums start
-// at 128 times the sum of the codes less.
+// with the products for their execution units. Levels without minimums are multiplied too large by what
+// kernelSet.offset says, 128 for VNNI: their sums start at that times the sum of the codes less.
 func q8(g *gen) {
 	for _, v := range q8Variants {
 		g.q8TileVNNI(v)
@@ -67,8 +67,8 @@ func q8Doc(tokens, outputs int) []string {
 	return []string{fmt.Sprintf("sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is %d×%d.",
 		tokens, outputs), "",
 		"A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and",
-		"scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes",
-		"from this one's; panels and groups are positive."}
+		"scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as",
+		"a panel of q8Inputs has tokens; panels and groups are positive."}
 }
 
 // q8TileVNNI keeps 12 sums of integers and the 12 of C in registers. A group of 32 takes 96 VPDPBUSD and 12 additions

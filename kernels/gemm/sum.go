@@ -89,7 +89,7 @@ func addSum(dst, a, b *tensor.Matrix, symmetric bool, p kernels.Precision) {
 	}
 }
 
-// sumOf sets dst, which is zero, to AᵀB in a mode that adds.
+// sumOf adds AᵀB to dst in a mode that adds.
 func sumOf(t *tile.Tiling, dst, a, b *tensor.Matrix, mode mode) {
 	switch {
 	case t != nil:

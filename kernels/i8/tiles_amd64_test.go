@@ -9,12 +9,13 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/kerneltest"
 	"github.com/llmq/llmq/tensor"
+	"golang.org/x/sys/cpu"
 )
 
 // TestTiles wants the plain product's results of AMX, bit for bit, at all remainders of tokens, outputs and columns.
 func TestTiles(t *testing.T) {
-	if kernels.BestTier() < kernels.AMX {
-		t.Skip("no AMX here")
+	if kernels.BestTier() < kernels.AMX || !cpu.X86.HasAMXInt8 {
+		t.Skip("no AMX-INT8 here")
 	}
 	defer kernels.SetTier(kernels.SetTier(kernels.AMX))
 	rng := rand.New(rand.NewPCG(5, 6))
@@ -30,7 +31,7 @@ func TestTiles(t *testing.T) {
 		}
 		x, w := randomMatrix(rng, tokens, cols, cols), randomMatrix(rng, out, cols, group)
 		if !inTiles(x, w) {
-			t.Skip("no AMX-INT8 here")
+			t.Fatalf("%d×%d·%d in groups of %d: not in tiles", tokens, cols, out, group)
 		}
 		whole, dst := kerneltest.Guarded(tokens, out)
 		MatMul(dst, x, w)

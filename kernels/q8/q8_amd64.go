@@ -7,8 +7,8 @@ package q8
 // q8Group32VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -16,8 +16,8 @@ func q8Group32VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, s
 // q8Group32MinVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -25,8 +25,8 @@ func q8Group32MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32
 // q8Group16VNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -34,8 +34,8 @@ func q8Group16VNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, s
 // q8Group16MinVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -43,8 +43,8 @@ func q8Group16MinVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32
 // q8Group32AVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -52,8 +52,8 @@ func q8Group32AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32
 // q8Group32MinAVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -61,8 +61,8 @@ func q8Group32MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uin
 // q8Group16AVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -70,8 +70,8 @@ func q8Group16AVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32
 // q8Group16MinAVXVNNI sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -79,8 +79,8 @@ func q8Group16MinAVXVNNI(panels int, groups int, x *uint32, sums *uint32, w *uin
 // q8Group32Bits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -88,8 +88,8 @@ func q8Group32Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 // q8Group32Bits6AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -98,8 +98,8 @@ func q8Group32Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 // Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32WideAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -107,8 +107,8 @@ func q8Group32WideAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint3
 // q8Group32MinBits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -116,8 +116,8 @@ func q8Group32MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *u
 // q8Group32MinBits6AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group32MinBits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -125,8 +125,8 @@ func q8Group32MinBits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *u
 // q8Group16Bits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -134,8 +134,8 @@ func q8Group16Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 // q8Group16Bits6AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -144,8 +144,8 @@ func q8Group16Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 // Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16WideAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
@@ -153,8 +153,8 @@ func q8Group16WideAVX2(panels int, groups int, x *uint32, sums *uint32, w *uint3
 // q8Group16MinBits4AVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×16.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
-// from this one's; panels and groups are positive.
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
+// a panel of q8Inputs has tokens; panels and groups are positive.
 //
 //go:noescape
 func q8Group16MinBits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)

@@ -7,7 +7,7 @@ package q8
 // q8Group32AMX sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 16×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
 // from this one's; panels and groups are positive. Levels are signed, without an offset.
 //
 //go:noescape
@@ -16,7 +16,7 @@ func q8Group32AMX(panels int, groups int, x *uint32, sums *uint32, w *uint32, sc
 // q8Group32MinAMX sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 16×32.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
-// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C 6·rowC bytes
+// scales, and minimums, at scale, as q8Strip does. C's row i is rowC·i bytes from c, the next panel's C as many rows on as
 // from this one's; panels and groups are positive. Levels are signed, without an offset.
 //
 //go:noescape

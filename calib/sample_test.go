@@ -128,6 +128,14 @@ func TestDefaults(t *testing.T) {
 	if long.SeqLen != calib.DefaultSeqLen || long.Tokens()+long.Duplicates.Sequences*512 != calib.DefaultTokens {
 		t.Errorf("%d tokens in sequences of %d", long.Tokens(), long.SeqLen)
 	}
+	// Another default is that of small models, which are calibrated on more.
+	if calib.Enough(1e9-1) <= calib.Enough(1e9) || calib.Enough(1e9) != calib.DefaultTokens {
+		t.Errorf("%d tokens for a small model, %d for another", calib.Enough(1e9-1), calib.Enough(1e9))
+	}
+	few := sample(t, []string{write(t, "f.txt", counter(cjk, 20000))}, letters{}, calib.Options{Enough: 8192})
+	if few.Tokens() != 8192 {
+		t.Errorf("%d tokens, want 8192", few.Tokens())
+	}
 	// Less than the default is all taken, unless it is too little to be of use or more was asked for.
 	short := []string{write(t, "b.txt", counter(cjk, 5000))}
 	set := sample(t, short, letters{}, calib.Options{})

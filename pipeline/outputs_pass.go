@@ -117,23 +117,21 @@ func backFeatures(m *model.Model) (most int64) {
 }
 
 // gradientTokens is how many of the calibration tokens gradients are taken of.
-func gradientTokens(tokens int) int {
-	if tokens <= fewTokens {
-		return tokens
-	}
-	return tokens / 2
-}
+func gradientTokens(tokens int) int { return max(min(tokens, gradientLeast), tokens/2) }
 
-// gradientSequences returns the sequences that gradients are taken of: all, or of each two that follow one another one, chosen
-// at random, so that texts which take turns in the set have their share.
+// gradientSequences returns the sequences that gradients are taken of: all, or of each stretch of them one, chosen at random, so that texts
+// which take turns in the set have their share.
 func gradientSequences(set *calib.Set) [][]int32 {
-	if gradientTokens(set.Tokens()) == set.Tokens() {
-		return set.Sequences
+	all := len(set.Sequences)
+	n := all
+	if tokens := gradientTokens(set.Tokens()); tokens < set.Tokens() {
+		n = (tokens + set.SeqLen - 1) / set.SeqLen
 	}
 	rng := rand.New(rand.NewPCG(gradientSeed, 0))
-	var seqs [][]int32
-	for pair := range slices.Chunk(set.Sequences, 2) {
-		seqs = append(seqs, pair[rng.IntN(len(pair))])
+	seqs := make([][]int32, n)
+	for i := range seqs {
+		lo, hi := i*all/n, (i+1)*all/n
+		seqs[i] = set.Sequences[lo+rng.IntN(hi-lo)]
 	}
 	return seqs
 }

@@ -106,7 +106,7 @@ func TestSign(t *testing.T) {
 	}
 }
 
-// TestGradientSequences: few tokens all count; of many one sequence of each two does, of both kinds, and the last one.
+// TestGradientSequences: few tokens all count; of many one sequence of each stretch does.
 func TestGradientSequences(t *testing.T) {
 	set := func(seqs, seqLen int) *calib.Set {
 		s := &calib.Set{SeqLen: seqLen}
@@ -116,24 +116,32 @@ func TestGradientSequences(t *testing.T) {
 		}
 		return s
 	}
-	if got := gradientSequences(set(fewTokens/64, 64)); len(got) != fewTokens/64 {
-		t.Errorf("%d sequences of %d", len(got), fewTokens/64)
-	}
-	got := gradientSequences(set(fewTokens/64+1, 64))
-	if len(got) != fewTokens/128+1 {
-		t.Fatalf("%d sequences of %d", len(got), fewTokens/64+1)
-	}
-	var kinds [2]int
-	for i, seq := range got {
-		if int(seq[0])/2 != i {
-			t.Fatalf("sequence %d is one of pair %d", seq[0], i)
+	const least = gradientLeast / 64
+	for _, seqs := range []int{1, least - 1, least} {
+		if got := gradientSequences(set(seqs, 64)); len(got) != seqs {
+			t.Errorf("%d sequences of %d", len(got), seqs)
 		}
-		kinds[seq[0]%2]++
 	}
-	if min(kinds[0], kinds[1]) < len(got)/4 {
-		t.Errorf("of each pair the first %d times, the second %d", kinds[0], kinds[1])
+	// Of more than that as many, and of more than twice that half: one of each stretch, and not the same one of each.
+	for seqs, want := range map[int]int{least + 1: least, 3 * least / 2: least, 2 * least: least, 2*least + 1: least + 1, 4 * least: 2 * least} {
+		got := gradientSequences(set(seqs, 64))
+		if len(got) != want {
+			t.Fatalf("%d sequences of %d, want %d", len(got), seqs, want)
+		}
+		var kinds [2]int
+		for i, seq := range got {
+			lo, hi := i*seqs/want, (i+1)*seqs/want
+			if k := int(seq[0]); k < lo || k >= hi {
+				t.Fatalf("of %d sequences number %d is %d, want one from %d to %d", seqs, i, k, lo, hi-1)
+			} else if hi-lo == 2 {
+				kinds[k-lo]++
+			}
+		}
+		if pairs := kinds[0] + kinds[1]; pairs > 100 && min(kinds[0], kinds[1]) < pairs/4 {
+			t.Errorf("of %d sequences: of each pair the first %d times, the second %d", seqs, kinds[0], kinds[1])
+		}
 	}
-	if got := gradientSequences(set(1, 2*fewTokens)); len(got) != 1 {
+	if got := gradientSequences(set(1, 4*gradientLeast)); len(got) != 1 {
 		t.Errorf("%d sequences of one", len(got))
 	}
 }

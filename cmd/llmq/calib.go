@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/internal/text"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/tokenizer"
 )
@@ -15,6 +17,7 @@ import (
 type calibOptions struct {
 	Calib       []string
 	CalibTokens int // 0: not given
+	enough      int // tokens to calibrate the model on unless CalibTokens says how many
 	SeqLen      int
 	Seed        uint64
 	HeldOut     string
@@ -26,7 +29,7 @@ func (o *calibOptions) AddFlags(cmd *cobra.Command) {
 	o.cmd = cmd
 	f := cmd.Flags()
 	f.StringArrayVar(&o.Calib, "calib", nil, "calibration `FILE`: UTF-8 text, or JSON records (.jsonl, .ndjson, .json) with \"text\", \"messages\", ShareGPT's \"conversations\", Alpaca's \"instruction\" and \"output\", or \"prompt\" and \"completion\", and perhaps a \"domain\" (repeatable)")
-	f.IntVar(&o.CalibTokens, "calib-tokens", 0, fmt.Sprintf("tokens to calibrate on (default %d, or all there are if not fewer than %d)", calib.DefaultTokens, calib.MinTokens))
+	f.IntVar(&o.CalibTokens, "calib-tokens", 0, fmt.Sprintf("tokens to calibrate on (default %d for models of fewer than 1e9 weights, %d for others, or all there are if not fewer than %d)", calib.SmallModelTokens, calib.DefaultTokens, calib.MinTokens))
 	f.IntVar(&o.SeqLen, "seq-len", calib.DefaultSeqLen, "tokens in a calibration sequence")
 	f.Uint64Var(&o.Seed, "seed", 0, "which places of the text are taken")
 	f.StringVar(&o.HeldOut, "held-out", "", "text `FILE` that the model will be evaluated on: warn if the calibration text has parts of it")
@@ -54,13 +57,17 @@ func (o *calibOptions) check() error {
 	return nil
 }
 
-// atMost is the most tokens that a sample will have.
-func (o *calibOptions) atMost() int {
-	if o.CalibTokens > 0 {
-		return o.CalibTokens
+// fit makes the number of tokens that is taken by default that of the model.
+func (o *calibOptions) fit(src model.Source) {
+	var weights int64
+	for _, t := range src.Tensors() {
+		weights += int64(t.Elements())
 	}
-	return calib.DefaultTokens
+	o.enough = calib.Enough(weights)
 }
+
+// atMost is the most tokens that a sample will have.
+func (o *calibOptions) atMost() int { return cmp.Or(o.CalibTokens, o.enough) }
 
 // sample reads the calibration text with src's tokenizer and chat template, with so many more tokens to be held out, and
 // prints the set's warnings.
@@ -70,7 +77,7 @@ func (o *calibOptions) sample(a *app, src pipeline.Source, heldOut int) (*calib.
 		return nil, err
 	}
 	set, err := calib.Sample(o.Calib, tok, calib.Options{
-		Tokens: o.CalibTokens, SeqLen: o.SeqLen, Seed: o.Seed, HeldOut: heldOut, Chat: calib.NewChatTemplate(src),
+		Tokens: o.CalibTokens, Enough: o.enough, SeqLen: o.SeqLen, Seed: o.Seed, HeldOut: heldOut, Chat: calib.NewChatTemplate(src),
 	})
 	if err != nil {
 		return nil, err

@@ -78,6 +78,7 @@ func (a *app) runImatrix(ctx context.Context, opts imatrixOptions) error {
 		return err
 	}
 	defer src.Close()
+	opts.fit(src)
 	set, err := opts.sample(a, src, 0)
 	if err != nil {
 		return err

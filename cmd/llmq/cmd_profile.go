@@ -109,6 +109,7 @@ func (a *app) runProfile(ctx context.Context, opts profileOptions) error {
 		return err
 	}
 	defer src.Close()
+	opts.fit(src)
 	set, err := opts.sample(a, src, 0)
 	if err != nil {
 		return err

@@ -188,6 +188,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		return opts.finished(ctx, err)
 	}
 	defer src.Close()
+	opts.fit(src)
 	var set *calib.Set
 	var heldOut []int32
 	if calibrated && !(opts.DryRun && len(opts.Calib) == 0) {

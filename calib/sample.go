@@ -34,8 +34,8 @@ type Options struct {
 
 const (
 	DefaultTokens = 65536
-	// SmallModelTokens is the default of models of fewer than smallModel weights, whose runs are short: it takes 2 to 4% off their KL
-	// divergence for less than twice the time, and more tokens take nothing off.
+	// SmallModelTokens is the default of models of fewer than smallModel weights, whose runs are short: it takes 2% off
+	// their KL divergence (0 to 5%) for at most twice the time, and more tokens take nothing off.
 	SmallModelTokens = 131072
 	smallModel       = 1e9
 

@@ -30,6 +30,7 @@ const outputDamping = 0.01
 
 // QuantizeCoupled is Quantize for rows whose errors matter together, as outputs say: see quant.Job.
 func (f *Factor) QuantizeCoupled(ctx context.Context, w *tensor.Matrix, g quant.Grid, outputs []*tensor.Matrix) (*quant.Weight, error) {
+	f.expectFewRows()
 	q := quant.NewWeight(g, w.Rows, w.Cols)
 	j := f.jointFor(g, joining(outputs))
 	group, ctx := errgroup.WithContext(ctx)

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/linalg"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -69,6 +70,8 @@ type Factor struct {
 	units   []unitTriangle           // of sweepWords, by position
 	free    [][]float32              // what bands have worked in
 	joints  map[quant.Grid]*joint    // of blocks of coupled rows, by grid
+	packs   bool                     // many bands of few rows come: what their products share is packed once
+	shared  map[packedKey]*gemm.Packed
 }
 
 // borrow returns a matrix of unspecified content for a band to work in, and what gives it back: bands come one after the other, and as

@@ -64,7 +64,11 @@ func (f *Factor) refine(q *quant.Weight, w *tensor.Matrix, passes int) bandStep 
 					addScaled(grad.View(0, rows, at.i0, at.i1), lost, damping[at.i0:])
 					from, to = 0, 0
 				}
-				gemm.NNSplit(grad, 1, lost, f.h.View(at.i0, at.i1, 0, n), from, to, kernels.Auto)
+				if from > 0 {
+					gemm.NNSplit(grad, 1, lost, f.h.View(at.i0, at.i1, 0, n), from, to, kernels.Auto)
+					continue
+				}
+				f.addProduct(grad, lost, false, at.i0, at.i1, to)
 			}
 			if moved.Load() == 0 {
 				break
@@ -89,7 +93,7 @@ func (f *Factor) gradient(q *quant.Weight, w *tensor.Matrix, damping []float32, 
 	if kernels.Auto.Rounds() {
 		// The residual has what bfloat16 left out of errors, which is nothing beside a step between codes, but 4% of a gradient.
 		b.errors(b.residual, q, w)
-		gemm.MatMulF32(b.room, b.residual, f.h) // H is symmetric
+		gemm.SetNN(b.room, 1, b.residual, f.h, kernels.F32)
 		addScaled(b.room, b.residual, damping)
 		return b.room, b.residual
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/columns"
-	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
@@ -103,7 +102,7 @@ func (f *Factor) sweep(q *quant.Weight, g *quant.Affine, w *tensor.Matrix) bandS
 			})
 			if i0 > 0 {
 				// What bfloat16 leaves out of an error is 2⁻⁹ of it, far less than half a step between codes.
-				gemm.NN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i1, 0, i0), kernels.Auto)
+				f.addProduct(sums.View(0, rows, 0, i0), errs, true, i0, i1, 0)
 			}
 		}
 		return nil

@@ -7,7 +7,6 @@ import (
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/columns"
-	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -37,7 +36,7 @@ func (f *Factor) sweepWords(q *quant.Weight, g *quant.Lattice, w *tensor.Matrix)
 				s.rows(q, w.View(b.r0+lo, b.r0+hi, 0, n), sums.View(lo, hi, i0, i0+g.Block), errs.View(lo, hi, 0, g.Block), b.r0+lo, i0)
 			})
 			if i0 > 0 {
-				gemm.NN(sums.View(0, rows, 0, i0), 1, errs, f.l.View(i0, i0+g.Block, 0, i0), kernels.Auto)
+				f.addProduct(sums.View(0, rows, 0, i0), errs, true, i0, i0+g.Block, 0)
 			}
 		}
 		return nil

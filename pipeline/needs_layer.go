@@ -270,6 +270,9 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 	corrects := original && p.correctable(m, s, tokens)
 	method := p.Recipe.Method
 	needs := outputs + method.Memory(0, s.In)
+	if outputs > 0 {
+		needs += gptq.PackedMemory(s.In)
+	}
 	for _, rows := range parts {
 		if UsesGPTQ(method) && !corrects {
 			needs -= 4 * int64(rows) * int64(s.In) // the weights are not corrected

@@ -31,7 +31,7 @@ func MatMulMany(x *tensor.Matrix, p kernels.Precision, products ...kernels.Produ
 		case few:
 			matMulFew(pr.Dst, x, pr.W, p)
 		default:
-			results = append(results, result{pr.Dst, tile.WeightsOf(pr.W)})
+			results = append(results, result{c: pr.Dst, b: tile.WeightsOf(pr.W)})
 		}
 	}
 	if len(results) > 0 {
@@ -45,7 +45,7 @@ func MatMulAdd(dst, x *tensor.Matrix, w *kernels.Weights, p kernels.Precision) {
 	t := tile.For(p)
 	if x.Rows > FewTokens && t.Takes(w) {
 		a := tile.RowsOf(x)
-		product(t, 1, &a, x.Cols, add, result{dst, tile.WeightsOf(w)})
+		product(t, 1, &a, x.Cols, add, result{c: dst, b: tile.WeightsOf(w)})
 		return
 	}
 	buf := words.Get(dst.Rows * dst.Cols)
@@ -64,7 +64,7 @@ func MatMulF32(dst, x, w *tensor.Matrix) {
 		return
 	}
 	a := tile.RowsOf(x)
-	product(t, 1, &a, x.Cols, store, result{dst, tile.RowsOf(w)})
+	product(t, 1, &a, x.Cols, store, result{c: dst, b: tile.RowsOf(w)})
 }
 
 // MatMulLower sets dst = X·Lᵀ; X and dst are m×n, L n×n and lower triangular, zeros above its diagonal included, with which nothing
@@ -80,7 +80,7 @@ func MatMulLower(dst, x, l *tensor.Matrix) {
 		return
 	}
 	a := tile.RowsOf(x)
-	product(t, 1, &a, x.Cols, storeLower, result{dst, tile.RowsOf(l)})
+	product(t, 1, &a, x.Cols, storeLower, result{c: dst, b: tile.RowsOf(l)})
 }
 
 func checkMatMul(dst, x *tensor.Matrix, out, in int) {
@@ -157,7 +157,7 @@ func NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Precis
 		return
 	}
 	left := tile.RowsOf(a)
-	product(t, alpha, &left, a.Cols, add, result{dst, tile.ColsOf(b)})
+	product(t, alpha, &left, a.Cols, add, result{c: dst, b: tile.ColsOf(b)})
 }
 
 // NNSplit is NN for columns [0,j0) and [j1,n) of B and of dst: A is packed once for both.
@@ -174,7 +174,7 @@ func NNSplit(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, j0, j1 int,
 			gemmNNGo(c, alpha, a, of)
 			continue
 		}
-		results = append(results, result{c, tile.ColsOf(of)})
+		results = append(results, result{c: c, b: tile.ColsOf(of)})
 	}
 	if len(results) > 0 {
 		left := tile.RowsOf(a)
@@ -192,7 +192,7 @@ func SetNN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, p kernels.Pre
 		return
 	}
 	left := tile.RowsOf(a)
-	product(t, alpha, &left, a.Cols, store, result{dst, tile.ColsOf(b)})
+	product(t, alpha, &left, a.Cols, store, result{c: dst, b: tile.ColsOf(b)})
 }
 
 // TN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
@@ -224,7 +224,7 @@ func gemmNT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
 		return
 	}
 	left := tile.RowsOf(a)
-	product(t, alpha, &left, a.Cols, mode, result{dst, tile.RowsOf(b)})
+	product(t, alpha, &left, a.Cols, mode, result{c: dst, b: tile.RowsOf(b)})
 }
 
 func checkGemm(dst *tensor.Matrix, m, k, k2, n int) {

@@ -147,6 +147,43 @@ func TestNNSplit(t *testing.T) {
 	})
 }
 
+// TestNNPacked: a packed B gives what B gives, to the last bit, whatever is cut off.
+func TestNNPacked(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(9, 8))
+		for _, p := range []kernels.Precision{kernels.F32, kernels.Auto} {
+			for _, s := range [][4]int{{1, 1, 1, 0}, {5, 3, 2, 0}, {16, 512, 1024, 512}, {64, 512, 1030, 0}, {37, 300, 70, 64}, {37, 300, 70, 70}, {33, 1100, 300, 32}, {3, 2050, 65, 7},
+				{300, 513, 513, 256}, {0, 4, 4, 0}, {4, 0, 4, 0}} {
+				m, k, n, j0 := s[0], s[1], s[2], s[3]
+				a, b, was := kerneltest.Random(rng, m, k), kerneltest.Random(rng, k, n), kerneltest.Random(rng, m, n)
+				want := tensor.New(m, n)
+				for i := range m {
+					copy(want.Row(i), was.Row(i))
+				}
+				NN(want.View(0, m, j0, n), 0.7, a, b.View(0, k, j0, n), p)
+				packed := Pack(b, p)
+				for _, threads := range []int{1, 4} {
+					kerneltest.SetThreads(t, threads)
+					whole, dst := kerneltest.Guarded(m, n)
+					for i := range m {
+						copy(dst.Row(i), was.Row(i))
+					}
+					NNPacked(dst, 0.7, a, packed, j0)
+					kerneltest.CheckGuards(t, whole, m, n)
+					for i := range m {
+						if !slices.Equal(dst.Row(i), want.Row(i)) {
+							t.Fatalf("%v, %d threads: row %d is not that of a B that is not packed", s, threads, i)
+						}
+					}
+				}
+				if got := int64(4 * len(packed.words)); got != PackedBytes(k, n, p) {
+					t.Errorf("%v: %d bytes, said to be %d", s, got, PackedBytes(k, n, p))
+				}
+			}
+		}
+	})
+}
+
 func TestMatMulLower(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))

@@ -26,7 +26,7 @@ func productOfRows(t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tens
 func productOfRowsOn(workers int, t *tile.Tiling, dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix, mode mode) {
 	if !t.Pairs {
 		left := tile.ColsOf(a)
-		productOn(workers, t, alpha, &left, a.Rows, mode, result{dst, tile.ColsOf(b)})
+		productOn(workers, t, alpha, &left, a.Rows, mode, result{c: dst, b: tile.ColsOf(b)})
 		return
 	}
 	paired := *t
@@ -45,7 +45,7 @@ func productOfRowsOn(workers int, t *tile.Tiling, dst *tensor.Matrix, alpha floa
 			pb = pairRows(workers, t, buf[n*a.Cols:], b.View(r0, r1, 0, b.Cols))
 		}
 		left := tile.ColsOf(pa)
-		productOn(workers, &paired, alpha, &left, pa.Rows, mode, result{dst, tile.ColsOf(pb)})
+		productOn(workers, &paired, alpha, &left, pa.Rows, mode, result{c: dst, b: tile.ColsOf(pb)})
 	}
 }
 

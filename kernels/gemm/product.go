@@ -25,6 +25,9 @@ const packedWords = 4 << 20
 type result struct {
 	c *tensor.Matrix
 	b tile.Operand
+	// packed, where not nil, has B's strips, from its column from on.
+	packed *Packed
+	from   int
 }
 
 // product computes C = alpha·A·B for every result, summed over k elements, in the given mode.
@@ -151,6 +154,9 @@ func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 	// Transposition may write up to a vector's length of steps past the end of a strip.
 	n := (strips*r.KC + r.Lanes) * r.Strip()
 	scratch := r.Panel() * r.Strip()
+	if res.packed != nil {
+		n = 0
+	}
 	buf := words.Get(n + r.StagingWords() + scratch)
 	defer words.Put(buf)
 	packed, staging, tile := buf[:n], buf[n:n+r.StagingWords()], words.Floats(buf[n+r.StagingWords():])
@@ -160,6 +166,9 @@ func (r *pass) columns(res *result, j0, j1, p0, p1 int) {
 	}
 	for s0 := r.s0; s0 < end; s0 += r.KC {
 		s1 := min(s0+r.KC, end)
+		if res.packed != nil {
+			packed, strips = res.packed.block(res.from+j0, s0), 0
+		}
 		for i := range strips {
 			j := j0 + i*r.Strip()
 			r.PackB(&res.b, r.k, packed[i*(s1-s0)*r.Strip():], staging, j, min(j+r.Strip(), j1), s0, s1)

@@ -18,7 +18,7 @@ func (Serial) NN(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 		return
 	}
 	left := tile.RowsOf(a)
-	productOn(1, t, alpha, &left, a.Cols, add, result{dst, tile.ColsOf(b)})
+	productOn(1, t, alpha, &left, a.Cols, add, result{c: dst, b: tile.ColsOf(b)})
 }
 
 // TN sets dst += alpha·Aᵀ·B; A is k×m, B k×n, dst m×n.
@@ -41,5 +41,5 @@ func (Serial) NT(dst *tensor.Matrix, alpha float32, a, b *tensor.Matrix) {
 		return
 	}
 	left := tile.RowsOf(a)
-	productOn(1, t, alpha, &left, a.Cols, add, result{dst, tile.RowsOf(b)})
+	productOn(1, t, alpha, &left, a.Cols, add, result{c: dst, b: tile.RowsOf(b)})
 }

@@ -94,7 +94,7 @@ func sumOf(t *tile.Tiling, dst, a, b *tensor.Matrix, mode mode) {
 	switch {
 	case t != nil:
 		left := tile.ColsOf(a)
-		product(t, 1, &left, a.Rows, mode, result{dst, tile.ColsOf(b)})
+		product(t, 1, &left, a.Rows, mode, result{c: dst, b: tile.ColsOf(b)})
 	case mode == addLower:
 		syrkGo(dst, a)
 	default:
@@ -118,6 +118,6 @@ func sumOfPairs(t *tile.Tiling, dst, a, b *tensor.Matrix, mode mode) {
 	for r0 := 0; r0 < a.Rows; r0 += pairedRows / 2 {
 		r1 := min(r0+pairedRows/2, a.Rows)
 		left := tile.ColsOf(a.View(r0, r1, 0, a.Cols))
-		product(&paired, 1, &left, r1-r0, mode, result{dst, tile.ColsOf(b.View(r0, r1, 0, b.Cols))})
+		product(&paired, 1, &left, r1-r0, mode, result{c: dst, b: tile.ColsOf(b.View(r0, r1, 0, b.Cols))})
 	}
 }

@@ -148,6 +148,9 @@ func (c *Client) get(ctx context.Context, ref Ref, address string, want span, r 
 		var after time.Duration
 		switch {
 		case err != nil:
+			if refused, ok := errors.AsType[*redirectError](err); ok {
+				return nil, fmt.Errorf("hub: %s: %w", r.what, refused)
+			}
 			err = plainError(err)
 		case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
 			return resp, nil

@@ -125,9 +125,14 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	req.Header.Del("Referer")
 	switch {
 	case len(via) >= maxRedirects:
-		return fmt.Errorf("%d redirects", maxRedirects)
+		return &redirectError{first.Host, fmt.Sprintf("%d redirects", maxRedirects)}
 	case first.Scheme == "https" && req.URL.Scheme != "https":
-		return errors.New("a redirect from https to http")
+		return &redirectError{first.Host, "a redirect from https to http"}
 	}
 	return nil
 }
+
+// A redirectError is about redirects of a host that are not followed: asking again leads to the same.
+type redirectError struct{ host, what string }
+
+func (e *redirectError) Error() string { return e.host + ": " + e.what }

@@ -358,6 +358,11 @@ func TestRefusals(t *testing.T) {
 			return true
 		}
 	}
+	loop := func(w http.ResponseWriter, r *http.Request, _ string) bool {
+		w.Header().Set("Location", r.URL.RequestURI())
+		w.WriteHeader(http.StatusFound)
+		return true
+	}
 	gatedFile := func(w http.ResponseWriter, _ *http.Request, path string) bool {
 		if path == shard1 {
 			w.Header().Set("X-Error-Message", "Access to model acme/tiny is restricted")
@@ -379,6 +384,7 @@ func TestRefusals(t *testing.T) {
 		{"revision", nil, "", Ref{hubtest.Repo, "v9"}, []string{`acme/tiny: the repository has no revision "v9"`}},
 		{"gated", refuse(401, "GatedRepo"), "", ref, []string{"acme/tiny: the repository is gated: visit http", "/acme/tiny to be given access", "HF_TOKEN"}},
 		{"gated file", gatedFile, "hf_x", ref, []string{"the repository is gated", "the token of HF_TOKEN", "Access to model"}},
+		{"loop", loop, "", ref, []string{"acme/tiny: 127.0.0.1:", ": 10 redirects"}},
 		{"teapot", refuse(418, ""), "", ref, []string{"acme/tiny: 127.0.0.1", "418"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -38,12 +38,13 @@ func ParseTier(name string) (Tier, error) {
 			return Tier(t), nil
 		}
 	}
-	return 0, fmt.Errorf("kernels: unknown tier %q; there are %s", name, strings.Join(tierNames[:], ", "))
+	return 0, fmt.Errorf("unknown tier %q; there are %s", name, strings.Join(tierNames[:], ", "))
 }
 
 var tier atomic.Int32
 
-// TierEnv names the environment variable that caps the tier when the program starts.
+// TierEnv names the environment variable that caps the tier when the program starts. A value that is no tier's name has no effect here;
+// package main refuses it.
 const TierEnv = "LLMQ_CPU"
 
 func init() {

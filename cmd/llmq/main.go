@@ -23,6 +23,7 @@ import (
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/internal/mmap"
 	"github.com/llmq/llmq/internal/ui"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -133,6 +134,17 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 }
 
+// checkTier refuses a value of kernels.TierEnv that package kernels has passed over, as it names no tier.
+func checkTier(name string) error {
+	if name == "" {
+		return nil
+	}
+	if _, err := kernels.ParseTier(name); err != nil {
+		return usagef("%s: %v", kernels.TierEnv, err)
+	}
+	return nil
+}
+
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "llmq",
@@ -151,10 +163,15 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a limit not met, 130 interrup
 			}
 			return usagef("unknown command %q%s", args[0], didYouMean(args[0], commandNames(cmd), ""))
 		},
-		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return refuseEmpty(cmd.Flags()) },
-		SilenceErrors:     true,
-		SilenceUsage:      true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkTier(os.Getenv(kernels.TierEnv)); err != nil {
+				return err
+			}
+			return refuseEmpty(cmd.Flags())
+		},
+		SilenceErrors: true,
+		SilenceUsage:  true,
 	}
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/kernels"
 )
 
 const license = "../../LICENSE" // a text
@@ -104,6 +105,17 @@ func textFile(t *testing.T, name, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// TestTierName: a misspelt LLMQ_CPU does not leave the fastest instructions in use without a word.
+func TestTierName(t *testing.T) {
+	for value, code := range map[string]int{"AVX2": exitUsage, "avx2": exitOK, "": exitOK} {
+		t.Setenv(kernels.TierEnv, value)
+		r := llmq(t, "version")
+		if r.code != code || code != exitOK && !strings.Contains(r.stderr, `LLMQ_CPU: unknown tier "AVX2"; there are purego, `) {
+			t.Errorf("LLMQ_CPU=%s: exit %d, %q", value, r.code, r.stderr)
+		}
+	}
 }
 
 func TestUsage(t *testing.T) {

@@ -97,14 +97,17 @@ func ByName(name string) (*Type, error) {
 }
 
 // Substitute returns the type to use instead of t for rows of cols columns: t itself where its block divides them, else
-// the type of 32-column blocks that llama.cpp's llama-quant.cpp puts in its place, else F16.
+// one of 32-column blocks as in llama.cpp's llama-quant.cpp (for Q2_K and Q3_K the better one of the size, and Q1_0 besides),
+// else F16.
 func Substitute(t *Type, cols int) *Type {
 	if cols%t.BlockLen == 0 {
 		return t
 	}
 	switch t {
-	case Q2_K, Q3_K, IQ4_XS:
+	case Q2_K, Q3_K, IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_XS:
 		t = IQ4_NL
+	case TQ1_0, TQ2_0, Q1_0, Q2_0:
+		t = Q4_0
 	case Q4_K:
 		t = Q5_0
 	case Q5_K:

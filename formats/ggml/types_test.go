@@ -83,7 +83,8 @@ func TestSubstitute(t *testing.T) {
 		want *Type
 	}{
 		{Q4_K, 512, Q4_K}, {Q4_K, 320, Q5_0}, {Q4_K, 100, F16}, {Q5_K, 288, Q5_1}, {Q6_K, 32, Q8_0}, {Q2_K, 96, IQ4_NL},
-		{Q3_K, 96, IQ4_NL}, {IQ4_XS, 96, IQ4_NL}, {Q4_0, 48, F16}, {Q8_0, 31, F16}, {F32, 3, F32}, {BF16, 1, BF16},
+		{Q3_K, 96, IQ4_NL}, {IQ4_XS, 96, IQ4_NL}, {IQ2_S, 896, IQ4_NL}, {IQ1_M, 320, IQ4_NL}, {IQ3_XXS, 2880, IQ4_NL}, {IQ3_S, 100, F16},
+		{TQ2_0, 896, Q4_0}, {Q2_0, 96, Q4_0}, {Q2_0, 320, Q2_0}, {Q1_0, 64, Q4_0}, {Q4_0, 48, F16}, {Q8_0, 31, F16}, {F32, 3, F32}, {BF16, 1, BF16},
 	} {
 		if got := Substitute(c.typ, c.cols); got != c.want {
 			t.Errorf("Fallback(%s, %d) = %s, want %s", c.typ, c.cols, got, c.want)

@@ -146,6 +146,10 @@ func (g *gen) updateTiles() {
 				for h := range vecs {
 					g.VMOVUPS(at(x, lane*row+32*h), vecX(h))
 				}
+				if cols == tall {
+					// Rows are too far apart for the processor to see the next columns coming.
+					g.PREFETCHT0(element(row, 2*tall-1))
+				}
 				for j := range cols {
 					t := v.reg(vecs*tall + vecs + j%2)
 					g.VBROADCASTSS(element(row, j), t)

@@ -382,11 +382,11 @@ func (g *gen) q8TileAVX2(v q8Variant, bits int) {
 	g.q8Store(avx2, tokens, vecs, dst, rowC, step, c, func(int) reg.VecPhysical { return temp })
 }
 
-// q8TileWide computes half a panel by a strip, of levels of eight bits. Their products do not fit VPMADDUBSW's 16 bits in pairs, unless
+// q8TileWide computes a panel by half a strip, of levels of eight bits. Their products do not fit VPMADDUBSW's 16 bits in pairs, unless
 // signs move from levels to inputs for each token, so that both are widened to 16 bits before, once for many products: VPMADDWD and
 // VPADDD then do 16 of them. 12 sums of integers take most registers, and C stays on the stack.
 func (g *gen) q8TileWide(v q8Variant) {
-	const tokens, vecs = q8Tokens / 2, 4
+	const tokens, vecs = q8Tokens, 2
 	doc := q8Doc(tokens, vecs*8)
 	doc[1] = "Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together."
 	g.function("q8"+v.name+"WideAVX2", q8Signature, append(doc[:2], append([]string{""}, doc[2:]...)...)...)
@@ -397,8 +397,8 @@ func (g *gen) q8TileWide(v q8Variant) {
 	y := avx2.reg
 	acc := func(t, j int) reg.VecPhysical { return y(vecs*t + j) }
 	c := func(t, j int) operand.Mem { return local.Offset(32 * (vecs*t + j)) }
-	in := func(t int) reg.VecPhysical { return y(vecs*tokens + t) }
-	temp := y(vecs*tokens + tokens)
+	vecW := func(j int) reg.VecPhysical { return y(vecs*tokens + j) }
+	in, temp := y(vecs*tokens+vecs), y(vecs*tokens+vecs+1)
 	word := func(i, t int) operand.Mem { return at(sums, 4*(q8Tokens*i+t)) }
 	g.zero(avx2, temp)
 	for t := range tokens {
@@ -411,29 +411,29 @@ func (g *gen) q8TileWide(v q8Variant) {
 	g.Label("group")
 	for part := range v.parts {
 		for t := range tokens {
-			for j := range vecs {
-				g.VPBROADCASTD(word(v.parts, t), acc(t, j))
-			}
+			g.VPBROADCASTD(word(v.parts, t), acc(t, 0))
+			g.VMOVDQA(acc(t, 0), acc(t, 1))
 		}
 		for s := part * steps; s < (part+1)*steps; s++ {
-			for t := range tokens {
-				g.VPBROADCASTD(at(x, 2*q8Group*t+4*s), in(t))
-			}
 			for j := range vecs {
-				for t := range tokens {
-					g.VPMADDWD(at(w, 4*q8Outputs*s+32*j), in(t), temp)
-					g.VPADDD(temp, acc(t, j), acc(t, j))
-				}
+				g.VMOVDQU(at(w, 4*q8Outputs*s+32*j), vecW(j))
 			}
-		}
-		for t := range tokens {
-			g.VPBROADCASTD(word(v.parts, t), in(t))
+			for t := range tokens {
+				g.VPBROADCASTD(at(x, 2*q8Group*t+4*s), in)
+				g.VPMADDWD(in, vecW(0), temp)
+				g.VPADDD(temp, acc(t, 0), acc(t, 0))
+				g.VPMADDWD(in, vecW(1), in)
+				g.VPADDD(in, acc(t, 1), acc(t, 1))
+			}
 		}
 		for j := range vecs {
-			g.VMOVUPS(at(scale, part*rowScale+32*j), temp)
-			for t := range tokens {
-				g.VSUBPS(in(t), acc(t, j), acc(t, j))
-				g.VFMADD213PS(c(t, j), temp, acc(t, j))
+			g.VMOVUPS(at(scale, part*rowScale+32*j), vecW(j))
+		}
+		for t := range tokens {
+			g.VBROADCASTSS(word(v.parts, t), in)
+			for j := range vecs {
+				g.VSUBPS(in, acc(t, j), acc(t, j))
+				g.VFMADD213PS(c(t, j), vecW(j), acc(t, j))
 				g.VMOVUPS(acc(t, j), c(t, j))
 			}
 		}
@@ -449,7 +449,7 @@ func (g *gen) q8TileWide(v q8Variant) {
 			g.VMOVUPS(c(t, j), acc(t, j))
 		}
 	}
-	g.q8Store(avx2, tokens, vecs, dst, rowC, step, acc, in)
+	g.q8Store(avx2, tokens, vecs, dst, rowC, step, acc, func(int) reg.VecPhysical { return temp })
 }
 
 // q8Widen makes bytes numbers of 16 bits.

@@ -26,10 +26,10 @@ var (
 	}
 	tierAVX2 = kernelSet{
 		tile: [2][2]q8Tiles{{
-			{quarters(q8Group32Bits4AVX2), quarters(q8Group32Bits6AVX2), panelHalves(q8Group32WideAVX2)},
+			{quarters(q8Group32Bits4AVX2), quarters(q8Group32Bits6AVX2), halves(q8Group32WideAVX2)},
 			{quarters(q8Group32MinBits4AVX2), quarters(q8Group32MinBits6AVX2)},
 		}, {
-			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), panelHalves(q8Group16WideAVX2)},
+			{quarters(q8Group16Bits4AVX2), quarters(q8Group16Bits6AVX2), halves(q8Group16WideAVX2)},
 			{quarters(q8Group16MinBits4AVX2)},
 		}},
 		tokens: q8Tokens, largest: q8LargestAVX2, codes: q8RoundAVX2, widen: q8WidenAVX2, lower: q8LowerAVX2, lanes: 8,
@@ -59,15 +59,6 @@ func quarters(quarter q8Tile) q8Tile {
 					after(after(c, o), t*rowC/4), rowC, after(step, t), add)
 			}
 		}
-	}
-}
-
-// panelHalves makes a tile of two calls for half a panel of codes of 16 bits each.
-func panelHalves(half q8Tile) q8Tile {
-	const tokens = q8Tokens / 2
-	return func(panels, groups int, x, sums, w *uint32, scale, c *float32, rowC int, step *float32, add bool) {
-		half(panels, groups, x, sums, w, scale, c, rowC, step, add)
-		half(panels, groups, after(x, tokens*q8Group/2), after(sums, tokens), w, scale, after(c, tokens*rowC/4), rowC, after(step, tokens), add)
 	}
 }
 

@@ -94,7 +94,7 @@ func q8Group32Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 //go:noescape
 func q8Group32Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group32WideAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×32.
+// q8Group32WideAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
 // Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and
@@ -140,7 +140,7 @@ func q8Group16Bits4AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint
 //go:noescape
 func q8Group16Bits6AVX2(panels int, groups int, x *uint32, sums *uint32, w *uint32, scale *float32, c *float32, rowC int, step *float32, add bool)
 
-// q8Group16WideAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 3×32.
+// q8Group16WideAVX2 sets C = step·X·Wᵀ, or C += step·X·Wᵀ if add, for each of a number of panels; C is 6×16.
 // Codes and levels are of 16 bits, the latter without an offset; two columns' levels of an output are together.
 //
 // A group of 32 columns has its codes at x and its sums at sums, as q8Inputs lays them out, and its levels at w and

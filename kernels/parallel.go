@@ -13,8 +13,21 @@ var spare struct {
 	n atomic.Int32
 }
 
-// Processors is how many goroutines computations are spread over: runtime.GOMAXPROCS(0), but for Spare.
-func Processors() int { return max(1, runtime.GOMAXPROCS(0)-int(min(spare.n.Load(), 1))) }
+// beside counts the computations that go on beside another one: Divide.
+var beside atomic.Int32
+
+// Processors is how many goroutines computations are spread over: runtime.GOMAXPROCS(0), but for Spare and Divide.
+func Processors() int {
+	n := 1 + int(beside.Load())
+	return max(1, (runtime.GOMAXPROCS(0)-int(min(spare.n.Load(), 1))+n-1)/n)
+}
+
+// Divide says that n computations go on side by side until end is called: each of them is spread over its share of the processors. Small ones
+// then wait for each other once, where by themselves they would wait after each of their steps.
+func Divide(n int) (end func()) {
+	beside.Add(int32(n - 1))
+	return sync.OnceFunc(func() { beside.Add(int32(1 - n)) })
+}
 
 // Spare lets one more goroutine run beside those that compute, so that a message is answered while all processors are at work: the
 // operating system gives it a processor at once, where Go's scheduler has it wait for some 10 ms each time. It ends with the call of

@@ -231,7 +231,7 @@ func TestGradientsTogether(t *testing.T) {
 			}
 			return o
 		}
-		want, got := run(1, (*backwardPass).byLayer), run(3, (*backwardPass).together)
+		want, got := run(1, (*backwardPass).byLayer), run(3, func(b *backwardPass) error { return b.together(3) })
 		if got.rep.Linears != want.rep.Linears || got.rep.Skipped != want.rep.Skipped || got.predicted != want.predicted || want.rep.Linears == 0 {
 			t.Errorf("together %+v, layer by layer %+v", got.rep, want.rep)
 		}

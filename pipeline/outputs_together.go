@@ -1,10 +1,14 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/llmq/llmq/internal/states"
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/tensor"
 )
 
 // A small model's layers are all held at once: a batch then goes through them and back before the next one comes, and the way back
@@ -28,7 +32,7 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 	if p.Recipe.OutputHessian == OutputHessianAuto {
 		copies = 2 // of the gradients that judge
 	}
-	var held, kept int64 // for all tokens, and for each
+	var held int64 // for all tokens
 	for i := range m.Layers() {
 		for _, s := range m.Shape(i) {
 			if s.Expert >= 0 {
@@ -37,11 +41,9 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 			for _, out := range s.Out {
 				held += 4*int64(s.In)*int64(out) + copies*outputBytes(out, m.Dim, false)
 			}
-			kept += 4 * int64(s.In)
 		}
-		kept += 4 * (m.Computed(i) + 2*int64(m.Dim))
 	}
-	waiting := stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
+	kept, waiting := keptBytes(m), waitingBytes(m, tokens)
 	for batch = min(batchOf(m), tokensAtOnce); batch >= leastTokens; batch /= 2 {
 		if bytes = held + kept*int64(batch); bytes <= min(waiting, togetherBytes) {
 			return batch, bytes
@@ -50,14 +52,100 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 	return 0, 0
 }
 
-// together stores the Hessians of all layers' outputs, all of them a batch at a time.
-func (b *backwardPass) together() error {
-	seqLen := b.opt.Calib.SeqLen
-	if err := b.m.CheckLength(seqLen); err != nil {
+// keptBytes is what a token that passes through all layers leaves for its way back.
+func keptBytes(m *model.Model) int64 {
+	var kept int64
+	for i := range m.Layers() {
+		for _, s := range m.Shape(i) {
+			kept += 4 * int64(s.In)
+		}
+		kept += 4 * (m.Computed(i) + 2*int64(m.Dim))
+	}
+	return kept
+}
+
+// waitingBytes is the hidden states of so many tokens that wait where layers are taken one by one.
+func waitingBytes(m *model.Model, tokens int) int64 {
+	return stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
+}
+
+// side is how many batches of so many tokens go through all layers side by side, on as many processors: as many as there are, and as
+// fit in what layers taken one by one would have waiting. Small products leave processors waiting for each other.
+func side(m *model.Model, tokens, batch int, bytes int64) int {
+	most := min(kernels.Processors(), (tokens+batch-1)/batch)
+	left := min(waitingBytes(m, tokens), togetherBytes) - bytes
+	return max(1, min(most, 1+int(left/(keptBytes(m)*int64(batch)))))
+}
+
+// turns has batches add to sums in order, whichever comes there first.
+type turns struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	next    map[*outputSums]int // the batch that is to add
+	err     error
+}
+
+func newTurns() *turns {
+	t := &turns{next: map[*outputSums]int{}}
+	t.changed.L = &t.mu
+	return t
+}
+
+// take calls add when all batches before this one have added to s. After end it returns the error.
+func (t *turns) take(s *outputSums, batch int, add func() error) error {
+	t.mu.Lock()
+	for t.err == nil && t.next[s] != batch {
+		t.changed.Wait()
+	}
+	err := t.err
+	t.mu.Unlock()
+	if err == nil {
+		err = add()
+	}
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.next[s]++
+	t.mu.Unlock()
+	t.changed.Broadcast()
+	return nil
+}
+
+// end has all who wait return an error: the first one counts.
+func (t *turns) end(err error) {
+	t.mu.Lock()
+	if t.err == nil {
+		t.err = err
+	}
+	t.mu.Unlock()
+	t.changed.Broadcast()
+}
+
+// failed is the error of end.
+func (t *turns) failed() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// errBatch is what others hear of a batch that has panicked.
+var errBatch = errors.New("a batch that goes through the layers beside this one has panicked")
+
+// traveller is what a batch has on its way through all layers and back: a state for each, and scratch memory.
+type traveller struct {
+	forth []*model.State
+	st    *model.State
+	d     []model.Differential
+}
+
+// together stores the Hessians of all layers' outputs, all of them a batch at a time, so many batches side by side.
+func (b *backwardPass) together(side int) error {
+	if err := b.m.CheckLength(b.opt.Calib.SeqLen); err != nil {
 		return err
 	}
 	n := b.m.Layers()
-	layers, forth, sums := make([]*model.Layer, n), make([]*model.State, n), make([]map[string]*outputSums, n)
+	layers, sums := make([]*model.Layer, n), make([]map[string]*outputSums, n)
 	for i := range n {
 		l, err := b.m.LoadLayer(i)
 		if err != nil {
@@ -67,43 +155,84 @@ func (b *backwardPass) together() error {
 		if err := l.Decode(); err != nil {
 			return err
 		}
-		layers[i], forth[i], sums[i] = l, b.m.NewState(), b.sums(b.linears(l))
+		layers[i], sums[i] = l, b.sums(b.linears(l))
 	}
 	h, err := b.m.LoadHead()
 	if err != nil {
 		return err
 	}
 	defer h.Release()
-	d := make([]model.Differential, n)
-	for batch := range b.of.batches() {
-		lo, hi := b.of.sequences(batch)
-		b.opt.Progress.Item(fmt.Sprintf("gradients: sequence %d/%d", lo+1, len(b.seqs)))
-		x := b.st.Scratch("states", (hi-lo)*seqLen, b.m.Width)
-		for i, seq := range b.seqs[lo:hi] {
-			if err := b.m.Embed(x.View(i*seqLen, (i+1)*seqLen, 0, x.Cols), seq, seqLen, nil); err != nil {
-				return err
-			}
+	free, all := make(chan *traveller, side), make([]*traveller, side)
+	for k := range all {
+		all[k] = &traveller{st: b.m.NewState(), d: make([]model.Differential, n)}
+		for range n {
+			all[k].forth = append(all[k].forth, b.m.NewState())
 		}
-		for i, l := range layers {
-			states.Round(x)
-			if err := l.Forth(b.ctx, forth[i], x, seqLen); err != nil {
-				return fmt.Errorf("gradients: layer %d: %w", i, err)
-			}
+		free <- all[k]
+	}
+	order := newTurns()
+	b.sideBySide(side, func(batch int) {
+		if order.failed() != nil {
+			return
 		}
-		dx := b.st.Scratch("gradient", x.Rows, x.Cols)
-		b.headBatch(h, b.st, lo*seqLen, dx, x)
-		for i := n - 1; i >= 0; i-- {
-			d[i].See = b.see(sums[i], b.of.heldFrom(batch))
-			if i == 0 { // nobody wants the gradient at the embeddings
-				d[i].Only = func(*model.Linear) bool { return true }
+		w, err := <-free, errBatch
+		defer func() {
+			if err != nil {
+				order.end(err)
 			}
-			if err := layers[i].BackFrom(b.ctx, b.st, forth[i], dx, &d[i]); err != nil {
-				return fmt.Errorf("gradients: layer %d: %w", i, err)
-			}
-		}
+			free <- w
+		}()
+		err = b.travel(w, batch, layers, h, sums, order)
+	})
+	if err := order.failed(); err != nil {
+		return err
 	}
 	for i := n - 1; i >= 0; i-- {
-		if err := b.finishLayer(i, b.linears(layers[i]), sums[i], d[i].Opaque); err != nil {
+		if err := b.finishLayer(i, b.linears(layers[i]), sums[i], all[0].d[i].Opaque); err != nil {
+			return fmt.Errorf("gradients: layer %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// sideBySide calls f for all batches, in order, so many at a time.
+func (b *backwardPass) sideBySide(side int, f func(batch int)) {
+	defer kernels.Divide(side)()
+	kernels.Spread(b.of.batches(), side, f)
+}
+
+// travel takes a batch through all layers and back, and adds its gradients to the sums.
+func (b *backwardPass) travel(w *traveller, batch int, layers []*model.Layer, h *model.Head, sums []map[string]*outputSums, order *turns) error {
+	seqLen := b.opt.Calib.SeqLen
+	lo, hi := b.of.sequences(batch)
+	b.opt.Progress.Item(fmt.Sprintf("gradients: sequence %d/%d", lo+1, len(b.seqs)))
+	x := w.st.Scratch("states", (hi-lo)*seqLen, b.m.Width)
+	for i, seq := range b.seqs[lo:hi] {
+		if err := b.m.Embed(x.View(i*seqLen, (i+1)*seqLen, 0, x.Cols), seq, seqLen, nil); err != nil {
+			return err
+		}
+	}
+	for i, l := range layers {
+		states.Round(x)
+		if err := l.Forth(b.ctx, w.forth[i], x, seqLen); err != nil {
+			return fmt.Errorf("gradients: layer %d: %w", i, err)
+		}
+	}
+	dx := w.st.Scratch("gradient", x.Rows, x.Cols)
+	b.headBatch(h, w.st, lo*seqLen, dx, x)
+	for i := len(layers) - 1; i >= 0; i-- {
+		d, see := &w.d[i], b.see(sums[i], b.of.heldFrom(batch))
+		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
+			s := sums[i][lin.ID()]
+			if s == nil {
+				return nil
+			}
+			return order.take(s, batch, func() error { return see(lin, dy, tokens) })
+		}
+		if i == 0 { // nobody wants the gradient at the embeddings
+			d.Only = func(*model.Linear) bool { return true }
+		}
+		if err := layers[i].BackFrom(b.ctx, w.st, w.forth[i], dx, d); err != nil {
 			return fmt.Errorf("gradients: layer %d: %w", i, err)
 		}
 	}

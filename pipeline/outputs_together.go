@@ -77,36 +77,37 @@ func side(m *model.Model, tokens, batch int, bytes int64) int {
 	return max(1, min(most, 1+int(left/(keptBytes(m)*int64(batch)))))
 }
 
-// turns has batches add to sums in order, whichever comes there first.
+// turns has batches add to the sums of a layer in order, whichever comes there first.
 type turns struct {
 	mu      sync.Mutex
 	changed sync.Cond
-	next    map[*outputSums]int // the batch that is to add
+	next    []int // of each layer, the batch that may add
 	err     error
 }
 
-func newTurns() *turns {
-	t := &turns{next: map[*outputSums]int{}}
+func newTurns(layers int) *turns {
+	t := &turns{next: make([]int, layers)}
 	t.changed.L = &t.mu
 	return t
 }
 
-// take calls add when all batches before this one have added to s. After end it returns the error.
-func (t *turns) take(s *outputSums, batch int, add func() error) error {
+// wait returns when all batches before this one have passed the layer, or end's error.
+func (t *turns) wait(layer, batch int) error {
 	t.mu.Lock()
-	for t.err == nil && t.next[s] != batch {
+	defer t.mu.Unlock()
+	for t.err == nil && t.next[layer] != batch {
 		t.changed.Wait()
 	}
-	err := t.err
-	t.mu.Unlock()
-	if err == nil {
-		err = add()
-	}
-	if err != nil {
+	return t.err
+}
+
+// pass says that the batch has passed the layer, when all before it have.
+func (t *turns) pass(layer, batch int) error {
+	if err := t.wait(layer, batch); err != nil {
 		return err
 	}
 	t.mu.Lock()
-	t.next[s]++
+	t.next[layer]++
 	t.mu.Unlock()
 	t.changed.Broadcast()
 	return nil
@@ -170,7 +171,7 @@ func (b *backwardPass) together(side int) error {
 		}
 		free <- all[k]
 	}
-	order := newTurns()
+	order := newTurns(n)
 	b.sideBySide(side, func(batch int) {
 		if order.failed() != nil {
 			return
@@ -223,17 +224,19 @@ func (b *backwardPass) travel(w *traveller, batch int, layers []*model.Layer, h 
 	for i := len(layers) - 1; i >= 0; i-- {
 		d, see := &w.d[i], b.see(sums[i], b.of.heldFrom(batch))
 		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
-			s := sums[i][lin.ID()]
-			if s == nil {
-				return nil
+			if err := order.wait(i, batch); err != nil {
+				return err
 			}
-			return order.take(s, batch, func() error { return see(lin, dy, tokens) })
+			return see(lin, dy, tokens)
 		}
 		if i == 0 { // nobody wants the gradient at the embeddings
 			d.Only = func(*model.Linear) bool { return true }
 		}
 		if err := layers[i].BackFrom(b.ctx, w.st, w.forth[i], dx, d); err != nil {
 			return fmt.Errorf("gradients: layer %d: %w", i, err)
+		}
+		if err := order.pass(i, batch); err != nil {
+			return err
 		}
 	}
 	return nil

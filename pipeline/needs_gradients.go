@@ -64,10 +64,9 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientN
 	const finishing = 3
 	g.memory = states + max(forth*batch, sums+back*batch+weights, sums+finishing*judging, p.headNeeds(m, batch))
 	if n, held := p.tokensTogether(m, tokens); n > 0 {
-		more := int64(side(m, tokens, n, held) - 1) // batches that go beside the one that held counts
-		n := int64(n)
-		states, each := 2*stateBytes(int(n), m.Width), max(back*n+weights, p.headNeeds(m, n))
-		g.memory = max(g.memory, held+more*(keptBytes(m)*n+states+each)+states+max(finishing*judging, each))
+		more := int64(p.side(m, tokens, n) - 1) // batches that go beside the one that held counts
+		each := p.travellerBytes(m, n)
+		g.memory = max(g.memory, held+more*each+max(each-keptBytes(m)*int64(n), 2*stateBytes(n, m.Width)+finishing*judging))
 	}
 	return g
 }

@@ -57,7 +57,7 @@ func (p *passage) gradients() error {
 	p.found.outputs = o
 	seqs := gradientSequences(set)
 	o.rep.Tokens = len(seqs) * set.SeqLen
-	batch, bytes := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens()))
+	batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens()))
 	together := batch >= set.SeqLen
 	if !together {
 		batch = backTokens(p.m)
@@ -67,7 +67,7 @@ func (p *passage) gradients() error {
 	case p.opt.Engine != nil:
 		err = b.byUnits(p)
 	case together:
-		err = b.together(side(p.m, gradientTokens(set.Tokens()), batch, bytes))
+		err = b.together(p.plan.side(p.m, gradientTokens(set.Tokens()), batch))
 	default:
 		err = b.byLayer()
 	}

@@ -269,6 +269,24 @@ func TestTokensTogether(t *testing.T) {
 	if n, _ := p.tokensTogether(m, 2048); n != 0 {
 		t.Errorf("of 2048 tokens %d at a time", n)
 	}
+	// Batches beside the first are as many as processors, as far as sideBytes go, and their memory is foreseen.
+	was := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(was)
+	needs := map[int]int64{}
+	for _, c := range []struct{ processors, want int }{{1, 1}, {2, 2}, {64, 1 + int(sideBytes/p.travellerBytes(m, batch))}} {
+		runtime.GOMAXPROCS(c.processors)
+		if got := p.side(m, 65536, batch); got != c.want {
+			t.Errorf("%d processors: %d batches side by side, want %d", c.processors, got, c.want)
+		}
+		needs[c.processors] = p.gradientNeeds(m, 65536, 1).memory
+	}
+	if more := needs[64] - needs[1]; more < sideBytes/2 || more > sideBytes {
+		t.Errorf("batches side by side take %d bytes more, of at most %d", more, sideBytes)
+	}
+	runtime.GOMAXPROCS(8)
+	if got := p.side(m, 3*batch/2, batch); got > 2 {
+		t.Errorf("%d of two batches side by side", got)
+	}
 	p, m = plan(wide(256, 256, 8))
 	if n, _ := p.tokensTogether(m, 65536); n != 0 {
 		t.Errorf("experts: %d tokens at a time", n)

@@ -11,12 +11,15 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// A small model's layers are all held at once: a batch then goes through them and back before the next one comes, and the way back
-// takes what the way forth has computed. Layer by layer every layer would be computed twice, and the hidden states before each
+// A small model's layers are all held at once: batches then go through them and back, several side by side, and the way back takes what
+// the way forth has computed. Layer by layer every layer would be computed twice, and the hidden states before each
 // of them wait in memory or on disk. Both ways sum the same gradients, bit for bit, in batches of the same size.
 
 // togetherBytes bounds what is held of layers that are taken together. The hidden states that need not wait then bound it, too.
 const togetherBytes = 256 << 20
+
+// sideBytes bounds what batches take that go beside another one.
+const sideBytes = 192 << 20
 
 // tokensAtOnce is the most tokens that are taken together. Of 1024 a processor's cache still has much of what one derivative leaves to the
 // next: gopher-4m's gradients take 6% less processor time than with 2048 (five runs each, 5.98 to 8.9 and 6.36 to 9.2 seconds).
@@ -43,7 +46,8 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 			}
 		}
 	}
-	kept, waiting := keptBytes(m), waitingBytes(m, tokens)
+	kept := keptBytes(m)
+	waiting := stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
 	for batch = min(batchOf(m), tokensAtOnce); batch >= leastTokens; batch /= 2 {
 		if bytes = held + kept*int64(batch); bytes <= min(waiting, togetherBytes) {
 			return batch, bytes
@@ -64,17 +68,18 @@ func keptBytes(m *model.Model) int64 {
 	return kept
 }
 
-// waitingBytes is the hidden states of so many tokens that wait where layers are taken one by one.
-func waitingBytes(m *model.Model, tokens int) int64 {
-	return stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
+// travellerBytes is what a batch of so many tokens that goes through all layers takes beside what these take themselves: what it leaves for
+// its way back, its hidden states and gradients, and what a layer or the head computes of it.
+func (p *Plan) travellerBytes(m *model.Model, n int) int64 {
+	_, back, weights := p.backHeld(m)
+	return keptBytes(m)*int64(n) + 2*stateBytes(n, m.Width) + max(back*int64(n)+weights, p.headNeeds(m, int64(n)))
 }
 
-// side is how many batches of so many tokens go through all layers side by side, on as many processors: as many as there are, and as
-// fit in what layers taken one by one would have waiting. Small products leave processors waiting for each other.
-func side(m *model.Model, tokens, batch int, bytes int64) int {
+// side is how many batches of so many tokens go through all layers side by side, on as many processors: as many as there are, and as take
+// no more than sideBytes beside the first. Small products leave processors waiting for each other.
+func (p *Plan) side(m *model.Model, tokens, batch int) int {
 	most := min(kernels.Processors(), (tokens+batch-1)/batch)
-	left := min(waitingBytes(m, tokens), togetherBytes) - bytes
-	return max(1, min(most, 1+int(left/(keptBytes(m)*int64(batch)))))
+	return max(1, min(most, 1+int(sideBytes/p.travellerBytes(m, batch))))
 }
 
 // turns has batches add to the sums of a layer in order, whichever comes there first.

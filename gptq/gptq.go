@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/columns"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/linalg"
 	"github.com/llmq/llmq/quant"
@@ -66,11 +67,12 @@ type Factor struct {
 	unit     int            // columns of a unit are neighbours in order
 
 	mu      sync.Mutex
-	windows map[quant.Grid][]*window // of refine, by grid
-	units   []unitTriangle           // of sweepWords, by position
-	free    [][]float32              // what bands have worked in
-	joints  map[quant.Grid]*joint    // of blocks of coupled rows, by grid
-	packs   bool                     // many bands of few rows come: what their products share is packed once
+	windows map[quant.Grid][]*window   // of refine, by grid
+	units   []unitTriangle             // of sweepWords, by position
+	panels  map[[2]int]*columns.Panels // of sweep, by the positions of a window
+	free    [][]float32                // what bands have worked in
+	joints  map[quant.Grid]*joint      // of blocks of coupled rows, by grid
+	packs   bool                       // many bands of few rows come: what their products share is packed once
 	shared  map[packedKey]*gemm.Packed
 }
 
@@ -165,6 +167,20 @@ func unitOf(g quant.Grid) int {
 		return words.Unit()
 	}
 	return 1
+}
+
+// panelsOf returns the factor at positions [i0,i1), which it packs once.
+func (f *Factor) panelsOf(i0, i1 int) *columns.Panels {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := [2]int{i0, i1}
+	if f.panels[key] == nil {
+		if f.panels == nil {
+			f.panels = map[[2]int]*columns.Panels{}
+		}
+		f.panels[key] = columns.NewPanels(f.l.Data[i0*f.l.Stride+i0:], f.l.Stride, i1-i0, i1-i0)
+	}
+	return f.panels[key]
 }
 
 // damped returns the damped Hessian of columns [c0,c1).

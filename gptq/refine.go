@@ -144,6 +144,7 @@ func (f *Factor) windowsOf(g quant.Grid) []*window {
 	for i0, n := 0, f.h.Rows; i0 < n; i0 += windowColumns(g) {
 		i1 := min(i0+windowColumns(g), n)
 		at := &window{i0: i0, i1: i1, h: f.damped(i0, i1)}
+		at.panels = columns.NewPanels(at.h.Data, at.h.Stride, at.h.Rows, at.h.Cols)
 		switch g := g.(type) {
 		case *quant.Affine:
 			at.sums = groupSums(at.h, g)
@@ -196,7 +197,7 @@ func (t *rowLanes) lanes() *rowLanes { return t }
 // spread tells columns [from,to) what the columns from c on have lost.
 func (t *rowLanes) spread(c int, lost []kernels.Lane, from, to int) {
 	if from < to {
-		columns.Update(t.grad[from:to], t.h.Data[c*t.h.Stride+from:], t.h.Stride, lost)
+		t.panels.Update(t.grad[from:to], c, from, lost, false)
 	}
 }
 
@@ -238,9 +239,10 @@ func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, los
 // window is the part of the Hessian in which columns [i0,i1), some whole blocks, meet each other.
 type window struct {
 	i0, i1 int
-	h      *tensor.Matrix // damped
-	sums   *tensor.Matrix // h's groupSums, for codes
-	units  []*unitMetric  // h's, for words
+	h      *tensor.Matrix  // damped
+	panels *columns.Panels // the same
+	sums   *tensor.Matrix  // h's groupSums, for codes
+	units  []*unitMetric   // h's, for words
 }
 
 // groupSums returns S, groups×columns: S[k][c] = Σ h[c][j] over the columns j of group k in c's own block.
@@ -359,10 +361,15 @@ func (t *descent) codes(k, c0 int) int {
 	lost, levels := t.hs, t.scaled // free by now
 	for m0 := lo; m0 < hi; m0 += eagerColumns {
 		m1 := min(m0+eagerColumns, hi)
-		for j := m0; j < m1; j++ {
-			row := t.h.Row(c0 + j)
-			t.round(&levels[j], &lost[j], j, k, &t.grad[c0+j], 1/row[c0+j])
-			columns.Update(t.grad[c0+j+1:c0+m1], row[c0+j+1:], 0, lost[j:j+1])
+		if g.Codebook == nil {
+			columns.RoundInTurn(levels[m0:m1], lost[m0:m1], t.values[m0:m1], t.grad[c0+m0:c0+m1], t.h.Data[(c0+m0)*(t.h.Stride+1):], t.h.Stride,
+				t.scale[k:], t.minimum[k:], &oneGroup, int8(g.CodeMin), int8(g.CodeMax), false)
+		} else {
+			for j := m0; j < m1; j++ {
+				row := t.h.Row(c0 + j)
+				t.round(&levels[j], &lost[j], j, k, &t.grad[c0+j], 1/row[c0+j])
+				columns.Update(t.grad[c0+j+1:c0+m1], row[c0+j+1:], 0, lost[j:j+1])
+			}
 		}
 		t.spread(c0+m0, lost[m0:m1], c0+m1, c0+hi)
 	}
@@ -382,6 +389,9 @@ func (t *descent) codes(k, c0 int) int {
 	return moved
 }
 
+// oneGroup says that all columns are of the same group.
+var oneGroup [eagerColumns]int
+
 // code returns the code of a level.
 func (t *descent) code(level float32) int8 {
 	if t.g.Codebook == nil {
@@ -390,14 +400,9 @@ func (t *descent) code(level float32) int8 {
 	return t.g.NearestLevel(level)
 }
 
-// round finds the levels with which column j's error is least, and what the column then loses.
+// round finds the levels of a codebook with which column j's error is least, and what the column then loses.
 func (t *descent) round(level, lost *kernels.Lane, j, k int, grad *kernels.Lane, inverse float32) {
 	g := t.g
-	if g.Codebook == nil {
-		columns.Round(level, lost, &t.values[j], grad, inverse, &t.scale[k], &t.minimum[k], int8(g.CodeMin),
-			int8(g.CodeMax))
-		return
-	}
 	for i, v := range t.values[j] {
 		scale, minimum := t.scale[k][i], t.minimum[k][i]
 		level[i] = g.Level(g.Nearest(v+float32(inverse*grad[i]), scale, minimum))
@@ -411,7 +416,7 @@ func (t *descent) scales(k, c0 int) int {
 	lo, hi := k*g.Group, (k+1)*g.Group
 	level, grad, hs, sums := t.level[lo:hi], t.grad[c0+lo:c0+hi], t.hs[lo:hi], t.sums.Row(k)[c0+lo:c0+hi]
 	clear(hs)
-	columns.Update(hs, t.h.Data[(c0+lo)*t.h.Stride+c0+lo:], t.h.Stride, level)
+	t.panels.Update(hs, c0+lo, c0+lo, level, false)
 	p, q := columns.Dot(level, grad), columns.Dot(t.unit, grad)
 	a, b := columns.Dot(level, hs), columns.Dot(t.unit, hs)
 	var c float64
@@ -459,7 +464,7 @@ func (t *descent) super(c0 int) int {
 		columns.Decode(t.scaled[lo:hi], t.level[lo:hi], &t.sc[k], &zero)
 	}
 	clear(t.hs)
-	columns.Update(t.hs, t.h.Data[c0*t.h.Stride+c0:], t.h.Stride, t.scaled)
+	t.panels.Update(t.hs, c0, c0, t.scaled, false)
 	p, a := columns.Dot(t.scaled, grad), columns.Dot(t.scaled, t.hs)
 	var q, b, c kernels.Lane
 	if g.HasMinimum() {

@@ -120,7 +120,7 @@ func (t *wordDescent) groupScale(k, c0 int) int {
 func (t *wordDescent) move(lo, hi, c0 int, scaled []kernels.Lane, choose func(i int, e *quant.Quadratic) (down float32)) int {
 	grad, hs := t.grad[c0+lo:c0+hi], t.hs[lo:hi]
 	clear(hs)
-	columns.Update(hs, t.h.Data[(c0+lo)*t.h.Stride+c0+lo:], t.h.Stride, scaled)
+	t.panels.Update(hs, c0+lo, c0+lo, scaled, false)
 	p, a := columns.Dot(scaled, grad), columns.Dot(scaled, hs)
 	var down kernels.Lane
 	moved := 0

@@ -11,11 +11,14 @@ import (
 func columns(g *gen) {
 	for _, v := range []isa{avx2, avx512} {
 		g.roundLanes(v)
+		g.roundInTurn(v, false)
+		g.roundInTurn(v, true)
 		g.decodeLanes(v)
 		g.shiftLanes(v)
 		g.dotLanes(v)
 	}
 	g.updateTiles()
+	g.updatePanels()
 	g.addLanes(avx512)
 	g.updateLanes(avx512)
 }
@@ -30,9 +33,24 @@ func (g *gen) roundLanes(v isa) {
 	load("w", w)
 	load("scale", scale)
 	load("minimum", minimum)
-	// Not fused, as in Go.
 	g.VBROADCASTSS(g.param("inverse"), level)
 	g.VMULPS(at(g.gp("sum"), 0), level, level)
+	bound := func(name string) func() reg.Register {
+		return func() reg.Register {
+			g.VBROADCASTSS(g.param(name), t)
+			return t
+		}
+	}
+	g.round(v, level, zero, w, scale, minimum, t, bound("lo"), bound("hi"))
+	g.VMOVUPS(level, at(g.gp("q"), 0))
+	g.VMOVUPS(t, at(g.gp("err"), 0))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// round makes of level, which is inverse·sum, the level of w + inverse·sum, and sets t to w's error.
+func (g *gen) round(v isa, level, zero, w, scale, minimum, t reg.VecPhysical, lo, hi func() reg.Register) {
+	// Not fused, as in Go.
 	g.VADDPS(w, level, level)
 	g.VADDPS(minimum, level, level)
 	if v.bytes == 64 {
@@ -44,20 +62,74 @@ func (g *gen) roundLanes(v isa) {
 		g.VANDPS(t, level, level)
 	}
 	// The second source, the first operand here, is what NaN leaves.
-	g.VBROADCASTSS(g.param("lo"), t)
-	g.VMAXPS(t, level, level)
-	g.VBROADCASTSS(g.param("hi"), t)
-	g.VMINPS(t, level, level)
+	g.VMAXPS(lo(), level, level)
+	g.VMINPS(hi(), level, level)
 	if v.bytes == 64 {
 		g.VRNDSCALEPS(operand.U8(8), level, level)
 	} else {
 		g.VROUNDPS(operand.U8(8), level, level)
 	}
-	g.VMOVUPS(level, at(g.gp("q"), 0))
 	g.VMULPS(level, scale, t)
 	g.VSUBPS(minimum, t, t)
 	g.VSUBPS(t, w, t)
-	g.VMOVUPS(t, at(g.gp("err"), 0))
+}
+
+// roundInTurn is columns.RoundInTurn for one vector of eight lanes, 64 bytes apart. Their sums stay in registers, as each waits for those
+// before it.
+func (g *gen) roundInTurn(v isa, down bool) {
+	const cols = 8
+	name, order := "roundUp", "from the first to the last"
+	if down {
+		name, order = "roundDown", "from the last to the first"
+	}
+	g.function(name+v.name, "func(q, err, w, sum, u *float32, pitch int, inverse, scale, minimum *float32, group *int, lo, hi float32)",
+		"rounds eight columns "+order+"; rows of u are pitch bytes apart.")
+	q, err, w, sum := g.gp("q"), g.gp("err"), g.gp("w"), g.gp("sum")
+	u, pitch, inverse := g.gp("u"), g.gp("pitch"), g.gp("inverse")
+	scale, minimum, group := g.gp("scale"), g.gp("minimum"), g.gp("group")
+	level, vecW, vecScale, vecMinimum, t, zero := v.reg(8), v.reg(9), v.reg(10), v.reg(11), v.reg(12), v.reg(13)
+	lo, hi := v.reg(14), v.reg(15)
+	g.VBROADCASTSS(g.param("lo"), lo)
+	g.VBROADCASTSS(g.param("hi"), hi)
+	if down {
+		g.LEAQ(operand.Mem{Base: u, Index: pitch, Scale: 8}, u)
+		g.SUBQ(pitch, u)
+	}
+	for i := range cols {
+		g.VMOVUPS(at(sum, lane*i), v.reg(i))
+	}
+	k := g.GP64()
+	for i := range cols {
+		if down {
+			i = cols - 1 - i
+		}
+		g.MOVQ(at(group, 8*i), k)
+		g.SHLQ(operand.U8(6), k)
+		g.VMOVUPS(operand.Mem{Base: scale, Index: k, Scale: 1}, vecScale)
+		g.VMOVUPS(operand.Mem{Base: minimum, Index: k, Scale: 1}, vecMinimum)
+		g.VMOVUPS(at(w, lane*i), vecW)
+		g.VBROADCASTSS(at(inverse, 4*i), level)
+		g.VMULPS(v.reg(i), level, level)
+		g.zero(v, zero)
+		g.round(v, level, zero, vecW, vecScale, vecMinimum, t, func() reg.Register { return lo }, func() reg.Register { return hi })
+		g.VMOVUPS(level, at(q, lane*i))
+		g.VMOVUPS(t, at(err, lane*i))
+		add := func(j int) { g.multiplyAdd(v, at(u, 4*j), t, v.reg(j), zero) }
+		if down { // the next one first
+			for j := i; j >= 0; j-- {
+				add(j)
+			}
+			g.SUBQ(pitch, u)
+		} else {
+			for j := i; j < cols; j++ {
+				add(j)
+			}
+			g.ADDQ(pitch, u)
+		}
+	}
+	for i := range cols {
+		g.VMOVUPS(v.reg(i), at(sum, lane*i))
+	}
 	g.VZEROUPPER()
 	g.RET()
 }
@@ -185,6 +257,62 @@ func (g *gen) updateTiles() {
 			g.advance(4*cols, u)
 		})
 	}
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// updatePanels is updateTiles for columns.Panels, where the elements that steps broadcast lie side by side.
+func (g *gen) updatePanels() {
+	const vecs, unroll, wide = lane / 32, 8, 16
+	v := avx2
+	g.function("updatePanelsAVX2", "func(dst, u *float32, pitch int, x *float32, turn, depth, n int)",
+		"sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane. depth is a multiple of 8, n of 16. Of each 16",
+		"columns, pitch bytes after the 16 before, and of each eight rows u has panels of 6, 6 and 4 columns. The next eight rows of u",
+		"and of x are turn bytes after these.")
+	dst, u, pitch, first := g.gp("dst"), g.gp("u"), g.gp("pitch"), g.gp("x")
+	turn, depth, n := g.gp("turn"), g.gp("depth"), g.gp("n")
+	p, x, k := g.GP64(), g.GP64(), g.GP64()
+	g.Label("columns16")
+	from := 0
+	for i, cols := range []int{6, 6, 4} {
+		sum := func(j, h int) reg.VecPhysical { return v.reg(vecs*j + h) }
+		for j := range cols {
+			for h := range vecs {
+				g.VMOVUPS(at(dst, lane*(from+j)+32*h), sum(j, h))
+			}
+		}
+		g.LEAQ(at(u, 4*unroll*from), p)
+		g.MOVQ(first, x)
+		g.MOVQ(depth, k)
+		name := fmt.Sprintf("panel%d", i)
+		g.Label(name)
+		for step := range unroll {
+			for h := range vecs {
+				g.VMOVUPS(at(x, lane*step+32*h), v.reg(12+h))
+			}
+			for j := range cols {
+				t := v.reg(14 + j%2)
+				g.VBROADCASTSS(at(p, 4*(cols*step+j)), t)
+				for h := range vecs {
+					g.VFMADD231PS(v.reg(12+h), t, sum(j, h))
+				}
+			}
+		}
+		g.ADDQ(turn, x)
+		g.ADDQ(turn, p)
+		g.SUBQ(operand.I32(unroll), k)
+		g.JNZ(operand.LabelRef(name))
+		for j := range cols {
+			for h := range vecs {
+				g.VMOVUPS(sum(j, h), at(dst, lane*(from+j)+32*h))
+			}
+		}
+		from += cols
+	}
+	g.advance(lane*wide, dst)
+	g.ADDQ(pitch, u)
+	g.SUBQ(operand.I32(wide), n)
+	g.JNZ(operand.LabelRef("columns16"))
 	g.VZEROUPPER()
 	g.RET()
 }

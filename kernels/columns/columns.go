@@ -28,6 +28,34 @@ func Round(q, err, w, sum *kernels.Lane, inverse float32, scale, minimum *kernel
 	}
 }
 
+// RoundInTurn rounds columns, at most 8, as Round does, from the first to the last, or with down from the last to the first: column j has
+// w[j], sum[j], the scale and the minimum of group[j], and 1/u[j·pitch+j] for inverse. Its error err[j] then goes to its own sum and those
+// of the columns to come: sum[i] += u[j·pitch+i]·err[j]. q, w and sum are as long as err.
+func RoundInTurn(q, err, w, sum []kernels.Lane, u []float32, pitch int, scale, minimum []kernels.Lane, group *[8]int, lo, hi int8, down bool) {
+	n := len(err)
+	q, w, sum = q[:n], w[:n], sum[:n]
+	if lanes := kernels.CurrentTier().Lanes(); lanes > 0 && n == len(group) {
+		for _, k := range group {
+			_, _ = scale[k], minimum[k]
+		}
+		var inverse [len(group)]float32
+		for j := range inverse {
+			inverse[j] = 1 / u[j*pitch+j]
+		}
+		roundInTurn(lanes, q, err, w, sum, u, pitch, &inverse, scale, minimum, group, float32(lo), float32(hi), down)
+		return
+	}
+	for i := range n {
+		j, first, end := i, i, n
+		if down {
+			j, first, end = n-1-i, 0, n-i
+		}
+		k := group[j]
+		Round(&q[j], &err[j], &w[j], &sum[j], 1/u[j*pitch+j], &scale[k], &minimum[k], lo, hi)
+		Update(sum[first:end], u[j*pitch+first:], 0, err[j:j+1])
+	}
+}
+
 // Decode sets dst[j] = scale·level[j] − minimum, lane by lane; dst is as long as level.
 func Decode(dst, level []kernels.Lane, scale, minimum *kernels.Lane) {
 	dst = dst[:len(level)]

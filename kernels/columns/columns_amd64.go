@@ -9,6 +9,16 @@ package columns
 //go:noescape
 func roundLanesAVX2(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 
+// roundUpAVX2 rounds eight columns from the first to the last; rows of u are pitch bytes apart.
+//
+//go:noescape
+func roundUpAVX2(q *float32, err *float32, w *float32, sum *float32, u *float32, pitch int, inverse *float32, scale *float32, minimum *float32, group *int, lo float32, hi float32)
+
+// roundDownAVX2 rounds eight columns from the last to the first; rows of u are pitch bytes apart.
+//
+//go:noescape
+func roundDownAVX2(q *float32, err *float32, w *float32, sum *float32, u *float32, pitch int, inverse *float32, scale *float32, minimum *float32, group *int, lo float32, hi float32)
+
 // decodeLanesAVX2 sets dst[j] = scale·level[j] − minimum for j < n.
 //
 //go:noescape
@@ -29,6 +39,16 @@ func dotLanesAVX2(sum *float32, x *float32, y *float32, n int)
 //go:noescape
 func roundLanesAVX512(q *float32, err *float32, w *float32, sum *float32, inverse float32, scale *float32, minimum *float32, lo float32, hi float32)
 
+// roundUpAVX512 rounds eight columns from the first to the last; rows of u are pitch bytes apart.
+//
+//go:noescape
+func roundUpAVX512(q *float32, err *float32, w *float32, sum *float32, u *float32, pitch int, inverse *float32, scale *float32, minimum *float32, group *int, lo float32, hi float32)
+
+// roundDownAVX512 rounds eight columns from the last to the first; rows of u are pitch bytes apart.
+//
+//go:noescape
+func roundDownAVX512(q *float32, err *float32, w *float32, sum *float32, u *float32, pitch int, inverse *float32, scale *float32, minimum *float32, group *int, lo float32, hi float32)
+
 // decodeLanesAVX512 sets dst[j] = scale·level[j] − minimum for j < n.
 //
 //go:noescape
@@ -48,6 +68,13 @@ func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)
 //
 //go:noescape
 func updateTilesAVX2(dst *float32, u *float32, pitch int, x *float32, depth int, n int)
+
+// updatePanelsAVX2 sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane. depth is a multiple of 8, n of 16. Of each 16
+// columns, pitch bytes after the 16 before, and of each eight rows u has panels of 6, 6 and 4 columns. The next eight rows of u
+// and of x are turn bytes after these.
+//
+//go:noescape
+func updatePanelsAVX2(dst *float32, u *float32, pitch int, x *float32, turn int, depth int, n int)
 
 // addLanesAVX512 sets dst[j] += u[j]·x for j < n.
 //

@@ -44,6 +44,46 @@ func TestRound(t *testing.T) {
 	})
 }
 
+// TestRoundInTurn compares columns that are rounded together, to the last bit, with one after the other.
+func TestRoundInTurn(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 9 {
+			for _, down := range []bool{false, true} {
+				const pitch = 11
+				q, err, w, sum := fill(rng, n), fill(rng, n), fill(rng, n), fill(rng, n)
+				scale, minimum := fill(rng, 0), fill(rng, 0) // two groups
+				scale[1][2], w[min(n, 3)][4], sum[min(n, 2)][5] = 0, 1e30, float32(math.NaN())
+				u := make([]float32, 8*pitch)
+				for i := range u {
+					u[i] = 1 + rng.Float32()
+				}
+				group := [8]int{0, 1, 1, 0, 1, 0, 0, 1}
+				wantQ, wantErr, wantSum := slices.Clone(q), slices.Clone(err), slices.Clone(sum)
+				for i := range n {
+					j, first, end := i, i, n
+					if down {
+						j, first, end = n-1-i, 0, n-i
+					}
+					k := group[j]
+					Round(&wantQ[1+j], &wantErr[1+j], &w[1+j], &wantSum[1+j], 1/u[j*pitch+j], &scale[k], &minimum[k], -4, 3)
+					Update(wantSum[1+first:1+end], u[j*pitch+first:], 0, wantErr[1+j:2+j])
+				}
+				RoundInTurn(q[1:1+n], err[1:1+n], w[1:1+n], sum[1:1+n], u, pitch, scale, minimum, &group, -4, 3, down)
+				for j := range q {
+					for i := range q[j] {
+						same := func(a, b []kernels.Lane) bool { return math.Float32bits(a[j][i]) == math.Float32bits(b[j][i]) }
+						if !same(q, wantQ) || !same(err, wantErr) || !same(sum, wantSum) {
+							t.Fatalf("%d columns, down %v: column %d of row %d is %v with error %v, sum %v, want %v, %v, %v", n, down, j-1, i,
+								q[j][i], err[j][i], sum[j][i], wantQ[j][i], wantErr[j][i], wantSum[j][i])
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
 func TestUpdate(t *testing.T) {
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))

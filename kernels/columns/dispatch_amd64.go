@@ -18,6 +18,22 @@ func round(lanes int, q, err, w, sum *kernels.Lane, inverse float32, scale, mini
 	}
 }
 
+func roundInTurn(lanes int, q, err, w, sum []kernels.Lane, u []float32, pitch int, inverse *[8]float32, scale, minimum []kernels.Lane,
+	group *[8]int, lo, hi float32, down bool) {
+	for i := 0; i < kernels.Lanes; i += lanes {
+		switch {
+		case lanes == kernels.Lanes && down:
+			roundDownAVX512(&q[0][i], &err[0][i], &w[0][i], &sum[0][i], &u[0], 4*pitch, &inverse[0], &scale[0][i], &minimum[0][i], &group[0], lo, hi)
+		case lanes == kernels.Lanes:
+			roundUpAVX512(&q[0][i], &err[0][i], &w[0][i], &sum[0][i], &u[0], 4*pitch, &inverse[0], &scale[0][i], &minimum[0][i], &group[0], lo, hi)
+		case down:
+			roundDownAVX2(&q[0][i], &err[0][i], &w[0][i], &sum[0][i], &u[0], 4*pitch, &inverse[0], &scale[0][i], &minimum[0][i], &group[0], lo, hi)
+		default:
+			roundUpAVX2(&q[0][i], &err[0][i], &w[0][i], &sum[0][i], &u[0], 4*pitch, &inverse[0], &scale[0][i], &minimum[0][i], &group[0], lo, hi)
+		}
+	}
+}
+
 // updateDepth is how many vectors updateLanesAVX512 adds at a time.
 const updateDepth = 8
 
@@ -34,6 +50,14 @@ func update(lanes int, dst []kernels.Lane, u []float32, pitch int, x []kernels.L
 	for k := range x {
 		addLanesAVX512(&dst[0][0], &u[k*pitch], &x[k][0], len(dst))
 	}
+}
+
+func updatePanels(dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane, down bool) {
+	first, turn := 0, 4*panelTurn
+	if down {
+		first, turn = len(x)-panelRows, -turn
+	}
+	updatePanelsAVX2(&dst[0][0], &u[first*panelColumns], 4*pitch, &x[first][0], turn, len(x), len(dst))
 }
 
 func decode(lanes int, dst, level []kernels.Lane, scale, minimum *kernels.Lane) {

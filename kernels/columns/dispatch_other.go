@@ -8,7 +8,14 @@ func round(int, *kernels.Lane, *kernels.Lane, *kernels.Lane, *kernels.Lane, floa
 	panic("columns: no vectors")
 }
 
+func roundInTurn(int, []kernels.Lane, []kernels.Lane, []kernels.Lane, []kernels.Lane, []float32, int, *[8]float32, []kernels.Lane, []kernels.Lane,
+	*[8]int, float32, float32, bool) {
+	panic("columns: no vectors")
+}
+
 func update(int, []kernels.Lane, []float32, int, []kernels.Lane) { panic("columns: no vectors") }
+
+func updatePanels([]kernels.Lane, []float32, int, []kernels.Lane, bool) { panic("columns: no vectors") }
 
 func decode(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, *kernels.Lane) {
 	panic("columns: no vectors")

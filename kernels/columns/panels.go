@@ -1,0 +1,68 @@
+package columns
+
+import "github.com/llmq/llmq/kernels"
+
+const (
+	panelRows    = 8
+	panelColumns = 16
+	panelTurn    = panelRows * panelColumns // elements of eight rows of 16 columns
+)
+
+// panelWidths are those of the panels of 16 columns: a panel of six fills AVX2's registers with sums, and one of four hides a
+// multiply-add's latency still.
+var panelWidths = [...]int{6, 6, 4}
+
+// Panels is a matrix U of Update's that many updates take parts of. AVX2 must broadcast an element to multiply it, a vector of columns
+// being none of its operands: the elements of a panel follow each other, row by row, so that they come from the cache a line at a time,
+// where those of a matrix are a line for each row and a page for each second.
+type Panels struct {
+	u          []float32
+	pitch      int
+	rows, cols int
+	packed     []float32 // nil: updates take u as it is
+}
+
+// NewPanels keeps u, rows×cols with pitch elements from row to row, which must not change.
+func NewPanels(u []float32, pitch, rows, cols int) *Panels {
+	p := &Panels{u: u, pitch: pitch, rows: rows, cols: cols}
+	if kernels.CurrentTier().Lanes() != 8 || rows%panelRows > 0 || cols%panelColumns > 0 {
+		return p
+	}
+	p.packed = make([]float32, rows*cols)
+	to := p.packed
+	for j := 0; j < cols; j += panelColumns {
+		for k := 0; k < rows; k += panelRows {
+			from := j
+			for _, width := range panelWidths {
+				for i := range panelRows {
+					copy(to[:width], u[(k+i)*pitch+from:])
+					to = to[width:]
+				}
+				from += width
+			}
+		}
+	}
+	return p
+}
+
+// Update sets dst[j] += Σ U[row+k][col+j]·x[k] over the k of x, in their order; with down eight at a time, in the order of the rows,
+// the last eight first.
+func (p *Panels) Update(dst []kernels.Lane, row, col int, x []kernels.Lane, down bool) {
+	if len(dst) == 0 || len(x) == 0 {
+		return
+	}
+	if p.packed != nil && (row|len(x))%panelRows == 0 && (col|len(dst))%panelColumns == 0 && kernels.CurrentTier().Lanes() == 8 {
+		pitch := p.rows * panelColumns
+		updatePanels(dst, p.packed[col/panelColumns*pitch+row*panelColumns:], pitch, x, down)
+		return
+	}
+	u := p.u[row*p.pitch+col:]
+	if !down {
+		Update(dst, u, p.pitch, x)
+		return
+	}
+	for end := len(x); end > 0; end -= panelRows {
+		k := max(0, end-panelRows)
+		Update(dst, u[k*p.pitch:], p.pitch, x[k:end])
+	}
+}

@@ -62,6 +62,7 @@ type Factor struct {
 	h        *tensor.Matrix // as it was given, not damped
 	diagonal []float32      // of the damped Hessian, columns in their natural order
 	l        *tensor.Matrix // lower triangular, L·Lᵀ = H, damped, with its columns in order
+	inverse  []float32      // 1/l's diagonal
 	order    []int          // order[p] is the column at position p; the last is quantized first
 	block    int            // columns of a block stay together in order; 0: they need not
 	unit     int            // columns of a unit are neighbours in order
@@ -155,6 +156,10 @@ func NewFactor(ctx context.Context, h *tensor.Matrix, g quant.Grid, opt Options)
 		f.l = f.permuted(f.l)
 		if ok, _ := linalg.Cholesky(f.l); ok && finiteDiagonal(f.l) {
 			clearUpper(f.l)
+			f.inverse = make([]float32, n)
+			for i := range n {
+				f.inverse[i] = 1 / f.l.Row(i)[i]
+			}
 			return f, nil
 		}
 	}

@@ -2,13 +2,13 @@ package gptq
 
 import (
 	"context"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/columns"
 	"github.com/llmq/llmq/kernels/gemm"
-	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -143,7 +143,10 @@ func (f *Factor) windowsOf(g quant.Grid) []*window {
 	var windows []*window
 	for i0, n := 0, f.h.Rows; i0 < n; i0 += windowColumns(g) {
 		i1 := min(i0+windowColumns(g), n)
-		at := &window{i0: i0, i1: i1, h: f.damped(i0, i1)}
+		at := &window{i0: i0, i1: i1, h: f.damped(i0, i1), inverse: make([]float32, i1-i0)}
+		for i, d := range f.diagonal[i0:i1] {
+			at.inverse[i] = 1 / d
+		}
 		at.panels = columns.NewPanels(at.h.Data, at.h.Stride, at.h.Rows, at.h.Cols)
 		switch g := g.(type) {
 		case *quant.Affine:
@@ -186,6 +189,8 @@ type rowLanes struct {
 	back       bool           // G of columns that are done is wanted too
 	own        []kernels.Lane // of the columns of a group, G before its own steps
 	blocks     [kernels.Lanes]quant.Block
+	stored     []int8 // the blocks' codes, pitch from row to row
+	pitch      int
 }
 
 func newRowLanes(columns, group int) rowLanes {
@@ -224,6 +229,7 @@ func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, los
 		for i := range t.n {
 			t.blocks[i] = q.Block(r0+i, block)
 		}
+		t.stored, t.pitch = q.Codes[r0*q.Cols+block*size:], q.Cols
 		moved += d.block(c0)
 		for i := range t.n {
 			q.SetBlock(r0+i, block, &t.blocks[i])
@@ -238,11 +244,12 @@ func improveRows(d descender, at *window, q *quant.Weight, r0, r1 int, grad, los
 
 // window is the part of the Hessian in which columns [i0,i1), some whole blocks, meet each other.
 type window struct {
-	i0, i1 int
-	h      *tensor.Matrix  // damped
-	panels *columns.Panels // the same
-	sums   *tensor.Matrix  // h's groupSums, for codes
-	units  []*unitMetric   // h's, for words
+	i0, i1  int
+	h       *tensor.Matrix  // damped
+	panels  *columns.Panels // the same
+	inverse []float32       // 1/h's diagonal
+	sums    *tensor.Matrix  // h's groupSums, for codes
+	units   []*unitMetric   // h's, for words
 }
 
 // groupSums returns S, groups×columns: S[k][c] = Σ h[c][j] over the columns j of group k in c's own block.
@@ -269,6 +276,7 @@ type descent struct {
 	values, before []kernels.Lane // of each column, now and before a step
 	scaled, hs, hm []kernels.Lane // what a scale and a minimum multiply, times H
 	unit           []kernels.Lane // ones
+	changed        []uint16       // lanes of each column of a group
 }
 
 // newDescent returns a descent for windows of so many columns or less.
@@ -277,7 +285,7 @@ func newDescent(g *quant.Affine, columns int) *descent {
 	t := &descent{rowLanes: newRowLanes(columns, g.Group), g: g, level: lanes(g.Block),
 		scale: lanes(g.Groups()), minimum: lanes(g.Groups()), sc: lanes(g.Groups()), m: lanes(g.Groups()),
 		values: lanes(g.Block), before: lanes(g.Block), scaled: lanes(g.Block), hs: lanes(g.Block), hm: lanes(g.Block),
-		unit: lanes(g.Group),
+		unit: lanes(g.Group), changed: make([]uint16, g.Group),
 	}
 	for j := range t.unit {
 		for i := range t.unit[j] {
@@ -309,13 +317,13 @@ func (t *descent) block(c0 int) int {
 			moved += t.scales(k, c0)
 		}
 		moved += t.codes(k, c0)
-		subtract(before, t.values[lo:hi])
+		columns.Subtract(before, t.values[lo:hi])
 		if t.back {
 			copy(grad, t.own)
 		}
 		t.spread(c0+lo, before, c0+hi, end)
 	}
-	subtract(lost, t.values)
+	columns.Subtract(lost, t.values)
 	t.spread(c0, lost, end, t.h.Rows)
 	if t.back {
 		t.spreadBack(c0, g.Group, t.before, lost)
@@ -323,19 +331,18 @@ func (t *descent) block(c0 int) int {
 	return moved
 }
 
-func subtract(dst, x []kernels.Lane) {
-	for j := range dst {
-		vector.Axpy(dst[j][:], -1, x[j][:])
-	}
-}
-
 // load brings the blocks into the lanes.
 func (t *descent) load() {
 	g := t.g
+	if g.Codebook == nil {
+		columns.FromCodes(t.level, t.stored, t.pitch, t.n)
+	}
 	for i := range t.n {
 		b := &t.blocks[i]
-		for j, code := range b.Codes {
-			t.level[j][i] = g.Level(code)
+		if g.Codebook != nil {
+			for j, code := range b.Codes {
+				t.level[j][i] = g.Level(code)
+			}
 		}
 		for k := range t.scale {
 			t.scale[k][i], t.minimum[k][i] = g.Scale(b, k)
@@ -362,27 +369,25 @@ func (t *descent) codes(k, c0 int) int {
 	for m0 := lo; m0 < hi; m0 += eagerColumns {
 		m1 := min(m0+eagerColumns, hi)
 		if g.Codebook == nil {
-			columns.RoundInTurn(levels[m0:m1], lost[m0:m1], t.values[m0:m1], t.grad[c0+m0:c0+m1], t.h.Data[(c0+m0)*(t.h.Stride+1):], t.h.Stride,
-				t.scale[k:], t.minimum[k:], &oneGroup, int8(g.CodeMin), int8(g.CodeMax), false)
+			columns.RoundInTurn(levels[m0:m1], lost[m0:m1], t.values[m0:m1], t.grad[c0+m0:c0+m1], t.inverse[c0+m0:],
+				t.h.Data[(c0+m0)*(t.h.Stride+1):], t.h.Stride, t.scale[k:], t.minimum[k:], &oneGroup, int8(g.CodeMin), int8(g.CodeMax), false)
 		} else {
 			for j := m0; j < m1; j++ {
 				row := t.h.Row(c0 + j)
-				t.round(&levels[j], &lost[j], j, k, &t.grad[c0+j], 1/row[c0+j])
+				t.round(&levels[j], &lost[j], j, k, &t.grad[c0+j], t.inverse[c0+j])
 				columns.Update(t.grad[c0+j+1:c0+m1], row[c0+j+1:], 0, lost[j:j+1])
 			}
 		}
 		t.spread(c0+m0, lost[m0:m1], c0+m1, c0+hi)
 	}
-	for j := lo; j < hi; j++ {
-		if t.level[j] == levels[j] {
-			continue
-		}
-		for i := range t.n {
-			if level := levels[j][i]; level != t.level[j][i] {
-				t.level[j][i] = level
-				t.blocks[i].Codes[j] = t.code(level)
-				moved++
-			}
+	columns.Differ(t.changed, t.level[lo:hi], levels[lo:hi])
+	for k, lanes := range t.changed {
+		j := lo + k
+		for lanes &= 1<<t.n - 1; lanes != 0; lanes &= lanes - 1 {
+			i := bits.TrailingZeros16(lanes)
+			t.level[j][i] = levels[j][i]
+			t.blocks[i].Codes[j] = t.code(levels[j][i])
+			moved++
 		}
 	}
 	t.decode(k)
@@ -438,20 +443,10 @@ func (t *descent) scales(k, c0 int) int {
 		t.sc[k][i], t.m[k][i] = float32(blk.Sc[k]), float32(blk.M[k])
 	}
 	if moved > 0 {
-		t.shift(grad, hs, x, sums, y)
+		columns.ShiftBy(grad, hs, &x, sums, &y) // hm = H·1 is one value for all lanes
 		t.decode(k)
 	}
 	return moved
-}
-
-// shift updates grad after scales fell by x and minima by y: grad += x·hs − y·hm, with hs = H·levels and hm = H·1, one value
-// for all lanes.
-func (t *descent) shift(grad, hs []kernels.Lane, x kernels.Lane, hm []float32, y kernels.Lane) {
-	for j := range grad {
-		for i := range x {
-			grad[j][i] += x[i]*hs[j][i] - y[i]*hm[j]
-		}
-	}
 }
 
 // super moves the blocks' scales and minima, which multiply those of their groups, and what the blocks' columns see.

@@ -299,13 +299,13 @@ func (s *sweeper) roundBatch(present *int, r0, r1, m0, m1 int) {
 		for i, c := range f.order[m0:m1] {
 			group[i] = at(c)
 		}
-		columns.RoundInTurn(s.codes[lo:hi], s.errs[lo:hi], s.weights[lo:hi], s.sums[lo:hi], f.l.Data[m0*f.l.Stride+m0:], f.l.Stride, s.scale,
-			s.minimum, &group, int8(g.CodeMin), int8(g.CodeMax), true)
+		columns.RoundInTurn(s.codes[lo:hi], s.errs[lo:hi], s.weights[lo:hi], s.sums[lo:hi], f.inverse[m0:m1],
+			f.l.Data[m0*f.l.Stride+m0:], f.l.Stride, s.scale, s.minimum, &group, int8(g.CodeMin), int8(g.CodeMax), true)
 		return
 	}
 	for i := m1 - 1; i >= m0; i-- {
 		row, j := f.l.Row(i), i-s.i0
-		s.round(j, at(f.order[i]), 1/row[i])
+		s.round(j, at(f.order[i]), f.inverse[i])
 		columns.Update(s.sums[lo:j+1], row[m0:i+1], 0, s.errs[j:j+1])
 	}
 }

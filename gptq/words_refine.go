@@ -56,13 +56,13 @@ func (t *wordDescent) block(c0 int) int {
 		for j := lo; j < hi; j += unit {
 			moved += t.unit(j, k, c0)
 		}
-		subtract(before, t.values[lo:hi])
+		columns.Subtract(before, t.values[lo:hi])
 		if t.back {
 			copy(grad, t.own)
 		}
 		t.spread(c0+lo, before, c0+hi, end)
 	}
-	subtract(lost, t.values)
+	columns.Subtract(lost, t.values)
 	t.spread(c0, lost, end, t.h.Rows)
 	if t.back {
 		t.spreadBack(c0, g.Group, t.before, lost)

@@ -14,9 +14,13 @@ func columns(g *gen) {
 		g.roundInTurn(v, false)
 		g.roundInTurn(v, true)
 		g.decodeLanes(v)
-		g.shiftLanes(v)
+		g.shiftLanes(v, false)
+		g.shiftLanes(v, true)
 		g.dotLanes(v)
+		g.subtractLanes(v)
+		g.differLanes(v)
 	}
+	g.fromCodes()
 	g.updateTiles()
 	g.updatePanels()
 	g.addLanes(avx512)
@@ -159,10 +163,14 @@ func (g *gen) decodeLanes(v isa) {
 	g.RET()
 }
 
-// shiftLanes is columns.Shift for one vector of the lanes, 64 bytes apart.
-func (g *gen) shiftLanes(v isa) {
-	g.function("shiftLanes"+v.name, "func(dst, a, x, b, y *float32, n int)",
-		"sets dst[j] += x·a[j] − y·b[j] for j < n.")
+// shiftLanes is columns.Shift for one vector of the lanes, 64 bytes apart, and ShiftBy if b's elements are one for all lanes.
+func (g *gen) shiftLanes(v isa, by bool) {
+	name, pitch := "shiftLanes", lane
+	if by {
+		name, pitch = "shiftLanesBy", 4
+	}
+	g.function(name+v.name, "func(dst, a, x, b, y *float32, n int)",
+		fmt.Sprintf("sets dst[j] += x·a[j] − y·b[j] for j < n; elements of b are %d bytes apart.", pitch))
 	dst, a, b, n := g.gp("dst"), g.gp("a"), g.gp("b"), g.gp("n")
 	x, y := v.reg(8), v.reg(9)
 	g.VMOVUPS(at(g.gp("x"), 0), x)
@@ -172,16 +180,98 @@ func (g *gen) shiftLanes(v isa) {
 			for i := range count {
 				// Not fused, as in Go.
 				g.VMULPS(at(a, lane*i), x, v.reg(i))
-				g.VMULPS(at(b, lane*i), y, v.reg(4+i))
+				if by {
+					g.VBROADCASTSS(at(b, pitch*i), v.reg(4+i))
+					g.VMULPS(v.reg(4+i), y, v.reg(4+i))
+				} else {
+					g.VMULPS(at(b, pitch*i), y, v.reg(4+i))
+				}
 				g.VSUBPS(v.reg(4+i), v.reg(i), v.reg(i))
 				g.VADDPS(at(dst, lane*i), v.reg(i), v.reg(i))
 				g.VMOVUPS(v.reg(i), at(dst, lane*i))
 			}
-			g.advance(lane*count, dst, a, b)
+			g.advance(lane*count, dst, a)
+			g.advance(pitch*count, b)
 		})
 	}
 	step("four", 4)
 	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// subtractLanes is columns.Subtract for one vector of the lanes, 64 bytes apart.
+func (g *gen) subtractLanes(v isa) {
+	g.function("subtractLanes"+v.name, "func(dst, x *float32, n int)", "sets dst[j] −= x[j] for j < n.")
+	dst, x, n := g.gp("dst"), g.gp("x"), g.gp("n")
+	step := func(name string, count int) {
+		g.countdown(name, n, count, func() {
+			for i := range count {
+				g.VMOVUPS(at(dst, lane*i), v.reg(i))
+				g.VSUBPS(at(x, lane*i), v.reg(i), v.reg(i))
+				g.VMOVUPS(v.reg(i), at(dst, lane*i))
+			}
+			g.advance(lane*count, dst, x)
+		})
+	}
+	step("four", 4)
+	step("one", 1)
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// differLanes is columns.Differ.
+func (g *gen) differLanes(v isa) {
+	g.function("differLanes"+v.name, "func(mask *uint16, a, b *float32, n int)", "sets mask[j] to a bit for each lane in which a[j] is not b[j], for n > 0.")
+	mask, a, b, n := g.gp("mask"), g.gp("a"), g.gp("b"), g.gp("n")
+	low, high := g.GP32(), g.GP32()
+	const notEqual = 4
+	g.Label("column")
+	if v.bytes == 64 {
+		g.VMOVUPS(at(a, 0), v.reg(0))
+		g.VCMPPS(operand.U8(notEqual), at(b, 0), v.reg(0), reg.K1)
+		g.KMOVW(reg.K1, low)
+	} else {
+		for h, to := range []reg.Register{low, high} {
+			g.VMOVUPS(at(a, 32*h), v.reg(h))
+			g.VCMPPS(operand.U8(notEqual), at(b, 32*h), v.reg(h), v.reg(h))
+			g.VMOVMSKPS(v.reg(h), to)
+		}
+		g.SHLL(operand.U8(8), high)
+		g.ORL(high, low)
+	}
+	g.MOVW(low.As16(), at(mask, 0))
+	g.advance(2, mask)
+	g.advance(lane, a, b)
+	g.DECQ(n)
+	g.JNZ(operand.LabelRef("column"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// fromCodes is columns.FromCodes for eight of the lanes, 64 bytes apart.
+func (g *gen) fromCodes() {
+	g.function("fromCodesAVX2", "func(dst *float32, codes *int8, pitch, n int)",
+		"sets dst[j][i] to the code j of row i, for i < 8 and j < 8·n; rows are pitch bytes apart.")
+	dst, src, pitch, n := g.gp("dst"), g.gp("codes"), g.gp("pitch"), g.gp("n")
+	y := avx2.reg
+	p := g.GP64()
+	g.countdown("block", n, 1, func() {
+		g.MOVQ(src, p)
+		for i := range 8 {
+			g.VPMOVSXBD(at(p, 0), y(i))
+			g.VCVTDQ2PS(y(i), y(i))
+			if i < 7 {
+				g.ADDQ(pitch, p)
+			}
+		}
+		g.exchange8()
+		for j := range 8 {
+			g.VMOVUPS(y(8+j), at(dst, lane*j))
+		}
+		g.advance(8*lane, dst)
+		g.advance(8, src)
+	})
 	g.VZEROUPPER()
 	g.RET()
 }

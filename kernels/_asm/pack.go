@@ -79,20 +79,7 @@ func (g *gen) transpose8() {
 				g.ADDQ(rowSrc, p)
 			}
 		}
-		for i := 0; i < 8; i += 2 {
-			g.VUNPCKLPS(y(i+1), y(i), y(8+i))
-			g.VUNPCKHPS(y(i+1), y(i), y(8+i+1))
-		}
-		for i := 0; i < 8; i += 4 {
-			g.VUNPCKLPD(y(8+i+2), y(8+i), y(i))
-			g.VUNPCKHPD(y(8+i+2), y(8+i), y(i+1))
-			g.VUNPCKLPD(y(8+i+3), y(8+i+1), y(i+2))
-			g.VUNPCKHPD(y(8+i+3), y(8+i+1), y(i+3))
-		}
-		for c := range 4 {
-			g.VPERM2F128(operand.U8(0x20), y(4+c), y(c), y(8+c))
-			g.VPERM2F128(operand.U8(0x31), y(4+c), y(c), y(12+c))
-		}
+		g.exchange8()
 		for j := range 8 {
 			g.VMOVUPS(y(8+j), at(dst, 0))
 			g.ADDQ(rowDst, dst)
@@ -101,6 +88,25 @@ func (g *gen) transpose8() {
 	})
 	g.VZEROUPPER()
 	g.RET()
+}
+
+// exchange8 leaves in registers 8 to 15 the columns of eight rows, which registers 0 to 7 hold.
+func (g *gen) exchange8() {
+	y := avx2.reg
+	for i := 0; i < 8; i += 2 {
+		g.VUNPCKLPS(y(i+1), y(i), y(8+i))
+		g.VUNPCKHPS(y(i+1), y(i), y(8+i+1))
+	}
+	for i := 0; i < 8; i += 4 {
+		g.VUNPCKLPD(y(8+i+2), y(8+i), y(i))
+		g.VUNPCKHPD(y(8+i+2), y(8+i), y(i+1))
+		g.VUNPCKLPD(y(8+i+3), y(8+i+1), y(i+2))
+		g.VUNPCKHPD(y(8+i+3), y(8+i+1), y(i+3))
+	}
+	for c := range 4 {
+		g.VPERM2F128(operand.U8(0x20), y(4+c), y(c), y(8+c))
+		g.VPERM2F128(operand.U8(0x31), y(4+c), y(c), y(12+c))
+	}
 }
 
 func (g *gen) copyStrip(v isa) {

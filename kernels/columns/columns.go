@@ -4,6 +4,7 @@ package columns
 
 import (
 	"math"
+	"slices"
 
 	"github.com/llmq/llmq/kernels"
 )
@@ -29,20 +30,16 @@ func Round(q, err, w, sum *kernels.Lane, inverse float32, scale, minimum *kernel
 }
 
 // RoundInTurn rounds columns, at most 8, as Round does, from the first to the last, or with down from the last to the first: column j has
-// w[j], sum[j], the scale and the minimum of group[j], and 1/u[j·pitch+j] for inverse. Its error err[j] then goes to its own sum and those
-// of the columns to come: sum[i] += u[j·pitch+i]·err[j]. q, w and sum are as long as err.
-func RoundInTurn(q, err, w, sum []kernels.Lane, u []float32, pitch int, scale, minimum []kernels.Lane, group *[8]int, lo, hi int8, down bool) {
+// w[j], sum[j], inverse[j], and the scale and the minimum of group[j]. Its error err[j] then goes to its own sum and those of the columns to
+// come: sum[i] += u[j·pitch+i]·err[j]. q, w, sum and inverse are as long as err.
+func RoundInTurn(q, err, w, sum []kernels.Lane, inverse, u []float32, pitch int, scale, minimum []kernels.Lane, group *[8]int, lo, hi int8,
+	down bool) {
 	n := len(err)
-	q, w, sum = q[:n], w[:n], sum[:n]
+	q, w, sum, inverse = q[:n], w[:n], sum[:n], inverse[:n]
 	if lanes := kernels.CurrentTier().Lanes(); lanes > 0 && n == len(group) {
-		for _, k := range group {
-			_, _ = scale[k], minimum[k]
-		}
-		var inverse [len(group)]float32
-		for j := range inverse {
-			inverse[j] = 1 / u[j*pitch+j]
-		}
-		roundInTurn(lanes, q, err, w, sum, u, pitch, &inverse, scale, minimum, group, float32(lo), float32(hi), down)
+		_, last := u[7*pitch+7], slices.Max(group[:])
+		_, _ = scale[last], minimum[last]
+		roundInTurn(lanes, q, err, w, sum, inverse, u, pitch, scale, minimum, group, float32(lo), float32(hi), down)
 		return
 	}
 	for i := range n {
@@ -51,7 +48,7 @@ func RoundInTurn(q, err, w, sum []kernels.Lane, u []float32, pitch int, scale, m
 			j, first, end = n-1-i, 0, n-i
 		}
 		k := group[j]
-		Round(&q[j], &err[j], &w[j], &sum[j], 1/u[j*pitch+j], &scale[k], &minimum[k], lo, hi)
+		Round(&q[j], &err[j], &w[j], &sum[j], inverse[j], &scale[k], &minimum[k], lo, hi)
 		Update(sum[first:end], u[j*pitch+first:], 0, err[j:j+1])
 	}
 }
@@ -80,6 +77,65 @@ func Shift(dst, a []kernels.Lane, x *kernels.Lane, b []kernels.Lane, y *kernels.
 	for j := range dst {
 		for i := range x {
 			dst[j][i] += x[i]*a[j][i] - y[i]*b[j][i]
+		}
+	}
+}
+
+// ShiftBy is Shift with elements of b that are the same in all lanes.
+func ShiftBy(dst, a []kernels.Lane, x *kernels.Lane, b []float32, y *kernels.Lane) {
+	a, b = a[:len(dst)], b[:len(dst)]
+	if n := kernels.CurrentTier().Lanes(); n > 0 && len(dst) > 0 {
+		shiftBy(n, dst, a, x, b, y)
+		return
+	}
+	for j := range dst {
+		for i := range x {
+			dst[j][i] += x[i]*a[j][i] - y[i]*b[j]
+		}
+	}
+}
+
+// Subtract sets dst[j] −= x[j], lane by lane; x is as long as dst.
+func Subtract(dst, x []kernels.Lane) {
+	x = x[:len(dst)]
+	if n := kernels.CurrentTier().Lanes(); n > 0 && len(dst) > 0 {
+		subtract(n, dst, x)
+		return
+	}
+	for j := range dst {
+		for i, v := range x[j] {
+			dst[j][i] -= v
+		}
+	}
+}
+
+// Differ sets mask[j] to a bit for each lane in which a[j] is not b[j]; a and b are as long as mask.
+func Differ(mask []uint16, a, b []kernels.Lane) {
+	a, b = a[:len(mask)], b[:len(mask)]
+	if n := kernels.CurrentTier().Lanes(); n > 0 && len(mask) > 0 {
+		differ(n, mask, a, b)
+		return
+	}
+	for j := range mask {
+		mask[j] = 0
+		for i, v := range a[j] {
+			if v != b[j][i] {
+				mask[j] |= 1 << i
+			}
+		}
+	}
+}
+
+// FromCodes sets dst[j][i] = codes[i·pitch+j] for i < rows, in all lanes or less.
+func FromCodes(dst []kernels.Lane, codes []int8, pitch, rows int) {
+	if kernels.CurrentTier().Lanes() > 0 && rows == kernels.Lanes && len(dst)%8 == 0 && len(dst) > 0 {
+		_ = codes[(rows-1)*pitch+len(dst)-1]
+		fromCodes(dst, codes, pitch)
+		return
+	}
+	for i := range rows {
+		for j, code := range codes[i*pitch:][:len(dst)] {
+			dst[j][i] = float32(code)
 		}
 	}
 }

@@ -24,15 +24,30 @@ func roundDownAVX2(q *float32, err *float32, w *float32, sum *float32, u *float3
 //go:noescape
 func decodeLanesAVX2(dst *float32, level *float32, scale *float32, minimum *float32, n int)
 
-// shiftLanesAVX2 sets dst[j] += x·a[j] − y·b[j] for j < n.
+// shiftLanesAVX2 sets dst[j] += x·a[j] − y·b[j] for j < n; elements of b are 64 bytes apart.
 //
 //go:noescape
 func shiftLanesAVX2(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
+
+// shiftLanesByAVX2 sets dst[j] += x·a[j] − y·b[j] for j < n; elements of b are 4 bytes apart.
+//
+//go:noescape
+func shiftLanesByAVX2(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
 
 // dotLanesAVX2 sets sum to Σ x[j]·y[j] over j < n.
 //
 //go:noescape
 func dotLanesAVX2(sum *float32, x *float32, y *float32, n int)
+
+// subtractLanesAVX2 sets dst[j] −= x[j] for j < n.
+//
+//go:noescape
+func subtractLanesAVX2(dst *float32, x *float32, n int)
+
+// differLanesAVX2 sets mask[j] to a bit for each lane in which a[j] is not b[j], for n > 0.
+//
+//go:noescape
+func differLanesAVX2(mask *uint16, a *float32, b *float32, n int)
 
 // roundLanesAVX512 rounds a vector of weights.
 //
@@ -54,15 +69,35 @@ func roundDownAVX512(q *float32, err *float32, w *float32, sum *float32, u *floa
 //go:noescape
 func decodeLanesAVX512(dst *float32, level *float32, scale *float32, minimum *float32, n int)
 
-// shiftLanesAVX512 sets dst[j] += x·a[j] − y·b[j] for j < n.
+// shiftLanesAVX512 sets dst[j] += x·a[j] − y·b[j] for j < n; elements of b are 64 bytes apart.
 //
 //go:noescape
 func shiftLanesAVX512(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
+
+// shiftLanesByAVX512 sets dst[j] += x·a[j] − y·b[j] for j < n; elements of b are 4 bytes apart.
+//
+//go:noescape
+func shiftLanesByAVX512(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
 
 // dotLanesAVX512 sets sum to Σ x[j]·y[j] over j < n.
 //
 //go:noescape
 func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)
+
+// subtractLanesAVX512 sets dst[j] −= x[j] for j < n.
+//
+//go:noescape
+func subtractLanesAVX512(dst *float32, x *float32, n int)
+
+// differLanesAVX512 sets mask[j] to a bit for each lane in which a[j] is not b[j], for n > 0.
+//
+//go:noescape
+func differLanesAVX512(mask *uint16, a *float32, b *float32, n int)
+
+// fromCodesAVX2 sets dst[j][i] to the code j of row i, for i < 8 and j < 8·n; rows are pitch bytes apart.
+//
+//go:noescape
+func fromCodesAVX2(dst *float32, codes *int8, pitch int, n int)
 
 // updateTilesAVX2 sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane; rows of u are pitch bytes apart.
 //

@@ -716,6 +716,74 @@ one_done:
 	VZEROUPPER
 	RET
 
+// func shiftLanesByAVX2(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
+// Requires: AVX
+TEXT ·shiftLanesByAVX2(SB), NOSPLIT, $0-48
+	MOVQ    dst+0(FP), AX
+	MOVQ    a+8(FP), CX
+	MOVQ    b+24(FP), DX
+	MOVQ    n+40(FP), BX
+	MOVQ    x+16(FP), SI
+	VMOVUPS (SI), Y8
+	MOVQ    y+32(FP), SI
+	VMOVUPS (SI), Y9
+	CMPQ    BX, $+4
+	JL      four_done
+
+four:
+	VMULPS       (CX), Y8, Y0
+	VBROADCASTSS (DX), Y4
+	VMULPS       Y4, Y9, Y4
+	VSUBPS       Y4, Y0, Y0
+	VADDPS       (AX), Y0, Y0
+	VMOVUPS      Y0, (AX)
+	VMULPS       64(CX), Y8, Y1
+	VBROADCASTSS 4(DX), Y5
+	VMULPS       Y5, Y9, Y5
+	VSUBPS       Y5, Y1, Y1
+	VADDPS       64(AX), Y1, Y1
+	VMOVUPS      Y1, 64(AX)
+	VMULPS       128(CX), Y8, Y2
+	VBROADCASTSS 8(DX), Y6
+	VMULPS       Y6, Y9, Y6
+	VSUBPS       Y6, Y2, Y2
+	VADDPS       128(AX), Y2, Y2
+	VMOVUPS      Y2, 128(AX)
+	VMULPS       192(CX), Y8, Y3
+	VBROADCASTSS 12(DX), Y7
+	VMULPS       Y7, Y9, Y7
+	VSUBPS       Y7, Y3, Y3
+	VADDPS       192(AX), Y3, Y3
+	VMOVUPS      Y3, 192(AX)
+	ADDQ         $+256, AX
+	ADDQ         $+256, CX
+	ADDQ         $+16, DX
+	SUBQ         $+4, BX
+	CMPQ         BX, $+4
+	JGE          four
+
+four_done:
+	CMPQ BX, $+1
+	JL   one_done
+
+one:
+	VMULPS       (CX), Y8, Y0
+	VBROADCASTSS (DX), Y4
+	VMULPS       Y4, Y9, Y4
+	VSUBPS       Y4, Y0, Y0
+	VADDPS       (AX), Y0, Y0
+	VMOVUPS      Y0, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+64, CX
+	ADDQ         $+4, DX
+	SUBQ         $+1, BX
+	CMPQ         BX, $+1
+	JGE          one
+
+one_done:
+	VZEROUPPER
+	RET
+
 // func dotLanesAVX2(sum *float32, x *float32, y *float32, n int)
 // Requires: AVX, FMA3
 TEXT ·dotLanesAVX2(SB), NOSPLIT, $0-32
@@ -763,6 +831,78 @@ one_done:
 	VADDPS  Y2, Y0, Y0
 	MOVQ    sum+0(FP), AX
 	VMOVUPS Y0, (AX)
+	VZEROUPPER
+	RET
+
+// func subtractLanesAVX2(dst *float32, x *float32, n int)
+// Requires: AVX
+TEXT ·subtractLanesAVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+16(FP), DX
+	CMPQ DX, $+4
+	JL   four_done
+
+four:
+	VMOVUPS (AX), Y0
+	VSUBPS  (CX), Y0, Y0
+	VMOVUPS Y0, (AX)
+	VMOVUPS 64(AX), Y1
+	VSUBPS  64(CX), Y1, Y1
+	VMOVUPS Y1, 64(AX)
+	VMOVUPS 128(AX), Y2
+	VSUBPS  128(CX), Y2, Y2
+	VMOVUPS Y2, 128(AX)
+	VMOVUPS 192(AX), Y3
+	VSUBPS  192(CX), Y3, Y3
+	VMOVUPS Y3, 192(AX)
+	ADDQ    $+256, AX
+	ADDQ    $+256, CX
+	SUBQ    $+4, DX
+	CMPQ    DX, $+4
+	JGE     four
+
+four_done:
+	CMPQ DX, $+1
+	JL   one_done
+
+one:
+	VMOVUPS (AX), Y0
+	VSUBPS  (CX), Y0, Y0
+	VMOVUPS Y0, (AX)
+	ADDQ    $+64, AX
+	ADDQ    $+64, CX
+	SUBQ    $+1, DX
+	CMPQ    DX, $+1
+	JGE     one
+
+one_done:
+	VZEROUPPER
+	RET
+
+// func differLanesAVX2(mask *uint16, a *float32, b *float32, n int)
+// Requires: AVX
+TEXT ·differLanesAVX2(SB), NOSPLIT, $0-32
+	MOVQ mask+0(FP), AX
+	MOVQ a+8(FP), CX
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), BX
+
+column:
+	VMOVUPS   (CX), Y0
+	VCMPPS    $0x04, (DX), Y0, Y0
+	VMOVMSKPS Y0, SI
+	VMOVUPS   32(CX), Y1
+	VCMPPS    $0x04, 32(DX), Y1, Y1
+	VMOVMSKPS Y1, DI
+	SHLL      $0x08, DI
+	ORL       DI, SI
+	MOVW      SI, (AX)
+	ADDQ      $+2, AX
+	ADDQ      $+64, CX
+	ADDQ      $+64, DX
+	DECQ      BX
+	JNZ       column
 	VZEROUPPER
 	RET
 
@@ -1389,6 +1529,74 @@ one_done:
 	VZEROUPPER
 	RET
 
+// func shiftLanesByAVX512(dst *float32, a *float32, x *float32, b *float32, y *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·shiftLanesByAVX512(SB), NOSPLIT, $0-48
+	MOVQ    dst+0(FP), AX
+	MOVQ    a+8(FP), CX
+	MOVQ    b+24(FP), DX
+	MOVQ    n+40(FP), BX
+	MOVQ    x+16(FP), SI
+	VMOVUPS (SI), Z8
+	MOVQ    y+32(FP), SI
+	VMOVUPS (SI), Z9
+	CMPQ    BX, $+4
+	JL      four_done
+
+four:
+	VMULPS       (CX), Z8, Z0
+	VBROADCASTSS (DX), Z4
+	VMULPS       Z4, Z9, Z4
+	VSUBPS       Z4, Z0, Z0
+	VADDPS       (AX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VMULPS       64(CX), Z8, Z1
+	VBROADCASTSS 4(DX), Z5
+	VMULPS       Z5, Z9, Z5
+	VSUBPS       Z5, Z1, Z1
+	VADDPS       64(AX), Z1, Z1
+	VMOVUPS      Z1, 64(AX)
+	VMULPS       128(CX), Z8, Z2
+	VBROADCASTSS 8(DX), Z6
+	VMULPS       Z6, Z9, Z6
+	VSUBPS       Z6, Z2, Z2
+	VADDPS       128(AX), Z2, Z2
+	VMOVUPS      Z2, 128(AX)
+	VMULPS       192(CX), Z8, Z3
+	VBROADCASTSS 12(DX), Z7
+	VMULPS       Z7, Z9, Z7
+	VSUBPS       Z7, Z3, Z3
+	VADDPS       192(AX), Z3, Z3
+	VMOVUPS      Z3, 192(AX)
+	ADDQ         $+256, AX
+	ADDQ         $+256, CX
+	ADDQ         $+16, DX
+	SUBQ         $+4, BX
+	CMPQ         BX, $+4
+	JGE          four
+
+four_done:
+	CMPQ BX, $+1
+	JL   one_done
+
+one:
+	VMULPS       (CX), Z8, Z0
+	VBROADCASTSS (DX), Z4
+	VMULPS       Z4, Z9, Z4
+	VSUBPS       Z4, Z0, Z0
+	VADDPS       (AX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	ADDQ         $+64, AX
+	ADDQ         $+64, CX
+	ADDQ         $+4, DX
+	SUBQ         $+1, BX
+	CMPQ         BX, $+1
+	JGE          one
+
+one_done:
+	VZEROUPPER
+	RET
+
 // func dotLanesAVX512(sum *float32, x *float32, y *float32, n int)
 // Requires: AVX, AVX512F
 TEXT ·dotLanesAVX512(SB), NOSPLIT, $0-32
@@ -1436,6 +1644,150 @@ one_done:
 	VADDPS  Z2, Z0, Z0
 	MOVQ    sum+0(FP), AX
 	VMOVUPS Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func subtractLanesAVX512(dst *float32, x *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·subtractLanesAVX512(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+16(FP), DX
+	CMPQ DX, $+4
+	JL   four_done
+
+four:
+	VMOVUPS (AX), Z0
+	VSUBPS  (CX), Z0, Z0
+	VMOVUPS Z0, (AX)
+	VMOVUPS 64(AX), Z1
+	VSUBPS  64(CX), Z1, Z1
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS 128(AX), Z2
+	VSUBPS  128(CX), Z2, Z2
+	VMOVUPS Z2, 128(AX)
+	VMOVUPS 192(AX), Z3
+	VSUBPS  192(CX), Z3, Z3
+	VMOVUPS Z3, 192(AX)
+	ADDQ    $+256, AX
+	ADDQ    $+256, CX
+	SUBQ    $+4, DX
+	CMPQ    DX, $+4
+	JGE     four
+
+four_done:
+	CMPQ DX, $+1
+	JL   one_done
+
+one:
+	VMOVUPS (AX), Z0
+	VSUBPS  (CX), Z0, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $+64, AX
+	ADDQ    $+64, CX
+	SUBQ    $+1, DX
+	CMPQ    DX, $+1
+	JGE     one
+
+one_done:
+	VZEROUPPER
+	RET
+
+// func differLanesAVX512(mask *uint16, a *float32, b *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·differLanesAVX512(SB), NOSPLIT, $0-32
+	MOVQ mask+0(FP), AX
+	MOVQ a+8(FP), CX
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), BX
+
+column:
+	VMOVUPS (CX), Z0
+	VCMPPS  $0x04, (DX), Z0, K1
+	KMOVW   K1, SI
+	MOVW    SI, (AX)
+	ADDQ    $+2, AX
+	ADDQ    $+64, CX
+	ADDQ    $+64, DX
+	DECQ    BX
+	JNZ     column
+	VZEROUPPER
+	RET
+
+// func fromCodesAVX2(dst *float32, codes *int8, pitch int, n int)
+// Requires: AVX, AVX2
+TEXT ·fromCodesAVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ codes+8(FP), CX
+	MOVQ pitch+16(FP), DX
+	MOVQ n+24(FP), BX
+	CMPQ BX, $+1
+	JL   block_done
+
+block:
+	MOVQ       CX, SI
+	VPMOVSXBD  (SI), Y0
+	VCVTDQ2PS  Y0, Y0
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y1
+	VCVTDQ2PS  Y1, Y1
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y2
+	VCVTDQ2PS  Y2, Y2
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y3
+	VCVTDQ2PS  Y3, Y3
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y4
+	VCVTDQ2PS  Y4, Y4
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y5
+	VCVTDQ2PS  Y5, Y5
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y6
+	VCVTDQ2PS  Y6, Y6
+	ADDQ       DX, SI
+	VPMOVSXBD  (SI), Y7
+	VCVTDQ2PS  Y7, Y7
+	VUNPCKLPS  Y1, Y0, Y8
+	VUNPCKHPS  Y1, Y0, Y9
+	VUNPCKLPS  Y3, Y2, Y10
+	VUNPCKHPS  Y3, Y2, Y11
+	VUNPCKLPS  Y5, Y4, Y12
+	VUNPCKHPS  Y5, Y4, Y13
+	VUNPCKLPS  Y7, Y6, Y14
+	VUNPCKHPS  Y7, Y6, Y15
+	VUNPCKLPD  Y10, Y8, Y0
+	VUNPCKHPD  Y10, Y8, Y1
+	VUNPCKLPD  Y11, Y9, Y2
+	VUNPCKHPD  Y11, Y9, Y3
+	VUNPCKLPD  Y14, Y12, Y4
+	VUNPCKHPD  Y14, Y12, Y5
+	VUNPCKLPD  Y15, Y13, Y6
+	VUNPCKHPD  Y15, Y13, Y7
+	VPERM2F128 $0x20, Y4, Y0, Y8
+	VPERM2F128 $0x31, Y4, Y0, Y12
+	VPERM2F128 $0x20, Y5, Y1, Y9
+	VPERM2F128 $0x31, Y5, Y1, Y13
+	VPERM2F128 $0x20, Y6, Y2, Y10
+	VPERM2F128 $0x31, Y6, Y2, Y14
+	VPERM2F128 $0x20, Y7, Y3, Y11
+	VPERM2F128 $0x31, Y7, Y3, Y15
+	VMOVUPS    Y8, (AX)
+	VMOVUPS    Y9, 64(AX)
+	VMOVUPS    Y10, 128(AX)
+	VMOVUPS    Y11, 192(AX)
+	VMOVUPS    Y12, 256(AX)
+	VMOVUPS    Y13, 320(AX)
+	VMOVUPS    Y14, 384(AX)
+	VMOVUPS    Y15, 448(AX)
+	ADDQ       $+512, AX
+	ADDQ       $+8, CX
+	SUBQ       $+1, BX
+	CMPQ       BX, $+1
+	JGE        block
+
+block_done:
 	VZEROUPPER
 	RET
 

@@ -54,7 +54,7 @@ func TestRoundInTurn(t *testing.T) {
 				q, err, w, sum := fill(rng, n), fill(rng, n), fill(rng, n), fill(rng, n)
 				scale, minimum := fill(rng, 0), fill(rng, 0) // two groups
 				scale[1][2], w[min(n, 3)][4], sum[min(n, 2)][5] = 0, 1e30, float32(math.NaN())
-				u := make([]float32, 8*pitch)
+				u, inverse := make([]float32, 8*pitch), [8]float32{1, 2, 3, 4, 5, 6, 7, 8}
 				for i := range u {
 					u[i] = 1 + rng.Float32()
 				}
@@ -66,10 +66,10 @@ func TestRoundInTurn(t *testing.T) {
 						j, first, end = n-1-i, 0, n-i
 					}
 					k := group[j]
-					Round(&wantQ[1+j], &wantErr[1+j], &w[1+j], &wantSum[1+j], 1/u[j*pitch+j], &scale[k], &minimum[k], -4, 3)
+					Round(&wantQ[1+j], &wantErr[1+j], &w[1+j], &wantSum[1+j], inverse[j], &scale[k], &minimum[k], -4, 3)
 					Update(wantSum[1+first:1+end], u[j*pitch+first:], 0, wantErr[1+j:2+j])
 				}
-				RoundInTurn(q[1:1+n], err[1:1+n], w[1:1+n], sum[1:1+n], u, pitch, scale, minimum, &group, -4, 3, down)
+				RoundInTurn(q[1:1+n], err[1:1+n], w[1:1+n], sum[1:1+n], inverse[:], u, pitch, scale, minimum, &group, -4, 3, down)
 				for j := range q {
 					for i := range q[j] {
 						same := func(a, b []kernels.Lane) bool { return math.Float32bits(a[j][i]) == math.Float32bits(b[j][i]) }
@@ -175,6 +175,92 @@ func TestShift(t *testing.T) {
 					if d := math.Abs(float64(v - want[j][i])); d > 1e-6 || d > 0 && (j == 0 || j > n || runtime.GOARCH == "amd64") {
 						t.Fatalf("%d columns: column %d of row %d is %v, want %v", n, j-1, i, v, want[j][i])
 					}
+				}
+			}
+		}
+	})
+}
+
+func TestShiftBy(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 19 {
+			dst, a, b, s := fill(rng, n), fill(rng, n), fill(rng, n), fill(rng, 0)
+			same, one := slices.Clone(b), make([]float32, n+2)
+			for j := range same {
+				one[j] = b[j][0]
+				for i := range same[j] {
+					same[j][i] = one[j]
+				}
+			}
+			want := slices.Clone(dst)
+			Shift(want[1:1+n], a[1:1+n], &s[0], same[1:1+n], &s[1])
+			if ShiftBy(dst[1:1+n], a[1:1+n], &s[0], one[1:1+n], &s[1]); !slices.Equal(dst, want) {
+				t.Fatalf("%d columns: %v, want %v", n, dst, want)
+			}
+		}
+	})
+}
+
+func TestSubtract(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 19 {
+			dst, x := fill(rng, n), fill(rng, n)
+			want := slices.Clone(dst)
+			for j := 1; j <= n; j++ {
+				for i := range want[j] {
+					want[j][i] -= x[j][i]
+				}
+			}
+			if Subtract(dst[1:1+n], x[1:1+n]); !slices.Equal(dst, want) {
+				t.Fatalf("%d columns: %v, want %v", n, dst, want)
+			}
+		}
+	})
+}
+
+func TestDiffer(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 19 {
+			a, got := fill(rng, n), make([]uint16, n+2)
+			b, want := slices.Clone(a), make([]uint16, n+2)
+			for j := 1; j <= n; j++ {
+				a[j][3], b[j][3] = 0, float32(math.Copysign(0, -1)) // the same level
+				for i := range b[j] {
+					if i != 3 && rng.IntN(3) == 0 {
+						b[j][i]++
+						want[j] |= 1 << i
+					}
+				}
+			}
+			if Differ(got[1:1+n], a[1:1+n], b[1:1+n]); !slices.Equal(got, want) {
+				t.Fatalf("%d columns: %x, want %x", n, got, want)
+			}
+		}
+	})
+}
+
+func TestFromCodes(t *testing.T) {
+	kerneltest.EachTier(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for n := range 35 {
+			for rows := range kernels.Lanes + 1 {
+				pitch := n + rows%3
+				codes := make([]int8, kernels.Lanes*pitch)
+				for i := range codes {
+					codes[i] = int8(rng.IntN(256) - 128)
+				}
+				dst := fill(rng, n)
+				want := slices.Clone(dst)
+				for j := range n {
+					for i := range rows {
+						want[1+j][i] = float32(codes[i*pitch+j])
+					}
+				}
+				if FromCodes(dst[1:1+n], codes, pitch, rows); !slices.Equal(dst, want) {
+					t.Fatalf("%d columns of %d rows, %d apart: %v, want %v", n, rows, pitch, dst, want)
 				}
 			}
 		}

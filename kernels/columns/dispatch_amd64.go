@@ -18,7 +18,7 @@ func round(lanes int, q, err, w, sum *kernels.Lane, inverse float32, scale, mini
 	}
 }
 
-func roundInTurn(lanes int, q, err, w, sum []kernels.Lane, u []float32, pitch int, inverse *[8]float32, scale, minimum []kernels.Lane,
+func roundInTurn(lanes int, q, err, w, sum []kernels.Lane, inverse, u []float32, pitch int, scale, minimum []kernels.Lane,
 	group *[8]int, lo, hi float32, down bool) {
 	for i := 0; i < kernels.Lanes; i += lanes {
 		switch {
@@ -77,6 +77,40 @@ func shift(lanes int, dst, a []kernels.Lane, x *kernels.Lane, b []kernels.Lane, 
 	}
 	for i := 0; i < kernels.Lanes; i += lanes {
 		shiftLanesAVX2(&dst[0][i], &a[0][i], &x[i], &b[0][i], &y[i], len(dst))
+	}
+}
+
+func shiftBy(lanes int, dst, a []kernels.Lane, x *kernels.Lane, b []float32, y *kernels.Lane) {
+	if lanes == kernels.Lanes {
+		shiftLanesByAVX512(&dst[0][0], &a[0][0], &x[0], &b[0], &y[0], len(dst))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		shiftLanesByAVX2(&dst[0][i], &a[0][i], &x[i], &b[0], &y[i], len(dst))
+	}
+}
+
+func subtract(lanes int, dst, x []kernels.Lane) {
+	if lanes == kernels.Lanes {
+		subtractLanesAVX512(&dst[0][0], &x[0][0], len(dst))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		subtractLanesAVX2(&dst[0][i], &x[0][i], len(dst))
+	}
+}
+
+func differ(lanes int, mask []uint16, a, b []kernels.Lane) {
+	if lanes == kernels.Lanes {
+		differLanesAVX512(&mask[0], &a[0][0], &b[0][0], len(mask))
+		return
+	}
+	differLanesAVX2(&mask[0], &a[0][0], &b[0][0], len(mask))
+}
+
+func fromCodes(dst []kernels.Lane, codes []int8, pitch int) {
+	for i := 0; i < kernels.Lanes; i += 8 {
+		fromCodesAVX2(&dst[0][i], &codes[i*pitch], pitch, len(dst)/8)
 	}
 }
 

@@ -8,7 +8,7 @@ func round(int, *kernels.Lane, *kernels.Lane, *kernels.Lane, *kernels.Lane, floa
 	panic("columns: no vectors")
 }
 
-func roundInTurn(int, []kernels.Lane, []kernels.Lane, []kernels.Lane, []kernels.Lane, []float32, int, *[8]float32, []kernels.Lane, []kernels.Lane,
+func roundInTurn(int, []kernels.Lane, []kernels.Lane, []kernels.Lane, []kernels.Lane, []float32, []float32, int, []kernels.Lane, []kernels.Lane,
 	*[8]int, float32, float32, bool) {
 	panic("columns: no vectors")
 }
@@ -24,6 +24,16 @@ func decode(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, *kernels.Lane) {
 func shift(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, []kernels.Lane, *kernels.Lane) {
 	panic("columns: no vectors")
 }
+
+func shiftBy(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, []float32, *kernels.Lane) {
+	panic("columns: no vectors")
+}
+
+func subtract(int, []kernels.Lane, []kernels.Lane) { panic("columns: no vectors") }
+
+func differ(int, []uint16, []kernels.Lane, []kernels.Lane) { panic("columns: no vectors") }
+
+func fromCodes([]kernels.Lane, []int8, int) { panic("columns: no vectors") }
 
 func dot(int, *kernels.Lane, []kernels.Lane, []kernels.Lane) { panic("columns: no vectors") }
 

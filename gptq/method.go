@@ -30,8 +30,14 @@ func CoupledMemory(rows, in int) int64 {
 	return weightMemory(2, rows, in) + bandMemory(min(rows, bandRows), in) + 6*int64(rows)*int64(rows)
 }
 
-// factorMemory is the size of a Factor, its windows included.
-func factorMemory(in int) int64 { return 4 * int64(in) * int64(in+min(in, refineColumns)) }
+// factorMemory is the size of a Factor, its windows included, which AVX2 has in panels too, as it has the factor's own.
+func factorMemory(in int) int64 {
+	windows := 1
+	if kernels.CurrentTier().Lanes() == 8 {
+		windows = 3
+	}
+	return 4 * int64(in) * int64(in+windows*min(in, refineColumns))
+}
 
 // weightMemory is the size of so many rows, of as many more matrices of them, and of codes and packed codes.
 func weightMemory(more, rows, in int) int64 {

@@ -116,6 +116,35 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestSpans compares, to the last bit, what a window comes to with spans and without.
+func TestSpans(t *testing.T) {
+	const rows, cols, i0 = kernels.Lanes, 768, 256
+	w, in := problem(1, rows, cols, 2*cols)
+	g := ggml.Q4_K.Grid.(*quant.Affine)
+	previous := kernels.CurrentTier()
+	defer kernels.SetTier(previous)
+	for _, tier := range kernels.Tiers() {
+		kernels.SetTier(tier)
+		f, err := NewFactor(t.Context(), in.H, g, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := func(spans ...int) (codes []int8, errs, sums []float32) {
+			q := quant.NewWeight(g, rows, cols)
+			e, residual := tensor.New(rows, cols-i0), tensor.New(rows, cols)
+			s := newSweeper(f, q, g)
+			s.i0, s.i1, s.panels, s.spans = i0, cols, f.panelsOf(i0, cols), spans
+			s.rows(w, residual, e, 0, rows)
+			return q.Codes, e.Data, residual.Data
+		}
+		wantCodes, wantErrs, wantSums := run(lazyColumns)
+		codes, errs, sums := run(32, 256, lazyColumns)
+		if !slices.Equal(codes, wantCodes) || !slices.Equal(errs, wantErrs) || !slices.Equal(sums, wantSums) {
+			t.Errorf("%s: a window differs with its spans", tier)
+		}
+	}
+}
+
 // BenchmarkLayer takes a layer from its Hessian to the bytes of Q4_K, as the authors' fasterquant and with coordinate
 // descent. The inputs are those of internal/interop/gptq_speed.py.
 func BenchmarkLayer(b *testing.B) {

@@ -169,6 +169,50 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+// TestJoin: a worker that comes while another has units of several keys takes its share, of those that have not been begun.
+func TestJoin(t *testing.T) {
+	cl := start(t)
+	begun, came := make(chan struct{}), make(chan struct{})
+	var first sync.Once
+	var taken atomic.Int32
+	cl.before = func(ctx context.Context, name string, u engine.Unit) ([]byte, error) {
+		if name == "w1" {
+			if taken.Add(1) == 2 {
+				close(came)
+			}
+			return u.Spec, nil
+		}
+		first.Do(func() { close(begun) })
+		select {
+		case <-came:
+		case <-ctx.Done():
+		case <-time.After(20 * time.Second):
+			return nil, errors.New("the other has nothing to do")
+		}
+		return u.Spec, nil
+	}
+	cl.join(cl.c.Local(), "w0")
+	for cl.alive() < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	us := units("a", 4)
+	for i := range us {
+		us[i].Key = us[i].Name
+	}
+	go func() {
+		<-begun
+		cl.join(cl.c.Local(), "w1")
+	}()
+	if err := cl.c.Do(t.Context(), us); err != nil {
+		t.Fatal(err)
+	}
+	cl.expect(us)
+	if err := cl.c.End(nil, false); err != nil {
+		t.Error(err)
+	}
+	cl.wg.Wait()
+}
+
 func (cl *cluster) alive() (n int) {
 	for _, w := range cl.c.Workers() {
 		if w.Alive {

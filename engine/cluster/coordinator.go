@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -60,6 +61,7 @@ type Coordinator struct {
 	results map[string]result
 	failed  error // the run cannot go on
 	over    *welcome
+	joined  bool          // a worker has come since units were queued
 	changed chan struct{} // has a value when something of this has changed
 }
 
@@ -76,6 +78,7 @@ type peer struct {
 type pendingUnit struct {
 	unit  engine.Unit
 	at    string // the worker in whose queue it is; "": in that of all
+	seq   uint64 // of its message in the stream
 	fails int
 	// reported is a report whose value is not seen here yet, as file systems that machines share may take some seconds.
 	reported *report
@@ -235,13 +238,19 @@ func (c *Coordinator) Do(ctx context.Context, units []engine.Unit) error {
 	defer tick.Stop()
 	for {
 		c.mu.Lock()
-		left, failed := len(c.pending), c.failed
+		left, failed, joined := len(c.pending), c.failed, c.joined
+		c.joined = false
 		c.mu.Unlock()
 		switch {
 		case failed != nil:
 			return failed
 		case left == 0:
 			return nil
+		}
+		if joined {
+			if err := c.share(ctx); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -262,6 +271,14 @@ const retry = "\x00retry"
 func (c *Coordinator) publish(ctx context.Context, units []engine.Unit) error {
 	c.mu.Lock()
 	to := c.places.Assign(units, c.alive())
+	c.mu.Unlock()
+	return c.queue(ctx, units, to)
+}
+
+// queue queues units for the workers that are to do them.
+func (c *Coordinator) queue(ctx context.Context, units []engine.Unit, to []string) error {
+	c.mu.Lock()
+	names := make([]string, 0, len(units))
 	var messages []*nats.Msg
 	for i, u := range units {
 		p := c.pending[u.Name]
@@ -273,27 +290,83 @@ func (c *Coordinator) publish(ctx context.Context, units []engine.Unit) error {
 		if to[i] != "" {
 			subject = c.subjects.of(to[i])
 		}
+		names = append(names, u.Name)
 		messages = append(messages, &nats.Msg{Subject: subject, Data: encode(task{c.jobID, u})})
 	}
 	c.mu.Unlock()
-	for _, m := range messages {
-		if err := c.send(ctx, m); err != nil {
+	for i, m := range messages {
+		seq, err := c.send(ctx, m)
+		if err != nil {
 			return err
 		}
+		c.mu.Lock()
+		if p := c.pending[names[i]]; p != nil {
+			p.seq = seq
+		}
+		c.mu.Unlock()
 	}
 	return c.nc.Publish(c.subjects.wake(), nil)
 }
 
-// send puts a message into the stream, and waits for a server that is away.
-func (c *Coordinator) send(ctx context.Context, m *nats.Msg) error {
+// share gives a worker that has come its share of the units of keys that others have in their queues. The first of a queue stays there:
+// its worker is at it, or will be. One that has just been begun may be done twice, which does not matter.
+func (c *Coordinator) share(ctx context.Context) error {
+	c.mu.Lock()
+	var queued []*pendingUnit
+	for _, p := range c.pending {
+		if p.unit.Key != "" && p.at != retry {
+			queued = append(queued, p)
+		}
+	}
+	slices.SortFunc(queued, func(a, b *pendingUnit) int { return cmp.Compare(a.seq, b.seq) })
+	var units []engine.Unit
+	for _, p := range queued {
+		units = append(units, p.unit)
+	}
+	var moved []engine.Unit
+	var to []string // of moved
+	seqs := map[string]uint64{}
+	begun := map[string]bool{} // queues
+	for i, at := range c.places.Assign(units, c.alive()) {
+		p := queued[i]
+		if begun[p.at] && at != p.at {
+			moved, to = append(moved, p.unit), append(to, at)
+			seqs[p.unit.Name] = p.seq
+		}
+		begun[p.at] = true
+	}
+	c.mu.Unlock()
+	if len(moved) == 0 {
+		return nil
+	}
+	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stream, err := c.js.Stream(attempt, c.subjects.stream())
+	if err != nil {
+		return nil // check sees to a server that is away
+	}
+	for _, u := range moved {
+		// A server that was started again has other messages under these numbers.
+		seq := seqs[u.Name]
+		if m, err := stream.GetMsg(attempt, seq); err == nil && bytes.Equal(m.Data, encode(task{c.jobID, u})) {
+			stream.DeleteMsg(attempt, seq)
+		}
+	}
+	return c.queue(ctx, moved, to)
+}
+
+// send puts a message into the stream, whose number there it returns, and waits for a server that is away.
+func (c *Coordinator) send(ctx context.Context, m *nats.Msg) (seq uint64, err error) {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 		answered := make(chan error, 1)
 		go func() {
-			_, err := c.js.PublishMsg(attempt, m)
+			ack, err := c.js.PublishMsg(attempt, m)
+			if err == nil {
+				seq = ack.Sequence
+			}
 			answered <- err
 		}()
-		var err error
 		select {
 		case err = <-answered:
 		case <-c.refused: // what is denied has no answer
@@ -302,17 +375,17 @@ func (c *Coordinator) send(ctx context.Context, m *nats.Msg) error {
 		}
 		cancel()
 		if err == nil {
-			return nil
+			return seq, nil
 		}
 		if err := c.hopeless(); err != nil {
-			return err
+			return 0, err
 		}
 		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) { // a server that was started again
 			c.createStream(ctx)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return 0, ctx.Err()
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
@@ -424,6 +497,8 @@ func (c *Coordinator) greet(h *hello) *welcome {
 	if !p.alive {
 		c.opt.Log(fmt.Sprintf("%s is there", h.Worker))
 		p.since = time.Now()
+		c.joined = true
+		c.wakeUp()
 	}
 	p.seen, p.alive, p.unit, p.done = time.Now(), true, h.Unit, h.Done
 	w := &welcome{Tier: c.opt.Tier, AckWait: c.opt.AckWait, Command: c.opt.Command, JobID: c.jobID}

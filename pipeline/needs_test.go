@@ -222,8 +222,8 @@ func TestGradientDisk(t *testing.T) {
 	if g := p.gradientNeeds(openModel(t, src), tokens, 0); g.disk != sums {
 		t.Errorf("%d bytes with all states in memory, want %d", g.disk, sums)
 	}
-	const many = 4 * gradientLeast
-	if half := p.gradientNeeds(openModel(t, src), many, 1); half.disk != many/2/tokens*states+sums {
-		t.Errorf("%d bytes with half of %d tokens, want %d", half.disk, many, many/2/tokens*states+sums)
+	const many = 8 * tokens
+	if some := p.gradientNeeds(openModel(t, src), many, 1); some.disk != many*5/8/tokens*states+sums {
+		t.Errorf("%d bytes with five eighths of %d tokens, want %d", some.disk, many, many*5/8/tokens*states+sums)
 	}
 }

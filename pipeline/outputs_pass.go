@@ -117,7 +117,9 @@ func backFeatures(m *model.Model) (most int64) {
 }
 
 // gradientTokens is how many of the calibration tokens gradients are taken of.
-func gradientTokens(tokens int) int { return max(min(tokens, gradientLeast), tokens/2) }
+func gradientTokens(tokens int) int {
+	return max(min(tokens, gradientLeast), min(int(gradientShare*float64(tokens)), gradientEnough), tokens/2)
+}
 
 // gradientSequences returns the sequences that gradients are taken of: all, or of each stretch of them one, chosen at random, so that texts
 // which take turns in the set have their share.

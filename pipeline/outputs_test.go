@@ -122,8 +122,10 @@ func TestGradientSequences(t *testing.T) {
 			t.Errorf("%d sequences of %d", len(got), seqs)
 		}
 	}
-	// Of more than that as many, and of more than twice that half: one of each stretch, and not the same one of each.
-	for seqs, want := range map[int]int{least + 1: least, 3 * least / 2: least, 2 * least: least, 2*least + 1: least + 1, 4 * least: 2 * least} {
+	const enough = gradientEnough / 64
+	// Of more than that as many, then five of eight, then as many as are enough, then half: one of each stretch, and not the same one of each.
+	for seqs, want := range map[int]int{least + 1: least, 8 * least / 5: least, 8*least/5 + 2: least + 1, 8 * least: 5 * least,
+		8 * enough / 5: enough, 2 * enough: enough, 2*enough + 2: enough + 1} {
 		got := gradientSequences(set(seqs, 64))
 		if len(got) != want {
 			t.Fatalf("%d sequences of %d, want %d", len(got), seqs, want)

@@ -30,7 +30,8 @@ func CoupledMemory(rows, in int) int64 {
 	return weightMemory(2, rows, in) + bandMemory(min(rows, bandRows), in) + 6*int64(rows)*int64(rows)
 }
 
-// factorMemory is the size of a Factor, its windows included, which AVX2 has in panels too, as it has the factor's own.
+// factorMemory is the size of a Factor, its windows included, which AVX2 has in panels too, as it has the factor's own. Blocks of more than
+// refineColumns columns, which only formats for servers have, take more: their windows are as wide as they are.
 func factorMemory(in int) int64 {
 	windows := 1
 	if kernels.CurrentTier().Lanes() == 8 {

@@ -381,8 +381,8 @@ func (t *descent) codes(k, c0 int) int {
 		t.spread(c0+m0, lost[m0:m1], c0+m1, c0+hi)
 	}
 	columns.Differ(t.changed, t.level[lo:hi], levels[lo:hi])
-	for k, lanes := range t.changed {
-		j := lo + k
+	for c, lanes := range t.changed {
+		j := lo + c
 		for lanes &= 1<<t.n - 1; lanes != 0; lanes &= lanes - 1 {
 			i := bits.TrailingZeros16(lanes)
 			t.level[j][i] = levels[j][i]

@@ -155,7 +155,7 @@ func (s *sweeper) rows(w, sums, e *tensor.Matrix, r0, r1 int) {
 	n := s.i1 - s.i0
 	s.load(w.View(r0, r1, 0, w.Cols))
 	toLanes(s.sums[:n], sums.View(0, r1-r0, s.i0, s.i1))
-	present := -1
+	present := -1 // the block whose scales are at hand
 	for m0, m1 := 0, s.i1; m1 > s.i0; m1 = m0 {
 		m0 = max(m1-eagerColumns, s.i0, (m1-1)/g.Block*g.Block)
 		if s.fitter != nil && m1%g.Block == 0 {
@@ -193,10 +193,11 @@ func (s *sweeper) spread(lo, hi int) {
 }
 
 // spansFor returns the spans of spread, the last all of lazyColumns. AVX2 multiplies deep products at twice the speed of those that are
-// eight deep. Fitters look at the sums of a whole block, which must not lie in two spans.
+// eight deep. A batch must begin where a span does, which takes blocks of whole batches. Fitters look at the sums of a whole block, which must not
+// lie in two spans.
 func spansFor(g *quant.Affine, fits bool) []int {
 	const small, large = 32, 256
-	if kernels.CurrentTier().Lanes() != 8 || fits && large%g.Block > 0 {
+	if kernels.CurrentTier().Lanes() != 8 || g.Block%eagerColumns > 0 || fits && large%g.Block > 0 {
 		return []int{lazyColumns}
 	}
 	return []int{small, large, lazyColumns}
@@ -259,7 +260,7 @@ func (s *sweeper) gather(w, sums *tensor.Matrix, r0, r1, i int) {
 	first := s.f.order[i] / n * n
 	for k, c := range s.f.order[i : i+n] {
 		to := &s.fitter.lanes[c-first]
-		inverse := 1 / s.f.l.Row(i + k)[i+k]
+		inverse := s.f.inverse[i+k]
 		if j := i + k - s.i0; j >= 0 {
 			*to = s.weights[j]
 			vector.Axpy(to[:], inverse, s.sums[j][:])

@@ -116,31 +116,51 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestSpans compares, to the last bit, what a window comes to with spans and without.
+// TestSpans compares, to the last bit, what a window comes to with the spans that its grid has and without.
 func TestSpans(t *testing.T) {
-	const rows, cols, i0 = kernels.Lanes, 768, 256
-	w, in := problem(1, rows, cols, 2*cols)
-	g := ggml.Q4_K.Grid.(*quant.Affine)
+	const rows = kernels.Lanes
+	static := Options{StaticScales: true}
+	whole := *ggml.Q8_0.Grid.(*quant.Affine) // as formats for servers have it
+	whole.Block, whole.Group = 100, 100
 	previous := kernels.CurrentTier()
 	defer kernels.SetTier(previous)
-	for _, tier := range kernels.Tiers() {
-		kernels.SetTier(tier)
-		f, err := NewFactor(t.Context(), in.H, g, Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		run := func(spans ...int) (codes []int8, errs, sums []float32) {
-			q := quant.NewWeight(g, rows, cols)
-			e, residual := tensor.New(rows, cols-i0), tensor.New(rows, cols)
-			s := newSweeper(f, q, g)
-			s.i0, s.i1, s.panels, s.spans = i0, cols, f.panelsOf(i0, cols), spans
-			s.rows(w, residual, e, 0, rows)
-			return q.Codes, e.Data, residual.Data
-		}
-		wantCodes, wantErrs, wantSums := run(lazyColumns)
-		codes, errs, sums := run(32, 256, lazyColumns)
-		if !slices.Equal(codes, wantCodes) || !slices.Equal(errs, wantErrs) || !slices.Equal(sums, wantSums) {
-			t.Errorf("%s: a window differs with its spans", tier)
+	for _, c := range []struct {
+		grid     *quant.Affine
+		opt      Options
+		cols, i0 int
+	}{
+		{ggml.Q4_K.Grid.(*quant.Affine), Options{}, 768, 256},
+		{ggml.Q4_0.Grid.(*quant.Affine), Options{}, 672, 160},
+		{ggml.Q4_0.Grid.(*quant.Affine), static, 608, 96},
+		{ggml.NVFP4.Grid.(*quant.Affine), Options{}, 640, 128},
+		{&whole, static, 100, 0},
+	} {
+		w, in := problem(1, rows, c.cols, 2*c.cols)
+		for _, tier := range kernels.Tiers() {
+			kernels.SetTier(tier)
+			f, err := NewFactor(t.Context(), in.H, c.grid, c.opt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			run := func(spans []int) (q *quant.Weight, errs, sums []float32) {
+				q = quant.NewWeight(c.grid, rows, c.cols)
+				if c.opt.StaticScales {
+					f.fitAll(q, c.grid, w)
+				}
+				e, residual := tensor.New(rows, c.cols-c.i0), tensor.New(rows, c.cols)
+				s := newSweeper(f, q, c.grid)
+				s.i0, s.i1, s.panels = c.i0, c.cols, f.panelsOf(c.i0, c.cols)
+				if spans != nil {
+					s.spans = spans
+				}
+				s.rows(w, residual, e, 0, rows)
+				return q, e.Data, residual.Data
+			}
+			want, wantErrs, wantSums := run([]int{lazyColumns})
+			got, errs, sums := run(nil)
+			if !slices.Equal(got.Codes, want.Codes) || !slices.Equal(errs, wantErrs) || !slices.Equal(sums, wantSums) {
+				t.Errorf("%s, %+v, %d columns: a window differs with its spans", tier, c.opt, c.cols)
+			}
 		}
 	}
 }

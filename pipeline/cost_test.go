@@ -283,8 +283,8 @@ func TestCostParts(t *testing.T) {
 	for i := range m.Layers() {
 		weights += float64(m.LayerWeights(i))
 	}
-	// Six operations for a weight and token, and the head, at least; and rows wait for each other's errors.
-	if least := tokens * (6*weights + 4*32000*4096) / 1e12; coupled[costOutputs] < least || coupled[costOutputs] > 1.5*least {
+	// Six operations for a weight and a token that gives gradients, and the head, at least; and rows wait for each other's errors.
+	if least := float64(gradientTokens(tokens)) * (6*weights + 4*32000*4096) / 1e12; coupled[costOutputs] < least || coupled[costOutputs] > 1.5*least {
 		t.Errorf("output Hessians take %g s, products alone %g", coupled[costOutputs], least)
 	}
 	if !(coupled[costRows] > one[costRows]) || coupled[costObserve] != one[costObserve] {

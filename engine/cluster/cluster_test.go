@@ -175,7 +175,12 @@ func TestJoin(t *testing.T) {
 	begun, came := make(chan struct{}), make(chan struct{})
 	var first sync.Once
 	var taken atomic.Int32
+	var mu sync.Mutex
+	times := map[string]int{} // that a unit was begun
 	cl.before = func(ctx context.Context, name string, u engine.Unit) ([]byte, error) {
+		mu.Lock()
+		times[u.Name]++
+		mu.Unlock()
 		if name == "w1" {
 			if taken.Add(1) == 2 {
 				close(came)
@@ -211,6 +216,11 @@ func TestJoin(t *testing.T) {
 		t.Error(err)
 	}
 	cl.wg.Wait()
+	for _, u := range us {
+		if n := times[u.Name]; n != 1 {
+			t.Errorf("%s was done %d times", u.Name, n)
+		}
+	}
 }
 
 func (cl *cluster) alive() (n int) {

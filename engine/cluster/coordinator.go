@@ -271,6 +271,7 @@ const retry = "\x00retry"
 func (c *Coordinator) publish(ctx context.Context, units []engine.Unit) error {
 	c.mu.Lock()
 	to := c.places.Assign(units, c.alive())
+	c.joined = false
 	c.mu.Unlock()
 	return c.queue(ctx, units, to)
 }
@@ -308,51 +309,74 @@ func (c *Coordinator) queue(ctx context.Context, units []engine.Unit, to []strin
 	return c.nc.Publish(c.subjects.wake(), nil)
 }
 
-// share gives a worker that has come its share of the units of keys that others have in their queues. The first of a queue stays there:
-// its worker is at it, or will be. One that has just been begun may be done twice, which does not matter.
+// share gives a worker that has come its share of the units of keys that others have in their queues. What a worker is at stays, as far as
+// it has said, and so does the first of its queue. One that has just been begun may be done twice, which does not matter.
 func (c *Coordinator) share(ctx context.Context) error {
 	c.mu.Lock()
 	var queued []*pendingUnit
 	for _, p := range c.pending {
-		if p.unit.Key != "" && p.at != retry {
+		if p.unit.Key != "" && p.at != retry && p.reported == nil {
 			queued = append(queued, p)
 		}
 	}
 	slices.SortFunc(queued, func(a, b *pendingUnit) int { return cmp.Compare(a.seq, b.seq) })
-	var units []engine.Unit
-	for _, p := range queued {
-		units = append(units, p.unit)
+	units := make([]engine.Unit, len(queued))
+	for i, p := range queued {
+		units[i] = p.unit
 	}
-	var moved []engine.Unit
-	var to []string // of moved
-	seqs := map[string]uint64{}
-	begun := map[string]bool{} // queues
-	for i, at := range c.places.Assign(units, c.alive()) {
+	type move struct {
+		unit engine.Unit
+		seq  uint64
+		to   string
+	}
+	var moves []move
+	begun := map[string]bool{} // units, and queues whose first has been met
+	for _, w := range c.workers {
+		begun[w.unit] = w.unit != ""
+	}
+	for i, to := range c.places.Assign(units, c.alive()) {
 		p := queued[i]
-		if begun[p.at] && at != p.at {
-			moved, to = append(moved, p.unit), append(to, at)
-			seqs[p.unit.Name] = p.seq
+		queue := c.subjects.of(p.at)
+		if begun[queue] && !begun[p.unit.Name] && to != p.at {
+			moves = append(moves, move{p.unit, p.seq, to})
 		}
-		begun[p.at] = true
+		begun[queue] = true
 	}
 	c.mu.Unlock()
-	if len(moved) == 0 {
+	if len(moves) == 0 {
 		return nil
 	}
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	stream, err := c.js.Stream(attempt, c.subjects.stream())
 	if err != nil {
-		return nil // check sees to a server that is away
+		c.shareLater()
+		return cmp.Or(ctx.Err(), c.hopeless()) // a server that is away is waited for
 	}
-	for _, u := range moved {
+	moved, to := make([]engine.Unit, 0, len(moves)), make([]string, 0, len(moves))
+	for _, m := range moves {
 		// A server that was started again has other messages under these numbers.
-		seq := seqs[u.Name]
-		if m, err := stream.GetMsg(attempt, seq); err == nil && bytes.Equal(m.Data, encode(task{c.jobID, u})) {
-			stream.DeleteMsg(attempt, seq)
+		message, err := stream.GetMsg(attempt, m.seq)
+		if err == nil && bytes.Equal(message.Data, encode(task{c.jobID, m.unit})) {
+			err = stream.DeleteMsg(attempt, m.seq)
+		}
+		if err == nil || errors.Is(err, jetstream.ErrMsgNotFound) {
+			moved, to = append(moved, m.unit), append(to, m.to)
+		} else { // it would be done twice
+			c.shareLater()
 		}
 	}
+	if len(moved) == 0 {
+		return cmp.Or(ctx.Err(), c.hopeless())
+	}
 	return c.queue(ctx, moved, to)
+}
+
+// shareLater has share called once more, at the next tick.
+func (c *Coordinator) shareLater() {
+	c.mu.Lock()
+	c.joined = true
+	c.mu.Unlock()
 }
 
 // send puts a message into the stream, whose number there it returns, and waits for a server that is away.

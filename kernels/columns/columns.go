@@ -76,7 +76,7 @@ func Shift(dst, a []kernels.Lane, x *kernels.Lane, b []kernels.Lane, y *kernels.
 	}
 	for j := range dst {
 		for i := range x {
-			dst[j][i] += x[i]*a[j][i] - y[i]*b[j][i]
+			dst[j][i] += float32(x[i]*a[j][i]) - float32(y[i]*b[j][i])
 		}
 	}
 }
@@ -90,7 +90,7 @@ func ShiftBy(dst, a []kernels.Lane, x *kernels.Lane, b []float32, y *kernels.Lan
 	}
 	for j := range dst {
 		for i := range x {
-			dst[j][i] += x[i]*a[j][i] - y[i]*b[j]
+			dst[j][i] += float32(x[i]*a[j][i]) - float32(y[i]*b[j])
 		}
 	}
 }

@@ -53,6 +53,9 @@ func (p *Panels) Update(dst []kernels.Lane, row, col int, x []kernels.Lane, down
 	}
 	if p.packed != nil && (row|len(x))%panelRows == 0 && (col|len(dst))%panelColumns == 0 && kernels.CurrentTier().Lanes() == 8 {
 		pitch := p.rows * panelColumns
+		if row+len(x) > p.rows || col+len(dst) > p.cols {
+			panic("columns: an update reaches beyond the matrix")
+		}
 		updatePanels(dst, p.packed[col/panelColumns*pitch+row*panelColumns:], pitch, x, down)
 		return
 	}

@@ -20,12 +20,12 @@ import (
 	"github.com/llmq/llmq/internal/mmap"
 )
 
-// smallTensor is the size up to which a tensor is fetched by itself, and stays: norms, biases, routers. A larger one brings the rest
-// of its shard, whose digest is checked then.
+// smallTensor is the size up to which a tensor is fetched by itself, and stays: norms, biases, routers. A larger one, or one of more than
+// a 256th of its shard, brings the rest of the shard, whose digest is checked then.
 const smallTensor = 4 << 20
 
-// mostSmall is how much of a shard is fetched tensor by tensor and stays: experts of mixtures are small too, and many. A shard of up to
-// twice as much comes as a whole, so that its digest is checked.
+// mostSmall is how much of a shard is fetched tensor by tensor and stays: experts of mixtures are small too, and many. It is at most half
+// of a shard, so that one of small tensors alone comes as a whole too, and its digest is checked.
 const mostSmall = 64 << 20
 
 // Lazy is a model of the hub in a folder whose weights come when they are needed and go when those of another shard are. A shard's file
@@ -263,7 +263,7 @@ func (s *shard) Fill(lo, hi int64) error {
 			return err
 		}
 	}
-	small := hi-lo <= z.c.small && (z.c.Glance || s.f.Bytes > 2*z.c.mostSmall && s.kept.with(lo, hi).bytes() <= z.c.mostSmall)
+	small := hi-lo <= z.c.small && (z.c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(z.c.mostSmall, s.f.Bytes/2))
 	if small {
 		s.kept = s.kept.with(lo, hi)
 	}

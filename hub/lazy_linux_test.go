@@ -317,3 +317,29 @@ func TestSpans(t *testing.T) {
 		}
 	}
 }
+
+// TestLazyNorm: a norm, which every run reads at its beginning, does not bring the rest of the last shard, small as that is.
+func TestLazyNorm(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	z, err := c.Lazy(t.Context(), ref, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	src, err := hf.Open(z.Dir(), hf.Options{Lazy: z.Open, Identity: z.Identity(), Layer: z.Layer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	if _, err := src.Tensor("output_norm.weight"); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range z.shards {
+		if n := h.Sent(s.f.Path); n > 10_000 || n > s.f.Bytes/4 {
+			t.Errorf("%s: %d bytes are fetched for a norm, of %d", s.f.Path, n, s.f.Bytes)
+		}
+	}
+}

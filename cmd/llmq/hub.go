@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/hub"
 	"github.com/llmq/llmq/model"
@@ -79,7 +81,10 @@ func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folde
 		return nil, errors.Join(err, z.Close())
 	}
 	checkpoint := src.(*hf.Checkpoint) // as hf.Open returns it
-	checkpoint.Keep(model.EmbedName)   // read at the beginning of every run that goes on, and as the head
+	tied := !slices.ContainsFunc(src.Tensors(), func(t ggml.Info) bool { return t.Name == model.HeadName })
+	if tied || !temporary { // read as the head, and at the beginning of a run that goes on
+		checkpoint.Keep(model.EmbedName)
+	}
 	return &lazySource{checkpoint, z}, nil
 }
 

@@ -141,7 +141,7 @@ func (p *Plan) typeFor(t *ggml.Type, n int) *ggml.Type {
 func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats, s *Speeds) (float64, error) {
 	cols := in.H.Rows
 	workers := kernels.Processors()
-	var coupling float64 // seconds for all rows
+	var seconds, coupling float64 // for all rows
 	rows := speedRows
 	if p.Recipe.Divisible() == nil {
 		rows = speedPart
@@ -174,17 +174,27 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats, 
 		}
 		return eg.Wait()
 	}
-	start := time.Now()
-	if err := all(); err != nil { // finds what the solver computes once
-		return 0, err
-	}
-	seconds := time.Since(start).Seconds()
-	if seconds < speedMost.Seconds() {
-		var err error
-		seconds = min(seconds, shortest(func() { err = all() }))
-		if err != nil {
+	whole := job
+	// The first few rows find what the solver computes once, and others whether all take too long.
+	job.W, job.Outputs = whole.W.View(0, kernels.Lanes, 0, cols), nil
+	for range 2 {
+		start := time.Now()
+		if err := all(); err != nil {
 			return 0, err
 		}
+		seconds = time.Since(start).Seconds()
+	}
+	if seconds*float64(rows/kernels.Lanes) > speedMost.Seconds() {
+		return seconds / float64(workers*kernels.Lanes*cols), nil
+	}
+	job = whole
+	if err := all(); err != nil {
+		return 0, err
+	}
+	var err error
+	seconds = shortest(func() { err = all() })
+	if err != nil {
+		return 0, err
 	}
 	return max(0, seconds-coupling) / float64(workers*rows*cols), nil
 }

@@ -69,6 +69,10 @@ type Cost struct {
 	Efficiency float64 `json:"efficiency"`
 	// LeftOut is what the run does besides.
 	LeftOut []string `json:"left_out"`
+
+	gradients float64   // seconds of the pass of gradients
+	layers    []float64 // of each layer behind it
+	head      float64
 }
 
 // PhaseCost is the time of a kind of units, or of moving bytes.
@@ -139,16 +143,26 @@ func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 		e.tensors[t.Name] = t
 		from += stored(t.From, float64(t.Elements()))
 	}
+	var layers []float64
+	var ofHead float64
 	if m == nil {
 		e.uncalibrated()
 	} else {
 		head := (&task{plan: p, m: m}).calibratesHead()
-		for i := range m.Layers() {
-			e.layer(m.Shape(i), i == m.Layers()-1 && !head)
+		behind := func() float64 { // the pass of gradients, so far
+			return e.seconds[costObserve] + e.seconds[costRows] + e.seconds[costExperts] + e.seconds[costAdvance]
 		}
+		for i := range m.Layers() {
+			before := behind()
+			e.layer(m.Shape(i), i == m.Layers()-1 && !head)
+			layers = append(layers, behind()-before)
+		}
+		before := behind()
 		e.head()
+		ofHead = behind() - before
 	}
-	cost := &Cost{Machines: machines, Shards: int(e.shards), Speeds: s, Phases: []PhaseCost{}, Transfers: []Transfer{}}
+	cost := &Cost{Machines: machines, Shards: int(e.shards), Speeds: s, Phases: []PhaseCost{}, Transfers: []Transfer{},
+		gradients: e.seconds[costOutputs], layers: layers, head: ofHead}
 	if machines == 1 && s.Disk > 0 {
 		e.seconds[costDisk] = (from + float64(p.Size())) / s.Disk
 	}

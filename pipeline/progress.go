@@ -13,6 +13,7 @@ import (
 type work struct {
 	weight    map[string]float64 // for a weight of a tensor
 	gradients float64            // for the whole pass
+	layers    float64            // seconds for all else; 0: the work folder is not told
 }
 
 // usual are about the speeds of a machine that nobody has measured: what counts is how they compare.
@@ -70,8 +71,13 @@ func (t *task) begin(stage string) {
 		total += 1e9 * each * float64(p.Elements())
 	}
 	t.opt.Progress.Stage(stage, int64(total+t.work.gradients))
-	if t.opt.Speeds != nil {
-		t.opt.Progress.Expect(time.Duration(total + t.work.gradients))
+	if t.opt.Speeds == nil {
+		return
+	}
+	t.opt.Progress.Expect(time.Duration(total + t.work.gradients))
+	if t.kept != nil && t.opt.Engine == nil { // how many machines there will be nobody knows
+		t.work.layers = 1e-9 * total
+		t.kept.done.Expected = 1e-9 * (total + t.work.gradients)
 	}
 }
 

@@ -20,13 +20,11 @@ import (
 
 // Sizes of what MeasureSpeeds does: large enough that a machine of many processors is busy, and a second in all on one of two.
 const (
-	speedMany = 1024 // tokens, and columns: whole blocks of any type
-	speedFew  = 256  // the same where products take fewer than speedSlow operations a second
-	speedSlow = 10e9
-	speedRows = 64  // of each processor
-	speedPart = 256 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
-	// speedBlock is likewise the rows of a block of H_O: with fewer, batches would not fill lanes.
-	speedBlock = 32 * kernels.Lanes
+	speedMany  = 1024 // tokens, and columns: whole blocks of any type
+	speedFew   = 256  // the same where products take fewer than speedSlow operations a second
+	speedSlow  = 10e9
+	speedRows  = 64  // of each processor
+	speedPart  = 256 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
 	speedBytes = 16 << 20
 	// Each thing is done until this has passed, but at least so often, if not so often takes too long.
 	speedTime   = 200 * time.Millisecond
@@ -68,7 +66,7 @@ func (p *Plan) MeasureSpeeds(ctx context.Context, dir string) (Speeds, error) {
 	s.Column = rounded/s.Products + exact/s.Float32
 	if t := p.mainType(); t != nil && t.Grid != nil {
 		if t = p.typeFor(t, n); t != nil {
-			weight, err := p.roundingTime(ctx, t, sums, &s)
+			weight, err := p.roundingTime(ctx, t, sums)
 			if err != nil {
 				return s, err
 			}
@@ -137,66 +135,54 @@ func (p *Plan) typeFor(t *ggml.Type, n int) *ggml.Type {
 	return nil
 }
 
-// roundingTime is how many seconds a weight takes of rows whose inputs sums have seen, without what s has for coupling their outputs.
-func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats, s *Speeds) (float64, error) {
-	cols := in.H.Rows
-	workers := kernels.Processors()
-	var seconds, coupling float64 // for all rows
+// roundingTime is how many seconds a weight takes of rows whose inputs sums have seen, without what couples their outputs.
+func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats) (float64, error) {
+	cols, workers := in.H.Rows, kernels.Processors()
 	rows := speedRows
 	if p.Recipe.Divisible() == nil {
 		rows = speedPart
 	}
-	job := quant.Job{Grid: t.Grid}
+	few := quant.Job{Grid: t.Grid}
 	switch {
 	case p.Recipe.KeepCodes: // and nothing was calibrated
 		in = nil
 	case p.Recipe.wantsOutputs():
-		rows = speedBlock
-		y := noise(rows, rows)
-		h := tensor.New(rows, rows)
-		gemm.Syrk(h, y, kernels.F32)
-		job.Outputs = []*tensor.Matrix{h}
-		coupling = float64(workers) * couplingOps(rows, cols) / s.Float32
+		rows = kernels.Lanes // of a batch of rows whose outputs go together: gptq.BatchRows
+		few.Outputs = []*tensor.Matrix{tensor.New(rows, rows)}
 	}
-	job.W = noise(rows, cols)
 	solver := p.Recipe.Method.Open(in)
-	round := func() error {
-		res, err := solver.Quantize(ctx, job)
-		if err == nil {
-			t.PackWeight(res.Weight)
-		}
-		return err
-	}
-	all := func() (err error) {
+	round := func(job quant.Job) error {
 		var eg errgroup.Group
 		for range workers {
-			eg.Go(round)
+			eg.Go(func() error {
+				res, err := solver.Quantize(ctx, job)
+				if err == nil {
+					t.PackWeight(res.Weight)
+				}
+				return err
+			})
 		}
 		return eg.Wait()
 	}
-	whole := job
-	// The first few rows find what the solver computes once, and others whether all take too long.
-	job.W, job.Outputs = whole.W.View(0, kernels.Lanes, 0, cols), nil
-	for range 2 {
-		start := time.Now()
-		if err := all(); err != nil {
-			return 0, err
-		}
-		seconds = time.Since(start).Seconds()
-	}
-	if seconds*float64(rows/kernels.Lanes) > speedMost.Seconds() {
-		return seconds / float64(workers*kernels.Lanes*cols), nil
-	}
-	job = whole
-	if err := all(); err != nil {
+	all := quant.Job{Grid: t.Grid, W: noise(rows, cols)}
+	// A few rows find what the solver computes once and, where their outputs are said to go together, packs for all batches. Others tell
+	// whether all rows would take too long.
+	few.W = all.W.View(0, min(rows, kernels.Lanes), 0, cols)
+	if err := round(few); err != nil {
 		return 0, err
+	}
+	few.Outputs = nil
+	start := time.Now()
+	if err := round(few); err != nil {
+		return 0, err
+	}
+	seconds := time.Since(start).Seconds()
+	if seconds*float64(rows/few.W.Rows) > speedMost.Seconds() {
+		return seconds / float64(workers*few.W.Rows*cols), nil
 	}
 	var err error
-	seconds = shortest(func() { err = all() })
-	if err != nil {
-		return 0, err
-	}
-	return max(0, seconds-coupling) / float64(workers*rows*cols), nil
+	seconds = shortest(func() { err = round(all) })
+	return seconds / float64(workers*rows*cols), err
 }
 
 // shortest is the time of f in a few tries, in seconds: that which other programs have disturbed least.

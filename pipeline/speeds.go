@@ -100,7 +100,7 @@ func glance() float64 {
 	return ops / max(seconds, 1e-9)
 }
 
-// featureTime is how many seconds a feature of a token takes between products: it is computed, rounded and copied.
+// featureTime is how many seconds a feature of a token takes between products: it is computed and rounded.
 func featureTime(x, y *tensor.Matrix) float64 {
 	data := make([]byte, 2*len(x.Data))
 	const grain = 16 // rows
@@ -110,7 +110,6 @@ func featureTime(x, y *tensor.Matrix) float64 {
 			elementwise.SiLUMul(out, in, in)
 			for i := range in.Rows {
 				tensor.EncodeBF16(data[2*(lo+i)*x.Cols:2*(lo+i+1)*x.Cols], out.Row(i))
-				tensor.DecodeBF16(out.Row(i), data[2*(lo+i)*x.Cols:2*(lo+i+1)*x.Cols])
 			}
 		})
 	}) / float64(len(x.Data))

@@ -57,7 +57,9 @@ type stopper struct {
 	stop func()
 }
 
-func (stopper) Stage(string, int64) {}
+func (stopper) Stage(string, int64)  {}
+func (stopper) Expect(time.Duration) {}
+func (stopper) Skip(int64)           {}
 func (s stopper) Item(name string) {
 	if s.stop != nil && strings.HasPrefix(name, s.at) {
 		s.stop()

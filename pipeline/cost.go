@@ -15,15 +15,18 @@ import (
 //
 //	forward       2T'·in·out     each time that a stream passes: see stageRuns
 //	attention     2L·in a token  QKᵀ and PV over half of L places, in being the width of what comes out
+//	between       in + out       features of a token, likewise, and L/2 of each 64 of attention's: activations, norms, rounding, copies
 //	H             T'·in²         half of a product of 2T'·in²; experts' once more, for the sum over all
 //	D             2T'·in²        where the original model is compared and no residual connection joined
 //	S             2T'·in·out     in its place, where one is
 //	factor        in³/3          Cholesky, in float32
 //	correction    2in²·out       of the triangular systems, in float32, and as much for W·D
 //	errors        2in²·out       tr(ΔW·H·ΔWᵀ) and tr(W·H·Wᵀ)
+//	coupling      b³/3 + b²·in   of a block of b rows in H_O: its factor, and the errors of rows that are done, in float32
 //	rounding      out·in·(a + b·in) seconds, GPTQ's sweep and descent: a is measured, b is that of the products among them, for descent's
 //	              four passes in²·out·2 operations in float32, its gradient, and in²·out·(1 + 7) in bfloat16 (roundingOps)
-//	H_O           T'·Σ block²    of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products
+//	H_O           T'·Σ b²        of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products;
+//	              where it is judged 2⅓·b³ in float32
 //
 // N machines split a layer by calibration shards (observe, advance), by rows of a linear or blocks of H_O (quantize), and by whole
 // experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
@@ -47,8 +50,10 @@ type Speeds struct {
 	// Rounding a weight, by the recipe's method to its type, takes Weight seconds, and Column more for each column of its row.
 	Weight float64 `json:"weight"`
 	Column float64 `json:"column"`
-	Disk   float64 `json:"disk"` // bytes/s
-	Link   float64 `json:"link"` // bytes/s in each direction between a machine and the store of all; nothing passes it for one machine
+	// Feature is how many seconds a feature of a token takes between products.
+	Feature float64 `json:"feature"`
+	Disk    float64 `json:"disk"` // bytes/s; 0: not known
+	Link    float64 `json:"link"` // bytes/s in each direction between a machine and the store of all; nothing passes it for one machine
 }
 
 // Cost is what a run takes on some machines.
@@ -64,6 +69,10 @@ type Cost struct {
 	Efficiency float64 `json:"efficiency"`
 	// LeftOut is what the run does besides.
 	LeftOut []string `json:"left_out"`
+
+	gradients float64   // seconds of the pass of gradients
+	layers    []float64 // of each layer behind it
+	head      float64
 }
 
 // PhaseCost is the time of a kind of units, or of moving bytes.
@@ -134,17 +143,27 @@ func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 		e.tensors[t.Name] = t
 		from += stored(t.From, float64(t.Elements()))
 	}
+	var layers []float64
+	var ofHead float64
 	if m == nil {
 		e.uncalibrated()
 	} else {
 		head := (&task{plan: p, m: m}).calibratesHead()
-		for i := range m.Layers() {
-			e.layer(m.Shape(i), i == m.Layers()-1 && !head)
+		behind := func() float64 { // the pass of gradients, so far
+			return e.seconds[costObserve] + e.seconds[costRows] + e.seconds[costExperts] + e.seconds[costAdvance]
 		}
+		for i := range m.Layers() {
+			before := behind()
+			e.layer(m.Shape(i), i == m.Layers()-1 && !head)
+			layers = append(layers, behind()-before)
+		}
+		before := behind()
 		e.head()
+		ofHead = behind() - before
 	}
-	cost := &Cost{Machines: machines, Shards: int(e.shards), Speeds: s, Phases: []PhaseCost{}, Transfers: []Transfer{}}
-	if machines == 1 {
+	cost := &Cost{Machines: machines, Shards: int(e.shards), Speeds: s, Phases: []PhaseCost{}, Transfers: []Transfer{},
+		gradients: e.seconds[costOutputs], layers: layers, head: ofHead}
+	if machines == 1 && s.Disk > 0 {
 		e.seconds[costDisk] = (from + float64(p.Size())) / s.Disk
 	}
 	for _, name := range []string{costOutputs, costObserve, costRows, costExperts, costAdvance, costStore, costDisk} {
@@ -192,6 +211,7 @@ type siteCost struct {
 	tokens          float64 // that pass it
 	weights         float64 // of its linears
 	attention       float64 // operations between its outputs and the next stage
+	features        float64 // of tokens, between products
 	quantized       float64 // rows that are quantized
 	blocks          []int   // rows of H_O's blocks
 	stored, written float64 // bytes of the checkpoint and of the file
@@ -253,11 +273,15 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 	for k := range sites {
 		s := &sites[k]
 		n := float64(s.In)
-		forward := 2 * s.tokens * s.weights / e.speeds.Products
+		s.features = s.tokens * n
+		for _, out := range s.Out {
+			s.features += s.tokens * float64(out)
+		}
 		if k+1 < len(sites) && sites[k+1].Stage != s.Stage && sites[k+1].Carries {
 			s.attention = 2 * e.seqLen * float64(sites[k+1].In) * e.tokens
-			forward += s.attention / e.speeds.Products
+			s.features += e.seqLen / 2 * float64(sites[k+1].In) / attentionWidth * e.tokens
 		}
+		forward := (2*s.tokens*s.weights+s.attention)/e.speeds.Products + s.features*e.speeds.Feature
 		share := e.share()
 		if s.experts > 0 {
 			share = math.Ceil(s.experts/e.machines) / s.experts
@@ -326,9 +350,21 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 	each := n * (e.speeds.Weight + n*e.speeds.Column)
 	rows = s.quantized * each
 	if len(s.blocks) > 0 {
+		// Batches of fewer rows than there are lanes take as long, but for those that are quantized together.
+		joined := 0
+		for _, b := range s.blocks {
+			if size := gptq.BatchRows(b); size%kernels.Lanes != 0 {
+				joined += size
+			}
+		}
+		full := (joined + kernels.Lanes - 1) / kernels.Lanes * kernels.Lanes
 		rows = 0
-		for _, b := range s.blocks { // batches of fewer rows than there are lanes take as long
-			rows += float64(b) * each * max(1, kernels.Lanes/float64(gptq.BatchRows(b)))
+		for _, b := range s.blocks {
+			lanes := 1.
+			if gptq.BatchRows(b)%kernels.Lanes != 0 {
+				lanes = float64(full) / float64(joined)
+			}
+			rows += float64(b) * each * lanes
 		}
 	}
 	products := 2 * n * n * s.quantized / e.speeds.Products
@@ -341,12 +377,22 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 				products += 2 * n * n * s.quantized / e.speeds.Products
 			}
 		}
-		for _, b := range s.blocks { // the errors of the rows that are done, for those to come
-			ops += float64(b) * float64(b) * n
+		for _, b := range s.blocks {
+			ops += couplingOps(b, s.In)
 		}
 	}
 	return factor, rows + products + ops/e.speeds.Float32
 }
+
+// couplingOps are the operations that b rows take in float32 because their outputs go together: the factor of H_O, and the errors of rows
+// that are done for those to come.
+func couplingOps(b, in int) float64 {
+	rows := float64(b)
+	return rows*rows*rows/3 + rows*rows*float64(in)
+}
+
+// attentionWidth is the number of features of an attention head, for each of which the rows of QKᵀ are computed once between products.
+const attentionWidth = 64
 
 // rowShare is the part of a dense site's rows that the busiest machine has: rows do not meet, but those of a block of H_O do.
 func (e *estimate) rowShare(s *siteCost) float64 {
@@ -365,23 +411,30 @@ func (e *estimate) rowShare(s *siteCost) float64 {
 func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	var shared, own float64 // seconds: by shards, by experts
 	var blocks float64      // bytes of the dense linears'
+	var judged float64      // seconds
 	for i := range sites {
 		s := &sites[i]
 		// Forward, forward again for what derivatives need, and back: one product of a linear, four of attention's two.
-		seconds := 6*s.tokens*s.weights + 4*s.attention
+		ops := 6*s.tokens*s.weights + 4*s.attention
 		for _, b := range s.blocks {
-			seconds += s.tokens * float64(b) * float64(b)
+			ops += s.tokens * float64(b) * float64(b)
 			if s.experts == 0 {
 				blocks += 2 * float64(b) * float64(b)
 			}
 		}
+		seconds := ops/e.speeds.Products + 3*s.features*e.speeds.Feature
 		if s.experts > 0 {
-			own += seconds / e.speeds.Products * math.Ceil(s.experts/e.machines) / s.experts
+			own += seconds * math.Ceil(s.experts/e.machines) / s.experts
 		} else {
-			shared += seconds / e.speeds.Products * e.share()
+			shared += seconds * e.share()
+		}
+		if e.plan.Recipe.OutputHessian == OutputHessianAuto {
+			for _, b := range s.blocks {
+				judged += (2 + 1./3) * float64(b) * float64(b) * float64(b) / e.speeds.Float32
+			}
 		}
 	}
-	e.seconds[costOutputs] += e.sampled() * (shared + own)
+	e.seconds[costOutputs] += e.sampled()*(shared+own) + judged/e.machines
 	in, out := map[string]float64{}, map[string]float64{}
 	in[movedSums] = (e.shards/e.machines + 1) * blocks
 	out[movedSums] = e.shards / e.machines * blocks

@@ -42,6 +42,9 @@ func (p *passage) layers() error {
 	if err := p.gradients(); err != nil {
 		return err
 	}
+	if p.kept != nil {
+		p.kept.done.Expected = p.work.layers
+	}
 	set := p.opt.Calib
 	budget := newStateBudget(p.opt.Memory)
 	s, err := newStream(p.m, set.Sequences, set.SeqLen, true, budget, p.tempDir, p.roundEmbeddings())

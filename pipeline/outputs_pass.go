@@ -30,6 +30,7 @@ func (p *passage) gradients() error {
 	set := p.opt.Calib
 	if p.found.outputs != nil || !p.plan.Recipe.wantsOutputs() ||
 		p.plan.Recipe.OutputHessian == OutputHessianAuto && len(set.Sequences) < heldOutEvery {
+		p.withoutGradients()
 		return nil
 	}
 	if err := p.kept.note(store.PhaseGradients); err != nil {
@@ -41,6 +42,7 @@ func (p *passage) gradients() error {
 			return err
 		}
 		if p.found.outputs != nil { // a run that was killed when it had them
+			p.withoutGradients()
 			return forgetGradients(p.opt.Work)
 		}
 	}
@@ -94,6 +96,7 @@ func (b *backwardPass) byLayer() error {
 		if err := b.layer(i); err != nil {
 			return fmt.Errorf("gradients: layer %d: %w", i, err)
 		}
+		b.backDone()
 	}
 	return nil
 }
@@ -227,6 +230,7 @@ func (b *backwardPass) forward() error {
 		if err != nil {
 			return err
 		}
+		b.forthDone()
 	}
 	b.rest()
 	h, err := b.m.LoadHead()

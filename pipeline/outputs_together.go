@@ -189,6 +189,7 @@ func (b *backwardPass) together(side int) error {
 			free <- w
 		}()
 		err = b.travel(w, batch, layers, h, sums, order)
+		b.gradientsDone(1 / float64(b.of.batches()))
 	})
 	if err := order.failed(); err != nil {
 		return err

@@ -144,12 +144,16 @@ func (b *backwardPass) byUnits(p *passage) error {
 		if err := b.opt.Engine.Do(b.ctx, b.units(gradientsUnit{Layer: i, Forth: true}, 0, b.of.batches())); err != nil {
 			return err
 		}
+		if i < n {
+			b.forthDone()
+		}
 	}
 	for i := n - 1; i >= 0; i-- {
 		b.opt.Progress.Item(fmt.Sprintf("gradients of layer %d/%d", i+1, n))
 		if err := b.layerByUnits(p.kept, i); err != nil {
 			return fmt.Errorf("gradients: layer %d: %w", i, err)
 		}
+		b.backDone()
 	}
 	return nil
 }

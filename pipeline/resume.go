@@ -437,6 +437,8 @@ func (p *passage) recallUnit(name string) error {
 		return err
 	}
 	defer f.Close()
+	p.out.recalls = true
+	defer func() { p.out.recalls = false }()
 	return eachRecord(f, name, p.plan, func(t *Tensor, first int, q *rows) error { return p.out.rows(t, first, q) }, p.note)
 }
 

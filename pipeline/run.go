@@ -36,6 +36,8 @@ type Options struct {
 	Validate  Validate
 	Overwrite bool
 	Progress  Progress // may be nil
+	// Speeds are those of this machine, which Progress is told by how long the run takes; nil: they are not known. Nothing else goes by them.
+	Speeds *Speeds
 	// Work keeps what is done, so that the same run goes on there after it was cut off: nil keeps nothing. It belongs to this
 	// run alone (WorkParts).
 	Work Work
@@ -45,7 +47,9 @@ type Options struct {
 
 // Progress is told what a run does; internal/ui shows it.
 type Progress interface {
-	Stage(name string, total int64) // total is in weights
+	Stage(name string, total int64) // total is in weights, or in what else should take even time
+	Expect(d time.Duration)         // that the stage takes
+	Skip(n int64)                   // of total need not be done
 	Item(name string)
 	Detail(name string)
 	Add(n int64)
@@ -54,11 +58,13 @@ type Progress interface {
 
 type silent struct{}
 
-func (silent) Stage(string, int64) {}
-func (silent) Item(string)         {}
-func (silent) Detail(string)       {}
-func (silent) Add(int64)           {}
-func (silent) Done()               {}
+func (silent) Stage(string, int64)  {}
+func (silent) Expect(time.Duration) {}
+func (silent) Skip(int64)           {}
+func (silent) Item(string)          {}
+func (silent) Detail(string)        {}
+func (silent) Add(int64)            {}
+func (silent) Done()                {}
 
 // Report is what a run has done. The JSON names are part of the command line's interface.
 type Report struct {
@@ -125,6 +131,7 @@ type task struct {
 	opt     Options
 	tempDir string
 	kept    *keeper // nil without Options.Work
+	work    work
 }
 
 // outcome is how an attempt to carry out a plan ended: done, redo or refused.
@@ -223,7 +230,7 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 	if t.plan.Recipe.Method.Needs().Int8Inputs || t.mayFallBack() {
 		pass.seen = newObserver()
 	}
-	t.opt.Progress.Stage(t.stageName(len(found.runs)), t.plan.Elements())
+	t.begin(t.stageName(len(found.runs)))
 	if err := w.convertAll(); err != nil {
 		return nil, nil, err
 	}

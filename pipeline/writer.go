@@ -23,6 +23,8 @@ type writer struct {
 	*task
 	file Output
 
+	recalls bool // what is written was done before
+
 	pending *errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
 	failed  context.Context // ends with the first that fails
 	buffers chan []byte     // what they leave
@@ -128,7 +130,7 @@ func (w *writer) convert(t *Tensor) error {
 			defer w.recycle(data)
 			return w.file.WriteRows(t.Name, lo, data)
 		})
-		w.opt.Progress.Add(int64((hi - lo) * cols))
+		w.opt.Progress.Add(w.counts(t, (hi-lo)*cols))
 		if hi == t.Rows() && t.values == nil {
 			w.src.Release(in)
 		}
@@ -171,7 +173,11 @@ func (w *writer) rows(t *Tensor, first int, q *rows) error {
 	sums.add(&q.rowsReport)
 	w.mu.Unlock()
 	n := len(q.data) / t.Type.RowBytes(t.Cols())
-	w.opt.Progress.Add(int64(n) * int64(t.Cols()))
+	if units := w.counts(t, n*t.Cols()); w.recalls {
+		w.opt.Progress.Skip(units)
+	} else {
+		w.opt.Progress.Add(units)
+	}
 	if first+n < t.Rows() {
 		return nil
 	}

@@ -277,6 +277,10 @@ func TestLeft(t *testing.T) {
 	if _, _, ok := s.Left(); ok {
 		t.Error("nothing is done, and the time is known")
 	}
+	s.Expected = 90 // of all that is left, until a layer tells
+	if n, d, ok := s.Left(); n != 20 || d != 90*time.Second || !ok {
+		t.Errorf("%d layers, %v, %v", n, d, ok)
+	}
 	s.LayerSeconds = []float64{1000, 1000, 2, 2, 2, 2, 4, 4, 4, 4}
 	if n, d, ok := s.Left(); n != 10 || d != 30*time.Second || !ok {
 		t.Errorf("%d layers, %v, %v", n, d, ok)

@@ -15,6 +15,8 @@ type Standing struct {
 	// LayerSeconds is how long each layer that is done took, and the head behind them.
 	LayerSeconds []float64 `json:"layer_seconds"`
 	Head         bool      `json:"head"` // is quantized too, after the layers
+	// Expected is how many seconds all that is left was predicted to take, while no layer is done; 0: nobody has.
+	Expected float64 `json:"expected_seconds,omitempty"`
 	// Shards: what is counted are shards of the text, not layers.
 	Shards bool `json:"shards,omitempty"`
 }
@@ -40,14 +42,14 @@ const (
 	PhaseDone      = "done"
 )
 
-// Left is the number of layers that are yet to be done, and how long they will take: as long each as the last ones. ok is
-// false while none is done.
+// Left is the number of layers that are yet to be done, and how long they will take: as long each as the last ones, and before one is done as
+// long as was predicted. ok is false where nothing tells.
 func (s *Standing) Left() (layers int, d time.Duration, ok bool) {
 	layers = max(0, s.Layers-len(s.LayerSeconds))
 	const last = 8
 	recent := s.LayerSeconds[max(0, len(s.LayerSeconds)-last):]
 	if len(recent) == 0 {
-		return layers, 0, false
+		return layers, time.Duration(s.Expected * float64(time.Second)), s.Expected > 0
 	}
 	var sum float64
 	for _, t := range recent {

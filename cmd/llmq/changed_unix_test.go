@@ -127,9 +127,11 @@ type whenAdded struct {
 	at bool
 }
 
-func (p *whenAdded) Stage(string, int64) {}
-func (p *whenAdded) Detail(string)       {}
-func (p *whenAdded) Done()               {}
+func (p *whenAdded) Stage(string, int64)  {}
+func (p *whenAdded) Expect(time.Duration) {}
+func (p *whenAdded) Skip(int64)           {}
+func (p *whenAdded) Detail(string)        {}
+func (p *whenAdded) Done()                {}
 
 func (p *whenAdded) Item(name string) {
 	p.mu.Lock()

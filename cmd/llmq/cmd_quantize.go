@@ -76,7 +76,7 @@ func (o *quantizeOptions) AddFlags(cmd *cobra.Command) {
 	f.Float64Var(&o.MaxBPW, "max-bpw", 0, "the most `BITS` per weight of the whole file, in the place of --max-size")
 	f.StringVar(&o.Imatrix, "imatrix", "", "llama.cpp's importance matrix `FILE` in the place of calibration text, for --method rtn: scales are searched by it")
 	f.StringVar(&o.Work, "work", "", workUsage)
-	f.IntVar(&o.Machines, "machines", 0, "with --dry-run: how long the run will take on `N` machines like this one, which is measured for a second, and what goes between them")
+	f.IntVar(&o.Machines, "machines", 1, "with --dry-run: how long the run will take on `N` machines like this one, and what goes between them")
 	o.Link = defaultLink
 	f.Var(&o.Link, "link", "with --machines: how fast each is connected to the store of all, such as 10Gbit")
 	o.engineOptions.AddFlags(cmd)
@@ -278,6 +278,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			}
 			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(bytes))
 		}
+		popt.Speeds = plan.SpeedsOfLongRun(ctx, m, set.Tokens(), set.SeqLen, filepath.Dir(opts.Output))
 		defer keepLow(needs.Memory)()
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
@@ -357,9 +358,9 @@ func (o *quantizeOptions) recipe() (pipeline.Recipe, error) {
 		return r, usagef("--int8-fallback %g: need more than 0, and finite", o.Fallback)
 	case o.Fallback > 0 && o.lacksText():
 		return r, usagef("--int8-fallback goes by output errors: give calibration text with --calib FILE")
-	case o.Machines < 0 || o.cmd.Flags().Changed("machines") && o.Machines == 0:
+	case o.Machines < 1:
 		return r, usagef("--machines %d: need 1 or more", o.Machines)
-	case o.Machines > 0 && !o.DryRun:
+	case o.cmd.Flags().Changed("machines") && !o.DryRun:
 		return r, usagef("--machines is for --dry-run")
 	case o.cmd.Flags().Changed("link") && o.Machines < 2:
 		return r, usagef("--link is for --machines: one machine has nothing to send")

@@ -25,7 +25,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Show how far a run with --work FOLDER is",
 		Long: `Shows how far the run that keeps its work in FOLDER, or s3://BUCKET/PREFIX, is, whether it is being worked on, by which
 workers if there are other machines, what is left, and how long that will take if layers go on taking as long as the last
-ones did.`,
+ones did; before the first is done, how long a long run was predicted to take.`,
 		Example: `  llmq status /scratch/qwen3-8b
   llmq status s3://models/qwen3-8b
   watch llmq status /scratch/qwen3-8b`,
@@ -61,7 +61,7 @@ func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) 
 	if known {
 		seconds := time.Seconds()
 		r.SecondsFor = &seconds
-		if left > 0 {
+		if left > 0 && len(r.LayerSeconds) > 0 {
 			each := seconds / float64(left)
 			r.PerLayer = &each
 		}
@@ -120,6 +120,9 @@ func (a *app) printStatus(r *statusReport) error {
 			last = ", and the head"
 		}
 		t.row("left", "%d %ss, about %v%s", r.Left, what, time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second), last)
+	}
+	if r.PerLayer == nil && r.SecondsFor != nil && len(r.LayerSeconds) == 0 && !r.Standing.Done() {
+		t.row("left", "about %v, as was predicted", time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second))
 	}
 	for i, w := range r.Workers {
 		what := map[bool]string{true: "workers"}[i == 0]

@@ -14,11 +14,9 @@ import (
 	"github.com/llmq/llmq/pipeline"
 )
 
-// cost estimates the run of --dry-run on --machines; nil if nobody asks. Without calibration text, set is nil.
+// cost estimates the run of --dry-run on --machines. m is nil of a run that is not calibrated; set is nil where no text is given.
 func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *model.Model, set *calib.Set) (*pipeline.Cost, error) {
 	switch {
-	case o.Machines == 0:
-		return nil, nil
 	case o.Machines > 1 && m == nil:
 		return nil, usagef("--machines %d: a run without calibration text is not divided among machines", o.Machines)
 	case o.Machines > 1:
@@ -36,6 +34,12 @@ func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *mode
 		tokens = set.Tokens()
 	}
 	cost := plan.Cost(m, tokens, o.SeqLen, o.Machines, speeds)
+	if speeds.Disk == 0 {
+		cost.LeftOut = append(cost.LeftOut, "the disk, as nothing can be written to the output's folder")
+	}
+	if o.LowDisk {
+		cost.LeftOut = append(cost.LeftOut, "what is fetched")
+	}
 	if o.validates() {
 		cost.LeftOut = append(cost.LeftOut, "the validation, and runs that it leads to")
 	}
@@ -45,7 +49,7 @@ func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *mode
 	return cost, nil
 }
 
-// printCost prints how long a run takes, and why.
+// printCost prints how long a run takes, and why; nothing of a nil Cost.
 func (a *app) printCost(c *pipeline.Cost) error {
 	if c == nil {
 		return nil
@@ -66,8 +70,8 @@ func (a *app) printCost(c *pipeline.Cost) error {
 		t.row("", "not counted: %s", what)
 	}
 	s := &c.Speeds
-	t.row("measured", "%.0f GFLOP/s of products, %.0f of float32; a weight in %.0f ns and %.0f more in 1000 columns; disk %s/s",
-		s.Products/1e9, s.Float32/1e9, 1e9*s.Weight, 1e12*s.Column, formatBytes(int64(s.Disk)))
+	t.row("measured", "%.0f GFLOP/s of products, %.0f of float32; a feature in %.2f ns, a weight in %.0f and %.0f more in 1000 columns; disk %s/s",
+		s.Products/1e9, s.Float32/1e9, 1e9*s.Feature, 1e9*s.Weight, 1e12*s.Column, formatBytes(int64(s.Disk)))
 	return t.flush()
 }
 

@@ -6,18 +6,19 @@ import (
 	"testing"
 )
 
-// TestCost: --dry-run --machines measures this machine, says how long a run takes and what goes between machines, and leaves nothing.
+// TestCost: --dry-run measures this machine, says how long a run takes, with --machines what goes between them, and leaves nothing.
 func TestCost(t *testing.T) {
 	dir, out := folder(t, "llama"), t.TempDir()
 	args := append([]string{"quantize", dir, "-o", filepath.Join(out, "x.gguf"), "--dry-run"}, calibrate...)
-	if v := mustJSON(t, planKeys, args...); v["cost"] != nil {
-		t.Errorf("nobody asks, and the cost is %v", v["cost"])
+	one := mustJSON(t, planKeys, args...)["cost"].(map[string]any)
+	if !(one["seconds"].(float64) > 0) || one["machines"] != 1. || one["efficiency"] != 1. || len(one["transfers"].([]any)) > 0 {
+		t.Errorf("cost is %v", one)
 	}
 	cost := mustJSON(t, planKeys, append(args, "--machines", "3", "--link", "8Mbit")...)["cost"].(map[string]any)
 	checkKeys(t, cost, "machines shards speeds phases transfers seconds efficiency left_out")
 	speeds := cost["speeds"].(map[string]any)
-	checkKeys(t, speeds, "products float32 weight column disk link")
-	for _, what := range []string{"products", "float32", "disk"} {
+	checkKeys(t, speeds, "products float32 weight column feature disk link")
+	for _, what := range []string{"products", "float32", "feature", "disk"} {
 		if !(speeds[what].(float64) > 0) {
 			t.Errorf("%s are %v", what, speeds[what])
 		}
@@ -28,9 +29,22 @@ func TestCost(t *testing.T) {
 	if e := cost["efficiency"].(float64); !(e > 0 && e < 1) || len(cost["transfers"].([]any)) != 5 {
 		t.Errorf("cost is %v", cost)
 	}
-	r := must(t, append(args, "--machines", "1")...)
+	r := must(t, args...)
 	if !strings.Contains(r.stdout, "on this machine") || !strings.Contains(r.stdout, "GFLOP/s") || strings.Contains(r.stdout, "of each machine") {
 		t.Errorf("--dry-run prints\n%s", r.stdout)
+	}
+	for _, flags := range []string{ // what has no columns as measured, no calibration text, or no weights that are rounded
+		"--method rtn --type q4_0", "--method awq", "--method int8", "--recipe auto", "--type iq2_s", "--type f16", "--output-type q6_k",
+		"--format compressed-tensors --bits 8", "--format gptq --bits 4 --group-size 32", "--method rtn --smooth 0.5",
+	} {
+		args := append([]string{"quantize", dir, "-o", filepath.Join(out, "x.gguf"), "--dry-run"}, strings.Fields(flags)...)
+		if r := must(t, args...); !strings.Contains(r.stdout, "on this machine") {
+			t.Errorf("%s: --dry-run prints\n%s", flags, r.stdout)
+		}
+	}
+	nowhere := append([]string{"quantize", dir, "-o", "/dev/null/x.gguf", "--dry-run"}, calibrate...)
+	if r := must(t, nowhere...); !strings.Contains(r.stdout, "not counted: the disk") {
+		t.Errorf("without a folder for the output --dry-run prints\n%s", r.stdout)
 	}
 	if left := listing(t, out); len(left) != 1 {
 		t.Errorf("left behind: %v", left)

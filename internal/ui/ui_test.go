@@ -50,14 +50,60 @@ func TestBar(t *testing.T) {
 	}
 }
 
+// TestRemaining: what remains is told from what is done, and where the stage was expected to take some time from that at first.
 func TestRemaining(t *testing.T) {
 	for _, c := range []struct {
 		done, total int64
+		took        time.Duration // until that was done, and since
+		since       time.Duration
+		expected    time.Duration
 		want        time.Duration
-	}{{0, 10, 0}, {10, 10, 0}, {11, 10, 0}, {5, 10, time.Minute}, {1, 4, 3 * time.Minute}} {
-		if got := remaining(time.Minute, c.done, c.total); got != c.want {
-			t.Errorf("%d of %d in a minute: %v left, want %v", c.done, c.total, got, c.want)
-		}
+	}{
+		{0, 10, time.Minute, 0, 0, 0},
+		{10, 10, time.Minute, 0, 0, 0},
+		{11, 10, time.Minute, 0, 0, 0},
+		{5, 10, time.Minute, 0, 0, time.Minute},
+		{5, 10, time.Minute, 10 * time.Second, 0, 50 * time.Second},
+		{5, 10, time.Minute, time.Hour, 0, 0},
+		{1, 4, time.Minute, 0, 0, 3 * time.Minute},
+		{0, 10, 0, 0, time.Hour, time.Hour},
+		{0, 10, 0, 10 * time.Minute, time.Hour, 50 * time.Minute},
+		{0, 10, 0, 2 * time.Hour, time.Hour, 0},
+		{5, 10, 30 * time.Minute, 0, time.Hour, 30 * time.Minute},
+		// It takes twice as long: a tenth tells two thirds of that, half nearly all.
+		{1, 10, 12 * time.Minute, 0, time.Hour, 90 * time.Minute},
+		{5, 10, time.Hour, 0, time.Hour, 57*time.Minute + 16*time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) { // on a fake clock
+			e := newEstimate(c.total)
+			e.expected = c.expected
+			time.Sleep(c.took)
+			e.add(c.done)
+			time.Sleep(c.since)
+			if got := e.remaining().Round(time.Second); got != c.want {
+				t.Errorf("%+v: %v left", c, got)
+			}
+		})
+	}
+}
+
+// TestExpect: lines and bars tell what remains before anything is done, without what is skipped.
+func TestExpect(t *testing.T) {
+	for name, of := range map[string]func(*bytes.Buffer) Progress{
+		"lines": func(b *bytes.Buffer) Progress { return NewLines(b) }, "bar": func(b *bytes.Buffer) Progress { return NewBar(b) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var out bytes.Buffer
+			p := of(&out)
+			p.Stage("quantize", 40)
+			p.Expect(time.Hour)
+			p.Skip(10)
+			p.Item("layer 2/4")
+			p.Done()
+			if want := "quantize: layer 2/4 (about 45m0s left)"; !strings.Contains(out.String(), want) {
+				t.Errorf("%s: no %q in %q", name, want, out.String())
+			}
+		})
 	}
 }
 

@@ -27,8 +27,9 @@ const gradientsPrefix = "gradients-"
 const gradientsTokens = gradientsPrefix + "tokens"
 
 var (
-	// gradientPartBytes is how many bytes of sums are a part: linears that are added together. Tests take fewer.
-	gradientPartBytes = int64(64 << 20)
+	// gradientPartBytes is how many bytes of sums are a part, linears that are added together: few, so that a few machines have about the
+	// same to add. Tests take fewer.
+	gradientPartBytes = int64(16 << 20)
 	// gradientsTogether is how many batches' sums are in the work folder at a time. Tests take fewer.
 	gradientsTogether = Shards
 )
@@ -78,12 +79,12 @@ func (u *gradientsUnit) parts(n int) (names []string) {
 	return append(names, u.name())
 }
 
-func (u *gradientsUnit) unit(size int) engine.Unit {
+func (u *gradientsUnit) unit(size int64) engine.Unit {
 	spec, err := json.Marshal(u)
 	if err != nil {
 		panic(err) // numbers
 	}
-	e := engine.Unit{Name: u.name(), Spec: spec, Size: int64(size)}
+	e := engine.Unit{Name: u.name(), Spec: spec, Size: size}
 	if u.Forth || u.Back {
 		e.Key = fmt.Sprintf("batch%05d", u.First)
 	}
@@ -115,6 +116,14 @@ func (b *backwardPass) parts(linears []*model.Linear) [][]*model.Linear {
 		bytes += n
 	}
 	return parts
+}
+
+// partBytes is the size of the sums over the outputs of a part's linears.
+func (b *backwardPass) partBytes(part []*model.Linear) (bytes int64) {
+	for _, lin := range part {
+		bytes += outputBytes(lin.Out, b.m.Dim, lin.Expert >= 0)
+	}
+	return bytes
 }
 
 // byUnits is byLayer with its work handed out by an engine.
@@ -162,7 +171,7 @@ func (b *backwardPass) byUnits(p *passage) error {
 func (b *backwardPass) units(u gradientsUnit, first, last int) (units []engine.Unit) {
 	for u.First = first; u.First < last; u.First++ {
 		lo, hi := b.of.sequences(u.First)
-		units = append(units, u.unit(hi-lo))
+		units = append(units, u.unit(int64(hi-lo)))
 	}
 	return units
 }
@@ -183,7 +192,7 @@ func (b *backwardPass) layerByUnits(k *keeper, i int) error {
 			return err
 		}
 		for ; first < b.of.batches(); first += gradientsTogether {
-			if err := b.sumByUnits(k, u, len(parts), first, min(first+gradientsTogether, b.of.batches())); err != nil {
+			if err := b.sumByUnits(k, u, parts, first, min(first+gradientsTogether, b.of.batches())); err != nil {
 				return err
 			}
 		}
@@ -214,13 +223,13 @@ func (b *backwardPass) sumsFrom(k *keeper, u gradientsUnit, parts int) (first in
 }
 
 // sumByUnits has the parts' sums over all batches before last made, from those before first.
-func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last int) error {
+func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts [][]*model.Linear, first, last int) error {
 	add := u
 	add.First, add.Last = first, last
 	var sums []engine.Unit
 	var before []string // values that are not needed any more then
 	for add.Part = range parts {
-		sums = append(sums, add.unit(1))
+		sums = append(sums, add.unit(b.partBytes(parts[add.Part])))
 		if first > 0 {
 			before = append(before, add.before(first))
 		}
@@ -232,9 +241,9 @@ func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts, first, last
 	u.Back = true
 	back := b.units(u, first, last)
 	for u.First = first; u.First < last; u.First++ {
-		names := u.parts(parts)
+		names := u.parts(len(parts))
 		before = append(before, names...)
-		if ok || parts == 1 {
+		if ok || len(parts) == 1 {
 			continue
 		}
 		if err := k.wholeOrUndone(names); err != nil {

@@ -172,6 +172,13 @@ func TestCluster(t *testing.T) {
 // TestJoin: a worker that comes while another has units of several keys takes its share, of those that have not been begun.
 func TestJoin(t *testing.T) {
 	cl := start(t)
+	cl.joined(cl.c.Local())
+}
+
+// joined does units of keys by a worker w that is there and one that comes later, and ends the run.
+func (cl *cluster) joined(w Worker) {
+	t := cl.t
+	t.Helper()
 	begun, came := make(chan struct{}), make(chan struct{})
 	var first sync.Once
 	var taken atomic.Int32
@@ -196,7 +203,7 @@ func TestJoin(t *testing.T) {
 		}
 		return u.Spec, nil
 	}
-	cl.join(cl.c.Local(), "w0")
+	cl.join(w, "w0")
 	for cl.alive() < 1 {
 		time.Sleep(time.Millisecond)
 	}
@@ -206,7 +213,7 @@ func TestJoin(t *testing.T) {
 	}
 	go func() {
 		<-begun
-		cl.join(cl.c.Local(), "w1")
+		cl.join(w, "w1")
 	}()
 	if err := cl.c.Do(t.Context(), us); err != nil {
 		t.Fatal(err)

@@ -217,6 +217,33 @@ func TestDenied(t *testing.T) {
 	cl.c.End(nil, true)
 }
 
+// TestAllowed: a run needs no more of a server than docs/many-machines.md says.
+func TestAllowed(t *testing.T) {
+	d, err := store.OpenDir(t.TempDir(), []store.Part{{What: "test", Digest: t.Name()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	doc, err := os.ReadFile("../../docs/many-machines.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := func(after string) []string {
+		_, rest, _ := strings.Cut(string(doc), after)
+		list, _, ok := strings.Cut(rest, "]")
+		if !ok {
+			t.Fatalf("docs/many-machines.md has no %q", after)
+		}
+		return strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(", \"\n", r) })
+	}
+	at := own(t, server.Options{Users: []*server.User{{Username: "llmq", Password: "secret", Permissions: &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: list("publish = [")}, Subscribe: &server.SubjectPermission{Allow: list("subscribe = [")}}}}})
+	cl := &cluster{t: t, folder: d}
+	user := Connection{URL: "nats://llmq:secret@" + at}
+	cl.coordinate(Options{Connection: user})
+	cl.joined(Worker{Connection: user, Run: d.ID(), Build: "build"})
+}
+
 // TestWaiting: a worker that comes first says what it waits for: the server, then the coordinator.
 func TestWaiting(t *testing.T) {
 	cl := start(t)

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 )
@@ -10,6 +11,8 @@ type Needs struct {
 	// Memory is in use at the run's peak, mapped pages of the checkpoint aside: Linux's RssAnon, less what the garbage collector has not
 	// come to.
 	Memory int64
+	// Mapped is how much of the checkpoint is in memory besides, at most, if files are mapped: a layer, or without a model a tensor.
+	Mapped int64
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 	Work   int64 // in Options.Work, at most
 }
@@ -19,7 +22,7 @@ type Needs struct {
 // the largest site, or as many experts as are taken together, needs. With nil it is not calibrated and holds a piece of a
 // tensor.
 func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Needs) {
-	needs = Needs{Memory: p.writerNeeds(), Disk: p.Size()}
+	needs = Needs{Memory: p.writerNeeds(), Mapped: p.mapped(m != nil), Disk: p.Size()}
 	if p.form != nil {
 		defer func() { needs.Memory += p.form.Memory() }()
 	}
@@ -74,6 +77,21 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
 	}
 	return needs
+}
+
+// mapped is the size in the checkpoint of the largest layer, or tensor.
+func (p *Plan) mapped(layers bool) (most int64) {
+	of := map[int]int64{} // by layer
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		bytes := int64(t.Rows()) * int64(t.From.RowBytes(t.Cols()))
+		if layer := ggml.ParseName(t.Name).Layer; layers && layer >= 0 {
+			of[layer] += bytes
+			bytes = of[layer]
+		}
+		most = max(most, bytes)
+	}
+	return most
 }
 
 // rowsNeeds is the memory for the quantized rows of a layer's linears, which later stages are computed with.

@@ -231,12 +231,12 @@ func isPart(folder, file string) bool {
 }
 
 // runtimeBytes is what the process holds besides a run's data: the program, its stacks, the tokenizer.
-const runtimeBytes = 32 << 20
+const runtimeBytes = 48 << 20
 
 // printPlan prints what a run would write, what it needs, and, where it is known, how long it takes.
 func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Needs, cost *pipeline.Cost) error {
 	// The collector comes when there is so much garbage: on average half of it is there.
-	memory := needs.Memory + needs.Memory*int64(garbagePercent(needs.Memory))/200 + runtimeBytes
+	memory := needs.Memory + needs.Memory*int64(garbagePercent(needs.Memory))/200 + runtimeBytes + needs.Mapped
 	if o.JSON {
 		type tensorJSON struct {
 			Name     string `json:"name"`
@@ -286,7 +286,7 @@ func (a *app) printPlan(o *outputOptions, plan *pipeline.Plan, needs pipeline.Ne
 			t.row(plain(filepath.Base(path)), "%d bytes (%s)", parts[i], formatBytes(parts[i]))
 		}
 	}
-	t.row("memory", "about %s, and the pages of the checkpoint that are being read", formatBytes(memory))
+	t.row("memory", "about %s, of which %s are pages of the checkpoint that is being read", formatBytes(memory), formatBytes(needs.Mapped))
 	t.row("disk", "%s", formatBytes(needs.Disk))
 	if needs.Work > 0 {
 		t.row("", "with --work at most %s more", formatBytes(needs.Work))

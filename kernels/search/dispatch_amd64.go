@@ -134,6 +134,8 @@ func (l *Lattice) errors(lanes int, err []kernels.Lane, steps []Range, lo, hi, m
 	}
 }
 
+func (s *Moves) move(c, lo, hi, most float64) uint16 { return movesAVX2(&s.P[0], c, lo, hi, most) }
+
 // Measure measures the first n candidates on a group of weights, an even number: see MeasureLevels.
 func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) {
 	wt = wt[:len(x)]

@@ -9,6 +9,7 @@ import (
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/columns"
 	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -277,6 +278,7 @@ type descent struct {
 	scaled, hs, hm []kernels.Lane // what a scale and a minimum multiply, times H
 	unit           []kernels.Lane // ones
 	changed        []uint16       // lanes of each column of a group
+	moves          search.Moves   // of a group's scales and minimums; the steps are the blocks'
 }
 
 // newDescent returns a descent for windows of so many columns or less.
@@ -339,6 +341,7 @@ func (t *descent) load() {
 	}
 	for i := range t.n {
 		b := &t.blocks[i]
+		t.moves.Step[i], t.moves.StepMinimum[i] = b.D, b.DMin
 		if g.Codebook != nil {
 			for j, code := range b.Codes {
 				t.level[j][i] = g.Level(code)
@@ -428,25 +431,37 @@ func (t *descent) scales(k, c0 int) int {
 	for _, v := range sums {
 		c += float64(v)
 	}
-	var x, y kernels.Lane // what is taken off the scales and the minima
-	moved := 0
-	for i := range t.n {
-		e := quant.Quadratic{P: float64(p[i]), Q: -float64(q[i]), A: float64(a[i]), B: -float64(b[i]), C: c}
-		blk := &t.blocks[i]
-		if !t.g.MoveGroup(blk, k, &e) {
-			continue
+	var moved uint16
+	if g.Scales.Floats == nil {
+		e := &t.moves
+		e.P, e.Q, e.A, e.B, e.Scale, e.Minimum = p, q, a, b, t.sc[k], t.m[k]
+		moved = g.MoveGroups(e, c) & (1<<t.n - 1)
+		for lanes := moved; lanes != 0; lanes &= lanes - 1 {
+			i := bits.TrailingZeros16(lanes)
+			t.blocks[i].Sc[k], t.blocks[i].M[k] = int8(e.Scale[i]), int8(e.Minimum[i])
 		}
-		moved++
+	} else {
+		for i := range t.n {
+			if g.MoveFloat(&t.blocks[i], k, &quant.Quadratic{P: float64(p[i]), A: float64(a[i])}) {
+				moved |= 1 << i
+			}
+		}
+	}
+	if moved == 0 {
+		return 0
+	}
+	var x, y kernels.Lane // what is taken off the scales and the minima
+	for lanes := moved; lanes != 0; lanes &= lanes - 1 {
+		i := bits.TrailingZeros16(lanes)
+		blk := &t.blocks[i]
 		scale, minimum := g.Scale(blk, k)
 		x[i], y[i] = t.scale[k][i]-scale, t.minimum[k][i]-minimum
 		t.scale[k][i], t.minimum[k][i] = scale, minimum
 		t.sc[k][i], t.m[k][i] = float32(blk.Sc[k]), float32(blk.M[k])
 	}
-	if moved > 0 {
-		columns.ShiftBy(grad, hs, &x, sums, &y) // hm = H·1 is one value for all lanes
-		t.decode(k)
-	}
-	return moved
+	columns.ShiftBy(grad, hs, &x, sums, &y) // hm = H·1 is one value for all lanes
+	t.decode(k)
+	return bits.OnesCount16(moved)
 }
 
 // super moves the blocks' scales and minima, which multiply those of their groups, and what the blocks' columns see.
@@ -486,6 +501,7 @@ func (t *descent) super(c0 int) int {
 		}
 		moved++
 		x[i], y[i] = d-blk.D, dmin-blk.DMin
+		t.moves.Step[i], t.moves.StepMinimum[i] = blk.D, blk.DMin
 		for k := range t.scale {
 			t.scale[k][i], t.minimum[k][i] = g.Scale(blk, k)
 		}

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"slices"
 
+	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/tensor"
 )
@@ -255,61 +256,18 @@ func (e *Quadratic) At(x, y float64) float64 {
 	return -2*(e.P*x+e.Q*y) + e.A*x*x + 2*e.B*x*y + e.C*y*y
 }
 
-// MoveGroup moves the scale and the minimum of b's group k, which has its own, to those of the neighbouring values with
-// which e is least, and says whether they moved.
-func (g *Affine) MoveGroup(b *Block, k int, e *Quadratic) bool {
-	if g.Scales.Floats != nil {
-		return g.moveFloat(b, k, e)
+// MoveGroups moves the scales and the minimums of 16 groups, which have their own, to those of the neighbouring values with which errors are
+// least, and returns a bit for each that moved: see search.Moves, whose multiples are Sc and M, and whose steps D and DMin.
+func (g *Affine) MoveGroups(s *search.Moves, c float64) uint16 {
+	if !g.HasMinimum() {
+		s.StepMinimum = kernels.Lane{}
 	}
-	d, dmin := float64(b.D), float64(b.DMin)
-	sc, m := float64(b.Sc[k]), float64(b.M[k])
-	if d == 0 {
-		return false
-	}
-	minimums := g.HasMinimum() && dmin != 0
-	x := e.P / e.A
-	if minimums {
-		if det := e.A*e.C - e.B*e.B; det > 0 {
-			x = (e.P*e.C - e.Q*e.B) / det
-		}
-	}
-	if x != x {
-		return false
-	}
-	below := math.Floor(sc + x/d)
-	best, bestSc, bestM := -1e-9*math.Abs(e.A), sc, m
-	stayed := false // the present scale was tried
-	for i, s := range [...]float64{below, below + 1, sc} {
-		if i == 2 && stayed {
-			break
-		}
-		s = min(max(s, float64(g.Scales.Min)), float64(g.Scales.Max))
-		stayed = stayed || s == sc
-		x := (s - sc) * d
-		if !minimums {
-			if v := e.At(x, 0); v < best {
-				best, bestSc = v, s
-			}
-			continue
-		}
-		y := (e.Q - e.B*x) / e.C
-		mm := math.Floor(m + y/dmin)
-		for _, mm := range [2]float64{mm, mm + 1} {
-			mm = min(max(mm, 0), float64(g.Minimums.Max))
-			if v := e.At(x, (mm-m)*dmin); v < best {
-				best, bestSc, bestM = v, s, mm
-			}
-		}
-	}
-	if bestSc == sc && bestM == m {
-		return false
-	}
-	b.Sc[k], b.M[k] = int8(bestSc), int8(bestM)
-	return true
+	return s.Move(c, g.Scales.Min, g.Scales.Max, g.Minimums.Max)
 }
 
-// moveFloat is MoveGroup for floating-point scales.
-func (g *Affine) moveFloat(b *Block, k int, e *Quadratic) bool {
+// MoveFloat moves the floating-point scale of b's group k to that of the values beside the best with which e is least, and says whether
+// it moved.
+func (g *Affine) MoveFloat(b *Block, k int, e *Quadratic) bool {
 	now, _ := g.Scale(b, k)
 	wanted := float64(now) + e.P/e.A
 	if wanted != wanted {

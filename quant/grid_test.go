@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/kernels/search"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -47,7 +48,7 @@ func TestWeightNoise(t *testing.T) {
 	}
 }
 
-// TestMoves compares what MoveGroup finds with all scales, or with all minimums where there are any, and what MoveBlock
+// TestMoves compares what MoveGroups finds with all scales, or with all minimums where there are any, and what MoveBlock
 // finds with the float16 values beside it.
 func TestMoves(t *testing.T) {
 	rng := rand.New(rand.NewPCG(4, 1))
@@ -57,18 +58,24 @@ func TestMoves(t *testing.T) {
 		for range 1000 {
 			b := quant.Block{D: tensor.RoundF16(float32(rng.NormFloat64())), Sc: make([]int8, n), M: make([]int8, n)}
 			b.Sc[0] = int8(g.Scales.Min + rng.IntN(g.Scales.Max-g.Scales.Min+1))
-			e := quant.Quadratic{P: 10 * rng.NormFloat64(), A: 1 + rng.Float64()}
+			single := func(v float64) float64 { return float64(float32(v)) }
+			e := quant.Quadratic{P: single(10 * rng.NormFloat64()), A: single(1 + rng.Float64())}
 			if g.HasMinimum() {
 				b.DMin, b.M[0] = tensor.RoundF16(rng.Float32()), int8(rng.IntN(g.Minimums.Max+1))
-				e.Q, e.C = 10*rng.NormFloat64(), 1+rng.Float64()
-				e.B = (2*rng.Float64() - 1) * math.Sqrt(e.A*e.C) / 2
+				e.Q, e.C = single(10*rng.NormFloat64()), 1+rng.Float64()
+				e.B = single((2*rng.Float64() - 1) * math.Sqrt(e.A*e.C) / 2)
 			}
 			before := b
 			before.Sc, before.M = []int8{b.Sc[0]}, []int8{b.M[0]}
 			change := func(b *quant.Block, sc, m int) float64 {
 				return e.At((float64(sc)-float64(before.Sc[0]))*float64(b.D), (float64(m)-float64(before.M[0]))*float64(b.DMin))
 			}
-			moved := g.MoveGroup(&b, 0, &e)
+			var s search.Moves
+			i := rng.IntN(len(s.P))
+			s.P[i], s.Q[i], s.A[i], s.B[i] = float32(e.P), -float32(e.Q), float32(e.A), -float32(e.B)
+			s.Step[i], s.StepMinimum[i], s.Scale[i], s.Minimum[i] = b.D, b.DMin, float32(b.Sc[0]), float32(b.M[0])
+			moved := g.MoveGroups(&s, e.C)>>i&1 != 0
+			b.Sc[0], b.M[0] = int8(s.Scale[i]), int8(s.Minimum[i])
 			got := change(&b, int(b.Sc[0]), int(b.M[0]))
 			if moved != (got < 0) || moved == (b.Sc[0] == before.Sc[0] && b.M[0] == before.M[0]) {
 				t.Fatalf("%s: %+v: moved %t, from %d, %d to %d, %d: %v", typ, e, moved, before.Sc[0], before.M[0], b.Sc[0], b.M[0], got)

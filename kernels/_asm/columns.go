@@ -355,23 +355,25 @@ func (g *gen) updateTiles() {
 func (g *gen) updatePanels() {
 	const vecs, unroll, wide = lane / 32, 8, 16
 	v := avx2
-	g.function("updatePanelsAVX2", "func(dst, u *float32, pitch int, x *float32, turn, depth, n int)",
-		"sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane. depth is a multiple of 8, n of 16. Of each 16",
-		"columns, pitch bytes after the 16 before, and of each eight rows u has panels of 6, 6 and 4 columns. The next eight rows of u",
-		"and of x are turn bytes after these.")
-	dst, u, pitch, first := g.gp("dst"), g.gp("u"), g.gp("pitch"), g.gp("x")
-	turn, depth, n := g.gp("turn"), g.gp("depth"), g.gp("n")
-	p, x, k := g.GP64(), g.GP64(), g.GP64()
+	g.function("updatePanelsAVX2", "func(dst, u *float32, rows, row int, x *float32, turn, depth, n int)",
+		"sets dst[j] += Σ u[row+k][j]·x[k] over k < depth for j < n, both vectors of a lane. depth is a multiple of 8, n of 16. Of each",
+		"16 columns u has panels of 6, 5 and 5, of so many rows each. The next eight rows of u and of x are turn rows after these.")
+	dst, u, first := g.gp("dst"), g.gp("u"), g.gp("x")
+	row, turn, depth, n := g.gp("row"), g.gp("turn"), g.gp("depth"), g.gp("n")
+	p, x, k, turnX, turnP := g.GP64(), g.GP64(), g.GP64(), g.GP64(), g.GP64()
+	g.IMUL3Q(operand.I32(lane), turn, turnX)
 	g.Label("columns16")
 	from := 0
-	for i, cols := range []int{6, 6, 4} {
+	for i, cols := range []int{6, 5, 5} {
 		sum := func(j, h int) reg.VecPhysical { return v.reg(vecs*j + h) }
 		for j := range cols {
 			for h := range vecs {
 				g.VMOVUPS(at(dst, lane*(from+j)+32*h), sum(j, h))
 			}
 		}
-		g.LEAQ(at(u, 4*unroll*from), p)
+		g.IMUL3Q(operand.I32(int32(4*cols)), row, p)
+		g.ADDQ(u, p)
+		g.IMUL3Q(operand.I32(int32(4*cols)), turn, turnP)
 		g.MOVQ(first, x)
 		g.MOVQ(depth, k)
 		name := fmt.Sprintf("panel%d", i)
@@ -388,8 +390,8 @@ func (g *gen) updatePanels() {
 				}
 			}
 		}
-		g.ADDQ(turn, x)
-		g.ADDQ(turn, p)
+		g.ADDQ(turnX, x)
+		g.ADDQ(turnP, p)
 		g.SUBQ(operand.I32(unroll), k)
 		g.JNZ(operand.LabelRef(name))
 		for j := range cols {
@@ -397,10 +399,13 @@ func (g *gen) updatePanels() {
 				g.VMOVUPS(sum(j, h), at(dst, lane*(from+j)+32*h))
 			}
 		}
+		g.Comment("The next panel")
+		g.MOVQ(g.param("rows"), k)
+		g.IMUL3Q(operand.I32(int32(4*cols)), k, k)
+		g.ADDQ(k, u)
 		from += cols
 	}
 	g.advance(lane*wide, dst)
-	g.ADDQ(pitch, u)
 	g.SUBQ(operand.I32(wide), n)
 	g.JNZ(operand.LabelRef("columns16"))
 	g.VZEROUPPER()

@@ -42,6 +42,7 @@ var topics = []struct {
 	{"codebook", "codebook", codebook},
 	{"search", "search", search},
 	{"search", "measure", measure},
+	{"search", "moves", moves},
 	{"peak", "peak", peak},
 }
 

@@ -26,6 +26,8 @@ func search(g *gen) {
 		g.spans(v, magnitude, infinity)
 		g.nearestLevels(v)
 		g.latticeErrors(v, c)
+		g.largest(v)
+		g.normalize(v)
 	}
 }
 
@@ -582,6 +584,46 @@ func (g *gen) latticeErrors(v isa, c searchConstants) {
 	g.advance(2*lane, steps)
 	g.DECQ(count)
 	g.JG(operand.LabelRef("step"))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// largest is search.Largest for one vector of the lanes, 64 bytes apart.
+func (g *gen) largest(v isa) {
+	g.function("largest"+v.name, "func(most, x *float32, n int)", "sets most to the largest of n > 0 values, or 0.")
+	x, n := g.gp("x"), g.gp("n")
+	most := v.reg(0)
+	g.zero(v, most)
+	g.Label("value")
+	g.VMOVUPS(at(x, 0), v.reg(1))
+	// The second source, the first operand here, is what NaN leaves.
+	g.VMAXPS(most, v.reg(1), most)
+	g.advance(lane, x)
+	g.DECQ(n)
+	g.JNZ(operand.LabelRef("value"))
+	g.VMOVUPS(most, at(g.gp("most"), 0))
+	g.VZEROUPPER()
+	g.RET()
+}
+
+// normalize is search.Normalize for one vector of the lanes, 64 bytes apart.
+func (g *gen) normalize(v isa) {
+	g.function("normalize"+v.name, "func(x *float32, n int, most, factor *float32)", "normalizes n > 0 values.")
+	x, n := g.gp("x"), g.gp("n")
+	most, factor, zero, t := v.reg(0), v.reg(1), v.reg(2), v.reg(3)
+	g.VMOVUPS(at(g.gp("most"), 0), most)
+	g.VMOVUPS(at(g.gp("factor"), 0), factor)
+	g.zero(v, zero)
+	g.Label("value")
+	g.VMOVUPS(at(x, 0), t)
+	// The second source, the first operand here, is what NaN leaves.
+	g.VMINPS(t, most, t)
+	g.VMULPS(factor, t, t)
+	g.VMAXPS(zero, t, t)
+	g.VMOVUPS(t, at(x, 0))
+	g.advance(lane, x)
+	g.DECQ(n)
+	g.JNZ(operand.LabelRef("value"))
 	g.VZEROUPPER()
 	g.RET()
 }

@@ -104,12 +104,11 @@ func fromCodesAVX2(dst *float32, codes *int8, pitch int, n int)
 //go:noescape
 func updateTilesAVX2(dst *float32, u *float32, pitch int, x *float32, depth int, n int)
 
-// updatePanelsAVX2 sets dst[j] += Σ u[k][j]·x[k] over k < depth for j < n, both vectors of a lane. depth is a multiple of 8, n of 16. Of each 16
-// columns, pitch bytes after the 16 before, and of each eight rows u has panels of 6, 6 and 4 columns. The next eight rows of u
-// and of x are turn bytes after these.
+// updatePanelsAVX2 sets dst[j] += Σ u[row+k][j]·x[k] over k < depth for j < n, both vectors of a lane. depth is a multiple of 8, n of 16. Of each
+// 16 columns u has panels of 6, 5 and 5, of so many rows each. The next eight rows of u and of x are turn rows after these.
 //
 //go:noescape
-func updatePanelsAVX2(dst *float32, u *float32, pitch int, x *float32, turn int, depth int, n int)
+func updatePanelsAVX2(dst *float32, u *float32, rows int, row int, x *float32, turn int, depth int, n int)
 
 // addLanesAVX512 sets dst[j] += u[j]·x for j < n.
 //

@@ -52,12 +52,13 @@ func update(lanes int, dst []kernels.Lane, u []float32, pitch int, x []kernels.L
 	}
 }
 
-func updatePanels(dst []kernels.Lane, u []float32, pitch int, x []kernels.Lane, down bool) {
-	first, turn := 0, 4*panelTurn
+// updatePanels takes rows of panels, which have so many each, from the given one on.
+func updatePanels(dst []kernels.Lane, u []float32, rows, row int, x []kernels.Lane, down bool) {
+	first, turn := 0, panelRows
 	if down {
-		first, turn = len(x)-panelRows, -turn
+		first, turn = len(x)-panelRows, -panelRows
 	}
-	updatePanelsAVX2(&dst[0][0], &u[first*panelColumns], 4*pitch, &x[first][0], turn, len(x), len(dst))
+	updatePanelsAVX2(&dst[0][0], &u[0], rows, row+first, &x[first][0], turn, len(x), len(dst))
 }
 
 func decode(lanes int, dst, level []kernels.Lane, scale, minimum *kernels.Lane) {

@@ -202,15 +202,21 @@ func (r *pass) tiles(c *tensor.Matrix, packed []uint32, scratch []float32, next 
 	if len(next) > 1 {
 		stepNext = 4 * ((part + n - 1) / n)
 	}
-	whole := 0 // strips of tiles that c does not cut off
-	if rows == kernel.Rows {
+	zeros := r.mode == storeLower && s1 > (j0+r.Strip())/r.Depth() // at the ends of strips
+	whole := 0                                                     // strips of tiles that c does not cut off
+	if rows == kernel.Rows && !zeros {
 		if whole = min(j1-j0, c.Cols-j0) / r.Strip(); whole > 0 {
 			kernel.RunMany(whole, r.Strip(), n, a, rowA, stepA, packed, c.Data[i*c.Stride+j0:], 4*c.Stride, r.alpha, adding, next, part, stepNext)
 		}
 	}
 	for strip := whole; strip < strips; strip++ {
 		b, ahead, j := &packed[strip*n*r.Strip()], &next[strip*part], j0+strip*r.Strip()
-		cols := min(r.Strip(), c.Cols-j)
+		cols, n := min(r.Strip(), c.Cols-j), n
+		if zeros {
+			if n = min(n, (j+cols+r.Depth()-1)/r.Depth()-s0); n <= 0 {
+				continue
+			}
+		}
 		if rows == kernel.Rows && cols == r.Strip() { // past j1, above the diagonal
 			kernel.Run(n, a, rowA, stepA, b, &c.Data[i*c.Stride+j], 4*c.Stride, r.alpha, adding, ahead, stepNext)
 			continue

@@ -134,6 +134,28 @@ func (l *Lattice) errors(lanes int, err []kernels.Lane, steps []Range, lo, hi, m
 	}
 }
 
+func largest(lanes int, most *kernels.Lane, x []kernels.Lane) {
+	if lanes == kernels.Lanes {
+		largestAVX512(&most[0], &x[0][0], len(x))
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		largestAVX2(&most[i], &x[0][i], len(x))
+	}
+}
+
+func normalize(lanes int, x []kernels.Lane, most, factor *kernels.Lane) {
+	if lanes == kernels.Lanes {
+		normalizeAVX512(&x[0][0], len(x), &most[0], &factor[0])
+		return
+	}
+	for i := 0; i < kernels.Lanes; i += lanes {
+		normalizeAVX2(&x[0][i], len(x), &most[i], &factor[i])
+	}
+}
+
+func (s *Moves) move(c, lo, hi, most float64) uint16 { return movesAVX2(&s.P[0], c, lo, hi, most) }
+
 // Measure measures the first n candidates on a group of weights, an even number: see MeasureLevels.
 func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) {
 	wt = wt[:len(x)]

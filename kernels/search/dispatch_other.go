@@ -34,6 +34,12 @@ func (*Lattice) errors(int, []kernels.Lane, []Range, float32, float32, float32) 
 	panic("search: no vectors")
 }
 
+func largest(int, *kernels.Lane, []kernels.Lane) { panic("search: no vectors") }
+
+func normalize(int, []kernels.Lane, *kernels.Lane, *kernels.Lane) { panic("search: no vectors") }
+
+func (*Moves) move(float64, float64, float64, float64) uint16 { panic("search: no vectors") }
+
 // Measure measures the first n candidates on a group of weights, an even number: see MeasureLevels.
 func (c *Candidates) Measure(n int, x, wt []float32, lo, hi int32) { c.measureGo(n, x, wt, lo, hi) }
 

@@ -64,6 +64,16 @@ func nearestLevelsAVX2(codes *int8, x *float32, n int, scale float32, minimum fl
 //go:noescape
 func latticeErrorsAVX2(err *float32, lattice *float32, steps *float32, count int, lo float32, hi float32, most float32)
 
+// largestAVX2 sets most to the largest of n > 0 values, or 0.
+//
+//go:noescape
+func largestAVX2(most *float32, x *float32, n int)
+
+// normalizeAVX2 normalizes n > 0 values.
+//
+//go:noescape
+func normalizeAVX2(x *float32, n int, most *float32, factor *float32)
+
 // searchScaleAVX512 tries count levels and as many rounds the best, on n > 0 weights, an even number.
 //
 //go:noescape
@@ -123,3 +133,13 @@ func nearestLevelsAVX512(codes *int8, x *float32, n int, scale float32, minimum 
 //
 //go:noescape
 func latticeErrorsAVX512(err *float32, lattice *float32, steps *float32, count int, lo float32, hi float32, most float32)
+
+// largestAVX512 sets most to the largest of n > 0 values, or 0.
+//
+//go:noescape
+func largestAVX512(most *float32, x *float32, n int)
+
+// normalizeAVX512 normalizes n > 0 values.
+//
+//go:noescape
+func normalizeAVX512(x *float32, n int, most *float32, factor *float32)

@@ -999,6 +999,47 @@ step:
 	VZEROUPPER
 	RET
 
+// func largestAVX2(most *float32, x *float32, n int)
+// Requires: AVX
+TEXT ·largestAVX2(SB), NOSPLIT, $0-24
+	MOVQ   x+8(FP), AX
+	MOVQ   n+16(FP), CX
+	VXORPS Y0, Y0, Y0
+
+value:
+	VMOVUPS (AX), Y1
+	VMAXPS  Y0, Y1, Y0
+	ADDQ    $+64, AX
+	DECQ    CX
+	JNZ     value
+	MOVQ    most+0(FP), AX
+	VMOVUPS Y0, (AX)
+	VZEROUPPER
+	RET
+
+// func normalizeAVX2(x *float32, n int, most *float32, factor *float32)
+// Requires: AVX
+TEXT ·normalizeAVX2(SB), NOSPLIT, $0-32
+	MOVQ    x+0(FP), AX
+	MOVQ    n+8(FP), CX
+	MOVQ    most+16(FP), DX
+	VMOVUPS (DX), Y0
+	MOVQ    factor+24(FP), DX
+	VMOVUPS (DX), Y1
+	VXORPS  Y2, Y2, Y2
+
+value:
+	VMOVUPS (AX), Y3
+	VMINPS  Y3, Y0, Y3
+	VMULPS  Y1, Y3, Y3
+	VMAXPS  Y2, Y3, Y3
+	VMOVUPS Y3, (AX)
+	ADDQ    $+64, AX
+	DECQ    CX
+	JNZ     value
+	VZEROUPPER
+	RET
+
 // func searchScaleAVX512(best *float32, x *float32, wt *float32, n int, inverse *float32, levels *float32, count int, rounds int, lo int32, hi int32)
 // Requires: AVX, AVX512F
 TEXT ·searchScaleAVX512(SB), NOSPLIT, $0-72
@@ -1866,5 +1907,46 @@ step:
 	ADDQ        $+128, DX
 	DECQ        BX
 	JG          step
+	VZEROUPPER
+	RET
+
+// func largestAVX512(most *float32, x *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·largestAVX512(SB), NOSPLIT, $0-24
+	MOVQ   x+8(FP), AX
+	MOVQ   n+16(FP), CX
+	VPXORD Z0, Z0, Z0
+
+value:
+	VMOVUPS (AX), Z1
+	VMAXPS  Z0, Z1, Z0
+	ADDQ    $+64, AX
+	DECQ    CX
+	JNZ     value
+	MOVQ    most+0(FP), AX
+	VMOVUPS Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func normalizeAVX512(x *float32, n int, most *float32, factor *float32)
+// Requires: AVX, AVX512F
+TEXT ·normalizeAVX512(SB), NOSPLIT, $0-32
+	MOVQ    x+0(FP), AX
+	MOVQ    n+8(FP), CX
+	MOVQ    most+16(FP), DX
+	VMOVUPS (DX), Z0
+	MOVQ    factor+24(FP), DX
+	VMOVUPS (DX), Z1
+	VPXORD  Z2, Z2, Z2
+
+value:
+	VMOVUPS (AX), Z3
+	VMINPS  Z3, Z0, Z3
+	VMULPS  Z1, Z3, Z3
+	VMAXPS  Z2, Z3, Z3
+	VMOVUPS Z3, (AX)
+	ADDQ    $+64, AX
+	DECQ    CX
+	JNZ     value
 	VZEROUPPER
 	RET

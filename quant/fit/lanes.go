@@ -75,15 +75,8 @@ func transpose(dst []kernels.Lane, src []float32) {
 
 // normalize brings the importances of each block, so many lanes, to 0..1, the largest being 1.
 func (s *lanes) normalize(groups int) {
-	var largest kernels.Lane
 	wt := s.wt()
-	for j := range wt {
-		for i, v := range wt[j] {
-			if v > largest[i] {
-				largest[i] = v
-			}
-		}
-	}
+	largest := search.Largest(wt)
 	var inverse kernels.Lane
 	for i := 0; i < kernels.Lanes; i += groups {
 		var top float32
@@ -100,15 +93,7 @@ func (s *lanes) normalize(groups int) {
 			}
 		}
 	}
-	for j := range wt {
-		for i, v := range wt[j] {
-			v = min(v, largest[i]) * inverse[i]
-			if !(v > 0) { // NaN too
-				v = 0
-			}
-			wt[j][i] = v
-		}
-	}
+	search.Normalize(wt, &largest, &inverse)
 }
 
 // tinyImportance is where 1/importance is near the end of float32.

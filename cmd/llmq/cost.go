@@ -14,6 +14,9 @@ import (
 	"github.com/llmq/llmq/pipeline"
 )
 
+// measureSpeeds takes a second, for which most tests do not wait.
+var measureSpeeds = (*pipeline.Plan).MeasureSpeeds
+
 // cost estimates the run of --dry-run on --machines. m is nil of a run that is not calibrated; set is nil where no text is given.
 func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *model.Model, set *calib.Set) (*pipeline.Cost, error) {
 	switch {
@@ -24,7 +27,7 @@ func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *mode
 			return nil, usagef("--machines %d: %w", o.Machines, err)
 		}
 	}
-	speeds, err := plan.MeasureSpeeds(ctx, filepath.Dir(o.Output))
+	speeds, err := measureSpeeds(plan, ctx, filepath.Dir(o.Output))
 	if err != nil {
 		return nil, err
 	}

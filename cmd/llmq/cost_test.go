@@ -4,10 +4,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/llmq/llmq/pipeline"
 )
 
 // TestCost: --dry-run measures this machine, says how long a run takes, with --machines what goes between them, and leaves nothing.
 func TestCost(t *testing.T) {
+	measures(t)
 	dir, out := folder(t, "llama"), t.TempDir()
 	args := append([]string{"quantize", dir, "-o", filepath.Join(out, "x.gguf"), "--dry-run"}, calibrate...)
 	one := mustJSON(t, planKeys, args...)["cost"].(map[string]any)
@@ -33,15 +36,6 @@ func TestCost(t *testing.T) {
 	if !strings.Contains(r.stdout, "on this machine") || !strings.Contains(r.stdout, "GFLOP/s") || strings.Contains(r.stdout, "of each machine") {
 		t.Errorf("--dry-run prints\n%s", r.stdout)
 	}
-	for _, flags := range []string{ // what has no columns as measured, no calibration text, or no weights that are rounded
-		"--method rtn --type q4_0", "--method awq", "--method int8", "--recipe auto", "--type iq2_s", "--type f16", "--output-type q6_k",
-		"--format compressed-tensors --bits 8", "--format gptq --bits 4 --group-size 32", "--method rtn --smooth 0.5",
-	} {
-		args := append([]string{"quantize", dir, "-o", filepath.Join(out, "x.gguf"), "--dry-run"}, strings.Fields(flags)...)
-		if r := must(t, args...); !strings.Contains(r.stdout, "on this machine") {
-			t.Errorf("%s: --dry-run prints\n%s", flags, r.stdout)
-		}
-	}
 	nowhere := append([]string{"quantize", dir, "-o", "/dev/null/x.gguf", "--dry-run"}, calibrate...)
 	if r := must(t, nowhere...); !strings.Contains(r.stdout, "not counted: the disk") {
 		t.Errorf("without a folder for the output --dry-run prints\n%s", r.stdout)
@@ -62,6 +56,28 @@ func TestCost(t *testing.T) {
 		args := append([]string{"quantize", dir, "-o", filepath.Join(out, "x.gguf")}, strings.Fields(flags)...)
 		if r := llmq(t, append(args, calibrate...)...); r.code != exitUsage || !strings.Contains(r.stderr, want) {
 			t.Errorf("%s: exit %d, %s", flags, r.code, r.stderr)
+		}
+	}
+}
+
+// measures has --dry-run measure this machine until the test ends.
+func measures(t *testing.T) {
+	of := measureSpeeds
+	measureSpeeds = (*pipeline.Plan).MeasureSpeeds
+	t.Cleanup(func() { measureSpeeds = of })
+}
+
+// TestCostOfRecipes: --dry-run measures whatever a run does.
+func TestCostOfRecipes(t *testing.T) {
+	measures(t)
+	dir, out := folder(t, "llama"), t.TempDir()
+	for _, flags := range []string{ // what has no columns as measured, no calibration text, or no weights that are rounded
+		"--method rtn --type q4_0", "--method awq", "--method int8", "--recipe auto", "--type iq2_s", "--type f16", "--output-type q6_k",
+		"--format compressed-tensors --bits 8", "--format gptq --bits 4 --group-size 32", "--method rtn --smooth 0.5",
+	} {
+		args := append([]string{"quantize", dir, "-o", filepath.Join(out, "x.gguf"), "--dry-run"}, strings.Fields(flags)...)
+		if r := must(t, args...); !strings.Contains(r.stdout, "on this machine") {
+			t.Errorf("%s: --dry-run prints\n%s", flags, r.stdout)
 		}
 	}
 }

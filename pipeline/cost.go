@@ -50,7 +50,7 @@ type Speeds struct {
 	// Rounding a weight, by the recipe's method to its type, takes Weight seconds, and Column more for each column of its row.
 	Weight float64 `json:"weight"`
 	Column float64 `json:"column"`
-	// Feature is how many seconds a feature of a token takes between products.
+	// Feature is how many seconds a feature of a token takes to be computed and rounded between products.
 	Feature float64 `json:"feature"`
 	Disk    float64 `json:"disk"` // bytes/s; 0: not known
 	Link    float64 `json:"link"` // bytes/s in each direction between a machine and the store of all; nothing passes it for one machine

@@ -23,11 +23,11 @@ var usual = Speeds{Products: 400e9, Float32: 100e9, Weight: 80e-9, Column: 25e-1
 const longRun = time.Minute
 
 // SpeedsOfLongRun measures this machine if a run takes so long that a second does not matter; nil if it does not, or if that fails.
-// A glance at the speed of products tells.
+// A glance at the speed of products tells, as the rest of the machine is about as fast.
 func (p *Plan) SpeedsOfLongRun(ctx context.Context, m *model.Model, tokens, seqLen int, dir string) *Speeds {
 	s := usual
 	slower := usual.Products / glance()
-	s.Products, s.Float32, s.Weight, s.Column = s.Products/slower, s.Float32/slower, s.Weight*slower, s.Column*slower
+	s.Products, s.Float32, s.Weight, s.Column, s.Feature = s.Products/slower, s.Float32/slower, s.Weight*slower, s.Column*slower, s.Feature*slower
 	if p.cost(m, tokens, seqLen, 1, s).Seconds < longRun.Seconds() {
 		return nil
 	}
@@ -75,7 +75,7 @@ func (t *task) begin(stage string) {
 		return
 	}
 	t.opt.Progress.Expect(time.Duration(total + t.work.gradients))
-	if t.kept != nil && t.opt.Engine == nil { // how many machines there will be nobody knows
+	if t.kept != nil {
 		t.work.layers = 1e-9 * total
 		t.kept.done.Expected = 1e-9 * (total + t.work.gradients)
 	}

@@ -122,7 +122,7 @@ type TensorReport struct {
 	rounding float64 // output error of rounding alone, without what corrected the weight first; for Options.Fallback
 }
 
-// task is what an attempt goes by. None of it changes.
+// task is what an attempt goes by. None of it changes, but for work.
 type task struct {
 	ctx     context.Context
 	src     Source

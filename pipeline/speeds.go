@@ -26,7 +26,7 @@ const (
 	speedRows  = 64  // of each processor
 	speedPart  = 256 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
 	speedBytes = 16 << 20
-	// Each thing is done until this has passed, but at least so often, if not so often takes too long.
+	// Each thing is repeated until speedTime has passed and speedTries are done, or speedMost has passed.
 	speedTime   = 200 * time.Millisecond
 	speedTries  = 3
 	speedMost   = 600 * time.Millisecond
@@ -93,11 +93,11 @@ func products(x, y, h *tensor.Matrix) (multiply func(), ops float64) {
 // glance is about how many operations a second products take: milliseconds tell, where they are not slow.
 func glance() float64 {
 	multiply, ops := products(noise(speedFew, speedFew), tensor.New(speedFew, speedFew), tensor.New(speedFew, speedFew))
-	seconds := undisturbed(multiply).Seconds()
-	if seconds < speedGlance.Seconds() {
-		seconds = min(seconds, undisturbed(multiply).Seconds()) // the first has found its code and memory
+	best := time.Duration(math.MaxInt64)
+	for began := time.Now(); time.Since(began) < speedGlance; { // the first finds its code and memory
+		best = min(best, undisturbed(multiply))
 	}
-	return ops / max(seconds, 1e-9)
+	return ops / max(best, 1).Seconds()
 }
 
 // featureTime is how many seconds a feature of a token takes between products: it is computed and rounded.
@@ -171,15 +171,15 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats) 
 		return 0, err
 	}
 	few.Outputs = nil
-	start := time.Now()
-	if err := round(few); err != nil {
+	var err error
+	seconds := undisturbed(func() { err = round(few) }).Seconds()
+	if err != nil {
 		return 0, err
 	}
-	seconds := time.Since(start).Seconds()
 	if seconds*float64(rows/few.W.Rows) > speedMost.Seconds() {
-		return seconds / float64(workers*few.W.Rows*cols), nil
+		seconds = min(seconds, undisturbed(func() { err = round(few) }).Seconds())
+		return seconds / float64(workers*few.W.Rows*cols), err
 	}
-	var err error
 	seconds = shortest(func() { err = round(all) })
 	return seconds / float64(workers*rows*cols), err
 }

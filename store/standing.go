@@ -15,7 +15,7 @@ type Standing struct {
 	// LayerSeconds is how long each layer that is done took, and the head behind them.
 	LayerSeconds []float64 `json:"layer_seconds"`
 	Head         bool      `json:"head"` // is quantized too, after the layers
-	// Expected is how many seconds all that is left was predicted to take, while no layer is done; 0: nobody has.
+	// Expected is how many seconds all that was left when the phase began was predicted to take, while no layer is done; 0: nobody has.
 	Expected float64 `json:"expected_seconds,omitempty"`
 	// Shards: what is counted are shards of the text, not layers.
 	Shards bool `json:"shards,omitempty"`

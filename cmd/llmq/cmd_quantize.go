@@ -278,7 +278,9 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			}
 			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(bytes))
 		}
-		popt.Speeds = plan.SpeedsOfLongRun(ctx, m, set.Tokens(), set.SeqLen, filepath.Dir(opts.Output))
+		if popt.Engine == nil { // how many machines there will be nobody knows
+			popt.Speeds = plan.SpeedsOfLongRun(ctx, m, set.Tokens(), set.SeqLen, filepath.Dir(opts.Output))
+		}
 		defer keepLow(needs.Memory)()
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)

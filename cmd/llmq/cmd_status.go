@@ -56,10 +56,13 @@ func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) 
 		return err
 	}
 	r := statusReport{Standing: o.Standing, Working: o.Working, Workers: o.Workers, Bytes: o.Bytes, Noted: o.Noted}
-	left, time, known := r.Standing.Left()
+	left, lasts, known := r.Standing.Left()
 	r.Done, r.Left = min(len(r.LayerSeconds), r.Layers), left
 	if known {
-		seconds := time.Seconds()
+		if len(r.LayerSeconds) == 0 && r.Working { // what was predicted when the phase began
+			lasts = max(0, lasts-time.Since(o.Noted))
+		}
+		seconds := lasts.Seconds()
 		r.SecondsFor = &seconds
 		if left > 0 && len(r.LayerSeconds) > 0 {
 			each := seconds / float64(left)

@@ -73,7 +73,7 @@ func (a *app) printCost(c *pipeline.Cost) error {
 		t.row("", "not counted: %s", what)
 	}
 	s := &c.Speeds
-	t.row("measured", "%.0f GFLOP/s of products, %.0f of float32; a feature in %.2f ns, a weight in %.0f and %.0f more in 1000 columns; disk %s/s",
+	t.row("measured", "%.0f GFLOP/s of products, %.0f of float32; a token's feature in %.2f ns, a weight in %.0f and %.0f more in 1000 columns; disk %s/s",
 		s.Products/1e9, s.Float32/1e9, 1e9*s.Feature, 1e9*s.Weight, 1e12*s.Column, formatBytes(int64(s.Disk)))
 	return t.flush()
 }

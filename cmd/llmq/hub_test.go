@@ -191,6 +191,22 @@ func TestLowDisk(t *testing.T) {
 	}
 }
 
+// TestLowDiskUntied: without --work, embeddings that are not the head too go with the first weights, and are not fetched again.
+func TestLowDiskUntied(t *testing.T) {
+	if !hub.Lazily {
+		t.Skip("weights do not come in parts on this system")
+	}
+	hubtest.OfFolder(t, folder(t, "llama")).Environment(t)
+	out := t.TempDir()
+	low, full := filepath.Join(out, "low.gguf"), filepath.Join(out, "full.gguf")
+	r := must(t, append([]string{"quantize", onHub, "-o", low, "--low-disk"}, calibrate...)...)
+	if strings.Contains(r.stderr, "fetched again") {
+		t.Errorf("low-disk says %q", r.stderr)
+	}
+	must(t, append([]string{"quantize", onHub, "-o", full, "--output-hessian", "off"}, calibrate...)...)
+	sameFiles(t, low, full)
+}
+
 func sameFiles(t *testing.T, a, b string) {
 	t.Helper()
 	x, err := os.ReadFile(a)

@@ -114,12 +114,15 @@ func (e *estimate) skip(n int64) {
 // expectedShare is the share of the stage as which the expectation counts beside what has really been done.
 const expectedShare = 0.05
 
-// remaining extrapolates from what is done, and from what was expected; 0 where nothing tells.
+// leastShare is how much of a stage must be done for the rest to be told from that alone.
+const leastShare = 0.01
+
+// remaining extrapolates from what is done, and from what was expected; 0 where nothing tells: the first hundredth of a stage does not.
 func (e *estimate) remaining() time.Duration {
-	if e.total <= e.done || e.done <= 0 && e.expected <= 0 {
+	share := float64(e.done) / float64(e.total)
+	if e.total <= e.done || share < leastShare && e.expected <= 0 {
 		return 0
 	}
-	share := float64(e.done) / float64(e.total)
 	took := e.added.Sub(e.start).Seconds()
 	all := took / share // seconds
 	if e.expected > 0 {

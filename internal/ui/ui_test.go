@@ -60,6 +60,7 @@ func TestRemaining(t *testing.T) {
 		want        time.Duration
 	}{
 		{0, 10, time.Minute, 0, 0, 0},
+		{1, 20000, 30 * time.Millisecond, 0, 0, 0},
 		{10, 10, time.Minute, 0, 0, 0},
 		{11, 10, time.Minute, 0, 0, 0},
 		{5, 10, time.Minute, 0, 0, time.Minute},

@@ -15,7 +15,9 @@ func roundInTurn(int, []kernels.Lane, []kernels.Lane, []kernels.Lane, []kernels.
 
 func update(int, []kernels.Lane, []float32, int, []kernels.Lane) { panic("columns: no vectors") }
 
-func updatePanels([]kernels.Lane, []float32, int, int, []kernels.Lane, bool) { panic("columns: no vectors") }
+func updatePanels([]kernels.Lane, []float32, int, int, []kernels.Lane, bool) {
+	panic("columns: no vectors")
+}
 
 func decode(int, []kernels.Lane, []kernels.Lane, *kernels.Lane, *kernels.Lane) {
 	panic("columns: no vectors")

@@ -51,9 +51,8 @@ func Correctable(in, tokens int) bool { return tokens > in }
 
 // solve sets d, rows×in with its columns in their natural order, to d·H⁻¹.
 func (f *Factor) solve(d *tensor.Matrix) {
-	size := rowsOfBand(d.Rows, d.Cols)
-	for r0 := 0; r0 < d.Rows; r0 += size {
-		f.solveBand(d.View(r0, min(r0+size, d.Rows), 0, d.Cols))
+	for r0 := 0; r0 < d.Rows; r0 += bandRows {
+		f.solveBand(d.View(r0, min(r0+bandRows, d.Rows), 0, d.Cols))
 	}
 }
 

@@ -48,7 +48,7 @@ func weightMemory(more, rows, in int) int64 {
 
 // bandMemory is what bands of so many rows have borrowed at a time.
 func bandMemory(rows, in int) int64 {
-	return 4 * 2 * int64(in) * int64(min(rows, kernels.Processors()*rowsOfBand(rows, in)))
+	return 4 * 2 * int64(in) * int64(min(rows, kernels.Processors()*bandRows))
 }
 
 // Open returns a solver that makes one Factor for all grids whose columns come in the same order.

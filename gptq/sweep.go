@@ -30,11 +30,8 @@ const (
 	lazyColumns = 512
 	// eagerColumns is the same for the columns within.
 	eagerColumns = 8
-	// bandRows is the number of rows of a band, at least: enough for the products, and little memory. mostBandRows pack what they are
-	// multiplied by half as often, and are taken of up to wideInputs inputs.
-	bandRows     = 1024
-	mostBandRows = 2048
-	wideInputs   = 8192
+	// bandRows is the number of rows of a band: enough for the products, and little memory.
+	bandRows = 1024
 )
 
 // rowGrain is the least number of rows that a goroutine takes at a time.
@@ -51,29 +48,18 @@ type band struct {
 // bandStep is what is done to a band: a sweep, which rounds its rows and sets its residual, or a descent, which starts there.
 type bandStep func(ctx context.Context, b *band) error
 
-// rowsOfBand returns how many of so many rows a band has: no more than let each processor have as many bands as the others.
-func rowsOfBand(rows, in int) int {
-	if in > wideInputs || rows <= bandRows {
-		return bandRows
-	}
-	bands, p := (rows+mostBandRows-1)/mostBandRows, kernels.Processors()
-	bands = (bands + p - 1) / p * p
-	return max(bandRows, ((rows+bands-1)/bands+kernels.Lanes-1)/kernels.Lanes*kernels.Lanes)
-}
-
 // inBands calls do for bands of rows, one band on each processor at a time: rows do not need each other, so that processors
 // meet only at the end, where those that are free share what is left of the others' products.
 func (f *Factor) inBands(ctx context.Context, rows int, do bandStep) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(kernels.Processors())
 	n := f.h.Rows
-	size := rowsOfBand(rows, n)
-	for r0 := 0; r0 < rows; r0 += size {
+	for r0 := 0; r0 < rows; r0 += bandRows {
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			b := &band{r0: r0, r1: min(r0+size, rows)}
+			b := &band{r0: r0, r1: min(r0+bandRows, rows)}
 			m, giveBack := f.borrow(b.r1-b.r0, 2*n)
 			defer giveBack()
 			b.residual, b.room = m.View(0, m.Rows, 0, n), m.View(0, m.Rows, n, 2*n)

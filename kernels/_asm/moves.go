@@ -96,8 +96,11 @@ func moves(g *gen) {
 		default:
 			g.VMOVAPD(scale, n)
 		}
-		g.VMAXPD(lo, n, n)
-		g.VMINPD(hi, n, n)
+		// The second source, the first operand here, is what NaN leaves.
+		g.VMOVUPD(lo, t)
+		g.VMAXPD(n, t, n)
+		g.VMOVUPD(hi, t)
+		g.VMINPD(n, t, n)
 		g.VSUBPD(scale, n, x)
 		g.VMULPD(step, x, x)
 		g.VMULPD(b, x, m)
@@ -112,7 +115,6 @@ func moves(g *gen) {
 				g.VMOVUPD(near, m)
 				g.VADDPD(one, m, m)
 			}
-			// The second source, the first operand here, is what NaN leaves.
 			g.zero(v, t)
 			g.VMAXPD(m, t, m)
 			g.VMOVUPD(most, t)

@@ -10,7 +10,7 @@ import (
 )
 
 func TestMoves(t *testing.T) {
-	odd := []float32{0, float32(math.Copysign(0, -1)), float32(math.Inf(1)), float32(math.Inf(-1)), float32(math.NaN()), 1e-30, 1e30}
+	odd := []float32{0, float32(math.Copysign(0, -1)), float32(math.Inf(1)), float32(math.Inf(-1)), float32(math.NaN()), 1e-30, 1e30, -1, 3e38, -3e38, 1e-40}
 	kerneltest.EachTier(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 1))
 		kinds := map[string]int{}
@@ -36,7 +36,14 @@ func TestMoves(t *testing.T) {
 				s.Scale[i], s.Minimum[i] = float32(lo+rng.IntN(hi-lo+1)), float32(rng.IntN(most+1))
 			}
 			if round%16 == 5 {
-				c = [...]float64{0, -1, 1e-300, 1e300}[rng.IntN(4)]
+				c = [...]float64{0, -1, 1e-300, 1e300, math.NaN(), math.Inf(1)}[rng.IntN(6)]
+			}
+			if round == 3 { // a scale that is NaN
+				c = 0.579
+				for i := range kernels.Lanes {
+					s.P[i], s.Q[i], s.A[i], s.B[i] = float32(math.Inf(1)), -3e38, -13.3, 1
+					s.Step[i], s.Scale[i], s.Minimum[i] = float32(math.Inf(-1)), 4, 6
+				}
 			}
 			wanted, mask := s, uint16(0)
 			for i := range kernels.Lanes {

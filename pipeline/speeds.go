@@ -23,8 +23,8 @@ const (
 	speedMany  = 1024 // tokens, and columns: whole blocks of any type
 	speedFew   = 256  // the same where products take fewer than speedSlow operations a second
 	speedSlow  = 10e9
-	speedRows  = 64  // of each processor
-	speedPart  = 256 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
+	speedRows  = 64   // of each processor
+	speedPart  = 1024 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
 	speedBytes = 16 << 20
 	// Each thing is repeated until speedTime has passed and speedTries are done, or speedMost has passed.
 	speedTime   = 200 * time.Millisecond

@@ -203,7 +203,7 @@ func (cl *cluster) joined(w Worker) {
 		}
 		return u.Spec, nil
 	}
-	cl.join(w, "w0")
+	_, ended := cl.join(w, "w0")
 	for cl.alive() < 1 {
 		time.Sleep(time.Millisecond)
 	}
@@ -215,7 +215,9 @@ func (cl *cluster) joined(w Worker) {
 		<-begun
 		cl.join(w, "w1")
 	}()
-	if err := cl.c.Do(t.Context(), us); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := cl.c.Do(ctx, us); err != nil {
 		t.Fatal(err)
 	}
 	cl.expect(us)
@@ -223,6 +225,9 @@ func (cl *cluster) joined(w Worker) {
 		t.Error(err)
 	}
 	cl.wg.Wait()
+	if err := <-ended; err != nil {
+		t.Errorf("a worker ends with %v", err)
+	}
 	for _, u := range us {
 		if n := times[u.Name]; n != 1 {
 			t.Errorf("%s was done %d times", u.Name, n)

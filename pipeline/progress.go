@@ -61,11 +61,12 @@ func (t *task) begin(stage string) {
 	for i := range t.plan.Tensors {
 		p := &t.plan.Tensors[i]
 		each := s.Feature // decoded and rounded
-		if layer := ggml.ParseName(p.Name).Layer; !t.calibrates(p) {
-		} else if layer < 0 {
-			each = c.head / float64(weights[layer])
-		} else {
-			each = c.layers[layer] / float64(weights[layer])
+		if layer := ggml.ParseName(p.Name).Layer; t.calibrates(p) {
+			seconds := c.head
+			if layer >= 0 {
+				seconds = c.layers[layer]
+			}
+			each = seconds / float64(weights[layer])
 		}
 		t.work.weight[p.Name] = 1e9 * each
 		total += 1e9 * each * float64(p.Elements())

@@ -124,7 +124,7 @@ func (a *app) printStatus(r *statusReport) error {
 		}
 		t.row("left", "%d %ss, about %v%s", r.Left, what, time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second), last)
 	}
-	if r.PerLayer == nil && r.SecondsFor != nil && len(r.LayerSeconds) == 0 && !r.Standing.Done() {
+	if len(r.LayerSeconds) == 0 && r.SecondsFor != nil && !r.Standing.Done() {
 		t.row("left", "about %v, as was predicted", time.Duration(*r.SecondsFor*float64(time.Second)).Round(time.Second))
 	}
 	for i, w := range r.Workers {

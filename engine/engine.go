@@ -92,7 +92,7 @@ func (p *Places) Note(key, worker string) {
 }
 
 // Assign returns for each unit the name of the worker that is to do it, "" where any may: units without a key. A key stays
-// where it is while its worker is among those alive and has no more of the keys than its share.
+// where it is while its worker is among those alive and has no more work of the keys, by the units' sizes, than its share.
 func (p *Places) Assign(units []Unit, alive []string) []string {
 	if p.at == nil {
 		p.at = map[string]string{}
@@ -102,25 +102,36 @@ func (p *Places) Assign(units []Unit, alive []string) []string {
 		return to
 	}
 	var keys []string
+	size := map[string]int64{}
+	var total int64
 	for _, u := range units {
-		if u.Key != "" && !slices.Contains(keys, u.Key) {
+		if u.Key == "" {
+			continue
+		}
+		if !slices.Contains(keys, u.Key) {
 			keys = append(keys, u.Key)
 		}
+		size[u.Key] += u.Size
+		total += u.Size
 	}
-	share := (len(keys) + len(alive) - 1) / len(alive)
-	load := map[string]int{}
+	slices.SortStableFunc(keys, func(a, b string) int { return cmp.Compare(size[b], size[a]) })
+	machines := int64(len(alive))
+	load := map[string]int64{}
 	var homeless []string
 	for _, k := range keys {
-		if w := p.at[k]; slices.Contains(alive, w) && load[w] < share {
-			load[w]++
+		if w := p.at[k]; slices.Contains(alive, w) && (load[w]+size[k])*machines <= total {
+			load[w] += size[k]
 		} else {
 			homeless = append(homeless, k)
 		}
 	}
 	for _, k := range homeless {
 		w := slices.MinFunc(alive, func(a, b string) int { return cmp.Compare(load[a], load[b]) })
+		if at := p.at[k]; slices.Contains(alive, at) && load[at] == load[w] {
+			w = at
+		}
 		p.at[k] = w
-		load[w]++
+		load[w] += size[k]
 	}
 	for i, u := range units {
 		if u.Key != "" {

@@ -17,7 +17,7 @@ import (
 func TestAssign(t *testing.T) {
 	var units []Unit
 	for i := range 16 {
-		units = append(units, Unit{Key: fmt.Sprint(i)})
+		units = append(units, Unit{Key: fmt.Sprint(i), Size: 1})
 	}
 	units = append(units, Unit{})
 	var p Places
@@ -50,6 +50,29 @@ func TestAssign(t *testing.T) {
 	}
 	if none := p.Assign(units, nil); slices.ContainsFunc(none, func(w string) bool { return w != "" }) {
 		t.Errorf("nobody is there: %v", none)
+	}
+}
+
+// TestAssignSizes: a worker that comes has as much to do as the other, not as many keys.
+func TestAssignSizes(t *testing.T) {
+	for _, sizes := range [][]int64{{2, 2, 1, 1}, {3, 1, 1, 1}, {1, 1, 2, 2}, {1, 2, 3}, {1, 1, 1, 1}} {
+		var units []Unit
+		var total int64
+		for i, n := range sizes {
+			for range n { // of a key are several units
+				units = append(units, Unit{Key: fmt.Sprint(i), Size: 10})
+				total += 10
+			}
+		}
+		var p Places
+		p.Assign(units, []string{"a"})
+		load := map[string]int64{}
+		for i, w := range p.Assign(units, []string{"a", "b"}) {
+			load[w] += units[i].Size
+		}
+		if 2*load["a"] != total || 2*load["b"] != total {
+			t.Errorf("keys of %d units: %v", sizes, load)
+		}
 	}
 }
 

@@ -68,16 +68,8 @@ func matrices(s *quant.Stats) [3]*tensor.Matrix { return [3]*tensor.Matrix{s.H, 
 
 // saveStats writes a part of statistics. before are the digests of those before it, where they are to be known.
 func saveStats(w io.Writer, s *quant.Stats, part statsPart, before []string) error {
-	h := statsHeader{Part: part.part, Parts: part.parts, Tokens: s.Tokens, In: s.H.Rows, Before: before}
-	if s.Drift != nil {
-		h.Drift = s.Drift.Rows
-	}
-	if s.Shortfall != nil {
-		h.Shortfall = s.Shortfall.Rows
-	}
-	if part.part == 0 {
-		h.Sum, h.DriftSum, h.ShortfallSum = s.Sum, s.DriftSum, s.ShortfallSum
-	}
+	h := part.header(s)
+	h.Before = before
 	if err := gob.NewEncoder(w).Encode(&h); err != nil {
 		return err
 	}
@@ -88,12 +80,28 @@ func saveStats(w io.Writer, s *quant.Stats, part statsPart, before []string) err
 	})
 }
 
-// statsReader reads a part of statistics.
+// header is that of a part of statistics.
+func (part statsPart) header(s *quant.Stats) statsHeader {
+	h := statsHeader{Part: part.part, Parts: part.parts, Tokens: s.Tokens, In: s.H.Rows}
+	if s.Drift != nil {
+		h.Drift = s.Drift.Rows
+	}
+	if s.Shortfall != nil {
+		h.Shortfall = s.Shortfall.Rows
+	}
+	if part.part == 0 {
+		h.Sum, h.DriftSum, h.ShortfallSum = s.Sum, s.DriftSum, s.ShortfallSum
+	}
+	return h
+}
+
+// statsReader reads a part of statistics: its rows in order.
 type statsReader struct {
 	statsHeader
 	name string
 	r    *bufio.Reader
 	io.Closer
+	made *quant.Stats // in this process: nothing is read
 }
 
 // openStats opens a part of statistics of inputs with in features, and of out outputs where they have a Shortfall.
@@ -121,44 +129,79 @@ func (r *statsReader) failed(err error) error {
 	return fmt.Errorf("the work folder: %s: %w", r.name, err)
 }
 
-// row reads the next row.
-func (r *statsReader) row(dst []float32) error {
-	if _, err := io.ReadFull(r.r, raw(dst)); err != nil {
-		return r.failed(err)
+// row returns the next row, which is that of a matrix: into dst it is read, if it is not in memory already.
+func (r *statsReader) row(matrix, row int, dst []float32) ([]float32, error) {
+	if r.made != nil {
+		return matrices(r.made)[matrix].Row(row)[:len(dst)], nil
 	}
-	return nil
+	if _, err := io.ReadFull(r.r, raw(dst)); err != nil {
+		return nil, r.failed(err)
+	}
+	return dst, nil
 }
 
-// loadStats reads statistics of inputs with in features, and of out outputs where they have a Shortfall: names are those of all parts.
-func loadStats(values store.Store, names []string, in, out int) (*quant.Stats, error) {
-	s := quant.NewStats(in)
-	var first statsHeader
+// Close implements io.Closer.
+func (r *statsReader) Close() error {
+	if r.made != nil {
+		return nil
+	}
+	return r.Closer.Close()
+}
+
+// partialStats are statistics of which some parts are there.
+type partialStats struct {
+	*quant.Stats
+	there map[int]*statsHeader
+}
+
+// newPartialStats returns statistics of inputs with in features of which no part is there.
+func newPartialStats(in int) *partialStats {
+	return &partialStats{quant.NewStats(in), map[int]*statsHeader{}}
+}
+
+// add notes a part, whose rows are about to come, or have come.
+func (s *partialStats) add(h *statsHeader) {
+	if h.Part == 0 {
+		s.Tokens, s.Sum, s.DriftSum, s.ShortfallSum = h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum
+	}
+	if h.Drift > 0 && s.Drift == nil {
+		s.Drift = tensor.New(h.Drift, h.In)
+	}
+	if h.Shortfall > 0 && s.Shortfall == nil {
+		s.Shortfall = tensor.New(h.Shortfall, h.In)
+	}
+	s.there[h.Part] = h
+}
+
+// complete reads the parts that are missing: names are those of all parts, of statistics of inputs with in features, and of out
+// outputs where they have a Shortfall.
+func (s *partialStats) complete(values store.Store, names []string, in, out int) error {
 	for i, name := range names {
+		if s.there[i] != nil {
+			continue
+		}
 		r, err := openStats(values, name, statsPart{i, len(names)}, in, out)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer r.Close()
-		if i == 0 {
-			first = r.statsHeader
-			s.Tokens, s.Sum, s.DriftSum, s.ShortfallSum = r.Tokens, r.Sum, r.DriftSum, r.ShortfallSum
-			if r.Drift > 0 {
-				s.Drift = tensor.New(r.Drift, in)
-			}
-			if r.Shortfall > 0 {
-				s.Shortfall = tensor.New(r.Shortfall, in)
+		for _, other := range s.there {
+			if r.Tokens != other.Tokens || r.Drift != other.Drift || r.Shortfall != other.Shortfall {
+				return r.failed(errors.New("statistics of something else than the parts before it"))
 			}
 		}
-		if r.Tokens != first.Tokens || r.Drift != first.Drift || r.Shortfall != first.Shortfall {
-			return nil, r.failed(errors.New("statistics of something else than those before it"))
-		}
-		of := matrices(s)
-		if err := r.rows(func(matrix, row, n int) error { return r.row(of[matrix].Row(row)[:n]) }); err != nil {
-			return nil, err
+		s.add(&r.statsHeader)
+		of := matrices(s.Stats)
+		err = r.rows(func(matrix, row, n int) error {
+			_, err := r.row(matrix, row, of[matrix].Row(row)[:n])
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	mirror(s.H)
-	return s, nil
+	return nil
 }
 
 // mirror copies the lower triangle of a square matrix to the upper one.
@@ -190,13 +233,16 @@ func mirror(m *tensor.Matrix) {
 }
 
 // addStats writes the sum of a part of statistics, those of each group added in their order and then the groups, as quant.Stats.Add does,
-// but row by row: they are large. It returns what the part has of quant.Stats.Importance of the sum; the rest is 0.
-func addStats(w io.Writer, values store.Store, groups [][]string, part statsPart, in, out int) (importance []float32, err error) {
+// but row by row: they are large. Those of made, by name, are not read. The sum goes to keep as well, if that is not nil. It returns what
+// the part has of quant.Stats.Importance of the sum; the rest is 0.
+func addStats(w io.Writer, values store.Store, groups [][]string, made map[string]*quant.Stats, keep *partialStats, part statsPart, in, out int) (importance []float32, err error) {
 	terms := make([][]*statsReader, len(groups))
 	for g, names := range groups {
 		for _, name := range names {
-			r, err := openStats(values, name, part, in, out)
-			if err != nil {
+			r := &statsReader{name: name, made: made[name]}
+			if r.made != nil {
+				r.statsHeader = part.header(r.made)
+			} else if r, err = openStats(values, name, part, in, out); err != nil {
 				return nil, err
 			}
 			defer r.Close()
@@ -204,7 +250,7 @@ func addStats(w io.Writer, values store.Store, groups [][]string, part statsPart
 		}
 	}
 	first := terms[0][0]
-	h := statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: first.Drift, Shortfall: first.Shortfall}
+	h := &statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: first.Drift, Shortfall: first.Shortfall}
 	var sum quant.Stats // of what is not in rows
 	for g := range terms {
 		var group quant.Stats
@@ -217,28 +263,42 @@ func addStats(w io.Writer, values store.Store, groups [][]string, part statsPart
 		sum.Add(&group)
 	}
 	h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum = sum.Tokens, sum.Sum, sum.DriftSum, sum.ShortfallSum
-	if err := gob.NewEncoder(w).Encode(&h); err != nil {
+	if err := gob.NewEncoder(w).Encode(h); err != nil {
 		return nil, err
+	}
+	if keep != nil {
+		keep.add(h)
+		defer func() {
+			if err != nil {
+				delete(keep.there, h.Part)
+			}
+		}()
 	}
 	importance = make([]float32, in)
 	total, group, term := make([]float32, in), make([]float32, in), make([]float32, in)
 	return importance, h.rows(func(matrix, row, n int) error {
-		total, group, term := total[:n], group[:n], term[:n]
+		total, group := total[:n], group[:n]
+		if keep != nil {
+			total = matrices(keep.Stats)[matrix].Row(row)[:n]
+		}
 		for g := range terms {
 			sum := group
 			if g == 0 {
 				sum = total // zeros and the first group's sums are these
 			}
 			for i, r := range terms[g] {
-				to := term
+				to := term[:n]
 				if i == 0 {
 					to = sum
 				}
-				if err := r.row(to); err != nil {
+				x, err := r.row(matrix, row, to)
+				switch {
+				case err != nil:
 					return err
-				}
-				if i > 0 {
-					vector.Axpy(sum, 1, term)
+				case i > 0:
+					vector.Axpy(sum, 1, x)
+				case r.made != nil:
+					copy(sum, x)
 				}
 			}
 			if g > 0 {
@@ -248,7 +308,7 @@ func addStats(w io.Writer, values store.Store, groups [][]string, part statsPart
 		if matrix == 0 {
 			importance[row] = total[row] / float32(max(h.Tokens, 1))
 		}
-		_, err := w.Write(raw(total[:n]))
+		_, err := w.Write(raw(total))
 		return err
 	})
 }

@@ -233,41 +233,64 @@ func TestStatsValue(t *testing.T) {
 			return names
 		}
 		names := put(name, func(w io.Writer, part statsPart) error { return saveStats(w, want, part, nil) })
-		got, err := loadStats(d, names, in, out)
+		load := func(names []string, in, out int) (*quant.Stats, error) {
+			s := newPartialStats(in)
+			err := s.complete(d, names, in, out)
+			return s.Stats, err
+		}
+		got, err := load(names, in, out)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: statistics differ", name)
 		}
-		if _, err := loadStats(d, names, in+1, out); err == nil {
+		if _, err := load(names, in+1, out); err == nil {
 			t.Errorf("%s: taken for those of another site", name)
 		}
-		if _, err := loadStats(d, names[:2], in, out); err == nil {
+		if _, err := load(names[:2], in, out); err == nil {
 			t.Errorf("%s: some parts are taken for all", name)
 		}
-		three, importance := quant.NewStats(in), make([]float32, in)
+		three := quant.NewStats(in)
 		for range 3 {
 			three.Add(want)
 		}
-		sums := put(name+"-sum", func(w io.Writer, part statsPart) error {
-			from, err := addStats(w, d, [][]string{{names[part.part], names[part.part]}, {names[part.part]}}, part, in, out)
-			for i, v := range from {
-				importance[i] += v
+		for how, made := range map[string]map[string]*quant.Stats{"read": nil, "made": {names[0]: want, names[1]: want, names[2]: want}, "some made": {names[1]: want}} {
+			for _, keep := range []*partialStats{nil, newPartialStats(in)} {
+				importance := make([]float32, in)
+				sums := put(fmt.Sprint(name, how, keep != nil), func(w io.Writer, part statsPart) error {
+					to := keep
+					if part.part == 1 { // another machine's
+						to = nil
+					}
+					from, err := addStats(w, d, [][]string{{names[part.part], names[part.part]}, {names[part.part]}}, made, to, part, in, out)
+					for i, v := range from {
+						importance[i] += v
+					}
+					return err
+				})
+				if !slices.Equal(importance, three.Importance()) {
+					t.Errorf("%s, %s: the importance of the sum differs", name, how)
+				}
+				if got, err = load(sums, in, out); err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(got, three) {
+					t.Errorf("%s, %s: the sum of statistics differs", name, how)
+				}
+				if keep == nil {
+					continue
+				}
+				if err := keep.complete(d, sums, in, out); err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(keep.Stats, three) {
+					t.Errorf("%s, %s: the sum that is kept differs", name, how)
+				}
 			}
-			return err
-		})
-		if !slices.Equal(importance, three.Importance()) {
-			t.Errorf("%s: the importance of the sum differs", name)
-		}
-		if got, err = loadStats(d, sums, in, out); err != nil {
-			t.Fatal(err)
-		}
-		if !reflect.DeepEqual(got, three) {
-			t.Errorf("%s: the sum of statistics differs", name)
 		}
 		if name == "shortfall" {
-			if _, err := loadStats(d, names, in, out+1); err == nil {
+			if _, err := load(names, in, out+1); err == nil {
 				t.Error("the shortfall of other outputs is taken")
 			}
 		}

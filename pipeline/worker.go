@@ -37,6 +37,7 @@ type Worker struct {
 	shards map[int]*workedShard
 	all    *workedShard // of all shards: of a stage of experts
 	sums   *workedSums
+	made   *madeSums // nil: nothing
 	// own and originals are what all shards' streams work in, of both models: a unit moves one shard.
 	own, originals *workspace
 }
@@ -167,6 +168,7 @@ func (w *Worker) value(p *passage, u *unitSpec) (save func(io.Writer) error, err
 	switch u.Kind {
 	case unitObserve, unitStand, unitAdvance:
 		w.sums = nil // the stage's rows are done, and their room is needed
+		w.madeOf(u)
 	}
 	switch u.Kind {
 	case unitObserve:

@@ -15,6 +15,27 @@ type workedSums struct {
 	solver quant.Solver
 }
 
+// mostMade is how many bundles' statistics a worker keeps until they are summed: its share where there are two machines. As many are in
+// memory where a run has no engine.
+const mostMade = shardBundles / 2
+
+// madeSums are what a worker has itself put into the store of a stage's sums, and need not read there.
+type madeSums struct {
+	name    string                  // of the sums' first part
+	bundles int                     // observe units of the stage whose statistics these are
+	parts   map[string]*quant.Stats // by the names of their parts
+	sums    *partialStats           // nil: none yet
+}
+
+// madeOf returns what has been made of the sums that u is about: of no others is anything kept.
+func (w *Worker) madeOf(u *unitSpec) *madeSums {
+	name := summed(w.kept, u.Layer, u.Stage, 1)[0]
+	if w.made == nil || w.made.name != name {
+		w.made = &madeSums{name: name, parts: map[string]*quant.Stats{}}
+	}
+	return w.made
+}
+
 // observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a bundle of them.
 func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	return w.overShards(u, func(shard int, sums *quant.Stats) (*quant.Stats, error) {
@@ -83,6 +104,12 @@ func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, e
 		}
 		before = append(before, digest)
 	}
+	if made := w.madeOf(u); u.Bundle && made.bundles < mostMade {
+		made.bundles++
+		for _, name := range names {
+			made.parts[name] = s
+		}
+	}
 	return func(w io.Writer) error { return saveStats(w, s, part, before) }, nil
 }
 
@@ -131,8 +158,12 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 		last := len(names) - 1
 		names[last] = append(names[last], observed.observed(w.kept, part.parts)[part.part])
 	}
+	made := w.madeOf(u)
+	if made.sums == nil {
+		made.sums = newPartialStats(in)
+	}
 	return func(dst io.Writer) error {
-		importance, err := addStats(dst, w.values, names, part, in, out)
+		importance, err := addStats(dst, w.values, names, made.parts, made.sums, part, in, out)
 		if err != nil {
 			return err
 		}
@@ -148,12 +179,15 @@ func (w *Worker) summed(u *unitSpec) (*workedSums, error) {
 		if err != nil {
 			return nil, err
 		}
-		w.sums = nil // the room that they take is needed
-		s, err := loadStats(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out)
-		if err != nil {
+		s := newPartialStats(in)
+		if made := w.madeOf(u).sums; made != nil {
+			s = made
+		}
+		w.sums, w.made = nil, nil // the room that they take is needed
+		if err := s.complete(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out); err != nil {
 			return nil, err
 		}
-		w.sums = &workedSums{name: name, in: s, solver: w.plan.Recipe.Method.Open(s)}
+		w.sums = &workedSums{name: name, in: s.Stats, solver: w.plan.Recipe.Method.Open(s.Stats)}
 	}
 	return w.sums, nil
 }

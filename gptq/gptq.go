@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/llmq/llmq/internal/hugepages"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/columns"
 	"github.com/llmq/llmq/kernels/gemm"
@@ -90,7 +91,7 @@ func (f *Factor) borrow(rows, cols int) (m *tensor.Matrix, giveBack func()) {
 	}
 	f.mu.Unlock()
 	if buf == nil {
-		buf = make([]float32, rows*(max(cols, 2*f.h.Rows)+padding)) // for all that a band does, from its correction to descent
+		buf = hugepages.Make[float32](rows * (max(cols, 2*f.h.Rows) + padding)) // for all that a band does, from its correction to descent
 	}
 	return tensor.FromSlice(rows, pitch, buf[:n]).View(0, rows, 0, cols), func() {
 		f.mu.Lock()

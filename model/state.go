@@ -1,6 +1,7 @@
 package model
 
 import (
+	"github.com/llmq/llmq/internal/hugepages"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/gemm"
@@ -60,7 +61,7 @@ func (st *State) computes(e int) bool { return st.only[1] == 0 || e >= st.only[0
 func (st *State) Scratch(name string, rows, cols int) *tensor.Matrix {
 	name = st.scope + name
 	if cap(st.scratch[name]) < rows*cols {
-		st.scratch[name] = make([]float32, rows*cols)
+		st.scratch[name] = hugepages.Make[float32](rows * cols)
 	}
 	return tensor.FromSlice(rows, cols, st.scratch[name][:rows*cols])
 }

@@ -1,6 +1,10 @@
 package tensor
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/llmq/llmq/internal/hugepages"
+)
 
 // Matrix is a dense row-major float32 matrix. Row i is Data[i*Stride : i*Stride+Cols].
 // Weights are out×in, activations tokens×in.
@@ -12,7 +16,7 @@ type Matrix struct {
 
 // New returns a zero rows×cols matrix without padding.
 func New(rows, cols int) *Matrix {
-	return &Matrix{Rows: rows, Cols: cols, Stride: cols, Data: make([]float32, rows*cols)}
+	return &Matrix{Rows: rows, Cols: cols, Stride: cols, Data: hugepages.Make[float32](rows * cols)}
 }
 
 // FromSlice wraps data, rows×cols without padding; it does not copy.

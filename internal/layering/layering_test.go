@@ -13,9 +13,9 @@ const module = "github.com/llmq/llmq/"
 // allowed lists, for each package, the packages of this module that its code may import; tests may import any.
 // "kernels/..." is kernels and its rooms, the packages below it that are not internal. A new package needs a line here.
 var allowed = map[string]string{
-	"tensor":                      "",
+	"tensor":                      "internal/hugepages",
 	"kernels":                     "tensor",
-	"kernels/internal/words":      "",
+	"kernels/internal/words":      "internal/hugepages",
 	"kernels/internal/pack":       "tensor",
 	"kernels/internal/tile":       "tensor kernels kernels/internal/words kernels/internal/pack kernels/unpack",
 	"kernels/internal/kerneltest": "tensor kernels",
@@ -34,13 +34,13 @@ var allowed = map[string]string{
 	"kernels/i8":       "tensor kernels kernels/internal/pack kernels/internal/words",
 	"kernels/search":   "kernels",
 	"kernels/codebook": "kernels",
-	"kernels/columns":  "kernels kernels/internal/words kernels/internal/pack",
+	"kernels/columns":  "internal/hugepages kernels kernels/internal/words kernels/internal/pack",
 	"kernels/peak":     "kernels",
 
 	"linalg":    "tensor kernels/...",
 	"quant":     "tensor kernels/...",
 	"quant/fit": "tensor kernels/... quant",
-	"gptq":      "tensor kernels/... linalg quant",
+	"gptq":      "internal/hugepages tensor kernels/... linalg quant",
 
 	"awq":         "tensor kernels/... quant",
 	"smoothquant": "kernels/... quant",
@@ -56,7 +56,7 @@ var allowed = map[string]string{
 		"internal/atomicfile internal/mmap internal/sniff internal/text tokenizer arch model",
 
 	"tokenizer":      "",
-	"model":          "tensor kernels/... quant formats/ggml",
+	"model":          "internal/hugepages tensor kernels/... quant formats/ggml",
 	"arch":           "tensor kernels/... formats/ggml formats/gguf formats/hf/object model",
 	"calib":          "tensor kernels/... tokenizer formats/gguf internal/jinja internal/text",
 	"eval":           "tokenizer internal/text tensor kernels/... quant int8outlier formats/ggml model internal/mmap internal/states store engine",
@@ -77,6 +77,7 @@ var allowed = map[string]string{
 
 	"internal/atomicfile": "",
 	"internal/hubtest":    "",
+	"internal/hugepages":  "",
 	"internal/interop":    "",
 	"internal/jinja":      "",
 	"internal/bench":      "tensor kernels/... gptq formats/ggml model",

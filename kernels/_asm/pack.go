@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
 )
 
 // pack writes what brings matrices into the micro-kernels' layout.
@@ -70,18 +71,39 @@ func (g *gen) transpose8() {
 		"sets dst[j][i] = src[i][j] for i < 8 and j < 8·n; rows are rowDst and rowSrc bytes apart.")
 	dst, rowDst, src, rowSrc, n := g.gp("dst"), g.gp("rowDst"), g.gp("src"), g.gp("rowSrc"), g.gp("n")
 	y := avx2.reg
-	p := g.GP64()
+	// Rows i and i+4 are loaded into the lanes of one register, which no exchange of lanes need follow.
+	three, four := g.GP64(), g.GP64()
+	g.LEAQ(operand.Mem{Base: rowSrc, Index: rowSrc, Scale: 2}, three)
 	g.countdown("block", n, 1, func() {
-		g.MOVQ(src, p)
-		for i := range 8 {
-			g.VMOVUPS(at(p, 0), y(i))
-			if i < 7 {
-				g.ADDQ(rowSrc, p)
+		g.LEAQ(operand.Mem{Base: src, Index: rowSrc, Scale: 4}, four)
+		row := func(base reg.Register, i, disp int) operand.Mem {
+			m := at(base, disp)
+			switch i {
+			case 1, 2:
+				m.Index, m.Scale = rowSrc, uint8(i)
+			case 3:
+				m.Index, m.Scale = three, 1
+			}
+			return m
+		}
+		for h := range 2 {
+			for i := range 4 {
+				g.VMOVUPS(row(src, i, 16*h), y(4*h+i).AsX())
+				g.VINSERTF128(operand.U8(1), row(four, i, 16*h), y(4*h+i), y(4*h+i))
 			}
 		}
-		g.exchange8()
+		for i := 0; i < 8; i += 2 {
+			g.VUNPCKLPS(y(i+1), y(i), y(8+i))
+			g.VUNPCKHPS(y(i+1), y(i), y(8+i+1))
+		}
+		for i := 0; i < 8; i += 4 {
+			g.VUNPCKLPD(y(8+i+2), y(8+i), y(i))
+			g.VUNPCKHPD(y(8+i+2), y(8+i), y(i+1))
+			g.VUNPCKLPD(y(8+i+3), y(8+i+1), y(i+2))
+			g.VUNPCKHPD(y(8+i+3), y(8+i+1), y(i+3))
+		}
 		for j := range 8 {
-			g.VMOVUPS(y(8+j), at(dst, 0))
+			g.VMOVUPS(y(j), at(dst, 0))
 			g.ADDQ(rowDst, dst)
 		}
 		g.ADDQ(operand.I32(32), src)

@@ -1,6 +1,9 @@
 package columns
 
-import "github.com/llmq/llmq/kernels"
+import (
+	"github.com/llmq/llmq/internal/hugepages"
+	"github.com/llmq/llmq/kernels"
+)
 
 const (
 	panelRows    = 8
@@ -27,7 +30,7 @@ func NewPanels(u []float32, pitch, rows, cols int) *Panels {
 	if kernels.CurrentTier().Lanes() != 8 || rows%panelRows > 0 || cols%panelColumns > 0 {
 		return p
 	}
-	p.packed = make([]float32, rows*cols)
+	p.packed = hugepages.Make[float32](rows * cols)
 	to := p.packed
 	for j := 0; j < cols; {
 		for _, width := range panelWidths {

@@ -5,6 +5,7 @@ package tile
 
 import (
 	"math"
+	"unsafe"
 
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/internal/pack"
@@ -154,38 +155,54 @@ func (t *Tiling) packSteps(b *Operand, k int, dst, staging []uint32, j0, j1, s0,
 		}
 		return
 	}
-	// Rows of B become columns of the strip, a vector's width of them at a time.
-	for half := range 2 {
-		j := j0 + half*t.Lanes
-		rows := max(0, min(t.Lanes, j1-j))
-		to := dst[half*t.Lanes:]
-		if m := b.Rows; m != nil && rows == t.Lanes && !t.Pairs {
-			whole := n / t.Lanes
-			if whole > 0 {
-				t.Transpose(&to[0], 4*t.Strip(), words.Of(&m.Data[j*m.Stride+s0]), 4*m.Stride, whole)
-			}
-			for s := whole * t.Lanes; s < n; s++ {
-				for y := range rows {
-					to[s*t.Strip()+y] = math.Float32bits(m.Data[(j+y)*m.Stride+s0+s])
+	// Rows of B become columns of the strip. As many vectors' width of them as a cache line of it holds are transposed by turns, so that
+	// a line is written once.
+	pitch, group := pack.Pitch(t.KC), t.group()
+	for from := 0; from < t.Strip(); from += group {
+		var src [2]*uint32 // a vector's width of rows each, rowSrc bytes apart, of so many whole vectors of steps
+		var rowSrc, vectors [2]int
+		for v := range group / t.Lanes {
+			j := j0 + from + v*t.Lanes
+			rows := max(0, min(t.Lanes, j1-j))
+			if m := b.Rows; m != nil && rows == t.Lanes && !t.Pairs {
+				src[v], rowSrc[v], vectors[v] = words.Of(&m.Data[j*m.Stride+s0]), 4*m.Stride, n/t.Lanes
+				for s := vectors[v] * t.Lanes; s < n; s++ {
+					for y := range rows {
+						dst[s*t.Strip()+from+v*t.Lanes+y] = math.Float32bits(m.Data[(j+y)*m.Stride+s0+s])
+					}
 				}
-			}
-			continue
-		}
-		pitch := pack.Pitch(t.KC)
-		for y := range t.Lanes {
-			row := staging[y*pitch:][:n]
-			if y >= rows {
-				clear(row)
 				continue
 			}
-			if w := b.Weights; w != nil {
-				unpack.ReadAhead(w, j+y, w.Format.RowBytes(s0*t.Depth()), w.Format.RowBytes(min(s1*t.Depth(), k)))
+			staged := staging[v*t.Lanes*pitch:]
+			for y := range t.Lanes {
+				row := staged[y*pitch:][:n]
+				if y >= rows {
+					clear(row)
+					continue
+				}
+				if w := b.Weights; w != nil {
+					unpack.ReadAhead(w, j+y, w.Format.RowBytes(s0*t.Depth()), w.Format.RowBytes(min(s1*t.Depth(), k)))
+				}
+				t.rowB(b, row, staging[group*pitch:], j+y, s0*t.Depth(), min(s1*t.Depth(), k))
 			}
-			t.rowB(b, row, staging[t.Lanes*pitch:], j+y, s0*t.Depth(), min(s1*t.Depth(), k))
+			src[v], rowSrc[v], vectors[v] = &staged[0], 4*pitch, (n+t.Lanes-1)/t.Lanes
 		}
-		t.Transpose(&to[0], 4*t.Strip(), &staging[0], 4*pitch, (n+t.Lanes-1)/t.Lanes)
+		const turn = 8 // vectors
+		for u := 0; u < max(vectors[0], vectors[1]); u += turn {
+			for v := range group / t.Lanes {
+				if m := min(turn, vectors[v]-u); m > 0 {
+					t.Transpose(&dst[u*t.Lanes*t.Strip()+from+v*t.Lanes], 4*t.Strip(), wordAfter(src[v], u*t.Lanes), rowSrc[v], m)
+				}
+			}
+		}
 	}
 }
+
+// group is how many rows of B are transposed by turns.
+func (t *Tiling) group() int { return min(t.Strip(), max(t.Lanes, 16)) }
+
+// wordAfter is the word n words after p.
+func wordAfter(p *uint32, n int) *uint32 { return (*uint32)(unsafe.Add(unsafe.Pointer(p), 4*n)) }
 
 // PackPairs packs a strip whose columns are m's: a step holds two rows, the last with zeros if there is one alone.
 func (t *Tiling) PackPairs(m *tensor.Matrix, dst []uint32) {
@@ -206,9 +223,8 @@ func (t *Tiling) PackPairs(m *tensor.Matrix, dst []uint32) {
 	}
 }
 
-// StagingWords is the size of the buffer in which rows of B await transposition: a vector's width of rows, and one
-// row unpacked.
-func (t *Tiling) StagingWords() int { return t.Lanes*pack.Pitch(t.KC) + t.Weights() }
+// StagingWords is the size of the buffer in which rows of B await transposition: a group of rows, and one row unpacked.
+func (t *Tiling) StagingWords() int { return t.group()*pack.Pitch(t.KC) + t.Weights() }
 
 // rowB sets dst to elements [k0,k1) of row j of B.
 func (t *Tiling) rowB(b *Operand, dst, row []uint32, j, k0, k1 int) {

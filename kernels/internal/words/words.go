@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"unsafe"
+
+	"github.com/llmq/llmq/internal/hugepages"
 )
 
 // free are buffers for packed operands, kept from one product to the next: memory that is new must first be cleared, a
@@ -53,7 +55,7 @@ func (b *buffers) get(n int) []uint32 {
 	if i > 0 { // outgrown
 		b.free = slices.Delete(b.free, i-1, i)
 	}
-	return make([]uint32, n)
+	return hugepages.Make[uint32](n)
 }
 
 func (b *buffers) put(w []uint32) {

@@ -18,12 +18,19 @@ import (
 // is W + S·H⁻¹. It is estimated from in.Tokens tokens with as many unknowns as a row has columns, so it fits their noise
 // too; the correction is shrunk by that share. Without either w itself is returned.
 func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
+	return f.correct(w, in, false)
+}
+
+// correct is Correct. last: where it returns other weights than w, it takes both w and in.Shortfall, as quant.Job says.
+func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, last bool) *tensor.Matrix {
 	if !Correctable(w.Cols, in.Tokens) {
 		return w
 	}
 	share := 1 - float64(w.Cols)/float64(in.Tokens)
 	var d *tensor.Matrix
 	switch {
+	case in.Shortfall != nil && last:
+		d, in.Shortfall = in.Shortfall, nil
 	case in.Shortfall != nil:
 		d = in.Shortfall.Clone()
 	case in.Drift != nil:
@@ -42,6 +49,9 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 			}
 		}
 	})
+	if last {
+		w.Data = nil
+	}
 	return d
 }
 

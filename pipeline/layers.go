@@ -170,14 +170,16 @@ func (p *passage) stage(at *place) error {
 	return nil
 }
 
-// rest gives back the memory that both streams took to compute, where there is so much of it that what follows should not find it taken.
+// rest gives back the memory that both streams took to compute, and the pages of the layer's weights, where there is so much of it that what follows should not find it taken.
 func (at *place) rest() {
 	if !rests(at.s.m, at.stage().Width()) {
 		return
 	}
 	at.s.rest()
+	at.l.Rest()
 	if at.original != nil {
 		at.original.rest()
+		at.ol.Rest()
 	}
 	gemm.Release()
 	debug.FreeOSMemory()
@@ -320,6 +322,9 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 		parts, err := p.split(lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
 		if err != nil {
 			return err
+		}
+		if len(site.Linears) == 1 && len(parts) == 1 && lin.F32 == nil {
+			parts[0].job.again = lin.Matrix
 		}
 		results := make([]rows, len(parts))
 		var done atomic.Int64

@@ -21,9 +21,12 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 	return f.correct(w, in, false)
 }
 
-// correct is Correct. last: where it returns other weights than w, it takes both w and in.Shortfall, as quant.Job says.
+// correct is Correct. last: in.Shortfall is taken, as quant.Job says, and w where other weights are returned.
 func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, last bool) *tensor.Matrix {
 	if !Correctable(w.Cols, in.Tokens) {
+		if last {
+			in.Shortfall = nil
+		}
 		return w
 	}
 	share := 1 - float64(w.Cols)/float64(in.Tokens)

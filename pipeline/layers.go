@@ -57,6 +57,7 @@ func (p *passage) layers() error {
 		if original, err = newStream(p.m, set.Sequences, set.SeqLen, false, budget, p.tempDir, nil); err != nil {
 			return err
 		}
+		original.workspace = s.workspace.beside(p.m)
 		defer original.close()
 	}
 	if err := s.keepHidden(len(set.Sequences), budget, p.tempDir); err != nil {

@@ -11,7 +11,8 @@ type Needs struct {
 	// Memory is in use at the run's peak, mapped pages of the checkpoint aside: Linux's RssAnon, less what the garbage collector has not
 	// come to.
 	Memory int64
-	// Mapped is how much of the checkpoint is in memory besides, at most, if files are mapped: a layer, or without a model a tensor.
+	// Mapped is how much of the checkpoint is in memory at that time, at most, if files are mapped: a layer, or, without a model and where
+	// layers are so large that their pages rest meanwhile, a tensor.
 	Mapped int64
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 	Work   int64 // in Options.Work, at most
@@ -22,7 +23,7 @@ type Needs struct {
 // the largest site, or as many experts as are taken together, needs. With nil it is not calibrated and holds a piece of a
 // tensor.
 func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Needs) {
-	needs = Needs{Memory: p.writerNeeds(), Mapped: p.mapped(m != nil), Disk: p.Size()}
+	needs = Needs{Memory: p.writerNeeds(), Mapped: p.mapped(m != nil && !restsWhole(m)), Disk: p.Size()}
 	if p.form != nil {
 		defer func() { needs.Memory += p.form.Memory() }()
 	}
@@ -77,6 +78,19 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
 	}
 	return needs
+}
+
+// restsWhole says whether a layer's pages rest before most is in use, while rows are rounded or sums made, so that they are those of a tensor
+// at most.
+func restsWhole(m *model.Model) bool {
+	for i := range m.Layers() {
+		for _, s := range m.Shape(i) {
+			if s.Expert >= 0 || !rests(m, s.In) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // mapped is the size in the checkpoint of the largest layer, or tensor.

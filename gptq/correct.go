@@ -21,10 +21,10 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 	return f.correct(w, in, false)
 }
 
-// correct is Correct. last: in.Shortfall is taken, as quant.Job says, and w where other weights are returned.
-func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, last bool) *tensor.Matrix {
+// correct is Correct. takes: see quant.Job; in.Shortfall is nil then.
+func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, takes bool) *tensor.Matrix {
 	if !Correctable(w.Cols, in.Tokens) {
-		if last {
+		if takes {
 			in.Shortfall = nil
 		}
 		return w
@@ -32,8 +32,9 @@ func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, last bool) *tensor.M
 	share := 1 - float64(w.Cols)/float64(in.Tokens)
 	var d *tensor.Matrix
 	switch {
-	case in.Shortfall != nil && last:
+	case in.Shortfall != nil && takes:
 		d, in.Shortfall = in.Shortfall, nil
+		defer func() { w.Data = nil }()
 	case in.Shortfall != nil:
 		d = in.Shortfall.Clone()
 	case in.Drift != nil:
@@ -52,9 +53,6 @@ func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, last bool) *tensor.M
 			}
 		}
 	})
-	if last {
-		w.Data = nil
-	}
 	return d
 }
 

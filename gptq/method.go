@@ -76,7 +76,7 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 		s.factors = nil // f goes when it has served
 	}
 	damping := f.Damping
-	target := f.correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows), j.Last)
+	target := f.correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows), j.Takes)
 	var w *quant.Weight
 	if j.Outputs == nil {
 		w, err = f.Quantize(ctx, target, j.Grid)

@@ -324,8 +324,11 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 		if err != nil {
 			return err
 		}
-		if len(site.Linears) == 1 && len(parts) == 1 && lin.F32 == nil {
-			parts[0].job.again = lin.Matrix
+		if in.Shortfall != nil && lin.F32 == nil && lin.W.Data != nil {
+			for k := range parts {
+				parts[k].job.again = parts[k].lin.Matrix
+			}
+			parts[0].job.last = len(parts) == 1 // a residual connection's linear is its site's only one
 		}
 		results := make([]rows, len(parts))
 		var done atomic.Int64

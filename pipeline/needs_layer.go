@@ -275,7 +275,10 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 			parts = append(parts, out)
 		}
 	}
-	last := len(parts) == 1 && UsesGPTQ(p.Recipe.Method) // a job that takes its weights, and the shortfall, which is counted among the sums
+	// Jobs take their weights, which come again to be compared, and the shortfall, which is counted among the sums. When the last one's come
+	// the factor has gone.
+	takes := original && s.Adds && UsesGPTQ(p.Recipe.Method) && len(p.Recipe.transforms()) == 0 && !p.Recipe.Method.Needs().Decides
+	last := takes && len(parts) == 1
 	slices.Sort(parts)
 	slices.Reverse(parts)
 	parts = parts[:min(len(parts), max(len(s.sites[0].Out), kernels.Processors()))]
@@ -287,12 +290,10 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 	}
 	for _, rows := range parts {
 		switch weights := 4 * int64(rows) * int64(s.In); {
-		case last && original && s.Adds:
+		case last:
 			needs -= 2 * weights
-		case last && corrects:
+		case takes || UsesGPTQ(method) && !corrects: // they are not corrected
 			needs -= weights
-		case UsesGPTQ(method) && !corrects:
-			needs -= weights // the weights are not corrected
 		}
 		if outputs > 0 {
 			needs += gptq.CoupledMemory(rows, s.In)

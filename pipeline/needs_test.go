@@ -203,6 +203,35 @@ func TestNeedsMeasured(t *testing.T) {
 	}
 }
 
+// TestNeedsOfLarge: a layer of an 8B model fits 4 GB, with some room, however long the text is, and one of a 70B model 12 GB.
+// That runs take no more than these needs is TestNeedsMemory's.
+func TestNeedsOfLarge(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for _, c := range []struct {
+		name   string
+		src    *headers
+		tokens int
+		most   int64
+	}{
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 8192, 3.8e9},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 16384, 3.8e9},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 65536, 3.8e9},
+		{"70B", llamaHeaders(1, 8192, 28672, 64, 8), 65536, 12e9},
+	} {
+		for _, outputs := range []OutputHessian{OutputHessianOff, OutputHessianAuto} {
+			p, err := NewPlan(c.src, Recipe{Method: GPTQ, Type: ggml.Q4_K, OutputHessian: outputs})
+			if err != nil {
+				t.Fatal(err)
+			}
+			needs := p.Needs(openModel(t, c.src), c.tokens, 512, 512<<20)
+			t.Logf("%s, %d tokens, %s: %d and %d MiB", c.name, c.tokens, outputs, needs.Memory>>20, needs.Mapped>>20)
+			if all := needs.Memory + needs.Mapped; all > c.most {
+				t.Errorf("%s, %d tokens, %s: %d bytes, more than %d", c.name, c.tokens, outputs, all, c.most)
+			}
+		}
+	}
+}
+
 // TestGradientDisk: states that no budget holds lie on the disk before every layer and go as the sums of their layers come, which
 // stay; what is estimated is the most that is there at a time.
 func TestGradientDisk(t *testing.T) {

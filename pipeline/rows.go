@@ -15,7 +15,8 @@ import (
 type rowsJob struct {
 	tensor   *Tensor // whose type they get
 	w        *tensor.Matrix
-	again    func() (*tensor.Matrix, error) // makes w once more: the job is its solver's last, which may take w; nil: it is not
+	again    func() (*tensor.Matrix, error) // makes w once more, which the solver takes; nil: it does not
+	last     bool                           // of quant.Job
 	first    int                            // of quant.Job
 	product  bool                           // of quant.Job
 	solver   quant.Solver
@@ -113,7 +114,7 @@ type rounding struct {
 
 // round rounds the job's rows.
 func (j *rowsJob) round(ctx context.Context) (rounding, error) {
-	job := quant.Job{W: j.w, First: j.first, Product: j.product, Outputs: j.outputs, Last: j.again != nil}
+	job := quant.Job{W: j.w, First: j.first, Product: j.product, Outputs: j.outputs, Takes: j.again != nil, Last: j.last}
 	if j.inexact {
 		return solve(ctx, j.tensor, job, j.solver)
 	}

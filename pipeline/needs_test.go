@@ -177,11 +177,9 @@ func TestNeedsMeasured(t *testing.T) {
 		outputs OutputHessian
 		used    int64 // MiB
 	}{
-		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOff, 897},
-		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOn, 894},
-		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOff, 2761},
-		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOn, 3058},
-		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 65536, GPTQ, OutputHessianAuto, 3070},
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOff, 806},
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOn, 805},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 16384, GPTQ, OutputHessianAuto, 3150},
 		{"32 experts", moeHeaders(2, 2048, 768, 32, 4, 32), 4096, GPTQ, OutputHessianOff, 1412},
 		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, AWQ, OutputHessianOff, 749},
 		{"128 experts", moeHeaders(1, 2048, 768, 32, 4, 128), 16384, GPTQ, OutputHessianOn, 2099},

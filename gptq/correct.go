@@ -18,12 +18,23 @@ import (
 // is W + S·H⁻¹. It is estimated from in.Tokens tokens with as many unknowns as a row has columns, so it fits their noise
 // too; the correction is shrunk by that share. Without either w itself is returned.
 func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
+	return f.correct(w, in, false)
+}
+
+// correct is Correct. takes: see quant.Job; in.Shortfall is nil then.
+func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, takes bool) *tensor.Matrix {
 	if !Correctable(w.Cols, in.Tokens) {
+		if takes {
+			in.Shortfall = nil
+		}
 		return w
 	}
 	share := 1 - float64(w.Cols)/float64(in.Tokens)
 	var d *tensor.Matrix
 	switch {
+	case in.Shortfall != nil && takes:
+		d, in.Shortfall = in.Shortfall, nil
+		defer func() { w.Data = nil }()
 	case in.Shortfall != nil:
 		d = in.Shortfall.Clone()
 	case in.Drift != nil:

@@ -72,14 +72,18 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 	if err != nil {
 		return quant.Result{}, err
 	}
-	target := f.Correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows))
+	if j.Last {
+		s.factors = nil // f goes when it has served
+	}
+	damping := f.Damping
+	target := f.correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows), j.Takes)
 	var w *quant.Weight
 	if j.Outputs == nil {
 		w, err = f.Quantize(ctx, target, j.Grid)
 	} else {
 		w, err = f.QuantizeCoupled(ctx, target, j.Grid, j.Outputs)
 	}
-	return quant.Result{Weight: w, Target: target, Damping: f.Damping}, err
+	return quant.Result{Weight: w, Target: target, Damping: damping}, err
 }
 
 func (s *solver) factor(ctx context.Context, g quant.Grid) (*Factor, error) {

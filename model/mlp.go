@@ -94,9 +94,10 @@ func (f *MLP) Branch() Branch {
 func (f *MLP) inner(st *State, name string, h *tensor.Matrix) *tensor.Matrix {
 	switch n := f.Down.In; {
 	case f.Gate != nil:
-		r := st.apply(h, []string{name + "gate", name + "up"}, f.Gate, f.Up)
-		f.Act.gated(st.table, r[1], r[0], r[1])
-		return r[1]
+		gate, up := scratchIn(st.passing, name+"gate", h.Rows, f.Gate.Out), st.Scratch(name+"up", h.Rows, f.Up.Out)
+		applyAll(h, st.precision, []*Linear{f.Gate, f.Up}, gate, up)
+		f.Act.gated(st.table, up, gate, up)
+		return up
 	case f.Up.Out == 2*n:
 		both := st.apply(h, []string{name + "up"}, f.Up)[0]
 		dst := st.Scratch(name+"gated", both.Rows, n)

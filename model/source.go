@@ -21,6 +21,10 @@ type Source interface {
 	Close() error
 }
 
+// Rester is a Source of mapped files. Rest says that a tensor's data is not needed for a while: it stays valid, and the system may keep
+// it, but its pages count no longer as this process's memory until they are read again.
+type Rester interface{ Rest(t *ggml.Tensor) }
+
 // RowSource is a Source that gives some rows of a tensor, those of its last dimension, without fetching all. Info is that of
 // the tensor, or of the rows. A tensor that is put together of parts, as experts are, takes memory as rows are asked for.
 type RowSource interface {

@@ -27,7 +27,8 @@ type State struct {
 	only      [2]int                    // the experts that are computed, from the first to before the last; both 0: all
 	kept      map[string]*tensor.Matrix // what stages leave for later ones of the same layer, beside In
 	scratch   map[string][]float32
-	scope     string // begins the names of scratch memory
+	passing   map[string][]float32 // the same that nothing is left in behind a stage: see NewStateBeside
+	scope     string               // begins the names of scratch memory
 	// Of a way forth that is to be taken back: where the residual stream was when each span began, the branch that the present span
 	// consists of, and what branches have kept. nil: nobody keeps anything.
 	inputs  []*tensor.Matrix
@@ -37,7 +38,15 @@ type State struct {
 
 // NewState returns a state for m's layers. Its matrix products round as m.Precision says now.
 func (m *Model) NewState() *State {
-	return &State{precision: m.Precision, scratch: map[string][]float32{}, kept: map[string]*tensor.Matrix{}}
+	return &State{precision: m.Precision, scratch: map[string][]float32{}, passing: map[string][]float32{}, kept: map[string]*tensor.Matrix{}}
+}
+
+// NewStateBeside returns a state that takes o's scratch memory where nothing is left in it behind a stage, the gates of MLPs: o must not be
+// within a stage while the new one is.
+func (m *Model) NewStateBeside(o *State) *State {
+	st := m.NewState()
+	st.passing = o.passing
+	return st
 }
 
 // Enter begins with hidden states x, tokens×Width, which Layer.Run changes. They are sequences of seqLen tokens.
@@ -59,16 +68,20 @@ func (st *State) computes(e int) bool { return st.only[1] == 0 || e >= st.only[0
 
 // Scratch returns a matrix of unspecified content without padding, valid until the name is used again.
 func (st *State) Scratch(name string, rows, cols int) *tensor.Matrix {
-	name = st.scope + name
-	if cap(st.scratch[name]) < rows*cols {
-		st.scratch[name] = hugepages.Make[float32](rows * cols)
+	return scratchIn(st.scratch, st.scope+name, rows, cols)
+}
+
+func scratchIn(m map[string][]float32, name string, rows, cols int) *tensor.Matrix {
+	if cap(m[name]) < rows*cols {
+		m[name] = hugepages.Make[float32](rows * cols)
 	}
-	return tensor.FromSlice(rows, cols, st.scratch[name][:rows*cols])
+	return tensor.FromSlice(rows, cols, m[name][:rows*cols])
 }
 
 // Rest gives back scratch memory, until a batch is entered again.
 func (st *State) Rest() {
 	clear(st.scratch)
+	clear(st.passing)
 	clear(st.kept)
 	st.X, st.Aux, st.In, st.routes = nil, nil, nil, nil
 }

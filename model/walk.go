@@ -168,6 +168,19 @@ func (l *Layer) SetBias(lin *Linear, bias []float32) {
 	l.vectors[lin.BiasName()] = bias
 }
 
+// Rest says that the weights are not needed for a while: see Rester.
+func (l *Layer) Rest() {
+	src, ok := l.m.Source.(Rester)
+	if !ok {
+		return
+	}
+	for _, lin := range l.linears {
+		if lin.tensor != nil {
+			src.Rest(lin.tensor)
+		}
+	}
+}
+
 // Release gives the weights back to the source; the layer must not be used afterwards.
 func (l *Layer) Release() {
 	for _, lin := range l.linears {

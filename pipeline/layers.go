@@ -57,6 +57,7 @@ func (p *passage) layers() error {
 		if original, err = newStream(p.m, set.Sequences, set.SeqLen, false, budget, p.tempDir, nil); err != nil {
 			return err
 		}
+		original.workspace = s.workspace.beside(p.m)
 		defer original.close()
 	}
 	if err := s.keepHidden(len(set.Sequences), budget, p.tempDir); err != nil {
@@ -170,14 +171,16 @@ func (p *passage) stage(at *place) error {
 	return nil
 }
 
-// rest gives back the memory that both streams took to compute, where there is so much of it that what follows should not find it taken.
+// rest gives back the memory that both streams took to compute, and the pages of the layer's weights, where there is so much of it that what follows should not find it taken.
 func (at *place) rest() {
 	if !rests(at.s.m, at.stage().Width()) {
 		return
 	}
 	at.s.rest()
+	at.l.Rest()
 	if at.original != nil {
 		at.original.rest()
+		at.ol.Rest()
 	}
 	gemm.Release()
 	debug.FreeOSMemory()
@@ -320,6 +323,12 @@ func (p *passage) site(l *model.Layer, site *model.Site, in *quant.Stats, tokens
 		parts, err := p.split(lin, &rowsJob{tensor: t, product: lin.Product, solver: solver, in: in, outputs: outputs})
 		if err != nil {
 			return err
+		}
+		if in.Shortfall != nil && lin.F32 == nil && lin.W.Data != nil {
+			for k := range parts {
+				parts[k].job.again = parts[k].lin.Matrix
+			}
+			parts[0].job.last = len(parts) == 1 // a residual connection's linear is its site's only one
 		}
 		results := make([]rows, len(parts))
 		var done atomic.Int64

@@ -11,7 +11,8 @@ type Needs struct {
 	// Memory is in use at the run's peak, mapped pages of the checkpoint aside: Linux's RssAnon, less what the garbage collector has not
 	// come to.
 	Memory int64
-	// Mapped is how much of the checkpoint is in memory besides, at most, if files are mapped: a layer, or without a model a tensor.
+	// Mapped is how much of the checkpoint is in memory at that time, at most, if files are mapped: a layer, or a tensor without a model and
+	// where layers are so large that their pages rest meanwhile.
 	Mapped int64
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 	Work   int64 // in Options.Work, at most
@@ -22,7 +23,7 @@ type Needs struct {
 // the largest site, or as many experts as are taken together, needs. With nil it is not calibrated and holds a piece of a
 // tensor.
 func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Needs) {
-	needs = Needs{Memory: p.writerNeeds(), Mapped: p.mapped(m != nil), Disk: p.Size()}
+	needs = Needs{Memory: p.writerNeeds(), Mapped: p.mapped(m), Disk: p.Size()}
 	if p.form != nil {
 		defer func() { needs.Memory += p.form.Memory() }()
 	}
@@ -79,13 +80,31 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	return needs
 }
 
-// mapped is the size in the checkpoint of the largest layer, or tensor.
-func (p *Plan) mapped(layers bool) (most int64) {
+// restsWhole says whether a layer's pages rest before most is in use, while rows are rounded or sums made, so that they are those of a tensor
+// at most.
+func restsWhole(m *model.Model) bool {
+	for i := range m.Layers() {
+		for _, s := range m.Shape(i) {
+			if s.Expert >= 0 || !rests(m, s.In) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// mapped is the size in the checkpoint of the largest layer or tensor of another kind, of a layer's largest tensor where its pages rest, or
+// of the largest tensor without a model.
+func (p *Plan) mapped(m *model.Model) (most int64) {
+	rest := m != nil && restsWhole(m)
 	of := map[int]int64{} // by layer
 	for i := range p.Tensors {
 		t := &p.Tensors[i]
 		bytes := int64(t.Rows()) * int64(t.From.RowBytes(t.Cols()))
-		if layer := ggml.ParseName(t.Name).Layer; layers && layer >= 0 {
+		switch layer := ggml.ParseName(t.Name).Layer; {
+		case rest && layer < 0:
+			continue
+		case !rest && m != nil && layer >= 0:
 			of[layer] += bytes
 			bytes = of[layer]
 		}

@@ -49,6 +49,14 @@ func stagesOf(shapes []model.SiteShape) []stageShape {
 // mixes says whether the stage is one of a mixture of experts.
 func (s *stageShape) mixes() bool { return s.Expert >= 0 && !s.Head }
 
+// passing are the gates of MLPs, which two streams have in common: see model.NewStateBeside.
+const passing = "gate"
+
+// gated says whether the stage, the k-th, is a gated MLP's first.
+func (s *stageShape) gated(stages []stageShape, k int) bool {
+	return !s.mixes() && len(s.sites) == 1 && len(s.Out) == 2 && k+1 < len(stages) && stages[k+1].Adds && s.outs == 2*int64(stages[k+1].In)
+}
+
 // crowding is how many times as many tokens as on average reach the expert that most reach: 2.8 times with random weights.
 const crowding = 3
 
@@ -86,6 +94,9 @@ func (h held) applies(m *model.Model, stages []stageShape, k int, added bool) {
 	switch {
 	case s.Adds && added:
 		h.hold("added product", int64(m.Dim))
+	case !s.Adds && s.gated(stages, k):
+		h.hold(passing, s.outs/2)
+		h.hold(s.Name, s.outs/2)
 	case !s.Adds:
 		h.hold(s.Name, s.outs)
 	}
@@ -158,7 +169,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 			}
 		}
 		sums, apart := p.sumsNeeds(s, streams > 1, tokens, batch)
-		scratch := buffers + 4*(q.features()+original.features())*int64(batch)
+		scratch := buffers + 4*(q.features()+original.features()-min(q[passing], original[passing]))*int64(batch)
 		most = max(most, rows+sums+apart+scratch)
 		own := p.rowsNeeds(s.sites)
 		if s.Expert >= 0 {
@@ -264,6 +275,10 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 			parts = append(parts, out)
 		}
 	}
+	// Jobs take their weights, which come again to be compared, and the shortfall, which is counted among the sums. When the last one's come
+	// the factor has gone.
+	takes := original && s.Adds && UsesGPTQ(p.Recipe.Method) && len(p.Recipe.transforms()) == 0 && !p.Recipe.Method.Needs().Decides
+	last := takes && len(parts) == 1
 	slices.Sort(parts)
 	slices.Reverse(parts)
 	parts = parts[:min(len(parts), max(len(s.sites[0].Out), kernels.Processors()))]
@@ -274,8 +289,11 @@ func (p *Plan) roundingNeeds(m *model.Model, s *stageShape, original bool, token
 		needs += gptq.PackedMemory(s.In)
 	}
 	for _, rows := range parts {
-		if UsesGPTQ(method) && !corrects {
-			needs -= 4 * int64(rows) * int64(s.In) // the weights are not corrected
+		switch weights := 4 * int64(rows) * int64(s.In); {
+		case last:
+			needs -= 2 * weights
+		case takes || UsesGPTQ(method) && !corrects: // they are not corrected
+			needs -= weights
 		}
 		if outputs > 0 {
 			needs += gptq.CoupledMemory(rows, s.In)

@@ -177,11 +177,9 @@ func TestNeedsMeasured(t *testing.T) {
 		outputs OutputHessian
 		used    int64 // MiB
 	}{
-		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOff, 897},
-		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOn, 894},
-		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOff, 2761},
-		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 4096, GPTQ, OutputHessianOn, 3058},
-		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 65536, GPTQ, OutputHessianAuto, 3070},
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOff, 806},
+		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, GPTQ, OutputHessianOn, 805},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 16384, GPTQ, OutputHessianAuto, 3150},
 		{"32 experts", moeHeaders(2, 2048, 768, 32, 4, 32), 4096, GPTQ, OutputHessianOff, 1412},
 		{"2048 wide", llamaHeaders(2, 2048, 5632, 32, 4), 4096, AWQ, OutputHessianOff, 749},
 		{"128 experts", moeHeaders(1, 2048, 768, 32, 4, 128), 16384, GPTQ, OutputHessianOn, 2099},
@@ -199,6 +197,35 @@ func TestNeedsMeasured(t *testing.T) {
 		t.Logf("%s, %s: %d MiB, %d were used: %.3f", c.name, c.method.Name(), needs, c.used, ratio)
 		if !(0.9 <= ratio && ratio <= 1.1) {
 			t.Errorf("%s, %s: %d MiB are estimated, %d were in use", c.name, c.method.Name(), needs, c.used)
+		}
+	}
+}
+
+// TestNeedsOfLarge: a layer of an 8B model fits 4 GB, with some room, however long the text is, and one of a 70B model 12 GB.
+// That runs take no more than these needs is TestNeedsMemory's.
+func TestNeedsOfLarge(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for _, c := range []struct {
+		name   string
+		src    *headers
+		tokens int
+		most   int64
+	}{
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 8192, 3.8e9},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 16384, 3.8e9},
+		{"8B", llamaHeaders(1, 4096, 14336, 32, 8), 65536, 3.8e9},
+		{"70B", llamaHeaders(1, 8192, 28672, 64, 8), 65536, 12e9},
+	} {
+		for _, outputs := range []OutputHessian{OutputHessianOff, OutputHessianAuto} {
+			p, err := NewPlan(c.src, Recipe{Method: GPTQ, Type: ggml.Q4_K, OutputHessian: outputs})
+			if err != nil {
+				t.Fatal(err)
+			}
+			needs := p.Needs(openModel(t, c.src), c.tokens, 512, 512<<20)
+			t.Logf("%s, %d tokens, %s: %d and %d MiB", c.name, c.tokens, outputs, needs.Memory>>20, needs.Mapped>>20)
+			if all := needs.Memory + needs.Mapped; all > c.most {
+				t.Errorf("%s, %d tokens, %s: %d bytes, more than %d", c.name, c.tokens, outputs, all, c.most)
+			}
 		}
 	}
 }

@@ -364,6 +364,7 @@ func (b *backwardPass) layer(i int) error {
 			opaque = nil
 		}
 		b.rest()
+		l.Rest()
 		if err := b.finishLayer(i, linears, sums, opaque); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -14,8 +15,10 @@ import (
 type rowsJob struct {
 	tensor   *Tensor // whose type they get
 	w        *tensor.Matrix
-	first    int  // of quant.Job
-	product  bool // of quant.Job
+	again    func() (*tensor.Matrix, error) // makes w once more, which the solver takes; nil: it does not
+	last     bool                           // of quant.Job
+	first    int                            // of quant.Job
+	product  bool                           // of quant.Job
 	solver   quant.Solver
 	in       *quant.Stats     // the inputs that the solver knows, by which errors are measured
 	outputs  []*tensor.Matrix // of quant.Job
@@ -38,6 +41,12 @@ func quantizeRows(ctx context.Context, j *rowsJob) (rows, error) {
 	if j.stored == nil {
 		var err error
 		if r, err = j.round(ctx); err != nil {
+			return rows{}, err
+		}
+	}
+	if j.w.Data == nil {
+		var err error
+		if j.w, err = j.again(); err != nil {
 			return rows{}, err
 		}
 	}
@@ -105,7 +114,7 @@ type rounding struct {
 
 // round rounds the job's rows.
 func (j *rowsJob) round(ctx context.Context) (rounding, error) {
-	job := quant.Job{W: j.w, First: j.first, Product: j.product, Outputs: j.outputs}
+	job := quant.Job{W: j.w, First: j.first, Product: j.product, Outputs: j.outputs, Takes: j.again != nil, Last: j.last}
 	if j.inexact {
 		return solve(ctx, j.tensor, job, j.solver)
 	}
@@ -126,19 +135,24 @@ func round(ctx context.Context, t *Tensor, j quant.Job, s quant.Solver) (roundin
 	return solve(ctx, t, j, s)
 }
 
+// muchWeights are so many that the collector is not waited for.
+const muchWeights = 1 << 24
+
 // solve is round for rows that are on no grid.
 func solve(ctx context.Context, t *Tensor, j quant.Job, s quant.Solver) (rounding, error) {
-	w := j.W
 	if t.Type.Grid == nil {
-		data, decoded := encode(t.Type, w, nil)
-		return rounding{target: w, data: data, decoded: decoded}, nil
+		data, decoded := encode(t.Type, j.W, nil)
+		return rounding{target: j.W, data: data, decoded: decoded}, nil
 	}
 	j.Grid = t.Type.Grid
 	res, err := s.Quantize(ctx, j)
 	if err != nil {
 		return rounding{}, err
 	}
-	decoded := tensor.New(w.Rows, w.Cols)
+	if j.Last && int64(j.W.Rows)*int64(j.W.Cols) >= muchWeights {
+		debug.FreeOSMemory() // what the solver knew of the inputs, the most that a run has at a time
+	}
+	decoded := tensor.New(j.W.Rows, j.W.Cols)
 	res.Weight.DecodeTo(decoded)
 	return rounding{target: res.Target, data: t.Type.PackWeight(res.Weight), decoded: decoded, damping: res.Damping}, nil
 }

@@ -65,6 +65,9 @@ type workspace struct {
 
 func newWorkspace(m *model.Model) *workspace { return &workspace{st: m.NewState()} }
 
+// beside returns a workspace for a stream that computes nothing while that of w does: in what passes they are one.
+func (w *workspace) beside(m *model.Model) *workspace { return &workspace{st: m.NewStateBeside(w.st)} }
+
 // stateBudget is what is left of the memory for hidden states. A store of them is in memory, or in a file, as a whole.
 type stateBudget struct {
 	limited bool
@@ -392,6 +395,9 @@ func (s *stream) alongside(ctx context.Context, ol *model.Layer, k, i int, q *st
 	}
 	subtract(own, q.st.In)
 	s.st.AddProduct(missing, stage.Sites[0].Linears[0], own)
+	if rests(s.m, stage.Width()) {
+		ol.Rest() // a batch's sums take most
+	}
 	in[0].ObserveShortfall(missing, q.st.In)
 	return nil
 }

@@ -85,7 +85,8 @@ func newLayersWorker(ctx context.Context, src Source, r Recipe, job []byte, valu
 	if w.m, err = arch.Open(src); err != nil {
 		return nil, err
 	}
-	w.own, w.originals = newWorkspace(w.m), newWorkspace(w.m)
+	w.own = newWorkspace(w.m)
+	w.originals = w.own.beside(w.m)
 	if w.job.Outputs {
 		if w.found.outputs, err = recallOutputs(values, opt.TempDir); err != nil {
 			return nil, err

@@ -49,7 +49,7 @@ type Solver interface {
 
 // Job is rows of a linear to be quantized. Rows depend on each other through Outputs alone.
 type Job struct {
-	W    *tensor.Matrix // rows×in; it is not changed
+	W    *tensor.Matrix // rows×in; it is not changed, unless the solver Takes it
 	Grid Grid
 	// First is the row of the linear that W's first is: its Stats' Shortfall has all.
 	First int
@@ -59,6 +59,11 @@ type Job struct {
 	// gradients of log-probabilities at the outputs. They are blocks on the diagonal, of consecutive rows, W's all together; what
 	// is outside the blocks is not known. A method may leave them out of account.
 	Outputs []*tensor.Matrix
+	// Takes: nobody else wants what the Stats' Shortfall has of these rows. The solver may keep what it makes of them there, and give up W,
+	// which has no Data then.
+	Takes bool
+	// Last: no other job of the solver follows, or runs beside this one. It may give up what it knows of the inputs.
+	Last bool
 }
 
 // Result is what became of a Job.

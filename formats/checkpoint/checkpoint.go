@@ -125,6 +125,7 @@ type span struct {
 // pages can be told what becomes of parts of a mapped file.
 type pages interface {
 	Release([]byte)
+	Rest([]byte)
 	ReadAhead([]byte)
 	Keep([]byte)
 }
@@ -215,6 +216,14 @@ func (c *Checkpoint) View(name string) bool {
 func (c *Checkpoint) Release(name string, lo, hi int) {
 	for _, s := range c.spans(name, lo, hi) {
 		s.Release(s.data)
+	}
+}
+
+// Rest takes the pages that hold only these rows out of the process's memory, but not out of the system's. A name that is not
+// there is ignored.
+func (c *Checkpoint) Rest(name string, lo, hi int) {
+	for _, s := range c.spans(name, lo, hi) {
+		s.Rest(s.data)
 	}
 }
 

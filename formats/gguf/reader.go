@@ -158,6 +158,13 @@ func (f *File) Release(t *ggml.Tensor) {
 	}
 }
 
+// Rest is model.Rester's.
+func (f *File) Rest(t *ggml.Tensor) {
+	if i, ok := f.index[t.Name]; ok && f.places[i].part.m != nil {
+		f.places[i].part.m.Rest(t.Data)
+	}
+}
+
 // ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
 func (f *File) ReadAhead(name string) {
 	if i, err := f.find(name); err == nil && f.places[i].part.m != nil {

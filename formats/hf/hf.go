@@ -221,6 +221,9 @@ func (c *Checkpoint) Copies(name string, lo, hi int) bool {
 // Release says that a tensor's data is not needed for now, so that its pages need not stay resident.
 func (c *Checkpoint) Release(t *ggml.Tensor) { c.eachPart(t.Name, c.weights.Release) }
 
+// Rest is model.Rester's.
+func (c *Checkpoint) Rest(t *ggml.Tensor) { c.eachPart(t.Name, c.weights.Rest) }
+
 // ReadAhead has the kernel read a tensor's data while the caller does other things. A name that is not there is ignored.
 func (c *Checkpoint) ReadAhead(name string) { c.eachPart(name, c.weights.ReadAhead) }
 

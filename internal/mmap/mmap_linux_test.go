@@ -34,14 +34,16 @@ func TestReleaseFreesMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	sum := 0
-	for i := 0; i < size; i += os.Getpagesize() {
-		sum += int(m.Data[i])
-	}
-	before := residentKB(t)
-	m.Release(m.Data)
-	if freed := before - residentKB(t); sum != 0 || freed < size/1024/2 {
-		t.Errorf("releasing %d kB freed %d kB of %d", size/1024, freed, before)
+	for name, release := range map[string]func([]byte){"Release": m.Release, "Rest": m.Rest} {
+		sum := 0
+		for i := 0; i < size; i += os.Getpagesize() {
+			sum += int(m.Data[i])
+		}
+		before := residentKB(t)
+		release(m.Data)
+		if freed := before - residentKB(t); sum != 0 || freed < size/1024/2 {
+			t.Errorf("%s of %d kB freed %d kB of %d", name, size/1024, freed, before)
+		}
 	}
 }
 

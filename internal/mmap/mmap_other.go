@@ -21,5 +21,8 @@ func unmap([]byte) error { return nil }
 // Release does nothing: Data is ordinary memory here.
 func (m *Map) Release([]byte) {}
 
+// Rest does nothing: Data is ordinary memory here.
+func (m *Map) Rest([]byte) {}
+
 // ReadAhead does nothing: all has been read.
 func (m *Map) ReadAhead([]byte) {}

@@ -31,6 +31,17 @@ func (m *Map) Release(b []byte) {
 	}
 }
 
+// Rest takes the pages which lie wholly inside b, a part of Data, out of what counts as this process's memory. They stay in the
+// system's, as those used lately, so that to read them again costs next to nothing. Of a file that is not all there nothing is done.
+func (m *Map) Rest(b []byte) {
+	if m.filler != nil {
+		return
+	}
+	if pages := m.pages(b, true); pages != nil {
+		_ = unix.Madvise(pages, unix.MADV_DONTNEED)
+	}
+}
+
 // ReadAhead tells the kernel that b, a part of Data, will be read soon, and does not wait for it.
 func (m *Map) ReadAhead(b []byte) {
 	if m.filler != nil {

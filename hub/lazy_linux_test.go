@@ -17,7 +17,6 @@ import (
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/hubtest"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
@@ -34,7 +33,6 @@ func lazily(t *testing.T, c *Client, folder string) (*Lazy, *hf.Checkpoint) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src.Keep(model.EmbedName)
 	return z, src
 }
 

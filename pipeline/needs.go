@@ -14,7 +14,7 @@ type Needs struct {
 	// Mapped is how much of the checkpoint is in memory besides, at most, if files are mapped: a layer, or without a model a tensor.
 	Mapped int64
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
-	Work   int64 // in Options.Work, at most
+	Work   int64 // in Options.Work, at most, beside an output that is made there
 }
 
 // Needs estimates a run. With a model it is calibrated on so many tokens in sequences of seqLen, and holds the hidden states, as far as the

@@ -40,6 +40,9 @@ func (k *keeper) room(t *task, found *findings) error {
 		return nil
 	}
 	bytes := t.workBytes(t.opt.Calib.Tokens())
+	if k.partial() == "" && t.plan.form == nil {
+		bytes += t.plan.LayerBytes(t.m)
+	}
 	folder, ok := k.work.(interface{ Path() string })
 	if t.plan.Recipe.wantsOutputs() && found.outputs == nil && ok && atomicfile.SameDisk(folder.Path(), t.tempDir) {
 		bytes += t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Memory).disk
@@ -47,14 +50,12 @@ func (k *keeper) room(t *task, found *findings) error {
 	return k.work.Room(bytes)
 }
 
-// workBytes is the most that a work folder holds at a time: the rows of all layers, Hessians of their outputs, and the
-// hidden states before and behind one.
+// workBytes is the most that a work folder holds at a time beside an output that is made there: Hessians of the layers' outputs, and the
+// hidden states before and behind one. Where the output is made elsewhere, the rows of all layers come to it.
 func (t *task) workBytes(tokens int) int64 {
 	var bytes int64
-	for i := range t.plan.Tensors {
-		if tensor := &t.plan.Tensors[i]; t.calibrates(tensor) {
-			bytes += tensor.Bytes()
-		}
+	if t.plan.form != nil {
+		bytes += t.plan.LayerBytes(t.m)
 	}
 	if t.plan.Recipe.wantsOutputs() {
 		for i := range t.m.Layers() {
@@ -71,6 +72,17 @@ func (t *task) workBytes(tokens int) int64 {
 	bytes += 2 * streams * stateBytes(tokens, t.m.Width)
 	if t.opt.Engine != nil {
 		bytes += t.dividedBytes(streams)
+	}
+	return bytes
+}
+
+// LayerBytes is the size of all tensors that calibration reaches.
+func (p *Plan) LayerBytes(m *model.Model) (bytes int64) {
+	t := &task{plan: p, m: m}
+	for i := range p.Tensors {
+		if tensor := &p.Tensors[i]; t.calibrates(tensor) {
+			bytes += tensor.Bytes()
+		}
 	}
 	return bytes
 }

@@ -153,6 +153,14 @@ func (z *Lazy) link(cached *tree, f File) error {
 	return nil
 }
 
+// Largest is the size of the largest file of weights that comes in parts; 0 if the cache has all.
+func (z *Lazy) Largest() (bytes int64) {
+	for _, s := range z.shards {
+		bytes = max(bytes, s.f.Bytes)
+	}
+	return bytes
+}
+
 // Dir is the folder to open as a checkpoint, with Open for its files of weights.
 func (z *Lazy) Dir() string { return z.dir }
 

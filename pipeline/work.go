@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/kernels"
@@ -101,8 +102,8 @@ func (t *task) streams() int64 {
 	return 1
 }
 
-// dividedBytes is the most that sums over shards take in a work folder: of a site's inputs, with the total, or of a layer's gradients, with
-// the totals before and after.
+// dividedBytes is the most that sums over shards take in a work folder, of a site's inputs, with the total, or of a layer's gradients, with
+// the totals before and after; and a layer's rows.
 func (t *task) dividedBytes(streams int64) (most int64) {
 	set := t.opt.Calib
 	shards := int64(shardCount(batchCount(t.m, len(set.Sequences), set.SeqLen)))
@@ -126,6 +127,19 @@ func (t *task) dividedBytes(streams int64) (most int64) {
 		}
 		if t.plan.Recipe.wantsOutputs() {
 			most = max(most, int64(gradientsTogether+2)*min(gradients, max(outputBudget/2, largest)))
+		}
+	}
+	return most + t.plan.largestUnit()
+}
+
+// largestUnit is the size of the largest layer's quantized tensors, or of the head, whose rows workers put out before the driver has them.
+func (p *Plan) largestUnit() (most int64) {
+	of := map[int]int64{}
+	for i := range p.Tensors {
+		if t := &p.Tensors[i]; t.Role == model.RoleLinear || t.Role == model.RoleHead {
+			n := ggml.ParseName(t.Name).Layer
+			of[n] += t.Bytes()
+			most = max(most, of[n])
 		}
 	}
 	return most

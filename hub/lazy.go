@@ -201,6 +201,10 @@ func (z *Lazy) open(f File) (err error) {
 	if err := s.file.Truncate(f.Bytes); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
 	}
+	for _, a := range (spans{{0, f.Bytes}}).less(s.have) {
+		// What came, or was to go, as a process was killed. Where this fails it takes room, no more.
+		_ = punch(s.file, a.lo, a.hi)
+	}
 	if f.Bytes < 8 {
 		return fmt.Errorf("hub: %s: %s: %d bytes are too few for a safetensors file", z.l.Ref, f.Path, f.Bytes)
 	}
@@ -272,7 +276,7 @@ func (s *shard) Fill(lo, hi int64) error {
 			return err
 		}
 	}
-	small := hi-lo <= z.c.small && (z.c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(z.c.mostSmall, s.f.Bytes/2))
+	small := s.small(lo, hi)
 	if small {
 		s.kept = s.kept.with(lo, hi)
 	}
@@ -323,6 +327,12 @@ func (s *shard) Fill(lo, hi int64) error {
 	}
 	s.complete = true
 	return s.note("complete")
+}
+
+// small says whether bytes lo to hi are fetched by themselves, and stay: see smallTensor.
+func (s *shard) small(lo, hi int64) bool {
+	c := s.z.c
+	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
 }
 
 // Free says that bytes lo to hi are not read for now.
@@ -430,6 +440,9 @@ func (s *shard) replay() error {
 			s.have = s.have.with(lo, hi)
 		case scan(line, "read %d %d %d\n", &lo, &hi, &layer):
 			s.read, s.before[layer] = s.read.with(lo, hi), s.before[layer].with(lo, hi)
+			if s.small(lo, hi) {
+				s.kept = s.kept.with(lo, hi)
+			}
 		case scan(line, "gone %d %d\n", &lo, &hi):
 			s.have, s.read = s.have.without(lo, hi), s.read.without(lo, hi)
 			for n := range s.before {

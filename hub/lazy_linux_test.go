@@ -3,6 +3,8 @@ package hub
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"net/http"
@@ -110,6 +112,27 @@ func (z *Lazy) onDisk() (n int64) {
 	return n
 }
 
+// embeddingsOf is where a file of weights has them.
+func embeddingsOf(t *testing.T, path string) span {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := 8 + int64(binary.LittleEndian.Uint64(b))
+	var header map[string]struct {
+		Offsets [2]int64 `json:"data_offsets"`
+	}
+	if err := json.Unmarshal(b[8:first], &header); err != nil {
+		t.Fatal(err)
+	}
+	at := header["model.embed_tokens.weight"].Offsets
+	if at[1] == 0 {
+		t.Fatalf("%s has no embeddings", path)
+	}
+	return span{first + at[0], first + at[1]}
+}
+
 // TestLazy quantizes a model of two shards whose weights come and go: the same file comes of it, no byte is fetched twice, and there is
 // never more than a shard, what stays, and the layer that lies in both.
 func TestLazy(t *testing.T) {
@@ -124,6 +147,7 @@ func TestLazy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	embeddings := spans{embeddingsOf(t, filepath.Join(dir, shard1))}
 	errKilled := errors.New("killed")
 	for _, killed := range []string{"", "layer 2", "the middle of a shard"} {
 		t.Run("killed at "+killed, func(t *testing.T) {
@@ -137,6 +161,9 @@ func TestLazy(t *testing.T) {
 				if name, _, ok := strings.Cut(strings.TrimPrefix(s, "fetching "), ","); ok && z != nil { // before it is
 					shard := z.shards[filepath.Join(z.dir, name)]
 					peak = max(peak, z.onDisk()+shard.f.Bytes-shard.have.bytes())
+					if left := embeddings.less(embeddings.less(z.shards[filepath.Join(z.dir, shard1)].have)); name == shard2 && len(left) > 0 {
+						t.Errorf("bytes %v of the embeddings stay when the second shard comes", left)
+					}
 				}
 				if strings.Contains(s, "fetched again") {
 					t.Error(s)

@@ -283,7 +283,7 @@ func (s *shard) Fill(lo, hi int64) error {
 	want := spans{{lo, hi}}
 	missing := want.less(s.have)
 	switch {
-	case len(missing) == 0:
+	case len(missing) == 0 && (small || s.complete): // of a shard that is not, a killed process may have left all, unchecked
 		return nil
 	case s.complete:
 		if !z.again {

@@ -148,6 +148,7 @@ func TestLazy(t *testing.T) {
 		t.Fatal(err)
 	}
 	embeddings := spans{embeddingsOf(t, filepath.Join(dir, shard1))}
+	var stay int64 // bytes of small tensors, whoever has read them
 	errKilled := errors.New("killed")
 	for _, killed := range []string{"", "layer 2", "the middle of a shard"} {
 		t.Run("killed at "+killed, func(t *testing.T) {
@@ -213,6 +214,10 @@ func TestLazy(t *testing.T) {
 			if peak > largest+kept+layer || peak >= all {
 				t.Errorf("%d bytes are there at a time", peak)
 			}
+			if stay > 0 && kept != stay {
+				t.Errorf("%d bytes stay, and %d of a run that is not killed", kept, stay)
+			}
+			stay = kept
 			if err := errors.Join(src.Close(), z.Close(), z.Remove()); err != nil {
 				t.Error(err)
 			}
@@ -368,5 +373,46 @@ func TestLazyNorm(t *testing.T) {
 		if n := h.Sent(s.f.Path); n > 10_000 || n > s.f.Bytes/4 {
 			t.Errorf("%s: %d bytes are fetched for a norm, of %d", s.f.Path, n, s.f.Bytes)
 		}
+	}
+}
+
+// TestLazyUnchecked: a shard that had come when a process was killed, before its digest was known, is looked at by the next one.
+func TestLazyUnchecked(t *testing.T) {
+	_, dir := tinyFolder(t)
+	hubtest.OfFolder(t, dir).Environment(t)
+	c, _, _ := client(t)
+	folder := t.TempDir()
+	read := func(damage bool) error {
+		z, src := lazily(t, c, folder)
+		_, err := src.Tensor("token_embd.weight")
+		s := z.shards[filepath.Join(z.dir, shard1)]
+		if err == nil && !s.complete {
+			t.Error("the shard is not known to be complete")
+		}
+		if err := errors.Join(src.Close(), z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		journal, e := os.ReadFile(s.path + ".have")
+		if e == nil {
+			before, _, _ := strings.Cut(string(journal), "complete\n")
+			e = os.WriteFile(s.path+".have", []byte(before), 0o644)
+		}
+		if e == nil && damage {
+			var f *os.File
+			if f, e = os.OpenFile(s.path, os.O_RDWR, 0); e == nil {
+				_, e = f.WriteAt([]byte("damaged"), s.f.Bytes-7)
+				e = errors.Join(e, f.Close())
+			}
+		}
+		if e != nil {
+			t.Fatal(e)
+		}
+		return err
+	}
+	if err := errors.Join(read(false), read(true)); err != nil {
+		t.Fatal(err)
+	}
+	if err := read(false); err == nil || !strings.Contains(err.Error(), shard1+": what has come has digest") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -28,11 +28,11 @@ PINNED    := CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0
 empty  :=
 # Tests of what does not depend on how products are made, minutes without assembly.
 ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestCostOfRecipes TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
-	TestLlamaCpp TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsFault TestUnitsMixedShards TestUnitsResume TestWork TestWorkers)
+	TestLlamaCpp TestLowDiskWork TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsFault TestUnitsMixedShards TestUnitsResume TestWork TestWorkers)
 
 # Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: a minute of two cores.
 WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestFolding TestLimit TestLimitExitCode \
-	TestLimitNotMet TestNeedsMemory TestPlanted TestRecipe TestUnitsMixedShards)
+	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPlanted TestRecipe TestUnitsMixedShards)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \

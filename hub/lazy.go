@@ -45,7 +45,7 @@ type Lazy struct {
 	mu      sync.Mutex
 	shards  map[string]*shard // by path; nil where the cache has the file
 	again   bool              // it was told that bytes come a second time
-	layer   int               // the last that was read
+	layer   int               // that is read; −1 before the first
 }
 
 // shard is a file of weights. It is a mmap.Filler.
@@ -56,13 +56,14 @@ type shard struct {
 	file     *os.File
 	journal  *os.File
 	m        *mmap.Map
-	first    int64 // bytes of the header
-	have     spans // that are there
-	needed   spans // that somebody reads
-	kept     spans // that stay
-	read     spans // that somebody has read at some time
-	passed   spans // that nobody has read since another layer came
-	complete bool  // all were there at one time, and had the digest
+	first    int64         // bytes of the header
+	have     spans         // that are there
+	needed   spans         // that somebody reads
+	kept     spans         // that stay
+	read     spans         // that somebody has read at some time
+	passed   spans         // that nobody has read since another layer came
+	before   map[int]spans // that earlier processes have read, by the layer that came last
+	complete bool          // all were there at one time, and had the digest
 }
 
 // A WholeError says that weights do not come in parts: Snapshot may have them as a whole.
@@ -152,6 +153,14 @@ func (z *Lazy) link(cached *tree, f File) error {
 	return nil
 }
 
+// Largest is the size of the largest file of weights that comes in parts; 0 if the cache has all.
+func (z *Lazy) Largest() (bytes int64) {
+	for _, s := range z.shards {
+		bytes = max(bytes, s.f.Bytes)
+	}
+	return bytes
+}
+
 // Dir is the folder to open as a checkpoint, with Open for its files of weights.
 func (z *Lazy) Dir() string { return z.dir }
 
@@ -191,6 +200,10 @@ func (z *Lazy) open(f File) (err error) {
 	}
 	if err := s.file.Truncate(f.Bytes); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
+	}
+	for _, a := range (spans{{0, f.Bytes}}).less(s.have) {
+		// What came, or was to go, as a process was killed. Where this fails it takes room, no more.
+		_ = punch(s.file, a.lo, a.hi)
 	}
 	if f.Bytes < 8 {
 		return fmt.Errorf("hub: %s: %s: %d bytes are too few for a safetensors file", z.l.Ref, f.Path, f.Bytes)
@@ -259,18 +272,18 @@ func (s *shard) Fill(lo, hi int64) error {
 	s.needed, s.passed = s.needed.with(lo, hi), s.passed.without(lo, hi)
 	if len(spans{{lo, hi}}.less(s.read)) > 0 {
 		s.read = s.read.with(lo, hi)
-		if err := s.note("read %d %d", lo, hi); err != nil {
+		if err := s.note("read %d %d %d", lo, hi, z.layer); err != nil {
 			return err
 		}
 	}
-	small := hi-lo <= z.c.small && (z.c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(z.c.mostSmall, s.f.Bytes/2))
+	small := s.small(lo, hi)
 	if small {
 		s.kept = s.kept.with(lo, hi)
 	}
 	want := spans{{lo, hi}}
 	missing := want.less(s.have)
 	switch {
-	case len(missing) == 0:
+	case len(missing) == 0 && (small || s.complete): // of a shard that is not, a killed process may have left all, unchecked
 		return nil
 	case s.complete:
 		if !z.again {
@@ -316,6 +329,12 @@ func (s *shard) Fill(lo, hi int64) error {
 	return s.note("complete")
 }
 
+// small says whether bytes lo to hi are fetched by themselves, and stay: see smallTensor.
+func (s *shard) small(lo, hi int64) bool {
+	c := s.z.c
+	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
+}
+
 // Free says that bytes lo to hi are not read for now.
 func (s *shard) Free(lo, hi int64) {
 	s.z.mu.Lock()
@@ -323,26 +342,28 @@ func (s *shard) Free(lo, hi int64) {
 	s.needed = s.needed.without(lo, hi)
 }
 
-// Keep has bytes lo to hi stay.
-func (s *shard) Keep(lo, hi int64) {
-	s.z.mu.Lock()
-	defer s.z.mu.Unlock()
-	s.kept = s.kept.with(lo, hi)
-}
-
-// Layer says which layer is read next. What the one before has read and nobody needs may go then, and not before: a layer may lie in two
-// shards, and is read more than once.
+// Layer says which layer is read next. What was read before and nobody needs may go when a second one comes, and not before: a layer may lie
+// in two shards, and is read more than once, and a run that was cut off in its first layer needs the embeddings again. Of one that goes on in
+// a later layer, what earlier layers have read may go at once.
 func (z *Lazy) Layer(layer int) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if layer == z.layer {
 		return
 	}
-	first := z.layer < 0 // of a run that goes on: what is read was read of this layer, perhaps
+	first := z.layer < 0
 	z.layer = layer
 	for _, s := range z.shards {
 		if !first {
 			s.passed = s.read.less(s.needed)
+			continue
+		}
+		for n, read := range s.before {
+			if n < layer && layer > 0 {
+				for _, a := range read.less(s.needed) {
+					s.passed = s.passed.with(a.lo, a.hi)
+				}
+			}
 		}
 	}
 }
@@ -408,17 +429,25 @@ func (s *shard) replay() error {
 	if err := s.journal.Truncate(int64(end)); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
+	s.before = map[int]spans{}
 	for line := range strings.Lines(string(b[:end])) {
 		var lo, hi int64
+		var layer int
 		switch {
 		case line == "complete\n":
 			s.complete = true
 		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
 			s.have = s.have.with(lo, hi)
-		case scan(line, "read %d %d\n", &lo, &hi):
-			s.read = s.read.with(lo, hi)
+		case scan(line, "read %d %d %d\n", &lo, &hi, &layer):
+			s.read, s.before[layer] = s.read.with(lo, hi), s.before[layer].with(lo, hi)
+			if s.small(lo, hi) {
+				s.kept = s.kept.with(lo, hi)
+			}
 		case scan(line, "gone %d %d\n", &lo, &hi):
 			s.have, s.read = s.have.without(lo, hi), s.read.without(lo, hi)
+			for n := range s.before {
+				s.before[n] = s.before[n].without(lo, hi)
+			}
 			if lo == 0 && hi == s.f.Bytes {
 				s.complete = false
 			}

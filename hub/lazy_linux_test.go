@@ -3,6 +3,8 @@ package hub
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"net/http"
@@ -17,7 +19,6 @@ import (
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/hubtest"
 	"github.com/llmq/llmq/internal/testmodel"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
@@ -34,7 +35,6 @@ func lazily(t *testing.T, c *Client, folder string) (*Lazy, *hf.Checkpoint) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src.Keep(model.EmbedName)
 	return z, src
 }
 
@@ -112,6 +112,27 @@ func (z *Lazy) onDisk() (n int64) {
 	return n
 }
 
+// embeddingsOf is where a file of weights has them.
+func embeddingsOf(t *testing.T, path string) span {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := 8 + int64(binary.LittleEndian.Uint64(b))
+	var header map[string]struct {
+		Offsets [2]int64 `json:"data_offsets"`
+	}
+	if err := json.Unmarshal(b[8:first], &header); err != nil {
+		t.Fatal(err)
+	}
+	at := header["model.embed_tokens.weight"].Offsets
+	if at[1] == 0 {
+		t.Fatalf("%s has no embeddings", path)
+	}
+	return span{first + at[0], first + at[1]}
+}
+
 // TestLazy quantizes a model of two shards whose weights come and go: the same file comes of it, no byte is fetched twice, and there is
 // never more than a shard, what stays, and the layer that lies in both.
 func TestLazy(t *testing.T) {
@@ -126,6 +147,8 @@ func TestLazy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	embeddings := spans{embeddingsOf(t, filepath.Join(dir, shard1))}
+	var stay int64 // bytes of small tensors, whoever has read them
 	errKilled := errors.New("killed")
 	for _, killed := range []string{"", "layer 2", "the middle of a shard"} {
 		t.Run("killed at "+killed, func(t *testing.T) {
@@ -139,6 +162,9 @@ func TestLazy(t *testing.T) {
 				if name, _, ok := strings.Cut(strings.TrimPrefix(s, "fetching "), ","); ok && z != nil { // before it is
 					shard := z.shards[filepath.Join(z.dir, name)]
 					peak = max(peak, z.onDisk()+shard.f.Bytes-shard.have.bytes())
+					if left := embeddings.less(embeddings.less(z.shards[filepath.Join(z.dir, shard1)].have)); name == shard2 && len(left) > 0 {
+						t.Errorf("bytes %v of the embeddings stay when the second shard comes", left)
+					}
 				}
 				if strings.Contains(s, "fetched again") {
 					t.Error(s)
@@ -188,6 +214,10 @@ func TestLazy(t *testing.T) {
 			if peak > largest+kept+layer || peak >= all {
 				t.Errorf("%d bytes are there at a time", peak)
 			}
+			if stay > 0 && kept != stay {
+				t.Errorf("%d bytes stay, and %d of a run that is not killed", kept, stay)
+			}
+			stay = kept
 			if err := errors.Join(src.Close(), z.Close(), z.Remove()); err != nil {
 				t.Error(err)
 			}
@@ -343,5 +373,46 @@ func TestLazyNorm(t *testing.T) {
 		if n := h.Sent(s.f.Path); n > 10_000 || n > s.f.Bytes/4 {
 			t.Errorf("%s: %d bytes are fetched for a norm, of %d", s.f.Path, n, s.f.Bytes)
 		}
+	}
+}
+
+// TestLazyUnchecked: a shard that had come when a process was killed, before its digest was known, is looked at by the next one.
+func TestLazyUnchecked(t *testing.T) {
+	_, dir := tinyFolder(t)
+	hubtest.OfFolder(t, dir).Environment(t)
+	c, _, _ := client(t)
+	folder := t.TempDir()
+	read := func(damage bool) error {
+		z, src := lazily(t, c, folder)
+		_, err := src.Tensor("token_embd.weight")
+		s := z.shards[filepath.Join(z.dir, shard1)]
+		if err == nil && !s.complete {
+			t.Error("the shard is not known to be complete")
+		}
+		if err := errors.Join(src.Close(), z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		journal, e := os.ReadFile(s.path + ".have")
+		if e == nil {
+			before, _, _ := strings.Cut(string(journal), "complete\n")
+			e = os.WriteFile(s.path+".have", []byte(before), 0o644)
+		}
+		if e == nil && damage {
+			var f *os.File
+			if f, e = os.OpenFile(s.path, os.O_RDWR, 0); e == nil {
+				_, e = f.WriteAt([]byte("damaged"), s.f.Bytes-7)
+				e = errors.Join(e, f.Close())
+			}
+		}
+		if e != nil {
+			t.Fatal(e)
+		}
+		return err
+	}
+	if err := errors.Join(read(false), read(true)); err != nil {
+		t.Fatal(err)
+	}
+	if err := read(false); err == nil || !strings.Contains(err.Error(), shard1+": what has come has digest") {
+		t.Errorf("error %v", err)
 	}
 }

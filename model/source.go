@@ -39,6 +39,13 @@ type RowCopier interface {
 	Copies(name string, lo, hi int) bool
 }
 
+// Due tells a source whose weights come and go that those of layer i, or past the last the head's, are read next.
+func Due(src Source, i int) {
+	if s, ok := src.(interface{ Due(layer int) }); ok && i >= 0 {
+		s.Due(i)
+	}
+}
+
 // Unchanged is an error that names a file of the source that was written to since it was opened: what is read of it may be
 // some of the old file and some of the new. A source that is not made of files has no Changed, and does not change.
 func Unchanged(src Source) error {

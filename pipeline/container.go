@@ -52,12 +52,9 @@ func (p *Plan) Paths(path string) []string {
 	return p.File.Paths(path)
 }
 
-// create starts the output.
-func (p *Plan) create(path string, overwrite bool) (Output, error) {
-	if p.form != nil {
-		return p.form.Create(path, overwrite)
-	}
-	return gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: overwrite, PartBytes: p.Recipe.PartBytes})
+// createFile starts a GGUF file; partial is that of gguf.Options.
+func (p *Plan) createFile(path, partial string, overwrite bool) (*gguf.Writer, error) {
+	return gguf.Create(path, p.Metadata, p.infos(), gguf.Options{Overwrite: overwrite, PartBytes: p.Recipe.PartBytes, Partial: partial})
 }
 
 // checkContainer refuses what a recipe says beside a container.

@@ -47,14 +47,17 @@ func (p *passage) layers() error {
 	}
 	set := p.opt.Calib
 	budget := newStateBudget(p.opt.Memory)
-	s, err := newStream(p.m, set.Sequences, set.SeqLen, true, budget, p.tempDir, p.roundEmbeddings())
+	if err := p.m.CheckLength(set.SeqLen); err != nil {
+		return err
+	}
+	s, err := zeroStream(p.m, len(set.Sequences), set.SeqLen, true, budget, p.tempDir)
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	var original *stream
 	if p.plan.Recipe.original() && !p.opt.NoCorrection {
-		if original, err = newStream(p.m, set.Sequences, set.SeqLen, false, budget, p.tempDir, nil); err != nil {
+		if original, err = zeroStream(p.m, len(set.Sequences), set.SeqLen, false, budget, p.tempDir); err != nil {
 			return err
 		}
 		original.workspace = s.workspace.beside(p.m)
@@ -70,6 +73,11 @@ func (p *passage) layers() error {
 		if i == p.m.Layers() {
 			break
 		}
+		if i == 0 { // a run that goes on may have lost the embeddings that its checkpoint had
+			if err := p.embed(s, original); err != nil {
+				return err
+			}
+		}
 		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d", i+1, p.m.Layers()))
 		err := p.keep(s, original, i, func() error { return p.layer(s, original, i) })
 		if err != nil {
@@ -81,6 +89,16 @@ func (p *passage) layers() error {
 		return p.keepHead(s.x.Batches(), func() error { return p.head(s, original) })
 	}
 	return nil
+}
+
+// embed fills the streams with the calibration text's embeddings.
+func (p *passage) embed(s, original *stream) error {
+	set := p.opt.Calib
+	err := embed(p.m, s.x, set.Sequences, set.SeqLen, p.roundEmbeddings())
+	if err == nil && original != nil {
+		err = embed(p.m, original.x, set.Sequences, set.SeqLen, nil)
+	}
+	return err
 }
 
 // layer quantizes one layer and takes the hidden states through it.

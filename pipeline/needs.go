@@ -15,7 +15,7 @@ type Needs struct {
 	// where layers are so large that their pages rest meanwhile.
 	Mapped int64
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
-	Work   int64 // in Options.Work, at most
+	Work   int64 // in Options.Work, at most, beside an output that is made there
 }
 
 // Needs estimates a run. With a model it is calibrated on so many tokens in sequences of seqLen, and holds the hidden states, as far as the

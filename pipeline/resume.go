@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -21,6 +23,7 @@ import (
 
 // A run with a work folder keeps there, by name,
 //
+//	runN-converted the rows of what no calibration reaches, and runN-converted-head those of such a head
 //	runN-layerI    what layer I has put out: the rows that are written, found, scaled and seen
 //	runN-statesI-shardS  the hidden states of both models before layer I, shard by shard; those before the last that is done are removed
 //	runN-head      the head's rows
@@ -29,6 +32,10 @@ import (
 //	types          what Assign has measured; before it is complete, types-layerI and types-statesI are as above
 //
 // and goes on from there by doing everything again in its order, but for what has its output in the folder.
+//
+// Where the folder is on a disk and the output a GGUF file, attempt N makes that in the folder, runN-output.partial, and it takes its name
+// in the end: values have the rows' digests then, not the rows, which are nowhere twice. Elsewhere they have the rows, and what no calibration
+// reaches is converted again.
 
 // keeper keeps the units of an attempt. A nil keeper keeps nothing.
 type keeper struct {
@@ -73,15 +80,43 @@ func (k *keeper) shardNames(i, n int) (names []string) {
 func (k *keeper) headName() string    { return k.prefix + "head" }
 func (k *keeper) outcomeName() string { return k.prefix + "outcome" }
 
+// disk is a Work in which an output can be made: a *store.Dir.
+type disk interface {
+	Partial(name string) string
+	RemovePartials(prefix string) error
+	Discard(name string) error
+}
+
+// partial is where the attempt makes its file; "" if that is not kept.
+func (k *keeper) partial() string {
+	if k == nil {
+		return ""
+	}
+	d, ok := k.work.(disk)
+	if !ok {
+		return ""
+	}
+	return d.Partial(k.prefix + "output")
+}
+
 // forget removes what the keeper has kept, but for one value.
 func (k *keeper) forget(but string) error {
 	names, err := k.work.Names()
 	if err != nil {
 		return err
 	}
-	return k.work.Delete(slices.DeleteFunc(names, func(name string) bool {
+	return k.remove(slices.DeleteFunc(names, func(name string) bool {
 		return name == but || !strings.HasPrefix(name, k.prefix)
-	})...)
+	}), k.prefix)
+}
+
+// remove removes values, and partial outputs whose names begin with prefix.
+func (k *keeper) remove(names []string, prefix string) error {
+	err := k.work.Delete(names...)
+	if d, ok := k.work.(disk); ok {
+		err = errors.Join(err, d.RemovePartials(prefix))
+	}
+	return err
 }
 
 // whole says whether a value is there and as it was written.
@@ -131,7 +166,7 @@ func (k *keeper) end() error {
 	}
 	names, err := k.work.Names()
 	if err == nil {
-		err = k.work.Delete(names...)
+		err = k.remove(names, "")
 	}
 	return errors.Join(err, k.note(store.PhaseDone))
 }
@@ -147,7 +182,7 @@ func (p *passage) recall(i int, recallStates func(i int) (bool, error)) (next in
 	k.done.Layers, k.done.Head = n, p.calibratesHead()
 	known := i // layers before it are whole
 	for ; known < n; known++ {
-		ok, err := k.whole(k.layerName(known))
+		ok, err := p.out.unitWhole(k.layerName(known))
 		if err != nil {
 			return 0, err
 		}
@@ -158,7 +193,7 @@ func (p *passage) recall(i int, recallStates func(i int) (bool, error)) (next in
 	for next = known; next > i; next-- {
 		ok := next == n && !p.calibratesHead()
 		if next == n && !ok {
-			if ok, err = k.whole(k.headName()); err != nil {
+			if ok, err = p.out.unitWhole(k.headName()); err != nil {
 				return 0, err
 			}
 		}
@@ -176,7 +211,7 @@ func (p *passage) recall(i int, recallStates func(i int) (bool, error)) (next in
 	}
 	for ; i < next; i++ {
 		p.opt.Progress.Item(fmt.Sprintf("layer %d/%d, done before", i+1, n))
-		if err := p.recallUnit(k.layerName(i)); err != nil {
+		if err := p.out.recall(k.layerName(i), p.note); err != nil {
 			return 0, err
 		}
 	}
@@ -212,12 +247,12 @@ func (p *passage) keepHead(batches int, do func() error) error {
 	if k == nil {
 		return do()
 	}
-	ok, err := k.whole(k.headName())
+	ok, err := p.out.unitWhole(k.headName())
 	if err != nil {
 		return err
 	}
 	if ok {
-		err = p.recallUnit(k.headName())
+		err = p.out.recall(k.headName(), p.note)
 	} else if err = k.note(store.PhaseHead); err == nil {
 		err = p.keepUnit(k.headName(), do)
 	}
@@ -267,7 +302,7 @@ func (t *task) attemptOnce(path string, found *findings) (outcome, []FallbackRep
 			found.kl = map[string]float64{}
 			maps.Copy(found.kl, f.KL)
 		}
-		return redo{next}, kept.Fallbacks, nil
+		return redo{next}, kept.Fallbacks, k.forget(k.outcomeName()) // a killed process may not have come to that
 	}
 	o, fallbacks, err := t.attempt(path, found)
 	r, again := o.(redo)
@@ -322,14 +357,21 @@ func recallValue(work store.Store, name string, v any) (bool, error) {
 	return true, nil
 }
 
-// record is what a unit's value is made of: rows of a tensor, whose bytes follow, and at the end what else there is to tell.
+// record is what a unit's value is made of: rows of a tensor, whose bytes follow or are in the output, and at the end what else there is to
+// tell.
 type record struct {
 	Tensor string // "" at the end
 	First  int    // row
 	Bytes  int
+	SHA256 []byte // of bytes that are in the output; nil of those that follow
 	Report keptReport
 	Shift  []float32 // of rows
 	Notes  notes
+}
+
+// rows are the record's, whose bytes are data.
+func (r *record) rows(data []byte) *rows {
+	return &rows{data: data, shift: r.Shift, rowsReport: r.Report.rowsReport()}
 }
 
 // keptReport is a rowsReport.
@@ -387,6 +429,8 @@ type unitWriter struct {
 	mu  sync.Mutex // guards what follows
 	w   store.Writer
 	enc *gob.Encoder
+
+	written bool // rows are in the output, and stay there
 }
 
 // rows keeps rows of a tensor.
@@ -394,52 +438,123 @@ func (u *unitWriter) rows(tensor string, first int, q *rows) error {
 	if u == nil {
 		return nil
 	}
+	rec := record{Tensor: tensor, First: first, Bytes: len(q.data), Report: q.rowsReport.kept(), Shift: q.shift}
+	if u.written {
+		sum := sha256.Sum256(q.data)
+		rec.SHA256 = sum[:]
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return saveRows(u.enc, u.w, tensor, first, q)
+	err := u.enc.Encode(&rec)
+	if err == nil && !u.written {
+		_, err = u.w.Write(q.data)
+	}
+	return err
+}
+
+// keep has a unit done, and keeps its rows and the notes that do returns.
+func (w *writer) keep(name string, do func() (notes, error)) error {
+	value, err := w.kept.work.Create(name)
+	if err != nil {
+		return err
+	}
+	defer value.Abort() // no effect after Commit
+	w.unit = &unitWriter{w: value, enc: gob.NewEncoder(value), written: w.partial != nil}
+	defer func() { w.unit = nil }()
+	n, err := do()
+	if err != nil {
+		return err
+	}
+	if err := w.unit.enc.Encode(&record{Notes: n}); err != nil {
+		return err
+	}
+	if w.partial != nil { // before the value that tells of it
+		if err := w.partial.Sync(); err != nil {
+			return err
+		}
+	}
+	return value.Commit()
 }
 
 // keepUnit has a unit done, and keeps its rows and notes.
 func (p *passage) keepUnit(name string, do func() error) error {
-	w, err := p.kept.work.Create(name)
-	if err != nil {
-		return err
-	}
-	defer w.Abort() // no effect after Commit
-	p.out.unit = &unitWriter{w: w, enc: gob.NewEncoder(w)}
-	defer func() { p.out.unit = nil }()
 	start := time.Now()
 	foldings, ranges, decisions := len(p.scaled.foldings), len(p.scaled.ranges), len(p.found.decisions)
-	if err := do(); err != nil {
-		return err
+	var n notes
+	err := p.out.keep(name, func() (notes, error) {
+		if err := do(); err != nil {
+			return n, err
+		}
+		n = notes{
+			Seconds: time.Since(start).Seconds(), Foldings: p.scaled.foldings[foldings:], Ranges: p.scaled.ranges[ranges:],
+			Findings: p.found.kept(decisions, p.kept.noted),
+		}
+		if p.seen != nil {
+			n.observed(p.seen, p.kept.noted)
+		}
+		return n, nil
+	})
+	if err == nil {
+		p.kept.done.LayerSeconds = append(p.kept.done.LayerSeconds, n.Seconds)
 	}
-	n := notes{
-		Seconds: time.Since(start).Seconds(), Foldings: p.scaled.foldings[foldings:], Ranges: p.scaled.ranges[ranges:],
-		Findings: p.found.kept(decisions, p.kept.noted),
-	}
-	if p.seen != nil {
-		n.observed(p.seen, p.kept.noted)
-	}
-	if err := p.out.unit.enc.Encode(&record{Notes: n}); err != nil {
-		return err
-	}
-	if err := w.Commit(); err != nil {
-		return err
-	}
-	p.kept.done.LayerSeconds = append(p.kept.done.LayerSeconds, n.Seconds)
-	return nil
+	return err
 }
 
-// recallUnit writes the rows of a unit that is in the folder, and notes what it has noted.
-func (p *passage) recallUnit(name string) error {
-	f, err := p.kept.work.Open(name)
+// unitWhole says whether a unit's value is there, and in the output the rows that it tells of.
+func (w *writer) unitWhole(name string) (bool, error) {
+	f, err := w.kept.work.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if w.partial == nil {
+		return true, nil
+	}
+	errOther := errors.New("other rows")
+	var data []byte
+	err = eachRecord(f, name, w.plan, func(t *Tensor, rec *record, follows []byte) error {
+		if rec.SHA256 == nil {
+			return nil
+		}
+		data = slices.Grow(data[:0], rec.Bytes)[:rec.Bytes]
+		if err := w.partial.ReadRows(t.Name, rec.First, data); err != nil {
+			return err
+		}
+		if sum := sha256.Sum256(data); !bytes.Equal(sum[:], rec.SHA256) {
+			return errOther
+		}
+		return nil
+	}, nil)
+	if err == errOther {
+		return false, w.kept.work.(disk).Discard(name) // as there is a partial output
+	}
+	return err == nil, err
+}
+
+// recall writes the rows of a unit that is whole, unless they are there, and calls end with what it has noted, if that is not nil.
+func (w *writer) recall(name string, end func(n *notes)) error {
+	f, err := w.kept.work.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	p.out.recalls = true
-	defer func() { p.out.recalls = false }()
-	return eachRecord(f, name, p.plan, func(t *Tensor, first int, q *rows) error { return p.out.rows(t, first, q) }, p.note)
+	w.recalls = true
+	defer func() { w.recalls = false }()
+	return eachRecord(f, name, w.plan, func(t *Tensor, rec *record, data []byte) error {
+		q := rec.rows(data)
+		if rec.SHA256 == nil {
+			return w.rows(t, rec.First, q)
+		}
+		n := rec.Bytes / t.Type.RowBytes(t.Cols())
+		if err := w.partial.HaveRows(t.Name, rec.First, n); err != nil {
+			return err
+		}
+		w.wrote(t, rec.First, n, &q.rowsReport)
+		return nil
+	}, end)
 }
 
 // note adds a recalled unit's notes to what is found, scaled and seen.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -263,16 +264,18 @@ func TestResumeDamaged(t *testing.T) {
 		"longer":  func(b []byte) []byte { return append(b, 0) },
 	}
 	before := filepath.Join(t.TempDir(), "work")
-	if _, _, _, _, err := j.in(t, before, 2*(layers-1)); !errors.Is(err, errKilled) {
+	if _, _, _, _, err := j.in(t, before, 1+2*(layers-1)); !errors.Is(err, errKilled) { // what is converted, layers, and hidden states behind each
 		t.Fatal(err)
 	}
 	names := values(t, before)
-	if len(names) != layers-1+1 {
+	if len(names) != 1+layers-1+1 {
 		t.Fatalf("the folder holds %q", names)
 	}
+	partial := filepath.Join(before, "run1-output.partial")
+	names = append(names, partial)
 	for what, damage := range damages {
 		for i, name := range names {
-			if i > 0 && what != "flipped" {
+			if i > 0 && what != "flipped" && name != partial {
 				continue
 			}
 			work := filepath.Join(t.TempDir(), "work")
@@ -293,12 +296,148 @@ func TestResumeDamaged(t *testing.T) {
 			}
 		}
 	}
+	// Each part of the partial output.
+	info, err := os.Stat(partial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const places = 12
+	for i := range places {
+		work := filepath.Join(t.TempDir(), "work")
+		if err := os.CopyFS(work, os.DirFS(before)); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(filepath.Join(work, filepath.Base(partial)), os.O_RDWR, 0)
+		if err == nil {
+			_, err = f.WriteAt([]byte("not these"), (info.Size()-9)*int64(i)/(places-1))
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, _, _, err := j.in(t, work, -1); err != nil || got != want {
+			t.Errorf("place %d of the partial output: %v, same file %v", i, err, got == want)
+		}
+	}
+	work := filepath.Join(t.TempDir(), "work") // none
+	if err := errors.Join(os.CopyFS(work, os.DirFS(before)), os.Remove(filepath.Join(work, filepath.Base(partial)))); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _, _, err := j.in(t, work, -1); err != nil || got != want {
+		t.Errorf("without the partial output: %v, same file %v", err, got == want)
+	}
 	// A value under another's name.
 	if err := os.Rename(names[0], names[1]); err != nil {
 		t.Fatal(err)
 	}
 	if got, _, _, _, err := j.in(t, before, -1); err != nil || got != want {
 		t.Errorf("foreign: %v, same file %v", err, got == want)
+	}
+}
+
+// lost is a source that has some tensors no more.
+type lost struct {
+	*testmodel.Source
+	has func(name string) bool
+}
+
+func (s lost) Tensor(name string) (*ggml.Tensor, error) {
+	if !s.has(name) {
+		return nil, fmt.Errorf("%s is gone", name)
+	}
+	return s.Source.Tensor(name)
+}
+
+// measuredWork notes the most that its values take.
+type measuredWork struct {
+	*mortal
+	t    *testing.T
+	most int64
+}
+
+func (m *measuredWork) Delete(names ...string) error { // before which there is most
+	var bytes int64
+	for _, name := range values(m.t, m.Path()) {
+		info, err := os.Stat(name)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		bytes += info.Size()
+	}
+	m.most = max(m.most, bytes)
+	return m.mortal.Delete(names...)
+}
+
+// inTheWay puts a file where the output is to be when that is under way.
+type inTheWay struct {
+	silent
+	path string
+}
+
+func (p inTheWay) Item(name string) {
+	if strings.HasPrefix(name, "layer") {
+		os.WriteFile(p.path, nil, 0o644)
+	}
+}
+
+// TestResumeLost: a run that goes on needs nothing of what it has done, be it embeddings, layers or a head that nothing calibrates, and its
+// values take what Needs.Work says, with little for what is noted.
+func TestResumeLost(t *testing.T) {
+	tm := testmodel.New("llama")
+	r := Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: ggml.Q4_0, Embedding: ggml.Q8_0, OutputHessian: OutputHessianOff}
+	opt := Options{Calib: sequences(tm, 12, 24)}
+	want, _, _, _, err := job{tm.Source(), r, opt}.in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, gone := range map[int][]string{ // after so many values: what is converted, a layer, the states behind it, the last layer, the head
+		3: {"token_embd.", "blk.0."},
+		4: {"token_embd.", "blk.0.", "blk.1."},
+		5: {"token_embd.", "blk.0.", "blk.1.", "output."},
+	} {
+		work, path := filepath.Join(t.TempDir(), "work"), filepath.Join(t.TempDir(), "out.gguf")
+		run := func(src Source, left int) (most int64, err error) {
+			p, err := NewPlan(src, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := openWork(t, work, tm.Source(), p, opt)
+			defer d.Close()
+			m := &measuredWork{mortal: &mortal{Dir: d, left: left}, t: t}
+			opt := opt
+			opt.Work = m
+			if n == 5 && left > 0 { // there are no more values
+				opt.Progress = inTheWay{path: path}
+			}
+			_, err = Run(t.Context(), src, p, path, opt)
+			return m.most, err
+		}
+		most, err := run(tm.Source(), n)
+		if n == 5 && errors.Is(err, fs.ErrExist) {
+			err = os.Remove(path)
+		} else if errors.Is(err, errKilled) {
+			err = nil
+		}
+		if err != nil {
+			t.Fatalf("killed after %d values: %v", n, err)
+		}
+		has := func(name string) bool {
+			small := strings.HasSuffix(name, "_norm.weight") // a family's code looks at them
+			return small || !slices.ContainsFunc(gone, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+		}
+		more, err := run(lost{tm.Source(), has}, -1)
+		if err != nil {
+			t.Fatalf("killed after %d values: %v", n, err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil || sha256.Sum256(b) != want {
+			t.Errorf("killed after %d values: another file, %v", n, err)
+		}
+		p, m := planned(t, llamaOf(tm), OutputHessianOff)
+		const noted = 32 << 10
+		if needs := p.Needs(m, opt.Calib.Tokens(), opt.Calib.SeqLen, 0).Work; max(most, more) > needs+noted || max(most, more) < needs/2 {
+			t.Errorf("killed after %d values: the folder holds %d bytes of values at most, then %d; %d are predicted", n, most, more, needs)
+		}
 	}
 }
 

@@ -411,12 +411,12 @@ func readRows(values store.Store, name string, p *Plan, do func(t *Tensor, first
 		return err
 	}
 	defer f.Close()
-	return eachRecord(f, name, p, do, nil)
+	return eachRecord(f, name, p, func(t *Tensor, rec *record, data []byte) error { return do(t, rec.First, rec.rows(data)) }, nil)
 }
 
-// eachRecord reads a value of records: it calls do for the rows of each, which are valid until do returns, and end with the last,
-// if that is not nil.
-func eachRecord(f io.Reader, name string, p *Plan, do func(t *Tensor, first int, q *rows) error, end func(n *notes)) error {
+// eachRecord reads a value of records: it calls do for each, with its rows, which are valid until do returns, or nil where they are in the
+// output, and end with the last, if that is not nil.
+func eachRecord(f io.Reader, name string, p *Plan, do func(t *Tensor, rec *record, data []byte) error, end func(n *notes)) error {
 	r := bufio.NewReaderSize(f, 1<<16) // gob reads no further than it must from what can read single bytes
 	dec := gob.NewDecoder(r)
 	var data []byte
@@ -435,11 +435,17 @@ func eachRecord(f io.Reader, name string, p *Plan, do func(t *Tensor, first int,
 		if t == nil || rec.Bytes < 0 || int64(rec.Bytes) > t.Bytes() {
 			return fmt.Errorf("the work folder: %s: %d bytes of tensor %q, which is not in the plan like that", name, rec.Bytes, rec.Tensor)
 		}
+		if rec.SHA256 != nil {
+			if err := do(t, &rec, nil); err != nil {
+				return err
+			}
+			continue
+		}
 		data = slices.Grow(data[:0], rec.Bytes)[:rec.Bytes]
 		if _, err := io.ReadFull(r, data); err != nil {
 			return fmt.Errorf("the work folder: %s: %w", name, err)
 		}
-		if err := do(t, rec.First, &rows{data: data, shift: rec.Shift, rowsReport: rec.Report.rowsReport()}); err != nil {
+		if err := do(t, &rec, data); err != nil {
 			return err
 		}
 	}

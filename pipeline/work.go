@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/llmq/llmq/calib"
+	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/kernels"
@@ -40,6 +41,9 @@ func (k *keeper) room(t *task, found *findings) error {
 		return nil
 	}
 	bytes := t.workBytes(t.opt.Calib.Tokens())
+	if k.partial() == "" && t.plan.form == nil {
+		bytes += t.plan.LayerBytes(t.m)
+	}
 	folder, ok := k.work.(interface{ Path() string })
 	if t.plan.Recipe.wantsOutputs() && found.outputs == nil && ok && atomicfile.SameDisk(folder.Path(), t.tempDir) {
 		bytes += t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Memory).disk
@@ -47,14 +51,12 @@ func (k *keeper) room(t *task, found *findings) error {
 	return k.work.Room(bytes)
 }
 
-// workBytes is the most that a work folder holds at a time: the rows of all layers, Hessians of their outputs, and the
-// hidden states before and behind one.
+// workBytes is the most that a work folder holds at a time beside an output that is made there: Hessians of the layers' outputs, and the
+// hidden states before and behind one. Where the output is made elsewhere, the rows of all layers come to it.
 func (t *task) workBytes(tokens int) int64 {
 	var bytes int64
-	for i := range t.plan.Tensors {
-		if tensor := &t.plan.Tensors[i]; t.calibrates(tensor) {
-			bytes += tensor.Bytes()
-		}
+	if t.plan.form != nil {
+		bytes += t.plan.LayerBytes(t.m)
 	}
 	if t.plan.Recipe.wantsOutputs() {
 		for i := range t.m.Layers() {
@@ -75,6 +77,17 @@ func (t *task) workBytes(tokens int) int64 {
 	return bytes
 }
 
+// LayerBytes is the size of all tensors that calibration reaches.
+func (p *Plan) LayerBytes(m *model.Model) (bytes int64) {
+	t := &task{plan: p, m: m}
+	for i := range p.Tensors {
+		if tensor := &p.Tensors[i]; t.calibrates(tensor) {
+			bytes += tensor.Bytes()
+		}
+	}
+	return bytes
+}
+
 // DividedBytes is the most that a work folder holds, besides Needs.Work, where the work is divided among machines.
 func (p *Plan) DividedBytes(m *model.Model, set *calib.Set) int64 {
 	t := &task{plan: p, m: m, opt: Options{Calib: set}}
@@ -89,8 +102,8 @@ func (t *task) streams() int64 {
 	return 1
 }
 
-// dividedBytes is the most that sums over shards take in a work folder: of a site's inputs, with the total, or of a layer's gradients, with
-// the totals before and after.
+// dividedBytes is the most that sums over shards take in a work folder, of a site's inputs, with the total, or of a layer's gradients, with
+// the totals before and after; and a layer's rows.
 func (t *task) dividedBytes(streams int64) (most int64) {
 	set := t.opt.Calib
 	shards := int64(shardCount(batchCount(t.m, len(set.Sequences), set.SeqLen)))
@@ -114,6 +127,19 @@ func (t *task) dividedBytes(streams int64) (most int64) {
 		}
 		if t.plan.Recipe.wantsOutputs() {
 			most = max(most, int64(gradientsTogether+2)*min(gradients, max(outputBudget/2, largest)))
+		}
+	}
+	return most + t.plan.largestUnit()
+}
+
+// largestUnit is the size of the largest layer's quantized tensors, or of the head, whose rows workers put out before the driver has them.
+func (p *Plan) largestUnit() (most int64) {
+	of := map[int]int64{}
+	for i := range p.Tensors {
+		if t := &p.Tensors[i]; t.Role == model.RoleLinear || t.Role == model.RoleHead {
+			n := ggml.ParseName(t.Name).Layer
+			of[n] += t.Bytes()
+			most = max(most, of[n])
 		}
 	}
 	return most

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -21,9 +22,9 @@ import (
 // writer fills the output that the plan describes, and keeps what there is to report of each tensor.
 type writer struct {
 	*task
-	file Output
-
-	recalls bool // what is written was done before
+	file    Output
+	partial *gguf.Writer // is the file, where a later process finds what is written there; nil where it does not
+	recalls bool         // what is written was done before
 
 	pending *errgroup.Group // batches of convert on their way to the disk, pendingWrites at most
 	failed  context.Context // ends with the first that fails
@@ -37,29 +38,62 @@ type writer struct {
 
 func newWriter(t *task, path string) (*writer, error) {
 	w := &writer{task: t, buffers: make(chan []byte, pendingWrites+1), reports: map[string]*TensorReport{}, sums: map[string]*rowsReport{}}
-	var err error
-	w.file, err = t.plan.create(path, t.opt.Overwrite)
-	return w, err
+	if form := t.plan.form; form != nil {
+		var err error
+		w.file, err = form.Create(path, t.opt.Overwrite)
+		return w, err
+	}
+	partial := t.kept.partial()
+	f, err := t.plan.createFile(path, partial, t.opt.Overwrite)
+	if err != nil {
+		return nil, err
+	}
+	w.file = f
+	if partial != "" {
+		w.partial = f
+	}
+	return w, nil
 }
 
 // convertAll writes the tensors that no calibration reaches, one after the other: without calibration all. The head is for
 // convertHead.
 func (w *writer) convertAll() error {
-	return w.convertThose(func(t *Tensor) bool { return w.m == nil || t.Role != model.RoleHead })
+	return w.convertThose("converted", func(t *Tensor) bool { return w.m == nil || t.Role != model.RoleHead })
 }
 
 // convertHead writes the head behind the layers, if no calibration reaches it: in a checkpoint it lies with the last of them.
 func (w *writer) convertHead() error {
-	return w.convertThose(func(t *Tensor) bool { return w.m != nil && t.Role == model.RoleHead })
+	if w.m == nil {
+		return nil
+	}
+	model.Due(w.src, w.m.Layers())
+	return w.convertThose("converted-head", func(t *Tensor) bool { return t.Role == model.RoleHead })
 }
 
-func (w *writer) convertThose(those func(t *Tensor) bool) error {
+// convertThose writes some tensors. Where they are found again, that is a unit of work with a name: the checkpoint may have lost what they
+// were made of.
+func (w *writer) convertThose(name string, those func(t *Tensor) bool) error {
 	var converted []*Tensor
 	for i := range w.plan.Tensors {
 		if t := &w.plan.Tensors[i]; !w.calibrates(t) && those(t) {
 			converted = append(converted, t)
 		}
 	}
+	if w.partial == nil || len(converted) == 0 {
+		return w.convertEach(converted)
+	}
+	name = w.kept.prefix + name
+	ok, err := w.unitWhole(name)
+	switch {
+	case err != nil:
+		return err
+	case ok:
+		return w.recall(name, nil)
+	}
+	return w.keep(name, func() (notes, error) { return notes{}, w.convertEach(converted) })
+}
+
+func (w *writer) convertEach(converted []*Tensor) error {
 	w.pending, w.failed = errgroup.WithContext(w.ctx)
 	w.pending.SetLimit(pendingWrites)
 	item := ""
@@ -70,6 +104,9 @@ func (w *writer) convertThose(those func(t *Tensor) bool) error {
 		if name := ggml.ItemName(t.Name); name != item && w.m == nil {
 			item = name
 			w.opt.Progress.Item(item)
+		}
+		if w.m == nil {
+			model.Due(w.src, ggml.ParseName(t.Name).Layer)
 		}
 		if err := w.convert(t); err != nil {
 			return cmp.Or(w.pending.Wait(), err)
@@ -105,37 +142,45 @@ func (w *writer) convert(t *Tensor) error {
 			return err
 		}
 		data := w.buffer((hi - lo) * t.Type.RowBytes(cols))
-		rows := make([]rowSum, hi-lo)
+		parts := make([]rowSum, hi-lo)
 		// Small ranges, as writing takes processors away from some goroutines.
 		var next atomic.Int64
 		kernels.Parallel(kernels.Processors(), 1, func(int, int) {
 			c := newConverter(t, in)
 			defer c.free()
 			n := max(1, rowWeights/cols)
-			for a := int(next.Add(int64(n))) - n; a < len(rows); a = int(next.Add(int64(n))) - n {
-				for i := a; i < min(a+n, len(rows)); i++ {
-					rows[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i-first, importance.row(lo+i))
+			for a := int(next.Add(int64(n))) - n; a < len(parts); a = int(next.Add(int64(n))) - n {
+				for i := a; i < min(a+n, len(parts)); i++ {
+					parts[i] = c.row(data[i*t.Type.RowBytes(cols):(i+1)*t.Type.RowBytes(cols)], lo+i-first, importance.row(lo+i))
 				}
 			}
 		})
-		for i := range rows {
-			if rows[i].suspect() {
+		for i := range parts {
+			if parts[i].suspect() {
 				if err := w.checkRow(t, in, first, lo+i); err != nil {
 					return err
 				}
 			}
-			sum.add(&rows[i])
+			sum.add(&parts[i])
 		}
+		q := rows{data: data}
+		if hi == t.Rows() {
+			q.rowsReport = rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise, exact: sum.exact}
+			w.report(t, &q.rowsReport)
+		}
+		unit := w.unit
 		w.pending.Go(func() error {
 			defer w.recycle(data)
-			return w.file.WriteRows(t.Name, lo, data)
+			if err := w.file.WriteRows(t.Name, lo, data); err != nil {
+				return err
+			}
+			return unit.rows(t.Name, lo, &q)
 		})
 		w.opt.Progress.Add(w.counts(t, (hi-lo)*cols))
 		if hi == t.Rows() && t.values == nil {
 			w.src.Release(in)
 		}
 	}
-	w.report(t, &rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise, exact: sum.exact})
 	return nil
 }
 
@@ -164,26 +209,30 @@ func (w *writer) rows(t *Tensor, first int, q *rows) error {
 	if err := w.unit.rows(t.Name, first, q); err != nil {
 		return err
 	}
+	w.wrote(t, first, len(q.data)/t.Type.RowBytes(t.Cols()), &q.rowsReport)
+	return nil
+}
+
+// wrote notes that n rows of a tensor, from row first on, are written.
+func (w *writer) wrote(t *Tensor, first, n int, rep *rowsReport) {
 	w.mu.Lock()
 	sums := w.sums[t.Name]
 	if sums == nil {
 		sums = &rowsReport{}
 		w.sums[t.Name] = sums
 	}
-	sums.add(&q.rowsReport)
+	sums.add(rep)
 	w.mu.Unlock()
-	n := len(q.data) / t.Type.RowBytes(t.Cols())
 	if units := w.counts(t, n*t.Cols()); w.recalls {
 		w.opt.Progress.Skip(units)
 	} else {
 		w.opt.Progress.Add(units)
 	}
 	if first+n < t.Rows() {
-		return nil
+		return
 	}
 	w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
 	w.report(t, sums)
-	return nil
 }
 
 // vectors writes the norms and biases of a layer after transforms and bias correction.

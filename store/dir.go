@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/llmq/llmq/internal/atomicfile"
@@ -98,7 +99,7 @@ func (d *Dir) Room(bytes int64) error {
 	}
 	needed := bytes
 	for _, i := range list {
-		if filepath.Ext(i.name) == valueSuffix {
+		if filepath.Ext(i.name) == valueSuffix { // a partial output has its room, or asks for it itself
 			needed -= i.size
 		}
 	}
@@ -106,6 +107,33 @@ func (d *Dir) Room(bytes int64) error {
 		return fmt.Errorf("the work folder %s: needs %d bytes of disk, %d are free", d.Path(), needed, free)
 	}
 	return nil
+}
+
+// partialInfix is in the names of partial outputs: one that is split has more files.
+const partialInfix = ".partial"
+
+// Partial is the path of a file in which a run may make its output, to go on with what is there after it was cut off, and which takes
+// that output's name in the end. What it holds, values say: nothing else checks it.
+func (d *Dir) Partial(name string) string { return d.folder.file(name + partialInfix) }
+
+// RemovePartials removes the files of Partial whose names begin with prefix.
+func (d *Dir) RemovePartials(prefix string) error {
+	list, err := d.list()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, i := range list {
+		if strings.HasPrefix(i.name, prefix) && isPartial(i.name) {
+			errs = append(errs, d.remove(i.name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func isPartial(name string) bool {
+	_, rest, ok := strings.Cut(name, partialInfix)
+	return ok && (rest == "" || rest[0] == '-')
 }
 
 // file is the path of a value.

@@ -290,3 +290,35 @@ func TestLeft(t *testing.T) {
 		t.Errorf("%d layers, %v", n, d)
 	}
 }
+
+// TestPartial: partial outputs are no values, count as what the run takes, and go by the beginnings of their names.
+func TestPartial(t *testing.T) {
+	path := t.TempDir()
+	d := openDir(t, path, parts)
+	for _, name := range []string{d.Partial("run1-output"), d.Partial("run1-output") + "-00002", d.Partial("run2-output")} {
+		if err := os.WriteFile(name, []byte("1234567"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, d, "run1-layer", []byte("x"))
+	if names, err := d.Names(); err != nil || !slices.Equal(names, []string{"run1-layer"}) {
+		t.Errorf("values %q, %v", names, err)
+	}
+	if o, err := Look(t.Context(), path); err != nil || o.Bytes != 3*7+int64(1+trailerSize) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if err := d.RemovePartials("run1-"); err != nil {
+		t.Fatal(err)
+	}
+	for name, there := range map[string]bool{"run1-output.partial": false, "run1-output.partial-00002": false, "run2-output.partial": true, "run1-layer.value": true} {
+		if _, err := os.Stat(filepath.Join(path, name)); (err == nil) != there {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := d.Discard("run1-layer"); err != nil || !slices.Equal(d.Damaged(), []string{"run1-layer"}) {
+		t.Errorf("damaged: %q, %v", d.Damaged(), err)
+	}
+	if b, err := get(d, "run1-layer"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("discarded, it reads %q, %v", b, err)
+	}
+}

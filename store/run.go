@@ -31,7 +31,7 @@ func Digest(write func(w io.Writer)) string {
 }
 
 // Names of a folder's files: runName says what run it belongs to, and is held by whoever works in it; progressName says how
-// far that is, and workersName who takes part; values have valueSuffix.
+// far that is, and workersName who takes part; values have valueSuffix, partial outputs partialInfix.
 const (
 	runName      = "run.json"
 	progressName = "progress.json"
@@ -178,7 +178,7 @@ type Overview struct {
 	Standing           // zero if nothing was noted
 	Working  bool      // a process works in it
 	Workers  []Worker  // that take part, as they were noted last; none if no process works in it
-	Bytes    int64     // of its values
+	Bytes    int64     // of its values, and of its partial output
 	Noted    time.Time // when the Standing was noted
 }
 
@@ -198,7 +198,7 @@ func look(f files, working func() (bool, error)) (*Overview, error) {
 	}
 	for _, i := range list {
 		switch {
-		case strings.HasSuffix(i.name, valueSuffix):
+		case strings.HasSuffix(i.name, valueSuffix), isPartial(i.name):
 			o.Bytes += i.size
 		case i.name == progressName:
 			o.Noted = i.changed

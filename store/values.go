@@ -167,13 +167,21 @@ func (v *values) open(name string) (c content, digest string, err error) {
 		return c, digest, nil
 	}
 	c.Close()
-	if err := v.Delete(name); err != nil {
+	if err := v.Discard(name); err != nil {
 		return nil, "", err
 	}
-	v.mu.Lock()
-	v.damaged = append(v.damaged, name)
-	v.mu.Unlock()
 	return nil, "", fmt.Errorf("%s/%s: is not what was written there: %w", v.Path(), name+valueSuffix, fs.ErrNotExist)
+}
+
+// Discard removes a value that is damaged, or that tells of something that is.
+func (v *values) Discard(name string) error {
+	if err := v.Delete(name); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.damaged = append(v.damaged, name)
+	return nil
 }
 
 // check returns a value's digest, "" if its contents are not what was written.

@@ -47,7 +47,7 @@ func (a *app) runConvert(ctx context.Context, opts convertOptions) error {
 	}
 	defer src.Close()
 	if opts.DryRun {
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(nil, 0, 0, 0), nil)
+		return a.printPlan(&opts.outputOptions, src, plan, plan.Needs(nil, 0, 0, 0), nil)
 	}
 	progress := a.progress()
 	defer progress.Done()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/imatrix"
+	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/smoothquant"
@@ -263,7 +265,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		if err != nil {
 			return err
 		}
-		return a.printPlan(&opts.outputOptions, plan, plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory)), cost)
+		needs := plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory))
+		if needs.Work > 0 {
+			needs.Work += opts.besideWork(plan, m)
+		}
+		return a.printPlan(&opts.outputOptions, src, plan, needs, cost)
 	}
 	if set != nil {
 		m, err := arch.Open(src)
@@ -272,7 +278,7 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		}
 		needs := plan.Needs(m, set.Tokens(), set.SeqLen, int64(opts.Memory))
 		if popt.Work != nil {
-			bytes := needs.Work
+			bytes := needs.Work + opts.besideWork(plan, m)
 			if popt.Engine != nil {
 				bytes += plan.DividedBytes(m, set)
 			}
@@ -301,6 +307,27 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		err = errInfinite
 	}
 	return errors.Join(opts.writeModelfile(rep), a.printReport(&opts.outputOptions, rep), err)
+}
+
+// besideWork is how much more is on the disk, because of --work, than the output and what Needs.Work tells: in a bucket no output is made; in a
+// folder one is, which is there twice for a moment if the output goes to another disk.
+func (o *quantizeOptions) besideWork(plan *pipeline.Plan, m *model.Model) int64 {
+	switch {
+	case o.Work == "" || plan.Recipe.Container != nil:
+		return 0
+	case store.IsBucket(o.Work):
+		return plan.LayerBytes(m)
+	}
+	folder := filepath.Clean(o.Work)
+	for parent := filepath.Dir(folder); parent != folder; folder, parent = parent, filepath.Dir(parent) {
+		if _, err := os.Stat(folder); err == nil {
+			break
+		}
+	}
+	if atomicfile.SameDisk(folder, filepath.Dir(o.Output)) {
+		return 0
+	}
+	return plan.Size()
 }
 
 // readImatrix reads an importance matrix, and notes it in the plan.

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
-	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/hub"
-	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -80,12 +77,7 @@ func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folde
 	if err != nil {
 		return nil, errors.Join(err, z.Close())
 	}
-	checkpoint := src.(*hf.Checkpoint) // as hf.Open returns it
-	tied := !slices.ContainsFunc(src.Tensors(), func(t ggml.Info) bool { return t.Name == model.HeadName })
-	if tied || !temporary { // read as the head, and at the beginning of a run that goes on
-		checkpoint.Keep(model.EmbedName)
-	}
-	return &lazySource{checkpoint, z}, nil
+	return &lazySource{src.(*hf.Checkpoint), z}, nil // as hf.Open returns it
 }
 
 // openHeaders opens a source of which little more than the headers will be read: one of the hub is not fetched, if that can be.

@@ -15,7 +15,7 @@ import (
 
 const (
 	inspectKeys = "path format parts weights bytes bits_per_weight types metadata tensors"
-	planKeys    = "output parts bytes bits_per_weight memory_bytes disk_bytes work_bytes tensors assignment cost"
+	planKeys    = "output parts bytes bits_per_weight memory_bytes disk_bytes work_bytes checkpoint_bytes tensors assignment cost"
 )
 
 // TestSplit: a split file is the same model as one file, wherever a GGUF file is an input.

@@ -127,7 +127,6 @@ type pages interface {
 	Release([]byte)
 	Rest([]byte)
 	ReadAhead([]byte)
-	Keep([]byte)
 }
 
 // Open reads the headers of a folder's weights, but no weights.
@@ -231,14 +230,6 @@ func (c *Checkpoint) Rest(name string, lo, hi int) {
 func (c *Checkpoint) ReadAhead(name string, lo, hi int) {
 	for _, s := range c.spans(name, lo, hi) {
 		s.ReadAhead(s.data)
-	}
-}
-
-// Keep has rows of a file that is not all there stay, once they have come, whatever is released. A name that is not there is
-// ignored.
-func (c *Checkpoint) Keep(name string, lo, hi int) {
-	for _, s := range c.spans(name, lo, hi) {
-		s.Keep(s.data)
 	}
 }
 

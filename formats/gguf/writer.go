@@ -18,6 +18,9 @@ type Options struct {
 	// PartBytes splits a model with more bytes of tensors into several files: see NewPlan and Plan.Paths. 0: it does
 	// not.
 	PartBytes int64
+	// Partial, if it is not empty, is the file in which the model is made, or what the names of the parts' files begin with: Abort leaves
+	// it, and the next Writer goes on with what is there. Nobody else may write there.
+	Partial string
 }
 
 // Writer fills in a planned file, or the parts of a split one. Tensors arrive in any order and from several goroutines;
@@ -46,10 +49,13 @@ func Create(path string, md Metadata, tensors []ggml.Info, opt Options) (*Writer
 	}
 	w := &Writer{path: path, paths: plan.Paths(path), plan: plan, written: make([][]span, len(tensors))}
 	for i, part := range plan.parts {
-		out, err := atomicfile.Create(w.paths[i], part.size, atomicfile.Options{Overwrite: opt.Overwrite})
+		out, err := begin(w.paths[i], i, part.size, &opt)
 		if err == nil {
 			w.out = append(w.out, out)
 			_, err = out.WriteAt(part.header, 0)
+		}
+		if err == nil && opt.Partial != "" {
+			err = w.clearPadding(i)
 		}
 		if err != nil {
 			w.Abort()
@@ -57,6 +63,38 @@ func Create(path string, md Metadata, tensors []ggml.Info, opt Options) (*Writer
 		}
 	}
 	return w, nil
+}
+
+// begin starts the file of part i.
+func begin(path string, i int, size int64, opt *Options) (*atomicfile.File, error) {
+	o := atomicfile.Options{Overwrite: opt.Overwrite}
+	if opt.Partial == "" {
+		return atomicfile.Create(path, size, o)
+	}
+	partial := opt.Partial
+	if i > 0 {
+		partial += fmt.Sprintf("-%05d", i+1)
+	}
+	return atomicfile.Resume(path, partial, size, o)
+}
+
+// clearPadding makes what is between a part's tensors zeros again: of what an earlier process has left, nobody knows.
+func (w *Writer) clearPadding(part int) error {
+	at := int64(len(w.plan.parts[part].header))
+	clearTo := func(end int64) error {
+		_, err := w.out[part].WriteAt(make([]byte, end-at), at)
+		return err
+	}
+	for _, s := range w.plan.slots { // in order
+		if s.part != part {
+			continue
+		}
+		if err := clearTo(s.offset); err != nil {
+			return err
+		}
+		at = s.offset + s.size
+	}
+	return clearTo(w.plan.parts[part].size)
 }
 
 // Paths are the names of the files: one, but for a split model.
@@ -73,28 +111,72 @@ func (w *Writer) WriteTensor(name string, data []byte) error {
 // WriteRows stores whole rows of a tensor, from row on, so that a large one can be written in pieces. Every row is
 // written once.
 func (w *Writer) WriteRows(name string, row int, data []byte) error {
-	i, ok := w.plan.index[name]
-	if !ok {
-		return w.errorf(name, "not in the plan")
-	}
-	t := &w.plan.infos[i]
-	rowBytes := t.Type.RowBytes(t.Cols())
-	n := len(data) / rowBytes
-	if len(data)%rowBytes != 0 {
-		return w.errorf(name, "%d bytes are not whole rows of %d", len(data), rowBytes)
-	}
-	if row < 0 || n > t.Rows()-row {
-		return w.errorf(name, "rows %d to %d of %d", row, row+n, t.Rows())
-	}
-	if n == 0 {
-		return nil
+	i, n, err := w.place(name, row, data)
+	if err != nil || n == 0 {
+		return err
 	}
 	if err := w.take(i, span{row, row + n}); err != nil {
 		return err
 	}
 	at := w.plan.slots[i]
-	if _, err := w.out[at.part].WriteAt(data, at.offset+int64(row)*int64(rowBytes)); err != nil {
+	if _, err := w.out[at.part].WriteAt(data, at.offset+int64(row)*int64(len(data)/n)); err != nil {
 		return w.failed(err)
+	}
+	return nil
+}
+
+// place finds where data, whole rows of a tensor from row on, goes: which tensor, and how many rows.
+func (w *Writer) place(name string, row int, data []byte) (i, n int, err error) {
+	i, ok := w.plan.index[name]
+	if !ok {
+		return 0, 0, w.errorf(name, "not in the plan")
+	}
+	t := &w.plan.infos[i]
+	rowBytes := t.Type.RowBytes(t.Cols())
+	n = len(data) / rowBytes
+	if len(data)%rowBytes != 0 {
+		return 0, 0, w.errorf(name, "%d bytes are not whole rows of %d", len(data), rowBytes)
+	}
+	if row < 0 || n > t.Rows()-row {
+		return 0, 0, w.errorf(name, "rows %d to %d of %d", row, row+n, t.Rows())
+	}
+	return i, n, nil
+}
+
+// ReadRows reads what is in a partial file in the place of a tensor's rows, from row on.
+func (w *Writer) ReadRows(name string, row int, data []byte) error {
+	i, n, err := w.place(name, row, data)
+	if err != nil || n == 0 {
+		return err
+	}
+	at := w.plan.slots[i]
+	if _, err := w.out[at.part].ReadAt(data, at.offset+int64(row)*int64(len(data)/n)); err != nil {
+		return fmt.Errorf("gguf: %s: %w", w.path, err)
+	}
+	return nil
+}
+
+// HaveRows says that a partial file has so many of a tensor's rows, from row on, as WriteRows would write them.
+func (w *Writer) HaveRows(name string, row, n int) error {
+	i, ok := w.plan.index[name]
+	if !ok {
+		return w.errorf(name, "not in the plan")
+	}
+	if t := &w.plan.infos[i]; row < 0 || n < 0 || n > t.Rows()-row {
+		return w.errorf(name, "rows %d to %d of %d", row, row+n, t.Rows())
+	}
+	if n == 0 {
+		return nil
+	}
+	return w.take(i, span{row, row + n})
+}
+
+// Sync has what was written to a partial file on the disk.
+func (w *Writer) Sync() error {
+	for _, out := range w.out {
+		if err := out.Sync(); err != nil {
+			return w.failed(err)
+		}
 	}
 	return nil
 }
@@ -186,7 +268,7 @@ func (w *Writer) Open() (*File, error) {
 }
 
 // Close checks that every tensor is complete and puts the file, or all parts, in place. When it fails, nothing is left
-// behind. All writes must have returned.
+// behind, but for a partial file. All writes must have returned.
 func (w *Writer) Close() error {
 	if err := w.complete(); err != nil {
 		w.Abort()
@@ -221,7 +303,7 @@ func (w *Writer) complete() error {
 	return nil
 }
 
-// Abort gives the file up and leaves nothing behind. After Close it does nothing, so it can be deferred.
+// Abort gives the file up and leaves nothing behind, but for a partial file. After Close it does nothing, so it can be deferred.
 func (w *Writer) Abort() {
 	for _, out := range w.out {
 		out.Abort()

@@ -31,7 +31,7 @@ type Options struct {
 	// what they are, so that nobody has to look (Checkpoint.Identity).
 	Lazy     func(path string) (*mmap.Map, error)
 	Identity string
-	// Layer, where not nil, is told before a tensor of a layer is read which that is.
+	// Layer, where not nil, is told what Due is.
 	Layer func(layer int)
 }
 
@@ -196,11 +196,6 @@ func (c *Checkpoint) Rows(name string, lo, hi int) (*ggml.Tensor, error) {
 		return nil, fmt.Errorf("hf: %s: no tensor %q", c.dir, name)
 	}
 	s := &c.sources[i]
-	if c.layer != nil {
-		if n := ggml.ParseName(name).Layer; n >= 0 {
-			c.layer(n)
-		}
-	}
 	data, err := s.rows(c.weights, lo, hi)
 	if err != nil {
 		return nil, fmt.Errorf("hf: %s: %w", c.dir, err)
@@ -239,8 +234,12 @@ func (c *Checkpoint) eachPart(name string, f func(name string, lo, hi int)) {
 // where that is not known without reading them.
 func (c *Checkpoint) Identity() string { return c.identity }
 
-// Keep has a tensor's data stay once it has come, where Options.Lazy is set, though it is released: it will be read again.
-func (c *Checkpoint) Keep(name string) { c.eachPart(name, c.weights.Keep) }
+// Due says which layer is read next: see model.Due.
+func (c *Checkpoint) Due(layer int) {
+	if c.layer != nil {
+		c.layer(layer)
+	}
+}
 
 // Changed is an error that names the first file of weights that was written to since it was opened.
 func (c *Checkpoint) Changed() error {

@@ -27,6 +27,7 @@ type File struct {
 	f      *os.File
 	direct direct
 	opt    Options
+	stays  bool // it is Resume's
 
 	mu   sync.Mutex
 	done bool // committed or aborted
@@ -107,14 +108,18 @@ func Create(path string, size int64, opt Options) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, cause(err))
 	}
-	w := &File{path: path, tmp: f.Name(), f: f, opt: opt}
-	if !opt.Fleeting { // those are soon read, often by another process, and removed before they need be on the disk
-		w.direct = openDirect(f.Name())
+	return start(&File{path: path, tmp: f.Name(), f: f, opt: opt}, size)
+}
+
+// start makes room for a file that is open.
+func start(w *File, size int64) (*File, error) {
+	if !w.opt.Fleeting { // those are soon read, often by another process, and removed before they need be on the disk
+		w.direct = openDirect(w.tmp)
 	}
 	// Setting the size now lets a file system that cannot hold such a file say so before the work is done.
-	if err := reserve(f, size); err != nil {
+	if err := reserve(w.f, size); err != nil {
 		w.Abort()
-		return nil, fmt.Errorf("%s: cannot make a file of %d bytes: %w", path, size, err)
+		return nil, fmt.Errorf("%s: cannot make a file of %d bytes: %w", w.path, size, err)
 	}
 	return w, nil
 }
@@ -161,7 +166,7 @@ func cause(err error) error {
 	return err
 }
 
-// Abort gives the output up and leaves nothing behind. After Commit or another Abort it does nothing.
+// Abort gives the output up and leaves nothing behind, but for what Resume goes on with. After Commit or another Abort it does nothing.
 func (w *File) Abort() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -172,7 +177,14 @@ func (w *File) Abort() {
 	defer forget(w.tmp)
 	w.direct.close()
 	w.f.Close()
-	os.Remove(w.tmp)
+	w.discard()
+}
+
+// discard removes the temporary file, unless it is to stay.
+func (w *File) discard() {
+	if !w.stays {
+		os.Remove(w.tmp)
+	}
 }
 
 // Same reports whether two paths lead to the same existing file.

@@ -35,7 +35,7 @@ func Commit(files ...*File) error {
 	}
 	if err != nil {
 		for _, w := range files {
-			os.Remove(w.tmp)
+			w.discard()
 		}
 		return err
 	}
@@ -79,7 +79,7 @@ func place(files []*File) error {
 		}
 	}
 	for i, w := range slices.Backward(files) {
-		if err := os.Rename(w.tmp, w.path); err != nil {
+		if err := w.rename(); err != nil {
 			for _, placed := range files[i+1:] {
 				os.Remove(placed.path)
 			}
@@ -87,4 +87,47 @@ func place(files []*File) error {
 		}
 	}
 	return nil
+}
+
+// rename gives the file its name.
+func (w *File) rename() error {
+	err := os.Rename(w.tmp, w.path)
+	if err == nil || !w.stays {
+		return err
+	}
+	// Another disk, which few systems say in the same way.
+	if copied := w.copy(); copied != nil {
+		return errors.Join(err, copied)
+	}
+	return os.Remove(w.tmp)
+}
+
+// copy puts the file's bytes in its place.
+func (w *File) copy() error {
+	from, err := os.Open(w.tmp)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	info, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	to, err := Create(w.path, info.Size(), w.opt)
+	if err != nil {
+		return err
+	}
+	defer to.Abort() // no effect after Commit
+	buf := make([]byte, 4<<20)
+	for off := int64(0); off < info.Size(); {
+		n, err := from.ReadAt(buf[:min(int64(len(buf)), info.Size()-off)], off)
+		if err != nil {
+			return err
+		}
+		if _, err := to.WriteAt(buf[:n], off); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return to.Commit()
 }

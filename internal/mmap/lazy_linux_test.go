@@ -29,7 +29,6 @@ func (f *tap) Fill(lo, hi int64) error {
 }
 
 func (f *tap) Free(lo, hi int64) { f.freed = append(f.freed, [2]int64{lo, hi}) }
-func (f *tap) Keep(lo, hi int64) {}
 
 // TestLazy: what has not come, or has gone, is a fault, never zeros.
 func TestLazy(t *testing.T) {

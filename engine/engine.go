@@ -92,7 +92,8 @@ func (p *Places) Note(key, worker string) {
 }
 
 // Assign returns for each unit the name of the worker that is to do it, "" where any may: units without a key. A key stays
-// where it is while its worker is among those alive and has no more work of the keys, by the units' sizes, than its share.
+// where it is while its worker is among those alive and has no more work of the keys, by the units' sizes, than its share,
+// or where no other has less.
 func (p *Places) Assign(units []Unit, alive []string) []string {
 	if p.at == nil {
 		p.at = map[string]string{}

@@ -21,7 +21,7 @@ func (f *Factor) Correct(w *tensor.Matrix, in *quant.Stats) *tensor.Matrix {
 	return f.correct(w, in, false)
 }
 
-// correct is Correct. takes: see quant.Job; in.Shortfall is nil then.
+// correct is Correct. takes: see quant.Job; of in, which may be a view of some rows, Shortfall is nil then.
 func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, takes bool) *tensor.Matrix {
 	if !Correctable(w.Cols, in.Tokens) {
 		if takes {

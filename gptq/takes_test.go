@@ -49,9 +49,13 @@ func TestTakes(t *testing.T) {
 			if c.together {
 				job.Outputs = []*tensor.Matrix{gradientHessian(5, rows, 4*rows)}
 			}
-			r, err := Method{}.Open(in).Quantize(t.Context(), job)
+			s := Method{}.Open(in)
+			r, err := s.Quantize(t.Context(), job)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if gone := s.(*solver).factors == nil; gone != takes {
+				t.Errorf("%s: the factor has gone: %v", c.name, gone)
 			}
 			return r, in
 		}

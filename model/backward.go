@@ -158,7 +158,7 @@ func (l *Layer) Forth(ctx context.Context, st *State, x *tensor.Matrix, seqLen i
 // BackFrom is Backward after Forth has taken the layer's input through it in forth; st has the scratch memory.
 func (l *Layer) BackFrom(ctx context.Context, st, forth *State, dx *tensor.Matrix, d *Differential) error {
 	at := *forth
-	at.scratch, at.scope = st.scratch, st.scope
+	at.scratch, at.passing, at.scope = st.scratch, st.passing, st.scope
 	return l.back(ctx, &at, dx, d)
 }
 

@@ -149,7 +149,7 @@ func solve(ctx context.Context, t *Tensor, j quant.Job, s quant.Solver) (roundin
 	if err != nil {
 		return rounding{}, err
 	}
-	if j.Last && int64(j.W.Rows)*int64(j.W.Cols) >= muchWeights {
+	if j.Last && j.W.Data == nil && int64(j.W.Rows)*int64(j.W.Cols) >= muchWeights {
 		debug.FreeOSMemory() // what the solver knew of the inputs, the most that a run has at a time
 	}
 	decoded := tensor.New(j.W.Rows, j.W.Cols)

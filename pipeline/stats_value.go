@@ -159,16 +159,20 @@ func newPartialStats(in int) *partialStats {
 	return &partialStats{quant.NewStats(in), map[int]*statsHeader{}}
 }
 
-// add notes a part, whose rows are about to come, or have come.
-func (s *partialStats) add(h *statsHeader) {
-	if h.Part == 0 {
-		s.Tokens, s.Sum, s.DriftSum, s.ShortfallSum = h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum
-	}
+// prepare makes room for the rows of a part like h.
+func (s *partialStats) prepare(h *statsHeader) {
 	if h.Drift > 0 && s.Drift == nil {
 		s.Drift = tensor.New(h.Drift, h.In)
 	}
 	if h.Shortfall > 0 && s.Shortfall == nil {
 		s.Shortfall = tensor.New(h.Shortfall, h.In)
+	}
+}
+
+// add notes a part whose rows are there.
+func (s *partialStats) add(h *statsHeader) {
+	if h.Part == 0 {
+		s.Tokens, s.Sum, s.DriftSum, s.ShortfallSum = h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum
 	}
 	s.there[h.Part] = h
 }
@@ -190,7 +194,7 @@ func (s *partialStats) complete(values store.Store, names []string, in, out int)
 				return r.failed(errors.New("statistics of something else than the parts before it"))
 			}
 		}
-		s.add(&r.statsHeader)
+		s.prepare(&r.statsHeader)
 		of := matrices(s.Stats)
 		err = r.rows(func(matrix, row, n int) error {
 			_, err := r.row(matrix, row, of[matrix].Row(row)[:n])
@@ -199,6 +203,7 @@ func (s *partialStats) complete(values store.Store, names []string, in, out int)
 		if err != nil {
 			return err
 		}
+		s.add(&r.statsHeader)
 	}
 	mirror(s.H)
 	return nil
@@ -267,16 +272,11 @@ func addStats(w io.Writer, values store.Store, groups [][]string, made map[strin
 		return nil, err
 	}
 	if keep != nil {
-		keep.add(h)
-		defer func() {
-			if err != nil {
-				delete(keep.there, h.Part)
-			}
-		}()
+		keep.prepare(h)
 	}
 	importance = make([]float32, in)
 	total, group, term := make([]float32, in), make([]float32, in), make([]float32, in)
-	return importance, h.rows(func(matrix, row, n int) error {
+	err = h.rows(func(matrix, row, n int) error {
 		total, group := total[:n], group[:n]
 		if keep != nil {
 			total = matrices(keep.Stats)[matrix].Row(row)[:n]
@@ -311,4 +311,8 @@ func addStats(w io.Writer, values store.Store, groups [][]string, made map[strin
 		_, err := w.Write(raw(total))
 		return err
 	})
+	if err == nil && keep != nil {
+		keep.add(h)
+	}
+	return importance, err
 }

@@ -258,13 +258,17 @@ func TestStatsValue(t *testing.T) {
 		for how, made := range map[string]map[string]*quant.Stats{"read": nil, "made": {names[0]: want, names[1]: want, names[2]: want}, "some made": {names[1]: want}} {
 			for _, keep := range []*partialStats{nil, newPartialStats(in)} {
 				importance := make([]float32, in)
+				from := d
+				if how == "made" { // nothing is to be read
+					from = openWorkFolder(t)
+				}
 				sums := put(fmt.Sprint(name, how, keep != nil), func(w io.Writer, part statsPart) error {
 					to := keep
 					if part.part == 1 { // another machine's
 						to = nil
 					}
-					from, err := addStats(w, d, [][]string{{names[part.part], names[part.part]}, {names[part.part]}}, made, to, part, in, out)
-					for i, v := range from {
+					of, err := addStats(w, from, [][]string{{names[part.part], names[part.part]}, {names[part.part]}}, made, to, part, in, out)
+					for i, v := range of {
 						importance[i] += v
 					}
 					return err
@@ -280,6 +284,9 @@ func TestStatsValue(t *testing.T) {
 				}
 				if keep == nil {
 					continue
+				}
+				if len(keep.there) != parts-1 {
+					t.Errorf("%s, %s: %d parts are kept", name, how, len(keep.there))
 				}
 				if err := keep.complete(d, sums, in, out); err != nil {
 					t.Fatal(err)

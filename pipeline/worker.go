@@ -179,6 +179,9 @@ func (w *Worker) value(p *passage, u *unitSpec) (save func(io.Writer) error, err
 	case unitStand:
 		return w.keepStand(p, u)
 	case unitExperts:
+		if w.made != nil {
+			clear(w.made.parts) // the room is needed
+		}
 		return w.experts(p, u)
 	case unitAdvance:
 		return w.advance(p, u)

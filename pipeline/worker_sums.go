@@ -15,8 +15,8 @@ type workedSums struct {
 	solver quant.Solver
 }
 
-// mostMade is how many bundles' statistics a worker keeps until they are summed: its share where there are two machines. As many are in
-// memory where a run has no engine.
+// mostMade is how many bundles' statistics a worker keeps until they are summed: its share where there are two machines. With those that it is
+// making, that is one more than a run without an engine has.
 const mostMade = shardBundles / 2
 
 // madeSums are what a worker has itself put into the store of a stage's sums, and need not read there.
@@ -159,6 +159,9 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 		names[last] = append(names[last], observed.observed(w.kept, part.parts)[part.part])
 	}
 	made := w.madeOf(u)
+	if w.sums != nil && w.sums.name != made.name {
+		w.sums = nil // the room that they take is needed
+	}
 	if made.sums == nil {
 		made.sums = newPartialStats(in)
 	}
@@ -179,9 +182,9 @@ func (w *Worker) summed(u *unitSpec) (*workedSums, error) {
 		if err != nil {
 			return nil, err
 		}
-		s := newPartialStats(in)
-		if made := w.madeOf(u).sums; made != nil {
-			s = made
+		s := w.madeOf(u).sums
+		if s == nil {
+			s = newPartialStats(in)
 		}
 		w.sums, w.made = nil, nil // the room that they take is needed
 		if err := s.complete(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out); err != nil {

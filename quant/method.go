@@ -12,8 +12,8 @@ type Method interface {
 	Name() string
 	// Needs says what whoever runs the method has to supply.
 	Needs() Needs
-	// Open starts on linears that share the inputs that in has seen. in must not change from then on. It is nil where
-	// nothing was calibrated, which Needs must allow.
+	// Open starts on linears that share the inputs that in has seen. in must not change from then on, and its Shortfall is
+	// the solver's where a Job says so. It is nil where nothing was calibrated, which Needs must allow.
 	Open(in *Stats) Solver
 	// Memory returns how many bytes a Solver takes for linears of together out outputs and in inputs, with the weights
 	// that it is given and returns, and without the Stats.

@@ -416,3 +416,61 @@ func TestLazyUnchecked(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestLazyDamagedNorms: norms that were fetched before their shard could be checked, and are not what the hub has, are in no file, though the
+// rows of others are kept.
+func TestLazyDamagedNorms(t *testing.T) {
+	m, dir := tinyFolder(t)
+	local, err := hf.Open(dir, hf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	out := filepath.Join(t.TempDir(), "out.gguf")
+	want, err := quantized(t, t.Context(), m, local, out, "", stopper{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hubtest.OfFolder(t, dir).Environment(t)
+	c, _, _ := client(t)
+	folder, work := t.TempDir(), t.TempDir()
+	z, src := lazily(t, c, folder)
+	for _, info := range src.Tensors() {
+		if strings.HasSuffix(info.Name, "norm.weight") {
+			if _, err := src.Tensor(info.Name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := z.shards[filepath.Join(z.dir, shard2)]
+	if s == nil || s.complete {
+		t.Fatal("the second shard has come as a whole")
+	}
+	if err := punch(s.file, s.first, s.f.Bytes); err != nil { // a power cut before they were on the disk
+		t.Fatal(err)
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	const starts = 3
+	for n := range starts {
+		z, src := lazily(t, c, folder)
+		got, err := quantized(t, t.Context(), m, src, out, work, stopper{})
+		if err := errors.Join(src.Close(), z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			if !bytes.Equal(got, want) {
+				t.Errorf("start %d makes another file", n)
+			}
+			if n == 0 {
+				t.Error("damaged norms are not noticed")
+			}
+			return
+		}
+		if !strings.Contains(err.Error(), "digest") {
+			t.Fatalf("start %d: %v", n, err)
+		}
+	}
+	t.Errorf("%d starts do not make the file", starts)
+}

@@ -58,7 +58,15 @@ func newWriter(t *task, path string) (*writer, error) {
 // convertAll writes the tensors that no calibration reaches, one after the other: without calibration all. The head is for
 // convertHead.
 func (w *writer) convertAll() error {
-	return w.convertThose("converted", func(t *Tensor) bool { return w.m == nil || t.Role != model.RoleHead })
+	if w.m == nil {
+		return w.convertThose("converted", func(*Tensor) bool { return true })
+	}
+	// Norms are made anew each time: --low-disk keeps them, and may have fetched them before it could check the file that they are in.
+	embedding := func(t *Tensor) bool { return ggml.ParseName(t.Name).Layer < 0 && len(t.Shape) > 1 }
+	if err := w.convertThose("converted", func(t *Tensor) bool { return t.Role != model.RoleHead && embedding(t) }); err != nil {
+		return err
+	}
+	return w.convertThose("", func(t *Tensor) bool { return t.Role != model.RoleHead && !embedding(t) })
 }
 
 // convertHead writes the head behind the layers, if no calibration reaches it: in a checkpoint it lies with the last of them.
@@ -79,7 +87,7 @@ func (w *writer) convertThose(name string, those func(t *Tensor) bool) error {
 			converted = append(converted, t)
 		}
 	}
-	if w.partial == nil || len(converted) == 0 {
+	if w.partial == nil || len(converted) == 0 || name == "" {
 		return w.convertEach(converted)
 	}
 	name = w.kept.prefix + name

@@ -180,6 +180,7 @@ type Overview struct {
 	Workers  []Worker  // that take part, as they were noted last; none if no process works in it
 	Bytes    int64     // of its values, and of its partial output
 	Noted    time.Time // when the Standing was noted
+	Partial  bool      // there is a partial output: it has not got its name yet
 }
 
 // look reads how far the run in a folder is; working says whether somebody works there.
@@ -200,6 +201,7 @@ func look(f files, working func() (bool, error)) (*Overview, error) {
 		switch {
 		case strings.HasSuffix(i.name, valueSuffix), isPartial(i.name):
 			o.Bytes += i.size
+			o.Partial = o.Partial || isPartial(i.name)
 		case i.name == progressName:
 			o.Noted = i.changed
 		}

@@ -186,8 +186,17 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	calibrated = calibrated || len(opts.Calib) > 0
 	recipe.KeepCodes = !calibrated
 	src, plan, err := opts.open(ctx, a, recipe)
+	var finished *store.Overview
 	if err != nil {
-		return opts.finished(ctx, err)
+		if finished, err = opts.finished(ctx, err); err != nil {
+			return err
+		}
+		there := opts // what its run has written there is not in its way
+		there.Force = true
+		src, plan, err = there.open(ctx, a, recipe)
+	}
+	if err != nil {
+		return err
 	}
 	defer src.Close()
 	opts.fit(src)
@@ -240,6 +249,20 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			a.printWork(work, done, src)
 		}()
 	}
+	removeLazy := func() error {
+		if s, ok := src.(*lazySource); ok && opts.lazyIn != "" {
+			return s.lazy.Remove()
+		}
+		return nil
+	}
+	if finished != nil {
+		if err := clearFinished(work, finished); err != nil {
+			return err
+		}
+		done = true
+		fmt.Fprintf(a.stderr, "llmq: %s was whole already: its run was killed as it cleared %s, which is done now\n", opts.Output, opts.Work)
+		return removeLazy()
+	}
 	if opts.many() && !opts.DryRun {
 		eng, err := opts.start(ctx, a, work, plan)
 		if err != nil {
@@ -282,6 +305,9 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			if popt.Engine != nil {
 				bytes += plan.DividedBytes(m, set)
 			}
+			if opts.growsThere() {
+				bytes += plan.Size()
+			}
 			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(bytes))
 		}
 		if popt.Engine == nil { // how many machines there will be nobody knows
@@ -298,10 +324,8 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	}
 	done = true
 	progress.Done()
-	if s, ok := src.(*lazySource); ok && opts.lazyIn != "" {
-		if err := s.lazy.Remove(); err != nil {
-			return err
-		}
+	if err := removeLazy(); err != nil {
+		return err
 	}
 	if v := rep.Validation; err == nil && v != nil && !(v.Original.Finite() && v.Quantized.Finite()) {
 		err = errInfinite
@@ -328,6 +352,11 @@ func (o *quantizeOptions) besideWork(plan *pipeline.Plan, m *model.Model) int64 
 		return 0
 	}
 	return plan.Size()
+}
+
+// growsThere says whether the output is made in the work folder and renamed from there.
+func (o *quantizeOptions) growsThere() bool {
+	return !store.IsBucket(o.Work) && !o.folder() && atomicfile.SameDisk(o.Work, filepath.Dir(o.Output))
 }
 
 // readImatrix reads an importance matrix, and notes it in the plan.

@@ -48,6 +48,7 @@ type statusReport struct {
 	SecondsFor *float64       `json:"seconds_left"`
 	Bytes      int64          `json:"work_bytes"`
 	Noted      time.Time      `json:"noted"` // when the last of this was
+	partial    bool           // its file has not got its name yet
 }
 
 func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) error {
@@ -55,7 +56,7 @@ func (a *app) runStatus(ctx context.Context, folder string, opts statusOptions) 
 	if err != nil {
 		return err
 	}
-	r := statusReport{Standing: o.Standing, Working: o.Working, Workers: o.Workers, Bytes: o.Bytes, Noted: o.Noted}
+	r := statusReport{Standing: o.Standing, Working: o.Working, Workers: o.Workers, Bytes: o.Bytes, Noted: o.Noted, partial: o.Partial}
 	left, lasts, known := r.Standing.Left()
 	r.Done, r.Left = min(len(r.LayerSeconds), r.Layers), left
 	if known {
@@ -98,8 +99,8 @@ func (a *app) printStatus(r *statusReport) error {
 	}[r.Phase]
 	switch {
 	case r.Standing.Done():
-	case r.Phase == store.PhaseFinish && !r.Working && exists(r.Output):
-		phase = "done, but it was killed before it cleared the folder: remove it"
+	case r.Phase == store.PhaseFinish && !r.Working && !r.partial && exists(r.Output):
+		phase = "done, but it was killed before it cleared the folder: the same command does"
 	case r.Working:
 		phase += ", running"
 	default:

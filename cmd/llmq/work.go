@@ -62,17 +62,33 @@ func (o *quantizeOptions) openWork(ctx context.Context, a *app, src pipeline.Sou
 	return a.openWork(ctx, o.Work, parts, []pipeline.Source{src}, o.LoRA)
 }
 
-// finished adds to err, which says that the output exists, that the run in the folder of --work has written it, if so: it was killed
-// before it could clear the folder.
-func (o *quantizeOptions) finished(ctx context.Context, err error) error {
-	if o.Work == "" || !errors.Is(err, fs.ErrExist) {
-		return err
+// finished is what is known of the run in the folder of --work if that has given the output its name, and was killed before it could clear the
+// folder. err says that the output exists, and is returned if that is not so.
+func (o *quantizeOptions) finished(ctx context.Context, err error) (*store.Overview, error) {
+	if o.Work == "" || o.DryRun || !errors.Is(err, fs.ErrExist) {
+		return nil, err
 	}
 	look, e := store.Look(ctx, o.Work)
-	if e != nil || look.Working || look.Phase != store.PhaseFinish || look.Output != o.Output {
+	switch {
+	case e != nil || look.Working || look.Phase != store.PhaseFinish || !samePath(look.Output, o.Output):
+		return nil, err
+	case look.Partial:
+		return nil, fmt.Errorf("%w: the run in %s has not put all that it has made there: --force goes on, and replaces it", err, o.Work)
+	}
+	return look, nil
+}
+
+// clearFinished has the folder of a run that has finished hold nothing but how it went.
+func clearFinished(work store.Folder, run *store.Overview) error {
+	names, err := work.Names()
+	if err == nil {
+		err = work.Delete(names...)
+	}
+	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: the run in %s has finished it, and was killed before it cleared that folder: remove the folder", err, o.Work)
+	run.Phase = store.PhaseDone
+	return work.Note(&run.Standing)
 }
 
 // openWork opens the folder of --work for an evaluation of m on tokens.

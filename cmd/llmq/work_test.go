@@ -293,11 +293,44 @@ func TestWorkFinished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := must(t, "status", work); !strings.Contains(r.stdout, "done, but it was killed before it cleared the folder: remove it") {
+	if r := must(t, "status", work); !strings.Contains(r.stdout, "done, but it was killed before it cleared the folder: the same command does") {
 		t.Errorf("status prints\n%s", r.stdout)
 	}
-	if r := llmq(t, run...); r.code != exitFailure || !strings.Contains(r.stderr, "has finished it") || !strings.Contains(r.stderr, "remove the folder") {
-		t.Errorf("again: exit %d, %s", r.code, r.stderr)
+	whole, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	partial := filepath.Join(work, "run1-output.partial")
+	if err := os.WriteFile(partial, nil, 0o644); err != nil { // another file is in the way
+		t.Fatal(err)
+	}
+	if r := llmq(t, run...); r.code != exitFailure || !strings.Contains(r.stderr, "exists") || !strings.Contains(r.stderr, "--force goes on") {
+		t.Errorf("with a partial file: exit %d, %s", r.code, r.stderr)
+	}
+	if err := os.Remove(partial); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(work, "run1-layer0000.value")
+	if err := os.WriteFile(left, []byte("what was not cleared"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r := llmq(t, append(slices.Clone(run), "--calib-tokens", "512")...); r.code != exitFailure || !strings.Contains(r.stderr, "calibration text") {
+		t.Errorf("another text: exit %d, %s", r.code, r.stderr)
+	}
+	if r := must(t, run...); !strings.Contains(r.stderr, "was whole already") {
+		t.Errorf("again: %s", r.stderr)
+	}
+	if now, err := os.ReadFile(out); err != nil || !bytes.Equal(now, whole) {
+		t.Errorf("the file has changed: %v", err)
+	}
+	if _, err := os.Stat(left); err == nil {
+		t.Error("the folder is not cleared")
+	}
+	if r := llmq(t, run...); r.code != exitFailure || !strings.Contains(r.stderr, "exists") {
+		t.Errorf("once more: exit %d, %s", r.code, r.stderr)
+	}
+	if err := os.WriteFile(progress, bytes.Replace(b, []byte(`"done"`), []byte(`"finish"`), 1), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Remove(out); err != nil {
 		t.Fatal(err)

@@ -27,7 +27,8 @@ type File struct {
 	f      *os.File
 	direct direct
 	opt    Options
-	stays  bool // it is Resume's
+	stays  bool  // it is Resume's
+	staged *File // its copy on the disk that it is for: see stage
 
 	mu   sync.Mutex
 	done bool // committed or aborted

@@ -28,7 +28,13 @@ func Commit(files ...*File) error {
 	var err error
 	for _, w := range files {
 		defer forget(w.tmp)
+		defer w.unstage()
 		err = errors.Join(err, w.finish())
+	}
+	for _, w := range files {
+		if err == nil {
+			err = w.stage()
+		}
 	}
 	if err == nil {
 		err = place(files)
@@ -44,6 +50,11 @@ func Commit(files ...*File) error {
 		if dir := filepath.Dir(w.path); !w.opt.Fleeting && !slices.Contains(dirs, dir) {
 			dirs = append(dirs, dir)
 			err = errors.Join(err, syncDir(dir))
+		}
+	}
+	for _, w := range files {
+		if err == nil && w.staged != nil { // what it was copied from
+			err = os.Remove(w.tmp)
 		}
 	}
 	return err
@@ -81,7 +92,7 @@ func place(files []*File) error {
 	for i, w := range slices.Backward(files) {
 		if err := w.rename(); err != nil {
 			for _, placed := range files[i+1:] {
-				os.Remove(placed.path)
+				placed.takeBack()
 			}
 			return err
 		}
@@ -91,19 +102,26 @@ func place(files []*File) error {
 
 // rename gives the file its name.
 func (w *File) rename() error {
-	err := os.Rename(w.tmp, w.path)
-	if err == nil || !w.stays {
-		return err
+	if w.staged != nil {
+		return os.Rename(w.staged.tmp, w.path)
 	}
-	// Another disk, which few systems say in the same way.
-	if copied := w.copy(); copied != nil {
-		return errors.Join(err, copied)
-	}
-	return os.Remove(w.tmp)
+	return os.Rename(w.tmp, w.path)
 }
 
-// copy puts the file's bytes in its place.
-func (w *File) copy() error {
+// takeBack undoes rename: what Resume is to go on with stays.
+func (w *File) takeBack() {
+	if w.stays && w.staged == nil {
+		os.Rename(w.path, w.tmp)
+		return
+	}
+	os.Remove(w.path)
+}
+
+// stage copies a file of Resume's to the disk that it is for, if that is another one, beside the place that it will take.
+func (w *File) stage() error {
+	if !w.stays || renames(filepath.Dir(w.tmp), filepath.Dir(w.path)) {
+		return nil
+	}
 	from, err := os.Open(w.tmp)
 	if err != nil {
 		return err
@@ -117,7 +135,7 @@ func (w *File) copy() error {
 	if err != nil {
 		return err
 	}
-	defer to.Abort() // no effect after Commit
+	w.staged = to
 	buf := make([]byte, 4<<20)
 	for off := int64(0); off < info.Size(); {
 		n, err := from.ReadAt(buf[:min(int64(len(buf)), info.Size()-off)], off)
@@ -129,5 +147,32 @@ func (w *File) copy() error {
 		}
 		off += int64(n)
 	}
-	return to.Commit()
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	return to.finish()
+}
+
+// unstage removes the copy, unless that has its name, and forgets it.
+func (w *File) unstage() {
+	if w.staged != nil {
+		w.staged.Abort() // no effect after finish
+		os.Remove(w.staged.tmp)
+		forget(w.staged.tmp)
+	}
+}
+
+// renames says whether a file can be renamed from one folder to another: few systems say in the same way that it is on another disk.
+func renames(from, to string) bool {
+	f, err := os.OpenFile(tempName(from), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	probe := tempName(to)
+	err = os.Rename(f.Name(), probe)
+	if err != nil {
+		probe = f.Name()
+	}
+	os.Remove(probe)
+	return err == nil
 }

@@ -88,3 +88,62 @@ func TestResumeRefused(t *testing.T) {
 		t.Error("there is room for 2^62 bytes")
 	}
 }
+
+// TestResumeTakenBack: when one of several files cannot take its place, what was made stays to go on with, on one disk and on two.
+func TestResumeTakenBack(t *testing.T) {
+	folders := map[string]string{"one disk": t.TempDir()}
+	if shm, err := os.MkdirTemp("/dev/shm", "llmq-test-*"); err == nil {
+		t.Cleanup(func() { os.RemoveAll(shm) })
+		folders["two disks"] = shm
+	}
+	for name, folder := range folders {
+		work := t.TempDir()
+		var files []*File
+		for _, part := range []string{"1", "2", "3"} {
+			w, err := Resume(filepath.Join(folder, part), filepath.Join(work, part), 3, Options{Overwrite: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.WriteAt([]byte("of"+part), 0); err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, w)
+		}
+		old := filepath.Join(folder, "1")
+		if err := os.WriteFile(old, []byte("old"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		lost := filepath.Join(work, "1")
+		if renames(work, folder) { // the first takes its place last
+			if err := os.Remove(lost); err != nil {
+				t.Fatal(err)
+			}
+		} else { // nothing has been touched when a copy fails
+			lost = filepath.Join(work, "3")
+			if err := os.Remove(lost); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := Commit(files...); err == nil {
+			t.Fatalf("%s: a file that is not there has taken its place", name)
+		}
+		for _, part := range []string{"1", "2", "3"} {
+			if b, err := os.ReadFile(filepath.Join(work, part)); filepath.Join(work, part) != lost && string(b) != "of"+part {
+				t.Errorf("%s: what was made of %s is lost: %q, %v", name, part, b, err)
+			}
+		}
+		left, err := os.ReadDir(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if renames(work, folder) {
+			if len(left) != 0 {
+				t.Errorf("%s: left: %v", name, left)
+			}
+			continue
+		}
+		if b, err := os.ReadFile(old); len(left) != 1 || string(b) != "old" {
+			t.Errorf("%s: what was there is %q, %v; left: %v", name, b, err, left)
+		}
+	}
+}

@@ -79,7 +79,7 @@ func (w *writer) convertHead() error {
 }
 
 // convertThose writes some tensors. Where they are found again, that is a unit of work with a name: the checkpoint may have lost what they
-// were made of.
+// were made of. Without one it is not kept.
 func (w *writer) convertThose(name string, those func(t *Tensor) bool) error {
 	var converted []*Tensor
 	for i := range w.plan.Tensors {

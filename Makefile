@@ -30,9 +30,9 @@ empty  :=
 ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestCostOfRecipes TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
 	TestLlamaCpp TestLowDiskWork TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsFault TestUnitsMixedShards TestUnitsResume TestWork TestWorkers)
 
-# Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: a minute of two cores.
-WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestFolding TestLimit TestLimitExitCode \
-	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPlanted TestRecipe TestUnitsMixedShards)
+# Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: more than a minute of two cores.
+WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestFolding TestInputChanges TestLimit TestLimitExitCode \
+	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPlanted TestProfileWork TestQuantizeOptions TestRecipe TestUnitsMixedShards)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \

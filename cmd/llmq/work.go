@@ -74,6 +74,8 @@ func (o *quantizeOptions) finished(ctx context.Context, err error) (*store.Overv
 		return nil, err
 	case look.Partial:
 		return nil, fmt.Errorf("%w: the run in %s has not put all that it has made there: --force goes on, and replaces it", err, o.Work)
+	case store.IsBucket(o.Work) || o.folder(): // no partial output tells whether what is there is this run's
+		return nil, fmt.Errorf("%w: the run in %s was about to put its output there: if that is it, remove %[2]s", err, o.Work)
 	}
 	return look, nil
 }

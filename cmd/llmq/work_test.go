@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -309,6 +310,11 @@ func TestWorkFinished(t *testing.T) {
 	}
 	if err := os.Remove(partial); err != nil {
 		t.Fatal(err)
+	}
+	unsure := quantizeOptions{Work: work}
+	unsure.Output, unsure.Format = out, "gptq"
+	if run, err := unsure.finished(t.Context(), fs.ErrExist); run != nil || !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "was about to put") {
+		t.Errorf("a folder, of which nothing tells whether it is the run's, is taken for it: %v", err)
 	}
 	left := filepath.Join(work, "run1-layer0000.value")
 	if err := os.WriteFile(left, []byte("what was not cleared"), 0o644); err != nil {

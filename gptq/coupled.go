@@ -63,46 +63,107 @@ func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *ten
 		defer j.leave()
 		quantize = func(t *tensor.Matrix) (*quant.Weight, *tensor.Matrix, int, error) { return j.quantize(t) }
 	}
-	b, err := newBatches(h)
+	c, err := newCoupled(w, h)
 	if err != nil {
 		return err
 	}
-	n := w.Cols
-	errs := tensor.New(w.Rows, n) // of the rows that are done, at their positions
-	feedback := make([][]kernels.Lane, mostBatchRows/kernels.Lanes)
-	for k := range feedback {
-		feedback[k] = make([]kernels.Lane, n)
-	}
-	target := tensor.New(mostBatchRows, n)
-	for i := b.count - 1; i >= 0; i-- {
+	for i := c.Batches() - 1; i >= 0; i-- {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		lo, hi := b.bounds(i)
-		rows := hi - lo
-		b.feedback(feedback, errs, i)
-		t := target.View(0, rows, 0, n)
-		for r := range rows {
-			own, out := w.Row(b.order[lo+r]), t.Row(r)
-			taken, lane := feedback[r/kernels.Lanes], r%kernels.Lanes
-			for j, v := range own {
-				out[j] = v + taken[j][lane]
-			}
-		}
-		part, decoded, from, err := quantize(t)
+		lo, hi := c.Bounds(i)
+		part, decoded, from, err := quantize(c.targets(i, lo, hi))
 		if err != nil {
 			return err
 		}
-		for r := range rows {
-			row := b.order[lo+r]
-			q.SetRow(first+row, part, from+r)
-			e, d := errs.Row(lo+r), decoded.Row(from+r)
-			for j, v := range w.Row(row) {
-				e[j] = v - d[j]
-			}
+		for p := lo; p < hi; p++ {
+			q.SetRow(first+c.Row(p), part, from+p-lo)
 		}
+		c.done(lo, hi, decoded, from)
 	}
 	return nil
+}
+
+// Coupled is rows whose errors matter together on their way through the batches, the last of them first. Rows of one batch do not need each
+// other, so that several machines can quantize some each, which then tell each other the errors.
+type Coupled struct {
+	Damping float64 // of the factor: see quant.Result
+
+	f        *Factor
+	g        quant.Grid
+	b        *batches
+	w        *tensor.Matrix // what is rounded, but for what batches take over
+	errs     *tensor.Matrix // of the rows that are done, at their positions
+	feedback [][]kernels.Lane
+	target   *tensor.Matrix // room for a batch
+}
+
+// newCoupled starts on w, with h = H_O of its rows.
+func newCoupled(w, h *tensor.Matrix) (*Coupled, error) {
+	b, err := newBatches(h)
+	if err != nil {
+		return nil, err
+	}
+	c := &Coupled{b: b, w: w, errs: tensor.New(w.Rows, w.Cols), target: tensor.New(mostBatchRows, w.Cols)}
+	c.feedback = make([][]kernels.Lane, mostBatchRows/kernels.Lanes)
+	for k := range c.feedback {
+		c.feedback[k] = make([]kernels.Lane, w.Cols)
+	}
+	return c, nil
+}
+
+// Batches is how many batches there are.
+func (c *Coupled) Batches() int { return c.b.count }
+
+// Bounds returns the positions [lo,hi) of batch i.
+func (c *Coupled) Bounds(i int) (lo, hi int) { return c.b.bounds(i) }
+
+// Row is the row at a position.
+func (c *Coupled) Row(position int) int { return c.b.order[position] }
+
+// Target returns what is rounded, rows×in: the rows corrected for the errors of everything before them, but not for each other's.
+func (c *Coupled) Target() *tensor.Matrix { return c.w }
+
+// Errors returns w − ŵ of the rows at positions [lo,hi), (hi−lo)×in: as Quantize has found it, or for the caller to set where another machine
+// has. Batches that follow go by it.
+func (c *Coupled) Errors(lo, hi int) *tensor.Matrix { return c.errs.View(lo, hi, 0, c.errs.Cols) }
+
+// Quantize quantizes the rows at positions [lo,hi), which lie in batch i: the errors of all rows after it are known. Any division of a batch
+// gives the same.
+func (c *Coupled) Quantize(ctx context.Context, i, lo, hi int) (*quant.Weight, error) {
+	t := c.targets(i, lo, hi)
+	q, err := c.f.Quantize(ctx, t, c.g)
+	if err != nil {
+		return nil, err
+	}
+	q.DecodeTo(t)
+	c.done(lo, hi, t, 0)
+	return q, nil
+}
+
+// targets returns what the rows at positions [lo,hi) of batch i are to be rounded to, valid until the next call.
+func (c *Coupled) targets(i, lo, hi int) *tensor.Matrix {
+	first, _ := c.b.bounds(i)
+	c.b.feedback(c.feedback, c.errs, i, lo-first, hi-first)
+	t := c.target.View(0, hi-lo, 0, c.w.Cols)
+	for p := lo; p < hi; p++ {
+		own, out := c.w.Row(c.b.order[p]), t.Row(p-lo)
+		taken, lane := c.feedback[(p-first)/kernels.Lanes], (p-first)%kernels.Lanes
+		for j, v := range own {
+			out[j] = v + taken[j][lane]
+		}
+	}
+	return t
+}
+
+// done notes the errors of the rows at positions [lo,hi), which are rows from first on of decoded.
+func (c *Coupled) done(lo, hi int, decoded *tensor.Matrix, first int) {
+	for p := lo; p < hi; p++ {
+		e, d := c.errs.Row(p), decoded.Row(first+p-lo)
+		for j, v := range c.w.Row(c.b.order[p]) {
+			e[j] = v - d[j]
+		}
+	}
 }
 
 // batches are the rows of a linear in the order in which they are quantized, some at a time, the last first.
@@ -128,12 +189,15 @@ func BatchRows(n int) int {
 	return max(4, rows)
 }
 
+// BatchCount is how many batches n rows make up.
+func BatchCount(n int) int { return (n + BatchRows(n) - 1) / BatchRows(n) }
+
 // newBatches factors h, of which it reads what is on and below the diagonal. The rows that matter most come last in order, so
 // first in time: all others can then make up for their errors. Without that order gradients that H_O was not made of predict 3%
 // more error for an MLP's or attention's output, and a third more for queries, keys and values.
 func newBatches(h *tensor.Matrix) (*batches, error) {
 	n := h.Rows
-	b := &batches{count: (n + BatchRows(n) - 1) / BatchRows(n), order: make([]int, n)}
+	b := &batches{count: BatchCount(n), order: make([]int, n)}
 	for i := range b.order {
 		b.order[i] = i
 	}
@@ -203,17 +267,18 @@ func (b *batches) sharesOf(l *tensor.Matrix, i int) [][]kernels.Lane {
 }
 
 // feedback sets dst, for each 16 rows of batch i a vector for each column, to what they take over of the errors errs of all rows
-// after the batch.
-func (b *batches) feedback(dst [][]kernels.Lane, errs *tensor.Matrix, i int) {
+// after the batch: where rows [from,to) of the batch are among them.
+func (b *batches) feedback(dst [][]kernels.Lane, errs *tensor.Matrix, i, from, to int) {
 	_, hi := b.bounds(i)
 	const grain = 64 // columns
-	for part, shares := range b.share[i] {
+	for part := from / kernels.Lanes; part*kernels.Lanes < to; part++ {
+		shares := b.share[i][part]
 		clear(dst[part])
 		if len(shares) == 0 {
 			continue
 		}
-		kernels.Parallel(len(dst[part]), grain, func(from, to int) {
-			columns.Update(dst[part][from:to], errs.Data[hi*errs.Stride+from:], errs.Stride, shares)
+		kernels.Parallel(len(dst[part]), grain, func(c0, c1 int) {
+			columns.Update(dst[part][c0:c1], errs.Data[hi*errs.Stride+c0:], errs.Stride, shares)
 		})
 	}
 }

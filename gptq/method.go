@@ -86,6 +86,27 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 	return quant.Result{Weight: w, Target: target, Damping: damping}, err
 }
 
+// A CouplingSolver is what Method.Open returns.
+type CouplingSolver interface {
+	quant.Solver
+	// Couple starts on a job with one block of Outputs.
+	Couple(ctx context.Context, j quant.Job) (*Coupled, error)
+}
+
+func (s *solver) Couple(ctx context.Context, j quant.Job) (*Coupled, error) {
+	f, err := s.factor(ctx, j.Grid)
+	if err != nil {
+		return nil, err
+	}
+	f.expectFewRows()
+	c, err := newCoupled(f.correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows), false), j.Outputs[0])
+	if err != nil {
+		return nil, err
+	}
+	c.f, c.g, c.Damping = f, j.Grid, f.Damping
+	return c, nil
+}
+
 func (s *solver) factor(ctx context.Context, g quant.Grid) (*Factor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -452,7 +452,7 @@ func (p *passage) linear(ctx context.Context, lin *model.Linear, job *rowsJob) (
 		return rows{}, err
 	}
 	job.rounding = p.mayFallBack()
-	if t := job.tensor.Type; lin.F32 == nil && t.Grid != nil && lin.W.Format.Name == t.Name {
+	if stores(job.tensor, lin) {
 		stored, err := lin.Weights()
 		if err != nil {
 			return rows{}, err
@@ -460,8 +460,20 @@ func (p *passage) linear(ctx context.Context, lin *model.Linear, job *rowsJob) (
 		job.stored = stored.Data
 	}
 	q, err := quantizeRows(ctx, job)
-	if err == nil && p.plan.corrects(job.tensor) {
-		q.shift = job.in.ForRows(job.first, job.first+job.w.Rows).MeanShift(job.w, q.decoded)
+	if err == nil {
+		p.shifts(&q, job)
 	}
 	return q, err
+}
+
+// shifts finds out how the job's rows shift the outputs' means, where the bias is corrected.
+func (p *passage) shifts(q *rows, job *rowsJob) {
+	if p.plan.corrects(job.tensor) {
+		q.shift = job.in.ForRows(job.first, job.first+job.w.Rows).MeanShift(job.w, q.decoded)
+	}
+}
+
+// stores says whether the checkpoint has a linear in the type that it is to get.
+func stores(t *Tensor, lin *model.Linear) bool {
+	return lin.F32 == nil && t.Type.Grid != nil && lin.W.Format.Name == t.Type.Name
 }

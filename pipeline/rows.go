@@ -54,17 +54,26 @@ func quantizeRows(ctx context.Context, j *rowsJob) (rows, error) {
 	if r.exact {
 		r.decoded = j.w // what the checkpoint has is what it was rounded to
 	}
+	q.rowsReport = j.reports(&r, j.outputs)
+	return q, nil
+}
+
+// reports measures what has become of the job's rows, of these blocks of outputs, so many rows at a time: a linear's sums are the same
+// however its rows are divided among units.
+func (j *rowsJob) reports(r *rounding, outputs []*tensor.Matrix) (rep rowsReport) {
 	var blocks []int
-	for _, h := range j.outputs {
+	for _, h := range outputs {
 		blocks = append(blocks, h.Rows)
 	}
 	lo := 0
-	for _, n := range unitRows(j.w.Rows, blocks) {
-		part := j.report(&r, lo, lo+n)
-		q.rowsReport.add(&part)
-		lo += n
+	for _, block := range unitRows(j.w.Rows, blocks) {
+		for _, n := range unitRows(block, nil) {
+			part := j.report(r, lo, lo+n)
+			rep.add(&part)
+			lo += n
+		}
 	}
-	return q, nil
+	return rep
 }
 
 // report measures what has become of rows [lo,hi) of the job.

@@ -16,6 +16,7 @@ import (
 //	runN-layerI-stageK-bundleB   observe  the same over all shards of a bundle
 //	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the bundles', added in their order
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
+//	runN-layerI-stageK-linear0-batchB-partPofN  batch  errors and bytes of some rows of a batch: see batched
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
 //	runN-statesI-shardS          advance  a shard's hidden states behind layer I-1
@@ -27,6 +28,7 @@ const (
 	unitObserve = "observe"
 	unitSum     = "sum"
 	unitOfRows  = "rows"
+	unitBatch   = "batch"
 	unitStand   = "stand"
 	unitExperts = "experts"
 	unitAdvance = "advance"
@@ -45,7 +47,10 @@ type unitSpec struct {
 	End         int `json:",omitempty"`
 	Linear      int `json:",omitempty"` // of rows: rows [First,Last)
 	First, Last int `json:",omitempty"`
-	Part        int `json:",omitempty"` // of sums: see statsParts
+	Part        int `json:",omitempty"` // of sums: see statsParts; or of a batch
+	// Batch, of a linear that is quantized batch by batch, has Parts; those of rows are what its batches had.
+	Batch int `json:",omitempty"`
+	Parts int `json:",omitempty"`
 	// Pool: what is observed, or summed, is the inputs of all experts together.
 	Pool bool `json:",omitempty"`
 	// Bundle: what is observed is all shards of bundle Shard; what is summed is bundles.
@@ -67,6 +72,8 @@ func (u *unitSpec) name(k *keeper) string {
 		return fmt.Sprintf("%s-sums%02d", stage, u.Part)
 	case unitOfRows:
 		return fmt.Sprintf("%s-linear%02d-rows%07d", stage, u.Linear, u.First)
+	case unitBatch:
+		return fmt.Sprintf("%s%04d-part%dof%d", u.batchPrefix(k), u.Batch, u.Part, u.Parts)
 	case unitStand:
 		return fmt.Sprintf("%s-states%02d", stage, u.Shard)
 	case unitExperts:
@@ -74,6 +81,11 @@ func (u *unitSpec) name(k *keeper) string {
 	default:
 		return k.shardName(u.Layer+1, u.Shard)
 	}
+}
+
+// batchPrefix is what the names of all batches of u's linear begin with.
+func (u *unitSpec) batchPrefix(k *keeper) string {
+	return fmt.Sprintf("%s-stage%02d-linear%02d-batch", k.layerName(u.Layer), u.Stage, u.Linear)
 }
 
 // observed are the names of the parts of an observe unit's value, of which there are so many: its own name is the last.

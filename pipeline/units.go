@@ -212,14 +212,18 @@ func (d *driver) layer(i int) error {
 }
 
 // rowUnits returns the units that put out the rows of a stage: rows of its site's linears, in order, or experts, whose hidden
-// states are kept before the stage stand.
-func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
+// states are kept before the stage stand. Of a linear that is quantized batch by batch, the batches had so many parts: their names do not tell.
+func (d *driver) rowUnits(l *model.Layer, k, stand, parts int) (units []engine.Unit) {
 	sites := l.Stages[k].Sites
 	if len(sites) == 1 {
 		for j, lin := range sites[0].Linears {
 			first := 0
-			for _, n := range unitRows(lin.Out, d.found.outputs.blocks(lin.ID())) {
-				u := unitSpec{Kind: unitOfRows, Layer: l.Index, Stage: k, Linear: j, First: first, Last: first + n}
+			blocks := d.found.outputs.blocks(lin.ID())
+			if d.batched(sites[0], d.found.outputs) {
+				blocks = nil
+			}
+			for _, n := range unitRows(lin.Out, blocks) {
+				u := unitSpec{Kind: unitOfRows, Layer: l.Index, Stage: k, Linear: j, First: first, Last: first + n, Parts: parts}
 				units = append(units, u.unit(d.kept, int64(n)*int64(lin.In), ""))
 				first += n
 			}
@@ -246,7 +250,7 @@ func (d *driver) rowUnits(l *model.Layer, k, stand int) (units []engine.Unit) {
 
 // site has the linears of a stage with one site quantized, and writes them.
 func (d *driver) site(l *model.Layer, k int) error {
-	units := d.rowUnits(l, k, 0)
+	units := d.rowUnits(l, k, 0, 0)
 	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
@@ -255,7 +259,18 @@ func (d *driver) site(l *model.Layer, k int) error {
 		if err := d.sums(l.Index, k, l.Stages[k].Width(), false); err != nil {
 			return err
 		}
+		var batches []string
+		if d.batched(l.Stages[k].Sites[0], d.found.outputs) {
+			var parts int
+			if parts, batches, err = d.byBatches(l, k); err != nil {
+				return err
+			}
+			units = d.rowUnits(l, k, 0, parts)
+		}
 		if err := d.do(units); err != nil {
+			return err
+		}
+		if err := d.kept.work.Delete(batches...); err != nil {
 			return err
 		}
 	}
@@ -287,7 +302,7 @@ func (d *driver) experts(l *model.Layer, k int) error {
 	if stage.Begins && k > 0 {
 		d.stand = k
 	}
-	units := d.rowUnits(l, k, d.stand)
+	units := d.rowUnits(l, k, d.stand, 0)
 	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err

@@ -39,12 +39,12 @@ func unitJobs() map[string]job {
 // smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
 	rows, tokens, features, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures
-	bytes, batches := gradientPartBytes, gradientsTogether
+	bytes, batches, part := gradientPartBytes, gradientsTogether, leastBatchPart
 	mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = 24, 128, 40, 41
-	gradientPartBytes, gradientsTogether = 30000, 3
+	gradientPartBytes, gradientsTogether, leastBatchPart = 30000, 3, 2
 	t.Cleanup(func() {
 		mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = rows, tokens, features, bundled
-		gradientPartBytes, gradientsTogether = bytes, batches
+		gradientPartBytes, gradientsTogether, leastBatchPart = bytes, batches, part
 	})
 }
 
@@ -76,7 +76,7 @@ func TestUnits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			counts := map[string][]int{"gptq": {1, 3}, "outputs": {3}, "head": {2}, "experts": {1, 3}}[name] // 1 and 2 by bundles, 3 by shards
+			counts := map[string][]int{"gptq": {1, 3}, "outputs": {2, 3}, "head": {2}, "experts": {1, 3}}[name] // 1 and 2 by bundles, 3 by shards
 			for _, workers := range counts {
 				work := filepath.Join(t.TempDir(), "work")
 				got, rep, _, _, err := j.by(t, work, -1, j.local(t, workers))

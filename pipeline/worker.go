@@ -176,6 +176,8 @@ func (w *Worker) value(p *passage, u *unitSpec) (save func(io.Writer) error, err
 		return w.observe(p, u)
 	case unitOfRows:
 		return w.rows(p, u)
+	case unitBatch:
+		return w.batch(p, u)
 	case unitStand:
 		return w.keepStand(p, u)
 	case unitExperts:
@@ -248,7 +250,7 @@ func (w *Worker) goesOn(layer int) bool { return (&passage{task: w.task}).goesOn
 // install gives the linears of a stage their quantized rows.
 func (w *Worker) install(l *model.Layer, k int) error {
 	d := &driver{passage: &passage{task: w.task, found: w.found}}
-	return d.eachLinear(w.values, l, k, d.rowUnits(l, k, 0), func(t *Tensor, lin *model.Linear, q *rows) error {
+	return d.eachLinear(w.values, l, k, d.rowUnits(l, k, 0, 0), func(t *Tensor, lin *model.Linear, q *rows) error {
 		lin.F32 = nil
 		lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
 		if q.shift != nil {

@@ -10,26 +10,25 @@ import (
 
 // rows quantizes rows of a linear.
 func (w *Worker) rows(p *passage, u *unitSpec) (func(io.Writer) error, error) {
-	if u.Stage >= len(w.layer.l.Stages) || u.Linear >= len(w.layer.l.Stages[u.Stage].Sites[0].Linears) {
-		return nil, fmt.Errorf("layer %d, stage %d has no linear %d", u.Layer, u.Stage, u.Linear)
-	}
-	lin := w.layer.l.Stages[u.Stage].Sites[0].Linears[u.Linear]
-	if u.First < 0 || u.Last > lin.Out || u.First >= u.Last {
-		return nil, fmt.Errorf("%s has %d rows, the unit is of rows %d to %d", lin.Name, lin.Out, u.First, u.Last)
-	}
-	sums, err := w.summed(u)
+	sums, lin, job, err := w.rowsJob(u)
 	if err != nil {
 		return nil, err
 	}
-	t := w.plan.Lookup(lin.Name)
-	job := &rowsJob{tensor: t, first: u.First, product: lin.Product, solver: sums.solver, in: sums.in}
-	if job.outputs, err = w.found.outputs.of(lin, nil); err != nil {
-		return nil, err
+	if u.First < 0 || u.Last > lin.Out || u.First >= u.Last {
+		return nil, fmt.Errorf("%s has %d rows, the unit is of rows %d to %d", lin.Name, lin.Out, u.First, u.Last)
 	}
+	job.first = u.First
 	part := lin
 	if u.Last-u.First < lin.Out {
 		part = lin.Part(u.First, u.Last)
-		if job.inexact, err = offGrid(t, lin); err != nil {
+	}
+	if w.task.batched(w.layer.l.Stages[u.Stage].Sites[0], w.found.outputs) {
+		if q, err := w.batchedRows(p, u, sums, lin, part, job); q != nil || err != nil {
+			return q, err
+		}
+	}
+	if u.Last-u.First < lin.Out {
+		if job.inexact, err = offGrid(job.tensor, lin); err != nil {
 			return nil, err
 		}
 		first := 0
@@ -45,7 +44,41 @@ func (w *Worker) rows(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	return oneRecord(t.Name, lin.First()+u.First, &q), nil
+	return oneRecord(job.tensor.Name, lin.First()+u.First, &q), nil
+}
+
+// batchedRows returns what writes rows of a linear, part of it, whose batches are quantized; nil where its rows stay as they are.
+func (w *Worker) batchedRows(p *passage, u *unitSpec, sums *workedSums, lin, part *model.Linear, job *rowsJob) (func(io.Writer) error, error) {
+	b, err := w.batched(p, sums, lin, job)
+	if b == nil || err != nil {
+		return nil, err
+	}
+	all := *u
+	all.Batch = -1
+	if err := b.learn(w, &all, job.tensor); err != nil {
+		return nil, err
+	}
+	if job.w, err = part.Matrix(); err != nil {
+		return nil, fmt.Errorf("%s: %w", p.src.Name(), err)
+	}
+	q := b.rows(job, u.First, u.Last)
+	p.shifts(&q, job)
+	return oneRecord(job.tensor.Name, lin.First()+u.First, &q), nil
+}
+
+// rowsJob returns the linear that a unit is of, what is known of its inputs, and a job for its rows.
+func (w *Worker) rowsJob(u *unitSpec) (*workedSums, *model.Linear, *rowsJob, error) {
+	if u.Stage >= len(w.layer.l.Stages) || u.Linear >= len(w.layer.l.Stages[u.Stage].Sites[0].Linears) {
+		return nil, nil, nil, fmt.Errorf("layer %d, stage %d has no linear %d", u.Layer, u.Stage, u.Linear)
+	}
+	lin := w.layer.l.Stages[u.Stage].Sites[0].Linears[u.Linear]
+	sums, err := w.summed(u)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	job := &rowsJob{tensor: w.plan.Lookup(lin.Name), product: lin.Product, solver: sums.solver, in: sums.in}
+	job.outputs, err = w.found.outputs.of(lin, nil)
+	return sums, lin, job, err
 }
 
 // offGrid says whether the type cannot store all of a linear's rows as they are: those that it could are then changed too, for

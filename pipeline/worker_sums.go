@@ -10,9 +10,10 @@ import (
 
 // workedSums are the statistics of a stage's site, and what has been made of them.
 type workedSums struct {
-	name   string // of their first part
-	in     *quant.Stats
-	solver quant.Solver
+	name    string // of their first part
+	in      *quant.Stats
+	solver  quant.Solver
+	batches *workedBatches // of the stage's one linear; nil: none yet
 }
 
 // mostMade is how many bundles' statistics a worker keeps until they are summed: its share where there are two machines. With those that it is

@@ -77,7 +77,9 @@ func (w *Worker) rowsJob(u *unitSpec) (*workedSums, *model.Linear, *rowsJob, err
 		return nil, nil, nil, err
 	}
 	job := &rowsJob{tensor: w.plan.Lookup(lin.Name), product: lin.Product, solver: sums.solver, in: sums.in}
-	job.outputs, err = w.found.outputs.of(lin, nil)
+	if sums.batches == nil { // those know them
+		job.outputs, err = w.found.outputs.of(lin, nil)
+	}
 	return sums, lin, job, err
 }
 

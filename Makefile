@@ -32,7 +32,7 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestCostOfRecipes TestDry
 
 # Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: more than a minute of two cores.
 WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestFolding TestInputChanges TestLimit TestLimitExitCode \
-	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPlanted TestProfileWork TestQuantizeOptions TestRecipe TestUnitsMixedShards)
+	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPlanted TestProfileWork TestQuantizeOptions TestRecipe TestUnitsMixedShards TestUnitsResumeBatches)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \

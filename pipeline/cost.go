@@ -28,13 +28,13 @@ import (
 //	H_O           T'·Σ b²        of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products;
 //	              where it is judged 2⅓·b³ in float32
 //
-// N machines split a layer by calibration shards (observe, advance), by rows of a linear or blocks of H_O (quantize), and by whole
-// experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
+// N machines split a layer by calibration shards (observe, advance), by rows of a linear, blocks of H_O or a large one's batches (quantize), and
+// by whole experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
 // with S shards, x in four bytes, and M the sums of the dense linears (2in² of H, packed; 4in² of D; 4in·out of S):
 //
 //	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards (a bundle's: bundled)
 //	needs         H and D in, S/N in      what rows need
-//	rows          all rows' bytes in      a machine's own out
+//	rows          all rows' bytes in      a machine's own out; and their errors, 4in·out, where batches are divided
 //	experts       2T·dim in a stream      inputs in bfloat16 to all; results 4T·k·dim/N a stream, in and out
 //	states        4T·width/N a stream out what a lost machine's shards go on from
 //	weights       dense in, experts' /N   of the checkpoint
@@ -330,6 +330,9 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 		add(movedSums, values*moved/e.machines, values*moved/e.machines)
 		add(movedNeeds, needed, 0)
 		add(movedRows, s.written, s.written/e.machines)
+		if s.batched() {
+			add(movedRows, 4*n*s.quantized, 4*n*s.quantized/e.machines) // errors
+		}
 	}
 	add(movedWeights, dense+expertWeights/e.machines, 0)
 	if expertWeights > 0 {
@@ -391,13 +394,22 @@ func couplingOps(b, in int) float64 {
 	return rows*rows*rows/3 + rows*rows*float64(in)
 }
 
+// batched says whether the site's rows are divided batch by batch: see task.batched.
+func (s *siteCost) batched() bool {
+	return len(s.Out) == 1 && len(s.blocks) == 1 && gptq.BatchRows(s.blocks[0]) >= 2*leastBatchPart
+}
+
 // attentionWidth is the number of features of an attention head, for each of which the rows of QKᵀ are computed once between products.
 const attentionWidth = 64
 
-// rowShare is the part of a dense site's rows that the busiest machine has: rows do not meet, but those of a block of H_O do.
+// rowShare is the part of a dense site's rows that the busiest machine has: rows do not meet, but those of a block of H_O do. Of a single
+// block batches are divided.
 func (e *estimate) rowShare(s *siteCost) float64 {
 	if len(s.blocks) == 0 {
 		return 1 / e.machines
+	}
+	if s.batched() {
+		return 1 / min(e.machines, float64(gptq.BatchRows(s.blocks[0])/leastBatchPart))
 	}
 	each := math.Ceil(float64(len(s.blocks)) / e.machines)
 	var most float64

@@ -290,7 +290,10 @@ func TestCostParts(t *testing.T) {
 	if !(coupled[costRows] > one[costRows]) || coupled[costObserve] != one[costObserve] {
 		t.Errorf("with output Hessians %v, without %v", coupled, one)
 	}
-	// attn_output has one block of 4096 rows: a second machine has none.
+	// Two machines share the batches of attn_output's one block of 4096 rows, and four at most.
+	if two := phases(on.Cost(m, tokens, seqLen, 2, s)); !(two[costRows] < 0.65*coupled[costRows]) {
+		t.Errorf("coupled rows take %g s on one machine, %g on two", coupled[costRows], two[costRows])
+	}
 	for n, divides := range map[*Plan]bool{off: true, on: false} {
 		two, many := phases(n.Cost(m, tokens, seqLen, 2, s)), phases(n.Cost(m, tokens, seqLen, 16, s))
 		if faster := two[costRows]/many[costRows] > 3; faster != divides {

@@ -158,12 +158,25 @@ func TestUnitsResume(t *testing.T) {
 	smallUnits(t)
 	j := unitJobs()["head"]
 	j.opt.Calib = sequences(testmodel.New("llama"), 18, 32) // five shards
+	resumeUnits(t, j, 7, 1)
+}
+
+// TestUnitsResumeBatches: likewise between batches of coupled rows, which two workers or three have begun to share.
+func TestUnitsResumeBatches(t *testing.T) {
+	smallUnits(t)
+	tm := testmodel.New("llama")
+	resumeUnits(t, job{tm.Source(), Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: ggml.Q4_0, OutputHessian: OutputHessianOn, BiasCorrection: true},
+		Options{Calib: sequences(tm, 18, 32)}}, 37, 3)
+}
+
+// resumeUnits kills j's run after every so many sets of units, and has it go on with so many workers, or none at all.
+func resumeUnits(t *testing.T, j job, every, workers int) {
 	want, wantReport, _, _, err := j.in(t, "", -1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sets := 0
-	for n := 2; ; n += 7 {
+	for n := 2; ; n += every {
 		work := filepath.Join(t.TempDir(), "work")
 		var f *fragile
 		_, _, _, _, err := j.by(t, work, -1, func(work *store.Dir) engine.Engine {
@@ -179,7 +192,7 @@ func TestUnitsResume(t *testing.T) {
 		sets++
 		var make func(*store.Dir) engine.Engine // nil: the run goes on by itself
 		if n%2 == 0 {
-			make = j.local(t, 1)
+			make = j.local(t, workers)
 		}
 		got, rep, _, _, err := j.by(t, work, -1, make)
 		if err != nil {

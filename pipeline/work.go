@@ -21,7 +21,7 @@ type Work interface {
 	store.Store
 	// Note writes down how far the run is.
 	Note(s *store.Standing) error
-	// Room refuses a disk that has less than so many bytes, those that are kept already included.
+	// Room refuses a disk that has less than so many bytes, those that are kept already, and what a partial output takes, included.
 	Room(bytes int64) error
 }
 
@@ -41,7 +41,10 @@ func (k *keeper) room(t *task, found *findings) error {
 		return nil
 	}
 	bytes := t.workBytes(t.opt.Calib.Tokens())
-	if k.partial() == "" && t.plan.form == nil {
+	switch {
+	case k.partial() != "":
+		bytes += t.plan.Size()
+	case t.plan.form == nil:
 		bytes += t.plan.LayerBytes(t.m)
 	}
 	folder, ok := k.work.(interface{ Path() string })

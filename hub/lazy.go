@@ -20,15 +20,15 @@ import (
 	"github.com/llmq/llmq/internal/mmap"
 )
 
-// smallTensor is the size up to which a tensor is fetched by itself, and stays: norms, biases, routers. A larger one, or one of more than
+// smallTensor is the size up to which a tensor is fetched by itself: norms, biases, routers. A larger one, or one of more than
 // a 256th of its shard, brings the rest of the shard, whose digest is checked then.
 const smallTensor = 4 << 20
 
-// mostSmall is how much of a shard is fetched tensor by tensor and stays: experts of mixtures are small too, and many. It is at most half
+// mostSmall is how much of a shard is fetched tensor by tensor: experts of mixtures are small too, and many. It is at most half
 // of a shard, so that one of small tensors alone comes as a whole too, and its digest is checked.
 const mostSmall = 64 << 20
 
-// Lazy is a model of the hub in a folder whose weights come when they are needed and go when those of another shard are. A shard's file
+// Lazy is a model of the hub in a folder whose weights come when they are needed and go when they are spent (mmap.Map.Drop). A shard's file
 // has its full length from the beginning and takes the room of what is there (a sparse file). What has come and gone is written
 // down beside it, so that another process goes on with the same folder.
 //
@@ -45,7 +45,6 @@ type Lazy struct {
 	mu      sync.Mutex
 	shards  map[string]*shard // by path; nil where the cache has the file
 	again   bool              // it was told that bytes come a second time
-	layer   int               // that is read; −1 before the first
 }
 
 // shard is a file of weights. It is a mmap.Filler.
@@ -56,14 +55,12 @@ type shard struct {
 	file     *os.File
 	journal  *os.File
 	m        *mmap.Map
-	first    int64         // bytes of the header
-	have     spans         // that are there
-	needed   spans         // that somebody reads
-	kept     spans         // that stay
-	read     spans         // that somebody has read at some time
-	passed   spans         // that nobody has read since another layer came
-	before   map[int]spans // that earlier processes have read, by the layer that came last
-	complete bool          // all were there at one time, and had the digest
+	first    int64 // bytes of the header
+	have     spans // that are there
+	needed   spans // that somebody reads
+	alone    spans // that have come by themselves, before the rest
+	spent    spans // that nobody needs any more
+	complete bool  // all were there at one time, and had the digest
 }
 
 // A WholeError says that weights do not come in parts: Snapshot may have them as a whole.
@@ -96,7 +93,7 @@ func (c *Client) Lazy(ctx context.Context, ref Ref, folder string) (*Lazy, error
 	if err != nil {
 		return nil, err
 	}
-	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, layer: -1, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
+	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
 	if err := os.MkdirAll(z.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("hub: %w", err)
 	}
@@ -221,7 +218,6 @@ func (z *Lazy) open(f File) (err error) {
 		return fmt.Errorf("hub: %s: %s: its header's length is %d, of %d bytes", z.l.Ref, f.Path, n, f.Bytes)
 	}
 	s.first = 8 + int64(n)
-	s.kept = s.kept.with(0, s.first)
 	return s.fetch(spans{{8, s.first}})
 }
 
@@ -269,16 +265,10 @@ func (s *shard) Fill(lo, hi int64) error {
 	z := s.z
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	s.needed, s.passed = s.needed.with(lo, hi), s.passed.without(lo, hi)
-	if len(spans{{lo, hi}}.less(s.read)) > 0 {
-		s.read = s.read.with(lo, hi)
-		if err := s.note("read %d %d %d", lo, hi, z.layer); err != nil {
-			return err
-		}
-	}
+	s.needed, s.spent = s.needed.with(lo, hi), s.spent.without(lo, hi)
 	small := s.small(lo, hi)
 	if small {
-		s.kept = s.kept.with(lo, hi)
+		s.alone = s.alone.with(lo, hi)
 	}
 	want := spans{{lo, hi}}
 	missing := want.less(s.have)
@@ -299,11 +289,6 @@ func (s *shard) Fill(lo, hi int64) error {
 		return nil
 	case small:
 		return s.fetch(missing)
-	}
-	for _, other := range z.shards {
-		if err := other.leave(); err != nil {
-			return err
-		}
 	}
 	missing = spans{{0, s.f.Bytes}}.less(s.have)
 	if free, known := atomicfile.Free(z.dir); known && uint64(missing.bytes()) > free {
@@ -326,13 +311,16 @@ func (s *shard) Fill(lo, hi int64) error {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
 	}
 	s.complete = true
-	return s.note("complete")
+	if err := s.note("complete"); err != nil {
+		return err
+	}
+	return s.leave()
 }
 
-// small says whether bytes lo to hi are fetched by themselves, and stay: see smallTensor.
+// small says whether bytes lo to hi are fetched by themselves: see smallTensor.
 func (s *shard) small(lo, hi int64) bool {
 	c := s.z.c
-	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
+	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.alone.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
 }
 
 // Free says that bytes lo to hi are not read for now.
@@ -342,39 +330,27 @@ func (s *shard) Free(lo, hi int64) {
 	s.needed = s.needed.without(lo, hi)
 }
 
-// Layer says which layer is read next. What was read before and nobody needs may go when a second one comes, and not before: a layer may lie
-// in two shards, and is read more than once, and a run that was cut off in its first layer needs the embeddings again. Of one that goes on in
-// a later layer, what earlier layers have read may go at once.
-func (z *Lazy) Layer(layer int) {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	if layer == z.layer {
-		return
+// Drop gives up bytes of a complete shard. Those of another go when it is complete: its digest is that of all.
+func (s *shard) Drop(parts [][2]int64) error {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	for _, p := range parts {
+		s.needed, s.spent = s.needed.without(p[0], p[1]), s.spent.with(p[0], p[1])
 	}
-	first := z.layer < 0
-	z.layer = layer
-	for _, s := range z.shards {
-		if !first {
-			s.passed = s.read.less(s.needed)
-			continue
-		}
-		for n, read := range s.before {
-			if n < layer && layer > 0 {
-				for _, a := range read.less(s.needed) {
-					s.passed = s.passed.with(a.lo, a.hi)
-				}
-			}
-		}
-	}
+	return s.leave()
 }
 
-// leave gives up the bytes of a complete shard that nobody needs.
+// Checked says that the shard is, or was, there as a whole, with the digest that it should have.
+func (s *shard) Checked() bool {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	return s.complete
+}
+
+// leave gives up the bytes of a complete shard that are spent.
 func (s *shard) leave() error {
-	if !s.complete {
-		return nil
-	}
-	gone := s.passed.less(s.kept)
-	if len(gone) == 0 {
+	gone := s.spent.less(s.spent.less(s.have))
+	if !s.complete || len(gone) == 0 {
 		return nil
 	}
 	// First what is remembered, on the disk, then what is: a process that ends in between, or a machine, has bytes that it does not
@@ -387,9 +363,11 @@ func (s *shard) leave() error {
 	if err := s.journal.Sync(); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
-	for _, a := range gone {
-		s.passed = s.passed.without(a.lo, a.hi)
-		s.have, s.read = s.have.without(a.lo, a.hi), s.read.without(a.lo, a.hi)
+	s.have = s.have.less(gone)
+	for _, a := range (spans{{0, s.f.Bytes}}).less(s.have) { // holes: with what had gone beside it, as blocks of the disk lie in both
+		if !a.meets(gone) {
+			continue
+		}
 		if s.m != nil && s.m.Data != nil {
 			if err := s.m.Forbid(a.lo, a.hi); err != nil {
 				return fmt.Errorf("hub: %s: %w", s.path, err)
@@ -404,7 +382,7 @@ func (s *shard) leave() error {
 
 // forget gives up all.
 func (s *shard) forget() error {
-	s.have, s.read, s.complete = nil, nil, false
+	s.have, s.complete = nil, false
 	if err := s.note("gone 0 %d", s.f.Bytes); err != nil {
 		return err
 	}
@@ -429,25 +407,15 @@ func (s *shard) replay() error {
 	if err := s.journal.Truncate(int64(end)); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
-	s.before = map[int]spans{}
 	for line := range strings.Lines(string(b[:end])) {
 		var lo, hi int64
-		var layer int
 		switch {
 		case line == "complete\n":
 			s.complete = true
 		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
 			s.have = s.have.with(lo, hi)
-		case scan(line, "read %d %d %d\n", &lo, &hi, &layer):
-			s.read, s.before[layer] = s.read.with(lo, hi), s.before[layer].with(lo, hi)
-			if s.small(lo, hi) {
-				s.kept = s.kept.with(lo, hi)
-			}
 		case scan(line, "gone %d %d\n", &lo, &hi):
-			s.have, s.read = s.have.without(lo, hi), s.read.without(lo, hi)
-			for n := range s.before {
-				s.before[n] = s.before[n].without(lo, hi)
-			}
+			s.have = s.have.without(lo, hi)
 			if lo == 0 && hi == s.f.Bytes {
 				s.complete = false
 			}

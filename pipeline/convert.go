@@ -47,6 +47,11 @@ func (s *rowSum) add(o *rowSum) {
 	s.exact += o.exact
 }
 
+// rowsReport is what is reported of a tensor that was converted.
+func (s *rowSum) rowsReport() *rowsReport {
+	return &rowsReport{outputs: s.errorSum, weights: s.errorSum, noise: s.noise, exact: s.exact}
+}
+
 // suspect says whether a weight of a row with these sums may be one that check refuses.
 func (s *rowSum) suspect() bool {
 	const tooMuch = 65000 * 65000 // F16 ends at 65504

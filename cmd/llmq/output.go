@@ -129,7 +129,7 @@ func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pi
 
 // openCheckpoint opens what is to be written.
 func (o *outputOptions) openCheckpoint(ctx context.Context, a *app) (pipeline.Source, error) {
-	opt := hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v}
+	opt := hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v, Passing: o.LowDisk}
 	switch {
 	case o.DryRun && !o.measures:
 		return a.openHeaders(ctx, o.Checkpoint, opt)

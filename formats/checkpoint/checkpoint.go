@@ -127,6 +127,8 @@ type pages interface {
 	Release([]byte)
 	Rest([]byte)
 	ReadAhead([]byte)
+	Drop(...[]byte) error
+	Checked() bool
 }
 
 // Open reads the headers of a folder's weights, but no weights.
@@ -231,6 +233,42 @@ func (c *Checkpoint) ReadAhead(name string, lo, hi int) {
 	for _, s := range c.spans(name, lo, hi) {
 		s.ReadAhead(s.data)
 	}
+}
+
+// Rows are rows [Lo,Hi) of a tensor.
+type Rows struct {
+	Name   string
+	Lo, Hi int
+}
+
+// Drop says that nobody will read these rows again, so that what holds only them may go from a file that comes in parts.
+func (c *Checkpoint) Drop(rows []Rows) error {
+	var maps []pages // in order
+	parts := map[pages][][]byte{}
+	for _, r := range rows {
+		for _, s := range c.spans(r.Name, r.Lo, r.Hi) {
+			if parts[s.pages] == nil {
+				maps = append(maps, s.pages)
+			}
+			parts[s.pages] = append(parts[s.pages], s.data)
+		}
+	}
+	for _, m := range maps {
+		if err := m.Drop(parts[m]...); err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
+	}
+	return nil
+}
+
+// Checked says whether the files of rows that come in parts are known to be what they should be.
+func (c *Checkpoint) Checked(name string, lo, hi int) bool {
+	for _, s := range c.spans(name, lo, hi) {
+		if !s.Checked() {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *Checkpoint) spans(name string, lo, hi int) []span {

@@ -2,9 +2,11 @@ package hub
 
 import (
 	"context"
+	"encoding"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net/http"
@@ -21,11 +23,11 @@ import (
 )
 
 // smallTensor is the size up to which a tensor is fetched by itself: norms, biases, routers. A larger one, or one of more than
-// a 256th of its shard, brings the rest of the shard, whose digest is checked then.
+// a 256th of its shard, brings all that lies before it in the file.
 const smallTensor = 4 << 20
 
 // mostSmall is how much of a shard is fetched tensor by tensor: experts of mixtures are small too, and many. It is at most half
-// of a shard, so that one of small tensors alone comes as a whole too, and its digest is checked.
+// of a shard, so that one of small tensors alone is read in order too, and its digest is checked.
 const mostSmall = 64 << 20
 
 // Lazy is a model of the hub in a folder whose weights come when they are needed and go when they are spent (mmap.Map.Drop). A shard's file
@@ -49,18 +51,20 @@ type Lazy struct {
 
 // shard is a file of weights. It is a mmap.Filler.
 type shard struct {
-	z        *Lazy
-	f        File
-	path     string
-	file     *os.File
-	journal  *os.File
-	m        *mmap.Map
-	first    int64 // bytes of the header
-	have     spans // that are there
-	needed   spans // that somebody reads
-	alone    spans // that have come by themselves, before the rest
-	spent    spans // that nobody needs any more
-	complete bool  // all were there at one time, and had the digest
+	z       *Lazy
+	f       File
+	path    string
+	file    *os.File
+	journal *os.File
+	m       *mmap.Map
+	first   int64 // bytes of the header
+	have    spans // that are there
+	needed  spans // that somebody reads
+	alone   spans // that have come by themselves, before the rest
+	spent   spans // that nobody needs any more
+	checked int64 // bytes from the first on that were there at one time, and are in digest
+	digest  hash.Hash
+	told    bool // a user was told that it is fetched
 }
 
 // A WholeError says that weights do not come in parts: Snapshot may have them as a whole.
@@ -173,7 +177,7 @@ func (z *Lazy) Identity() string {
 
 // open readies a shard: its file, what is known to be there, its header.
 func (z *Lazy) open(f File) (err error) {
-	s := &shard{z: z, f: f, path: filepath.Join(z.dir, filepath.FromSlash(f.Path))}
+	s := &shard{z: z, f: f, digest: f.summer(), path: filepath.Join(z.dir, filepath.FromSlash(f.Path))}
 	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
@@ -270,51 +274,80 @@ func (s *shard) Fill(lo, hi int64) error {
 	if small {
 		s.alone = s.alone.with(lo, hi)
 	}
-	want := spans{{lo, hi}}
-	missing := want.less(s.have)
-	switch {
-	case len(missing) == 0 && (small || s.complete): // of a shard that is not, a killed process may have left all, unchecked
-		return nil
-	case s.complete:
+	missing := spans{{lo, hi}}.less(s.have)
+	if again := missing.less(spans{{s.checked, s.f.Bytes}}); len(again) > 0 {
 		if !z.again {
 			z.again = true
 			z.c.notify("%s: a tensor is needed that had gone already: it is fetched again", z.l.Ref)
 		}
-		if err := s.fetch(missing); err != nil {
+		if err := s.fetch(again); err != nil {
 			return err
 		}
-		if err := s.file.Sync(); err != nil {
+		if err := s.file.Sync(); err != nil { // as all is that was checked
 			return fmt.Errorf("hub: %s: %w", s.path, err)
 		}
-		return nil
+	}
+	switch {
 	case small:
 		return s.fetch(missing)
+	case hi <= s.checked:
+		return nil
 	}
-	missing = spans{{0, s.f.Bytes}}.less(s.have)
+	return s.through(hi)
+}
+
+// through has all bytes come from where the digest has come to, until hi. They are needed sooner or later, and the digest can be computed in the
+// file's order alone; so what is spent may go before the rest is there. In the end it is known whether all were what they should be.
+func (s *shard) through(hi int64) error {
+	z := s.z
+	missing := spans{{s.checked, hi}}.less(s.have)
 	if free, known := atomicfile.Free(z.dir); known && uint64(missing.bytes()) > free {
 		return fmt.Errorf("hub: %s: %s: %d bytes are to be fetched, %s has %d bytes free", z.l.Ref, s.f.Path, missing.bytes(), z.dir, free)
 	}
-	z.c.notify("fetching %s, %d bytes", s.f.Path, missing.bytes())
+	if !s.told {
+		s.told = true
+		z.c.notify("fetching %s, %d bytes", s.f.Path, s.f.Bytes-max(s.checked, s.have.bytes()))
+	}
 	if err := s.fetch(missing); err != nil {
 		return err
 	}
-	h := s.f.summer()
-	if _, err := copyAll(z.ctx, h, io.NewSectionReader(s.file, 0, s.f.Bytes)); err != nil {
+	if _, err := copyAll(z.ctx, s.digest, io.NewSectionReader(s.file, s.checked, hi-s.checked)); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
 	}
-	if got := sum(h); got != s.f.Digest {
-		// Its small tensors have been used already, so this run is lost.
-		return errors.Join(fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s: start again", z.l.Ref, s.f.Path, got, s.f.Digest),
-			s.forget())
+	s.checked = hi
+	if got := sum(s.digest); hi == s.f.Bytes && got != s.f.Digest {
+		return errors.Join(fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s", z.l.Ref, s.f.Path, got, s.f.Digest), s.condemn())
 	}
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
 	}
-	s.complete = true
-	if err := s.note("complete"); err != nil {
+	state, err := s.digest.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	if err := s.note("checked %d %x", hi, state); err != nil {
 		return err
 	}
 	return s.leave()
+}
+
+// Check has the rest come of every file that was read of, and says whether all of it was what it should be.
+func (z *Lazy) Check() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	for _, s := range z.shards {
+		for s.checked > 0 && s.checked < s.f.Bytes {
+			const step = 64 << 20
+			hi := min(s.checked+step, s.f.Bytes)
+			for _, a := range (spans{{s.checked, hi}}).less(s.have) {
+				s.spent = s.spent.with(a.lo, a.hi) // nobody reads it: it goes at once
+			}
+			if err := s.through(hi); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // small says whether bytes lo to hi are fetched by themselves: see smallTensor.
@@ -330,7 +363,7 @@ func (s *shard) Free(lo, hi int64) {
 	s.needed = s.needed.without(lo, hi)
 }
 
-// Drop gives up bytes of a complete shard. Those of another go when it is complete: its digest is that of all.
+// Drop gives up bytes.
 func (s *shard) Drop(parts [][2]int64) error {
 	s.z.mu.Lock()
 	defer s.z.mu.Unlock()
@@ -340,17 +373,17 @@ func (s *shard) Drop(parts [][2]int64) error {
 	return s.leave()
 }
 
-// Checked says that the shard is, or was, there as a whole, with the digest that it should have.
-func (s *shard) Checked() bool {
+// There says that bytes lo to hi have come, with all before them.
+func (s *shard) There(lo, hi int64) bool {
 	s.z.mu.Lock()
 	defer s.z.mu.Unlock()
-	return s.complete
+	return hi <= s.checked
 }
 
-// leave gives up the bytes of a complete shard that are spent.
+// leave gives up the bytes that are spent and that the digest has come past.
 func (s *shard) leave() error {
-	gone := s.spent.less(s.spent.less(s.have))
-	if !s.complete || len(gone) == 0 {
+	gone := s.spent.less(s.spent.less(s.have)).less(spans{{s.checked, s.f.Bytes}})
+	if len(gone) == 0 {
 		return nil
 	}
 	// First what is remembered, on the disk, then what is: a process that ends in between, or a machine, has bytes that it does not
@@ -364,7 +397,7 @@ func (s *shard) leave() error {
 		return fmt.Errorf("hub: %w", err)
 	}
 	s.have = s.have.less(gone)
-	for _, a := range (spans{{0, s.f.Bytes}}).less(s.have) { // holes: with what had gone beside it, as blocks of the disk lie in both
+	for _, a := range (spans{{0, s.checked}}).less(s.have) { // holes: with what had gone beside it, as blocks of the disk lie in both
 		if !a.meets(gone) {
 			continue
 		}
@@ -380,13 +413,17 @@ func (s *shard) leave() error {
 	return nil
 }
 
-// forget gives up all.
-func (s *shard) forget() error {
-	s.have, s.complete = nil, false
-	if err := s.note("gone 0 %d", s.f.Bytes); err != nil {
+// condemn gives up all, for good: what was made of it is worth nothing.
+func (s *shard) condemn() error {
+	s.have = nil
+	if err := s.note("damaged"); err != nil {
 		return err
 	}
-	return punch(s.file, 0, s.f.Bytes)
+	return errors.Join(s.damaged(), s.journal.Sync(), punch(s.file, 0, s.f.Bytes))
+}
+
+func (s *shard) damaged() error {
+	return fmt.Errorf("hub: %s is of a damaged download: remove this folder, and what was made of it (--work), and start again", s.z.dir)
 }
 
 // note adds a line to what is known.
@@ -407,21 +444,31 @@ func (s *shard) replay() error {
 	if err := s.journal.Truncate(int64(end)); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
+	started := ""
 	for line := range strings.Lines(string(b[:end])) {
 		var lo, hi int64
+		var state []byte
 		switch {
-		case line == "complete\n":
-			s.complete = true
+		case scan(line, "started %s\n", &started):
+		case line == "damaged\n":
+			return s.damaged()
+		case scan(line, "checked %d %x\n", &hi, &state) && hi <= s.f.Bytes:
+			if err := s.digest.(encoding.BinaryUnmarshaler).UnmarshalBinary(state); err != nil {
+				return fmt.Errorf("hub: %s.have: %w", s.path, err)
+			}
+			s.checked = hi
 		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
 			s.have = s.have.with(lo, hi)
 		case scan(line, "gone %d %d\n", &lo, &hi):
 			s.have = s.have.without(lo, hi)
-			if lo == 0 && hi == s.f.Bytes {
-				s.complete = false
-			}
 		default:
 			return fmt.Errorf("hub: %s.have: %.80q is no line of it: remove the folder to start over", s.path, line)
 		}
+	}
+	// What had come last before a power cut may not be on the disk: it was so when it was checked.
+	if now := systemStart(); started != now {
+		s.have = s.have.less(spans{{s.checked, s.f.Bytes}})
+		return s.note("started %s", now)
 	}
 	return nil
 }

@@ -49,10 +49,12 @@ type Rows struct {
 type Passing interface {
 	// Passes says whether they do.
 	Passes() bool
-	// Here says whether a tensor has come, and is what it should be: its file is there as a whole, or was.
+	// Here says whether a tensor has come already.
 	Here(name string) bool
 	// Spend says that rows are not read again, and nobody holds them, so that they may go. Who reads them nevertheless has them come again.
 	Spend(rows []Rows) error
+	// Check says in the end whether all that was read is what it should be. Before nobody knows.
+	Check() error
 }
 
 // PassingOf returns a source whose weights come and go as what it is; nil of another.

@@ -128,7 +128,7 @@ type pages interface {
 	Rest([]byte)
 	ReadAhead([]byte)
 	Drop(...[]byte) error
-	Checked() bool
+	There([]byte) bool
 }
 
 // Open reads the headers of a folder's weights, but no weights.
@@ -261,10 +261,10 @@ func (c *Checkpoint) Drop(rows []Rows) error {
 	return nil
 }
 
-// Checked says whether the files of rows that come in parts are known to be what they should be.
-func (c *Checkpoint) Checked(name string, lo, hi int) bool {
+// There says whether rows have come that lie in files that come in parts.
+func (c *Checkpoint) There(name string, lo, hi int) bool {
 	for _, s := range c.spans(name, lo, hi) {
-		if !s.Checked() {
+		if !s.There(s.data) {
 			return false
 		}
 	}

@@ -31,8 +31,9 @@ type Options struct {
 	// what they are, so that nobody has to look (Checkpoint.Identity).
 	Lazy     func(path string) (*mmap.Map, error)
 	Identity string
-	// Passing says that they go when they are spent: see model.Passing.
+	// Passing says that they go when they are spent: see model.Passing. Check, if it is not nil, says whether all were what they should be.
 	Passing bool
+	Check   func() error
 }
 
 // Checkpoint is an open checkpoint folder. It is a model.Source.
@@ -93,7 +94,7 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 	c := &Checkpoint{dir: dir, weights: stored{Checkpoint: w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity,
 		lazy: opt.Lazy != nil, declared: declared}
 	if opt.Passing {
-		c.passing = &passing{}
+		c.passing = &passing{check: opt.Check}
 	}
 	if err := c.load(config, opt); err != nil {
 		w.Close()

@@ -7,6 +7,7 @@ import (
 
 // passing is what is known of weights that go when they are spent.
 type passing struct {
+	check   func() error // Options.Check
 	spent   map[string]bool
 	readers map[string]int // of the folder's tensors: how many of the virtual GGUF's are made of them, and not spent
 }
@@ -17,8 +18,16 @@ func (c *Checkpoint) Passes() bool { return c.passing != nil }
 // Here is model.Passing's.
 func (c *Checkpoint) Here(name string) bool {
 	here := true
-	c.eachPart(name, func(name string, lo, hi int) { here = here && c.weights.Checked(name, lo, hi) })
+	c.eachPart(name, func(name string, lo, hi int) { here = here && c.weights.There(name, lo, hi) })
 	return here
+}
+
+// Check is model.Passing's.
+func (c *Checkpoint) Check() error {
+	if c.passing == nil || c.passing.check == nil {
+		return nil
+	}
+	return c.passing.check()
 }
 
 // Spend is model.Passing's. What several tensors are made of goes with the last of them, as a whole. Some rows of a tensor go by themselves

@@ -8,8 +8,8 @@ type Filler interface {
 	Free(lo, hi int64)
 	// Drop says that bytes [lo,hi) are not needed any more, and may go. Who needs them again has Fill bring them.
 	Drop(parts [][2]int64) error
-	// Checked says that all of the file has been there, and was what it should be.
-	Checked() bool
+	// There says that bytes lo to hi have come, with all before them.
+	There(lo, hi int64) bool
 }
 
 // Need has b, a part of Data, be there, and stay until Release. Of an ordinary map all is there.
@@ -38,8 +38,13 @@ func (m *Map) Drop(parts ...[]byte) error {
 	return m.filler.Drop(spans)
 }
 
-// Checked says that all of the file is there, or was, and is known to be what it should be, if it is one that comes in parts.
-func (m *Map) Checked() bool { return m.filler == nil || m.filler.Checked() }
+// There says that b, a part of Data, has come, with all before it, if the file is one that comes in parts.
+func (m *Map) There(b []byte) bool {
+	if m.filler == nil || len(b) == 0 {
+		return true
+	}
+	return m.filler.There(m.offsets(b))
+}
 
 // Lazy says whether Data is of a file that is not all there.
 func (m *Map) Lazy() bool { return m.filler != nil }

@@ -35,7 +35,7 @@ func (f *tap) Drop(parts [][2]int64) error {
 	return nil
 }
 
-func (f *tap) Checked() bool { return false }
+func (f *tap) There(lo, hi int64) bool { return hi < 5 }
 
 // TestLazy: what has not come, or has gone, is a fault, never zeros.
 func TestLazy(t *testing.T) {
@@ -81,6 +81,9 @@ func TestLazy(t *testing.T) {
 	}
 	if err := m.Drop(part, part[:0], part[1:]); err != nil || len(f.dropped) != 2 || f.dropped[1] != [2]int64{int64(2*page + 6), int64(4*page + 7)} {
 		t.Errorf("dropped %v, %v", f.dropped, err)
+	}
+	if m.There(part) || !m.There(m.Data[:4]) {
+		t.Error("the filler is not asked what is there")
 	}
 	if err := m.Forbid(int64(2*page+5), int64(4*page+7)); err != nil {
 		t.Fatal(err)

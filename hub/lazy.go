@@ -154,10 +154,16 @@ func (z *Lazy) link(cached *tree, f File) error {
 	return nil
 }
 
-// Largest is the size of the largest file of weights that comes in parts; 0 if the cache has all.
-func (z *Lazy) Largest() (bytes int64) {
+// Taken is how much of the disk the weights take that are there.
+func (z *Lazy) Taken() int64 {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.taken()
+}
+
+func (z *Lazy) taken() (bytes int64) {
 	for _, s := range z.shards {
-		bytes = max(bytes, s.f.Bytes)
+		bytes += s.have.bytes()
 	}
 	return bytes
 }

@@ -104,14 +104,6 @@ func quantized(t *testing.T, ctx context.Context, m *testmodel.Model, src pipeli
 	return b, nil
 }
 
-// onDisk is what a model takes.
-func (z *Lazy) onDisk() (n int64) {
-	for _, s := range z.shards {
-		n += s.have.bytes()
-	}
-	return n
-}
-
 // embeddingsOf is where a file of weights has them.
 func embeddingsOf(t *testing.T, path string) span {
 	t.Helper()
@@ -160,7 +152,7 @@ func TestLazy(t *testing.T) {
 			c.Notify = func(s string) {
 				if name, _, ok := strings.Cut(strings.TrimPrefix(s, "fetching "), ","); ok && z != nil { // before it is
 					shard := z.shards[filepath.Join(z.dir, name)]
-					peak = max(peak, z.onDisk()+shard.f.Bytes-shard.have.bytes())
+					peak = max(peak, z.taken()+shard.f.Bytes-shard.have.bytes())
 					if left := embeddings.less(embeddings.less(z.shards[filepath.Join(z.dir, shard1)].have)); name == shard2 && len(left) > 0 {
 						t.Errorf("bytes %v of the embeddings stay when the second shard comes", left)
 					}
@@ -170,8 +162,8 @@ func TestLazy(t *testing.T) {
 				}
 			}
 			z, src := lazily(t, c, folder)
-			if n := h.Sent(shard1) + h.Sent(shard2); n != z.onDisk() || n > 20_000 {
-				t.Errorf("%d bytes are fetched to open the model, %d are there", n, z.onDisk())
+			if n := h.Sent(shard1) + h.Sent(shard2); n != z.taken() || n > 20_000 {
+				t.Errorf("%d bytes are fetched to open the model, %d are there", n, z.taken())
 			}
 			if killed != "" {
 				work = filepath.Join(t.TempDir(), "work")

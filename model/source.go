@@ -45,12 +45,20 @@ type Rows struct {
 	Lo, Hi int
 }
 
+// Place is where some of a tensor lies: bytes [Lo,Hi) of a file.
+type Place struct {
+	File   string
+	Lo, Hi int64
+}
+
 // Passing is a Source whose weights may come when they are needed, and go when nobody needs them any more.
 type Passing interface {
 	// Passes says whether they do.
 	Passes() bool
 	// Here says whether a tensor has come already.
 	Here(name string) bool
+	// Places are where a tensor lies in files of which bytes come when they are needed, with all before them in the file.
+	Places(name string) []Place
 	// Spend says that rows are not read again, and nobody holds them, so that they may go. Who reads them nevertheless has them come again.
 	Spend(rows []Rows) error
 	// Check says in the end whether all that was read is what it should be. Before nobody knows.

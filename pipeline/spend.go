@@ -45,12 +45,17 @@ func (w *writer) convertHeadHere() error {
 // headParts is in how many parts the head is converted where weights come and go, at most: that much of it is there twice.
 const headParts = 16
 
+// headStep is how many rows of the head are a part: batches.
+func headStep(t *Tensor) int {
+	batch := batchRows(t)
+	batches := (t.Rows() + batch - 1) / batch
+	return (batches + headParts - 1) / headParts * batch
+}
+
 // convertParts writes the head in parts of some rows. Where they are found again, each is a unit of work.
 func (w *writer) convertParts(t *Tensor, src model.Passing) error {
 	var sum rowSum // over all rows in their order, whoever converts them
-	batch := batchRows(t)
-	batches := (t.Rows() + batch - 1) / batch
-	step := (batches + headParts - 1) / headParts * batch
+	step := headStep(t)
 	for lo := 0; lo < t.Rows(); lo += step {
 		hi := min(lo+step, t.Rows())
 		if err := w.convertPart(t, lo, hi, &sum); err != nil {

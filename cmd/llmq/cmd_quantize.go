@@ -289,6 +289,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			return err
 		}
 		needs := plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory))
+		peak, without := plan.PassingDisk(src, m, opts.atMost(), opts.SeqLen, opts.Work != ""), plan.Size()
+		if opts.Work != "" {
+			without += needs.Work
+		}
+		needs.Fetched = max(0, peak-without)
 		if needs.Work > 0 {
 			needs.Work += opts.besideWork(plan, m)
 		}
@@ -309,6 +314,12 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 				bytes += plan.Size()
 			}
 			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(bytes))
+			if s, ok := src.(*lazySource); ok {
+				peak := plan.PassingDisk(src, m, set.Tokens(), set.SeqLen, true)
+				if err := work.Room(peak - s.lazy.Taken()); err != nil {
+					return fmt.Errorf("%w (with the weights that are fetched)", err)
+				}
+			}
 		}
 		if popt.Engine == nil { // how many machines there will be nobody knows
 			popt.Speeds = plan.SpeedsOfLongRun(ctx, m, set.Tokens(), set.SeqLen, filepath.Dir(opts.Output))

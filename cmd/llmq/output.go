@@ -235,10 +235,6 @@ const runtimeBytes = 48 << 20
 
 // printPlan prints what a run would write, what it needs, and, where it is known, how long it takes.
 func (a *app) printPlan(o *outputOptions, src pipeline.Source, plan *pipeline.Plan, needs pipeline.Needs, cost *pipeline.Cost) error {
-	var fetched int64
-	if s, ok := src.(*lazySource); ok && o.LowDisk {
-		fetched = s.lazy.Largest() + needs.Mapped
-	}
 	// The collector comes when there is so much garbage: on average half of it is there.
 	memory := needs.Memory + needs.Memory*int64(garbagePercent(needs.Memory))/200 + runtimeBytes + needs.Mapped
 	if o.JSON {
@@ -269,12 +265,12 @@ func (a *app) printPlan(o *outputOptions, src pipeline.Source, plan *pipeline.Pl
 			MemoryBytes   int64        `json:"memory_bytes"`
 			DiskBytes     int64        `json:"disk_bytes"`
 			WorkBytes     int64        `json:"work_bytes"`       // more with --work, at most
-			FetchedBytes  int64        `json:"checkpoint_bytes"` // more with --low-disk
+			FetchedBytes  int64        `json:"checkpoint_bytes"` // more at a time with --low-disk, at most
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
 			Cost       *pipeline.Cost       `json:"cost"` // null of convert
-		}{output[0], parts, plan.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, fetched, tensors, plan.Assignment, cost})
+		}{output[0], parts, plan.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, needs.Fetched, tensors, plan.Assignment, cost})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -296,8 +292,8 @@ func (a *app) printPlan(o *outputOptions, src pipeline.Source, plan *pipeline.Pl
 	if needs.Work > 0 {
 		t.row("", "with --work at most %s more", formatBytes(needs.Work))
 	}
-	if fetched > 0 {
-		t.row("", "about %s more for what is fetched: the largest file of weights, and a layer that lies in two", formatBytes(fetched))
+	if needs.Fetched > 0 {
+		t.row("", "at most %s more at a time for weights that have come and not gone", formatBytes(needs.Fetched))
 	}
 	if err := t.flush(); err != nil {
 		return err

@@ -129,6 +129,7 @@ type pages interface {
 	ReadAhead([]byte)
 	Drop(...[]byte) error
 	There([]byte) bool
+	Place([]byte) (file string, lo, hi int64, ok bool)
 }
 
 // Open reads the headers of a folder's weights, but no weights.
@@ -259,6 +260,15 @@ func (c *Checkpoint) Drop(rows []Rows) error {
 		}
 	}
 	return nil
+}
+
+// Places calls f for the bytes [lo,hi) of files that come in parts which rows lie in.
+func (c *Checkpoint) Places(name string, first, last int, f func(file string, lo, hi int64)) {
+	for _, s := range c.spans(name, first, last) {
+		if file, lo, hi, ok := s.Place(s.data); ok {
+			f(file, lo, hi)
+		}
+	}
 }
 
 // There says whether rows have come that lie in files that come in parts.

@@ -22,6 +22,14 @@ func (c *Checkpoint) Here(name string) bool {
 	return here
 }
 
+// Places is model.Passing's.
+func (c *Checkpoint) Places(name string) (places []model.Place) {
+	c.eachPart(name, func(name string, first, last int) {
+		c.weights.Places(name, first, last, func(file string, lo, hi int64) { places = append(places, model.Place{File: file, Lo: lo, Hi: hi}) })
+	})
+	return places
+}
+
 // Check is model.Passing's.
 func (c *Checkpoint) Check() error {
 	if c.passing == nil || c.passing.check == nil {

@@ -24,6 +24,15 @@ func (m *Map) Need(b []byte) error {
 	return m.allow(lo, hi)
 }
 
+// Place is the file and the bytes [lo,hi) of it that b is, a part of Data, if the file is one that comes in parts.
+func (m *Map) Place(b []byte) (file string, lo, hi int64, ok bool) {
+	if m.filler == nil || len(b) == 0 {
+		return "", 0, 0, false
+	}
+	lo, hi = m.offsets(b)
+	return m.path, lo, hi, true
+}
+
 // Drop says that nobody will read parts of Data again: those of a file that is not all there may go.
 func (m *Map) Drop(parts ...[]byte) error {
 	if m.filler == nil {

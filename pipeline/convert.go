@@ -13,9 +13,10 @@ import (
 // rounded, measured and packed by one goroutine while it is in the processor's cache, and a batch of rows is written
 // while the next ones are being converted.
 
+// batchWeights is how many weights are converted between writes: a few megabytes of output. Tests take fewer.
+var batchWeights = 1 << 22
+
 const (
-	// batchWeights is how many weights are converted between writes: a few megabytes of output.
-	batchWeights = 1 << 22
 	// rowWeights is how many weights a goroutine takes at a time, at least.
 	rowWeights = 1 << 15
 	// readAheadBytes bounds the tensors, at four bytes a weight, that are read while the one before is being converted: all

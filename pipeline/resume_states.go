@@ -197,7 +197,7 @@ func (p *passage) recallStates(s, original *stream, i int) (bool, error) {
 			}
 		}
 	}
-	if err := k.loadPieces(there, s, original, i); err != nil {
+	if err := errors.Join(k.loadPieces(there, s, original, i), k.work.Delete(k.pieceNames(i-1, there)...)); err != nil {
 		return false, err
 	}
 	if len(missing) > 0 {
@@ -205,10 +205,7 @@ func (p *passage) recallStates(s, original *stream, i int) (bool, error) {
 			return false, fmt.Errorf("layer %d: %w", i-1, err)
 		}
 	}
-	if err := k.replaceStates(missing, s, original, i, true); err != nil {
-		return false, err
-	}
-	return true, k.work.Delete(k.pieceNames(i-1, there)...)
+	return true, k.replaceStates(missing, s, original, i, true)
 }
 
 // advanceMissing makes the missing hidden states before layer i. The streams have those that are there, in the place of which the sequences of

@@ -90,7 +90,9 @@ func (w *writer) convertPart(t *Tensor, lo, hi int, sum *rowSum) error {
 	defer f.Close()
 	return eachRecord(f, name, w.plan, func(t *Tensor, rec *record, _ []byte) error {
 		n := rec.Bytes / t.Type.RowBytes(t.Cols())
-		*sum = rowSum{errorSum{rec.Report.Weights[0], rec.Report.Weights[1]}, rec.Report.Noise, rec.Report.Exact}
+		if rec.First+n == hi { // the last has the sums
+			*sum = rowSum{errorSum{rec.Report.Weights[0], rec.Report.Weights[1]}, rec.Report.Noise, rec.Report.Exact}
+		}
 		w.opt.Progress.Skip(w.counts(t, n*t.Cols()))
 		return w.partial.HaveRows(t.Name, rec.First, n)
 	}, nil)

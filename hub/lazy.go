@@ -31,7 +31,8 @@ const smallTensor = 4 << 20
 const mostSmall = 64 << 20
 
 // Lazy is a model of the hub in a folder whose weights come when they are needed and go when they are spent (mmap.Map.Drop). A shard's file
-// has its full length from the beginning and takes the room of what is there (a sparse file). What has come and gone is written
+// has its full length from the beginning and takes the room of what is there (a sparse file). Its bytes come in their order, as far as they are
+// needed, but for small tensors, and are summed into its digest on the way: only in the end is it known whether all was what it should be (Check). What has come and gone is written
 // down beside it, so that another process goes on with the same folder.
 //
 //	FOLDER/models--ORG--NAME/snapshots/COMMIT/SHARD           the bytes that are there, and holes

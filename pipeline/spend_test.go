@@ -125,9 +125,12 @@ func TestPassing(t *testing.T) {
 					t.Errorf("%s is there in the end", info.Name)
 				}
 			}
-			step := map[string]int{"awq": 19, "experts": 3, "calibrated head": 7, "converted head": 7}[name]
-			if os.Getenv("WIDE") != "" {
+			step := map[string]int{"experts": 3, "calibrated head": 7, "converted head": 7}[name]
+			switch {
+			case os.Getenv("WIDE") != "":
 				step = 1
+			case name == "awq":
+				t.Skip("TestResume has it, on a source that stays")
 			}
 			for n := 0; ; n += step {
 				j := j.fresh()

@@ -73,6 +73,9 @@ type WholeError struct{ error }
 
 func (e *WholeError) Unwrap() error { return e.error }
 
+// A DamagedError says that what has come, and was used, is not what the hub has: nothing that was made of it is worth anything.
+type DamagedError struct{ error }
+
 // Lazy makes folder hold a model whose weights come when they are needed. ctx ends what is fetched then. Only Linux has files and maps
 // that allow it.
 func (c *Client) Lazy(ctx context.Context, ref Ref, folder string) (*Lazy, error) {
@@ -323,7 +326,8 @@ func (s *shard) through(hi int64) error {
 	}
 	s.checked = hi
 	if got := sum(s.digest); hi == s.f.Bytes && got != s.f.Digest {
-		return errors.Join(fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s", z.l.Ref, s.f.Path, got, s.f.Digest), s.condemn())
+		err := fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s", z.l.Ref, s.f.Path, got, s.f.Digest)
+		return &DamagedError{errors.Join(err, s.condemn())}
 	}
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
@@ -426,7 +430,7 @@ func (s *shard) condemn() error {
 	if err := s.note("damaged"); err != nil {
 		return err
 	}
-	return errors.Join(s.damaged(), s.journal.Sync(), punch(s.file, 0, s.f.Bytes))
+	return errors.Join(s.journal.Sync(), punch(s.file, 0, s.f.Bytes))
 }
 
 func (s *shard) damaged() error {

@@ -16,6 +16,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/hub"
 	"github.com/llmq/llmq/imatrix"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/model"
@@ -327,6 +328,10 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		defer keepLow(needs.Memory)()
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
+	if _, damaged := errors.AsType[*hub.DamagedError](err); damaged && work != nil {
+		done = true // nothing is kept: the same command starts over
+		return errors.Join(err, clearWork(work), removeLazy())
+	}
 	limit, over := errors.AsType[*pipeline.LimitError](err)
 	if over {
 		rep = limit.Report

@@ -28,11 +28,11 @@ PINNED    := CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0
 empty  :=
 # Tests of what does not depend on how products are made, minutes without assembly.
 ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestCostOfRecipes TestDryRun TestEvalWork TestFallbackBudget TestHostile TestInputChanges TestInterrupt \
-	TestLlamaCpp TestLowDiskWork TestNothingLeft TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsFault TestUnitsMixedShards TestUnitsResume TestWork TestWorkers)
+	TestLlamaCpp TestLowDiskWork TestNothingLeft TestPassing TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsFault TestUnitsMixedShards TestUnitsResume TestWork TestWorkers)
 
 # Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: more than a minute of two cores.
 WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestFolding TestInputChanges TestLimit TestLimitExitCode \
-	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPlanted TestProfileWork TestQuantizeOptions TestRecipe TestUnitsMixedShards TestUnitsResumeBatches)
+	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPassingDamaged TestPlanted TestProfileWork TestQuantizeOptions TestRecipe TestUnitsMixedShards TestUnitsResumeBatches)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \
@@ -77,7 +77,7 @@ generate: ## write the assembly from its generator
 	$(GO) generate ./kernels
 
 wide: ## run the tests that quantize the built-in model again and again
-	WIDE=1 $(GO) test -run '^(TestPlantedGopher|TestAssignGopher|$(WIDELY))$$' ./pipeline ./cmd/llmq
+	WIDE=1 $(GO) test -run '^(TestPlantedGopher|TestAssignGopher|TestPassing|$(WIDELY))$$' ./pipeline ./cmd/llmq
 
 purego: ## build and test without assembly, but for what takes minutes then
 	$(GO) build -tags purego ./...

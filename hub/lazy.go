@@ -2,9 +2,11 @@ package hub
 
 import (
 	"context"
+	"encoding"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net/http"
@@ -20,16 +22,17 @@ import (
 	"github.com/llmq/llmq/internal/mmap"
 )
 
-// smallTensor is the size up to which a tensor is fetched by itself, and stays: norms, biases, routers. A larger one, or one of more than
-// a 256th of its shard, brings the rest of the shard, whose digest is checked then.
+// smallTensor is the size up to which a tensor is fetched by itself: norms, biases, routers. A larger one, or one of more than
+// a 256th of its shard, brings all that lies before it in the file.
 const smallTensor = 4 << 20
 
-// mostSmall is how much of a shard is fetched tensor by tensor and stays: experts of mixtures are small too, and many. It is at most half
-// of a shard, so that one of small tensors alone comes as a whole too, and its digest is checked.
+// mostSmall is how much of a shard is fetched tensor by tensor: experts of mixtures are small too, and many. It is at most half
+// of a shard, so that one of small tensors alone is read in order too, and its digest is checked.
 const mostSmall = 64 << 20
 
-// Lazy is a model of the hub in a folder whose weights come when they are needed and go when those of another shard are. A shard's file
-// has its full length from the beginning and takes the room of what is there (a sparse file). What has come and gone is written
+// Lazy is a model of the hub in a folder whose weights come when they are needed and go when they are spent (mmap.Map.Drop). A shard's file
+// has its full length from the beginning and takes the room of what is there (a sparse file). Its bytes come in their order, as far as they are
+// needed, but for small tensors, and are summed into its digest on the way: only in the end is it known whether all was what it should be (Check). What has come and gone is written
 // down beside it, so that another process goes on with the same folder.
 //
 //	FOLDER/models--ORG--NAME/snapshots/COMMIT/SHARD           the bytes that are there, and holes
@@ -45,31 +48,33 @@ type Lazy struct {
 	mu      sync.Mutex
 	shards  map[string]*shard // by path; nil where the cache has the file
 	again   bool              // it was told that bytes come a second time
-	layer   int               // that is read; −1 before the first
 }
 
 // shard is a file of weights. It is a mmap.Filler.
 type shard struct {
-	z        *Lazy
-	f        File
-	path     string
-	file     *os.File
-	journal  *os.File
-	m        *mmap.Map
-	first    int64         // bytes of the header
-	have     spans         // that are there
-	needed   spans         // that somebody reads
-	kept     spans         // that stay
-	read     spans         // that somebody has read at some time
-	passed   spans         // that nobody has read since another layer came
-	before   map[int]spans // that earlier processes have read, by the layer that came last
-	complete bool          // all were there at one time, and had the digest
+	z       *Lazy
+	f       File
+	path    string
+	file    *os.File
+	journal *os.File
+	m       *mmap.Map
+	first   int64 // bytes of the header
+	have    spans // that are there
+	needed  spans // that somebody reads
+	alone   spans // that have come by themselves, before the rest
+	spent   spans // that nobody needs any more
+	checked int64 // bytes from the first on that were there at one time, and are in digest
+	digest  hash.Hash
+	told    bool // a user was told that it is fetched
 }
 
 // A WholeError says that weights do not come in parts: Snapshot may have them as a whole.
 type WholeError struct{ error }
 
 func (e *WholeError) Unwrap() error { return e.error }
+
+// A DamagedError says that what has come, and was used, is not what the hub has: nothing that was made of it is worth anything.
+type DamagedError struct{ error }
 
 // Lazy makes folder hold a model whose weights come when they are needed. ctx ends what is fetched then. Only Linux has files and maps
 // that allow it.
@@ -96,7 +101,7 @@ func (c *Client) Lazy(ctx context.Context, ref Ref, folder string) (*Lazy, error
 	if err != nil {
 		return nil, err
 	}
-	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, layer: -1, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
+	z := &Lazy{c: c, l: l, ctx: ctx, shards: map[string]*shard{}, dir: filepath.Join(folder, ref.folder(), "snapshots", l.Commit)}
 	if err := os.MkdirAll(z.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("hub: %w", err)
 	}
@@ -153,10 +158,16 @@ func (z *Lazy) link(cached *tree, f File) error {
 	return nil
 }
 
-// Largest is the size of the largest file of weights that comes in parts; 0 if the cache has all.
-func (z *Lazy) Largest() (bytes int64) {
+// Taken is how much of the disk the weights take that are there.
+func (z *Lazy) Taken() int64 {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.taken()
+}
+
+func (z *Lazy) taken() (bytes int64) {
 	for _, s := range z.shards {
-		bytes = max(bytes, s.f.Bytes)
+		bytes += s.have.bytes()
 	}
 	return bytes
 }
@@ -176,7 +187,7 @@ func (z *Lazy) Identity() string {
 
 // open readies a shard: its file, what is known to be there, its header.
 func (z *Lazy) open(f File) (err error) {
-	s := &shard{z: z, f: f, path: filepath.Join(z.dir, filepath.FromSlash(f.Path))}
+	s := &shard{z: z, f: f, digest: f.summer(), path: filepath.Join(z.dir, filepath.FromSlash(f.Path))}
 	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
@@ -221,7 +232,6 @@ func (z *Lazy) open(f File) (err error) {
 		return fmt.Errorf("hub: %s: %s: its header's length is %d, of %d bytes", z.l.Ref, f.Path, n, f.Bytes)
 	}
 	s.first = 8 + int64(n)
-	s.kept = s.kept.with(0, s.first)
 	return s.fetch(spans{{8, s.first}})
 }
 
@@ -269,70 +279,92 @@ func (s *shard) Fill(lo, hi int64) error {
 	z := s.z
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	s.needed, s.passed = s.needed.with(lo, hi), s.passed.without(lo, hi)
-	if len(spans{{lo, hi}}.less(s.read)) > 0 {
-		s.read = s.read.with(lo, hi)
-		if err := s.note("read %d %d %d", lo, hi, z.layer); err != nil {
-			return err
-		}
-	}
+	s.needed, s.spent = s.needed.with(lo, hi), s.spent.without(lo, hi)
 	small := s.small(lo, hi)
 	if small {
-		s.kept = s.kept.with(lo, hi)
+		s.alone = s.alone.with(lo, hi)
 	}
-	want := spans{{lo, hi}}
-	missing := want.less(s.have)
-	switch {
-	case len(missing) == 0 && (small || s.complete): // of a shard that is not, a killed process may have left all, unchecked
-		return nil
-	case s.complete:
+	missing := spans{{lo, hi}}.less(s.have)
+	if again := missing.less(spans{{s.checked, s.f.Bytes}}); len(again) > 0 {
 		if !z.again {
 			z.again = true
 			z.c.notify("%s: a tensor is needed that had gone already: it is fetched again", z.l.Ref)
 		}
-		if err := s.fetch(missing); err != nil {
+		if err := s.fetch(again); err != nil {
 			return err
 		}
-		if err := s.file.Sync(); err != nil {
+		if err := s.file.Sync(); err != nil { // as all is that was checked
 			return fmt.Errorf("hub: %s: %w", s.path, err)
 		}
-		return nil
+	}
+	switch {
 	case small:
 		return s.fetch(missing)
+	case hi <= s.checked:
+		return nil
 	}
-	for _, other := range z.shards {
-		if err := other.leave(); err != nil {
-			return err
-		}
-	}
-	missing = spans{{0, s.f.Bytes}}.less(s.have)
+	return s.through(hi)
+}
+
+// through has all bytes come from where the digest has come to, until hi. They are needed sooner or later, and the digest can be computed in the
+// file's order alone; so what is spent may go before the rest is there. In the end it is known whether all were what they should be.
+func (s *shard) through(hi int64) error {
+	z := s.z
+	missing := spans{{s.checked, hi}}.less(s.have)
 	if free, known := atomicfile.Free(z.dir); known && uint64(missing.bytes()) > free {
 		return fmt.Errorf("hub: %s: %s: %d bytes are to be fetched, %s has %d bytes free", z.l.Ref, s.f.Path, missing.bytes(), z.dir, free)
 	}
-	z.c.notify("fetching %s, %d bytes", s.f.Path, missing.bytes())
+	if !s.told {
+		s.told = true
+		z.c.notify("fetching %s, %d bytes", s.f.Path, s.f.Bytes-max(s.checked, s.have.bytes()))
+	}
 	if err := s.fetch(missing); err != nil {
 		return err
 	}
-	h := s.f.summer()
-	if _, err := copyAll(z.ctx, h, io.NewSectionReader(s.file, 0, s.f.Bytes)); err != nil {
+	if _, err := copyAll(z.ctx, s.digest, io.NewSectionReader(s.file, s.checked, hi-s.checked)); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
 	}
-	if got := sum(h); got != s.f.Digest {
-		// Its small tensors have been used already, so this run is lost.
-		return errors.Join(fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s: start again", z.l.Ref, s.f.Path, got, s.f.Digest),
-			s.forget())
+	s.checked = hi
+	if got := sum(s.digest); hi == s.f.Bytes && got != s.f.Digest {
+		err := fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s", z.l.Ref, s.f.Path, got, s.f.Digest)
+		return &DamagedError{errors.Join(err, s.condemn())}
 	}
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
 	}
-	s.complete = true
-	return s.note("complete")
+	state, err := s.digest.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return fmt.Errorf("hub: %w", err)
+	}
+	if err := s.note("checked %d %x", hi, state); err != nil {
+		return err
+	}
+	return s.leave()
 }
 
-// small says whether bytes lo to hi are fetched by themselves, and stay: see smallTensor.
+// Check has the rest come of every file that was read of, and says whether all of it was what it should be.
+func (z *Lazy) Check() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	for _, s := range z.shards {
+		for s.checked > 0 && s.checked < s.f.Bytes {
+			const step = 64 << 20
+			hi := min(s.checked+step, s.f.Bytes)
+			for _, a := range (spans{{s.checked, hi}}).less(s.have) {
+				s.spent = s.spent.with(a.lo, a.hi) // nobody reads it: it goes at once
+			}
+			if err := s.through(hi); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// small says whether bytes lo to hi are fetched by themselves: see smallTensor.
 func (s *shard) small(lo, hi int64) bool {
 	c := s.z.c
-	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.kept.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
+	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.alone.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
 }
 
 // Free says that bytes lo to hi are not read for now.
@@ -342,38 +374,26 @@ func (s *shard) Free(lo, hi int64) {
 	s.needed = s.needed.without(lo, hi)
 }
 
-// Layer says which layer is read next. What was read before and nobody needs may go when a second one comes, and not before: a layer may lie
-// in two shards, and is read more than once, and a run that was cut off in its first layer needs the embeddings again. Of one that goes on in
-// a later layer, what earlier layers have read may go at once.
-func (z *Lazy) Layer(layer int) {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	if layer == z.layer {
-		return
+// Drop gives up bytes.
+func (s *shard) Drop(parts [][2]int64) error {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	for _, p := range parts {
+		s.needed, s.spent = s.needed.without(p[0], p[1]), s.spent.with(p[0], p[1])
 	}
-	first := z.layer < 0
-	z.layer = layer
-	for _, s := range z.shards {
-		if !first {
-			s.passed = s.read.less(s.needed)
-			continue
-		}
-		for n, read := range s.before {
-			if n < layer && layer > 0 {
-				for _, a := range read.less(s.needed) {
-					s.passed = s.passed.with(a.lo, a.hi)
-				}
-			}
-		}
-	}
+	return s.leave()
 }
 
-// leave gives up the bytes of a complete shard that nobody needs.
+// There says that bytes lo to hi have come, with all before them.
+func (s *shard) There(lo, hi int64) bool {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	return hi <= s.checked
+}
+
+// leave gives up the bytes that are spent and that the digest has come past.
 func (s *shard) leave() error {
-	if !s.complete {
-		return nil
-	}
-	gone := s.passed.less(s.kept)
+	gone := s.spent.less(s.spent.less(s.have)).less(spans{{s.checked, s.f.Bytes}})
 	if len(gone) == 0 {
 		return nil
 	}
@@ -387,9 +407,11 @@ func (s *shard) leave() error {
 	if err := s.journal.Sync(); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
-	for _, a := range gone {
-		s.passed = s.passed.without(a.lo, a.hi)
-		s.have, s.read = s.have.without(a.lo, a.hi), s.read.without(a.lo, a.hi)
+	s.have = s.have.less(gone)
+	for _, a := range (spans{{0, s.checked}}).less(s.have) { // holes: with what had gone beside it, as blocks of the disk lie in both
+		if !a.meets(gone) {
+			continue
+		}
 		if s.m != nil && s.m.Data != nil {
 			if err := s.m.Forbid(a.lo, a.hi); err != nil {
 				return fmt.Errorf("hub: %s: %w", s.path, err)
@@ -402,13 +424,17 @@ func (s *shard) leave() error {
 	return nil
 }
 
-// forget gives up all.
-func (s *shard) forget() error {
-	s.have, s.read, s.complete = nil, nil, false
-	if err := s.note("gone 0 %d", s.f.Bytes); err != nil {
+// condemn gives up all, for good: what was made of it is worth nothing.
+func (s *shard) condemn() error {
+	s.have = nil
+	if err := s.note("damaged"); err != nil {
 		return err
 	}
-	return punch(s.file, 0, s.f.Bytes)
+	return errors.Join(s.journal.Sync(), punch(s.file, 0, s.f.Bytes))
+}
+
+func (s *shard) damaged() error {
+	return fmt.Errorf("hub: %s is of a damaged download: remove this folder, and what was made of it (--work), and start again", s.z.dir)
 }
 
 // note adds a line to what is known.
@@ -429,31 +455,31 @@ func (s *shard) replay() error {
 	if err := s.journal.Truncate(int64(end)); err != nil {
 		return fmt.Errorf("hub: %w", err)
 	}
-	s.before = map[int]spans{}
+	started := ""
 	for line := range strings.Lines(string(b[:end])) {
 		var lo, hi int64
-		var layer int
+		var state []byte
 		switch {
-		case line == "complete\n":
-			s.complete = true
+		case scan(line, "started %s\n", &started):
+		case line == "damaged\n":
+			return s.damaged()
+		case scan(line, "checked %d %x\n", &hi, &state) && hi <= s.f.Bytes:
+			if err := s.digest.(encoding.BinaryUnmarshaler).UnmarshalBinary(state); err != nil {
+				return fmt.Errorf("hub: %s.have: %w", s.path, err)
+			}
+			s.checked = hi
 		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
 			s.have = s.have.with(lo, hi)
-		case scan(line, "read %d %d %d\n", &lo, &hi, &layer):
-			s.read, s.before[layer] = s.read.with(lo, hi), s.before[layer].with(lo, hi)
-			if s.small(lo, hi) {
-				s.kept = s.kept.with(lo, hi)
-			}
 		case scan(line, "gone %d %d\n", &lo, &hi):
-			s.have, s.read = s.have.without(lo, hi), s.read.without(lo, hi)
-			for n := range s.before {
-				s.before[n] = s.before[n].without(lo, hi)
-			}
-			if lo == 0 && hi == s.f.Bytes {
-				s.complete = false
-			}
+			s.have = s.have.without(lo, hi)
 		default:
 			return fmt.Errorf("hub: %s.have: %.80q is no line of it: remove the folder to start over", s.path, line)
 		}
+	}
+	// What had come last before a power cut may not be on the disk: it was so when it was checked.
+	if now := systemStart(); started != now {
+		s.have = s.have.less(spans{{s.checked, s.f.Bytes}})
+		return s.note("started %s", now)
 	}
 	return nil
 }

@@ -49,6 +49,9 @@ func (s spans) less(t spans) spans {
 	return s
 }
 
+// meets says whether some of a is in s.
+func (a span) meets(s spans) bool { return spans{a}.less(s).bytes() < a.hi-a.lo }
+
 // bytes is how many there are.
 func (s spans) bytes() (n int64) {
 	for _, a := range s {

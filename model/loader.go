@@ -304,7 +304,6 @@ func (m *Model) loadLayer(i int, shared map[string]*Linear) (*Layer, error) {
 	if err := Unchanged(m.Source); err != nil {
 		return nil, err
 	}
-	Due(m.Source, i)
 	l := &Layer{Index: i, m: m, vectors: map[string][]float32{}}
 	b := &Loader{m: m, prefix: layerPrefix(i), layer: l, load: true, shared: shared}
 	m.spec.Layer(b, i)

@@ -235,7 +235,6 @@ func (m *Model) LoadHead() (*Head, error) {
 	if m.Tied {
 		name = EmbedName
 	}
-	Due(m.Source, m.Layers())
 	b := &Loader{m: m}
 	l := &Linear{Name: name, Out: m.Vocab, In: m.Dim, Expert: -1, Role: m.Role(name), Bias: m.ends.HeadBias}
 	if b.fetch(l); b.err != nil {

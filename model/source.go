@@ -39,11 +39,38 @@ type RowCopier interface {
 	Copies(name string, lo, hi int) bool
 }
 
-// Due tells a source whose weights come and go that those of layer i, or past the last the head's, are read next.
-func Due(src Source, i int) {
-	if s, ok := src.(interface{ Due(layer int) }); ok && i >= 0 {
-		s.Due(i)
+// Rows are rows [Lo,Hi) of a tensor, those of its last dimension.
+type Rows struct {
+	Name   string
+	Lo, Hi int
+}
+
+// Place is where some of a tensor lies: bytes [Lo,Hi) of a file.
+type Place struct {
+	File   string
+	Lo, Hi int64
+}
+
+// Passing is a Source whose weights may come when they are needed, and go when nobody needs them any more.
+type Passing interface {
+	// Passes says whether they do.
+	Passes() bool
+	// Here says whether a tensor has come already.
+	Here(name string) bool
+	// Places are where a tensor lies in files of which bytes come when they are needed, with all before them in the file.
+	Places(name string) []Place
+	// Spend says that rows are not read again, and nobody holds them, so that they may go. Who reads them nevertheless has them come again.
+	Spend(rows []Rows) error
+	// Check says in the end whether all that was read is what it should be. Before nobody knows.
+	Check() error
+}
+
+// PassingOf returns a source whose weights come and go as what it is; nil of another.
+func PassingOf(src Source) Passing {
+	if p, ok := src.(Passing); ok && p.Passes() {
+		return p
 	}
+	return nil
 }
 
 // Unchanged is an error that names a file of the source that was written to since it was opened: what is read of it may be

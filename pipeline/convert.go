@@ -13,9 +13,10 @@ import (
 // rounded, measured and packed by one goroutine while it is in the processor's cache, and a batch of rows is written
 // while the next ones are being converted.
 
+// batchWeights is how many weights are converted between writes: a few megabytes of output. Tests take fewer.
+var batchWeights = 1 << 22
+
 const (
-	// batchWeights is how many weights are converted between writes: a few megabytes of output.
-	batchWeights = 1 << 22
 	// rowWeights is how many weights a goroutine takes at a time, at least.
 	rowWeights = 1 << 15
 	// readAheadBytes bounds the tensors, at four bytes a weight, that are read while the one before is being converted: all
@@ -45,6 +46,11 @@ func (s *rowSum) add(o *rowSum) {
 	s.den += o.den
 	s.noise += o.noise
 	s.exact += o.exact
+}
+
+// rowsReport is what is reported of a tensor that was converted.
+func (s *rowSum) rowsReport() *rowsReport {
+	return &rowsReport{outputs: s.errorSum, weights: s.errorSum, noise: s.noise, exact: s.exact}
 }
 
 // suspect says whether a weight of a row with these sums may be one that check refuses.

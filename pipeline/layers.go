@@ -67,8 +67,14 @@ func (p *passage) layers() error {
 		return err
 	}
 	for i := 0; ; {
-		if i, err = p.recall(i, func(i int) (bool, error) { return p.kept.recallStates(s, original, i) }); err != nil {
+		from := i
+		if i, err = p.recall(i, func(i int) (bool, error) { return p.recallStates(s, original, i) }); err != nil {
 			return err
+		}
+		for ; from < i; from++ {
+			if err := p.spendLayer(from); err != nil {
+				return err
+			}
 		}
 		if i == p.m.Layers() {
 			break
@@ -83,10 +89,17 @@ func (p *passage) layers() error {
 		if err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
+		if err := p.spendLayer(i); err != nil {
+			return err
+		}
 		i++
 	}
 	if p.calibratesHead() {
-		return p.keepHead(s.x.Batches(), func() error { return p.head(s, original) })
+		var states []string
+		if p.kept != nil {
+			states = p.kept.pieceNames(p.m.Layers(), p.pieces(s))
+		}
+		return p.keepHead(states, func() error { return p.head(s, original) })
 	}
 	return nil
 }
@@ -118,6 +131,9 @@ func (p *passage) layer(s, original *stream, index int) error {
 			return err
 		}
 		defer at.ol.Release()
+	}
+	if err := p.out.convertHeadHere(); err != nil {
+		return err
 	}
 	switch needs := p.plan.Recipe.Method.Needs(); {
 	case needs.Decides:

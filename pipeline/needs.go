@@ -16,6 +16,8 @@ type Needs struct {
 	Mapped int64
 	Disk   int64 // the output, and the hidden states that the memory budget does not hold
 	Work   int64 // in Options.Work, at most, beside an output that is made there
+	// Fetched is how much more of the disk is in use at a time, at most, for weights that come and go. Needs leaves it to PassingDisk.
+	Fetched int64
 }
 
 // Needs estimates a run. With a model it is calibrated on so many tokens in sequences of seqLen, and holds the hidden states, as far as the
@@ -65,7 +67,7 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 		}
 		sites = max(sites, buffers+sums+max(apart, p.Recipe.Method.Memory(rows, m.Dim)))
 	}
-	needs.Work = (&task{plan: p, m: m}).workBytes(tokens)
+	needs.Work = (&task{plan: p, m: m}).workBytes(tokens, seqLen)
 	peak := states + sites
 	if p.Recipe.wantsOutputs() {
 		g := p.gradientNeeds(m, tokens, budget)

@@ -6,7 +6,6 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"slices"
@@ -23,9 +22,11 @@ import (
 
 // A run with a work folder keeps there, by name,
 //
-//	runN-converted the rows of what no calibration reaches, and runN-converted-head those of such a head
+//	runN-converted the rows of what no calibration reaches, and runN-converted-head those of such a head; where weights come and go,
+//	               runN-converted-headR those of it from row R on
 //	runN-layerI    what layer I has put out: the rows that are written, found, scaled and seen
-//	runN-statesI-shardS  the hidden states of both models before layer I, shard by shard; those before the last that is done are removed
+//	runN-statesI-shardS  the hidden states of both models before layer I, shard by shard (or runN-statesI-shardS-partP, parts of one); each
+//	               takes the place of those before layer I-1
 //	runN-head      the head's rows
 //	runN-outcome   how attempt N ended, where another had to follow: then nothing else of it is left
 //	outputs        the Hessians of outputs, as of which all attempts have the same
@@ -58,24 +59,10 @@ func newKeeper(work Work, model, path string, r *Recipe, run int) *keeper {
 	return k
 }
 
-func (k *keeper) layerName(i int) string  { return fmt.Sprintf("%slayer%04d", k.prefix, i) }
-func (k *keeper) statesName(i int) string { return fmt.Sprintf("%sstates%04d", k.prefix, i) }
-
-// shardName is the name of a shard's states before layer i.
-func (k *keeper) shardName(i, shard int) string {
-	return fmt.Sprintf("%s-shard%02d", k.statesName(i), shard)
-}
+func (k *keeper) layerName(i int) string { return fmt.Sprintf("%slayer%04d", k.prefix, i) }
 
 // tokensName is the name of the tokens that the hidden states before the first layer are embedded from.
 func (k *keeper) tokensName() string { return k.statesName(0) + "-tokens" }
-
-// shardNames are those of all shards of n batches.
-func (k *keeper) shardNames(i, n int) (names []string) {
-	for shard := range shardCount(n) {
-		names = append(names, k.shardName(i, shard))
-	}
-	return names
-}
 
 func (k *keeper) headName() string    { return k.prefix + "head" }
 func (k *keeper) outcomeName() string { return k.prefix + "outcome" }
@@ -231,18 +218,17 @@ func (p *passage) keep(s, original *stream, i int, do func() error) error {
 		return err
 	}
 	if p.goesOn(i) {
-		if err := k.keepStates(s, original, i+1); err != nil {
+		if err := k.replaceStates(p.pieces(s), s, original, i+1, p.advances()); err != nil {
 			return err
 		}
-	}
-	if err := k.work.Delete(k.shardNames(i, s.x.Batches())...); err != nil {
+	} else if err := k.work.Delete(k.pieceNames(i, p.pieces(s))...); err != nil {
 		return err
 	}
 	return k.note(store.PhaseLayers)
 }
 
-// keepHead has the head done, or takes it from the folder. batches are those of the calibration text.
-func (p *passage) keepHead(batches int, do func() error) error {
+// keepHead has the head done, or takes it from the folder. states are the names of the hidden states before it.
+func (p *passage) keepHead(states []string, do func() error) error {
 	k := p.kept
 	if k == nil {
 		return do()
@@ -259,7 +245,7 @@ func (p *passage) keepHead(batches int, do func() error) error {
 	if err != nil {
 		return err
 	}
-	return k.work.Delete(k.shardNames(p.m.Layers(), batches)...)
+	return k.work.Delete(states...)
 }
 
 // keptOutcome is a redo: which linears get Q8_0, in order.
@@ -459,8 +445,8 @@ func (w *writer) keep(name string, do func() (notes, error)) error {
 		return err
 	}
 	defer value.Abort() // no effect after Commit
+	defer func(around *unitWriter) { w.unit = around }(w.unit)
 	w.unit = &unitWriter{w: value, enc: gob.NewEncoder(value), written: w.partial != nil}
-	defer func() { w.unit = nil }()
 	n, err := do()
 	if err != nil {
 		return err
@@ -653,79 +639,4 @@ func (f *findings) add(k *keptFindings, r *Recipe) {
 	for linear, b := range k.Plain {
 		f.plain[linear] = &plainRounding{b.Importance, b.Err}
 	}
-}
-
-// keepStates keeps the hidden states of both models before layer i.
-func (k *keeper) keepStates(s, original *stream, i int) error {
-	n := s.x.Batches()
-	for shard := range shardCount(n) {
-		lo, hi := shardBatches(shard, n)
-		if err := k.keepShard(k.shardName(i, shard), func(w io.Writer) error { return saveStates(w, s, original, lo, hi) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (k *keeper) keepShard(name string, save func(w io.Writer) error) error {
-	w, err := k.work.Create(name)
-	if err != nil {
-		return err
-	}
-	defer w.Abort() // no effect after Commit
-	if err := save(w); err != nil {
-		return err
-	}
-	return w.Commit()
-}
-
-// saveStates writes batches [lo,hi) of both models' hidden states, the original's where it is not nil.
-func saveStates(w io.Writer, s, original *stream, lo, hi int) error {
-	err := s.x.SaveBatches(w, lo, hi)
-	if err == nil && original != nil {
-		err = original.x.SaveBatches(w, lo, hi)
-	}
-	return err
-}
-
-// loadStates reads what saveStates has written.
-func loadStates(values store.Store, name string, s, original *stream, lo, hi int) error {
-	r, err := values.Open(name)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	err = s.x.LoadBatches(r, lo, hi)
-	if err == nil && original != nil {
-		err = original.x.LoadBatches(r, lo, hi)
-	}
-	if err != nil {
-		return fmt.Errorf("the work folder: %s: %w", name, err)
-	}
-	return nil
-}
-
-// statesWhole says whether the hidden states before layer i are there, of n batches.
-func (k *keeper) statesWhole(i, n int) (bool, error) {
-	for _, name := range k.shardNames(i, n) {
-		if ok, err := k.whole(name); err != nil || !ok {
-			return false, err
-		}
-	}
-	return true, nil
-}
-
-// recallStates takes the hidden states before layer i from the folder, and says whether they are there.
-func (k *keeper) recallStates(s, original *stream, i int) (bool, error) {
-	n := s.x.Batches()
-	if ok, err := k.statesWhole(i, n); err != nil || !ok {
-		return false, err
-	}
-	for shard := range shardCount(n) {
-		lo, hi := shardBatches(shard, n)
-		if err := loadStates(k.work, k.shardName(i, shard), s, original, lo, hi); err != nil {
-			return false, err
-		}
-	}
-	return true, nil
 }

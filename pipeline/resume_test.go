@@ -29,6 +29,15 @@ type mortal struct {
 	*store.Dir
 	left int // values until the end; negative: for ever
 	kept int
+	// atDelete: the process is killed before it removes anything behind the last value.
+	atDelete bool
+}
+
+func (m *mortal) Delete(names ...string) error {
+	if m.left == 0 && m.atDelete {
+		return errKilled
+	}
+	return m.Dir.Delete(names...)
 }
 
 func (m *mortal) Create(name string) (store.Writer, error) {
@@ -84,11 +93,17 @@ type job struct {
 // its end.
 func (j job) in(t *testing.T, work string, left int) (file [sha256.Size]byte, rep *Report, layers, kept int, err error) {
 	t.Helper()
-	return j.by(t, work, left, nil)
+	return j.with(t, work, &mortal{left: left}, nil)
 }
 
 // by is in with an engine, which it makes of the work folder, if that is not nil.
 func (j job) by(t *testing.T, work string, left int, make func(work *store.Dir) engine.Engine) (file [sha256.Size]byte, rep *Report,
+	layers, kept int, err error) {
+	t.Helper()
+	return j.with(t, work, &mortal{left: left}, make)
+}
+
+func (j job) with(t *testing.T, work string, m *mortal, make func(work *store.Dir) engine.Engine) (file [sha256.Size]byte, rep *Report,
 	layers, kept int, err error) {
 	t.Helper()
 	p, err := NewPlan(j.src, j.r)
@@ -98,7 +113,6 @@ func (j job) by(t *testing.T, work string, left int, make func(work *store.Dir) 
 	opt := j.opt
 	c := &counter{}
 	opt.Progress = c
-	m := &mortal{left: left}
 	if work != "" {
 		m.Dir = openWork(t, work, j.src, p, opt)
 		defer m.Dir.Close()

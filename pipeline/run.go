@@ -275,6 +275,11 @@ func (t *task) attempt(path string, found *findings) (outcome, []FallbackReport,
 	if err := model.Unchanged(t.src); err != nil {
 		return nil, nil, err
 	}
+	if src := model.PassingOf(t.src); src != nil {
+		if err := src.Check(); err != nil {
+			return nil, nil, err
+		}
+	}
 	if err := t.kept.note(store.PhaseFinish); err != nil {
 		return nil, nil, err
 	}

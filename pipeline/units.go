@@ -31,9 +31,11 @@ func (p *passage) layersByUnits() error {
 	if err := p.opt.Engine.Begin(p.ctx, job); err != nil {
 		return err
 	}
-	d := &driver{passage: p, batches: batchCount(p.m, len(p.opt.Calib.Sequences), p.opt.Calib.SeqLen)}
+	sequences, seqLen := len(p.opt.Calib.Sequences), p.opt.Calib.SeqLen
+	d := &driver{passage: p, batches: batchCount(p.m, sequences, seqLen)}
+	shards := shardPieces(sequences, batchSequences(p.m, seqLen), 1)
 	for i := 0; ; {
-		if i, err = p.recall(i, func(i int) (bool, error) { return k.statesWhole(i, d.batches) }); err != nil {
+		if i, err = p.recall(i, func(i int) (bool, error) { return k.allWhole(k.pieceNames(i, shards)) }); err != nil {
 			return err
 		}
 		if err := d.forgetBefore(i); err != nil {
@@ -62,7 +64,7 @@ func (p *passage) layersByUnits() error {
 	if !p.calibratesHead() {
 		return nil
 	}
-	if err := p.keepHead(d.batches, d.head); err != nil {
+	if err := p.keepHead(k.pieceNames(p.m.Layers(), shards), d.head); err != nil {
 		return err
 	}
 	return d.forgetBefore(p.m.Layers() + 1)

@@ -21,7 +21,7 @@ type Work interface {
 	store.Store
 	// Note writes down how far the run is.
 	Note(s *store.Standing) error
-	// Room refuses a disk that has less than so many bytes, those that are kept already included.
+	// Room refuses a disk that has less than so many bytes, those that are kept already, and what a partial output takes, included.
 	Room(bytes int64) error
 }
 
@@ -40,8 +40,11 @@ func (k *keeper) room(t *task, found *findings) error {
 	if k == nil || t.m == nil {
 		return nil
 	}
-	bytes := t.workBytes(t.opt.Calib.Tokens())
-	if k.partial() == "" && t.plan.form == nil {
+	bytes := t.workBytes(t.opt.Calib.Tokens(), t.opt.Calib.SeqLen)
+	switch {
+	case k.partial() != "":
+		bytes += t.plan.Size()
+	case t.plan.form == nil:
 		bytes += t.plan.LayerBytes(t.m)
 	}
 	folder, ok := k.work.(interface{ Path() string })
@@ -52,8 +55,8 @@ func (k *keeper) room(t *task, found *findings) error {
 }
 
 // workBytes is the most that a work folder holds at a time beside an output that is made there: Hessians of the layers' outputs, and the
-// hidden states before and behind one. Where the output is made elsewhere, the rows of all layers come to it.
-func (t *task) workBytes(tokens int) int64 {
+// hidden states before a layer, with those behind it that have not taken their place yet. Where the output is made elsewhere, the rows of all layers come to it.
+func (t *task) workBytes(tokens, seqLen int) int64 {
 	var bytes int64
 	if t.plan.form != nil {
 		bytes += t.plan.LayerBytes(t.m)
@@ -69,12 +72,26 @@ func (t *task) workBytes(tokens int) int64 {
 			}
 		}
 	}
-	streams := t.streams()
-	bytes += 2 * streams * stateBytes(tokens, t.m.Width)
+	all, more := t.statesBytes(tokens, seqLen)
+	bytes += all + more
 	if t.opt.Engine != nil {
-		bytes += t.dividedBytes(streams)
+		bytes += t.dividedBytes(t.streams())
 	}
 	return bytes
+}
+
+// statesBytes is the size of the hidden states that a work folder holds, and how much more there is of those before another layer while that is
+// replaced: a piece, or all.
+func (t *task) statesBytes(tokens, seqLen int) (all, more int64) {
+	all = t.streams() * stateBytes(tokens, t.m.Width)
+	if t.opt.Engine != nil || !t.advances() {
+		return all, all
+	}
+	most := 0
+	for _, p := range t.textPieces((tokens+seqLen-1)/seqLen, seqLen) {
+		most = max(most, p.hi-p.lo)
+	}
+	return all, min(all, t.streams()*stateBytes(most*seqLen, t.m.Width))
 }
 
 // LayerBytes is the size of all tensors that calibration reaches.

@@ -10,7 +10,6 @@ import (
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/internal/mmap"
-	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
 )
@@ -251,11 +250,7 @@ func (w *Worker) goesOn(layer int) bool { return (&passage{task: w.task}).goesOn
 func (w *Worker) install(l *model.Layer, k int) error {
 	d := &driver{passage: &passage{task: w.task, found: w.found}}
 	return d.eachLinear(w.values, l, k, d.rowUnits(l, k, 0, 0), func(t *Tensor, lin *model.Linear, q *rows) error {
-		lin.F32 = nil
-		lin.W = kernels.Weights{Rows: lin.Out, Cols: lin.In, Format: &t.Type.Format, Data: q.data}
-		if q.shift != nil {
-			shiftBias(l, lin, q.shift)
-		}
+		takeRows(l, lin, t, q.data, q.shift)
 		return nil
 	})
 }

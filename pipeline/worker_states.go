@@ -102,7 +102,7 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	if layer == 0 {
 		err = w.embed(s, lo*per)
 	} else {
-		err = loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, hi-lo)
+		err = loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, s.s.x.Len())
 	}
 	if err != nil {
 		return nil, errors.Join(err, w.leave(shard))
@@ -154,7 +154,7 @@ func (w *Worker) keepStand(p *passage, u *unitSpec) (func(io.Writer) error, erro
 			return nil, err
 		}
 	}
-	return func(w io.Writer) error { return saveStates(w, s.s, s.original, 0, s.s.x.Batches()) }, nil
+	return func(w io.Writer) error { return saveStates(w, s.s, s.original, 0, s.s.x.Len()) }, nil
 }
 
 // allAt returns the hidden states of all shards, where experts find them.
@@ -187,15 +187,13 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 
 // loadAll reads the hidden states of all shards, before the layer of a unit of experts or where they are kept for it.
 func (w *Worker) loadAll(s *workedShard, u *unitSpec) error {
-	n := w.batches()
-	for shard := range shardCount(n) {
-		name := w.kept.shardName(u.Layer, shard)
+	for _, p := range storePieces(s.s.x) {
+		name := w.kept.pieceName(u.Layer, p)
 		if u.Stand > 0 {
-			stand := unitSpec{Kind: unitStand, Layer: u.Layer, Stage: u.Stand, Shard: shard}
+			stand := unitSpec{Kind: unitStand, Layer: u.Layer, Stage: u.Stand, Shard: p.shard}
 			name = stand.name(w.kept)
 		}
-		lo, hi := shardBatches(shard, n)
-		if err := loadStates(w.values, name, s.s, s.original, lo, hi); err != nil {
+		if err := loadStates(w.values, name, s.s, s.original, p.lo, p.hi); err != nil {
 			return err
 		}
 	}
@@ -223,5 +221,5 @@ func (w *Worker) advance(p *passage, u *unitSpec) (func(io.Writer) error, error)
 		}
 	}
 	s.layer, s.ended = u.Layer+1, false
-	return func(w io.Writer) error { return saveStates(w, s.s, s.original, 0, s.s.x.Batches()) }, nil
+	return func(w io.Writer) error { return saveStates(w, s.s, s.original, 0, s.s.x.Len()) }, nil
 }

@@ -69,12 +69,16 @@ func (w *writer) convertAll() error {
 	return w.convertThose("", func(t *Tensor) bool { return t.Role != model.RoleHead && !embedding(t) })
 }
 
-// convertHead writes the head behind the layers, if no calibration reaches it: in a checkpoint it lies with the last of them.
+// convertHead writes the head behind the layers, if no calibration reaches it and it is not written yet: in a checkpoint it lies with the last
+// of them.
 func (w *writer) convertHead() error {
-	if w.m == nil {
+	t := w.plan.Lookup(outputName)
+	if w.m == nil || t == nil || w.reports[t.Name] != nil || w.calibrates(t) {
 		return nil
 	}
-	model.Due(w.src, w.m.Layers())
+	if src := model.PassingOf(w.src); src != nil {
+		return w.convertParts(t, src)
+	}
 	return w.convertThose("converted-head", func(t *Tensor) bool { return t.Role == model.RoleHead })
 }
 
@@ -101,9 +105,22 @@ func (w *writer) convertThose(name string, those func(t *Tensor) bool) error {
 	return w.keep(name, func() (notes, error) { return notes{}, w.convertEach(converted) })
 }
 
-func (w *writer) convertEach(converted []*Tensor) error {
+// waited has rows converted, and waits until they are written.
+func (w *writer) waited(convert func() error) error {
 	w.pending, w.failed = errgroup.WithContext(w.ctx)
 	w.pending.SetLimit(pendingWrites)
+	if err := convert(); err != nil {
+		return cmp.Or(w.pending.Wait(), err)
+	}
+	return w.pending.Wait()
+}
+
+func (w *writer) convertEach(converted []*Tensor) error {
+	return w.waited(func() error { return w.convertAfter(converted) })
+}
+
+// convertAfter converts tensors one after the other.
+func (w *writer) convertAfter(converted []*Tensor) error {
 	item := ""
 	for i, t := range converted {
 		if i+1 < len(converted) && 4*converted[i+1].Elements() <= readAheadBytes {
@@ -113,14 +130,18 @@ func (w *writer) convertEach(converted []*Tensor) error {
 			item = name
 			w.opt.Progress.Item(item)
 		}
-		if w.m == nil {
-			model.Due(w.src, ggml.ParseName(t.Name).Layer)
+		var sum rowSum
+		if err := w.convertRows(t, 0, t.Rows(), &sum); err != nil {
+			return err
 		}
-		if err := w.convert(t); err != nil {
-			return cmp.Or(w.pending.Wait(), err)
+		w.report(t, sum.rowsReport())
+		if w.m == nil || t.Role == model.RoleUnused {
+			if err := w.spend(func(other *Tensor) bool { return other == t }); err != nil {
+				return err
+			}
 		}
 	}
-	return w.pending.Wait()
+	return nil
 }
 
 // calibrates says whether a tensor is written when the calibration text reaches it.
@@ -133,18 +154,18 @@ func (t *task) calibrates(tensor *Tensor) bool {
 		tensor.Role == model.RoleHead && t.calibratesHead()
 }
 
-// convert rounds a tensor to nearest and writes it. The write may end after the return: see writer.pending.
-func (w *writer) convert(t *Tensor) error {
+// convertRows rounds rows [from,to) of a tensor to nearest and writes them. The write may end after the return: see writer.pending. The errors
+// are added to sum, and kept with the last rows.
+func (w *writer) convertRows(t *Tensor, from, to int, sum *rowSum) error {
 	w.opt.Progress.Detail(ggml.ParseName(t.Name).Stem)
 	cols := t.Cols()
 	step := batchRows(t)
 	importance := w.opt.importance(t)
-	var sum rowSum
-	for lo := 0; lo < t.Rows(); lo += step {
+	for lo := from; lo < to; lo += step {
 		if err := context.Cause(w.failed); err != nil {
 			return err
 		}
-		hi := min(lo+step, t.Rows())
+		hi := min(lo+step, to)
 		in, first, err := w.fetch(t, lo, hi)
 		if err != nil {
 			return err
@@ -172,9 +193,8 @@ func (w *writer) convert(t *Tensor) error {
 			sum.add(&parts[i])
 		}
 		q := rows{data: data}
-		if hi == t.Rows() {
-			q.rowsReport = rowsReport{outputs: sum.errorSum, weights: sum.errorSum, noise: sum.noise, exact: sum.exact}
-			w.report(t, &q.rowsReport)
+		if hi == to {
+			q.rowsReport = *sum.rowsReport()
 		}
 		unit := w.unit
 		w.pending.Go(func() error {
@@ -185,7 +205,7 @@ func (w *writer) convert(t *Tensor) error {
 			return unit.rows(t.Name, lo, &q)
 		})
 		w.opt.Progress.Add(w.counts(t, (hi-lo)*cols))
-		if hi == t.Rows() && t.values == nil {
+		if hi == to && t.values == nil {
 			w.src.Release(in)
 		}
 	}

@@ -99,8 +99,13 @@ func (d *Dir) Room(bytes int64) error {
 	}
 	needed := bytes
 	for _, i := range list {
-		if filepath.Ext(i.name) == valueSuffix { // a partial output has its room, or asks for it itself
+		switch {
+		case filepath.Ext(i.name) == valueSuffix:
 			needed -= i.size
+		case isPartial(i.name):
+			if info, err := os.Stat(d.folder.file(i.name)); err == nil {
+				needed -= atomicfile.Allocated(info)
+			}
 		}
 	}
 	if needed > 0 && uint64(needed) > free {

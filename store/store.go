@@ -60,7 +60,7 @@ type Folder interface {
 	Note(s *Standing) error
 	// NoteWorkers writes down who takes part in the run, for Look: nobody where there is no such run.
 	NoteWorkers(list []Worker) error
-	// Room refuses a folder that has less than so many bytes, those that values take already included.
+	// Room refuses a folder that has less than so many bytes, those that values and partial outputs take already included.
 	Room(bytes int64) error
 	// Damaged lists the values that were found damaged, and removed.
 	Damaged() []string

@@ -47,7 +47,9 @@ func (a *app) runConvert(ctx context.Context, opts convertOptions) error {
 	}
 	defer src.Close()
 	if opts.DryRun {
-		return a.printPlan(&opts.outputOptions, src, plan, plan.Needs(nil, 0, 0, 0), nil)
+		needs := plan.Needs(nil, 0, 0, 0)
+		needs.Fetched = max(0, plan.PassingDisk(src, nil, 0, 0, false)-plan.Size())
+		return a.printPlan(&opts.outputOptions, src, plan, needs, nil)
 	}
 	progress := a.progress()
 	defer progress.Done()

@@ -16,6 +16,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/hub"
 	"github.com/llmq/llmq/imatrix"
 	"github.com/llmq/llmq/internal/atomicfile"
 	"github.com/llmq/llmq/model"
@@ -289,6 +290,11 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 			return err
 		}
 		needs := plan.Needs(m, opts.atMost(), opts.SeqLen, int64(opts.Memory))
+		peak, without := plan.PassingDisk(src, m, opts.atMost(), opts.SeqLen, opts.Work != ""), plan.Size()
+		if opts.Work != "" {
+			without += needs.Work
+		}
+		needs.Fetched = max(0, peak-without)
 		if needs.Work > 0 {
 			needs.Work += opts.besideWork(plan, m)
 		}
@@ -309,6 +315,12 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 				bytes += plan.Size()
 			}
 			fmt.Fprintf(a.stderr, "llmq: %s will hold at most %s\n", opts.Work, formatBytes(bytes))
+			if s, ok := src.(*lazySource); ok {
+				peak := plan.PassingDisk(src, m, set.Tokens(), set.SeqLen, true)
+				if err := work.Room(peak - s.lazy.Taken()); err != nil {
+					return fmt.Errorf("%w (with the weights that are fetched)", err)
+				}
+			}
 		}
 		if popt.Engine == nil { // how many machines there will be nobody knows
 			popt.Speeds = plan.SpeedsOfLongRun(ctx, m, set.Tokens(), set.SeqLen, filepath.Dir(opts.Output))
@@ -316,6 +328,10 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 		defer keepLow(needs.Memory)()
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
+	if _, damaged := errors.AsType[*hub.DamagedError](err); damaged && work != nil {
+		done = true // nothing is kept: the same command starts over
+		return errors.Join(err, clearWork(work), removeLazy())
+	}
 	limit, over := errors.AsType[*pipeline.LimitError](err)
 	if over {
 		rep = limit.Report

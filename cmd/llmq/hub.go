@@ -72,7 +72,7 @@ func (a *app) openLazily(ctx context.Context, name string, opt hf.Options, folde
 	if err != nil {
 		return nil, err
 	}
-	opt.Lazy, opt.Identity, opt.Layer = z.Open, z.Identity(), z.Layer
+	opt.Lazy, opt.Identity, opt.Check = z.Open, z.Identity(), z.Check
 	src, err := a.openFolder(z.Dir(), opt)
 	if err != nil {
 		return nil, errors.Join(err, z.Close())

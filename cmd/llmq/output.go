@@ -61,7 +61,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Modelfile, "modelfile", "", "write `FILE` too, a Modelfile of the output, which ollama create takes")
 	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0; auto keeps those among the model's layers, which any llama.cpp loads, and drops those apart, as Qwen3.5's")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
-	f.BoolVar(&o.LowDisk, "low-disk", false, "with hf:ORG/NAME, fetch each file of weights when its tensors are due, and drop it when those of the next are (Linux)")
+	f.BoolVar(&o.LowDisk, "low-disk", false, "with hf:ORG/NAME, fetch weights when they are due, and drop them when what is made of them is written (Linux)")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers and the calibration text, with a budget after measuring; quantize measures this machine for a second, and says how long it will take; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
@@ -129,7 +129,7 @@ func (o *outputOptions) open(ctx context.Context, a *app, r pipeline.Recipe) (pi
 
 // openCheckpoint opens what is to be written.
 func (o *outputOptions) openCheckpoint(ctx context.Context, a *app) (pipeline.Source, error) {
-	opt := hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v}
+	opt := hf.Options{Pre: o.Pre, LoRA: o.LoRA, MTP: o.MTP.v, Passing: o.LowDisk}
 	switch {
 	case o.DryRun && !o.measures:
 		return a.openHeaders(ctx, o.Checkpoint, opt)
@@ -235,10 +235,6 @@ const runtimeBytes = 48 << 20
 
 // printPlan prints what a run would write, what it needs, and, where it is known, how long it takes.
 func (a *app) printPlan(o *outputOptions, src pipeline.Source, plan *pipeline.Plan, needs pipeline.Needs, cost *pipeline.Cost) error {
-	var fetched int64
-	if s, ok := src.(*lazySource); ok && o.LowDisk {
-		fetched = s.lazy.Largest() + needs.Mapped
-	}
 	// The collector comes when there is so much garbage: on average half of it is there.
 	memory := needs.Memory + needs.Memory*int64(garbagePercent(needs.Memory))/200 + runtimeBytes + needs.Mapped
 	if o.JSON {
@@ -269,12 +265,12 @@ func (a *app) printPlan(o *outputOptions, src pipeline.Source, plan *pipeline.Pl
 			MemoryBytes   int64        `json:"memory_bytes"`
 			DiskBytes     int64        `json:"disk_bytes"`
 			WorkBytes     int64        `json:"work_bytes"`       // more with --work, at most
-			FetchedBytes  int64        `json:"checkpoint_bytes"` // more with --low-disk
+			FetchedBytes  int64        `json:"checkpoint_bytes"` // more at a time with --low-disk, at most
 			Tensors       []tensorJSON `json:"tensors"`
 
 			Assignment *pipeline.Assignment `json:"assignment"`
 			Cost       *pipeline.Cost       `json:"cost"` // null of convert
-		}{output[0], parts, plan.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, fetched, tensors, plan.Assignment, cost})
+		}{output[0], parts, plan.Size(), plan.BitsPerWeight(), memory, needs.Disk, needs.Work, needs.Fetched, tensors, plan.Assignment, cost})
 	}
 	t := newTable(a.stdout)
 	for i := range plan.Tensors {
@@ -296,8 +292,8 @@ func (a *app) printPlan(o *outputOptions, src pipeline.Source, plan *pipeline.Pl
 	if needs.Work > 0 {
 		t.row("", "with --work at most %s more", formatBytes(needs.Work))
 	}
-	if fetched > 0 {
-		t.row("", "about %s more for what is fetched: the largest file of weights, and a layer that lies in two", formatBytes(fetched))
+	if needs.Fetched > 0 {
+		t.row("", "at most %s more at a time for weights that have come and not gone", formatBytes(needs.Fetched))
 	}
 	if err := t.flush(); err != nil {
 		return err

@@ -80,13 +80,18 @@ func (o *quantizeOptions) finished(ctx context.Context, err error) (*store.Overv
 	return look, nil
 }
 
-// clearFinished has the folder of a run that has finished hold nothing but how it went.
-func clearFinished(work store.Folder, run *store.Overview) error {
+// clearWork removes what a folder holds of a run.
+func clearWork(work store.Folder) error {
 	names, err := work.Names()
 	if err == nil {
 		err = work.Delete(names...)
 	}
-	if err != nil {
+	return err
+}
+
+// clearFinished has the folder of a run that has finished hold nothing but how it went.
+func clearFinished(work store.Folder, run *store.Overview) error {
+	if err := clearWork(work); err != nil {
 		return err
 	}
 	run.Phase = store.PhaseDone

@@ -127,6 +127,9 @@ type pages interface {
 	Release([]byte)
 	Rest([]byte)
 	ReadAhead([]byte)
+	Drop(...[]byte) error
+	There([]byte) bool
+	Place([]byte) (file string, lo, hi int64, ok bool)
 }
 
 // Open reads the headers of a folder's weights, but no weights.
@@ -231,6 +234,51 @@ func (c *Checkpoint) ReadAhead(name string, lo, hi int) {
 	for _, s := range c.spans(name, lo, hi) {
 		s.ReadAhead(s.data)
 	}
+}
+
+// Rows are rows [Lo,Hi) of a tensor.
+type Rows struct {
+	Name   string
+	Lo, Hi int
+}
+
+// Drop says that nobody will read these rows again, so that what holds only them may go from a file that comes in parts.
+func (c *Checkpoint) Drop(rows []Rows) error {
+	var maps []pages // in order
+	parts := map[pages][][]byte{}
+	for _, r := range rows {
+		for _, s := range c.spans(r.Name, r.Lo, r.Hi) {
+			if parts[s.pages] == nil {
+				maps = append(maps, s.pages)
+			}
+			parts[s.pages] = append(parts[s.pages], s.data)
+		}
+	}
+	for _, m := range maps {
+		if err := m.Drop(parts[m]...); err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
+	}
+	return nil
+}
+
+// Places calls f for the bytes [lo,hi) of files that come in parts which rows lie in.
+func (c *Checkpoint) Places(name string, first, last int, f func(file string, lo, hi int64)) {
+	for _, s := range c.spans(name, first, last) {
+		if file, lo, hi, ok := s.Place(s.data); ok {
+			f(file, lo, hi)
+		}
+	}
+}
+
+// There says whether rows have come that lie in files that come in parts.
+func (c *Checkpoint) There(name string, lo, hi int) bool {
+	for _, s := range c.spans(name, lo, hi) {
+		if !s.There(s.data) {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *Checkpoint) spans(name string, lo, hi int) []span {

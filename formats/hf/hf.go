@@ -31,8 +31,9 @@ type Options struct {
 	// what they are, so that nobody has to look (Checkpoint.Identity).
 	Lazy     func(path string) (*mmap.Map, error)
 	Identity string
-	// Layer, where not nil, is told what Due is.
-	Layer func(layer int)
+	// Passing says that they go when they are spent: see model.Passing. Check, if it is not nil, says whether all were what they should be.
+	Passing bool
+	Check   func() error
 }
 
 // Checkpoint is an open checkpoint folder. It is a model.Source.
@@ -45,9 +46,9 @@ type Checkpoint struct {
 	index    map[string]int // of sources, by GGUF name
 	warnings []string
 	identity string
-	layer    func(layer int) // Options.Layer
-	lazy     bool            // Options.Lazy is set
-	declared bool            // config.json has a quantization_config
+	lazy     bool // Options.Lazy is set
+	passing  *passing
+	declared bool // config.json has a quantization_config
 }
 
 // The files of a folder that are read beside the weights. All but the first, and one with a tokenizer, may be absent.
@@ -91,7 +92,10 @@ func open(dir string, opt Options) (*Checkpoint, error) {
 		return nil, err
 	}
 	c := &Checkpoint{dir: dir, weights: stored{Checkpoint: w}, index: make(map[string]int), warnings: w.Warnings(), identity: opt.Identity,
-		layer: opt.Layer, lazy: opt.Lazy != nil, declared: declared}
+		lazy: opt.Lazy != nil, declared: declared}
+	if opt.Passing {
+		c.passing = &passing{check: opt.Check}
+	}
 	if err := c.load(config, opt); err != nil {
 		w.Close()
 		return nil, err
@@ -233,13 +237,6 @@ func (c *Checkpoint) eachPart(name string, f func(name string, lo, hi int)) {
 // Identity says what the weights are, such as a hub's digest of them: the same in every run, and with other weights another. It is ""
 // where that is not known without reading them.
 func (c *Checkpoint) Identity() string { return c.identity }
-
-// Due says which layer is read next: see model.Due.
-func (c *Checkpoint) Due(layer int) {
-	if c.layer != nil {
-		c.layer(layer)
-	}
-}
 
 // Changed is an error that names the first file of weights that was written to since it was opened.
 func (c *Checkpoint) Changed() error {

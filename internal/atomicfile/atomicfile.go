@@ -117,8 +117,13 @@ func start(w *File, size int64) (*File, error) {
 	if !w.opt.Fleeting { // those are soon read, often by another process, and removed before they need be on the disk
 		w.direct = openDirect(w.tmp)
 	}
-	// Setting the size now lets a file system that cannot hold such a file say so before the work is done.
-	if err := reserve(w.f, size); err != nil {
+	// Setting the size now lets a file system that cannot hold such a file say so before the work is done. What is made over several processes
+	// outlasts a full disk, and takes room as it is written.
+	set := reserve
+	if w.stays {
+		set = (*os.File).Truncate
+	}
+	if err := set(w.f, size); err != nil {
 		w.Abort()
 		return nil, fmt.Errorf("%s: cannot make a file of %d bytes: %w", w.path, size, err)
 	}

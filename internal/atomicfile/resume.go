@@ -8,7 +8,7 @@ import (
 
 // Resume is Create for an output that is made over several processes, in the file partial, which Abort leaves: the next process goes on
 // with what is there. No two may do so at a time. The partial file may lie in another folder, or on another disk, from where Commit
-// copies it. What it holds is the caller's to check: after a power cut that is what Sync had on the disk, and anything else.
+// copies it. It takes room as it is written, which the disk must have when it begins. What it holds is the caller's to check: after a power cut that is what Sync had on the disk, and anything else.
 func Resume(path, partial string, size int64, opt Options) (*File, error) {
 	path, err := Resolve(path)
 	if err != nil {
@@ -31,12 +31,8 @@ func Resume(path, partial string, size int64, opt Options) (*File, error) {
 		return fail(err)
 	case !info.Mode().IsRegular():
 		return fail(notRegular(partial, info.Mode()))
-	case info.Size() > size:
-		if err := f.Truncate(size); err != nil {
-			return fail(err)
-		}
 	}
-	needed := map[string]int64{filepath.Dir(partial): size - min(info.Size(), size)}
+	needed := map[string]int64{filepath.Dir(partial): max(0, size-Allocated(info))}
 	if dir := filepath.Dir(path); !sameDisk(filepath.Dir(partial), dir) {
 		needed[dir] = size
 	}

@@ -73,6 +73,33 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestResumeRoom: the room is taken as it is written to.
+func TestResumeRoom(t *testing.T) {
+	const size = 64 << 20
+	dir := t.TempDir()
+	partial := filepath.Join(dir, "partial")
+	w, err := Resume(filepath.Join(dir, "out"), partial, size, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteAt([]byte("end"), size-3); err != nil {
+		t.Fatal(err)
+	}
+	w.Abort()
+	info, err := os.Stat(partial)
+	if err != nil || info.Size() != size {
+		t.Fatalf("%v, %v", info, err)
+	}
+	if taken := Allocated(info); taken > 1<<20 && freeKnown(dir) {
+		t.Errorf("%d bytes are taken for 3", taken)
+	}
+}
+
+func freeKnown(dir string) bool {
+	_, ok := freeBytes(dir)
+	return ok
+}
+
 // TestResumeRefused: a partial file that cannot be one, or has no room, is no output.
 func TestResumeRefused(t *testing.T) {
 	dir := t.TempDir()

@@ -5,6 +5,7 @@ package atomicfile
 import (
 	"errors"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,14 @@ func freeBytes(dir string) (n uint64, ok bool) {
 		return 0, false
 	}
 	return st.Bavail * uint64(st.Bsize), true
+}
+
+// Allocated is how much of the disk a file takes: less than its size where it has holes.
+func Allocated(info os.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return 512 * st.Blocks
+	}
+	return info.Size()
 }
 
 func sameDisk(a, b string) bool {

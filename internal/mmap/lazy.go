@@ -6,6 +6,10 @@ type Filler interface {
 	Fill(lo, hi int64) error
 	// Free says that bytes lo to hi are not needed for now.
 	Free(lo, hi int64)
+	// Drop says that bytes [lo,hi) are not needed any more, and may go. Who needs them again has Fill bring them.
+	Drop(parts [][2]int64) error
+	// There says that bytes lo to hi have come, with all before them.
+	There(lo, hi int64) bool
 }
 
 // Need has b, a part of Data, be there, and stay until Release. Of an ordinary map all is there.
@@ -18,6 +22,37 @@ func (m *Map) Need(b []byte) error {
 		return err
 	}
 	return m.allow(lo, hi)
+}
+
+// Place is the file and the bytes [lo,hi) of it that b is, a part of Data, if the file is one that comes in parts.
+func (m *Map) Place(b []byte) (file string, lo, hi int64, ok bool) {
+	if m.filler == nil || len(b) == 0 {
+		return "", 0, 0, false
+	}
+	lo, hi = m.offsets(b)
+	return m.path, lo, hi, true
+}
+
+// Drop says that nobody will read parts of Data again: those of a file that is not all there may go.
+func (m *Map) Drop(parts ...[]byte) error {
+	if m.filler == nil {
+		return nil
+	}
+	var spans [][2]int64
+	for _, b := range parts {
+		if lo, hi := m.offsets(b); lo < hi {
+			spans = append(spans, [2]int64{lo, hi})
+		}
+	}
+	return m.filler.Drop(spans)
+}
+
+// There says that b, a part of Data, has come, with all before it, if the file is one that comes in parts.
+func (m *Map) There(b []byte) bool {
+	if m.filler == nil || len(b) == 0 {
+		return true
+	}
+	return m.filler.There(m.offsets(b))
 }
 
 // Lazy says whether Data is of a file that is not all there.

@@ -11,9 +11,9 @@ import (
 
 // tap is a Filler that writes ones.
 type tap struct {
-	path  string
-	fail  error
-	freed [][2]int64
+	path           string
+	fail           error
+	freed, dropped [][2]int64
 }
 
 func (f *tap) Fill(lo, hi int64) error {
@@ -29,6 +29,13 @@ func (f *tap) Fill(lo, hi int64) error {
 }
 
 func (f *tap) Free(lo, hi int64) { f.freed = append(f.freed, [2]int64{lo, hi}) }
+
+func (f *tap) Drop(parts [][2]int64) error {
+	f.dropped = append(f.dropped, parts...)
+	return nil
+}
+
+func (f *tap) There(lo, hi int64) bool { return hi < 5 }
 
 // TestLazy: what has not come, or has gone, is a fault, never zeros.
 func TestLazy(t *testing.T) {
@@ -71,6 +78,12 @@ func TestLazy(t *testing.T) {
 	m.Release(part)
 	if want := [2]int64{int64(2*page + 5), int64(4*page + 7)}; len(f.freed) != 1 || f.freed[0] != want {
 		t.Errorf("freed %v, want %v", f.freed, want)
+	}
+	if err := m.Drop(part, part[:0], part[1:]); err != nil || len(f.dropped) != 2 || f.dropped[1] != [2]int64{int64(2*page + 6), int64(4*page + 7)} {
+		t.Errorf("dropped %v, %v", f.dropped, err)
+	}
+	if m.There(part) || !m.There(m.Data[:4]) {
+		t.Error("the filler is not asked what is there")
 	}
 	if err := m.Forbid(int64(2*page+5), int64(4*page+7)); err != nil {
 		t.Fatal(err)

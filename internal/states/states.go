@@ -233,37 +233,46 @@ func (s *Store) parts(i int, x *tensor.Matrix, do func(part *tensor.Matrix, stor
 // Rest gives back the memory for a batch, until the next Get.
 func (s *Store) Rest() { s.buf = nil }
 
-// Save writes all states, as the machine has them in memory.
-func (s *Store) Save(w io.Writer) error { return s.SaveBatches(w, 0, s.Batches()) }
+// Len is how many sequences there are.
+func (s *Store) Len() int { return s.seqs }
 
-// SaveBatches writes batches [lo,hi): what Save writes of a store that has no others.
-func (s *Store) SaveBatches(w io.Writer, lo, hi int) error {
-	for i := lo; i < hi; i++ {
-		x, err := s.Get(i)
-		if err != nil {
-			return err
-		}
-		if _, err := w.Write(bytes(x)); err != nil {
-			return err
-		}
-	}
-	return nil
+// Save writes all states, as the machine has them in memory.
+func (s *Store) Save(w io.Writer) error { return s.SaveSequences(w, 0, s.seqs) }
+
+// SaveSequences writes sequences [lo,hi): what Save writes of a store that has no others.
+func (s *Store) SaveSequences(w io.Writer, lo, hi int) error {
+	return s.eachPart(lo, hi, func(i int, batch, part *tensor.Matrix) error {
+		_, err := w.Write(bytes(part))
+		return err
+	})
 }
 
 // Load reads what Save has written of a store of the same size.
-func (s *Store) Load(r io.Reader) error { return s.LoadBatches(r, 0, s.Batches()) }
+func (s *Store) Load(r io.Reader) error { return s.LoadSequences(r, 0, s.seqs) }
 
-// LoadBatches reads what SaveBatches has written of batches [lo,hi).
-func (s *Store) LoadBatches(r io.Reader, lo, hi int) error {
-	for i := lo; i < hi; i++ {
+// LoadSequences reads what SaveSequences has written of sequences [lo,hi).
+func (s *Store) LoadSequences(r io.Reader, lo, hi int) error {
+	return s.eachPart(lo, hi, func(i int, batch, part *tensor.Matrix) error {
+		if _, err := io.ReadFull(r, bytes(part)); err != nil {
+			return fmt.Errorf("hidden states: batch %d: %w", i, err)
+		}
+		return s.Put(i, batch)
+	})
+}
+
+// eachPart calls do for the batches that sequences [lo,hi) are in, with that part of them.
+func (s *Store) eachPart(lo, hi int, do func(i int, batch, part *tensor.Matrix) error) error {
+	for i := range s.Batches() {
+		first, last := s.Sequences(i)
+		a, b := max(lo, first)-first, min(hi, last)-first
+		if a >= b {
+			continue
+		}
 		x, err := s.Get(i)
 		if err != nil {
 			return err
 		}
-		if _, err := io.ReadFull(r, bytes(x)); err != nil {
-			return fmt.Errorf("hidden states: batch %d: %w", i, err)
-		}
-		if err := s.Put(i, x); err != nil {
+		if err := do(i, x, x.View(a*s.seqLen, b*s.seqLen, 0, s.dim)); err != nil {
 			return err
 		}
 	}

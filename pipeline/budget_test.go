@@ -66,12 +66,21 @@ func TestAssign(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		r := Recipe{Method: RTN, Type: ggml.Q4_K}
+		first, err := NewPlan(src, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opt := Options{Calib: set}
+		work := openWork(t, filepath.Join(t.TempDir(), "work"), src, first, opt)
+		t.Cleanup(func() { work.Close() })
+		opt.Work = work // the first budget's measurements serve the others
 		before := math.Inf(1)
 		for _, b := range []Budget{
 			{MaxBytes: small.File.Size()}, {MaxBytes: 1 << 40, MaxBPW: 7}, {MaxBPW: 1e300},
 		} {
 			what := fmt.Sprintf("%s within %+v", name, b)
-			p := assigned(t, src, Recipe{Method: RTN, Type: ggml.Q4_K}, b, Options{Calib: set})
+			p := assigned(t, src, r, b, opt)
 			as := p.Assignment
 			if b.MaxBytes > 0 && p.File.Size() > b.MaxBytes || b.MaxBPW > 0 && p.BitsPerWeight() > b.MaxBPW {
 				t.Errorf("%s: %d bytes, %v bits per weight", what, p.File.Size(), p.BitsPerWeight())

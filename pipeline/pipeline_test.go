@@ -235,17 +235,17 @@ func TestNothingLeft(t *testing.T) {
 		want   string
 	}{
 		{"NaN in a linear", poison("blk.1.ffn_up.weight", 3*256+7, nan), gptqRecipe,
-			Options{Calib: testSet(tm)}, t.Context(), `tensor "blk.1.ffn_up.weight": element [3 7] is NaN`},
+			Options{Calib: fewSequences(tm)}, t.Context(), `tensor "blk.1.ffn_up.weight": element [3 7] is NaN`},
 		{"NaN without calibration", poison("blk.1.ffn_up.weight", 3*256+7, nan), Recipe{Method: RTN, Type: ggml.Q4_K},
 			Options{}, t.Context(), `tensor "blk.1.ffn_up.weight": element [3 7] is NaN`},
 		{"Inf in the embedding", poison(embeddingName, 256+1, inf), gptqRecipe,
-			Options{Calib: testSet(tm)}, t.Context(), `tensor "token_embd.weight": element [1 1] is -Inf`},
+			Options{Calib: fewSequences(tm)}, t.Context(), `tensor "token_embd.weight": element [1 1] is -Inf`},
 		{"Inf in a norm", poison("blk.0.ffn_norm.weight", 5, inf), gptqRecipe,
-			Options{Calib: testSet(tm)}, t.Context(), `tensor "blk.0.ffn_norm.weight": element 5 is -Inf`},
+			Options{Calib: fewSequences(tm)}, t.Context(), `tensor "blk.0.ffn_norm.weight": element 5 is -Inf`},
 		{"beyond F16", poison(outputName, 9, 1e6), gptqRecipe,
-			Options{Calib: testSet(tm)}, t.Context(), `choose bf16 or f32`},
+			Options{Calib: fewSequences(tm)}, t.Context(), `choose bf16 or f32`},
 		{"no text", tm.Source(), gptqRecipe, Options{}, t.Context(), "--calib FILE"},
-		{"cancelled", tm.Source(), gptqRecipe, Options{Calib: testSet(tm)}, cancelled, context.Canceled.Error()},
+		{"cancelled", tm.Source(), gptqRecipe, Options{Calib: fewSequences(tm)}, cancelled, context.Canceled.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p, err := NewPlan(c.src, c.recipe)

@@ -18,26 +18,64 @@ import (
 func checkProduct(t *testing.T, got, was *tensor.Matrix, alpha float64, k int, a, b func(i, k int) float32,
 	lower, bf16 bool) {
 	t.Helper()
-	relative := float64(k+4) * kerneltest.Epsilon
+	sumsOf(got.Rows, got.Cols, k, a, b, lower, bf16).check(t, got, was, alpha)
+}
+
+// sums are Σ_k a(i,k)·b(j,k) and Σ_k |a(i,k)·b(j,k)| over k terms, of each i and j (of j ≤ i alone, where lower).
+type sums struct {
+	k           int
+	lower       bool
+	value, size [][]float64
+}
+
+func sumsOf(m, n, k int, a, b func(i, k int) float32, lower, bf16 bool) *sums {
 	rounded := func(f func(i, k int) float32) func(i, k int) float32 {
 		return func(i, k int) float32 { return tensor.BF16(tensor.ToBF16(f(i, k))) }
 	}
 	if bf16 {
 		a, b = rounded(a), rounded(b)
 	}
-	for i := range got.Rows {
-		for j, v := range got.Row(i) {
+	row := func(f func(i, k int) float32, i int) []float64 {
+		r := make([]float64, k)
+		for p := range r {
+			r[p] = float64(f(i, p))
+		}
+		return r
+	}
+	bs := make([][]float64, n)
+	for j := range bs {
+		bs[j] = row(b, j)
+	}
+	s := &sums{k, lower, make([][]float64, m), make([][]float64, m)}
+	for i := range m {
+		s.value[i], s.size[i] = make([]float64, n), make([]float64, n)
+		as := row(a, i)
+		for j, b := range bs {
 			if lower && j > i {
 				break
 			}
 			var sum, size float64
-			for p := range k {
-				x := float64(a(i, p)) * float64(b(j, p))
+			for p, a := range as {
+				x := a * b[p]
 				sum += x
 				size += math.Abs(x)
 			}
-			want := alpha * sum
-			size *= math.Abs(alpha)
+			s.value[i][j], s.size[i][j] = sum, size
+		}
+	}
+	return s
+}
+
+// check compares got with was + alpha·s.
+func (s *sums) check(t *testing.T, got, was *tensor.Matrix, alpha float64) {
+	t.Helper()
+	relative := float64(s.k+4) * kerneltest.Epsilon
+	for i := range got.Rows {
+		for j, v := range got.Row(i) {
+			if s.lower && j > i {
+				break
+			}
+			want, size := alpha*s.value[i][j], s.size[i][j]*math.Abs(alpha)
 			if was != nil {
 				want += float64(was.Row(i)[j])
 				size += math.Abs(float64(was.Row(i)[j]))
@@ -71,22 +109,24 @@ func TestGemm(t *testing.T) {
 				cols := func(m *tensor.Matrix) func(i, k int) float32 {
 					return func(i, k int) float32 { return m.Data[k*m.Stride+i] }
 				}
+				known := map[string]*sums{} // by what is multiplied, and how it is rounded
 				for _, c := range []struct {
 					name  string
 					run   func(dst *tensor.Matrix)
+					of    string
 					a, b  func(i, k int) float32
 					lower bool
 				}{
-					{"NN", func(dst *tensor.Matrix) { NN(dst, alpha, a, bt, kernels.F32) }, rows(a), cols(bt), false},
-					{"NN Auto", func(dst *tensor.Matrix) { NN(dst, alpha, a, bt, kernels.Auto) }, rows(a), cols(bt), false},
-					{"NT", func(dst *tensor.Matrix) { NT(dst, alpha, a, b) }, rows(a), rows(b), false},
-					{"TN", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.F32) }, cols(at), cols(bt), false},
-					{"TN Auto", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.Auto) }, cols(at), cols(bt), false},
-					{"Serial NN", func(dst *tensor.Matrix) { Serial{}.NN(dst, alpha, a, bt) }, rows(a), cols(bt), false},
-					{"Serial NT", func(dst *tensor.Matrix) { Serial{}.NT(dst, alpha, a, b) }, rows(a), rows(b), false},
-					{"Serial TN", func(dst *tensor.Matrix) { Serial{}.TN(dst, alpha, at, bt) }, cols(at), cols(bt), false},
-					{"SetNN Auto", func(dst *tensor.Matrix) { SetNN(dst, alpha, a, bt, kernels.Auto) }, rows(a), cols(bt), false},
-					{"NTLower", func(dst *tensor.Matrix) { NTLower(dst, alpha, a, b) }, rows(a), rows(b), true},
+					{"NN", func(dst *tensor.Matrix) { NN(dst, alpha, a, bt, kernels.F32) }, "NN", rows(a), cols(bt), false},
+					{"NN Auto", func(dst *tensor.Matrix) { NN(dst, alpha, a, bt, kernels.Auto) }, "NN", rows(a), cols(bt), false},
+					{"NT", func(dst *tensor.Matrix) { NT(dst, alpha, a, b) }, "NT", rows(a), rows(b), false},
+					{"TN", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.F32) }, "TN", cols(at), cols(bt), false},
+					{"TN Auto", func(dst *tensor.Matrix) { TN(dst, alpha, at, bt, kernels.Auto) }, "TN", cols(at), cols(bt), false},
+					{"Serial NN", func(dst *tensor.Matrix) { Serial{}.NN(dst, alpha, a, bt) }, "NN", rows(a), cols(bt), false},
+					{"Serial NT", func(dst *tensor.Matrix) { Serial{}.NT(dst, alpha, a, b) }, "NT", rows(a), rows(b), false},
+					{"Serial TN", func(dst *tensor.Matrix) { Serial{}.TN(dst, alpha, at, bt) }, "TN", cols(at), cols(bt), false},
+					{"SetNN Auto", func(dst *tensor.Matrix) { SetNN(dst, alpha, a, bt, kernels.Auto) }, "NN", rows(a), cols(bt), false},
+					{"NTLower", func(dst *tensor.Matrix) { NTLower(dst, alpha, a, b) }, "NT", rows(a), rows(b), true},
 				} {
 					sets := strings.Contains(c.name, "Set")
 					if sets && alpha == 1 {
@@ -102,8 +142,12 @@ func TestGemm(t *testing.T) {
 					if sets {
 						was = nil
 					}
-					checkProduct(t, dst, was, float64(alpha), k, c.a, c.b, c.lower,
-						strings.HasSuffix(c.name, "Auto") && kernels.Auto.Rounds())
+					bf16 := strings.HasSuffix(c.name, "Auto") && kernels.Auto.Rounds()
+					key := fmt.Sprint(c.of, c.lower, bf16)
+					if known[key] == nil {
+						known[key] = sumsOf(m, n, k, c.a, c.b, c.lower, bf16)
+					}
+					known[key].check(t, dst, was, float64(alpha))
 				}
 			}
 		}

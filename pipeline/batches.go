@@ -120,7 +120,7 @@ func (b *workedBatches) learn(w *Worker, u *unitSpec, t *Tensor) error {
 	for of.Batch = b.Batches() - 1; of.Batch > u.Batch; of.Batch-- {
 		for of.Part = range of.Parts {
 			lo, hi := batchPart(b.Coupled, of.Batch, of.Part, of.Parts)
-			if lo < hi && b.known[lo] {
+			if !slices.Contains(b.known[lo:hi], false) { // a read may have failed midway, or parts been others
 				continue
 			}
 			if err := b.read(w, of.name(w.kept), t, lo, hi); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/gob"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/llmq/llmq/model"
 )
@@ -26,6 +27,7 @@ func (w *Worker) rows(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 		if q, err := w.batchedRows(p, u, sums, lin, part, job); q != nil || err != nil {
 			return q, err
 		}
+		job.outputs = nil // rows that stay as they are do not need each other
 	}
 	if u.Last-u.First < lin.Out {
 		if job.inexact, err = offGrid(job.tensor, lin); err != nil {
@@ -57,6 +59,9 @@ func (w *Worker) batchedRows(p *passage, u *unitSpec, sums *workedSums, lin, par
 	all.Batch = -1
 	if err := b.learn(w, &all, job.tensor); err != nil {
 		return nil, err
+	}
+	if slices.Contains(b.known, false) {
+		return nil, fmt.Errorf("%s: not all batches are known of %d parts each", lin.Name, u.Parts)
 	}
 	if job.w, err = part.Matrix(); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.src.Name(), err)

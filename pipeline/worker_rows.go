@@ -26,8 +26,9 @@ func (w *Worker) rows(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	if w.task.batched(w.layer.l.Stages[u.Stage].Sites[0], w.found.outputs) {
 		if q, err := w.batchedRows(p, u, sums, lin, part, job); q != nil || err != nil {
 			return q, err
-		}
-		job.outputs = nil // rows that stay as they are do not need each other
+		} // rows that stay as they are do not need each other
+	} else if job.outputs, err = w.found.outputs.of(lin, nil); err != nil {
+		return nil, err
 	}
 	if u.Last-u.First < lin.Out {
 		if job.inexact, err = offGrid(job.tensor, lin); err != nil {
@@ -71,7 +72,7 @@ func (w *Worker) batchedRows(p *passage, u *unitSpec, sums *workedSums, lin, par
 	return oneRecord(job.tensor.Name, lin.First()+u.First, &q), nil
 }
 
-// rowsJob returns the linear that a unit is of, what is known of its inputs, and a job for its rows.
+// rowsJob returns the linear that a unit is of, what is known of its inputs, and a job for its rows, without outputs.
 func (w *Worker) rowsJob(u *unitSpec) (*workedSums, *model.Linear, *rowsJob, error) {
 	if u.Stage >= len(w.layer.l.Stages) || u.Linear >= len(w.layer.l.Stages[u.Stage].Sites[0].Linears) {
 		return nil, nil, nil, fmt.Errorf("layer %d, stage %d has no linear %d", u.Layer, u.Stage, u.Linear)
@@ -81,11 +82,7 @@ func (w *Worker) rowsJob(u *unitSpec) (*workedSums, *model.Linear, *rowsJob, err
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	job := &rowsJob{tensor: w.plan.Lookup(lin.Name), product: lin.Product, solver: sums.solver, in: sums.in}
-	if sums.batches == nil { // those know them
-		job.outputs, err = w.found.outputs.of(lin, nil)
-	}
-	return sums, lin, job, err
+	return sums, lin, &rowsJob{tensor: w.plan.Lookup(lin.Name), product: lin.Product, solver: sums.solver, in: sums.in}, nil
 }
 
 // offGrid says whether the type cannot store all of a linear's rows as they are: those that it could are then changed too, for

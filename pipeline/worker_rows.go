@@ -26,7 +26,8 @@ func (w *Worker) rows(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	if w.task.batched(w.layer.l.Stages[u.Stage].Sites[0], w.found.outputs) {
 		if q, err := w.batchedRows(p, u, sums, lin, part, job); q != nil || err != nil {
 			return q, err
-		} // rows that stay as they are do not need each other
+		}
+		// They stay as they are, and do not need each other: outputs would only say which are reported together.
 	} else if job.outputs, err = w.found.outputs.of(lin, nil); err != nil {
 		return nil, err
 	}

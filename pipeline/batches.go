@@ -85,13 +85,14 @@ type workedBatches struct {
 
 // batched returns what is known of a linear that is quantized batch by batch, whose sums are known; nil where its rows stay as they are.
 func (w *Worker) batched(p *passage, sums *workedSums, lin *model.Linear, job *rowsJob) (*workedBatches, error) {
-	if sums.batches != nil {
+	if sums.batches != nil || sums.stays {
 		return sums.batches, nil
 	}
-	if stores(job.tensor, lin) {
+	if sums.stays = stores(job.tensor, lin); sums.stays {
 		return nil, nil
 	}
-	if inexact, err := offGrid(job.tensor, lin); err != nil || !inexact {
+	inexact, err := offGrid(job.tensor, lin)
+	if sums.stays = err == nil && !inexact; err != nil || sums.stays {
 		return nil, err
 	}
 	m, err := lin.Matrix()
@@ -105,7 +106,11 @@ func (w *Worker) batched(p *passage, sums *workedSums, lin *model.Linear, job *r
 	if !ok {
 		return nil, fmt.Errorf("method %s does not take rows by batches", w.plan.Recipe.Method.Name())
 	}
-	c, err := solver.Couple(p.ctx, quant.Job{W: m, Grid: job.tensor.Type.Grid, Product: job.product, Outputs: job.outputs})
+	outputs, err := w.found.outputs.of(lin, nil)
+	if err != nil {
+		return nil, err
+	}
+	c, err := solver.Couple(p.ctx, quant.Job{W: m, Grid: job.tensor.Type.Grid, Product: job.product, Outputs: outputs})
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +125,7 @@ func (b *workedBatches) learn(w *Worker, u *unitSpec, t *Tensor) error {
 	for of.Batch = b.Batches() - 1; of.Batch > u.Batch; of.Batch-- {
 		for of.Part = range of.Parts {
 			lo, hi := batchPart(b.Coupled, of.Batch, of.Part, of.Parts)
-			if lo < hi && b.known[lo] {
+			if !slices.Contains(b.known[lo:hi], false) { // parts may have been others
 				continue
 			}
 			if err := b.read(w, of.name(w.kept), t, lo, hi); err != nil {
@@ -147,6 +152,8 @@ func (b *workedBatches) read(w *Worker, name string, t *Tensor, lo, hi int) erro
 		if err != nil {
 			return fmt.Errorf("the work folder: %s: %w", name, err)
 		}
+	}
+	for p := lo; p < hi; p++ { // now that the end was as it should be, all are
 		b.known[p] = true
 	}
 	return nil

@@ -347,7 +347,7 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 	}
 }
 
-// rounding is how long a site's linears take: for the factor, and for all their rows.
+// rounding is how long a site's linears take: for the factor and whatever else all machines do each, and for all their rows.
 func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 	n := float64(s.In)
 	each := n * (e.speeds.Weight + n*e.speeds.Column)
@@ -371,27 +371,26 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 		}
 	}
 	products := 2 * n * n * s.quantized / e.speeds.Products
-	var ops float64
+	var before, ops float64 // seconds until rows are rounded, and operations then
 	if solves := UsesGPTQ(e.plan.Recipe.Method); solves {
 		factor = n * n * n / 3 / e.speeds.Float32
 		if s.correction {
-			ops += 2 * n * n * s.quantized
+			before += 2 * n * n * s.quantized / e.speeds.Float32
 			if s.drift {
-				products += 2 * n * n * s.quantized / e.speeds.Products
+				before += 2 * n * n * s.quantized / e.speeds.Products
 			}
 		}
 		for _, b := range s.blocks {
-			ops += couplingOps(b, s.In)
+			rows := float64(b) // the factor of H_O, and the errors of rows that are done for those to come
+			before += rows * rows * rows / 3 / e.speeds.Float32
+			ops += rows * rows * n
 		}
 	}
-	return factor, rows + products + ops/e.speeds.Float32
-}
-
-// couplingOps are the operations that b rows take in float32 because their outputs go together: the factor of H_O, and the errors of rows
-// that are done for those to come.
-func couplingOps(b, in int) float64 {
-	rows := float64(b)
-	return rows*rows*rows/3 + rows*rows*float64(in)
+	if s.batched() { // gptq.CouplingSolver.Couple is for all rows
+		factor += before
+		before = 0
+	}
+	return factor, rows + before + products + ops/e.speeds.Float32
 }
 
 // batched says whether the site's rows are divided batch by batch: see task.batched.

@@ -4,6 +4,7 @@ import (
 	"encoding/gob"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/llmq/llmq/model"
 )
@@ -26,6 +27,9 @@ func (w *Worker) rows(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 		if q, err := w.batchedRows(p, u, sums, lin, part, job); q != nil || err != nil {
 			return q, err
 		}
+		// They stay as they are, and do not need each other: outputs would only say which are reported together.
+	} else if job.outputs, err = w.found.outputs.of(lin, nil); err != nil {
+		return nil, err
 	}
 	if u.Last-u.First < lin.Out {
 		if job.inexact, err = offGrid(job.tensor, lin); err != nil {
@@ -58,6 +62,9 @@ func (w *Worker) batchedRows(p *passage, u *unitSpec, sums *workedSums, lin, par
 	if err := b.learn(w, &all, job.tensor); err != nil {
 		return nil, err
 	}
+	if slices.Contains(b.known, false) {
+		return nil, fmt.Errorf("%s: not all batches are known of %d parts each", lin.Name, u.Parts)
+	}
 	if job.w, err = part.Matrix(); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.src.Name(), err)
 	}
@@ -66,7 +73,7 @@ func (w *Worker) batchedRows(p *passage, u *unitSpec, sums *workedSums, lin, par
 	return oneRecord(job.tensor.Name, lin.First()+u.First, &q), nil
 }
 
-// rowsJob returns the linear that a unit is of, what is known of its inputs, and a job for its rows.
+// rowsJob returns the linear that a unit is of, what is known of its inputs, and a job for its rows, without outputs.
 func (w *Worker) rowsJob(u *unitSpec) (*workedSums, *model.Linear, *rowsJob, error) {
 	if u.Stage >= len(w.layer.l.Stages) || u.Linear >= len(w.layer.l.Stages[u.Stage].Sites[0].Linears) {
 		return nil, nil, nil, fmt.Errorf("layer %d, stage %d has no linear %d", u.Layer, u.Stage, u.Linear)
@@ -76,11 +83,7 @@ func (w *Worker) rowsJob(u *unitSpec) (*workedSums, *model.Linear, *rowsJob, err
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	job := &rowsJob{tensor: w.plan.Lookup(lin.Name), product: lin.Product, solver: sums.solver, in: sums.in}
-	if sums.batches == nil { // those know them
-		job.outputs, err = w.found.outputs.of(lin, nil)
-	}
-	return sums, lin, job, err
+	return sums, lin, &rowsJob{tensor: w.plan.Lookup(lin.Name), product: lin.Product, solver: sums.solver, in: sums.in}, nil
 }
 
 // offGrid says whether the type cannot store all of a linear's rows as they are: those that it could are then changed too, for

@@ -14,6 +14,7 @@ type workedSums struct {
 	in      *quant.Stats
 	solver  quant.Solver
 	batches *workedBatches // of the stage's one linear; nil: none yet
+	stays   bool           // that linear's rows stay as they are: there are no batches
 }
 
 // mostMade is how many bundles' statistics a worker keeps until they are summed: its share where there are two machines. With those that it is

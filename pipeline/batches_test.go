@@ -1,0 +1,141 @@
+package pipeline
+
+import (
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/llmq/llmq/engine"
+	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/store"
+	"github.com/llmq/llmq/tensor"
+)
+
+// coupledJob is a run whose linears' rows go by batches.
+func coupledJob(typ *ggml.Type) job {
+	tm := testmodel.New("llama-linear")
+	return job{tm.Source(), Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: typ, OutputHessian: OutputHessianOn},
+		Options{Calib: sequences(tm, 18, 32)}}
+}
+
+// TestUnitsOnGrid: coupled rows that are on their type's grid, or stored in the type, stay as they are: there are no batches, and units of
+// some of the rows.
+func TestUnitsOnGrid(t *testing.T) {
+	smallUnits(t)
+	float, stored := coupledJob(ggml.Q4_0), coupledJob(ggml.Q4_0)
+	for _, info := range float.src.Tensors() {
+		if ggml.ParseName(info.Name).Layer < 0 || len(info.Shape) < 2 || info.Cols()%ggml.Q4_0.BlockLen != 0 {
+			continue
+		}
+		x, err := float.src.Tensor(info.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := tensor.New(x.Rows(), x.Cols())
+		x.Type.Decode(w.Data, x.Data)
+		_, decoded := encode(ggml.Q4_0, w, nil)
+		x.Type.Encode(x.Data, decoded.Data, nil)
+	}
+	path, _ := mustRun(t, stored.src, Recipe{Method: RTN, Type: ggml.Q4_0}, Options{})
+	stored.src, stored.r.Requantize = open(t, path), true
+	for name, j := range map[string]job{"float": float, "stored": stored} {
+		want, wantReport, _, _, err := j.in(t, "", -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, workers := range []int{1, 3} {
+			work := filepath.Join(t.TempDir(), "work")
+			got, rep, _, _, err := j.by(t, work, -1, j.local(t, workers))
+			if err != nil {
+				t.Fatalf("%s, %d workers: %v", name, workers, err)
+			}
+			if got != want {
+				t.Errorf("%s, %d workers: another file", name, workers)
+			}
+			if a, b := reportJSON(t, rep), reportJSON(t, wantReport); a != b {
+				t.Errorf("%s, %d workers: the report is\n%s\nnot\n%s", name, workers, a, b)
+			}
+			if left := values(t, work); len(left) > 0 {
+				t.Errorf("%s, %d workers: the folder holds %q", name, workers, left)
+			}
+		}
+	}
+}
+
+// cutShort is a store of which the first value that is opened of those that it likes ends too early.
+type cutShort struct {
+	store.Shared
+	likes string // what the value's name has in it; "": none
+	bytes int64
+}
+
+func (s *cutShort) Open(name string) (io.ReadCloser, error) {
+	r, err := s.Shared.Open(name)
+	if err != nil || s.likes == "" || !strings.Contains(name, s.likes) {
+		return r, err
+	}
+	s.likes = ""
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(r, s.bytes), r}, nil
+}
+
+// TestUnitsBatchCutShort: a worker that could read only some rows of a batch, and that is given the unit again, makes what a new one makes.
+func TestUnitsBatchCutShort(t *testing.T) {
+	smallUnits(t)
+	j := coupledJob(ggml.Q4_0)
+	tried := false
+	_, _, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, func(work *store.Dir) engine.Engine {
+		return &tapped{Engine: j.local(t, 2)(work), tap: func(job []byte, units []engine.Unit) bool {
+			if !strings.Contains(units[0].Name, "-batch0003-part0of2") {
+				return false
+			}
+			dir, err := store.JoinDir(work.Path())
+			if err != nil {
+				t.Fatal(err)
+			}
+			values := &cutShort{Shared: dir}
+			do := func(w engine.Worker) (string, error) {
+				digest, err := w.Do(t.Context(), units[0])
+				work.Delete(units[0].Name)
+				return digest, err
+			}
+			worker := func() engine.Worker {
+				w, err := NewWorker(t.Context(), j.src, j.r, job, values, WorkerOptions{TempDir: t.TempDir()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { w.Close() })
+				return w
+			}
+			want, err := do(worker())
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := worker()
+			values.likes = "-batch0005-part1of2"
+			r, err := dir.Open(strings.Replace(units[0].Name, "-batch0003-part0of2", values.likes, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			values.bytes, _ = io.Copy(io.Discard, r)
+			values.bytes = values.bytes * 3 / 4
+			r.Close()
+			if _, err := do(w); err == nil {
+				t.Fatal("rows that are missing are not missed")
+			}
+			if got, err := do(w); got != want || err != nil {
+				t.Errorf("another value, %v", err)
+			}
+			tried = true
+			return true
+		}}
+	})
+	if err != nil || !tried {
+		t.Errorf("%v, tried: %v", err, tried)
+	}
+}

@@ -104,6 +104,7 @@ func newCoupled(w, h *tensor.Matrix) (*Coupled, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.l = nil // the shares are what is needed of it
 	c := &Coupled{b: b, w: w, errs: tensor.New(w.Rows, w.Cols), target: tensor.New(mostBatchRows, w.Cols)}
 	c.feedback = make([][]kernels.Lane, mostBatchRows/kernels.Lanes)
 	for k := range c.feedback {

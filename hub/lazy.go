@@ -391,6 +391,13 @@ func (s *shard) There(lo, hi int64) bool {
 	return hi <= s.checked
 }
 
+// Gone says that bytes lo to hi have come, and that some of them have gone since.
+func (s *shard) Gone(lo, hi int64) bool {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	return hi <= s.checked && len(spans{{lo, hi}}.less(s.have)) > 0
+}
+
 // leave gives up the bytes that are spent and that the digest has come past.
 func (s *shard) leave() error {
 	gone := s.spent.less(s.spent.less(s.have)).less(spans{{s.checked, s.f.Bytes}})

@@ -19,6 +19,7 @@ import (
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/hubtest"
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
@@ -488,5 +489,39 @@ func TestLazyDamagedNorms(t *testing.T) {
 	got, err := run()
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("another file, %v", err)
+	}
+}
+
+// TestLazyRows: rows that are spent do not come again when others of their tensor are read.
+func TestLazyRows(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	z, src := lazily(t, c, t.TempDir())
+	const name = "token_embd.weight"
+	rows := 0
+	for _, info := range src.Tensors() {
+		if info.Name == name {
+			rows = info.Rows()
+		}
+	}
+	step := rows / 4
+	first := int64(0)
+	for lo := 0; lo < rows; lo += step {
+		if _, err := src.Rows(name, lo, min(lo+step, rows)); err != nil {
+			t.Fatal(err)
+		}
+		if sent := h.Sent(shard1) + h.Sent(shard2); lo == 0 {
+			first = sent
+		} else if sent != first {
+			t.Errorf("rows from %d on: %d bytes were sent, %d before them", lo, sent, first)
+		}
+		if err := src.Spend([]model.Rows{{Name: name, Lo: lo, Hi: min(lo+step, rows)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Error(err)
 	}
 }

@@ -64,8 +64,10 @@ type shard struct {
 	alone   spans // that have come by themselves, before the rest
 	spent   spans // that nobody needs any more
 	checked int64 // bytes from the first on that were there at one time, and are in digest
+	reached int64 // bytes from the first on behind which none have come
 	digest  hash.Hash
-	told    bool // a user was told that it is fetched
+	bad     error // why nothing can be said of the digest any more, or that it is wrong
+	told    bool  // a user was told that it is fetched
 }
 
 // A WholeError says that weights do not come in parts: Snapshot may have them as a whole.
@@ -279,6 +281,9 @@ func (s *shard) Fill(lo, hi int64) error {
 	z := s.z
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	if s.bad != nil {
+		return s.bad
+	}
 	s.needed, s.spent = s.needed.with(lo, hi), s.spent.without(lo, hi)
 	small := s.small(lo, hi)
 	if small {
@@ -295,6 +300,11 @@ func (s *shard) Fill(lo, hi int64) error {
 		}
 		if err := s.file.Sync(); err != nil { // as all is that was checked
 			return fmt.Errorf("hub: %s: %w", s.path, err)
+		}
+		for _, a := range again { // not before: after a power cut what was checked is taken for what is on the disk
+			if err := s.note("have %d %d", a.lo, a.hi); err != nil {
+				return err
+			}
 		}
 	}
 	switch {
@@ -322,12 +332,14 @@ func (s *shard) through(hi int64) error {
 		return err
 	}
 	if _, err := copyAll(z.ctx, s.digest, io.NewSectionReader(s.file, s.checked, hi-s.checked)); err != nil {
-		return fmt.Errorf("hub: %s: %w", s.path, err)
+		s.bad = fmt.Errorf("hub: %s: %w", s.path, err) // the digest may have some of them
+		return s.bad
 	}
 	s.checked = hi
 	if got := sum(s.digest); hi == s.f.Bytes && got != s.f.Digest {
 		err := fmt.Errorf("hub: %s: %s: what has come has digest %s, not %s", z.l.Ref, s.f.Path, got, s.f.Digest)
-		return &DamagedError{errors.Join(err, s.condemn())}
+		s.bad = &DamagedError{errors.Join(err, s.condemn())}
+		return s.bad
 	}
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("hub: %s: %w", s.path, err)
@@ -342,12 +354,18 @@ func (s *shard) through(hi int64) error {
 	return s.leave()
 }
 
-// Check has the rest come of every file that was read of, and says whether all of it was what it should be.
+// Check has the rest come of every file of which more than the header was read, and says whether all of it was what it should be.
 func (z *Lazy) Check() error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	for _, s := range z.shards {
-		for s.checked > 0 && s.checked < s.f.Bytes {
+		if s == nil {
+			continue
+		}
+		if s.bad != nil {
+			return s.bad
+		}
+		for s.reached > s.first && s.checked < s.f.Bytes {
 			const step = 64 << 20
 			hi := min(s.checked+step, s.f.Bytes)
 			for _, a := range (spans{{s.checked, hi}}).less(s.have) {
@@ -389,6 +407,13 @@ func (s *shard) There(lo, hi int64) bool {
 	s.z.mu.Lock()
 	defer s.z.mu.Unlock()
 	return hi <= s.checked
+}
+
+// Gone says that bytes lo to hi have come, and that some of them have gone since.
+func (s *shard) Gone(lo, hi int64) bool {
+	s.z.mu.Lock()
+	defer s.z.mu.Unlock()
+	return hi <= s.checked && len(spans{{lo, hi}}.less(s.have)) > 0
 }
 
 // leave gives up the bytes that are spent and that the digest has come past.
@@ -437,12 +462,16 @@ func (s *shard) damaged() error {
 	return fmt.Errorf("hub: %s is of a damaged download: remove this folder, and what was made of it (--work), and start again", s.z.dir)
 }
 
-// note adds a line to what is known.
+// note adds a line to what is known, or nothing: the next one would go on in the middle of it.
 func (s *shard) note(format string, args ...any) error {
-	if _, err := fmt.Fprintf(s.journal, format+"\n", args...); err != nil {
-		return fmt.Errorf("hub: %w", err)
+	n, err := fmt.Fprintf(s.journal, format+"\n", args...)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if info, e := s.journal.Stat(); n > 0 && e == nil {
+		err = errors.Join(err, s.journal.Truncate(info.Size()-int64(n)))
+	}
+	return fmt.Errorf("hub: %w", err)
 }
 
 // replay reads what is known. A last line that a killed process has left unfinished counts for nothing.
@@ -470,6 +499,7 @@ func (s *shard) replay() error {
 			s.checked = hi
 		case scan(line, "have %d %d\n", &lo, &hi) && lo < hi && hi <= s.f.Bytes:
 			s.have = s.have.with(lo, hi)
+			s.reached = max(s.reached, hi)
 		case scan(line, "gone %d %d\n", &lo, &hi):
 			s.have = s.have.without(lo, hi)
 		default:
@@ -567,10 +597,13 @@ func (w *landing) Write(p []byte) (int, error) {
 		return n, err
 	}
 	hi := w.lo + int64(n)
-	if err := w.s.note("have %d %d", w.lo, hi); err != nil {
-		return n, err
+	if w.lo >= w.s.checked { // see Fill of what comes again
+		if err := w.s.note("have %d %d", w.lo, hi); err != nil {
+			return n, err
+		}
 	}
 	w.s.have = w.s.have.with(w.lo, hi)
+	w.s.reached = max(w.s.reached, hi)
 	w.lo = hi
 	return n, nil
 }

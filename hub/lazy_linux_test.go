@@ -19,6 +19,7 @@ import (
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/hubtest"
 	"github.com/llmq/llmq/internal/testmodel"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 	"github.com/llmq/llmq/store"
 )
@@ -251,6 +252,12 @@ func damagedShard(t *testing.T, small int64) {
 	}
 	if _, ok := errors.AsType[*DamagedError](err); !ok || !strings.Contains(err.Error(), shard2+": what has come has digest") {
 		t.Errorf("error %v", err)
+	}
+	for _, info := range src.Tensors() { // whoever goes on nevertheless
+		_, _ = src.Tensor(info.Name)
+	}
+	if _, ok := errors.AsType[*DamagedError](z.Check()); !ok {
+		t.Error("it is forgotten that the download is damaged")
 	}
 	if err := errors.Join(src.Close(), z.Close()); err != nil {
 		t.Error(err)
@@ -488,5 +495,130 @@ func TestLazyDamagedNorms(t *testing.T) {
 	got, err := run()
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("another file, %v", err)
+	}
+}
+
+// TestLazyRows: rows that are spent do not come again when others of their tensor are read.
+func TestLazyRows(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	z, src := lazily(t, c, t.TempDir())
+	const name = "token_embd.weight"
+	rows := 0
+	for _, info := range src.Tensors() {
+		if info.Name == name {
+			rows = info.Rows()
+		}
+	}
+	step := rows / 4
+	first := int64(0)
+	for lo := 0; lo < rows; lo += step {
+		if _, err := src.Rows(name, lo, min(lo+step, rows)); err != nil {
+			t.Fatal(err)
+		}
+		if sent := h.Sent(shard1) + h.Sent(shard2); lo == 0 {
+			first = sent
+		} else if sent != first {
+			t.Errorf("rows from %d on: %d bytes were sent, %d before them", lo, sent, first)
+		}
+		if err := src.Spend([]model.Rows{{Name: name, Lo: lo, Hi: min(lo+step, rows)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLazyAgain: what had gone and comes again is not noted before it is on the disk, as after a power cut what was checked is believed.
+func TestLazyAgain(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	z, src := lazily(t, c, t.TempDir())
+	const name = "token_embd.weight"
+	read := func() error {
+		in, err := src.Tensor(name)
+		if err == nil {
+			src.Release(in)
+		}
+		return err
+	}
+	spend := func() error {
+		for _, info := range src.Tensors() {
+			if info.Name == name {
+				return src.Spend([]model.Rows{{Name: name, Hi: info.Rows()}})
+			}
+		}
+		return errors.New("no tensor")
+	}
+	if err := errors.Join(read(), spend()); err != nil {
+		t.Fatal(err)
+	}
+	s := z.shards[filepath.Join(z.dir, shard1)]
+	journal := func() string {
+		b, err := os.ReadFile(s.path + ".have")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	before := journal()
+	if !strings.HasPrefix(before[strings.LastIndexByte(strings.TrimSuffix(before, "\n"), '\n')+1:], "gone ") {
+		t.Fatalf("nothing has gone: %s", before)
+	}
+	errCut := errors.New("cut off")
+	c.sleep = func(context.Context, time.Duration) error { return errCut }
+	h.On(func(w http.ResponseWriter, r *http.Request, path string) bool {
+		if path == shard1 && r.Host == strings.TrimPrefix(h.Storage.URL, "http://") {
+			h.Send(w, r, path, 10_000)
+		}
+		return false
+	})
+	if err := read(); !errors.Is(err, errCut) {
+		t.Fatalf("error %v", err)
+	}
+	if now := journal(); now != before {
+		t.Errorf("noted before it is on the disk: %s", now[len(before):])
+	}
+	h.On(nil)
+	if err := read(); err != nil {
+		t.Fatal(err)
+	}
+	if journal() == before {
+		t.Error("what has come again is not noted")
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLazyAlone: a file of which nothing but small tensors was read, each by itself, is checked too.
+func TestLazyAlone(t *testing.T) {
+	_, dir := tinyFolder(t)
+	h := hubtest.OfFolder(t, dir)
+	h.Environment(t)
+	c, _, _ := client(t)
+	z, src := lazily(t, c, t.TempDir())
+	b, err := os.ReadFile(filepath.Join(dir, shard2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	h.Change(hubtest.Commit, shard2, b)
+	if _, err := src.Tensor("output_norm.weight"); err != nil {
+		t.Fatal(err)
+	}
+	if s := z.shards[filepath.Join(z.dir, shard2)]; s.checked > 0 {
+		t.Fatal("the norm has not come alone")
+	}
+	if err := z.Check(); err == nil {
+		t.Error("the shard is not checked")
+	}
+	if err := errors.Join(src.Close(), z.Close()); err != nil {
+		t.Error(err)
 	}
 }

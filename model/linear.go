@@ -208,9 +208,9 @@ func checkFinite(name string, data []float32, cols, first int) error {
 
 func notFinite(name string, vector bool, row, col int, v float32) error {
 	if vector {
-		return fmt.Errorf("tensor %q: element %d is %v", name, col, v)
+		return WeightsErrorf("tensor %q: element %d is %v", name, col, v)
 	}
-	return fmt.Errorf("tensor %q: element [%d %d] is %v", name, row, col, v)
+	return WeightsErrorf("tensor %q: element [%d %d] is %v", name, row, col, v)
 }
 
 // CheckWeights looks for a weight that is not finite, and names the first. It reads all of them, which is for finding out

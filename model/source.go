@@ -1,6 +1,10 @@
 package model
 
-import "github.com/llmq/llmq/formats/ggml"
+import (
+	"fmt"
+
+	"github.com/llmq/llmq/formats/ggml"
+)
 
 // Source is where a model comes from. A Hugging Face folder and a GGUF file both appear as GGUF does: its metadata keys
 // ("llama.block_count"), its tensor names ("blk.0.attn_q.weight") and its order of rows (llama's q and k interleaved).
@@ -63,6 +67,16 @@ type Passing interface {
 	Spend(rows []Rows) error
 	// Check says in the end whether all that was read is what it should be. Before nobody knows.
 	Check() error
+}
+
+// A WeightsError says that weights as they were read are of no use: they are not finite, or make something that is not.
+type WeightsError struct{ error }
+
+func (e *WeightsError) Unwrap() error { return e.error }
+
+// WeightsErrorf is fmt.Errorf for a WeightsError.
+func WeightsErrorf(format string, args ...any) error {
+	return &WeightsError{fmt.Errorf(format, args...)}
 }
 
 // PassingOf returns a source whose weights come and go as what it is; nil of another.

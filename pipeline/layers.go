@@ -333,7 +333,7 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 func checkInputs(group string, meanSquares []float32) error {
 	for j, v := range meanSquares {
 		if v-v != 0 {
-			return fmt.Errorf("the mean square of feature %d of %s's input is %v: the hidden states overflow float32", j, group, v)
+			return model.WeightsErrorf("the mean square of feature %d of %s's input is %v: the hidden states overflow float32", j, group, v)
 		}
 	}
 	return nil

@@ -189,7 +189,7 @@ func Run(ctx context.Context, src Source, p *Plan, path string, opt Options) (*R
 		}
 		o, more, err := t.attemptOnce(path, found)
 		if err != nil {
-			return nil, cmp.Or(model.Unchanged(src), err) // the one may be why the other is
+			return nil, cmp.Or(model.Unchanged(src), damaged(src, err), err) // the one may be why the other is
 		}
 		// What the budget refused in an earlier attempt, a later one judges again.
 		fallbacks = slices.DeleteFunc(fallbacks, func(f FallbackReport) bool { return !f.Done })

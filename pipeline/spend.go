@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/llmq/llmq/formats/ggml"
@@ -9,6 +10,19 @@ import (
 
 // A source whose weights come and go (model.Passing) is told which are spent, as soon as nothing reads them again and, in a run with a work
 // folder, what was made of them is kept. Vectors and routers are not: each process converts them anew.
+
+// damaged says of a run that weights have ended whether they are what they should be, which of those that come and go is not known before: else
+// the checkpoint would be blamed for what only its download did, each time that the run goes on with it.
+func damaged(src Source, err error) error {
+	passing := model.PassingOf(src)
+	if _, ok := errors.AsType[*model.WeightsError](err); !ok || passing == nil {
+		return nil
+	}
+	if e := passing.Check(); e != nil {
+		return errors.Join(e, err)
+	}
+	return nil
+}
 
 // spend says that tensors are not read again.
 func (t *task) spend(which func(t *Tensor) bool) error {

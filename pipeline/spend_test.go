@@ -211,3 +211,30 @@ func TestPassingDamaged(t *testing.T) {
 		}
 	}
 }
+
+// doubtful is a passingSource that can be checked.
+type doubtful struct {
+	*passingSource
+	bad error
+}
+
+func (s *doubtful) Check() error { return s.bad }
+
+// TestPassingNaN: weights that cannot be are looked at whether they are those that the checkpoint has, before it is blamed.
+func TestPassingNaN(t *testing.T) {
+	errBad := errors.New("another digest")
+	for name, bad := range map[string]error{"of the checkpoint": nil, "of the download": errBad} {
+		t.Run(name, func(t *testing.T) {
+			tm := testmodel.New("llama")
+			src := tm.Source()
+			w := src.Find("blk.1.ffn_up.weight")
+			w.Data = slices.Repeat([]byte{0xff}, len(w.Data)) // NaN, in F32 and BF16
+			j := job{&doubtful{&passingSource{Source: src}, bad}, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOff},
+				Options{Calib: sequences(tm, 2, 24)}}
+			_, _, _, _, err := j.in(t, "", -1)
+			if err == nil || !strings.Contains(err.Error(), `"blk.1.ffn_up.weight": element [0 0] is NaN`) || errors.Is(err, errBad) != (bad != nil) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}

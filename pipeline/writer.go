@@ -3,7 +3,6 @@ package pipeline
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -394,9 +393,9 @@ func (w *task) checkWeight(t *Tensor, row, col int, v float32) error {
 	}
 	where = fmt.Sprintf("%s: tensor %q: element %s is %v", w.src.Name(), t.Name, where, v)
 	if finite {
-		return fmt.Errorf("%s, beyond F16's largest value %d: choose bf16 or f32 for this tensor", where, maxFloat16)
+		return model.WeightsErrorf("%s, beyond F16's largest value %d: choose bf16 or f32 for this tensor", where, maxFloat16)
 	}
-	return errors.New(where)
+	return model.WeightsErrorf("%s", where)
 }
 
 // checkRow is check for one row of a stored tensor.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -191,6 +192,46 @@ func TestLowDiskKilled(t *testing.T) {
 			return
 		}
 		if err := errors.Join(os.Remove(filepath.Join(l.out, "low.gguf")), os.RemoveAll(filepath.Join(l.out, "work"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLowDiskDamaged: a download that is not what the hub lists ends the run, be it that nobody can tell before its digest or that its weights are
+// no numbers; nothing of it is kept, and the same command makes the file.
+func TestLowDiskDamaged(t *testing.T) {
+	l := newLowDisk(t)
+	const shard = "model-00002-of-00002.safetensors"
+	good, err := os.ReadFile(filepath.Join(folder(t, "llama"), shard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func(b []byte){
+		"one bit": func(b []byte) { b[len(b)*3/4] ^= 1 },
+		"NaN":     func(b []byte) { copy(b[len(b)/2:], strings.Repeat("\xff", 4096)) },
+	} {
+		bad := slices.Clone(good)
+		damage(bad)
+		l.hub.On(func(w http.ResponseWriter, r *http.Request, path string) bool {
+			content := good // what is listed
+			if r.Host == strings.TrimPrefix(l.hub.Storage.URL, "http://") {
+				content = bad
+			}
+			l.hub.Change(hubtest.Commit, shard, content)
+			return false
+		})
+		r := llmq(t, l.args...)
+		if r.code == exitOK || !strings.Contains(r.stderr, shard+": what has come has digest") {
+			t.Errorf("%s: exit %d\n%s", name, r.code, r.stderr)
+		}
+		l.hub.On(nil)
+		l.hub.Change(hubtest.Commit, shard, good)
+		if _, err := os.Stat(filepath.Join(l.out, "low.gguf")); err == nil {
+			t.Fatalf("%s: there is a file", name)
+		}
+		must(t, l.args...)
+		sameFiles(t, filepath.Join(l.out, "low.gguf"), l.want)
+		if err := os.Remove(filepath.Join(l.out, "low.gguf")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -155,8 +155,12 @@ func newPlain(p *part) plain {
 }
 
 func (t plain) rows(lo, hi int) ([]byte, error) {
-	if t.part.m != nil { // the tensor as a whole, be it a little at a time that is read
-		if err := t.part.m.Need(t.part.data); err != nil {
+	if m := t.part.m; m != nil { // the tensor as a whole, be it a little at a time that is read
+		need := t.part.data
+		if t.part.strides == nil && m.Gone(need) { // rows that are spent are not to come again for the others
+			need = need[lo*t.rowBytes : hi*t.rowBytes]
+		}
+		if err := m.Need(need); err != nil {
 			return nil, &absentError{err}
 		}
 	}

@@ -10,6 +10,8 @@ type Filler interface {
 	Drop(parts [][2]int64) error
 	// There says that bytes lo to hi have come, with all before them.
 	There(lo, hi int64) bool
+	// Gone says that bytes lo to hi have come, and that some of them have gone since.
+	Gone(lo, hi int64) bool
 }
 
 // Need has b, a part of Data, be there, and stay until Release. Of an ordinary map all is there.
@@ -53,6 +55,14 @@ func (m *Map) There(b []byte) bool {
 		return true
 	}
 	return m.filler.There(m.offsets(b))
+}
+
+// Gone says that b, a part of Data, has come, and some of it has gone since, if the file is one that comes in parts.
+func (m *Map) Gone(b []byte) bool {
+	if m.filler == nil || len(b) == 0 {
+		return false
+	}
+	return m.filler.Gone(m.offsets(b))
 }
 
 // Lazy says whether Data is of a file that is not all there.

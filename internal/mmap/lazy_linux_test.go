@@ -36,6 +36,7 @@ func (f *tap) Drop(parts [][2]int64) error {
 }
 
 func (f *tap) There(lo, hi int64) bool { return hi < 5 }
+func (f *tap) Gone(lo, hi int64) bool  { return false }
 
 // TestLazy: what has not come, or has gone, is a fault, never zeros.
 func TestLazy(t *testing.T) {

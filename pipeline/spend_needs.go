@@ -36,8 +36,9 @@ func (p *Plan) PassingDisk(src Source, m *model.Model, tokens, seqLen int, work 
 			}
 		}
 	}
-	d.convert(func(t *Tensor) bool { return ggml.ParseName(t.Name).Layer < 0 && len(t.Shape) > 1 })
-	d.convert(func(t *Tensor) bool { return ggml.ParseName(t.Name).Layer >= 0 || len(t.Shape) == 1 })
+	d.convert((*Tensor).embeds)
+	d.convert((*Tensor).carried)
+	d.convert(func(t *Tensor) bool { return !t.embeds() && !t.carried() })
 	if m == nil {
 		return d.most
 	}
@@ -107,7 +108,7 @@ func (d *passingDisk) convert(those func(t *Tensor) bool) {
 			d.fetch(t)
 		}
 		d.write(t.Bytes())
-		if d.m == nil && len(t.Shape) > 1 || t.Role == model.RoleUnused {
+		if d.m == nil && len(t.Shape) > 1 || t.carried() {
 			d.spend(func(other *Tensor) bool { return other == t })
 		}
 	}

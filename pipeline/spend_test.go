@@ -9,8 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/formats/gguf"
 	"github.com/llmq/llmq/gptq"
+	"github.com/llmq/llmq/internal/shared"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -160,6 +163,60 @@ func TestPassing(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestPassingUnused: layers that predict further tokens, which the forward pass leaves out, are read once by a run that is killed, too.
+func TestPassingUnused(t *testing.T) {
+	f, err := gguf.Open(filepath.Join(shared.Path(t, "archs"), "glm4moe", "expected.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	src := &testmodel.Source{Path: "glm4moe", KV: slices.Clone(f.Metadata())}
+	layers, _ := f.Meta("glm4moe.block_count")
+	src.KV.Set("glm4moe.block_count", layers.(uint32)+1)
+	src.KV.Set("glm4moe.nextn_predict_layers", uint32(1))
+	for _, info := range f.Tensors() {
+		tensor, err := f.Tensor(info.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		src.List = append(src.List, *tensor)
+		if rest, ok := strings.CutPrefix(info.Name, "blk.0."); ok {
+			further := *tensor
+			further.Name = fmt.Sprintf("blk.%d.%s", layers, rest)
+			src.List = append(src.List, further)
+		}
+	}
+	set := &calib.Set{SeqLen: 16}
+	for i := range 4 {
+		seq := make([]int32, set.SeqLen)
+		for j := range seq {
+			seq[j] = int32((7*i + 3*j) % 32)
+		}
+		set.Sequences = append(set.Sequences, seq)
+	}
+	j := job{&passingSource{Source: src}, Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: ggml.Q8_0, Embedding: ggml.Q8_0,
+		OutputHessian: OutputHessianOff}, Options{Calib: set}}
+	want, _, _, _, err := j.fresh().in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; ; n++ {
+		j := j.fresh()
+		work := filepath.Join(t.TempDir(), "work")
+		if _, _, _, _, err := j.in(t, work, n); err == nil {
+			if unused := len(j.src.(*passingSource).spent); n < 5 || unused == 0 {
+				t.Errorf("%d values are kept, %d times rows are spent", n, unused)
+			}
+			return
+		} else if !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		if got, _, _, _, err := j.in(t, work, -1); err != nil || got != want {
+			t.Errorf("killed after %d values: %v, same file %v", n, err, got == want)
+		}
 	}
 }
 

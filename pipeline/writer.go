@@ -61,11 +61,31 @@ func (w *writer) convertAll() error {
 		return w.convertThose("converted", func(*Tensor) bool { return true })
 	}
 	// Norms are made anew each time: --low-disk keeps them, and may have fetched them before it could check the file that they are in.
-	embedding := func(t *Tensor) bool { return ggml.ParseName(t.Name).Layer < 0 && len(t.Shape) > 1 }
-	if err := w.convertThose("converted", func(t *Tensor) bool { return t.Role != model.RoleHead && embedding(t) }); err != nil {
+	if err := w.convertThose("converted", func(t *Tensor) bool { return t.Role != model.RoleHead && t.embeds() }); err != nil {
 		return err
 	}
-	return w.convertThose("", func(t *Tensor) bool { return t.Role != model.RoleHead && !embedding(t) })
+	for i := range w.plan.Tensors {
+		// What the forward pass leaves out may be as large as a layer: each matrix goes before the next one comes.
+		t := &w.plan.Tensors[i]
+		if !t.carried() {
+			continue
+		}
+		if err := w.convertThose(fmt.Sprintf("converted-unused%04d", i), func(other *Tensor) bool { return other == t }); err != nil {
+			return err
+		}
+		if err := w.spend(func(other *Tensor) bool { return other == t }); err != nil {
+			return err
+		}
+	}
+	return w.convertThose("", func(t *Tensor) bool { return t.Role != model.RoleHead && !t.embeds() && !t.carried() })
+}
+
+// embeds says whether a tensor is a matrix outside the layers.
+func (t *Tensor) embeds() bool { return len(t.Shape) > 1 && ggml.ParseName(t.Name).Layer < 0 }
+
+// carried says whether a tensor is a matrix of a layer that the forward pass leaves out.
+func (t *Tensor) carried() bool {
+	return len(t.Shape) > 1 && ggml.ParseName(t.Name).Layer >= 0 && t.Role == model.RoleUnused
 }
 
 // convertHead writes the head behind the layers, if no calibration reaches it and it is not written yet: in a checkpoint it lies with the last
@@ -134,7 +154,7 @@ func (w *writer) convertAfter(converted []*Tensor) error {
 			return err
 		}
 		w.report(t, sum.rowsReport())
-		if w.m == nil || t.Role == model.RoleUnused {
+		if w.m == nil {
 			if err := w.spend(func(other *Tensor) bool { return other == t }); err != nil {
 				return err
 			}

@@ -329,8 +329,12 @@ func (a *app) runQuantize(ctx context.Context, opts quantizeOptions, recipe pipe
 	}
 	rep, err := pipeline.Run(ctx, src, plan, opts.Output, popt)
 	if _, damaged := errors.AsType[*hub.DamagedError](err); damaged && work != nil {
-		done = true // nothing is kept: the same command starts over
-		return errors.Join(err, clearWork(work), removeLazy())
+		done = true
+		// What was made of it goes first, for good: a whole download must not find that.
+		if err2 := errors.Join(clearWork(work), work.Note(&store.Standing{Output: opts.Output})); err2 != nil {
+			return errors.Join(err, err2)
+		}
+		return errors.Join(fmt.Errorf("%w; nothing is kept of it: the same command starts over", err), removeLazy())
 	}
 	limit, over := errors.AsType[*pipeline.LimitError](err)
 	if over {

@@ -86,6 +86,9 @@ func clearWork(work store.Folder) error {
 	if err == nil {
 		err = work.Delete(names...)
 	}
+	if d, ok := work.(*store.Dir); ok {
+		err = errors.Join(err, d.RemovePartials(""))
+	}
 	return err
 }
 

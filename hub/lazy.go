@@ -60,7 +60,6 @@ type shard struct {
 	m       *mmap.Map
 	first   int64 // bytes of the header
 	have    spans // that are there
-	needed  spans // that somebody reads
 	alone   spans // that have come by themselves, before the rest
 	spent   spans // that nobody needs any more
 	checked int64 // bytes from the first on that were there at one time, and are in digest
@@ -284,7 +283,7 @@ func (s *shard) Fill(lo, hi int64) error {
 	if s.bad != nil {
 		return s.bad
 	}
-	s.needed, s.spent = s.needed.with(lo, hi), s.spent.without(lo, hi)
+	s.spent = s.spent.without(lo, hi)
 	small := s.small(lo, hi)
 	if small {
 		s.alone = s.alone.with(lo, hi)
@@ -385,19 +384,12 @@ func (s *shard) small(lo, hi int64) bool {
 	return hi-lo <= c.small && (c.Glance || hi-lo <= s.f.Bytes/256 && s.alone.with(lo, hi).bytes() <= min(c.mostSmall, s.f.Bytes/2))
 }
 
-// Free says that bytes lo to hi are not read for now.
-func (s *shard) Free(lo, hi int64) {
-	s.z.mu.Lock()
-	defer s.z.mu.Unlock()
-	s.needed = s.needed.without(lo, hi)
-}
-
 // Drop gives up bytes.
 func (s *shard) Drop(parts [][2]int64) error {
 	s.z.mu.Lock()
 	defer s.z.mu.Unlock()
 	for _, p := range parts {
-		s.needed, s.spent = s.needed.without(p[0], p[1]), s.spent.with(p[0], p[1])
+		s.spent = s.spent.with(p[0], p[1])
 	}
 	return s.leave()
 }

@@ -2,10 +2,8 @@ package mmap
 
 // Filler brings the bytes of a file that is not all there, and may take them away again.
 type Filler interface {
-	// Fill brings bytes lo to hi of the file, and keeps them until Free.
+	// Fill brings bytes lo to hi of the file, and keeps them until Drop.
 	Fill(lo, hi int64) error
-	// Free says that bytes lo to hi are not needed for now.
-	Free(lo, hi int64)
 	// Drop says that bytes [lo,hi) are not needed any more, and may go. Who needs them again has Fill bring them.
 	Drop(parts [][2]int64) error
 	// There says that bytes lo to hi have come, with all before them.
@@ -14,7 +12,7 @@ type Filler interface {
 	Gone(lo, hi int64) bool
 }
 
-// Need has b, a part of Data, be there, and stay until Release. Of an ordinary map all is there.
+// Need has b, a part of Data, be there, and stay until Drop. Of an ordinary map all is there.
 func (m *Map) Need(b []byte) error {
 	if m.filler == nil || len(b) == 0 {
 		return nil

@@ -21,9 +21,6 @@ func unmap(data []byte) error { return unix.Munmap(data) }
 // Release tells the kernel that the pages which lie wholly inside b, a part of Data, need not stay resident, and are the
 // first to take when memory is short. They come back from the file when they are read again.
 func (m *Map) Release(b []byte) {
-	if m.filler != nil && len(b) > 0 {
-		m.filler.Free(m.offsets(b))
-	}
 	if pages := m.pages(b, true); pages != nil {
 		// Advice: nothing depends on its being taken.
 		cool(pages)

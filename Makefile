@@ -31,8 +31,9 @@ ANYHOW := $(subst $(empty) $(empty),|,TestAssignErrors TestCostOfRecipes TestDry
 	TestLlamaCpp TestLowDiskWork TestNothingLeft TestPassing TestProfileWork TestResume TestResumeDamaged TestResumeOften TestSignals TestUnits TestUnitsFault TestUnitsMixedShards TestUnitsResume TestWork TestWorkers)
 
 # Tests that quantize again and again, in pipeline and cmd/llmq, and are in no other package: more than a minute of two cores.
-WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestFolding TestInputChanges TestLimit TestLimitExitCode \
-	TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPassingDamaged TestPlanted TestProfileWork TestQuantizeOptions TestRecipe TestUnitsMixedShards TestUnitsResumeBatches)
+WIDELY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuto TestBenchModel TestBiasCorrection TestCostOfRecipes TestEveryType TestFolding \
+	TestInputChanges TestLimit TestLimitExitCode TestLimitNotMet TestLowDiskKilled TestNeedsMemory TestPassingDamaged TestPassingUnused TestPlanted \
+	TestProfileWork TestQuantizeOptions TestRecipe TestResumeDamaged TestUnitsMixedShards TestUnitsResume TestUnitsResumeBatches)
 
 # Tests that compare with plain references, minutes of one goroutine under the race detector. Others run what they compare.
 SLOWLY := $(subst $(empty) $(empty),|,TestAssignErrors TestAuthors TestBetter TestCholeskyNotPositive TestLlamaCpp \

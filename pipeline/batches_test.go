@@ -104,14 +104,7 @@ func TestUnitsBatchCutShort(t *testing.T) {
 				work.Delete(units[0].Name)
 				return digest, err
 			}
-			worker := func() engine.Worker {
-				w, err := NewWorker(t.Context(), j.src, j.r, job, values, WorkerOptions{TempDir: t.TempDir()})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { w.Close() })
-				return w
-			}
+			worker := func() engine.Worker { return j.worker(t, job, values) }
 			want, err := do(worker())
 			if err != nil {
 				t.Fatal(err)

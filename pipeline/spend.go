@@ -39,12 +39,15 @@ func (t *task) spend(which func(t *Tensor) bool) error {
 	return src.Spend(rows)
 }
 
-// spendLayer says that layer i is done and the hidden states behind it are kept. Nothing embeds again behind the first one.
+// spendLayer says that layer i is done and the hidden states behind it are kept.
 func (t *task) spendLayer(i int) error {
-	return t.spend(func(tensor *Tensor) bool {
-		layer := ggml.ParseName(tensor.Name).Layer
-		return layer == i && tensor.Role == model.RoleLinear || i == 0 && layer < 0 && tensor.Role == model.RoleEmbedding
-	})
+	return t.spend(func(tensor *Tensor) bool { return tensor.spentBehind(i) })
+}
+
+// spentBehind says whether nothing reads a tensor again behind layer i. Nothing embeds again behind the first one.
+func (t *Tensor) spentBehind(i int) bool {
+	layer := ggml.ParseName(t.Name).Layer
+	return layer == i && t.Role == model.RoleLinear || i == 0 && layer < 0 && t.Role == model.RoleEmbedding
 }
 
 // convertHeadHere is convertHead of a run before the end of its layers where weights come and go, and the head has come: it leaves more room

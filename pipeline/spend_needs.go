@@ -52,10 +52,7 @@ func (p *Plan) PassingDisk(src Source, m *model.Model, tokens, seqLen int, work 
 		if work && i > 0 && (i+1 < m.Layers() || d.calibratesHead()) {
 			d.see(each)
 		}
-		d.spend(func(t *Tensor) bool {
-			layer := ggml.ParseName(t.Name).Layer
-			return layer == i && t.Role == model.RoleLinear || i == 0 && layer < 0 && t.Role == model.RoleEmbedding
-		})
+		d.spend(func(t *Tensor) bool { return t.spentBehind(i) })
 	}
 	d.head()
 	return d.most

@@ -53,6 +53,16 @@ func (e *tapped) Do(ctx context.Context, units []engine.Unit) error {
 	return e.Engine.Do(ctx, units)
 }
 
+// worker is a worker by itself for a job of j's run.
+func (j job) worker(t *testing.T, job []byte, values store.Shared) engine.Worker {
+	w, err := NewWorker(t.Context(), j.src, j.r, job, values, WorkerOptions{TempDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
 // TestUnitsFault: a worker whose map fails amid a bundle of shards, and that is given the unit again, makes what a new one makes.
 func TestUnitsFault(t *testing.T) {
 	smallUnits(t)
@@ -90,14 +100,7 @@ func TestUnitsFault(t *testing.T) {
 				}
 				return digest, err
 			}
-			worker := func() engine.Worker {
-				w, err := NewWorker(t.Context(), j.src, j.r, job, values, WorkerOptions{TempDir: t.TempDir()})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { w.Close() })
-				return w
-			}
+			worker := func() engine.Worker { return j.worker(t, job, values) }
 			counting := &faultyContext{Context: t.Context()}
 			want, err := do(worker(), counting)
 			if err != nil {

@@ -250,23 +250,14 @@ func (p *passage) advanceMissing(there, missing []piece, s, original *stream, i 
 
 // install gives the linears of a layer the rows that its unit has put out.
 func (p *passage) install(l *model.Layer, unit string) error {
-	type place struct {
-		tensor string
-		first  int
-	}
-	linears := map[place]*model.Linear{}
-	for _, site := range l.Sites() {
-		for _, lin := range site.Linears {
-			linears[place{lin.Name, lin.First()}] = lin
-		}
-	}
+	linears := linearsAt(l.Sites())
 	f, err := p.kept.work.Open(unit)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	err = eachRecord(f, unit, p.plan, func(t *Tensor, rec *record, data []byte) error {
-		at := place{rec.Tensor, rec.First}
+		at := rowsPlace{rec.Tensor, rec.First}
 		lin := linears[at]
 		if lin == nil {
 			return nil // a vector

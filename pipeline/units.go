@@ -361,25 +361,33 @@ func (d *driver) head() error {
 	return nil
 }
 
+// rowsPlace is where the rows of a linear begin.
+type rowsPlace struct {
+	tensor string
+	first  int
+}
+
+// linearsAt returns the linears of sites by where their rows begin.
+func linearsAt(sites []*model.Site) map[rowsPlace]*model.Linear {
+	linears := map[rowsPlace]*model.Linear{}
+	for _, site := range sites {
+		for _, lin := range site.Linears {
+			linears[rowsPlace{lin.Name, lin.First()}] = lin
+		}
+	}
+	return linears
+}
+
 // eachLinear calls do for every linear of a stage, in order, with what the stage's units have put out of it.
 func (d *driver) eachLinear(values store.Store, l *model.Layer, k int, units []engine.Unit,
 	do func(t *Tensor, lin *model.Linear, q *rows) error) error {
-	type place struct {
-		tensor string
-		first  int
-	}
-	linears := map[place]*model.Linear{}
-	for _, site := range l.Stages[k].Sites {
-		for _, lin := range site.Linears {
-			linears[place{lin.Name, lin.First()}] = lin
-		}
-	}
+	linears := linearsAt(l.Stages[k].Sites)
 	var lin *model.Linear // whose rows are being read
 	var whole rows
 	for _, u := range units {
 		err := readRows(values, u.Name, d.plan, func(t *Tensor, first int, q *rows) error {
 			if lin == nil {
-				lin, whole = linears[place{t.Name, first}], rows{}
+				lin, whole = linears[rowsPlace{t.Name, first}], rows{}
 			}
 			row := t.Type.RowBytes(t.Cols())
 			if lin == nil || lin.Name != t.Name || first != lin.First()+len(whole.data)/row {

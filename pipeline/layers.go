@@ -50,14 +50,15 @@ func (p *passage) layers() error {
 	if err := p.m.CheckLength(set.SeqLen); err != nil {
 		return err
 	}
-	s, err := zeroStream(p.m, len(set.Sequences), set.SeqLen, true, budget, p.tempDir)
+	perBatch := batchSequences(p.m, len(set.Sequences), set.SeqLen)
+	s, err := zeroStream(p.m, len(set.Sequences), set.SeqLen, perBatch, true, budget, p.tempDir)
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	var original *stream
 	if p.plan.Recipe.original() && !p.opt.NoCorrection {
-		if original, err = zeroStream(p.m, len(set.Sequences), set.SeqLen, false, budget, p.tempDir); err != nil {
+		if original, err = zeroStream(p.m, len(set.Sequences), set.SeqLen, perBatch, false, budget, p.tempDir); err != nil {
 			return err
 		}
 		original.workspace = s.workspace.beside(p.m)

@@ -36,7 +36,7 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	if p.Recipe.original() {
 		streams = 2 // the quantized model's and the original's
 	}
-	batch := min(tokens, batchOf(m))
+	batch := evenBatch(tokens, batchOf(m), leastEven)
 	var states, buffers, spilled int64 // buffers are of a batch of what is spilled
 	left := newStateBudget(budget)
 	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers

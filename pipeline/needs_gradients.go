@@ -19,7 +19,7 @@ type gradientNeeds struct {
 // which sequences longer than a batch forbid, there is room for either.
 func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientNeeds {
 	tokens = gradientTokens(tokens)
-	batch := int64(min(tokens, backTokens(m)))
+	batch := int64(evenBatch(tokens, backTokens(m), leastEven))
 	left := newStateBudget(budget)
 	var g gradientNeeds
 	spilled := make([]int64, m.Layers()+1)        // of the states before each layer, and of the gradients

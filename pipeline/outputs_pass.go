@@ -64,7 +64,8 @@ func (p *passage) gradients() error {
 	if !together {
 		batch = backTokens(p.m)
 	}
-	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), max(1, batch/set.SeqLen)}, 0)
+	perBatch := evenBatch(len(seqs), max(1, batch/set.SeqLen), max(1, leastEven/set.SeqLen))
+	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), perBatch}, 0)
 	switch {
 	case p.opt.Engine != nil:
 		err = b.byUnits(p)
@@ -171,19 +172,11 @@ func (p batching) sequences(batch int) (lo, hi int) {
 	return batch * p.perBatch, min((batch+1)*p.perBatch, p.seqs)
 }
 
-// heldFrom returns how many sequences of a batch come before those that are held out, its last. Batches of few sequences are
-// held out as a whole, or not at all.
+// heldFrom returns how many sequences of a batch come before those that are held out, its last: one of heldOutEvery of all, the last one of fewer.
 func (p batching) heldFrom(batch int) int {
 	lo, hi := p.sequences(batch)
-	every := min(heldOutEvery, p.batches()) // of few batches the last one judges
-	switch n := hi - lo; {
-	case n >= heldOutEvery:
-		return n - n/heldOutEvery
-	case batch%every == every-1:
-		return 0
-	default:
-		return n
-	}
+	every := min(heldOutEvery, p.seqs)
+	return hi - lo - (hi/every - lo/every)
 }
 
 func (b *backwardPass) close() error {

@@ -73,7 +73,7 @@ func storePieces(x *states.Store) []piece {
 // large shards are divided: there is as little room as that. But not before experts: their products depend on how many tokens of a batch
 // reach one, and where some of the batch have been taken through the layer already, the others reach it alone.
 func (t *task) textPieces(sequences, seqLen int) []piece {
-	perBatch := min(batchSequences(t.m, seqLen), sequences)
+	perBatch := batchSequences(t.m, sequences, seqLen)
 	parts := 1
 	if shards := shardCount((sequences + perBatch - 1) / perBatch); model.PassingOf(t.m.Source) != nil && !mixes(t.m) {
 		parts = (Shards + shards - 1) / shards

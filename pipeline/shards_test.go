@@ -115,3 +115,51 @@ func testShardedStats(t *testing.T, batches int, bundles bool) {
 		}
 	}
 }
+
+// TestEvenBatch: batches are no larger than they may be, and where there are fewer than shards, machines can have as many each: they are as
+// many as bundles or a multiple, or as near to that as whole sequences and the least size allow.
+func TestEvenBatch(t *testing.T) {
+	for most := 1; most <= 12; most++ {
+		for least := 1; least <= most; least++ {
+			for n := 1; n <= 20*most; n++ {
+				per := evenBatch(n, most, least)
+				batches := (n + per - 1) / per
+				if per < min(least, n) && (n+most-1)/most < Shards || per > most {
+					t.Fatalf("%d sequences, at most %d and at least %d in a batch: %d", n, most, least, per)
+				}
+				if batches >= Shards || batches%shardBundles == 0 || per <= least {
+					continue
+				}
+				if fewer := (n + per - 2) / (per - 1); fewer < (batches+shardBundles-1)/shardBundles*shardBundles {
+					t.Fatalf("%d sequences, at most %d and at least %d in a batch: %d, of %d; of %d there would be %d", n, most, least, batches, per, per-1, fewer)
+				}
+			}
+		}
+	}
+	for _, c := range []struct{ n, most, want int }{{20, 8, 5}, {24, 8, 6}, {8, 8, 2}, {128, 8, 8}, {130, 8, 8}, {1, 8, 1}} {
+		if got := evenBatch(c.n, c.most, 2); got != c.want {
+			t.Errorf("%d sequences, at most %d in a batch: %d, want %d", c.n, c.most, got, c.want)
+		}
+	}
+}
+
+// TestHeldOut: an eighth of the sequences judges, or the last one of fewer, whatever batches are.
+func TestHeldOut(t *testing.T) {
+	for n := 1; n < 70; n++ {
+		for per := 1; per <= n; per++ {
+			p := batching{n, per}
+			held := 0
+			for i := range p.batches() {
+				lo, hi := p.sequences(i)
+				from := p.heldFrom(i)
+				if from < 0 || from > hi-lo {
+					t.Fatalf("%d sequences, %d in a batch: of batch %d those from %d on judge", n, per, i, from)
+				}
+				held += hi - lo - from
+			}
+			if want := max(1, n/heldOutEvery); held != want {
+				t.Fatalf("%d sequences, %d in a batch: %d judge, want %d", n, per, held, want)
+			}
+		}
+	}
+}

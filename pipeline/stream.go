@@ -19,6 +19,9 @@ const (
 	// times as much for a token.
 	batchBytes  = 2 << 30
 	leastTokens = 512
+	// leastEven is how few tokens a batch may have for batches to be as many as suit several machines. A product of fewer packs its weights for
+	// too little.
+	leastEven = 1024
 )
 
 // batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
@@ -93,7 +96,7 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err
 	}
-	s, err := zeroStream(m, len(seqs), seqLen, keep, budget, tempDir)
+	s, err := zeroStream(m, len(seqs), seqLen, batchSequences(m, len(seqs), seqLen), keep, budget, tempDir)
 	if err != nil {
 		return nil, err
 	}
@@ -124,14 +127,14 @@ func embed(m *model.Model, x *states.Store, seqs [][]int32, seqLen int, replace 
 	return nil
 }
 
-// zeroStream is newStream before it has embedded anything.
-func zeroStream(m *model.Model, seqs, seqLen int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
+// zeroStream is newStream before it has embedded anything, of batches of so many sequences.
+func zeroStream(m *model.Model, seqs, seqLen, perBatch int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
 	store := func(dim int) (*states.Store, error) {
 		limit := int64(1)
 		if budget.fits(stateBytes(seqs*seqLen, dim)) {
 			limit = 0
 		}
-		return states.New(seqs, seqLen, dim, batchSequences(m, seqLen), limit, tempDir)
+		return states.New(seqs, seqLen, dim, perBatch, limit, tempDir)
 	}
 	s := &stream{workspace: newWorkspace(m), m: m, seqLen: seqLen}
 	var err error
@@ -146,8 +149,21 @@ func zeroStream(m *model.Model, seqs, seqLen int, keep bool, budget *stateBudget
 	return s, nil
 }
 
-// batchSequences is how many sequences make up a batch.
-func batchSequences(m *model.Model, seqLen int) int { return max(1, batchOf(m)/seqLen) }
+// batchSequences is how many of so many sequences make up a batch.
+func batchSequences(m *model.Model, seqs, seqLen int) int {
+	return evenBatch(seqs, max(1, batchOf(m)/seqLen), max(1, leastEven/seqLen))
+}
+
+// evenBatch is how many of n items make up a batch of at most most. Fewer batches than shards are made as many as bundles, or twice or three
+// times as many, so that machines which take some each have about the same to do: but none of fewer than least for that.
+func evenBatch(n, most, least int) int {
+	batches := (n + most - 1) / most
+	if batches >= Shards {
+		return most
+	}
+	batches = max(1, (batches+shardBundles-1)/shardBundles) * shardBundles
+	return max(1, min(n, max((n+batches-1)/batches, min(most, least))))
+}
 
 // shardOf is the shard of batch i.
 func (s *stream) shardOf(i int) int {
@@ -175,7 +191,8 @@ func (s *stream) keepHidden(seqs int, budget *stateBudget, tempDir string) error
 		limit = 0
 	}
 	var err error
-	s.hidden, err = store(seqs, s.seqLen, dim, batchSequences(s.m, s.seqLen), limit, tempDir)
+	_, perBatch := s.x.Sequences(0)
+	s.hidden, err = store(seqs, s.seqLen, dim, perBatch, limit, tempDir)
 	return err
 }
 

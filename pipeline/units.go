@@ -33,7 +33,7 @@ func (p *passage) layersByUnits() error {
 	}
 	sequences, seqLen := len(p.opt.Calib.Sequences), p.opt.Calib.SeqLen
 	d := &driver{passage: p, batches: batchCount(p.m, sequences, seqLen)}
-	shards := shardPieces(sequences, batchSequences(p.m, seqLen), 1)
+	shards := shardPieces(sequences, batchSequences(p.m, sequences, seqLen), 1)
 	for i := 0; ; {
 		if i, err = p.recall(i, func(i int) (bool, error) { return k.allWhole(k.pieceNames(i, shards)) }); err != nil {
 			return err
@@ -72,7 +72,7 @@ func (p *passage) layersByUnits() error {
 
 // batchCount is the number of batches of so many sequences.
 func batchCount(m *model.Model, seqs, seqLen int) int {
-	n := batchSequences(m, seqLen)
+	n := batchSequences(m, seqs, seqLen)
 	return (seqs + n - 1) / n
 }
 

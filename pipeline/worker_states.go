@@ -57,12 +57,12 @@ func (s *stream) inMemory() (bytes int64) {
 func (w *Worker) streams(seqs, layer int, partial bool) (*workedShard, error) {
 	s := &workedShard{}
 	var err error
-	if s.s, err = zeroStream(w.m, seqs, w.job.SeqLen, true, w.budget, w.tempDir); err != nil {
+	if s.s, err = zeroStream(w.m, seqs, w.job.SeqLen, w.perBatch(), true, w.budget, w.tempDir); err != nil {
 		return nil, err
 	}
 	s.s.workspace, s.s.partial = w.own, partial
 	if w.original() {
-		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, false, w.budget, w.tempDir); err != nil {
+		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, w.perBatch(), false, w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
 		}
 		s.original.workspace, s.original.partial = w.originals, partial
@@ -78,6 +78,9 @@ func (w *Worker) streams(seqs, layer int, partial bool) (*workedShard, error) {
 // batches is the number of batches of the calibration text.
 func (w *Worker) batches() int { return batchCount(w.m, w.job.Sequences, w.job.SeqLen) }
 
+// perBatch is how many sequences of it a batch has.
+func (w *Worker) perBatch() int { return batchSequences(w.m, w.job.Sequences, w.job.SeqLen) }
+
 // shard returns the hidden states of a shard, at stage k of a layer or before it.
 func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	s := w.shards[shard]
@@ -92,7 +95,7 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 		return nil, fmt.Errorf("the unit is of shard %d of %d", shard, shardCount(n))
 	}
 	lo, hi := shardBatches(shard, n)
-	per := batchSequences(w.m, w.job.SeqLen)
+	per := w.perBatch()
 	s, err := w.streams(min(hi*per, w.job.Sequences)-lo*per, layer, true)
 	if err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ func TestCost(t *testing.T) {
 		t.Errorf("cost is %v", one)
 	}
 	cost := mustJSON(t, planKeys, append(args, "--machines", "3", "--link", "8Mbit")...)["cost"].(map[string]any)
-	checkKeys(t, cost, "machines shards speeds phases transfers seconds efficiency left_out")
+	checkKeys(t, cost, "machines shards speeds phases transfers seconds fastest slowest efficiency left_out")
 	speeds := cost["speeds"].(map[string]any)
 	checkKeys(t, speeds, "products float32 weight column feature disk link")
 	for _, what := range []string{"products", "float32", "feature", "disk"} {

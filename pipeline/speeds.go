@@ -119,8 +119,11 @@ func (p *Plan) speeds(r rates, disk float64) Speeds {
 // rounds returns what measures each rate once.
 func (p *Plan) rounds(ctx context.Context) (func() (rates, error), error) {
 	n, width := speedMany, p.width()
-	if glance() < speedSlow {
+	switch rate := glance(); {
+	case rate < speedSlow:
 		n, width = speedFew, min(width, speedFew)
+	case rate < 10*speedSlow: // where width tells less, and products of wide ones take long
+		width = min(width, speedMany)
 	}
 	size := float64(n)
 	multiply, ops := products(min(speedTokens, speedInputs/width), width)
@@ -177,16 +180,18 @@ func (p *Plan) width() int {
 	return max(step, min(weights/rows/step*step, speedWidest))
 }
 
-// products returns a function that multiplies hidden states by weights, and for one of each kind of sum, and how many operations it takes.
+// products returns a function that multiplies hidden states by weights, and for one of each kind of sum, and how many operations it takes:
+// two thirds are of weights, as in a run. Sums of narrow inputs are slower, with a matrix unit by far.
 func products(tokens, n int) (multiply func(), ops float64) {
-	x, y, h := noise(tokens, n), tensor.New(tokens, n), tensor.New(n, n)
-	w := kernels.Weights{Rows: n, Cols: n, Format: &ggml.BF16.Format, Data: make([]byte, 2*n*n)}
-	tensor.EncodeBF16(w.Data, noise(n, n).Data)
+	const out = 3 // times n
+	x, y, h := noise(tokens, n), tensor.New(tokens, out*n), tensor.New(n, n)
+	w := kernels.Weights{Rows: out * n, Cols: n, Format: &ggml.BF16.Format, Data: make([]byte, 2*out*n*n)}
+	tensor.EncodeBF16(w.Data, noise(out*n, n).Data)
 	return func() {
 		gemm.MatMul(y, x, &w, kernels.Auto)
 		gemm.Syrk(h, x, kernels.Auto)
-		gemm.TN(h, 1e-3, y, x, kernels.Auto)
-	}, (2 + 1 + 2) * float64(tokens) * float64(n) * float64(n)
+		gemm.TN(h, 1e-3, y.View(0, tokens, 0, n), x, kernels.Auto)
+	}, (2*out + 1 + 2) * float64(tokens) * float64(n) * float64(n)
 }
 
 // glance is about how many operations a second products take: milliseconds tell, where they are not slow.

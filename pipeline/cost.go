@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"math"
+	"slices"
 
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/gptq"
@@ -15,7 +16,8 @@ import (
 //
 //	forward       2T'·in·out     each time that a stream passes: see stageRuns
 //	attention     2L·in a token  QKᵀ and PV over half of L places, in being the width of what comes out
-//	between       in + out       features of a token, likewise, and L/2 of each 64 of attention's: activations, norms, rounding, copies
+//	between       in + out       features of a token, likewise, and L/2 of each 64 of attention's: half of them as an activation that is
+//	              computed and rounded, as much as norms, copies and sums take (gopher-4m, profiled)
 //	H             T'·in²         half of a product of 2T'·in²; experts' once more, for the sum over all
 //	D             2T'·in²        where the original model is compared and no residual connection joined
 //	S             2T'·in·out     in its place, where one is
@@ -25,7 +27,7 @@ import (
 //	coupling      b³/3 + b²·in   of a block of b rows in H_O: its factor, and the errors of rows that are done, in float32
 //	rounding      out·in·(a + b·in) seconds, GPTQ's sweep and descent: a is measured, b is that of the products among them, for descent's
 //	              four passes in²·out·2 operations in float32, its gradient, and in²·out·(1 + 7) in bfloat16 (roundingOps)
-//	H_O           T'·Σ b²        of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products;
+//	H_O           T'·Σ b²        of the tokens that gradients are taken of, over the blocks of outputs, behind a pass forward and one back that computes 3 products, or 2 of layers that are held together;
 //	              where it is judged 2⅓·b³ in float32
 //
 // N machines split a layer by calibration shards (observe, advance), by rows of a linear, blocks of H_O or a large one's batches (quantize), and
@@ -65,6 +67,9 @@ type Cost struct {
 	// Transfers are what a machine gets and gives in the whole run; none for one machine.
 	Transfers []Transfer `json:"transfers"`
 	Seconds   float64    `json:"seconds"`
+	// Fastest and Slowest are what Seconds is at the speeds that the machine has at different times: see Vary.
+	Fastest float64 `json:"fastest"`
+	Slowest float64 `json:"slowest"`
 	// Efficiency is the time of one machine over that of all machines' together.
 	Efficiency float64 `json:"efficiency"`
 	// LeftOut is what the run does besides.
@@ -73,6 +78,16 @@ type Cost struct {
 	gradients float64   // seconds of the pass of gradients
 	layers    []float64 // of each layer behind it
 	head      float64
+}
+
+// Vary sets Fastest and Slowest by how long the run takes at speeds of different times: a tenth of these are faster, and a tenth slower.
+func (c *Cost) Vary(times []float64) {
+	if len(times) == 0 {
+		return
+	}
+	times = slices.Sorted(slices.Values(times))
+	tenth := len(times) / 10
+	c.Fastest, c.Slowest = min(c.Seconds, times[tenth]), max(c.Seconds, times[len(times)-1-tenth])
 }
 
 // PhaseCost is the time of a kind of units, or of moving bytes.
@@ -117,6 +132,7 @@ func (p *Plan) Cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 	}
 	c := p.cost(m, tokens, seqLen, machines, s)
 	c.Efficiency, c.LeftOut = 1, []string{}
+	c.Fastest, c.Slowest = c.Seconds, c.Seconds
 	if p.Recipe.Method.Needs().Trials || len(p.Recipe.transforms()) > 0 {
 		c.LeftOut = append(c.LeftOut, "the scales and ways that are tried out before a layer is quantized")
 	}
@@ -273,13 +289,13 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 	for k := range sites {
 		s := &sites[k]
 		n := float64(s.In)
-		s.features = s.tokens * n
+		s.features = s.tokens * n / 2
 		for _, out := range s.Out {
-			s.features += s.tokens * float64(out)
+			s.features += s.tokens * float64(out) / 2
 		}
 		if k+1 < len(sites) && sites[k+1].Stage != s.Stage && sites[k+1].Carries {
 			s.attention = 2 * e.seqLen * float64(sites[k+1].In) * e.tokens
-			s.features += e.seqLen / 2 * float64(sites[k+1].In) / attentionWidth * e.tokens
+			s.features += e.seqLen / 4 * float64(sites[k+1].In) / attentionWidth * e.tokens
 		}
 		forward := (2*s.tokens*s.weights+s.attention)/e.speeds.Products + s.features*e.speeds.Feature
 		share := e.share()
@@ -423,17 +439,24 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	var shared, own float64 // seconds: by shards, by experts
 	var blocks float64      // bytes of the dense linears'
 	var judged float64      // seconds
+	batch, _ := e.plan.tokensTogether(e.m, gradientTokens(int(e.tokens)))
+	together := e.machines == 1 && float64(batch) >= e.seqLen
 	for i := range sites {
 		s := &sites[i]
-		// Forward, forward again for what derivatives need, and back: one product of a linear, four of attention's two.
-		ops := 6*s.tokens*s.weights + 4*s.attention
+		// Forward, forward again for what derivatives need unless layers are held together, and back: one product of a linear, four of
+		// attention's two.
+		passes := 3.
+		if together {
+			passes = 2
+		}
+		ops := 2*passes*s.tokens*s.weights + (passes+1)*s.attention
 		for _, b := range s.blocks {
 			ops += s.tokens * float64(b) * float64(b)
 			if s.experts == 0 {
 				blocks += 2 * float64(b) * float64(b)
 			}
 		}
-		seconds := ops/e.speeds.Products + 3*s.features*e.speeds.Feature
+		seconds := ops/e.speeds.Products + passes*s.features*e.speeds.Feature
 		if s.experts > 0 {
 			own += seconds * math.Ceil(s.experts/e.machines) / s.experts
 		} else {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -18,33 +19,115 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// Sizes of what MeasureSpeeds does: large enough that a machine of many processors is busy, and a second in all on one of two.
+// Sizes of what MeasureSpeeds does: large enough that a machine of many processors is busy, and a round of a fraction of a second on one of two.
 const (
-	speedMany  = 1024 // tokens, and columns: whole blocks of any type
-	speedFew   = 256  // the same where products take fewer than speedSlow operations a second
-	speedSlow  = 10e9
-	speedRows  = 64   // of each processor
-	speedPart  = 1024 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
-	speedBytes = 16 << 20
-	// Each thing is repeated until speedTime has passed and speedTries are done, or speedMost has passed.
-	speedTime   = 200 * time.Millisecond
-	speedTries  = 3
+	speedMany   = 1024 // rows and columns of what is solved, and columns whose weights are rounded: whole blocks of any type
+	speedFew    = 256  // the same where products take fewer than speedSlow operations a second
+	speedSlow   = 10e9
+	speedWidest = 2048    // columns of products
+	speedInputs = 1 << 21 // of products: fewer tokens where these are wide, and speedTokens at most, as a batch has
+	speedTokens = 4096
+	speedRows   = 64   // of each processor
+	speedPart   = 1024 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
+	speedBytes  = 16 << 20
+	speedTime   = 200 * time.Millisecond // for the disk
+	speedTry    = 30 * time.Millisecond  // for each other thing, in each round
 	speedMost   = 600 * time.Millisecond
 	speedGlance = 8 * time.Millisecond
 )
 
-// MeasureSpeeds measures this machine at what the plan has it do, in about a second, or a few where products are slow; the output will be
-// on dir's disk, whose speed is left 0 where nothing can be written. So is Link.
-func (p *Plan) MeasureSpeeds(ctx context.Context, dir string) (Speeds, error) {
-	var s Speeds
-	n := speedMany
-	if glance() < speedSlow {
-		n = speedFew
+// MeasureSpeeds measures this machine at what the plan has it do, in rounds of a fraction of a second, more where products are slow; the
+// output will be on dir's disk, whose speed is left 0 where nothing can be written. So is Link.
+//
+// Where virtual machines share a processor, one that has a core's matrix unit for itself multiplies twice as fast as one that does not, and
+// that changes between milliseconds and half a minute. What counts for a run is the mean. total, where not nil, is how long the run takes at some
+// speeds: as long as rounds tell different times, there are more of them (enough). Otherwise they end after a second. times are what total
+// says of each round.
+func (p *Plan) MeasureSpeeds(ctx context.Context, dir string, total func(Speeds) float64) (s Speeds, times []float64, err error) {
+	disk := writeSpeed(dir)
+	round, err := p.rounds(ctx)
+	if err != nil {
+		return s, nil, err
+	}
+	var sum rates
+	began := time.Now()
+	for n := 1.; ; n++ {
+		r, err := round()
+		if err != nil {
+			return s, nil, err
+		}
+		sum = sum.plus(r)
+		if total != nil {
+			times = append(times, total(p.speeds(r, disk)))
+		}
+		if enough(time.Since(began), times) {
+			return p.speeds(sum.over(n), disk), times, ctx.Err()
+		}
+	}
+}
+
+const (
+	measuresLeast = 800 * time.Millisecond
+	measuresMost  = 8 * time.Second
+	measuresError = 0.02
+)
+
+// enough says whether rounds that took so long in all, and tell that a run takes these times, are enough: the standard error of their
+// mean, as if rounds did not depend on each other, is small.
+func enough(elapsed time.Duration, times []float64) bool {
+	if elapsed < measuresLeast || elapsed >= measuresMost || len(times) == 0 {
+		return elapsed >= measuresLeast
+	}
+	var sum, squares float64
+	for _, t := range times {
+		sum += t
+	}
+	n := float64(len(times))
+	mean := sum / n
+	for _, t := range times {
+		squares += (t - mean) * (t - mean)
+	}
+	return n > 1 && math.Sqrt(squares/(n-1)/n) <= measuresError*mean
+}
+
+// rates are what a machine does in a second. A mean of rates at different times, unlike one of times, is that of all the time.
+type rates struct {
+	products, float32, features float64 // as Speeds has them
+	weights                     float64 // rounded, of so many columns; 0: the plan rounds none
+	columns                     float64
+}
+
+func (r rates) plus(o rates) rates {
+	return rates{r.products + o.products, r.float32 + o.float32, r.features + o.features, r.weights + o.weights, o.columns}
+}
+
+func (r rates) over(n float64) rates {
+	return rates{r.products / n, r.float32 / n, r.features / n, r.weights / n, r.columns}
+}
+
+// speeds are what the model of cost makes of rates.
+func (p *Plan) speeds(r rates, disk float64) Speeds {
+	rounded, exact := roundingOps(p.Recipe.Method)
+	s := Speeds{Products: r.products, Float32: r.float32, Feature: 1 / r.features, Disk: disk}
+	s.Column = rounded/s.Products + exact/s.Float32
+	if r.weights > 0 {
+		s.Weight = max(0, 1/r.weights-r.columns*s.Column)
+	}
+	return s
+}
+
+// rounds returns what measures each rate once.
+func (p *Plan) rounds(ctx context.Context) (func() (rates, error), error) {
+	n, width := speedMany, p.width()
+	switch rate := glance(); {
+	case rate < speedSlow:
+		n, width = speedFew, min(width, speedFew)
+	case rate < 10*speedSlow: // where width tells less, and products of wide ones take long
+		width = min(width, speedMany)
 	}
 	size := float64(n)
+	multiply, ops := products(min(speedTokens, speedInputs/width), width)
 	x, y := noise(n, n), tensor.New(n, n)
-	multiply, ops := products(x, y, tensor.New(n, n))
-	s.Products = ops / shortest(multiply)
 	sums := quant.NewStats(n)
 	sums.Observe(x)
 	for i := range n {
@@ -52,47 +135,68 @@ func (p *Plan) MeasureSpeeds(ctx context.Context, dir string) (Speeds, error) {
 	}
 	// One factor, and triangular systems and a product for as many rows as there are tokens.
 	solving := (1./3 + 2 + 2) * size * size * size
-	s.Float32 = solving / shortest(func() {
+	solve := func() {
 		l := sums.H.Clone()
 		linalg.Cholesky(l)
 		linalg.Solve(y, l)
 		gemm.NN(y, 1, x, sums.H, kernels.F32)
-	})
-	if err := ctx.Err(); err != nil {
-		return s, err
 	}
-	s.Feature = featureTime(x, y)
-	rounded, exact := roundingOps(p.Recipe.Method)
-	s.Column = rounded/s.Products + exact/s.Float32
+	var rounding func() error
+	var weights float64
 	if t := p.mainType(); t != nil && t.Grid != nil {
 		if t = p.typeFor(t, n); t != nil {
-			weight, err := p.roundingTime(ctx, t, sums)
-			if err != nil {
-				return s, err
+			var err error
+			if rounding, weights, err = p.rounding(ctx, t, sums); err != nil {
+				return nil, err
 			}
-			s.Weight = max(0, weight-size*s.Column)
 		}
 	}
-	s.Disk = writeSpeed(dir)
-	return s, nil
+	compute := features(x, tensor.New(n, n))
+	multiply() // finds its code and memory
+	return func() (r rates, err error) {
+		r.products = ops * perSecond(multiply)
+		r.float32 = solving * perSecond(solve)
+		r.features = float64(len(x.Data)) * perSecond(compute)
+		if rounding != nil && ctx.Err() == nil {
+			r.weights, r.columns = weights*perSecond(func() { err = rounding() }), size
+		}
+		return r, errors.Join(err, ctx.Err())
+	}, nil
 }
 
-// products returns a function that multiplies square matrices, hidden states by weights and for one of each kind of sum, and how many
-// operations it takes.
-func products(x, y, h *tensor.Matrix) (multiply func(), ops float64) {
-	n := x.Rows
-	w := kernels.Weights{Rows: n, Cols: n, Format: &ggml.BF16.Format, Data: make([]byte, 2*n*n)}
-	tensor.EncodeBF16(w.Data, x.Data)
+// width is how wide products are, of operations whose speed grows with width: the columns of the quantized linears, in the harmonic mean.
+// Narrow ones take long for what goes before a product, their operands' packing, and with a matrix unit most of the time.
+func (p *Plan) width() int {
+	const step = 64
+	var weights, rows int
+	for i := range p.Tensors {
+		if t := &p.Tensors[i]; t.Type.Grid != nil {
+			weights, rows = weights+t.Elements(), rows+t.Elements()/t.Cols()
+		}
+	}
+	if rows == 0 {
+		return speedMany
+	}
+	return max(step, min(weights/rows/step*step, speedWidest))
+}
+
+// products returns a function that multiplies hidden states by weights, and for one of each kind of sum, and how many operations it takes:
+// two thirds are of weights, as in a run. Sums of narrow inputs are slower, with a matrix unit by far.
+func products(tokens, n int) (multiply func(), ops float64) {
+	const out = 3 // times n
+	x, y, h := noise(tokens, n), tensor.New(tokens, out*n), tensor.New(n, n)
+	w := kernels.Weights{Rows: out * n, Cols: n, Format: &ggml.BF16.Format, Data: make([]byte, 2*out*n*n)}
+	tensor.EncodeBF16(w.Data, noise(out*n, n).Data)
 	return func() {
 		gemm.MatMul(y, x, &w, kernels.Auto)
 		gemm.Syrk(h, x, kernels.Auto)
-		gemm.TN(h, 1e-3, y, x, kernels.Auto)
-	}, (2 + 1 + 2) * float64(n) * float64(n) * float64(n)
+		gemm.TN(h, 1e-3, y.View(0, tokens, 0, n), x, kernels.Auto)
+	}, (2*out + 1 + 2) * float64(tokens) * float64(n) * float64(n)
 }
 
 // glance is about how many operations a second products take: milliseconds tell, where they are not slow.
 func glance() float64 {
-	multiply, ops := products(noise(speedFew, speedFew), tensor.New(speedFew, speedFew), tensor.New(speedFew, speedFew))
+	multiply, ops := products(speedFew, speedFew)
 	best := time.Duration(math.MaxInt64)
 	for began := time.Now(); time.Since(began) < speedGlance; { // the first finds its code and memory
 		best = min(best, undisturbed(multiply))
@@ -100,11 +204,11 @@ func glance() float64 {
 	return ops / max(best, 1).Seconds()
 }
 
-// featureTime is how many seconds a feature of a token takes between products: it is computed and rounded.
-func featureTime(x, y *tensor.Matrix) float64 {
+// features returns a function that does with all of x what is done between products: each feature is computed and rounded.
+func features(x, y *tensor.Matrix) func() {
 	data := make([]byte, 2*len(x.Data))
 	const grain = 16 // rows
-	return shortest(func() {
+	return func() {
 		kernels.Parallel(x.Rows, grain, func(lo, hi int) {
 			in, out := x.View(lo, hi, 0, x.Cols), y.View(lo, hi, 0, x.Cols)
 			elementwise.SiLUMul(out, in, in)
@@ -112,7 +216,7 @@ func featureTime(x, y *tensor.Matrix) float64 {
 				tensor.EncodeBF16(data[2*(lo+i)*x.Cols:2*(lo+i+1)*x.Cols], out.Row(i))
 			}
 		})
-	}) / float64(len(x.Data))
+	}
 }
 
 // typeFor is a type that has t's blocks in rows of n columns; nil if none has.
@@ -134,8 +238,8 @@ func (p *Plan) typeFor(t *ggml.Type, n int) *ggml.Type {
 	return nil
 }
 
-// roundingTime is how many seconds a weight takes of rows whose inputs sums have seen, without what couples their outputs.
-func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats) (float64, error) {
+// rounding returns a function that rounds weights of rows whose inputs sums have seen, without what couples their outputs, and how many.
+func (p *Plan) rounding(ctx context.Context, t *ggml.Type, in *quant.Stats) (func() error, float64, error) {
 	cols, workers := in.H.Rows, kernels.Processors()
 	rows := speedRows
 	if p.Recipe.Divisible() == nil {
@@ -168,29 +272,25 @@ func (p *Plan) roundingTime(ctx context.Context, t *ggml.Type, in *quant.Stats) 
 	// whether all rows would take too long.
 	few.W = all.W.View(0, min(rows, kernels.Lanes), 0, cols)
 	if err := round(few); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	few.Outputs = nil
 	var err error
 	seconds := undisturbed(func() { err = round(few) }).Seconds()
-	if err != nil {
-		return 0, err
-	}
 	if seconds*float64(rows/few.W.Rows) > speedMost.Seconds() {
-		seconds = min(seconds, undisturbed(func() { err = round(few) }).Seconds())
-		return seconds / float64(workers*few.W.Rows*cols), err
+		all = few
 	}
-	seconds = shortest(func() { err = round(all) })
-	return seconds / float64(workers*rows*cols), err
+	return func() error { return round(all) }, float64(workers * all.W.Rows * cols), err
 }
 
-// shortest is the time of f in a few tries, in seconds: that which other programs have disturbed least.
-func shortest(f func()) float64 {
-	best := time.Duration(math.MaxInt64)
-	for i, began := 0, time.Now(); i < speedTries && time.Since(began) < speedMost || time.Since(began) < speedTime; i++ {
-		best = min(best, undisturbed(f))
+// perSecond is how often f is done in a second, but for what other programs take.
+func perSecond(f func()) float64 {
+	var took time.Duration
+	n := 0.
+	for began := time.Now(); n == 0 || time.Since(began) < speedTry; n++ {
+		took += undisturbed(f)
 	}
-	return max(best, 1).Seconds()
+	return n / max(took, 1).Seconds()
 }
 
 // undisturbed is how long f would have taken if no other program had been given a processor: less by what the process's threads have

@@ -14,7 +14,7 @@ import (
 	"github.com/llmq/llmq/pipeline"
 )
 
-// measureSpeeds takes a second, for which most tests do not wait.
+// measureSpeeds takes a second or more, for which most tests do not wait.
 var measureSpeeds = (*pipeline.Plan).MeasureSpeeds
 
 // cost estimates the run of --dry-run on --machines. m is nil of a run that is not calibrated; set is nil where no text is given.
@@ -27,16 +27,20 @@ func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *mode
 			return nil, usagef("--machines %d: %w", o.Machines, err)
 		}
 	}
-	speeds, err := measureSpeeds(plan, ctx, filepath.Dir(o.Output))
-	if err != nil {
-		return nil, err
-	}
-	speeds.Link = float64(o.Link) / 8
 	tokens := o.atMost()
 	if set != nil {
 		tokens = set.Tokens()
 	}
-	cost := plan.Cost(m, tokens, o.SeqLen, o.Machines, speeds)
+	at := func(s pipeline.Speeds) *pipeline.Cost {
+		s.Link = float64(o.Link) / 8
+		return plan.Cost(m, tokens, o.SeqLen, o.Machines, s)
+	}
+	speeds, times, err := measureSpeeds(plan, ctx, filepath.Dir(o.Output), func(s pipeline.Speeds) float64 { return at(s).Seconds })
+	if err != nil {
+		return nil, err
+	}
+	cost := at(speeds)
+	cost.Vary(times)
 	if speeds.Disk == 0 {
 		cost.LeftOut = append(cost.LeftOut, "the disk, as nothing can be written to the output's folder")
 	}
@@ -61,6 +65,9 @@ func (a *app) printCost(c *pipeline.Cost) error {
 	where := "on this machine"
 	if c.Machines > 1 {
 		where = fmt.Sprintf("on %d machines like this one, %.0f%% of what they can do", c.Machines, 100*c.Efficiency)
+	}
+	if c.Slowest > 1.1*c.Fastest {
+		where += fmt.Sprintf("; %s to %s, as its speed changes", roundTime(c.Fastest), roundTime(c.Slowest))
 	}
 	t.row("time", "about %s %s", roundTime(c.Seconds), where)
 	for _, p := range c.Phases {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ func TestCost(t *testing.T) {
 		t.Errorf("cost is %v", one)
 	}
 	cost := mustJSON(t, planKeys, append(args, "--machines", "3", "--link", "8Mbit")...)["cost"].(map[string]any)
-	checkKeys(t, cost, "machines shards speeds phases transfers seconds efficiency left_out")
+	checkKeys(t, cost, "machines shards speeds phases transfers seconds fastest slowest efficiency left_out")
 	speeds := cost["speeds"].(map[string]any)
 	checkKeys(t, speeds, "products float32 weight column feature disk link")
 	for _, what := range []string{"products", "float32", "feature", "disk"} {
@@ -32,6 +33,16 @@ func TestCost(t *testing.T) {
 	if e := cost["efficiency"].(float64); !(e > 0 && e < 1) || len(cost["transfers"].([]any)) != 5 {
 		t.Errorf("cost is %v", cost)
 	}
+	if fast, slow := one["fastest"].(float64), one["slowest"].(float64); !(fast > 0 && fast <= one["seconds"].(float64) && one["seconds"].(float64) <= slow) {
+		t.Errorf("%g to %g s, in the mean %v", fast, slow, one["seconds"])
+	}
+	measureSpeeds = func(*pipeline.Plan, context.Context, string, func(pipeline.Speeds) float64) (pipeline.Speeds, []float64, error) {
+		return pipeline.Speeds{Products: 1e11, Float32: 1e11, Feature: 1e-9}, []float64{60, 7200}, nil
+	}
+	if r := must(t, args...); !strings.Contains(r.stdout, " to 2.0 h, as its speed changes") {
+		t.Errorf("where its speed changes, --dry-run prints\n%s", r.stdout)
+	}
+	measures(t)
 	r := must(t, args...)
 	if !strings.Contains(r.stdout, "on this machine") || !strings.Contains(r.stdout, "GFLOP/s") || strings.Contains(r.stdout, "of each machine") {
 		t.Errorf("--dry-run prints\n%s", r.stdout)

@@ -62,7 +62,7 @@ func (o *outputOptions) AddFlags(cmd *cobra.Command) {
 	f.Var(&o.MTP, "mtp", "keep or drop layers that predict further tokens (multi-token prediction), of the families for which llama.cpp keeps them; nothing calibrates them, so they become q8_0; auto keeps those among the model's layers, which any llama.cpp loads, and drops those apart, as Qwen3.5's")
 	f.IntVar(&o.Threads, "threads", 0, "use `N` processors (0: all); the output does not depend on it")
 	f.BoolVar(&o.LowDisk, "low-disk", false, "with hf:ORG/NAME, fetch weights when they are due, and drop them when what is made of them is written (Linux)")
-	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers and the calibration text, with a budget after measuring; quantize measures this machine for a second, and says how long it will take; write nothing")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print every tensor's type and what the run will need, from headers and the calibration text, with a budget after measuring; quantize measures this machine, a second where its speed is steady and up to ten where not, and says how long it will take; write nothing")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object")
 }

@@ -36,7 +36,7 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	if p.Recipe.original() {
 		streams = 2 // the quantized model's and the original's
 	}
-	batch := evenBatch(tokens, batchOf(m), leastEven)
+	batch := seqLen * batchSequences(m, (tokens+seqLen-1)/seqLen, seqLen)
 	var states, buffers, spilled int64 // buffers are of a batch of what is spilled
 	left := newStateBudget(budget)
 	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers
@@ -70,7 +70,7 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	needs.Work = (&task{plan: p, m: m}).workBytes(tokens, seqLen)
 	peak := states + sites
 	if p.Recipe.wantsOutputs() {
-		g := p.gradientNeeds(m, tokens, budget)
+		g := p.gradientNeeds(m, tokens, seqLen, budget)
 		peak = max(peak, g.memory+copied)
 		spilled = max(spilled+g.sums, g.disk)
 	}

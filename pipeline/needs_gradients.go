@@ -17,9 +17,9 @@ type gradientNeeds struct {
 // what fits in memory, the sums of one layer that are made together with the factors that judge one of them, and what a batch computes on its way forth
 // and back; and on the disk the states that do not fit, which go as the sums of their layers come. Where layers may be taken together,
 // which sequences longer than a batch forbid, there is room for either.
-func (p *Plan) gradientNeeds(m *model.Model, tokens int, budget int64) gradientNeeds {
+func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) gradientNeeds {
 	tokens = gradientTokens(tokens)
-	batch := int64(evenBatch(tokens, backTokens(m), leastEven))
+	batch := int64(seqLen * evenSequences((tokens+seqLen-1)/seqLen, backTokens(m), seqLen))
 	left := newStateBudget(budget)
 	var g gradientNeeds
 	spilled := make([]int64, m.Layers()+1)        // of the states before each layer, and of the gradients

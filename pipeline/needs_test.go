@@ -238,18 +238,18 @@ func TestGradientDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := p.gradientNeeds(openModel(t, src), tokens, 1)
+	g := p.gradientNeeds(openModel(t, src), tokens, 512, 1)
 	packed := func(n int64) int64 { return 4 * n * (n + 1) / 2 }
 	sums := 5*packed(dim) + 2*packed(ffn)
 	states := stateBytes(tokens, dim)/2 + stateBytes(tokens, dim) // before the layer in bfloat16, and the gradients
 	if g.sums != sums || g.disk != states+sums {
 		t.Errorf("%d bytes of sums, %d in all, want %d and %d", g.sums, g.disk, sums, states+sums)
 	}
-	if g := p.gradientNeeds(openModel(t, src), tokens, 0); g.disk != sums {
+	if g := p.gradientNeeds(openModel(t, src), tokens, 512, 0); g.disk != sums {
 		t.Errorf("%d bytes with all states in memory, want %d", g.disk, sums)
 	}
 	const many = 8 * tokens
-	if some := p.gradientNeeds(openModel(t, src), many, 1); some.disk != many*5/8/tokens*states+sums {
+	if some := p.gradientNeeds(openModel(t, src), many, 512, 1); some.disk != many*5/8/tokens*states+sums {
 		t.Errorf("%d bytes with five eighths of %d tokens, want %d", some.disk, many, many*5/8/tokens*states+sums)
 	}
 }

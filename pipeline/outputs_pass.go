@@ -47,7 +47,7 @@ func (p *passage) gradients() error {
 		}
 	}
 	if free, ok := atomicfile.Free(p.tempDir); ok {
-		needs := p.plan.gradientNeeds(p.m, set.Tokens(), p.opt.Memory)
+		needs := p.plan.gradientNeeds(p.m, set.Tokens(), set.SeqLen, p.opt.Memory)
 		if err := roomForGradients(needs.disk, free, p.tempDir); err != nil {
 			return err
 		}
@@ -64,8 +64,7 @@ func (p *passage) gradients() error {
 	if !together {
 		batch = backTokens(p.m)
 	}
-	perBatch := evenBatch(len(seqs), max(1, batch/set.SeqLen), max(1, leastEven/set.SeqLen))
-	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), perBatch}, 0)
+	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), evenSequences(len(seqs), batch, set.SeqLen)}, 0)
 	switch {
 	case p.opt.Engine != nil:
 		err = b.byUnits(p)

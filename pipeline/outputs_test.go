@@ -280,7 +280,7 @@ func TestTokensTogether(t *testing.T) {
 		if got := p.side(m, 65536, batch); got != c.want {
 			t.Errorf("%d processors: %d batches side by side, want %d", c.processors, got, c.want)
 		}
-		needs[c.processors] = p.gradientNeeds(m, 65536, 1).memory
+		needs[c.processors] = p.gradientNeeds(m, 65536, 512, 1).memory
 	}
 	if more := needs[64] - needs[1]; more < sideBytes/2 || more > sideBytes {
 		t.Errorf("batches side by side take %d bytes more, of at most %d", more, sideBytes)

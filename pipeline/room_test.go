@@ -40,7 +40,7 @@ func TestRoomTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, m := planned(t, llamaOf(tm), o)
-		temporary = p.gradientNeeds(m, opt.Calib.Tokens(), 0).disk
+		temporary = p.gradientNeeds(m, opt.Calib.Tokens(), opt.Calib.SeqLen, 0).disk
 		return a.bytes, temporary
 	}
 	here, err := store.OpenDir(t.TempDir(), nil)

@@ -21,19 +21,21 @@ import (
 
 // Sizes of what MeasureSpeeds does: large enough that a machine of many processors is busy, and a round of a fraction of a second on one of two.
 const (
-	speedMany   = 1024 // rows and columns of what is solved, and columns whose weights are rounded: whole blocks of any type
-	speedFew    = 256  // the same where products take fewer than speedSlow operations a second
-	speedSlow   = 10e9
-	speedWidest = 2048    // columns of products
-	speedInputs = 1 << 21 // of products: fewer tokens where these are wide, and speedTokens at most, as a batch has
-	speedTokens = 4096
-	speedRows   = 64   // of each processor
-	speedPart   = 1024 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
-	speedBytes  = 16 << 20
-	speedTime   = 200 * time.Millisecond // for the disk
-	speedTry    = 30 * time.Millisecond  // for each other thing, in each round
-	speedMost   = 600 * time.Millisecond
-	speedGlance = 8 * time.Millisecond
+	speedMany     = 1024 // rows and columns of what is solved, and columns whose weights are rounded: whole blocks of any type
+	speedFew      = 256  // the same where products take fewer than speedSlow operations a second
+	speedSlow     = 10e9
+	speedWidest   = 2048 // columns of products, of speedOut times as many rows
+	speedOut      = 3
+	speedInputs   = 1 << 21 // of products: fewer tokens where these are wide, and speedTokens at most, as a batch has
+	speedTokens   = 4096
+	speedProducts = 0.2  // seconds, of products one after the other: fewer tokens where they take longer
+	speedRows     = 64   // of each processor
+	speedPart     = 1024 // likewise, of what works on parts of a linear (passage.split) and packs a Hessian for all of their rows
+	speedBytes    = 16 << 20
+	speedTime     = 200 * time.Millisecond // for the disk
+	speedTry      = 30 * time.Millisecond  // for each other thing, in each round
+	speedMost     = 600 * time.Millisecond
+	speedGlance   = 8 * time.Millisecond
 )
 
 // MeasureSpeeds measures this machine at what the plan has it do, in rounds of a fraction of a second, more where products are slow; the
@@ -118,15 +120,19 @@ func (p *Plan) speeds(r rates, disk float64) Speeds {
 
 // rounds returns what measures each rate once.
 func (p *Plan) rounds(ctx context.Context) (func() (rates, error), error) {
-	n, width := speedMany, p.width()
-	switch rate := glance(); {
+	n, width, rate := speedMany, p.width(), glance()
+	switch {
 	case rate < speedSlow:
 		n, width = speedFew, min(width, speedFew)
 	case rate < 10*speedSlow: // where width tells less, and products of wide ones take long
 		width = min(width, speedMany)
 	}
 	size := float64(n)
-	multiply, ops := products(min(speedTokens, speedInputs/width), width)
+	tokens := speedTokens
+	for tokens > speedFew && (tokens*width > speedInputs || productOps(tokens, width) > speedProducts*rate) {
+		tokens /= 2
+	}
+	multiply, ops := products(tokens, width)
 	x, y := noise(n, n), tensor.New(n, n)
 	sums := quant.NewStats(n)
 	sums.Observe(x)
@@ -183,7 +189,7 @@ func (p *Plan) width() int {
 // products returns a function that multiplies hidden states by weights, and for one of each kind of sum, and how many operations it takes:
 // two thirds are of weights, as in a run. Sums of narrow inputs are slower, with a matrix unit by far.
 func products(tokens, n int) (multiply func(), ops float64) {
-	const out = 3 // times n
+	const out = speedOut
 	x, y, h := noise(tokens, n), tensor.New(tokens, out*n), tensor.New(n, n)
 	w := kernels.Weights{Rows: out * n, Cols: n, Format: &ggml.BF16.Format, Data: make([]byte, 2*out*n*n)}
 	tensor.EncodeBF16(w.Data, noise(out*n, n).Data)
@@ -191,7 +197,12 @@ func products(tokens, n int) (multiply func(), ops float64) {
 		gemm.MatMul(y, x, &w, kernels.Auto)
 		gemm.Syrk(h, x, kernels.Auto)
 		gemm.TN(h, 1e-3, y.View(0, tokens, 0, n), x, kernels.Auto)
-	}, (2*out + 1 + 2) * float64(tokens) * float64(n) * float64(n)
+	}, productOps(tokens, n)
+}
+
+// productOps is how many operations products' function takes.
+func productOps(tokens, n int) float64 {
+	return (2*speedOut + 1 + 2) * float64(tokens) * float64(n) * float64(n)
 }
 
 // glance is about how many operations a second products take: milliseconds tell, where they are not slow.

@@ -19,14 +19,15 @@ const (
 	// times as much for a token.
 	batchBytes  = 2 << 30
 	leastTokens = 512
-	// leastEven is how few tokens a batch may have for batches to be as many as suit several machines. A product of fewer packs its weights for
-	// too little.
-	leastEven = 1024
 )
 
 // batchTokens is how many tokens pass through a stage together: enough for the matrix products to run at speed.
 // Tests take fewer.
 var batchTokens = 4096
+
+// leastEven is how few tokens a batch may have for batches to be as many as suit several machines: a product of fewer packs its weights for
+// too little. Tests take fewer.
+var leastEven = 1024
 
 // batchOf is how many tokens of a model pass through a stage together: batchTokens, or as many as batchBytes allow.
 func batchOf(m *model.Model) int {
@@ -150,8 +151,11 @@ func zeroStream(m *model.Model, seqs, seqLen, perBatch int, keep bool, budget *s
 }
 
 // batchSequences is how many of so many sequences make up a batch.
-func batchSequences(m *model.Model, seqs, seqLen int) int {
-	return evenBatch(seqs, max(1, batchOf(m)/seqLen), max(1, leastEven/seqLen))
+func batchSequences(m *model.Model, seqs, seqLen int) int { return evenSequences(seqs, batchOf(m), seqLen) }
+
+// evenSequences is how many of so many sequences make up a batch of at most so many tokens, or of one sequence that is longer.
+func evenSequences(seqs, tokens, seqLen int) int {
+	return evenBatch(seqs, max(1, tokens/seqLen), (leastEven+seqLen-1)/seqLen)
 }
 
 // evenBatch is how many of n items make up a batch of at most most. Fewer batches than shards are made as many as bundles, or twice or three

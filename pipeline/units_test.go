@@ -27,7 +27,7 @@ func unitJobs() map[string]job {
 	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
 	set := sequences(tm, 39, 32)
 	return map[string]job{
-		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: set}},
+		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 21, 32)}}, // 7 batches of 3, where 4 fit
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
 		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
 			Options{Calib: set, Memory: 1}},
@@ -39,12 +39,12 @@ func unitJobs() map[string]job {
 // smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
 	rows, tokens, features, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures
-	bytes, batches, part := gradientPartBytes, gradientsTogether, leastBatchPart
+	bytes, batches, part, even := gradientPartBytes, gradientsTogether, leastBatchPart, leastEven
 	mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = 24, 128, 40, 41
-	gradientPartBytes, gradientsTogether, leastBatchPart = 30000, 3, 2
+	gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = 30000, 3, 2, 32
 	t.Cleanup(func() {
 		mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = rows, tokens, features, bundled
-		gradientPartBytes, gradientsTogether, leastBatchPart = bytes, batches, part
+		gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = bytes, batches, part, even
 	})
 }
 

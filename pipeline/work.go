@@ -49,7 +49,7 @@ func (k *keeper) room(t *task, found *findings) error {
 	}
 	folder, ok := k.work.(interface{ Path() string })
 	if t.plan.Recipe.wantsOutputs() && found.outputs == nil && ok && atomicfile.SameDisk(folder.Path(), t.tempDir) {
-		bytes += t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Memory).disk
+		bytes += t.plan.gradientNeeds(t.m, t.opt.Calib.Tokens(), t.opt.Calib.SeqLen, t.opt.Memory).disk
 	}
 	return k.work.Room(bytes)
 }

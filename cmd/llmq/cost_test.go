@@ -39,14 +39,14 @@ func TestCost(t *testing.T) {
 	measureSpeeds = func(*pipeline.Plan, context.Context, string, func(pipeline.Speeds) float64) (pipeline.Speeds, []float64, error) {
 		return pipeline.Speeds{Products: 1e11, Float32: 1e11, Feature: 1e-9}, []float64{60, 7200}, nil
 	}
-	if r := must(t, args...); !strings.Contains(r.stdout, " to 2.0 h, as its speed changes") {
+	r := must(t, args...)
+	if !strings.Contains(r.stdout, " to 2.0 h, as its speed changes") {
 		t.Errorf("where its speed changes, --dry-run prints\n%s", r.stdout)
 	}
-	measures(t)
-	r := must(t, args...)
 	if !strings.Contains(r.stdout, "on this machine") || !strings.Contains(r.stdout, "GFLOP/s") || strings.Contains(r.stdout, "of each machine") {
 		t.Errorf("--dry-run prints\n%s", r.stdout)
 	}
+	measures(t)
 	nowhere := append([]string{"quantize", dir, "-o", "/dev/null/x.gguf", "--dry-run"}, calibrate...)
 	if r := must(t, nowhere...); !strings.Contains(r.stdout, "not counted: the disk") {
 		t.Errorf("without a folder for the output --dry-run prints\n%s", r.stdout)

@@ -151,7 +151,9 @@ func zeroStream(m *model.Model, seqs, seqLen, perBatch int, keep bool, budget *s
 }
 
 // batchSequences is how many of so many sequences make up a batch.
-func batchSequences(m *model.Model, seqs, seqLen int) int { return evenSequences(seqs, batchOf(m), seqLen) }
+func batchSequences(m *model.Model, seqs, seqLen int) int {
+	return evenSequences(seqs, batchOf(m), seqLen)
+}
 
 // evenSequences is how many of so many sequences make up a batch of at most so many tokens, or of one sequence that is longer.
 func evenSequences(seqs, tokens, seqLen int) int {

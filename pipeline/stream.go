@@ -160,8 +160,8 @@ func evenSequences(seqs, tokens, seqLen int) int {
 	return evenBatch(seqs, max(1, tokens/seqLen), (leastEven+seqLen-1)/seqLen)
 }
 
-// evenBatch is how many of n items make up a batch of at most most. Fewer batches than shards are made as many as bundles, or twice or three
-// times as many, so that machines which take some each have about the same to do: but none of fewer than least for that.
+// evenBatch is how many of n items make up a batch of at most most. Fewer batches than shards are made as many as bundles or a multiple of that,
+// so that machines which take some each have about the same to do: but none of fewer than least for that.
 func evenBatch(n, most, least int) int {
 	batches := (n + most - 1) / most
 	if batches >= Shards {

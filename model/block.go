@@ -148,7 +148,9 @@ func (b *Loader) Parallel(rs ...Residual) {
 		for k, r := range group {
 			r.Branch.Stages = r.Branch.Stages[1:]
 			rest := r.stages()
-			rest[0].Carries = false
+			for i := range rest { // x is not what they begin with, and kept is the batch's
+				rest[i].Carries, rest[i].Inside = false, true
+			}
 			rest[0].Prepare = prepared(rest[0].Prepare, func(st *State) { st.In = st.kept[fmt.Sprint(name, k)] })
 			tails = append(tails, rest...)
 		}

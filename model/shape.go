@@ -11,6 +11,7 @@ type SiteShape struct {
 	// Of its stage: its place in the layer, and as Stage has them.
 	Stage                 int
 	Begins, Carries, Adds bool
+	Hides                 bool // Stage.Hides
 }
 
 // shape describes the layer's sites.
@@ -19,7 +20,7 @@ func (l *Layer) shape() []SiteShape {
 	for i := range l.Stages {
 		for _, s := range l.Stages[i].Sites {
 			shape := SiteShape{Name: s.Name, Expert: s.Expert, Head: s.Head, In: s.In(), Stage: i,
-				Begins: l.Stages[i].Begins, Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds}
+				Begins: l.Stages[i].Begins, Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds, Hides: l.Stages[i].Hides()}
 			for _, lin := range s.Linears {
 				shape.Out = append(shape.Out, lin.Out)
 				shape.Names = append(shape.Names, lin.Name)
@@ -77,13 +78,12 @@ func (m *Model) Carried() int {
 	return most
 }
 
-// Hidden is the largest input of a site that adds to the residual stream what it makes of it and does not carry, in features: an MLP's
-// inner activations. 0: there is none.
+// Hidden is the largest input of a stage that hides, in features. 0: there is none.
 func (m *Model) Hidden() int {
 	most := 0
 	for _, shapes := range m.shapes {
 		for _, s := range shapes {
-			if s.Adds && !s.Carries && !s.Begins && s.Expert < 0 {
+			if s.Hides {
 				most = max(most, s.In)
 			}
 		}

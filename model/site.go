@@ -51,8 +51,17 @@ type Stage struct {
 	Carries bool
 	// Adds says that Apply adds the result of the site's one linear to st.X, and nothing else.
 	Adds bool
+	// Inside says that it or a later stage needs more than st.X and st.In from before it, what a branch beside it has computed: a layer cannot
+	// be entered here.
+	Inside bool
 	// ReadsAux says that Apply reads State.Aux, so that what it computes does not follow from its input alone.
 	ReadsAux bool
+}
+
+// Hides says that the layer can be entered here with the input of its one linear, which is added to st.X: an MLP's inner activations, which
+// are worth keeping where there is room.
+func (s *Stage) Hides() bool {
+	return s.Adds && !s.Begins && !s.Carries && !s.Inside && len(s.Sites) == 1
 }
 
 // InputOf is Input, or what it stands for where it is nil.

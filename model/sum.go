@@ -20,7 +20,7 @@ func (s Sum) Branch() Branch {
 	for i, part := range s {
 		own := part.Branch.Stages
 		if site := part.Branch.Out; site != nil {
-			own = append(own, Stage{Sites: []*Site{site}, Carries: part.Branch.Costly, Apply: func(st *State) {
+			own = append(own, Stage{Sites: []*Site{site}, Carries: part.Branch.Costly && i == 0, Apply: func(st *State) {
 				st.In = st.apply(st.In, []string{"branch"}, site.Linears[0])[0]
 			}})
 		}

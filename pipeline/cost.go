@@ -530,7 +530,7 @@ func stageRuns(shapes []model.SiteShape, original bool) []stageRun {
 	var begins, carries, adds []bool
 	for _, s := range shapes {
 		if s.Stage == len(begins) {
-			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries || s.Adds), append(adds, s.Adds)
+			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries || s.Hides), append(adds, s.Adds)
 		}
 	}
 	n := len(begins)

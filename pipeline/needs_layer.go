@@ -142,8 +142,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 			q.applies(m, stages, j, weights > 0)
 		}
 		q.enters(m, stages, k)
-		hides := s.Adds && !s.Carries && !s.Begins && len(s.sites) == 1
-		if s.Begins || s.Carries || hides {
+		if s.Begins || s.Carries || s.Hides {
 			at = k
 		} else {
 			q.hold("copy", int64(m.Width))

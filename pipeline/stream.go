@@ -264,8 +264,7 @@ func (s *stream) keeps(l *model.Layer, k int) bool {
 
 // hides says whether hidden keeps the input of stage k.
 func (s *stream) hides(l *model.Layer, k int) bool {
-	stage := &l.Stages[k]
-	return s.hidden != nil && stage.Adds && !stage.Carries && !stage.Begins && len(stage.Sites) == 1
+	return s.hidden != nil && l.Stages[k].Hides()
 }
 
 // enter puts batch i, at the stage where the stream stands, into s.st. x may be changed where the stream goes on to a

@@ -49,6 +49,9 @@ import (
 type Speeds struct {
 	Products float64 `json:"products"` // FLOP/s of products whose factors are rounded to bfloat16, where that is faster
 	Float32  float64 `json:"float32"`  // FLOP/s of float32's
+	// Beside is what Products is of batches that go through the layers side by side, on a processor each: narrow products that are divided
+	// wait for each other. 0: as Products.
+	Beside float64 `json:"beside"`
 	// Rounding a weight, by the recipe's method to its type, takes Weight seconds, and Column more for each column of its row.
 	Weight float64 `json:"weight"`
 	Column float64 `json:"column"`
@@ -439,8 +442,12 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	var shared, own float64 // seconds: by shards, by experts
 	var blocks float64      // bytes of the dense linears'
 	var judged float64      // seconds
-	batch, _ := e.plan.tokensTogether(e.m, gradientTokens(int(e.tokens)))
+	sampled, products := gradientTokens(int(e.tokens)), e.speeds.Products
+	batch, _ := e.plan.tokensTogether(e.m, sampled)
 	together := e.machines == 1 && float64(batch) >= e.seqLen
+	if together && e.speeds.Beside > 0 && e.plan.side(e.m, sampled, batch) > 1 {
+		products = e.speeds.Beside
+	}
 	for i := range sites {
 		s := &sites[i]
 		// Forward, forward again for what derivatives need unless layers are held together, and back: one product of a linear, four of
@@ -456,7 +463,7 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 				blocks += 2 * float64(b) * float64(b)
 			}
 		}
-		seconds := ops/e.speeds.Products + passes*s.features*e.speeds.Feature
+		seconds := ops/products + passes*s.features*e.speeds.Feature
 		if s.experts > 0 {
 			own += seconds * math.Ceil(s.experts/e.machines) / s.experts
 		} else {

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -248,6 +249,36 @@ func TestStageRuns(t *testing.T) {
 	}
 	if got := stageRuns(m.Shape(0), false); !slices.Equal(got, []stageRun{{1, 0}, {1, 0}, {1, 0}, {0, 1}}) {
 		t.Errorf("alone: %v", got)
+	}
+}
+
+// TestCostBeside: the gradients of a model whose layers are held together are at the speed of batches side by side, a large model's not.
+func TestCostBeside(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for _, c := range []struct {
+		src    Source
+		beside bool
+	}{
+		{testmodel.New("llama").Source(), true},
+		{llamaHeaders(2, 4096, 14336, 32, 8), false},
+	} {
+		p, err := NewPlan(c.src, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := openModel(t, c.src)
+		at := func(beside float64) *Cost {
+			s := noted(1e12)
+			s.Beside = beside
+			return p.Cost(m, 65536, 512, 1, s)
+		}
+		like, twice := at(0), at(2e12)
+		if same := at(1e12); same.gradients != like.gradients {
+			t.Errorf("gradients take %g s, at the speed of Products said twice %g", like.gradients, same.gradients)
+		}
+		if faster := twice.gradients < like.gradients; faster != c.beside || twice.Seconds-twice.gradients != like.Seconds-like.gradients {
+			t.Errorf("batches side by side at twice the speed: gradients take %g s for %g, all %g for %g", twice.gradients, like.gradients, twice.Seconds, like.Seconds)
+		}
 	}
 }
 

@@ -94,23 +94,23 @@ func enough(elapsed time.Duration, times []float64) bool {
 
 // rates are what a machine does in a second. A mean of rates at different times, unlike one of times, is that of all the time.
 type rates struct {
-	products, float32, features float64 // as Speeds has them
-	weights                     float64 // rounded, of so many columns; 0: the plan rounds none
-	columns                     float64
+	products, float32, beside, features float64 // as Speeds has them
+	weights                             float64 // rounded, of so many columns; 0: the plan rounds none
+	columns                             float64
 }
 
 func (r rates) plus(o rates) rates {
-	return rates{r.products + o.products, r.float32 + o.float32, r.features + o.features, r.weights + o.weights, o.columns}
+	return rates{r.products + o.products, r.float32 + o.float32, r.beside + o.beside, r.features + o.features, r.weights + o.weights, o.columns}
 }
 
 func (r rates) over(n float64) rates {
-	return rates{r.products / n, r.float32 / n, r.features / n, r.weights / n, r.columns}
+	return rates{r.products / n, r.float32 / n, r.beside / n, r.features / n, r.weights / n, r.columns}
 }
 
 // speeds are what the model of cost makes of rates.
 func (p *Plan) speeds(r rates, disk float64) Speeds {
 	rounded, exact := roundingOps(p.Recipe.Method)
-	s := Speeds{Products: r.products, Float32: r.float32, Feature: 1 / r.features, Disk: disk}
+	s := Speeds{Products: r.products, Float32: r.float32, Beside: r.beside, Feature: 1 / r.features, Disk: disk}
 	s.Column = rounded/s.Products + exact/s.Float32
 	if r.weights > 0 {
 		s.Weight = max(0, 1/r.weights-r.columns*s.Column)
@@ -159,10 +159,14 @@ func (p *Plan) rounds(ctx context.Context) (func() (rates, error), error) {
 	}
 	compute := features(x, tensor.New(n, n))
 	multiply() // finds its code and memory
+	beside, besideOps := p.beside(width)
 	return func() (r rates, err error) {
 		r.products = ops * perSecond(multiply)
 		r.float32 = solving * perSecond(solve)
 		r.features = float64(len(x.Data)) * perSecond(compute)
+		if beside != nil {
+			r.beside = besideOps * perSecond(beside)
+		}
 		if rounding != nil && ctx.Err() == nil {
 			r.weights, r.columns = weights*perSecond(func() { err = rounding() }), size
 		}
@@ -198,6 +202,25 @@ func products(tokens, n int) (multiply func(), ops float64) {
 		gemm.Syrk(h, x, kernels.Auto)
 		gemm.TN(h, 1e-3, y.View(0, tokens, 0, n), x, kernels.Auto)
 	}, productOps(tokens, n)
+}
+
+// beside returns a function that does what products' does for batches that go through the layers side by side, one for each processor; nil
+// where no run of the plan has any.
+func (p *Plan) beside(n int) (multiply func(), ops float64) {
+	side := kernels.Processors()
+	if side == 1 || !p.Recipe.wantsOutputs() {
+		return nil, 0
+	}
+	each := make([]func(), side)
+	for i := range each {
+		var one float64
+		each[i], one = products(tokensAtOnce, n)
+		ops += one
+	}
+	return func() {
+		defer kernels.Divide(side)()
+		kernels.Spread(side, side, func(i int) { each[i]() })
+	}, ops
 }
 
 // productOps is how many operations products' function takes.

@@ -42,11 +42,11 @@ func TestEnoughRounds(t *testing.T) {
 // TestMeanOfRates: a machine that is at one speed for as long as at another does the mean of both.
 func TestMeanOfRates(t *testing.T) {
 	p, _ := planned(t, llamaHeaders(1, 2048, 5632, 32, 8), OutputHessianOff)
-	fast, slow := rates{4e12, 2e11, 1e9, 2e7, 1024}, rates{2e12, 1e11, 1e9, 1e7, 1024}
+	fast, slow := rates{4e12, 2e11, 6e12, 1e9, 2e7, 1024}, rates{2e12, 1e11, 4e12, 1e9, 1e7, 1024}
 	s := p.speeds(fast.plus(slow).over(2), 1e9)
 	rounded, exact := roundingOps(p.Recipe.Method)
 	column := rounded/3e12 + exact/1.5e11
-	if want := (Speeds{Products: 3e12, Float32: 1.5e11, Feature: 1e-9, Column: column, Weight: 1/1.5e7 - 1024*column, Disk: 1e9}); s != want {
+	if want := (Speeds{Products: 3e12, Float32: 1.5e11, Beside: 5e12, Feature: 1e-9, Column: column, Weight: 1/1.5e7 - 1024*column, Disk: 1e9}); s != want {
 		t.Errorf("speeds are %+v, want %+v", s, want)
 	}
 	if s := p.speeds(rates{products: 1e12, float32: 1e11, features: 1e9}, 0); s.Weight != 0 {

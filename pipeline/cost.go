@@ -148,12 +148,22 @@ func (p *Plan) Cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cost {
 	e := &estimate{
 		plan: p, m: m, speeds: s, machines: float64(machines), tokens: float64(tokens), seqLen: float64(seqLen),
-		// A machine without a shard would wait: a run for more of them has as many shards.
-		shards: float64(max(Shards, machines)), streams: 1,
+		streams: 1,
 		tensors: map[string]*Tensor{}, seconds: map[string]float64{}, in: map[string]float64{}, out: map[string]float64{},
 	}
 	if p.Recipe.original() {
 		e.streams = 2
+	}
+	// A machine without a shard would wait: a run for more of them has as many shards, and a shard is a batch at least.
+	e.shards = float64(max(Shards, machines))
+	e.sampledShards = e.shards
+	if m != nil {
+		batches := func(tokens, most int) float64 {
+			seqs := max(1, (tokens+seqLen-1)/seqLen)
+			return float64((seqs + evenSequences(seqs, most, seqLen) - 1) / evenSequences(seqs, most, seqLen))
+		}
+		e.shards = min(e.shards, batches(tokens, batchOf(m)))
+		e.sampledShards = min(e.sampledShards, batches(gradientTokens(tokens), backTokens(m)))
 	}
 	e.outputs = p.Recipe.wantsOutputs()
 	var from float64 // bytes of the checkpoint
@@ -210,18 +220,19 @@ type estimate struct {
 	m        *model.Model
 	speeds   Speeds
 	machines float64
-	shards   float64
-	tokens   float64
-	seqLen   float64
-	streams  float64 // of hidden states: the quantized model's, and perhaps the original's
-	outputs  bool    // Hessians of outputs are made
-	tensors  map[string]*Tensor
-	seconds  map[string]float64
-	in, out  map[string]float64 // bytes of a machine
+	// shards are of all tokens; sampledShards of those that give gradients.
+	shards, sampledShards float64
+	tokens                float64
+	seqLen                float64
+	streams               float64 // of hidden states: the quantized model's, and perhaps the original's
+	outputs               bool    // Hessians of outputs are made
+	tensors               map[string]*Tensor
+	seconds               map[string]float64
+	in, out               map[string]float64 // bytes of a machine
 }
 
-// share is the part of all shards that the busiest machine has.
-func (e *estimate) share() float64 { return math.Ceil(e.shards/e.machines) / e.shards }
+// share is the part of so many shards that the busiest machine has.
+func (e *estimate) share(shards float64) float64 { return math.Ceil(shards/e.machines) / shards }
 
 // siteCost is a site of a layer, and what its linears become.
 type siteCost struct {
@@ -301,7 +312,7 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 			s.features += e.seqLen / 4 * float64(sites[k+1].In) / attentionWidth * e.tokens
 		}
 		forward := (2*s.tokens*s.weights+s.attention)/e.speeds.Products + s.features*e.speeds.Feature
-		share := e.share()
+		share := e.share(e.shards)
 		if s.experts > 0 {
 			share = math.Ceil(s.experts/e.machines) / s.experts
 			expertWeights += s.stored
@@ -467,7 +478,7 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 		if s.experts > 0 {
 			own += seconds * math.Ceil(s.experts/e.machines) / s.experts
 		} else {
-			shared += seconds * e.share()
+			shared += seconds * e.share(e.sampledShards)
 		}
 		if e.plan.Recipe.OutputHessian == OutputHessianAuto {
 			for _, b := range s.blocks {
@@ -477,8 +488,8 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	}
 	e.seconds[costOutputs] += e.sampled()*(shared+own) + judged/e.machines
 	in, out := map[string]float64{}, map[string]float64{}
-	in[movedSums] = (e.shards/e.machines + 1) * blocks
-	out[movedSums] = e.shards / e.machines * blocks
+	in[movedSums] = (e.sampledShards/e.machines + 1) * blocks
+	out[movedSums] = e.sampledShards / e.machines * blocks
 	in[movedWeights] = 2 * (dense + experts/e.machines)
 	if experts > 0 {
 		state := e.sampled() * e.tokens * float64(e.m.Dim)
@@ -495,7 +506,7 @@ func (e *estimate) sampled() float64 { return float64(gradientTokens(int(e.token
 func (e *estimate) head() {
 	dim, vocab := float64(e.m.Dim), float64(e.m.Vocab)
 	if e.outputs {
-		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.speeds.Products * e.share()
+		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.speeds.Products * e.share(e.sampledShards)
 	}
 	t := e.tensors[outputName]
 	if t == nil || t.Type.Grid == nil {
@@ -503,7 +514,7 @@ func (e *estimate) head() {
 	}
 	s := &siteCost{SiteShape: model.SiteShape{In: e.m.Dim}, tokens: e.tokens, quantized: vocab, drift: e.streams > 1,
 		correction: e.streams > 1 && e.tokens > dim}
-	e.seconds[costObserve] += (1 + 2*(e.streams-1)) * e.tokens * dim * dim / e.speeds.Products * e.share()
+	e.seconds[costObserve] += (1 + 2*(e.streams-1)) * e.tokens * dim * dim / e.speeds.Products * e.share(e.shards)
 	factor, rows := e.rounding(s)
 	e.seconds[costRows] += factor + rows/e.machines
 }

@@ -335,6 +335,10 @@ func TestCostParts(t *testing.T) {
 	if a, b := phases(off.Cost(m, tokens, seqLen, 8, s)), phases(off.Cost(m, tokens, seqLen, 12, s)); a[costObserve] != b[costObserve] {
 		t.Errorf("8 machines observe for %g s, 12 for %g", a[costObserve], b[costObserve])
 	}
+	// 12288 tokens are 4 batches: 3 machines take as long as 2 do, and those half of one's time.
+	if a, b, c := phases(off.Cost(m, 12288, seqLen, 1, s)), phases(off.Cost(m, 12288, seqLen, 2, s)), phases(off.Cost(m, 12288, seqLen, 3, s)); b[costObserve] != a[costObserve]/2 || c[costObserve] != b[costObserve] {
+		t.Errorf("12288 tokens: one machine observes for %g s, two for %g, three for %g", a[costObserve], b[costObserve], c[costObserve])
+	}
 	if few := phases(off.Cost(m, tokens/64, seqLen, 1, s)); math.Abs(64*few[costObserve]/one[costObserve]-1) > 1e-9 || !(few[costRows] < one[costRows]) {
 		t.Errorf("a 64th of the tokens: %v, all: %v", few, one)
 	}

@@ -21,7 +21,7 @@ func TestCost(t *testing.T) {
 	cost := mustJSON(t, planKeys, append(args, "--machines", "3", "--link", "8Mbit")...)["cost"].(map[string]any)
 	checkKeys(t, cost, "machines shards speeds phases transfers seconds fastest slowest efficiency left_out")
 	speeds := cost["speeds"].(map[string]any)
-	checkKeys(t, speeds, "products float32 weight column feature disk link")
+	checkKeys(t, speeds, "products float32 beside weight column feature disk link")
 	for _, what := range []string{"products", "float32", "feature", "disk"} {
 		if !(speeds[what].(float64) > 0) {
 			t.Errorf("%s are %v", what, speeds[what])

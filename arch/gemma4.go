@@ -27,6 +27,9 @@ func init() {
 // gemma4Period: of so many layers the last has no window, where config.json has no layer_types.
 const gemma4Period = 6
 
+// perLayerTable has the embeddings of tokens for all layers.
+const perLayerTable = "per_layer_token_embd.weight"
+
 // gemma4Config are the members that Gemma 4 alone has.
 type gemma4Config struct {
 	windowed                     []bool
@@ -186,7 +189,7 @@ func (g *gemma4Config) ffn(r *Config, i int) int {
 func (c *Conversion) gemma4Tensors(r *Config, g *gemma4Config) {
 	c.CutEmbeddings("model.embed_tokens.weight", r)
 	if n := r.Layers * g.perLayer; n > 0 {
-		c.Tensor("per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight", r.Vocab, n)
+		c.Tensor(perLayerTable, "model.embed_tokens_per_layer.weight", r.Vocab, n)
 		c.Tensor("per_layer_model_proj.weight", "model.per_layer_model_projection.weight", n, r.Dim)
 		c.Tensor("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight", g.perLayer)
 	}
@@ -299,12 +302,13 @@ func specGemma4(k *model.Keys) *model.Spec {
 		if n := h.layers * h.perLayer; n > 0 {
 			e := &model.PerLayerEmbeddings{
 				Width: h.perLayer,
-				Table: b.Table("per_layer_token_embd.weight", h.vocab, n),
+				Name:  perLayerTable,
+				Table: b.Table(perLayerTable, h.vocab, n),
 				Proj:  b.Kept("per_layer_model_proj", n, h.dim, model.Absent),
 				Norm:  b.Norm("per_layer_proj_norm", h.perLayer, h.eps),
 			}
-			ends.EmbedAux = func(aux, x *tensor.Matrix, tokens []int32) error {
-				return e.Embed(aux.View(0, aux.Rows, 0, n), x, tokens)
+			ends.EmbedAux = func(aux, x *tensor.Matrix, tokens []int32, replace model.ReplaceRows) error {
+				return e.Embed(aux.View(0, aux.Rows, 0, n), x, tokens, replace)
 			}
 		}
 		return ends

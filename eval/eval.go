@@ -350,7 +350,7 @@ func (p *plan) together() int {
 func (r *run) embed(p *plan) error { return r.embedWith(p, nil) }
 
 // embedWith is embed with other rows of the table: see model.Model.Embed.
-func (r *run) embedWith(p *plan, replace func(rows *tensor.Matrix) error) error {
+func (r *run) embedWith(p *plan, replace model.ReplaceRows) error {
 	var err error
 	if r.hidden, err = states.New(p.chunks, p.context, r.m.Width, p.together(), p.memory, p.tempDir); err != nil {
 		return fmt.Errorf("eval: %w", err)

@@ -124,7 +124,10 @@ func (s *sensitivity) close() {
 func (s *sensitivity) embed(k int, r Replacement) error {
 	p, m := s.plan, s.original.m
 	s.replaced[k] = &run{m: m, states: s.original.states}
-	return s.replaced[k].embedWith(p, func(x *tensor.Matrix) error {
+	return s.replaced[k].embedWith(p, func(table string, x *tensor.Matrix) error {
+		if table != Embedding {
+			return nil
+		}
 		w, err := r.Weights(x.Clone())
 		if err != nil {
 			return fmt.Errorf("eval: %s: %w", r.Linear, err)

@@ -37,8 +37,8 @@ type Ends struct {
 	EmbedNorm  *Norm
 	// Positions, where not nil, has a row for each position, which is added to the embedding there: positions×Dim.
 	Positions *tensor.Matrix
-	// EmbedAux fills in what hidden states have beside the embeddings x, tokens×Dim; nil: zeros.
-	EmbedAux func(aux, x *tensor.Matrix, tokens []int32) error
+	// EmbedAux fills in what hidden states have beside the embeddings x, tokens×Dim; nil: zeros. replace is Model.Embed's.
+	EmbedAux func(aux, x *tensor.Matrix, tokens []int32, replace ReplaceRows) error
 	// Norm is the final norm.
 	Norm *Norm
 	// HeadBias is added to the logits; nil: none. Then they are multiplied by LogitScale, 0 meaning 1, and become
@@ -155,16 +155,18 @@ func (m *Model) ReadAhead(i int) {
 	}
 }
 
+// ReplaceRows may change rows of a table of embeddings, one for each token, before anything is made of them. Where it is nil nobody does.
+type ReplaceRows func(table string, rows *tensor.Matrix) error
+
 // Embed sets the rows of dst, len(tokens)×Width, to the hidden states with which the tokens of sequences of seqLen
-// tokens enter the first layer. Only the rows of the table that are needed are decoded. replace, where not nil, may
-// change the table's rows before anything is made of them: len(tokens)×Dim.
-func (m *Model) Embed(dst *tensor.Matrix, tokens []int32, seqLen int, replace func(rows *tensor.Matrix) error) error {
+// tokens enter the first layer. Only the rows of the tables that are needed are decoded.
+func (m *Model) Embed(dst *tensor.Matrix, tokens []int32, seqLen int, replace ReplaceRows) error {
 	x := dst.View(0, dst.Rows, 0, m.Dim)
 	if err := m.rows(x, EmbedName, tokens); err != nil {
 		return err
 	}
 	if replace != nil {
-		if err := replace(x); err != nil {
+		if err := replace(EmbedName, x); err != nil {
 			return err
 		}
 	}
@@ -196,7 +198,7 @@ func (m *Model) Embed(dst *tensor.Matrix, tokens []int32, seqLen int, replace fu
 	if e.EmbedAux == nil {
 		return nil
 	}
-	return e.EmbedAux(aux, x, tokens)
+	return e.EmbedAux(aux, x, tokens, replace)
 }
 
 // EmbedRows sets the rows of dst, len(tokens)×Dim, to the embeddings of tokens as the table has them.

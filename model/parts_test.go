@@ -208,7 +208,7 @@ func TestPerLayer(t *testing.T) {
 		tokens[i] = int32(rng.IntN(50))
 	}
 	aux := hidden.View(0, hidden.Rows, dim, hidden.Cols)
-	if err := p.Embed(aux, hidden.View(0, hidden.Rows, 0, dim), tokens); err != nil {
+	if err := p.Embed(aux, hidden.View(0, hidden.Rows, 0, dim), tokens, nil); err != nil {
 		t.Fatal(err)
 	}
 	for i, id := range tokens {

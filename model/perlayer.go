@@ -47,16 +47,22 @@ func (f *PerLayer) back(st *State, d *Differential, h, dz, dh *tensor.Matrix) {
 // embedding x, (√Width·Table[token] + Norm(Proj·x/√D)) / √2, with Width features and a norm for each layer.
 type PerLayerEmbeddings struct {
 	Width int
+	Name  string // of the table
 	Table func(dst *tensor.Matrix, tokens []int32) error
 	Proj  *Linear
 	Norm  *Norm
 }
 
 // Embed sets dst, tokens×(layers·Width), for the embeddings x, tokens×D.
-func (p *PerLayerEmbeddings) Embed(dst, x *tensor.Matrix, tokens []int32) error {
+func (p *PerLayerEmbeddings) Embed(dst, x *tensor.Matrix, tokens []int32, replace ReplaceRows) error {
 	table := tensor.New(dst.Rows, dst.Cols)
 	if err := p.Table(table, tokens); err != nil {
 		return err
+	}
+	if replace != nil {
+		if err := replace(p.Name, table); err != nil {
+			return err
+		}
 	}
 	in := tensor.New(x.Rows, x.Cols) // without padding
 	for t := range x.Rows {

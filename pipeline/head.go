@@ -83,14 +83,13 @@ func (p *passage) observeHead(s, original *stream, h *model.Head) (*quant.Stats,
 	return sums.all(), nil
 }
 
-// roundEmbeddings makes rows of the embedding's table those that a reader of the file will see; nil if they are as they
-// were.
-func (p *passage) roundEmbeddings() func(rows *tensor.Matrix) error {
-	t := p.plan.Lookup(embeddingName)
-	if t.Type == t.From {
-		return nil
-	}
-	return func(rows *tensor.Matrix) error {
+// roundEmbeddings makes rows of tables of embeddings those that a reader of the file will see.
+func (t *task) roundEmbeddings() model.ReplaceRows {
+	return func(table string, rows *tensor.Matrix) error {
+		t := t.plan.Lookup(table)
+		if t.Type == t.From { // they are as they were
+			return nil
+		}
 		compact := rows.Clone()
 		_, rounded := encode(t.Type, compact, nil)
 		for k := range rows.Rows {

@@ -93,7 +93,7 @@ func (b *stateBudget) fits(bytes int64) bool {
 // newStream embeds the calibration sequences. keep says that the linears which a stage leads to are yet to be quantized.
 // replace is model.Model.Embed's.
 func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *stateBudget, tempDir string,
-	replace func(rows *tensor.Matrix) error) (*stream, error) {
+	replace model.ReplaceRows) (*stream, error) {
 	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 }
 
 // embed fills x with the embeddings of sequences. replace is model.Model.Embed's.
-func embed(m *model.Model, x *states.Store, seqs [][]int32, seqLen int, replace func(rows *tensor.Matrix) error) error {
+func embed(m *model.Model, x *states.Store, seqs [][]int32, seqLen int, replace model.ReplaceRows) error {
 	for i := range x.Batches() {
 		rows, err := x.Get(i)
 		if err != nil {

@@ -21,7 +21,7 @@ func TestCompare(t *testing.T) {
 	set := sequences(tm, batchTokens/seqLen+11, seqLen) // four batches, the last one shorter
 	for _, memory := range []int64{0, 1} {
 		m := openModel(t, tm.Source())
-		streamOf := func(keep bool, replace func(rows *tensor.Matrix) error) *stream {
+		streamOf := func(keep bool, replace model.ReplaceRows) *stream {
 			s, err := newStream(m, set.Sequences, seqLen, keep, newStateBudget(memory), t.TempDir(), replace)
 			if err != nil {
 				t.Fatal(err)
@@ -33,7 +33,7 @@ func TestCompare(t *testing.T) {
 			})
 			return s
 		}
-		rounded := func(rows *tensor.Matrix) error {
+		rounded := func(_ string, rows *tensor.Matrix) error {
 			_, q := encode(ggml.Q4_0, rows.Clone(), nil)
 			for i := range rows.Rows {
 				copy(rows.Row(i), q.Row(i))

@@ -123,7 +123,7 @@ func (w *Worker) embed(s *workedShard, first int) error {
 	}
 	_, n := s.s.x.Sequences(s.s.x.Batches() - 1)
 	seqs := w.tokens[first : first+n]
-	if err := embed(w.m, s.s.x, seqs, w.job.SeqLen, (&passage{task: w.task}).roundEmbeddings()); err != nil || s.original == nil {
+	if err := embed(w.m, s.s.x, seqs, w.job.SeqLen, w.roundEmbeddings()); err != nil || s.original == nil {
 		return err
 	}
 	return embed(w.m, s.original.x, seqs, w.job.SeqLen, nil)

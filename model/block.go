@@ -132,7 +132,7 @@ func (b *Loader) Parallel(rs ...Residual) {
 			site.Linears = append(site.Linears, r.Branch.Stages[0].Sites[0].Linears...)
 		}
 		head := Stage{
-			Sites: []*Site{&site}, Begins: i == 0,
+			Sites: []*Site{&site}, Begins: i == 0, Inside: i > 0,
 			Prepare: func(st *State) { st.In = normed(st, name, group[0].Pre) },
 			Apply: func(st *State) {
 				in := st.In
@@ -148,8 +148,8 @@ func (b *Loader) Parallel(rs ...Residual) {
 		for k, r := range group {
 			r.Branch.Stages = r.Branch.Stages[1:]
 			rest := r.stages()
-			for i := range rest { // x is not what they begin with, and kept is the batch's
-				rest[i].Carries, rest[i].Inside = false, true
+			for i := range rest {
+				rest[i].Inside = true
 			}
 			rest[0].Prepare = prepared(rest[0].Prepare, func(st *State) { st.In = st.kept[fmt.Sprint(name, k)] })
 			tails = append(tails, rest...)

@@ -9,10 +9,13 @@ type SiteShape struct {
 	Out    []int // of each linear
 	Names  []string
 	// Of its stage: its place in the layer, and as Stage has them.
-	Stage                 int
-	Begins, Carries, Adds bool
-	Hides                 bool // Stage.Hides
+	Stage                         int
+	Begins, Carries, Adds, Inside bool
+	Hides                         bool // Stage.Hides
 }
+
+// Stands says that a stream which keeps all that it can may stand before the site's stage.
+func (s *SiteShape) Stands() bool { return s.Begins || s.Carries && !s.Inside || s.Hides }
 
 // shape describes the layer's sites.
 func (l *Layer) shape() []SiteShape {
@@ -20,7 +23,8 @@ func (l *Layer) shape() []SiteShape {
 	for i := range l.Stages {
 		for _, s := range l.Stages[i].Sites {
 			shape := SiteShape{Name: s.Name, Expert: s.Expert, Head: s.Head, In: s.In(), Stage: i,
-				Begins: l.Stages[i].Begins, Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds, Hides: l.Stages[i].Hides()}
+				Begins: l.Stages[i].Begins, Carries: l.Stages[i].Carries, Adds: l.Stages[i].Adds, Inside: l.Stages[i].Inside,
+				Hides: l.Stages[i].Hides()}
 			for _, lin := range s.Linears {
 				shape.Out = append(shape.Out, lin.Out)
 				shape.Names = append(shape.Names, lin.Name)
@@ -70,7 +74,7 @@ func (m *Model) Carried() int {
 	most := 0
 	for _, shapes := range m.shapes {
 		for _, s := range shapes {
-			if s.Carries {
+			if s.Carries && !s.Inside {
 				most = max(most, s.In)
 			}
 		}

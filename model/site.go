@@ -47,12 +47,12 @@ type Stage struct {
 	Apply func(st *State)
 	// Begins says that the stage's input depends on st.X alone: a layer can be entered here.
 	Begins bool
-	// Carries says that the input is expensive to compute, so that it is worth keeping beside X.
+	// Carries says that the input is expensive to compute, attention's result, so that it is worth keeping beside X.
 	Carries bool
 	// Adds says that Apply adds the result of the site's one linear to st.X, and nothing else.
 	Adds bool
-	// Inside says that it or a later stage needs more than st.X and st.In from before it, what a branch beside it has computed: a layer cannot
-	// be entered here.
+	// Inside says that it or a later stage needs more from before it than st.X and st.In: what branches beside it have computed. A layer
+	// cannot be entered here.
 	Inside bool
 	// ReadsAux says that Apply reads State.Aux, so that what it computes does not follow from its input alone.
 	ReadsAux bool

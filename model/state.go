@@ -58,6 +58,7 @@ func (st *State) Enter(m *Model, x *tensor.Matrix, seqLen int) {
 	}
 	st.SeqLen, st.last, st.In, st.routes = seqLen, seqLen, nil, nil
 	st.inputs, st.keeping, st.results = nil, nil, nil
+	clear(st.kept) // whoever looks for another batch's finds nothing
 }
 
 // OnlyExperts has stages compute experts [lo,hi) alone, which suffices where only their sites are looked at; 0, 0: all.

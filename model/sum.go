@@ -20,9 +20,12 @@ func (s Sum) Branch() Branch {
 	for i, part := range s {
 		own := part.Branch.Stages
 		if site := part.Branch.Out; site != nil {
-			own = append(own, Stage{Sites: []*Site{site}, Carries: part.Branch.Costly && i == 0, Apply: func(st *State) {
+			own = append(own, Stage{Sites: []*Site{site}, Carries: part.Branch.Costly, Apply: func(st *State) {
 				st.In = st.apply(st.In, []string{"branch"}, site.Linears[0])[0]
 			}})
+		}
+		for k := range own {
+			own[k].Inside = i > 0 // the sum so far is wanted behind it
 		}
 		first, last := &own[0], &own[len(own)-1]
 		first.Prepare = prepared(first.Prepare, func(st *State) { st.In = normed(st, fmt.Sprint("sum norm ", i), part.Pre) })

@@ -540,15 +540,15 @@ func (e *estimate) move(in, out map[string]float64) {
 // then on the way to the next layer.
 type stageRun struct{ observe, advance float64 }
 
-// stageRuns follows the streams through a layer. The quantized model's stands before stages that begin or carry; from there it
+// stageRuns follows the streams through a layer. The quantized model's stands wherever it can (model.SiteShape.Stands); from there it
 // goes to each stage's input, and in the end on to the next layer. The original's stands before stages that begin; it applies a
 // stage at once if it can stand behind it, and where that adds to the residual stream, the difference of both inputs passes it too
-// (passage.observe, stream.visit and stream.alongside). The quantized model's keeps hidden activations too.
+// (passage.observe, stream.visit and stream.alongside).
 func stageRuns(shapes []model.SiteShape, original bool) []stageRun {
-	var begins, carries, adds []bool
+	var begins, stands, adds []bool
 	for _, s := range shapes {
 		if s.Stage == len(begins) {
-			begins, carries, adds = append(begins, s.Begins), append(carries, s.Carries || s.Hides), append(adds, s.Adds)
+			begins, stands, adds = append(begins, s.Begins), append(stands, s.Stands()), append(adds, s.Adds)
 		}
 	}
 	n := len(begins)
@@ -558,7 +558,7 @@ func stageRuns(shapes []model.SiteShape, original bool) []stageRun {
 		for j := at; j < k; j++ {
 			runs[j].observe++
 		}
-		if begins[k] || carries[k] {
+		if stands[k] {
 			at = k
 		}
 		if !original {

@@ -142,7 +142,7 @@ func (p *Plan) layerNeeds(m *model.Model, layer int, streams int64, tokens, batc
 			q.applies(m, stages, j, weights > 0)
 		}
 		q.enters(m, stages, k)
-		if s.Begins || s.Carries || s.Hides {
+		if s.Stands() {
 			at = k
 		} else {
 			q.hold("copy", int64(m.Width))

@@ -259,7 +259,11 @@ func scratch(buf *[]float32, rows, cols int) *tensor.Matrix {
 // keeps says whether the stream can stand before stage k of l: its input depends on x, or is kept. The end is such a
 // place too.
 func (s *stream) keeps(l *model.Layer, k int) bool {
-	return k == len(l.Stages) || l.Stages[k].Begins || l.Stages[k].Carries && s.carry != nil || s.hides(l, k)
+	if k == len(l.Stages) {
+		return true
+	}
+	stage := &l.Stages[k]
+	return stage.Begins || stage.Carries && !stage.Inside && s.carry != nil || s.hides(l, k)
 }
 
 // hides says whether hidden keeps the input of stage k.

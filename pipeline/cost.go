@@ -154,18 +154,14 @@ func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 	if p.Recipe.original() {
 		e.streams = 2
 	}
-	// A machine without a shard would wait: a run for more of them has as many shards, and a shard is a batch at least.
+	// More machines than shards are counted as if there were a shard for each, but a shard is a batch at least.
 	e.shards = float64(max(Shards, machines))
-	e.sampledShards = e.shards
 	if m != nil {
-		batches := func(tokens, most int) float64 {
-			seqs := max(1, (tokens+seqLen-1)/seqLen)
-			return float64((seqs + evenSequences(seqs, most, seqLen) - 1) / evenSequences(seqs, most, seqLen))
-		}
-		e.shards = min(e.shards, batches(tokens, batchOf(m)))
-		e.sampledShards = min(e.sampledShards, batches(gradientTokens(tokens), backTokens(m)))
+		e.shards = min(e.shards, float64(batchCount(m, max(1, (tokens+seqLen-1)/seqLen), seqLen)))
 	}
-	e.outputs = p.Recipe.wantsOutputs()
+	if e.outputs = m != nil && p.Recipe.wantsOutputs(); e.outputs {
+		e.sample()
+	}
 	var from float64 // bytes of the checkpoint
 	for i := range p.Tensors {
 		t := &p.Tensors[i]
@@ -220,18 +216,35 @@ type estimate struct {
 	m        *model.Model
 	speeds   Speeds
 	machines float64
-	// shards are of all tokens; sampledShards of those that give gradients.
-	shards, sampledShards float64
-	tokens                float64
-	seqLen                float64
-	streams               float64 // of hidden states: the quantized model's, and perhaps the original's
-	outputs               bool    // Hessians of outputs are made
-	tensors               map[string]*Tensor
-	seconds               map[string]float64
-	in, out               map[string]float64 // bytes of a machine
+	shards   float64
+	tokens   float64
+	seqLen   float64
+	streams  float64 // of hidden states: the quantized model's, and perhaps the original's
+	outputs  bool    // Hessians of outputs are made
+	// Of the tokens that give gradients: their batches, whether one machine takes these through all layers, and its FLOP/s of products then.
+	sampledBatches float64
+	together       bool
+	sideProducts   float64
+	tensors        map[string]*Tensor
+	seconds        map[string]float64
+	in, out        map[string]float64 // bytes of a machine
 }
 
-// share is the part of so many shards that the busiest machine has.
+// sample finds how the tokens that give gradients are taken.
+func (e *estimate) sample() {
+	tokens, seqLen := gradientTokens(int(e.tokens)), int(e.seqLen)
+	batch, together := e.plan.gradientBatch(e.m, tokens, seqLen)
+	side, _ := e.plan.sideBySide(e.m, int(e.tokens), seqLen)
+	seqs := max(1, (tokens+seqLen-1)/seqLen)
+	e.sampledBatches = float64(batching{seqs, evenSequences(seqs, batch, seqLen)}.batches())
+	e.together = together && e.machines == 1
+	e.sideProducts = e.speeds.Products
+	if e.together && e.speeds.Beside > 0 && side > 1 {
+		e.sideProducts = e.speeds.Beside
+	}
+}
+
+// share is the part of so many shards, or batches, that the busiest machine has.
 func (e *estimate) share(shards float64) float64 { return math.Ceil(shards/e.machines) / shards }
 
 // siteCost is a site of a layer, and what its linears become.
@@ -355,7 +368,7 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 		}
 		values := e.shards
 		if machines := int(e.machines); bundled(s.In) && shardBundles%machines == 0 { // driver.bundlesTogether
-			values = shardBundles
+			values = min(values, shardBundles)
 		}
 		add(movedSums, values*moved/e.machines, values*moved/e.machines)
 		add(movedNeeds, needed, 0)
@@ -453,18 +466,12 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	var shared, own float64 // seconds: by shards, by experts
 	var blocks float64      // bytes of the dense linears'
 	var judged float64      // seconds
-	sampled, products := gradientTokens(int(e.tokens)), e.speeds.Products
-	batch, _ := e.plan.tokensTogether(e.m, sampled)
-	together := e.machines == 1 && float64(batch) >= e.seqLen
-	if together && e.speeds.Beside > 0 && e.plan.side(e.m, sampled, batch) > 1 {
-		products = e.speeds.Beside
-	}
 	for i := range sites {
 		s := &sites[i]
 		// Forward, forward again for what derivatives need unless layers are held together, and back: one product of a linear, four of
 		// attention's two.
 		passes := 3.
-		if together {
+		if e.together {
 			passes = 2
 		}
 		ops := 2*passes*s.tokens*s.weights + (passes+1)*s.attention
@@ -474,11 +481,11 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 				blocks += 2 * float64(b) * float64(b)
 			}
 		}
-		seconds := ops/products + passes*s.features*e.speeds.Feature
+		seconds := ops/e.sideProducts + passes*s.features*e.speeds.Feature
 		if s.experts > 0 {
 			own += seconds * math.Ceil(s.experts/e.machines) / s.experts
 		} else {
-			shared += seconds * e.share(e.sampledShards)
+			shared += seconds * e.share(e.sampledBatches)
 		}
 		if e.plan.Recipe.OutputHessian == OutputHessianAuto {
 			for _, b := range s.blocks {
@@ -488,8 +495,8 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	}
 	e.seconds[costOutputs] += e.sampled()*(shared+own) + judged/e.machines
 	in, out := map[string]float64{}, map[string]float64{}
-	in[movedSums] = (e.sampledShards/e.machines + 1) * blocks
-	out[movedSums] = e.sampledShards / e.machines * blocks
+	in[movedSums] = (e.sampledBatches/e.machines + 1) * blocks
+	out[movedSums] = e.sampledBatches / e.machines * blocks
 	in[movedWeights] = 2 * (dense + experts/e.machines)
 	if experts > 0 {
 		state := e.sampled() * e.tokens * float64(e.m.Dim)
@@ -506,7 +513,7 @@ func (e *estimate) sampled() float64 { return float64(gradientTokens(int(e.token
 func (e *estimate) head() {
 	dim, vocab := float64(e.m.Dim), float64(e.m.Vocab)
 	if e.outputs {
-		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.speeds.Products * e.share(e.sampledShards)
+		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.sideProducts * e.share(e.sampledBatches)
 	}
 	t := e.tensors[outputName]
 	if t == nil || t.Type.Grid == nil {

@@ -331,6 +331,11 @@ func TestCostParts(t *testing.T) {
 			t.Errorf("rows on 2 machines take %g s, on 16 %g", two[costRows], many[costRows])
 		}
 	}
+	// 40960 tokens give gradients, 20 batches of 2048: 16 machines have one or two each.
+	always, _ := planned(t, src, OutputHessianOn)
+	if one, many := phases(always.Cost(m, tokens, seqLen, 1, s)), phases(always.Cost(m, tokens, seqLen, 16, s)); math.Abs(many[costOutputs]/one[costOutputs]-0.1) > 1e-9 {
+		t.Errorf("output Hessians take %g s, on 16 machines %g", one[costOutputs], many[costOutputs])
+	}
 	// 16 shards: 12 machines take as long as 8 do.
 	if a, b := phases(off.Cost(m, tokens, seqLen, 8, s)), phases(off.Cost(m, tokens, seqLen, 12, s)); a[costObserve] != b[costObserve] {
 		t.Errorf("8 machines observe for %g s, 12 for %g", a[costObserve], b[costObserve])

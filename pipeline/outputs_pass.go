@@ -59,11 +59,7 @@ func (p *passage) gradients() error {
 	p.found.outputs = o
 	seqs := gradientSequences(set)
 	o.rep.Tokens = len(seqs) * set.SeqLen
-	batch, _ := p.plan.tokensTogether(p.m, gradientTokens(set.Tokens()))
-	together := batch >= set.SeqLen
-	if !together {
-		batch = backTokens(p.m)
-	}
+	batch, together := p.plan.gradientBatch(p.m, gradientTokens(set.Tokens()), set.SeqLen)
 	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), evenSequences(len(seqs), batch, set.SeqLen)}, 0)
 	switch {
 	case p.opt.Engine != nil:

@@ -56,6 +56,14 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 	return 0, 0
 }
 
+// gradientBatch is the most tokens of a batch, of all that give gradients, in sequences of seqLen, and whether all layers are held together.
+func (p *Plan) gradientBatch(m *model.Model, tokens, seqLen int) (batch int, together bool) {
+	if batch, _ = p.tokensTogether(m, tokens); batch >= seqLen {
+		return batch, true
+	}
+	return backTokens(m), false
+}
+
 // keptBytes is what a token that passes through all layers leaves for its way back.
 func keptBytes(m *model.Model) int64 {
 	var kept int64
@@ -80,6 +88,20 @@ func (p *Plan) travellerBytes(m *model.Model, n int) int64 {
 func (p *Plan) side(m *model.Model, tokens, batch int) int {
 	most := min(kernels.Processors(), (tokens+batch-1)/batch)
 	return max(1, min(most, 1+int(sideBytes/p.travellerBytes(m, batch))))
+}
+
+// sideBySide is how many batches go side by side of the tokens that give gradients, of so many, and how large they are; 1 where layers are
+// taken one by one, or none are.
+func (p *Plan) sideBySide(m *model.Model, tokens, seqLen int) (side, batch int) {
+	if m == nil || !p.Recipe.wantsOutputs() {
+		return 1, 0
+	}
+	tokens = gradientTokens(tokens)
+	batch, together := p.gradientBatch(m, tokens, seqLen)
+	if !together {
+		return 1, batch
+	}
+	return p.side(m, tokens, batch), batch
 }
 
 // turns has batches add to the sums of a layer in order, whichever comes there first.

@@ -31,7 +31,7 @@ func (p *Plan) SpeedsOfLongRun(ctx context.Context, m *model.Model, tokens, seqL
 	if p.cost(m, tokens, seqLen, 1, s).Seconds < longRun.Seconds() {
 		return nil
 	}
-	s, _, err := p.MeasureSpeeds(ctx, dir, nil)
+	s, _, err := p.MeasureSpeeds(ctx, m, tokens, seqLen, dir, nil)
 	if err != nil {
 		return nil
 	}

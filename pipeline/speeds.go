@@ -15,6 +15,7 @@ import (
 	"github.com/llmq/llmq/kernels/elementwise"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/linalg"
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -38,16 +39,19 @@ const (
 	speedGlance   = 8 * time.Millisecond
 )
 
-// MeasureSpeeds measures this machine at what the plan has it do, in rounds of a fraction of a second, more where products are slow; the
-// output will be on dir's disk, whose speed is left 0 where nothing can be written. So is Link.
+// MeasureSpeeds measures this machine at what the plan has it do with so many tokens in sequences of seqLen, in rounds of a fraction of a
+// second, more where products are slow; m is nil if nothing is calibrated. The output will be on dir's disk, whose speed is left 0 where
+// nothing can be written. So are Link, and Beside where no batches go side by side.
 //
 // Virtual machines share a processor: on one with a matrix unit products went at 355 or 870 GFLOP/s of a core, for times between 50 ms and half
 // a minute. What counts for a run is the mean. total, where not nil, is how long the run takes at some
 // speeds: as long as rounds tell different times, there are more of them (enough). Otherwise they end after a second. times are what total
 // says of each round.
-func (p *Plan) MeasureSpeeds(ctx context.Context, dir string, total func(Speeds) float64) (s Speeds, times []float64, err error) {
+func (p *Plan) MeasureSpeeds(ctx context.Context, m *model.Model, tokens, seqLen int, dir string, total func(Speeds) float64) (s Speeds,
+	times []float64, err error) {
 	disk := writeSpeed(dir)
-	round, err := p.rounds(ctx)
+	side, batch := p.sideBySide(m, tokens, seqLen)
+	round, err := p.rounds(ctx, side, batch)
 	if err != nil {
 		return s, nil, err
 	}
@@ -118,8 +122,8 @@ func (p *Plan) speeds(r rates, disk float64) Speeds {
 	return s
 }
 
-// rounds returns what measures each rate once.
-func (p *Plan) rounds(ctx context.Context) (func() (rates, error), error) {
+// rounds returns what measures each rate once; Beside's of so many batches of so many tokens, if there are more than one.
+func (p *Plan) rounds(ctx context.Context, side, batch int) (func() (rates, error), error) {
 	n, width, rate := speedMany, p.width(), glance()
 	switch {
 	case rate < speedSlow:
@@ -159,7 +163,15 @@ func (p *Plan) rounds(ctx context.Context) (func() (rates, error), error) {
 	}
 	compute := features(x, tensor.New(n, n))
 	multiply() // finds its code and memory
-	beside, besideOps := p.beside(width)
+	var beside func()
+	var besideOps float64
+	if side > 1 {
+		for batch > speedFew && float64(side)*productOps(batch, width) > speedProducts*rate {
+			batch /= 2
+		}
+		beside, besideOps = productsBeside(side, batch, width)
+		beside()
+	}
 	return func() (r rates, err error) {
 		r.products = ops * perSecond(multiply)
 		r.float32 = solving * perSecond(solve)
@@ -204,23 +216,16 @@ func products(tokens, n int) (multiply func(), ops float64) {
 	}, productOps(tokens, n)
 }
 
-// beside returns a function that does what products' does for batches that go through the layers side by side, one for each processor; nil
-// where no run of the plan has any.
-func (p *Plan) beside(n int) (multiply func(), ops float64) {
-	side := kernels.Processors()
-	if side == 1 || !p.Recipe.wantsOutputs() {
-		return nil, 0
-	}
+// productsBeside returns a function that does what products' does for so many batches side by side.
+func productsBeside(side, tokens, n int) (multiply func(), ops float64) {
 	each := make([]func(), side)
 	for i := range each {
-		var one float64
-		each[i], one = products(tokensAtOnce, n)
-		ops += one
+		each[i], _ = products(tokens, n)
 	}
 	return func() {
 		defer kernels.Divide(side)()
 		kernels.Spread(side, side, func(i int) { each[i]() })
-	}, ops
+	}, float64(side) * productOps(tokens, n)
 }
 
 // productOps is how many operations products' function takes.

@@ -1,10 +1,12 @@
 package pipeline
 
 import (
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/testmodel"
 )
 
 // TestEnoughRounds: a second does where rounds agree; where they do not there are more, until their mean is known or it has taken too long.
@@ -36,6 +38,44 @@ func TestEnoughRounds(t *testing.T) {
 	}
 	if slow := []float64{7}; enough(2*time.Second, slow) || !enough(measuresMost, slow) {
 		t.Error("one round tells nothing of the others")
+	}
+}
+
+// TestBesideMeasured: products of batches side by side are measured where the run has such batches, and nowhere else.
+func TestBesideMeasured(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	small := testmodel.New("llama").Source()
+	for _, c := range []struct {
+		src    Source
+		o      OutputHessian
+		tokens int
+		side   int
+	}{
+		{small, OutputHessianOn, 65536, 2},
+		{small, OutputHessianOn, 512, 1}, // one batch
+		{small, OutputHessianOff, 65536, 1},
+		{llamaHeaders(2, 4096, 14336, 32, 8), OutputHessianOn, 65536, 1}, // layer by layer
+	} {
+		p, err := NewPlan(c.src, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: c.o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if side, _ := p.sideBySide(openModel(t, c.src), c.tokens, 512); side != c.side {
+			t.Errorf("%s, output Hessians %v, %d tokens: %d batches side by side, want %d", c.src.Name(), c.o, c.tokens, side, c.side)
+		}
+	}
+	p, err := NewPlan(small, Recipe{Method: RTN, Type: ggml.Q4_0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for side, measured := range map[int]bool{1: false, 2: true} {
+		round, err := p.rounds(t.Context(), side, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := round(); err != nil || (r.beside > 0) != measured {
+			t.Errorf("%d side by side: %v, %v", side, r, err)
+		}
 	}
 }
 

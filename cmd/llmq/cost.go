@@ -35,7 +35,7 @@ func (o *quantizeOptions) cost(ctx context.Context, plan *pipeline.Plan, m *mode
 		s.Link = float64(o.Link) / 8
 		return plan.Cost(m, tokens, o.SeqLen, o.Machines, s)
 	}
-	speeds, times, err := measureSpeeds(plan, ctx, filepath.Dir(o.Output), func(s pipeline.Speeds) float64 { return at(s).Seconds })
+	speeds, times, err := measureSpeeds(plan, ctx, m, tokens, o.SeqLen, filepath.Dir(o.Output), func(s pipeline.Speeds) float64 { return at(s).Seconds })
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -36,7 +37,7 @@ func TestCost(t *testing.T) {
 	if fast, slow := one["fastest"].(float64), one["slowest"].(float64); !(fast > 0 && fast <= one["seconds"].(float64) && one["seconds"].(float64) <= slow) {
 		t.Errorf("%g to %g s, in the mean %v", fast, slow, one["seconds"])
 	}
-	measureSpeeds = func(*pipeline.Plan, context.Context, string, func(pipeline.Speeds) float64) (pipeline.Speeds, []float64, error) {
+	measureSpeeds = func(*pipeline.Plan, context.Context, *model.Model, int, int, string, func(pipeline.Speeds) float64) (pipeline.Speeds, []float64, error) {
 		return pipeline.Speeds{Products: 1e11, Float32: 1e11, Feature: 1e-9}, []float64{60, 7200}, nil
 	}
 	r := must(t, args...)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/pipeline"
 )
 
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 		os.Args = append(os.Args[:1], strings.Split(args, "\n")...)
 		main()
 	}
-	measureSpeeds = func(*pipeline.Plan, context.Context, string, func(pipeline.Speeds) float64) (pipeline.Speeds, []float64, error) {
+	measureSpeeds = func(*pipeline.Plan, context.Context, *model.Model, int, int, string, func(pipeline.Speeds) float64) (pipeline.Speeds, []float64, error) {
 		return pipeline.Speeds{Products: 1e11, Float32: 1e11, Weight: 1e-7, Column: 1e-10, Feature: 1e-9, Disk: 1e9}, nil, nil
 	}
 	os.Exit(m.Run())

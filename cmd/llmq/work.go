@@ -180,7 +180,14 @@ func filesDigest(paths []string) (string, error) {
 func buildDigest() (string, error) {
 	info, ok := debug.ReadBuildInfo()
 	if ok && info.Main.Version != "" && info.Main.Version != "(devel)" && !strings.Contains(info.Main.Version, "+dirty") {
-		return info.Main.Version + " " + info.GoVersion, nil
+		id := info.Main.Version + " " + info.GoVersion
+		for _, s := range info.Settings { // instructions that the compiler takes, and what is left out
+			switch s.Key {
+			case "GOARCH", "GOAMD64", "GOARM64", "-tags":
+				id += " " + s.Key + "=" + s.Value
+			}
+		}
+		return id, nil
 	}
 	path, err := os.Executable()
 	if err != nil {

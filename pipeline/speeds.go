@@ -35,6 +35,7 @@ const (
 	speedBytes    = 16 << 20
 	speedTime     = 200 * time.Millisecond // for the disk
 	speedTry      = 30 * time.Millisecond  // for each other thing, in each round
+	speedLong     = 150 * time.Millisecond // for products: a matrix unit that has rested is slower at first, and a run's goes on for seconds
 	speedMost     = 600 * time.Millisecond
 	speedGlance   = 8 * time.Millisecond
 )
@@ -173,14 +174,14 @@ func (p *Plan) rounds(ctx context.Context, side, batch int) (func() (rates, erro
 		beside()
 	}
 	return func() (r rates, err error) {
-		r.products = ops * perSecond(multiply)
-		r.float32 = solving * perSecond(solve)
-		r.features = float64(len(x.Data)) * perSecond(compute)
+		r.products = ops * perSecond(multiply, speedLong)
+		r.float32 = solving * perSecond(solve, speedTry)
+		r.features = float64(len(x.Data)) * perSecond(compute, speedTry)
 		if beside != nil {
-			r.beside = besideOps * perSecond(beside)
+			r.beside = besideOps * perSecond(beside, speedLong)
 		}
 		if rounding != nil && ctx.Err() == nil {
-			r.weights, r.columns = weights*perSecond(func() { err = rounding() }), size
+			r.weights, r.columns = weights*perSecond(func() { err = rounding() }, speedTry), size
 		}
 		return r, errors.Join(err, ctx.Err())
 	}, nil
@@ -322,11 +323,11 @@ func (p *Plan) rounding(ctx context.Context, t *ggml.Type, in *quant.Stats) (fun
 	return func() error { return round(all) }, float64(workers * all.W.Rows * cols), err
 }
 
-// perSecond is how often f is done in a second, but for what other programs take.
-func perSecond(f func()) float64 {
+// perSecond is how often f is done in a second, but for what other programs take, in so long a time.
+func perSecond(f func(), d time.Duration) float64 {
 	var took time.Duration
 	n := 0.
-	for began := time.Now(); n == 0 || time.Since(began) < speedTry; n++ {
+	for began := time.Now(); n == 0 || time.Since(began) < d; n++ {
 		took += undisturbed(f)
 	}
 	return n / max(took, 1).Seconds()

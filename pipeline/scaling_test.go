@@ -17,10 +17,7 @@ import (
 
 // TestScalingIsExact: powers of two, with which everything is scaled that a family lets be scaled, leave its predictions as they are.
 func TestScalingIsExact(t *testing.T) {
-	archs, ok := shared.Lookup("archs")
-	if !ok {
-		t.Skip("needs shared/archs")
-	}
+	archs := shared.Path(t, "archs")
 	for _, name := range []string{"command-r", "deepseek3", "falcon-h1", "gemma2", "gemma4-e", "gemma4-moe", "glm4", "gpt-oss", "granitehybrid",
 		"lfm2", "llama4", "nemotron_h", "phi3", "qwen2moe", "qwen3next", "qwen35"} {
 		t.Run(name, func(t *testing.T) {

@@ -43,7 +43,7 @@ func batchPart(c *gptq.Coupled, batch, part, parts int) (lo, hi int) {
 // has, and the names of their values.
 func (d *driver) byBatches(l *model.Layer, k int) (parts int, names []string, err error) {
 	lin := l.Stages[k].Sites[0].Linears[0]
-	u := unitSpec{Kind: unitBatch, Layer: l.Index, Stage: k}
+	u := unitSpec{Kind: unitBatch, Layer: l.Index, Stage: k, Half: d.halves}
 	if u.Parts, err = d.batchParts(&u, lin.Out); err != nil {
 		return 0, nil, err
 	}

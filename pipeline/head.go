@@ -55,12 +55,16 @@ func (p *passage) headPart(h *model.Head, lo, hi int, job *rowsJob) (q rows, err
 
 // observeHead returns statistics of the head's inputs.
 func (p *passage) observeHead(s, original *stream, h *model.Head) (*quant.Stats, error) {
-	sums := s.newShardedStats(h.Linear.In, nil)
+	sums := s.newShardedStats(h.Linear.In, nil, p.tempDir)
+	defer sums.close()
 	err := s.each(func(i int, x *tensor.Matrix) error {
 		if err := p.ctx.Err(); err != nil {
 			return err
 		}
-		in := sums.of(i)
+		in, err := sums.of(i)
+		if err != nil {
+			return err
+		}
 		y := scratch(&s.copy, x.Rows, s.m.Dim)
 		h.In(y, x)
 		in.Observe(y)
@@ -80,7 +84,7 @@ func (p *passage) observeHead(s, original *stream, h *model.Head) (*quant.Stats,
 	if err != nil {
 		return nil, err
 	}
-	return sums.all(), nil
+	return sums.all()
 }
 
 // roundEmbeddings makes rows of tables of embeddings those that a reader of the file will see.

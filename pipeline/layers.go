@@ -240,14 +240,16 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			in[j] = quant.NewStats(site.In())
 			experts[j] = &gathered{Stats: in[j]}
 		} else {
-			sums[j] = at.s.newShardedStats(site.In(), at.into)
+			sums[j] = at.s.newShardedStats(site.In(), at.into, p.tempDir)
+			defer sums[j].close()
 		}
 	}
 	var all *shardedStats // of all experts together
 	var together gathered // what one batch has for all, whose room the next one takes
 	var reached []int
 	if pool {
-		all = at.s.newShardedStats(stage.Sites[0].In(), nil)
+		all = at.s.newShardedStats(stage.Sites[0].In(), nil, p.tempDir)
+		defer all.close()
 		all.sums.Apart = false // a batch is seen expert by expert
 		reached = make([]int, len(stage.Sites))
 	}
@@ -258,8 +260,12 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 	}
 	err = at.s.visit(p.ctx, at.l, at.k, func(i int) error {
 		for j, s := range sums {
-			if s != nil {
-				in[j] = s.of(i)
+			if s == nil {
+				continue
+			}
+			var err error
+			if in[j], err = s.of(i); err != nil {
+				return err
 			}
 		}
 		for j, stats := range in {
@@ -278,7 +284,10 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 			}
 		}
 		if pool {
-			together.Stats = all.of(i)
+			var err error
+			if together.Stats, err = all.of(i); err != nil {
+				return err
+			}
 			for j := range stage.Sites {
 				h, _ := stage.InputOf(at.s.st, j)
 				reached[j] += h.Rows
@@ -312,14 +321,19 @@ func (p *passage) observe(at *place, first, last int, pool bool) (in []*quant.St
 		return nil, nil, err
 	}
 	for j, s := range sums {
-		if s != nil {
-			in[j] = s.all()
-		} else {
+		if s == nil {
 			experts[j].flush()
+			continue
+		}
+		if in[j], err = s.all(); err != nil {
+			return nil, nil, err
 		}
 	}
 	if pool {
-		pooled, at.reached = all.all(), reached
+		if pooled, err = all.all(); err != nil {
+			return nil, nil, err
+		}
+		at.reached = reached
 	}
 	for j, stats := range in {
 		if err := checkInputs(stage.Sites[first+j].Name, stats.Importance()); err != nil {

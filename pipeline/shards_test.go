@@ -42,16 +42,42 @@ func TestShardOf(t *testing.T) {
 	}
 }
 
-// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order, in bundles or all at once.
-func TestShardedStats(t *testing.T) {
-	for _, batches := range []int{3, 7, 16, 37} {
-		for _, bundles := range []bool{false, true} {
-			testShardedStats(t, batches, bundles)
+// TestHalfOf: halves are of whole bundles that follow each other, as many in each.
+func TestHalfOf(t *testing.T) {
+	for n := 1; n <= Shards; n++ {
+		at := 0
+		for half := range halfCount(n) {
+			lo, hi := halfShards(half, n)
+			if lo != at || hi <= lo {
+				t.Errorf("%d shards: half %d is [%d,%d), behind %d", n, half, lo, hi, at)
+			}
+			for shard := lo; shard < hi; shard++ {
+				if halfOf(shard, n) != half {
+					t.Errorf("%d shards: shard %d is not of half %d", n, shard, half)
+				}
+			}
+			if lo > 0 && bundleOf(lo, n) == bundleOf(lo-1, n) {
+				t.Errorf("%d shards: half %d begins amid a bundle", n, half)
+			}
+			at = hi
+		}
+		if at != n {
+			t.Errorf("%d shards: the halves have %d", n, at)
 		}
 	}
 }
 
-func testShardedStats(t *testing.T, batches int, bundles bool) {
+// TestShardedStats: the sums are, bit for bit, those that a machine for each shard would make, added in order: all at once, in halves, or these in
+// bundles.
+func TestShardedStats(t *testing.T) {
+	for _, batches := range []int{1, 2, 3, 7, 16, 37} {
+		for steps := range 3 {
+			testShardedStats(t, batches, steps > 0, steps > 1)
+		}
+	}
+}
+
+func testShardedStats(t *testing.T, batches int, halves, bundles bool) {
 	const in, out = 24, 8
 	rng := rand.New(rand.NewPCG(1, 2))
 	random := func(rows, cols int) *tensor.Matrix {
@@ -61,7 +87,11 @@ func testShardedStats(t *testing.T, batches int, bundles bool) {
 		}
 		return m
 	}
-	sums := &shardedStats{shardOf: func(i int) int { return shardOf(i, batches) }, sums: quant.NewStats(in)}
+	sums := &shardedStats{shardOf: func(i int) int { return shardOf(i, batches) }, sums: quant.NewStats(in), dir: t.TempDir()}
+	defer sums.close()
+	if halves {
+		sums.halfOf = func(shard int) int { return halfOf(shard, shardCount(batches)) }
+	}
 	if bundles {
 		sums.bundleOf = func(shard int) int { return bundleOf(shard, shardCount(batches)) }
 	}
@@ -73,7 +103,11 @@ func testShardedStats(t *testing.T, batches int, bundles bool) {
 		if *m == nil {
 			*m = quant.NewStats(in)
 		}
-		for _, s := range []*quant.Stats{sums.of(i), *m} {
+		of, err := sums.of(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []*quant.Stats{of, *m} {
 			s.Observe(x)
 			s.ObserveDrift(drift, x)
 			if i%2 == 0 || i < 20 {
@@ -81,37 +115,42 @@ func testShardedStats(t *testing.T, batches int, bundles bool) {
 			}
 		}
 	}
-	got, want := sums.all(), machines[0]
-	if bundles {
-		want = nil
-		for g := range bundleCount(len(machines)) {
-			lo, hi := bundleShards(g, len(machines))
-			for _, m := range machines[lo+1 : hi] {
-				machines[lo].Add(m)
-			}
-			if want == nil {
-				want = machines[lo]
-			} else {
-				want.Add(machines[lo])
-			}
-		}
-	} else {
-		for _, m := range machines[1:] {
-			want.Add(m)
-		}
+	got, err := sums.all()
+	if err != nil {
+		t.Fatal(err)
 	}
+	add := func(all []*quant.Stats, parts int, of func(i int) int) []*quant.Stats {
+		sums := make([]*quant.Stats, parts)
+		for i, s := range all {
+			if sum := sums[of(i)]; sum != nil {
+				sum.Add(s)
+			} else {
+				sums[of(i)] = s
+			}
+		}
+		return sums
+	}
+	n := len(machines)
+	switch {
+	case bundles:
+		machines = add(machines, bundleCount(n), func(i int) int { return bundleOf(i, n) })
+		machines = add(machines, halfCount(n), func(i int) int { return partOf(i, bundleCount(n), shardHalves) })
+	case halves:
+		machines = add(machines, halfCount(n), func(i int) int { return halfOf(i, n) })
+	}
+	want := add(machines, 1, func(int) int { return 0 })[0]
 	if got.Tokens != 9*batches || want.Tokens != got.Tokens {
-		t.Errorf("%d batches, bundles %v: %d tokens, the machines have %d", batches, bundles, got.Tokens, want.Tokens)
+		t.Errorf("%d batches, halves %v, bundles %v: %d tokens, the machines have %d", batches, halves, bundles, got.Tokens, want.Tokens)
 	}
 	for name, m := range map[string][2]*tensor.Matrix{"H": {got.H, want.H}, "Drift": {got.Drift, want.Drift}, "Shortfall": {got.Shortfall, want.Shortfall}} {
 		if !slices.Equal(m[0].Data, m[1].Data) {
-			t.Errorf("%d batches, bundles %v: %s differs", batches, bundles, name)
+			t.Errorf("%d batches, halves %v, bundles %v: %s differs", batches, halves, bundles, name)
 		}
 	}
 	for name, m := range map[string][2][]float64{"Sum": {got.Sum, want.Sum}, "DriftSum": {got.DriftSum, want.DriftSum},
 		"ShortfallSum": {got.ShortfallSum, want.ShortfallSum}} {
 		if !slices.Equal(m[0], m[1]) {
-			t.Errorf("%d batches, bundles %v: %s differs", batches, bundles, name)
+			t.Errorf("%d batches, halves %v, bundles %v: %s differs", batches, halves, bundles, name)
 		}
 	}
 }

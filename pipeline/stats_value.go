@@ -125,6 +125,14 @@ func openStats(values store.Store, name string, part statsPart, in, out int) (*s
 	return r, nil
 }
 
+// openMade is openStats of statistics that may be in this process: made, if that is not nil.
+func openMade(values store.Store, made *quant.Stats, name string, part statsPart, in, out int) (*statsReader, error) {
+	if made == nil {
+		return openStats(values, name, part, in, out)
+	}
+	return &statsReader{statsHeader: part.header(made), name: name, made: made}, nil
+}
+
 func (r *statsReader) failed(err error) error {
 	return fmt.Errorf("the work folder: %s: %w", r.name, err)
 }
@@ -138,6 +146,34 @@ func (r *statsReader) row(matrix, row int, dst []float32) ([]float32, error) {
 		return nil, r.failed(err)
 	}
 	return dst, nil
+}
+
+// all returns the statistics of a part that is all of them.
+func (r *statsReader) all() (*quant.Stats, error) {
+	s := newPartialStats(r.In)
+	s.prepare(&r.statsHeader)
+	s.add(&r.statsHeader)
+	of := matrices(s.Stats)
+	return s.Stats, r.rows(func(matrix, row, n int) error {
+		_, err := r.row(matrix, row, of[matrix].Row(row)[:n])
+		return err
+	})
+}
+
+// addTo adds the statistics of a part that is all of them to others of the same inputs, on and below the diagonal of H.
+func (r *statsReader) addTo(s *quant.Stats) error {
+	sum := partialStats{Stats: s}
+	sum.prepare(&r.statsHeader)
+	s.Add(&quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum})
+	of := matrices(s)
+	term := make([]float32, r.In)
+	return r.rows(func(matrix, row, n int) error {
+		x, err := r.row(matrix, row, term[:n])
+		if err == nil {
+			vector.Axpy(of[matrix].Row(row)[:n], 1, x)
+		}
+		return err
+	})
 }
 
 // Close implements io.Closer.
@@ -237,36 +273,88 @@ func mirror(m *tensor.Matrix) {
 	})
 }
 
-// addStats writes the sum of a part of statistics, those of each group added in their order and then the groups, as quant.Stats.Add does,
-// but row by row: they are large. Those of made, by name, are not read. The sum goes to keep as well, if that is not nil. It returns what
-// the part has of quant.Stats.Importance of the sum; the rest is 0.
-func addStats(w io.Writer, values store.Store, groups [][]string, made map[string]*quant.Stats, keep *partialStats, part statsPart, in, out int) (importance []float32, err error) {
-	terms := make([][]*statsReader, len(groups))
-	for g, names := range groups {
-		for _, name := range names {
-			r := &statsReader{name: name, made: made[name]}
-			if r.made != nil {
-				r.statsHeader = part.header(r.made)
-			} else if r, err = openStats(values, name, part, in, out); err != nil {
-				return nil, err
-			}
-			defer r.Close()
-			terms[g] = append(terms[g], r)
+// statsTree is statistics that are added: a part of those of some shards, or the sum of others in their order.
+type statsTree struct {
+	r    *statsReader
+	of   []*statsTree
+	term []float32 // room for a row of one of them
+}
+
+// leaves calls do for what the tree is the sum of, in order.
+func (t *statsTree) leaves(do func(r *statsReader) error) error {
+	if t.r != nil {
+		return do(t.r)
+	}
+	for _, child := range t.of {
+		if err := child.leaves(do); err != nil {
+			return err
 		}
 	}
-	first := terms[0][0]
-	h := &statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: first.Drift, Shortfall: first.Shortfall}
-	var sum quant.Stats // of what is not in rows
-	for g := range terms {
-		var group quant.Stats
-		for _, r := range terms[g] {
-			group.Add(&quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum})
-			if r.Drift != h.Drift || r.Shortfall != h.Shortfall {
-				return nil, r.failed(errors.New("statistics of something else than those of the other shards"))
-			}
-		}
-		sum.Add(&group)
+	return nil
+}
+
+func (t *statsTree) close() error { return t.leaves((*statsReader).Close) }
+
+// values returns the sum of what is not in rows.
+func (t *statsTree) values() *quant.Stats {
+	if t.r != nil {
+		return &quant.Stats{Tokens: t.r.Tokens, Sum: t.r.Sum, DriftSum: t.r.DriftSum, ShortfallSum: t.r.ShortfallSum}
 	}
+	var sum quant.Stats
+	for _, child := range t.of {
+		sum.Add(child.values())
+	}
+	return &sum
+}
+
+// row returns the sum of the next rows, those of a matrix, which may be in dst or in memory already.
+func (t *statsTree) row(matrix, row int, dst []float32) ([]float32, error) {
+	if t.r != nil {
+		return t.r.row(matrix, row, dst)
+	}
+	x, err := t.of[0].row(matrix, row, dst)
+	if err != nil || len(t.of) == 1 {
+		return x, err
+	}
+	copy(dst, x) // nothing, if it is there
+	for _, child := range t.of[1:] {
+		if t.term == nil {
+			t.term = make([]float32, t.in())
+		}
+		x, err := child.row(matrix, row, t.term[:len(dst)])
+		if err != nil {
+			return nil, err
+		}
+		vector.Axpy(dst, 1, x)
+	}
+	return dst, nil
+}
+
+// in is the number of inputs.
+func (t *statsTree) in() int {
+	for t.r == nil {
+		t = t.of[0]
+	}
+	return t.r.In
+}
+
+// addStats writes a part of the sum of a tree's statistics, as quant.Stats.Add adds them, but row by row: they are large. The sum goes to keep as
+// well, if that is not nil. It returns what the part has of quant.Stats.Importance of the sum; the rest is 0.
+func addStats(w io.Writer, t *statsTree, keep *partialStats, part statsPart, in int) (importance []float32, err error) {
+	var h *statsHeader
+	err = t.leaves(func(r *statsReader) error {
+		if h == nil {
+			h = &statsHeader{Part: part.part, Parts: part.parts, In: in, Drift: r.Drift, Shortfall: r.Shortfall}
+		}
+		if r.Drift != h.Drift || r.Shortfall != h.Shortfall {
+			return r.failed(errors.New("statistics of something else than those of the other shards"))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	sum := t.values()
 	h.Tokens, h.Sum, h.DriftSum, h.ShortfallSum = sum.Tokens, sum.Sum, sum.DriftSum, sum.ShortfallSum
 	if err := gob.NewEncoder(w).Encode(h); err != nil {
 		return nil, err
@@ -275,40 +363,19 @@ func addStats(w io.Writer, values store.Store, groups [][]string, made map[strin
 		keep.prepare(h)
 	}
 	importance = make([]float32, in)
-	total, group, term := make([]float32, in), make([]float32, in), make([]float32, in)
+	room := make([]float32, in)
 	err = h.rows(func(matrix, row, n int) error {
-		total, group := total[:n], group[:n]
-		if keep != nil {
-			total = matrices(keep.Stats)[matrix].Row(row)[:n]
+		total, err := t.row(matrix, row, room[:n])
+		if err != nil {
+			return err
 		}
-		for g := range terms {
-			sum := group
-			if g == 0 {
-				sum = total // zeros and the first group's sums are these
-			}
-			for i, r := range terms[g] {
-				to := term[:n]
-				if i == 0 {
-					to = sum
-				}
-				x, err := r.row(matrix, row, to)
-				switch {
-				case err != nil:
-					return err
-				case i > 0:
-					vector.Axpy(sum, 1, x)
-				case r.made != nil:
-					copy(sum, x)
-				}
-			}
-			if g > 0 {
-				vector.Axpy(total, 1, group)
-			}
+		if keep != nil {
+			copy(matrices(keep.Stats)[matrix].Row(row), total)
 		}
 		if matrix == 0 {
 			importance[row] = total[row] / float32(max(h.Tokens, 1))
 		}
-		_, err := w.Write(raw(total))
+		_, err = w.Write(raw(total))
 		return err
 	})
 	if err == nil && keep != nil {

@@ -14,6 +14,7 @@ import (
 //	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text:
 //	                                      their last part, after those whose names end in -partP
 //	runN-layerI-stageK-bundleB   observe  the same over all shards of a bundle
+//	runN-layerI-stageK-halfH     observe  the same over all shards of a half, whole: there are no sums, who needs them adds both halves
 //	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the bundles', added in their order
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
 //	runN-layerI-stageK-linear0-batchB-partPofN  batch  errors and bytes of some rows of a batch: see batched
@@ -55,6 +56,8 @@ type unitSpec struct {
 	Pool bool `json:",omitempty"`
 	// Bundle: what is observed is all shards of bundle Shard; what is summed is bundles.
 	Bundle bool `json:",omitempty"`
+	// Half: what is observed is all shards of half Shard; the statistics that rows, batches or experts need are two halves.
+	Half bool `json:",omitempty"`
 	// Stand is the stage before which hidden states of all shards are kept; 0: those before the layer are to be taken.
 	Stand int `json:",omitempty"`
 }
@@ -64,6 +67,9 @@ func (u *unitSpec) name(k *keeper) string {
 	stage := fmt.Sprintf("%s-stage%02d", k.layerName(u.Layer), u.Stage)
 	switch u.Kind {
 	case unitObserve:
+		if u.Half {
+			return fmt.Sprintf("%s-half%d", stage, u.Shard)
+		}
 		if u.Bundle {
 			return fmt.Sprintf("%s-bundle%02d", stage, u.Shard)
 		}
@@ -99,7 +105,10 @@ func (u *unitSpec) observed(k *keeper, parts int) (names []string) {
 // count is how many observe units there are, of so many batches.
 func (u *unitSpec) count(batches int) int {
 	n := shardCount(batches)
-	if u.Bundle {
+	switch {
+	case u.Half:
+		return halfCount(n)
+	case u.Bundle:
 		return bundleCount(n)
 	}
 	return n
@@ -107,10 +116,22 @@ func (u *unitSpec) count(batches int) int {
 
 // shards are the shards [lo,hi) of an observe unit.
 func (u *unitSpec) shards(batches int) (lo, hi int) {
-	if u.Bundle {
+	switch {
+	case u.Half:
+		return halfShards(u.Shard, shardCount(batches))
+	case u.Bundle:
 		return bundleShards(u.Shard, shardCount(batches))
 	}
 	return u.Shard, u.Shard + 1
+}
+
+// halves are the names of the halves of a stage's statistics, of so many batches.
+func halves(k *keeper, layer, stage, batches int) (names []string) {
+	u := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Half: true}
+	for u.Shard = range u.count(batches) {
+		names = append(names, u.name(k))
+	}
+	return names
 }
 
 // summed are the names of the parts of a stage's sums.

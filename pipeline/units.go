@@ -80,7 +80,8 @@ func batchCount(m *model.Model, seqs, seqLen int) int {
 type driver struct {
 	*passage
 	batches int
-	stand   int // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
+	stand   int  // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
+	halves  bool // the stage's statistics are two halves, which who needs them adds
 }
 
 // forgetBefore removes the values of units of layers before i.
@@ -112,44 +113,41 @@ func (d *driver) embed() error {
 	return keepValue(d.kept.work, name, d.opt.Calib.Sequences)
 }
 
-// each returns a unit for each shard, or for each bundle of them. While bundles can be dealt out evenly, a machine has those of whole bundles.
+// each returns a unit for each shard, bundle or half of them. While halves or bundles can be dealt out evenly, a machine has whole ones.
 func (d *driver) each(u unitSpec) []engine.Unit {
 	var units []engine.Unit
 	shards := shardCount(d.batches)
-	together := d.bundlesTogether()
-	for bundle := range bundleCount(shards) {
-		key := fmt.Sprintf("bundle%02d", bundle)
-		first, last := bundleShards(bundle, shards)
-		if u.Bundle {
-			lo, _ := shardBatches(first, d.batches)
-			_, hi := shardBatches(last-1, d.batches)
-			u.Shard = bundle
-			units = append(units, u.unit(d.kept, int64(hi-lo), key))
-			continue
+	for u.Shard = range u.count(d.batches) {
+		first, last := u.shards(d.batches)
+		lo, _ := shardBatches(first, d.batches)
+		_, hi := shardBatches(last-1, d.batches)
+		var key string
+		switch {
+		case d.halvesTogether():
+			key = fmt.Sprintf("half%d", halfOf(first, shards))
+		case d.bundlesTogether():
+			key = fmt.Sprintf("bundle%02d", bundleOf(first, shards))
+		default:
+			key = fmt.Sprintf("shard%02d", first)
 		}
-		for u.Shard = first; u.Shard < last; u.Shard++ {
-			if !together {
-				key = fmt.Sprintf("shard%02d", u.Shard)
-			}
-			lo, hi := shardBatches(u.Shard, d.batches)
-			units = append(units, u.unit(d.kept, int64(hi-lo), key))
-		}
+		units = append(units, u.unit(d.kept, int64(hi-lo), key))
 	}
 	return units
 }
 
-// bundlesTogether says whether the shards of a bundle are kept on one machine: where machines have the same number of bundles.
-func (d *driver) bundlesTogether() bool {
-	n := d.opt.Engine.Machines()
-	return n <= 1 || shardBundles%n == 0
-}
+// halvesTogether says whether the shards of a half are kept on one machine, and bundlesTogether whether those of a bundle: where machines have
+// the same number of them.
+func (d *driver) halvesTogether() bool  { return d.opt.Engine.Machines() <= shardHalves }
+func (d *driver) bundlesTogether() bool { return shardBundles%max(1, d.opt.Engine.Machines()) == 0 }
 
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
 
-// sums has the inputs of a stage's site, or of all of its experts, observed and summed: in is how many features they have.
+// sums has the inputs of a stage's site, or of all of its experts, observed, and summed if not by who needs the sums: in is how many features
+// they have.
 func (d *driver) sums(layer, stage, in int, pool bool) error {
 	parts := statsParts(in)
 	bundles := bundled(in) && d.bundlesTogether()
+	d.halves = false
 	var units []engine.Unit
 	for part := range parts {
 		u := unitSpec{Kind: unitSum, Layer: layer, Stage: stage, Pool: pool, Part: part, Bundle: bundles}
@@ -159,13 +157,19 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 	if err != nil {
 		return err
 	}
+	if !ok && halved(in) {
+		if d.halves, err = d.kept.allWhole(halves(d.kept, layer, stage, d.batches)); err != nil {
+			return err
+		}
+		d.halves = d.halves || d.halvesTogether()
+	}
 	var observed []string // values, of these units or of others that were asked for before a machine came or went
 	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool}
 	for _, observe.Bundle = range []bool{!bundles, bundles} {
 		for observe.Shard = range observe.count(d.batches) {
 			names := observe.observed(d.kept, parts)
 			observed = append(observed, names...)
-			if ok || parts == 1 || observe.Bundle != bundles {
+			if ok || d.halves || parts == 1 || observe.Bundle != bundles {
 				continue
 			}
 			if err := d.kept.wholeOrUndone(names); err != nil {
@@ -173,13 +177,17 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 			}
 		}
 	}
-	if !ok {
-		if err := d.do(d.each(observe)); err != nil {
-			return err
+	switch {
+	case d.halves:
+		observe.Bundle, observe.Half = false, true
+		err = d.do(d.each(observe))
+	case !ok:
+		if err = d.do(d.each(observe)); err == nil {
+			err = d.do(units)
 		}
-		if err := d.do(units); err != nil {
-			return err
-		}
+	}
+	if err != nil {
+		return err
 	}
 	return d.kept.work.Delete(observed...)
 }
@@ -225,7 +233,7 @@ func (d *driver) rowUnits(l *model.Layer, k, stand, parts int) (units []engine.U
 				blocks = nil
 			}
 			for _, n := range unitRows(lin.Out, blocks) {
-				u := unitSpec{Kind: unitOfRows, Layer: l.Index, Stage: k, Linear: j, First: first, Last: first + n, Parts: parts}
+				u := unitSpec{Kind: unitOfRows, Layer: l.Index, Stage: k, Linear: j, First: first, Last: first + n, Parts: parts, Half: d.halves}
 				units = append(units, u.unit(d.kept, int64(n)*int64(lin.In), ""))
 				first += n
 			}
@@ -243,7 +251,7 @@ func (d *driver) rowUnits(l *model.Layer, k, stand, parts int) (units []engine.U
 				size += int64(lin.In) * int64(lin.Out)
 			}
 		}
-		u := unitSpec{Kind: unitExperts, Layer: l.Index, Stage: k, Site: first, End: last, Stand: stand}
+		u := unitSpec{Kind: unitExperts, Layer: l.Index, Stage: k, Site: first, End: last, Stand: stand, Half: d.halves}
 		units = append(units, u.unit(d.kept, size, ""))
 		first = last
 	}
@@ -261,14 +269,14 @@ func (d *driver) site(l *model.Layer, k int) error {
 		if err := d.sums(l.Index, k, l.Stages[k].Width(), false); err != nil {
 			return err
 		}
+		var parts int
 		var batches []string
 		if d.batched(l.Stages[k].Sites[0], d.found.outputs) {
-			var parts int
 			if parts, batches, err = d.byBatches(l, k); err != nil {
 				return err
 			}
-			units = d.rowUnits(l, k, 0, parts)
 		}
+		units = d.rowUnits(l, k, 0, parts)
 		if err := d.do(units); err != nil {
 			return err
 		}
@@ -276,7 +284,8 @@ func (d *driver) site(l *model.Layer, k int) error {
 			return err
 		}
 	}
-	if err := d.kept.work.Delete(summed(d.kept, l.Index, k, statsParts(l.Stages[k].Width()))...); err != nil {
+	sums := summed(d.kept, l.Index, k, statsParts(l.Stages[k].Width()))
+	if err := d.kept.work.Delete(append(sums, halves(d.kept, l.Index, k, d.batches)...)...); err != nil {
 		return err
 	}
 	return d.eachLinear(d.kept.work, l, k, units, func(t *Tensor, lin *model.Linear, q *rows) error {
@@ -320,6 +329,7 @@ func (d *driver) experts(l *model.Layer, k int) error {
 				return err
 			}
 		}
+		units = d.rowUnits(l, k, d.stand, 0)
 		if err := d.do(units); err != nil {
 			return err
 		}
@@ -335,11 +345,14 @@ func (d *driver) head() error {
 	n := d.m.Layers()
 	t := d.plan.Lookup(outputName)
 	step := headRows(t.Cols())
-	var units []engine.Unit
-	for lo := 0; lo < t.Rows(); lo += step {
-		u := unitSpec{Kind: unitOfRows, Layer: n, First: lo, Last: min(lo+step, t.Rows())}
-		units = append(units, u.unit(d.kept, int64(u.Last-lo), ""))
+	of := func() (units []engine.Unit) {
+		for lo := 0; lo < t.Rows(); lo += step {
+			u := unitSpec{Kind: unitOfRows, Layer: n, First: lo, Last: min(lo+step, t.Rows()), Half: d.halves}
+			units = append(units, u.unit(d.kept, int64(u.Last-lo), ""))
+		}
+		return units
 	}
+	units := of()
 	ok, err := d.kept.unitsWhole(units)
 	if err != nil {
 		return err
@@ -348,7 +361,7 @@ func (d *driver) head() error {
 		if err := d.sums(n, 0, d.m.Dim, false); err != nil {
 			return err
 		}
-		if err := d.do(units); err != nil {
+		if err := d.do(of()); err != nil {
 			return err
 		}
 	}

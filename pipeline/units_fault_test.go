@@ -63,7 +63,7 @@ func (j job) worker(t *testing.T, job []byte, values store.Shared) engine.Worker
 	return w
 }
 
-// TestUnitsFault: a worker whose map fails amid a bundle of shards, and that is given the unit again, makes what a new one makes.
+// TestUnitsFault: a worker whose map fails amid a half of the shards, and that is given the unit again, makes what a new one makes.
 func TestUnitsFault(t *testing.T) {
 	smallUnits(t)
 	tm := testmodel.New("llama")
@@ -82,7 +82,7 @@ func TestUnitsFault(t *testing.T) {
 	tried := 0
 	_, _, _, _, err = j.by(t, filepath.Join(t.TempDir(), "work"), -1, func(work *store.Dir) engine.Engine {
 		return &tapped{Engine: j.local(t, 1)(work), tap: func(job []byte, units []engine.Unit) bool {
-			name := (&unitSpec{Kind: unitObserve, Stage: 2, Shard: 1, Bundle: true}).name(newKeeper(nil, "", "", &j.r, 1))
+			name := (&unitSpec{Kind: unitObserve, Stage: 2, Shard: 1, Half: true}).name(newKeeper(nil, "", "", &j.r, 1))
 			if len(units) < 2 || units[1].Name != name {
 				return false
 			}

@@ -38,12 +38,12 @@ func unitJobs() map[string]job {
 
 // smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
-	rows, tokens, features, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures
+	rows, tokens, features, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures
 	bytes, batches, part, even := gradientPartBytes, gradientsTogether, leastBatchPart, leastEven
-	mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = 24, 128, 40, 41
+	mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures = 24, 128, 40, 41
 	gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = 30000, 3, 2, 32
 	t.Cleanup(func() {
-		mostUnitRows, batchTokens, statsPartFeatures, leastBundledFeatures = rows, tokens, features, bundled
+		mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures = rows, tokens, features, bundled
 		gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = bytes, batches, part, even
 	})
 }
@@ -76,7 +76,7 @@ func TestUnits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			counts := map[string][]int{"gptq": {1, 3}, "outputs": {2, 3}, "head": {2}, "experts": {1, 3}}[name] // 1 and 2 by bundles, 3 by shards
+			counts := map[string][]int{"gptq": {1, 3}, "outputs": {2, 3}, "head": {2, 4}, "experts": {1, 3}}[name] // 1 and 2 by halves, 4 by bundles, 3 by shards
 			for _, workers := range counts {
 				work := filepath.Join(t.TempDir(), "work")
 				got, rep, _, _, err := j.by(t, work, -1, j.local(t, workers))
@@ -97,8 +97,8 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// TestUnitsMixedShards: a bundle's sums are the same whether its shards are a batch each or, as some are here, two, which are longer than
-// what a product takes at a time.
+// TestUnitsMixedShards: the sums of a half, or a bundle, are the same whether its shards are a batch each or, as some are here, two, which are longer
+// than what a product takes at a time.
 func TestUnitsMixedShards(t *testing.T) {
 	smallUnits(t)
 	batchTokens = 1088
@@ -108,12 +108,14 @@ func TestUnitsMixedShards(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, _, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, j.local(t, 2))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != want {
-		t.Error("another file")
+	for _, workers := range []int{2, 4} {
+		got, _, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, j.local(t, workers))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("%d workers: another file", workers)
+		}
 	}
 }
 
@@ -280,7 +282,16 @@ func TestStatsValue(t *testing.T) {
 					if part.part == 1 { // another machine's
 						to = nil
 					}
-					of, err := addStats(w, from, [][]string{{names[part.part], names[part.part]}, {names[part.part]}}, made, to, part, in, out)
+					leaf := func() *statsTree {
+						r, err := openMade(from, made[names[part.part]], names[part.part], part, in, out)
+						if err != nil {
+							t.Fatal(err)
+						}
+						return &statsTree{r: r}
+					}
+					tree := &statsTree{of: []*statsTree{{of: []*statsTree{leaf(), {of: []*statsTree{leaf()}}}}, leaf()}}
+					defer tree.close()
+					of, err := addStats(w, tree, to, part, in)
 					for i, v := range of {
 						importance[i] += v
 					}

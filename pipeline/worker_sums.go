@@ -1,11 +1,14 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
+	"github.com/llmq/llmq/store"
 )
 
 // workedSums are the statistics of a stage's site, and what has been made of them.
@@ -17,16 +20,12 @@ type workedSums struct {
 	stays   bool           // that linear's rows stay as they are: there are no batches
 }
 
-// mostMade is how many bundles' statistics a worker keeps until they are summed: its share where there are two machines. With those that it is
-// making, that is one more than a run without an engine has.
-const mostMade = shardBundles / 2
-
-// madeSums are what a worker has itself put into the store of a stage's sums, and need not read there.
+// madeSums are what a worker has itself put into the store of a stage's sums, and need not read there: of one half or bundle, its share where
+// there are as many machines. With those that it is making, that is one more than a run without an engine has.
 type madeSums struct {
-	name    string                  // of the sums' first part
-	bundles int                     // observe units of the stage whose statistics these are
-	parts   map[string]*quant.Stats // by the names of their parts
-	sums    *partialStats           // nil: none yet
+	name  string                  // of the sums' first part
+	parts map[string]*quant.Stats // by the names of their parts
+	sums  *partialStats           // nil: none yet
 }
 
 // madeOf returns what has been made of the sums that u is about: of no others is anything kept.
@@ -40,10 +39,10 @@ func (w *Worker) madeOf(u *unitSpec) *madeSums {
 
 // observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a bundle of them.
 func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error) {
-	return w.overShards(u, func(shard int, sums *quant.Stats) (*quant.Stats, error) {
-		if u.Stage >= len(w.layer.l.Stages) {
-			return nil, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
-		}
+	if u.Stage >= len(w.layer.l.Stages) {
+		return nil, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
+	}
+	return w.overShards(u, w.layer.l.Stages[u.Stage].Width(), func(shard int, sums *quant.Stats) (*quant.Stats, error) {
 		s, err := w.shard(shard, u.Layer, u.Stage)
 		if err != nil {
 			return nil, err
@@ -72,12 +71,24 @@ func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error)
 	})
 }
 
-// overShards puts the sum of the statistics of a unit's shards, in their order: of makes those of one, and returns either them, or sums, which
-// are those of the shards before, once it has added them there.
-func (w *Worker) overShards(u *unitSpec, of func(shard int, sums *quant.Stats) (*quant.Stats, error)) (func(io.Writer) error, error) {
-	var sums *quant.Stats
+// overShards puts the sum of the statistics of a unit's shards, of inputs with in features, in their order: of makes those of one, and returns
+// either them, or sums, which are those of the shards of its bundle before, once it has added them there.
+func (w *Worker) overShards(u *unitSpec, in int, of func(shard int, sums *quant.Stats) (*quant.Stats, error)) (func(io.Writer) error, error) {
+	var all, sums *quant.Stats
+	end := func() {
+		if all == nil {
+			all = sums
+		} else {
+			all.Add(sums)
+		}
+		sums = nil
+	}
+	n := shardCount(w.batches())
 	lo, hi := u.shards(w.batches())
 	for shard := lo; shard < hi; shard++ {
+		if shard > lo && bundled(in) && bundleOf(shard, n) > bundleOf(shard-1, n) {
+			end()
+		}
 		s, err := of(shard, sums)
 		switch {
 		case err != nil:
@@ -88,15 +99,18 @@ func (w *Worker) overShards(u *unitSpec, of func(shard int, sums *quant.Stats) (
 			sums.Add(s)
 		}
 	}
-	if sums == nil {
+	if end(); all == nil {
 		return nil, fmt.Errorf("the unit is of shards %d to %d", lo, hi)
 	}
-	return w.observed(u, sums)
+	return w.observed(u, all)
 }
 
 // observed puts the parts of what an observe unit has found but the last, which it returns what writes.
 func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, error) {
 	part := statsPart{parts: statsParts(s.H.Rows)}
+	if u.Half {
+		part.parts = 1
+	}
 	names := u.observed(w.kept, part.parts)
 	var before []string // digests, so that that of the last part is one of all
 	for ; part.part < part.parts-1; part.part++ {
@@ -106,8 +120,7 @@ func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, e
 		}
 		before = append(before, digest)
 	}
-	if made := w.madeOf(u); u.Bundle && made.bundles < mostMade {
-		made.bundles++
+	if made := w.madeOf(u); (u.Half || u.Bundle) && len(made.parts) == 0 {
 		for _, name := range names {
 			made.parts[name] = s
 		}
@@ -150,16 +163,6 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 	if part.part < 0 || part.part >= part.parts {
 		return nil, fmt.Errorf("the unit is of part %d of %d", part.part, part.parts)
 	}
-	names := [][]string{nil} // of bundles
-	observed := *u
-	observed.Kind, observed.Part = unitObserve, 0
-	for observed.Shard = range observed.count(w.batches()) {
-		if n := shardCount(w.batches()); !u.Bundle && bundled(in) && bundleOf(observed.Shard, n) == len(names) {
-			names = append(names, nil)
-		}
-		last := len(names) - 1
-		names[last] = append(names[last], observed.observed(w.kept, part.parts)[part.part])
-	}
 	made := w.madeOf(u)
 	if w.sums != nil && w.sums.name != made.name {
 		w.sums = nil // the room that they take is needed
@@ -168,12 +171,54 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 		made.sums = newPartialStats(in)
 	}
 	return func(dst io.Writer) error {
-		importance, err := addStats(dst, w.values, names, made.parts, made.sums, part, in, out)
+		t, err := w.observedTree(u, made, part, in, out)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		importance, err := addStats(dst, t, made.sums, part, in)
 		if err != nil {
 			return err
 		}
 		return checkInputs(fmt.Sprintf("stage %d", u.Stage), importance)
 	}, nil
+}
+
+// observedTree opens a part of what has been observed of all shards, or bundles, as it is to be added: shards to their bundle, bundles to their half,
+// halves to each other.
+func (w *Worker) observedTree(u *unitSpec, made *madeSums, part statsPart, in, out int) (*statsTree, error) {
+	all := &statsTree{}
+	n := shardCount(w.batches())
+	atHalf, atBundle := -1, -1
+	observed := *u
+	observed.Kind, observed.Part = unitObserve, 0
+	for observed.Shard = range observed.count(w.batches()) {
+		half, bundle := 0, 0
+		first, _ := observed.shards(w.batches())
+		if halved(in) {
+			half = halfOf(first, n)
+		}
+		if bundled(in) {
+			bundle = bundleOf(first, n)
+		}
+		if half != atHalf {
+			all.of = append(all.of, &statsTree{})
+			atBundle = -1
+		}
+		of := all.of[len(all.of)-1]
+		if bundle != atBundle {
+			of.of = append(of.of, &statsTree{})
+		}
+		of = of.of[len(of.of)-1]
+		atHalf, atBundle = half, bundle
+		name := observed.observed(w.kept, part.parts)[part.part]
+		r, err := openMade(w.values, made.parts[name], name, part, in, out)
+		if err != nil {
+			return nil, errors.Join(err, all.close())
+		}
+		of.of = append(of.of, &statsTree{r: r})
+	}
+	return all, nil
 }
 
 // summed returns the statistics of a stage's site, or of all of its experts.
@@ -184,17 +229,58 @@ func (w *Worker) summed(u *unitSpec) (*workedSums, error) {
 		if err != nil {
 			return nil, err
 		}
-		s := w.madeOf(u).sums
-		if s == nil {
-			s = newPartialStats(in)
-		}
+		made := w.madeOf(u)
 		w.sums, w.made = nil, nil // the room that they take is needed
-		if err := s.complete(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out); err != nil {
+		var s *quant.Stats
+		if u.Half {
+			s, err = w.addHalves(u, made, in, out)
+		} else {
+			s, err = made.whole(w.values, summed(w.kept, u.Layer, u.Stage, statsParts(in)), in, out)
+		}
+		if err != nil {
 			return nil, err
 		}
-		w.sums = &workedSums{name: name, in: s.Stats, solver: w.plan.Recipe.Method.Open(s.Stats)}
+		w.sums = &workedSums{name: name, in: s, solver: w.plan.Recipe.Method.Open(s)}
 	}
 	return w.sums, nil
+}
+
+// whole returns statistics whose parts have names, of inputs with in features and of out outputs where they have a Shortfall.
+func (m *madeSums) whole(values store.Store, names []string, in, out int) (*quant.Stats, error) {
+	s := m.sums
+	if s == nil {
+		s = newPartialStats(in)
+	}
+	return s.Stats, s.complete(values, names, in, out)
+}
+
+// addHalves returns the sum of both halves of a stage's statistics. It takes the place of that which the worker has made, if it has.
+func (w *Worker) addHalves(u *unitSpec, made *madeSums, in, out int) (*quant.Stats, error) {
+	names := halves(w.kept, u.Layer, u.Stage, w.batches())
+	var s *quant.Stats
+	for i, name := range names {
+		if s = made.parts[name]; s != nil {
+			names = slices.Delete(names, i, i+1)
+			break
+		}
+	}
+	for _, name := range names { // of two, which is added to which does not matter
+		r, err := openStats(w.values, name, statsPart{0, 1}, in, out)
+		if err != nil {
+			return nil, err
+		}
+		if s == nil {
+			s, err = r.all()
+		} else {
+			err = r.addTo(s)
+		}
+		if err = errors.Join(err, r.Close()); err != nil {
+			return nil, err
+		}
+	}
+	mirror(s.H)
+	s.Apart = false
+	return s, checkInputs(fmt.Sprintf("stage %d", u.Stage), s.Importance())
 }
 
 // observeHead makes the statistics of the head's inputs over a shard.
@@ -204,7 +290,7 @@ func (w *Worker) observeHead(p *passage, u *unitSpec) (func(io.Writer) error, er
 		return nil, err
 	}
 	defer h.Release()
-	return w.overShards(u, func(shard int, _ *quant.Stats) (*quant.Stats, error) {
+	return w.overShards(u, w.m.Dim, func(shard int, _ *quant.Stats) (*quant.Stats, error) {
 		s, err := w.shard(shard, u.Layer, 0)
 		if err != nil {
 			return nil, err

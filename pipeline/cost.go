@@ -36,6 +36,7 @@ import (
 //
 //	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards (a bundle's: bundled)
 //	needs         H and D in, S/N in      what rows need
+//	  of two      M in, 2M/N out          in place of both: a half's sums to the other machine (halved)
 //	rows          all rows' bytes in      a machine's own out; and their errors, 4in·out, where batches are divided
 //	experts       2T·dim in a stream      inputs in bfloat16 to all; results 4T·k·dim/N a stream, in and out
 //	states        4T·width/N a stream out what a lost machine's shards go on from
@@ -366,12 +367,17 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 			moved += 4 * n * s.quantized
 			needed += 4 * n * s.quantized / e.machines
 		}
-		values := e.shards
-		if machines := int(e.machines); bundled(s.In) && shardBundles%machines == 0 { // driver.bundlesTogether
-			values = min(values, shardBundles)
+		switch machines := int(e.machines); {
+		case halved(s.In) && machines <= shardHalves && e.shards >= shardHalves: // driver.halvesTogether
+			add(movedSums, moved, shardHalves*moved/e.machines)
+		default:
+			values := e.shards
+			if bundled(s.In) && shardBundles%machines == 0 { // driver.bundlesTogether
+				values = min(values, shardBundles)
+			}
+			add(movedSums, values*moved/e.machines, values*moved/e.machines)
+			add(movedNeeds, needed, 0)
 		}
-		add(movedSums, values*moved/e.machines, values*moved/e.machines)
-		add(movedNeeds, needed, 0)
 		add(movedRows, s.written, s.written/e.machines)
 		if s.batched() {
 			add(movedRows, 4*n*s.quantized, 4*n*s.quantized/e.machines) // errors

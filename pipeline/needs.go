@@ -14,7 +14,7 @@ type Needs struct {
 	// Mapped is how much of the checkpoint is in memory at that time, at most, if files are mapped: a layer, or a tensor without a model and
 	// where layers are so large that their pages rest meanwhile.
 	Mapped int64
-	Disk   int64 // the output, and the hidden states that the memory budget does not hold
+	Disk   int64 // the output, and the hidden states that the memory budget does not hold, or sums that wait
 	Work   int64 // in Options.Work, at most, beside an output that is made there
 	// Fetched is how much more of the disk is in use at a time, at most, for weights that come and go. Needs leaves it to PassingDisk.
 	Fetched int64
@@ -75,11 +75,27 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 		spilled = max(spilled+g.sums, g.disk)
 	}
 	needs.Memory += peak + packedNeeds(m, batch)
-	needs.Disk += spilled
+	needs.Disk += spilled + p.waiting(m, streams, tokens, batch)
 	if p.Assignment != nil {
 		needs.Memory = max(needs.Memory, p.Assignment.memory(m, budget))
 	}
 	return needs
+}
+
+// waiting is the size of the largest statistics of which a half waits in a file until the other is made.
+func (p *Plan) waiting(m *model.Model, streams int64, tokens, batch int) (most int64) {
+	if tokens <= batch {
+		return 0
+	}
+	for i := range m.Layers() {
+		for _, s := range stagesOf(m.Shape(i)) {
+			if halved(s.In) && !s.mixes() {
+				sums, _ := p.sumsNeeds(&s, streams > 1, tokens, batch)
+				most = max(most, sums-2*int64(s.In)*int64(s.In)) // H's lower triangle
+			}
+		}
+	}
+	return most
 }
 
 // restsWhole says whether a layer's pages rest before most is in use, while rows are rounded or sums made, so that they are those of a tensor

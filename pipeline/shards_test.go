@@ -2,7 +2,9 @@ package pipeline
 
 import (
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/llmq/llmq/quant"
@@ -200,5 +202,18 @@ func TestHeldOut(t *testing.T) {
 				t.Fatalf("%d sequences, %d in a batch: %d judge, want %d", n, per, held, want)
 			}
 		}
+	}
+}
+
+// TestWaitStatsFails: where a half cannot wait, the error says in which folder.
+func TestWaitStatsFails(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "absent")
+	sums := &shardedStats{shardOf: func(i int) int { return i }, halfOf: func(shard int) int { return halfOf(shard, 2) }, sums: quant.NewStats(3), dir: dir}
+	defer sums.close()
+	if _, err := sums.of(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sums.of(1); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("the error is %v, which does not name %s", err, dir)
 	}
 }

@@ -136,7 +136,7 @@ func (t *task) dividedBytes(streams int64) (most int64) {
 			if streams > 1 {
 				inputs += 4 * in * in // Drift, or a Shortfall of fewer outputs
 			}
-			most = max(most, (shards+shardBundles+1)*inputs) // a machine may come or go between shards and bundles
+			most = max(most, (shards+shardBundles+shardHalves+1)*inputs) // a machine may come or go between shards, bundles and halves
 			for _, out := range site.Out {
 				bytes := copies * outputBytes(out, t.m.Dim, site.Expert >= 0 && !site.Head) / 2
 				gradients, largest = gradients+bytes, max(largest, bytes)

@@ -1,6 +1,8 @@
 package gptq
 
 import (
+	"slices"
+
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/linalg"
@@ -54,6 +56,20 @@ func (f *Factor) correct(w *tensor.Matrix, in *quant.Stats, takes bool) *tensor.
 		}
 	})
 	return d
+}
+
+// correctRows corrects some rows of w in place, to the same as correct does with all of them: in is of all.
+func (f *Factor) correctRows(w *tensor.Matrix, in *quant.Stats, rows []int) {
+	for some := range slices.Chunk(rows, bandRows) { // more would take more memory
+		of := tensor.New(len(some), w.Cols)
+		for i, r := range some {
+			copy(of.Row(i), w.Row(r))
+		}
+		of = f.correct(of, in.OfRows(some), true)
+		for i, r := range some {
+			copy(w.Row(r), of.Row(i))
+		}
+	}
 }
 
 // Correctable says whether so many tokens tell more of the errors before a linear of in columns than noise, so that Correct reads

@@ -85,20 +85,22 @@ func (f *Factor) coupled(ctx context.Context, q *quant.Weight, first int, w *ten
 }
 
 // Coupled is rows whose errors matter together on their way through the batches, the last of them first. Rows of one batch do not need each
-// other, so that several machines can quantize some each, which then tell each other the errors.
+// other, so that several machines can quantize some each, which then tell each other what has become of them. Each corrects its own rows alone.
 type Coupled struct {
 	Damping float64 // of the factor: see quant.Result
 
 	f        *Factor
 	g        quant.Grid
+	in       *quant.Stats // by which rows are corrected
 	b        *batches
-	w        *tensor.Matrix // what is rounded, but for what batches take over
+	w        *tensor.Matrix // what is rounded, but for what batches take over; of rows that are not corrected, the weights
+	correct  []bool         // by position: w has the corrected row
 	errs     *tensor.Matrix // of the rows that are done, at their positions
 	feedback [][]kernels.Lane
 	target   *tensor.Matrix // room for a batch
 }
 
-// newCoupled starts on w, with h = H_O of its rows.
+// newCoupled starts on w, with h = H_O of its rows, which targets and done take as they are.
 func newCoupled(w, h *tensor.Matrix) (*Coupled, error) {
 	b, err := newBatches(h)
 	if err != nil {
@@ -122,16 +124,41 @@ func (c *Coupled) Bounds(i int) (lo, hi int) { return c.b.bounds(i) }
 // Row is the row at a position.
 func (c *Coupled) Row(position int) int { return c.b.order[position] }
 
-// Target returns what is rounded, rows×in: the rows corrected for the errors of everything before them, but not for each other's.
+// Target returns what is rounded, rows×in: the rows corrected for the errors of everything before them, but not for each other's. Of
+// rows that were neither prepared, quantized nor taken it has the weights.
 func (c *Coupled) Target() *tensor.Matrix { return c.w }
 
-// Errors returns w − ŵ of the rows at positions [lo,hi), (hi−lo)×in: as Quantize has found it, or for the caller to set where another machine
-// has. Batches that follow go by it.
-func (c *Coupled) Errors(lo, hi int) *tensor.Matrix { return c.errs.View(lo, hi, 0, c.errs.Cols) }
+// Prepare corrects the rows at some positions, but for those that are corrected already. Quantize does it for its rows; many at a time take
+// less.
+func (c *Coupled) Prepare(positions []int) {
+	rows := make([]int, 0, len(positions))
+	for _, p := range positions {
+		if !c.correct[p] {
+			c.correct[p] = true
+			rows = append(rows, c.b.order[p])
+		}
+	}
+	c.f.correctRows(c.w, c.in, rows)
+}
 
-// Quantize quantizes the rows at positions [lo,hi), which lie in batch i: the errors of all rows after it are known. Any division of a batch
+// Take notes what another machine has made of the rows at positions [lo,hi): target has the rows of its Target, decoded what was rounded to,
+// both (hi−lo)×in. Batches that follow go by their difference.
+func (c *Coupled) Take(lo, hi int, target, decoded *tensor.Matrix) {
+	for p := lo; p < hi; p++ {
+		copy(c.w.Row(c.b.order[p]), target.Row(p-lo))
+		c.correct[p] = true
+	}
+	c.done(lo, hi, decoded, 0)
+}
+
+// Quantize quantizes the rows at positions [lo,hi), which lie in batch i: all rows after it were quantized or taken. Any division of a batch
 // gives the same.
 func (c *Coupled) Quantize(ctx context.Context, i, lo, hi int) (*quant.Weight, error) {
+	positions := make([]int, hi-lo)
+	for k := range positions {
+		positions[k] = lo + k
+	}
+	c.Prepare(positions)
 	t := c.targets(i, lo, hi)
 	q, err := c.f.Quantize(ctx, t, c.g)
 	if err != nil {

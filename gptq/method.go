@@ -89,7 +89,7 @@ func (s *solver) Quantize(ctx context.Context, j quant.Job) (quant.Result, error
 // A CouplingSolver is what Method.Open returns.
 type CouplingSolver interface {
 	quant.Solver
-	// Couple starts on a job with one block of Outputs.
+	// Couple starts on a job of all rows of a linear, with one block of Outputs. It takes W, whose rows become targets.
 	Couple(ctx context.Context, j quant.Job) (*Coupled, error)
 }
 
@@ -99,11 +99,12 @@ func (s *solver) Couple(ctx context.Context, j quant.Job) (*Coupled, error) {
 		return nil, err
 	}
 	f.expectFewRows()
-	c, err := newCoupled(f.correct(j.W, s.in.ForRows(j.First, j.First+j.W.Rows), false), j.Outputs[0])
+	c, err := newCoupled(j.W, j.Outputs[0])
 	if err != nil {
 		return nil, err
 	}
-	c.f, c.g, c.Damping = f, j.Grid, f.Damping
+	c.f, c.g, c.in, c.Damping = f, j.Grid, s.in, f.Damping
+	c.correct = make([]bool, j.W.Rows)
 	return c, nil
 }
 

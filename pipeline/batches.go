@@ -16,7 +16,7 @@ import (
 
 // Rows whose errors matter together are one unit of work, as they need each other. Where they are all that a stage has, as those of attention's
 // and an MLP's outputs, the other machines would wait. So they are divided as gptq.Coupled takes them: each batch among the machines, which
-// tell each other the errors before the next. The rows come out of the last batch as units of the usual size.
+// tell each other what has become of them before the next. The rows come out of the last batch as units of the usual size.
 
 // leastBatchPart is the fewest rows of a batch that a machine is given: as many as lanes. Tests take fewer.
 var leastBatchPart = kernels.Lanes
@@ -79,7 +79,7 @@ func (d *driver) batchParts(u *unitSpec, rows int) (int, error) {
 // workedBatches are the rows of a linear that is quantized batch by batch, as far as they are known.
 type workedBatches struct {
 	*gptq.Coupled
-	known []bool // by position
+	known []bool // by position: quantized, here or elsewhere
 	data  []byte // of rows
 }
 
@@ -118,6 +118,21 @@ func (w *Worker) batched(p *passage, sums *workedSums, lin *model.Linear, job *r
 	return sums.batches, nil
 }
 
+// prepare corrects the rows that this worker may be expected to quantize: of u's batch and all that follow the part that u is of. One call
+// for many takes little more than for a few.
+func (b *workedBatches) prepare(u *unitSpec) {
+	var positions []int
+	for batch := u.Batch; batch >= 0; batch-- {
+		lo, hi := batchPart(b.Coupled, batch, u.Part, u.Parts)
+		for p := lo; p < hi; p++ {
+			if !b.known[p] {
+				positions = append(positions, p)
+			}
+		}
+	}
+	b.Prepare(positions)
+}
+
 // learn reads what other machines have made of the batches after u's.
 func (b *workedBatches) learn(w *Worker, u *unitSpec, t *Tensor) error {
 	of := *u
@@ -136,27 +151,38 @@ func (b *workedBatches) learn(w *Worker, u *unitSpec, t *Tensor) error {
 	return nil
 }
 
-// read reads the rows at positions [lo,hi): of each its errors and its bytes.
+// read reads the rows at positions [lo,hi): of each its target and its bytes.
 func (b *workedBatches) read(w *Worker, name string, t *Tensor, lo, hi int) error {
 	r, err := w.values.Open(name)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	errs := b.Errors(lo, hi)
-	for p := lo; p < hi; p++ {
-		err := readRow(r, errs.Row(p-lo))
+	target, decoded := tensor.New(hi-lo, t.Cols()), tensor.New(hi-lo, t.Cols())
+	data := make([]byte, (hi-lo)*t.Type.RowBytes(t.Cols()))
+	size := len(data) / (hi - lo)
+	for i := range hi - lo {
+		err := readRow(r, target.Row(i))
 		if err == nil {
-			_, err = io.ReadFull(r, b.row(p, t))
+			_, err = io.ReadFull(r, data[i*size:][:size])
 		}
 		if err != nil {
 			return fmt.Errorf("the work folder: %s: %w", name, err)
 		}
 	}
-	for p := lo; p < hi; p++ { // now that the end was as it should be, all are
+	// The end was as it should be: until then the rows were as before.
+	t.Type.ParseWeight(data, hi-lo, t.Cols()).DecodeTo(decoded)
+	b.Take(lo, hi, target, decoded)
+	b.note(lo, hi, data, t)
+	return nil
+}
+
+// note keeps the bytes of the rows at positions [lo,hi).
+func (b *workedBatches) note(lo, hi int, data []byte, t *Tensor) {
+	for p := lo; p < hi; p++ {
+		copy(b.row(p, t), data[(p-lo)*len(b.row(p, t)):])
 		b.known[p] = true
 	}
-	return nil
 }
 
 // row is the bytes of the row at a position.
@@ -184,20 +210,17 @@ func (w *Worker) batch(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	if err := b.learn(w, u, t); err != nil {
 		return nil, err
 	}
+	b.prepare(u)
 	lo, hi := batchPart(b.Coupled, u.Batch, u.Part, u.Parts)
 	q, err := b.Quantize(p.ctx, u.Batch, lo, hi)
 	if err != nil {
 		return nil, err
 	}
-	data := t.Type.PackWeight(q)
-	for p := lo; p < hi; p++ {
-		copy(b.row(p, t), data[(p-lo)*len(b.row(p, t)):])
-		b.known[p] = true
-	}
+	b.note(lo, hi, t.Type.PackWeight(q), t)
 	return func(dst io.Writer) error {
-		errs := b.Errors(lo, hi)
+		target := b.Target()
 		for p := lo; p < hi; p++ {
-			if _, err := dst.Write(raw(errs.Row(p - lo))); err != nil {
+			if _, err := dst.Write(raw(target.Row(b.Row(p)))); err != nil {
 				return err
 			}
 			if _, err := dst.Write(b.row(p, t)); err != nil {

@@ -1,8 +1,11 @@
 package pipeline
 
 import (
+	"context"
+	"encoding/json"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,6 +64,111 @@ func TestUnitsOnGrid(t *testing.T) {
 			if left := values(t, work); len(left) > 0 {
 				t.Errorf("%s, %d workers: the folder holds %q", name, workers, left)
 			}
+		}
+	}
+}
+
+// rotating is an engine whose workers take each other's places: of the sets of batches' parts each is done by others.
+type rotating struct {
+	engine.Engine
+	values    store.Shared
+	parts     int // that batches have
+	workersOf func(job []byte) []engine.Worker
+	tap       func(w engine.Worker, u *unitSpec) // after a unit
+	workers   []engine.Worker
+}
+
+func (e *rotating) Begin(ctx context.Context, job []byte) error {
+	e.workers = e.workersOf(job)
+	return e.Engine.Begin(ctx, job)
+}
+
+func (e *rotating) Machines() int { return e.parts }
+
+func (e *rotating) Do(ctx context.Context, units []engine.Unit) error {
+	missing, err := engine.Missing(e.values, units)
+	if err != nil {
+		return err
+	}
+	for _, unit := range missing {
+		var u unitSpec
+		if err := json.Unmarshal(unit.Spec, &u); err != nil {
+			return err
+		}
+		if u.Kind != unitBatch {
+			break
+		}
+		w := e.workers[(u.Batch/2+u.Part)%len(e.workers)]
+		if _, err := w.Do(ctx, unit); err != nil {
+			return err
+		}
+		e.tap(w, &u)
+	}
+	return e.Engine.Do(ctx, units)
+}
+
+// TestUnitsBatchesMove: workers that are given parts of some batches, and others' later on, make what a run without an engine makes. Each
+// corrects the rows of the parts that it has had, from the batch on where it got them, and knows others' as they are told.
+func TestUnitsBatchesMove(t *testing.T) {
+	smallUnits(t)
+	j := coupledJob(ggml.Q4_0)
+	want, wantReport, _, _, err := j.in(t, "", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shape := range [][2]int{{1, 2}, {2, 2}, {2, 3}} { // parts, workers
+		var own, others, left int // rows
+		got, rep, _, _, err := j.by(t, filepath.Join(t.TempDir(), "work"), -1, func(work *store.Dir) engine.Engine {
+			e := &rotating{Engine: j.local(t, 1)(work), values: work, parts: shape[0]}
+			e.workersOf = func(job []byte) (workers []engine.Worker) {
+				for range shape[1] {
+					dir, err := store.JoinDir(work.Path())
+					if err != nil {
+						t.Fatal(err)
+					}
+					workers = append(workers, j.worker(t, job, dir))
+				}
+				return workers
+			}
+			e.tap = func(worker engine.Worker, u *unitSpec) {
+				w := worker.(*Worker)
+				b := w.sums.batches
+				if u.Batch < b.Batches()-1 { // then it may have had another part before
+					return
+				}
+				m, err := w.layer.l.Stages[u.Stage].Sites[0].Linears[0].Matrix()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for batch := range b.Batches() {
+					for part := range u.Parts {
+						lo, hi := batchPart(b.Coupled, batch, part, u.Parts)
+						for p := lo; p < hi; p++ {
+							switch corrected := !slices.Equal(b.Target().Row(b.Row(p)), m.Row(b.Row(p))); {
+							case corrected && part == u.Part:
+								own++
+							case corrected:
+								others++
+							case part == u.Part:
+								left++
+							}
+						}
+					}
+				}
+			}
+			return e
+		})
+		if err != nil {
+			t.Fatalf("%v: %v", shape, err)
+		}
+		if got != want {
+			t.Errorf("%v: another file", shape)
+		}
+		if a, b := reportJSON(t, rep), reportJSON(t, wantReport); a != b {
+			t.Errorf("%v: the report is\n%s\nnot\n%s", shape, a, b)
+		}
+		if own == 0 || left > 0 || others > 0 {
+			t.Errorf("%v: of the parts that workers began with they have corrected %d rows and not %d, of others %d", shape, own, left, others)
 		}
 	}
 }

@@ -31,13 +31,13 @@ import (
 //	              where it is judged 2⅓·b³ in float32
 //
 // N machines split a layer by calibration shards (observe, advance), by rows of a linear, blocks of H_O or a large one's batches (quantize), and
-// by whole experts. What every machine does for itself is the factor of a dense linear. Bytes that a machine gets and gives for a layer,
+// by whole experts. What every machine does for itself is the factor of a dense linear, and where batches are divided that of H_O. Bytes that a machine gets and gives for a layer,
 // with S shards, x in four bytes, and M the sums of the dense linears (2in² of H, packed; 4in² of D; 4in·out of S):
 //
 //	sums          S·M/N in and out        a shard's sums to those who add its rows, in the order of shards (a bundle's: bundled)
 //	needs         H and D in, S/N in      what rows need
 //	  of two      M in, 2M/N out          in place of both: a half's sums to the other machine (halved)
-//	rows          all rows' bytes in      a machine's own out; and their errors, 4in·out, where batches are divided
+//	rows          all rows' bytes in      a machine's own out; and their targets, 4in·out, where batches are divided
 //	experts       2T·dim in a stream      inputs in bfloat16 to all; results 4T·k·dim/N a stream, in and out
 //	states        4T·width/N a stream out what a lost machine's shards go on from
 //	weights       dense in, experts' /N   of the checkpoint
@@ -380,7 +380,7 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 		}
 		add(movedRows, s.written, s.written/e.machines)
 		if s.batched() {
-			add(movedRows, 4*n*s.quantized, 4*n*s.quantized/e.machines) // errors
+			add(movedRows, 4*n*s.quantized, 4*n*s.quantized/e.machines) // targets
 		}
 	}
 	add(movedWeights, dense+expertWeights/e.machines, 0)
@@ -420,7 +420,7 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 		}
 	}
 	products := 2 * n * n * s.quantized / e.speeds.Products
-	var before, ops float64 // seconds until rows are rounded, and operations then
+	var before, coupling, ops float64 // seconds until rows are rounded: to correct them, for factors of H_O; and operations then
 	if solves := UsesGPTQ(e.plan.Recipe.Method); solves {
 		factor = n * n * n / 3 / e.speeds.Float32
 		if s.correction {
@@ -431,15 +431,15 @@ func (e *estimate) rounding(s *siteCost) (factor, rows float64) {
 		}
 		for _, b := range s.blocks {
 			rows := float64(b) // the factor of H_O, and the errors of rows that are done for those to come
-			before += rows * rows * rows / 3 / e.speeds.Float32
+			coupling += rows * rows * rows / 3 / e.speeds.Float32
 			ops += rows * rows * n
 		}
 	}
 	if s.batched() { // gptq.CouplingSolver.Couple is for all rows
-		factor += before
-		before = 0
+		factor += coupling
+		coupling = 0
 	}
-	return factor, rows + before + products + ops/e.speeds.Float32
+	return factor, rows + before + coupling + products + ops/e.speeds.Float32
 }
 
 // batched says whether the site's rows are divided batch by batch: see task.batched.

@@ -17,7 +17,7 @@ import (
 //	runN-layerI-stageK-halfH     observe  the same over all shards of a half, whole: there are no sums, who needs them adds both halves
 //	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the bundles', added in their order
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
-//	runN-layerI-stageK-linear0-batchB-partPofN  batch  errors and bytes of some rows of a batch: see batched
+//	runN-layerI-stageK-linear0-batchB-partPofN  batch  targets and bytes of some rows of a batch: see batched
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
 //	runN-layerI-stageK-expertsE  experts  the bytes of some experts' rows
 //	runN-statesI-shardS          advance  a shard's hidden states behind layer I-1

@@ -104,6 +104,20 @@ func (s *Stats) ForRows(lo, hi int) *Stats {
 	return &part
 }
 
+// OfRows is ForRows of rows in any order, of which it has copies.
+func (s *Stats) OfRows(rows []int) *Stats {
+	if s.Shortfall == nil {
+		return s
+	}
+	part := *s
+	part.Shortfall, part.ShortfallSum = tensor.New(len(rows), s.Shortfall.Cols), make([]float64, len(rows))
+	for i, r := range rows {
+		copy(part.Shortfall.Row(i), s.Shortfall.Row(r))
+		part.ShortfallSum[i] = s.ShortfallSum[r]
+	}
+	return &part
+}
+
 // Importance returns the mean square of each input feature: the Hessian's diagonal over the tokens.
 func (s *Stats) Importance() []float32 {
 	d := make([]float32, s.H.Rows)

@@ -166,7 +166,7 @@ func TestGradientGroups(t *testing.T) {
 		}
 		defer o.close()
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
-		b := newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), batchSequences(m, len(set.Sequences), set.SeqLen)}, 0)
+		b := newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), 2}, 0)
 		b.budget = c.budget
 		defer b.close()
 		if err := b.forward(); err != nil {

@@ -42,7 +42,8 @@ import (
 //	states        4T·width/N a stream out what a lost machine's shards go on from
 //	weights       dense in, experts' /N   of the checkpoint
 //
-// H_O's sums go as sums do, then to all.
+// H_O's sums, packed, of both kinds where it is judged, go as sums do: those of two halves of the text's batches to N = 2 machines, of each
+// batch else; then H_O to all.
 //
 // A machine sends while it receives, and computes when that is done: the longer of both directions counts.
 
@@ -223,7 +224,7 @@ type estimate struct {
 	streams  float64 // of hidden states: the quantized model's, and perhaps the original's
 	outputs  bool    // Hessians of outputs are made
 	// Of the tokens that give gradients: their batches, whether one machine takes these through all layers, and its FLOP/s of products then.
-	sampledBatches float64
+	sampledBatches batching
 	together       bool
 	sideProducts   float64
 	tensors        map[string]*Tensor
@@ -237,7 +238,7 @@ func (e *estimate) sample() {
 	batch, together := e.plan.gradientBatch(e.m, tokens, seqLen)
 	side, _ := e.plan.sideBySide(e.m, int(e.tokens), seqLen)
 	seqs := max(1, (tokens+seqLen-1)/seqLen)
-	e.sampledBatches = float64(batching{seqs, evenSequences(seqs, batch, seqLen)}.batches())
+	e.sampledBatches = batching{seqs, evenSequences(seqs, batch, seqLen)}
 	e.together = together && e.machines == 1
 	e.sideProducts = e.speeds.Products
 	if e.together && e.speeds.Beside > 0 && side > 1 {
@@ -491,7 +492,7 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 		if s.experts > 0 {
 			own += seconds * math.Ceil(s.experts/e.machines) / s.experts
 		} else {
-			shared += seconds * e.share(e.sampledBatches)
+			shared += seconds * e.share(float64(e.sampledBatches.batches()))
 		}
 		if e.plan.Recipe.OutputHessian == OutputHessianAuto {
 			for _, b := range s.blocks {
@@ -501,8 +502,12 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	}
 	e.seconds[costOutputs] += e.sampled()*(shared+own) + judged/e.machines
 	in, out := map[string]float64{}, map[string]float64{}
-	in[movedSums] = (e.sampledBatches/e.machines + 1) * blocks
-	out[movedSums] = e.sampledBatches / e.machines * blocks
+	sums := e.gradientSums() * blocks
+	if e.plan.Recipe.OutputHessian == OutputHessianAuto {
+		sums *= 2 // of the gradients that judge, too
+	}
+	in[movedSums] = sums/e.machines + blocks
+	out[movedSums] = (sums + blocks) / e.machines
 	in[movedWeights] = 2 * (dense + experts/e.machines)
 	if experts > 0 {
 		state := e.sampled() * e.tokens * float64(e.m.Dim)
@@ -512,6 +517,15 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 	e.move(in, out)
 }
 
+// gradientSums is how many sums over a linear's outputs machines put out before the last ones, all of which are read once: of halves of the
+// batches where no more than two take part, else of batches and of those before each span but the first.
+func (e *estimate) gradientSums() float64 {
+	if e.machines <= 2 {
+		return float64(e.sampledBatches.halves())
+	}
+	return float64(e.sampledBatches.batches() + len(e.sampledBatches.spans()) - 1)
+}
+
 // sampled is the share of the calibration tokens that gradients are taken of.
 func (e *estimate) sampled() float64 { return float64(gradientTokens(int(e.tokens))) / e.tokens }
 
@@ -519,7 +533,7 @@ func (e *estimate) sampled() float64 { return float64(gradientTokens(int(e.token
 func (e *estimate) head() {
 	dim, vocab := float64(e.m.Dim), float64(e.m.Vocab)
 	if e.outputs {
-		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.sideProducts * e.share(e.sampledBatches)
+		e.seconds[costOutputs] += 4 * e.sampled() * e.tokens * dim * vocab / e.sideProducts * e.share(float64(e.sampledBatches.batches()))
 	}
 	t := e.tensors[outputName]
 	if t == nil || t.Type.Grid == nil {

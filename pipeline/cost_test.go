@@ -336,6 +336,27 @@ func TestCostParts(t *testing.T) {
 	if one, many := phases(always.Cost(m, tokens, seqLen, 1, s)), phases(always.Cost(m, tokens, seqLen, 16, s)); math.Abs(many[costOutputs]/one[costOutputs]-0.1) > 1e-9 {
 		t.Errorf("output Hessians take %g s, on 16 machines %g", one[costOutputs], many[costOutputs])
 	}
+	// Sums of two halves go to two machines, of 20 batches and of what is before the second span of them to more; of gradients that judge as many.
+	// The Hessians follow.
+	var packed float64
+	for _, b := range []float64{4096, 1024, 1024, 4096, 3584, 3584, 3584, 3584, 3584, 3584, 3584, 3584, 4096} {
+		packed += float64(m.Layers()) * 2 * b * b
+	}
+	for n, sums := range map[int]float64{2: 2, 3: 21, 16: 21} {
+		moved := func(p *Plan) (in, out float64) {
+			for _, tr := range p.Cost(m, tokens, seqLen, n, s).Transfers {
+				if tr.Name == movedSums {
+					in, out = float64(tr.In), float64(tr.Out)
+				}
+			}
+			return in, out
+		}
+		in, out := moved(on)
+		in0, out0 := moved(off)
+		if wantIn, wantOut := (2*sums/float64(n)+1)*packed, (2*sums+1)/float64(n)*packed; math.Abs(in-in0-wantIn) > 4 || math.Abs(out-out0-wantOut) > 4 {
+			t.Errorf("%d machines: %g and %g bytes of gradients' sums, want %g and %g", n, in-in0, out-out0, wantIn, wantOut)
+		}
+	}
 	// 16 shards: 12 machines take as long as 8 do.
 	if a, b := phases(off.Cost(m, tokens, seqLen, 8, s)), phases(off.Cost(m, tokens, seqLen, 12, s)); a[costObserve] != b[costObserve] {
 		t.Errorf("8 machines observe for %g s, 12 for %g", a[costObserve], b[costObserve])

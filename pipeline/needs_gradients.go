@@ -36,8 +36,9 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) g
 		spilled[i] = bytes
 		g.disk += bytes
 	}
+	halves := batching{(tokens + seqLen - 1) / seqLen, int(batch) / seqLen}.halves()
 	var sums, judging int64
-	there := g.disk
+	there, file := g.disk, int64(0) // the file of the sums never gets shorter
 	for i := m.Layers() - 1; i >= 0; i-- {
 		var layer, kept, largest int64
 		for _, s := range m.Shape(i) {
@@ -49,14 +50,19 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) g
 				}
 			}
 		}
+		copies := int64(1)
 		if p.Recipe.OutputHessian == OutputHessianAuto {
-			layer = min(2*layer, max(outputBudget, 2*largest)) // of the gradients that judge, too
-		} else {
-			layer = min(layer, max(outputBudget, largest))
+			copies = 2 // of the gradients that judge
 		}
+		diagonals := copies * (2*kept - layer) / 2
+		layer = min(copies*layer, max(outputBudget, copies*largest))
 		sums, judging = max(sums, layer), max(judging, largest)
+		if halves > 1 { // the sums over the first half wait behind those that are done: setAside
+			file = max(file, g.sums+layer/2+diagonals)
+		}
 		g.sums += kept
-		g.disk = max(g.disk, there+g.sums)
+		file = max(file, g.sums)
+		g.disk = max(g.disk, there+file)
 		there -= spilled[i]
 	}
 	// Scratch memory goes before the sums are judged, and logits before the first sums are there.

@@ -248,6 +248,13 @@ func TestGradientDisk(t *testing.T) {
 	if g := p.gradientNeeds(openModel(t, src), tokens, 512, 0); g.disk != sums {
 		t.Errorf("%d bytes with all states in memory, want %d", g.disk, sums)
 	}
+	// Sums over half of the text that judge wait in the file, too, until the others are there: with half of them it is longer than at the end.
+	p.Recipe.OutputHessian = OutputHessianAuto
+	g = p.gradientNeeds(openModel(t, src), tokens, 512, 0)
+	if g.sums != sums || g.disk != 2*sums {
+		t.Errorf("%d bytes of sums, %d in all, want %d and %d", g.sums, g.disk, sums, 2*sums)
+	}
+	p.Recipe.OutputHessian = OutputHessianOn
 	const many = 8 * tokens
 	if some := p.gradientNeeds(openModel(t, src), many, 512, 1); some.disk != many*5/8/tokens*states+sums {
 		t.Errorf("%d bytes with five eighths of %d tokens, want %d", some.disk, many, many*5/8/tokens*states+sums)

@@ -1,8 +1,11 @@
 package pipeline
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
@@ -172,6 +175,37 @@ func (p batching) heldFrom(batch int) int {
 	lo, hi := p.sequences(batch)
 	every := min(heldOutEvery, p.seqs)
 	return hi - lo - (hi/every - lo/every)
+}
+
+// Sums over batches are made for either half of them, and then added: so a machine of two that has a half's batches puts out one sum of them.
+
+// halves is the number of halves, one if there is one batch.
+func (p batching) halves() int { return min(p.batches(), 2) }
+
+// half returns the batches of a half.
+func (p batching) half(half int) (first, last int) { return partRange(half, p.batches(), 2) }
+
+// halfOf is the half of a batch.
+func (p batching) halfOf(batch int) int { return partOf(batch, p.batches(), 2) }
+
+// span is of batches.
+type span struct{ first, last int }
+
+// spans are of batches whose sums are in a work folder at a time, all of them or some of a half.
+func (p batching) spans() (spans []span) {
+	if n := p.batches(); n <= gradientsTogether {
+		return []span{{0, n}}
+	}
+	for half := range p.halves() {
+		first, last := p.half(half)
+		n := last - first
+		parts := (n + gradientsTogether - 1) / gradientsTogether
+		for part := range parts {
+			lo, hi := partRange(part, n, parts)
+			spans = append(spans, span{first + lo, first + hi})
+		}
+	}
+	return spans
 }
 
 func (b *backwardPass) close() error {
@@ -344,7 +378,16 @@ func (b *backwardPass) layer(i int) error {
 	groups := b.groups(l)
 	for k, linears := range groups {
 		sums, last := b.sums(linears), k == len(groups)-1
-		opaque, err := b.observe(i, l, sums, last)
+		_, middle := b.of.half(0)
+		opaque, err := b.observe(i, l, sums, last, func(batch int) error {
+			if batch != middle {
+				return nil
+			}
+			return b.setAside(linears, sums)
+		})
+		if err == nil && b.of.halves() > 1 {
+			err = b.addAside(linears, sums)
+		}
 		if err != nil {
 			return err
 		}
@@ -358,6 +401,31 @@ func (b *backwardPass) layer(i int) error {
 		}
 	}
 	return b.drop(i)
+}
+
+// setAside writes the sums over the first half of the batches behind the Hessians that are in the file, and empties them: a second set in
+// memory would be as much as all else that the pass takes.
+func (b *backwardPass) setAside(linears []*model.Linear, sums map[string]*outputSums) error {
+	w := bufio.NewWriterSize(io.NewOffsetWriter(b.file, b.end), 1<<18)
+	err := saveSums(w, linears, sums, nil, nil)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("output Hessians: sums of half of the text: %w", err)
+	}
+	for _, s := range sums {
+		s.reset()
+	}
+	return nil
+}
+
+// addAside adds what setAside has written to the sums over the second half, which are the same as the second's added to the first's.
+func (b *backwardPass) addAside(linears []*model.Linear, sums map[string]*outputSums) error {
+	if _, err := addSums(io.NewSectionReader(b.file, b.end, math.MaxInt64-b.end), linears, sums); err != nil {
+		return fmt.Errorf("output Hessians: sums of half of the text: %w", err)
+	}
+	return nil
 }
 
 // finishLayer stores the Hessians of linears of layer i, and notes its branches without a derivative.
@@ -383,8 +451,8 @@ func (o *outputs) noteOpaque(i int, branches []string) {
 }
 
 // observe adds to the sums the gradients at the outputs of layer i's linears. last: the gradients before the layer replace those
-// after it. It returns the branches without a derivative.
-func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSums, last bool) ([]string, error) {
+// after it. Before, if not nil, is called before each batch of all. It returns the branches without a derivative.
+func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSums, last bool, before func(batch int) error) ([]string, error) {
 	d := &model.Differential{}
 	switch {
 	case !last: // of the experts that others' sums are made of, whose weights may have to be decoded, nothing is computed
@@ -393,6 +461,11 @@ func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSum
 		d.Only = func(*model.Linear) bool { return true }
 	}
 	err := b.each(i, func(batch int, x, y *tensor.Matrix) error {
+		if before != nil {
+			if err := before(b.first + batch); err != nil {
+				return err
+			}
+		}
 		d.See = b.see(sums, b.of.heldFrom(b.first+batch))
 		if !last { // y is what the next group begins from, too
 			y = y.Clone()

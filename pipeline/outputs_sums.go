@@ -6,6 +6,7 @@ import (
 	"github.com/llmq/llmq/gptq"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/kernels/gemm"
+	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/tensor"
 )
@@ -66,7 +67,8 @@ func (o *outputs) take(v verdict) {
 }
 
 // outputSums are Σ ggᵀ, on and below the diagonal, over the gradients at a linear's output: of most sequences, and of those that judge them.
-// Batches are summed by themselves and then added, so that they are the same sums whichever machine has which.
+// Batches are summed by themselves and then added, those of either half of them and then the halves, so that they are the same sums whichever
+// machine has which.
 type outputSums struct {
 	fit, held          []*tensor.Matrix
 	tokens, heldTokens int // whose gradients they are of
@@ -87,6 +89,31 @@ func (s *outputSums) observe(g *tensor.Matrix, held bool) {
 	for _, h := range blocks {
 		gemm.AddSyrkLower(h, g.View(0, g.Rows, at, at+h.Rows), kernels.Auto)
 		at += h.Rows
+	}
+}
+
+// join adds o to the sums, and empties it.
+func (s *outputSums) join(o *outputSums) {
+	s.tokens += o.tokens
+	s.heldTokens += o.heldTokens
+	for which, blocks := range [][]*tensor.Matrix{s.fit, s.held} {
+		others := [][]*tensor.Matrix{o.fit, o.held}[which]
+		for k, h := range blocks {
+			for i := range h.Rows {
+				vector.Axpy(h.Row(i)[:i+1], 1, others[k].Row(i)[:i+1])
+			}
+		}
+	}
+	o.reset()
+}
+
+// reset empties the sums.
+func (s *outputSums) reset() {
+	s.tokens, s.heldTokens = 0, 0
+	for _, blocks := range [][]*tensor.Matrix{s.fit, s.held} {
+		for _, h := range blocks {
+			clear(h.Data)
+		}
 	}
 }
 

@@ -166,7 +166,7 @@ func TestGradientGroups(t *testing.T) {
 		}
 		defer o.close()
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
-		b := newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), batchSequences(m, len(set.Sequences), set.SeqLen)}, 0)
+		b := newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), 2}, 0)
 		b.budget = c.budget
 		defer b.close()
 		if err := b.forward(); err != nil {
@@ -210,6 +210,7 @@ func TestGradientGroups(t *testing.T) {
 // TestGradientsTogether: Hessians and what is reported of them do not depend on whether layers are taken together, nor on the number of
 // goroutines; batches are of few sequences, of which some judge, or of many.
 func TestGradientsTogether(t *testing.T) {
+	smallUnits(t) // several batches are foreseen
 	tm := testmodel.New("qwen3")
 	m := openModel(t, tm.Source())
 	plan, err := NewPlan(tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianAuto})
@@ -234,6 +235,11 @@ func TestGradientsTogether(t *testing.T) {
 			return o
 		}
 		want, got := run(1, (*backwardPass).byLayer), run(3, func(b *backwardPass) error { return b.together(3) })
+		// Layer by layer half of the sums waits behind those that are done, in the room that is foreseen.
+		foreseen := plan.gradientNeeds(m, len(set.Sequences)*set.SeqLen, set.SeqLen, 0).disk
+		if info, err := want.file.Stat(); err != nil || info.Size() <= want.end || info.Size() > foreseen+4096 {
+			t.Errorf("the file has %d bytes, at the end %d, foreseen are %d: %v", info.Size(), want.end, foreseen, err)
+		}
 		if got.rep.Linears != want.rep.Linears || got.rep.Skipped != want.rep.Skipped || got.predicted != want.predicted || want.rep.Linears == 0 {
 			t.Errorf("together %+v, layer by layer %+v", got.rep, want.rep)
 		}

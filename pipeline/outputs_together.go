@@ -35,6 +35,7 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 	if p.Recipe.OutputHessian == OutputHessianAuto {
 		copies = 2 // of the gradients that judge
 	}
+	copies *= 2    // of the second half of the batches
 	var held int64 // for all tokens
 	for i := range m.Layers() {
 		for _, s := range m.Shape(i) {
@@ -173,7 +174,7 @@ func (b *backwardPass) together(side int) error {
 		return err
 	}
 	n := b.m.Layers()
-	layers, sums := make([]*model.Layer, n), make([]map[string]*outputSums, n)
+	layers, sums := make([]*model.Layer, n), make([][]map[string]*outputSums, n)
 	for i := range n {
 		l, err := b.m.LoadLayer(i)
 		if err != nil {
@@ -183,7 +184,10 @@ func (b *backwardPass) together(side int) error {
 		if err := l.Decode(); err != nil {
 			return err
 		}
-		layers[i], sums[i] = l, b.sums(b.linears(l))
+		layers[i] = l
+		for range b.of.halves() {
+			sums[i] = append(sums[i], b.sums(b.linears(l)))
+		}
 	}
 	h, err := b.m.LoadHead()
 	if err != nil {
@@ -217,7 +221,12 @@ func (b *backwardPass) together(side int) error {
 		return err
 	}
 	for i := n - 1; i >= 0; i-- {
-		if err := b.finishLayer(i, b.linears(layers[i]), sums[i], all[0].d[i].Opaque); err != nil {
+		for _, half := range sums[i][1:] {
+			for id, s := range half {
+				sums[i][0][id].join(s)
+			}
+		}
+		if err := b.finishLayer(i, b.linears(layers[i]), sums[i][0], all[0].d[i].Opaque); err != nil {
 			return fmt.Errorf("gradients: layer %d: %w", i, err)
 		}
 	}
@@ -230,8 +239,8 @@ func (b *backwardPass) sideBySide(side int, f func(batch int)) {
 	kernels.Spread(b.of.batches(), side, f)
 }
 
-// travel takes a batch through all layers and back, and adds its gradients to the sums.
-func (b *backwardPass) travel(w *traveller, batch int, layers []*model.Layer, h *model.Head, sums []map[string]*outputSums, order *turns) error {
+// travel takes a batch through all layers and back, and adds its gradients to its half's sums.
+func (b *backwardPass) travel(w *traveller, batch int, layers []*model.Layer, h *model.Head, sums [][]map[string]*outputSums, order *turns) error {
 	seqLen := b.opt.Calib.SeqLen
 	lo, hi := b.of.sequences(batch)
 	b.opt.Progress.Item(fmt.Sprintf("gradients: sequence %d/%d", lo+1, len(b.seqs)))
@@ -250,7 +259,7 @@ func (b *backwardPass) travel(w *traveller, batch int, layers []*model.Layer, h 
 	dx := w.st.Scratch("gradient", x.Rows, x.Cols)
 	b.headBatch(h, w.st, lo*seqLen, dx, x)
 	for i := len(layers) - 1; i >= 0; i-- {
-		d, see := &w.d[i], b.see(sums[i], b.of.heldFrom(batch))
+		d, see := &w.d[i], b.see(sums[i][b.of.halfOf(batch)], b.of.heldFrom(batch))
 		d.See = func(lin *model.Linear, dy *tensor.Matrix, tokens []int) error {
 			if err := order.wait(i, batch); err != nil {
 				return err

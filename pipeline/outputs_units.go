@@ -13,13 +13,15 @@ import (
 )
 
 // With Options.Engine the pass of gradients is units of work: batches of the text pass through a layer, forth or back, wherever they are,
-// and their sums are added in order. In the work folder are
+// and their sums are added in order, those of either half of the batches by themselves: see batching.half. Where one or two machines take
+// part, each has all batches of a half and puts out one sum of them, else one of each batch. In the work folder are
 //
 //	gradients-tokens                           the sequences that gradients are taken of
 //	gradients-forthI-batchB                    nothing: batch B has passed layer I, or the head behind the last one, on one machine
-//	gradients-layerI-groupG-batchB             sums over batch B at the outputs of a group's linears: their last part, after those
-//	                                           whose names end in -partP
-//	gradients-layerI-groupG-partP-beforeB      a part's sums over all batches before B; of all batches, H_O and the verdicts
+//	gradients-layerI-groupG-halfB              sums over the half that begins with batch B at the outputs of a group's linears: their last
+//	                                           part, after those whose names end in -partP
+//	gradients-layerI-groupG-batchB             likewise over batch B
+//	gradients-layerI-groupG-partP-beforeB      a part's sums over the batches of a half before B; of all batches, H_O and the verdicts
 //
 // A machine that has lost a batch's hidden states, or never had them, makes them again from the tokens.
 const gradientsPrefix = "gradients-"
@@ -30,7 +32,7 @@ var (
 	// gradientPartBytes is how many bytes of sums are a part, linears that are added together: few, so that a few machines have about the
 	// same to add. Tests take fewer.
 	gradientPartBytes = int64(16 << 20)
-	// gradientsTogether is how many batches' sums are in the work folder at a time. Tests take fewer.
+	// gradientsTogether is how many batches' sums are in the work folder at a time. It decides no bytes. Tests take fewer.
 	gradientsTogether = Shards
 )
 
@@ -43,18 +45,30 @@ type gradientsJob struct {
 // gradientsUnit is a unit of the pass. Of Layer, which is the number of layers for the head,
 type gradientsUnit struct {
 	Layer int
-	Forth bool `json:",omitempty"` // batch First passes it forth; else it
+	Forth bool `json:",omitempty"` // batch First passes it forth; else it, or with Last a half,
 	Back  bool `json:",omitempty"` // passes it back, and is summed; else
 	Group int  `json:",omitempty"`
-	Part  int  `json:",omitempty"` // of a group's sums is added over batches
-	First int  // the first one, or the only one
-	Last  int  `json:",omitempty"` // the one behind the last
+	Part  int  `json:",omitempty"` // of a group's sums is added over batches, all of them, if
+	// Halves have been summed.
+	Halves bool `json:",omitempty"`
+	First  int  // the first batch, or the only one
+	Last   int  `json:",omitempty"` // the one behind the last
+}
+
+// batches are those that the unit is about.
+func (u *gradientsUnit) batches() (first, last int) {
+	if u.Forth || u.Back && u.Last == 0 {
+		return u.First, u.First + 1
+	}
+	return u.First, u.Last
 }
 
 func (u *gradientsUnit) name() string {
 	switch {
 	case u.Forth:
 		return fmt.Sprintf("%sforth%04d-batch%05d", gradientsPrefix, u.Layer, u.First)
+	case u.Back && u.Last > 0:
+		return fmt.Sprintf("%s-half%05d", u.group(), u.First)
 	case u.Back:
 		return fmt.Sprintf("%s-batch%05d", u.group(), u.First)
 	default:
@@ -66,12 +80,12 @@ func (u *gradientsUnit) group() string {
 	return fmt.Sprintf("%slayer%04d-group%02d", gradientsPrefix, u.Layer, u.Group)
 }
 
-// before is the name of a part's sums over all batches before one.
+// before is the name of a part's sums over all batches of a half before one, or of both.
 func (u *gradientsUnit) before(batch int) string {
 	return fmt.Sprintf("%s-part%04d-before%05d", u.group(), u.Part, batch)
 }
 
-// parts are the names of the values of a batch that goes back, of so many parts: the unit's own is the last.
+// parts are the names of the values of what goes back, of so many parts: the unit's own is the last.
 func (u *gradientsUnit) parts(n int) (names []string) {
 	for part := range n - 1 {
 		names = append(names, fmt.Sprintf("%s-part%04d", u.name(), part))
@@ -79,16 +93,12 @@ func (u *gradientsUnit) parts(n int) (names []string) {
 	return append(names, u.name())
 }
 
-func (u *gradientsUnit) unit(size int64) engine.Unit {
+func (u *gradientsUnit) unit(size int64, key string) engine.Unit {
 	spec, err := json.Marshal(u)
 	if err != nil {
 		panic(err) // numbers
 	}
-	e := engine.Unit{Name: u.name(), Spec: spec, Size: size}
-	if u.Forth || u.Back {
-		e.Key = fmt.Sprintf("batch%05d", u.First)
-	}
-	return e
+	return engine.Unit{Name: u.name(), Spec: spec, Size: size, Key: key}
 }
 
 // forgetGradients removes what the units of the pass have put out.
@@ -167,14 +177,24 @@ func (b *backwardPass) byUnits(p *passage) error {
 	return nil
 }
 
+// byHalves says whether the batches of a half stay on one machine: where there are no more machines than halves.
+func (b *backwardPass) byHalves() bool { return b.opt.Engine.Machines() <= 2 }
+
 // units returns a unit for each of the batches [first,last).
 func (b *backwardPass) units(u gradientsUnit, first, last int) (units []engine.Unit) {
+	halves := b.byHalves()
 	for u.First = first; u.First < last; u.First++ {
 		lo, hi := b.of.sequences(u.First)
-		units = append(units, u.unit(int64(hi-lo)))
+		key := fmt.Sprintf("batch%05d", u.First)
+		if halves {
+			key = halfKey(b.of.halfOf(u.First))
+		}
+		units = append(units, u.unit(int64(hi-lo), key))
 	}
 	return units
 }
+
+func halfKey(half int) string { return fmt.Sprintf("half%d", half) }
 
 // layerByUnits is layer with its work handed out.
 func (b *backwardPass) layerByUnits(k *keeper, i int) error {
@@ -187,14 +207,8 @@ func (b *backwardPass) layerByUnits(k *keeper, i int) error {
 	for g, linears := range groups {
 		parts := b.parts(linears)
 		u := gradientsUnit{Layer: i, Group: g}
-		first, err := b.sumsFrom(k, u, len(parts))
-		if err != nil {
+		if err := b.sumByUnits(k, u, parts); err != nil {
 			return err
-		}
-		for ; first < b.of.batches(); first += gradientsTogether {
-			if err := b.sumByUnits(k, u, parts, first, min(first+gradientsTogether, b.of.batches())); err != nil {
-				return err
-			}
 		}
 		for u.Part = range parts {
 			name := u.before(b.of.batches())
@@ -206,59 +220,118 @@ func (b *backwardPass) layerByUnits(k *keeper, i int) error {
 	return nil
 }
 
-// sumsFrom returns the first of the batches that are summed together from which on a run has to go on: the last ones whose sums with all
-// before them are there, as what was made on the way to those has gone.
-func (b *backwardPass) sumsFrom(k *keeper, u gradientsUnit, parts int) (first int, err error) {
-	n := b.of.batches()
-	for first = (n - 1) / gradientsTogether * gradientsTogether; first > 0; first -= gradientsTogether {
-		var names []string
-		for u.Part = range parts {
-			names = append(names, u.before(min(first+gradientsTogether, n)))
-		}
-		if ok, err := k.allWhole(names); err != nil || ok {
-			return first, err
-		}
+// sumByUnits has a group's sums over all batches made, and leaves nothing else of the group in the work folder, neither values of halves nor of
+// batches, which were asked for before a machine came or went.
+func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts [][]*model.Linear) error {
+	all := befores(u, b.of.batches(), len(parts))
+	ok, err := k.allWhole(all)
+	switch {
+	case err != nil || ok:
+	case b.byHalves():
+		err = b.sumHalves(k, u, parts)
+	default:
+		err = b.sumBatches(k, u, parts)
 	}
-	return 0, nil
-}
-
-// sumByUnits has the parts' sums over all batches before last made, from those before first.
-func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts [][]*model.Linear, first, last int) error {
-	add := u
-	add.First, add.Last = first, last
-	var sums []engine.Unit
-	var before []string // values that are not needed any more then
-	for add.Part = range parts {
-		sums = append(sums, add.unit(b.partBytes(parts[add.Part])))
-		if first > 0 {
-			before = append(before, add.before(first))
-		}
-	}
-	ok, err := k.unitsWhole(sums)
 	if err != nil {
 		return err
 	}
+	names, err := b.opt.Work.Names()
+	if err != nil {
+		return err
+	}
+	return b.opt.Work.Delete(slices.DeleteFunc(names, func(name string) bool {
+		return !strings.HasPrefix(name, u.group()+"-") || slices.Contains(all, name)
+	})...)
+}
+
+// befores are the names of all parts' sums over the batches before one.
+func befores(u gradientsUnit, batch, parts int) (names []string) {
+	for u.Part = range parts {
+		names = append(names, u.before(batch))
+	}
+	return names
+}
+
+// sumHalves has the halves summed, and then added.
+func (b *backwardPass) sumHalves(k *keeper, u gradientsUnit, parts [][]*model.Linear) error {
 	u.Back = true
-	back := b.units(u, first, last)
-	for u.First = first; u.First < last; u.First++ {
-		names := u.parts(len(parts))
-		before = append(before, names...)
-		if ok || len(parts) == 1 {
-			continue
-		}
-		if err := k.wholeOrUndone(names); err != nil {
+	var halves []engine.Unit
+	for half := range b.of.halves() {
+		u.First, u.Last = b.of.half(half)
+		lo, _ := b.of.sequences(u.First)
+		_, hi := b.of.sequences(u.Last - 1)
+		halves = append(halves, u.unit(int64(hi-lo), halfKey(half)))
+		if err := k.wholeOrUndone(u.parts(len(parts))); err != nil {
 			return err
 		}
 	}
-	if !ok {
-		if err := b.opt.Engine.Do(b.ctx, back); err != nil {
+	if err := b.opt.Engine.Do(b.ctx, halves); err != nil {
+		return err
+	}
+	u.Back, u.Halves, u.First, u.Last = false, true, 0, b.of.batches()
+	return b.opt.Engine.Do(b.ctx, b.adding(u, parts))
+}
+
+// adding returns the units that add a group's sums over batches.
+func (b *backwardPass) adding(u gradientsUnit, parts [][]*model.Linear) (units []engine.Unit) {
+	for u.Part = range parts {
+		units = append(units, u.unit(b.partBytes(parts[u.Part]), ""))
+	}
+	return units
+}
+
+// sumBatches has batches summed, a span of them after the other, and added to those before them.
+func (b *backwardPass) sumBatches(k *keeper, u gradientsUnit, parts [][]*model.Linear) error {
+	spans := b.of.spans()
+	done, err := b.spansDone(k, u, spans, len(parts))
+	if err != nil {
+		return err
+	}
+	_, middle := b.of.half(0)
+	for _, span := range spans[done:] {
+		var passed []string // values that are not needed any more then
+		if first := span.first; first > 0 && first != middle {
+			passed = befores(u, first, len(parts))
+		}
+		back := u
+		back.Back = true
+		for back.First = span.first; back.First < span.last; back.First++ {
+			names := back.parts(len(parts))
+			passed = append(passed, names...)
+			if err := k.wholeOrUndone(names); err != nil {
+				return err
+			}
+		}
+		if err := b.opt.Engine.Do(b.ctx, b.units(back, span.first, span.last)); err != nil {
 			return err
 		}
-		if err := b.opt.Engine.Do(b.ctx, sums); err != nil {
+		add := u
+		add.First, add.Last = span.first, span.last
+		if err := b.opt.Engine.Do(b.ctx, b.adding(add, parts)); err != nil {
+			return err
+		}
+		if err := b.opt.Work.Delete(passed...); err != nil {
 			return err
 		}
 	}
-	return b.opt.Work.Delete(before...)
+	return nil
+}
+
+// spansDone returns how many spans a run need not do again: as far as sums over a half's batches are there, and those over the half before, as
+// what was made on the way to them has gone.
+func (b *backwardPass) spansDone(k *keeper, u gradientsUnit, spans []span, parts int) (int, error) {
+	_, middle := b.of.half(0)
+	for done := len(spans) - 1; done > 0; done-- {
+		last := spans[done-1].last
+		names := befores(u, last, parts)
+		if last > middle {
+			names = append(names, befores(u, middle, parts)...)
+		}
+		if ok, err := k.allWhole(names); err != nil || ok {
+			return done, err
+		}
+	}
+	return 0, nil
 }
 
 // takePart stores the Hessians of a part's linears of layer i, and notes the layer's branches without a derivative if it is told to.

@@ -2,7 +2,9 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -70,7 +72,7 @@ func TestGradientUnits(t *testing.T) {
 		if len(want) == 0 {
 			t.Fatalf("%s: there are no Hessians", name)
 		}
-		all := 0 // units of the way back
+		all := 0 // batches on the way back through a layer
 		for i := range plain.m.Layers() {
 			l, err := plain.m.LoadLayer(i)
 			if err != nil {
@@ -80,10 +82,13 @@ func TestGradientUnits(t *testing.T) {
 			b := newBackwardPass(plain.task, nil, nil, batching{}, 0)
 			all += len(b.groups(l)) * batchCount(plain.m, len(j.opt.Calib.Sequences), j.opt.Calib.SeqLen)
 		}
+		batches := batchCount(plain.m, len(j.opt.Calib.Sequences), j.opt.Calib.SeqLen)
 		kills := 0
 		for n := 1; ; n = 4*n - 1 {
 			path := t.TempDir()
 			backs := 0
+			// By batches first and by halves then, the other way round, and either way on.
+			first, then := []int{3, 2, 4, 1}[kills%4], []int{2, 3, 3, 2}[kills%4]
 			run := func(workers, left int) (*passage, error) {
 				d, err := store.OpenDir(path, nil)
 				if err != nil {
@@ -94,7 +99,7 @@ func TestGradientUnits(t *testing.T) {
 				p.opt.Engine = &counting{&fragile{j.local(t, workers)(d), left}, d, &backs}
 				return p, p.gradients()
 			}
-			_, err := run(3, n)
+			_, err := run(first, n)
 			if err == nil {
 				break
 			}
@@ -103,12 +108,12 @@ func TestGradientUnits(t *testing.T) {
 			}
 			kills++
 			attempted := backs
-			p, err := run(1+n%2, 1000)
+			p, err := run(then, 1000)
 			if err != nil {
 				t.Fatalf("%s: killed at set %d: %v", name, n, err)
 			}
-			if again := backs - all; again < 0 || again > gradientsTogether {
-				t.Errorf("%s: killed at set %d: %d units of the way back, then %d, %d without", name, n, attempted, backs-attempted, all)
+			if again := backs - all; again < 0 || again > batches {
+				t.Errorf("%s: killed at set %d: %d batches on the way back, then %d, %d without", name, n, attempted, backs-attempted, all)
 			}
 			if got := hessians(t, p.found.outputs); !reflect.DeepEqual(got, want) {
 				t.Errorf("%s: killed at set %d: other Hessians", name, n)
@@ -126,7 +131,7 @@ func TestGradientUnits(t *testing.T) {
 	}
 }
 
-// counting is an engine that counts units of the way back whose values are asked for and not there.
+// counting is an engine that counts batches of the way back whose values are asked for and not there.
 type counting struct {
 	engine.Engine
 	values store.Shared
@@ -139,11 +144,158 @@ func (c *counting) Do(ctx context.Context, units []engine.Unit) error {
 		return err
 	}
 	for _, u := range missing {
-		if strings.Contains(string(u.Spec), `"Back":true`) {
-			*c.n++
+		var g gradientsUnit
+		if err := json.Unmarshal(u.Spec, &g); err != nil {
+			return err
+		}
+		if first, last := g.batches(); g.Back {
+			*c.n += last - first
 		}
 	}
 	return c.Engine.Do(ctx, units)
+}
+
+// sums is an engine that counts, of each group of linears, the sums on the way back that are in the work folder at a time, at most.
+type sums struct {
+	engine.Engine
+	values store.Shared
+	most   map[string]int
+}
+
+func (s *sums) Do(ctx context.Context, units []engine.Unit) error {
+	err := s.Engine.Do(ctx, units)
+	if names, _ := s.values.Names(); err == nil && strings.Contains(string(units[0].Spec), `"Back":true`) {
+		group, n := units[0].Name[:strings.LastIndex(units[0].Name, "-")], 0
+		for _, name := range names {
+			if strings.HasPrefix(name, group+"-batch") || strings.HasPrefix(name, group+"-half") {
+				n++
+			}
+		}
+		s.most[group] = max(s.most[group], n)
+	}
+	return err
+}
+
+// TestGradientHalves: any number of workers makes the Hessians of a run by itself, of one batch or many, however many are summed at a time; one
+// and two workers put out two sums of a part, more than that one of each batch.
+func TestGradientHalves(t *testing.T) {
+	smallUnits(t)
+	tm := testmodel.New("qwen3")
+	seen := map[int]bool{}
+	for _, seqs := range []int{1, 2, 5, 28} {
+		j := job{tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: sequences(tm, seqs, 32)}}
+		plain := passOf(t, j, nil)
+		if err := plain.gradients(); err != nil {
+			t.Fatal(err)
+		}
+		want := hessians(t, plain.found.outputs)
+		l, err := plain.m.LoadLayer(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Release()
+		b := newBackwardPass(plain.task, nil, nil, batching{}, 0)
+		parts := len(b.parts(b.groups(l)[0]))
+		batches := batchCount(plain.m, seqs, 32)
+		if seen[batches] = true; parts < 2 {
+			t.Fatalf("%d parts", parts)
+		}
+		for _, gradientsTogether = range []int{2, 16} {
+			for workers := 1; workers <= 4; workers++ {
+				what := fmt.Sprintf("%d batches, %d at a time, %d workers", batches, gradientsTogether, workers)
+				d := openWorkFolder(t)
+				p := passOf(t, j, d)
+				counted := &sums{j.local(t, workers)(d), d, map[string]int{}}
+				p.opt.Engine = counted
+				if err := p.gradients(); err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				if !reflect.DeepEqual(hessians(t, p.found.outputs), want) {
+					t.Errorf("%s: other Hessians", what)
+				}
+				most := min(batches, 2)
+				if workers > 2 {
+					most = min(batches, gradientsTogether)
+				}
+				if got := counted.most["gradients-layer0000-group00"]; got != most*parts {
+					t.Errorf("%s: %d sums of %d parts, want %d", what, got, parts, most*parts)
+				}
+			}
+		}
+	}
+	if !seen[1] || !seen[2] || !seen[7] {
+		t.Errorf("texts of %v batches", seen)
+	}
+}
+
+// TestSpans: spans are of all batches, in order, of no more than are summed at a time, and none is of both halves where there are several.
+func TestSpans(t *testing.T) {
+	for n := 1; n < 70; n++ {
+		of := batching{n, 1}
+		_, middle := of.half(0)
+		if _, last := of.half(of.halves() - 1); last != n || middle-(n-middle) < 0 || middle-(n-middle) > 1 && n > 1 {
+			t.Errorf("%d batches: the halves meet at %d and end at %d", n, middle, last)
+		}
+		next := 0
+		for _, s := range of.spans() {
+			if s.first != next || s.last <= s.first || s.last-s.first > gradientsTogether || n > gradientsTogether && s.first < middle && middle < s.last {
+				t.Errorf("%d batches: spans %v", n, of.spans())
+			}
+			next = s.last
+		}
+		if next != n || n <= gradientsTogether && len(of.spans()) > 1 {
+			t.Errorf("%d batches: spans %v", n, of.spans())
+		}
+	}
+}
+
+// erring is a context that is done when it has been asked so often.
+type erring struct {
+	context.Context
+	left int
+}
+
+func (e *erring) Err() error {
+	if e.left--; e.left == -1 {
+		return errKilled
+	}
+	return nil
+}
+
+// TestGradientHalfFails: a worker that fails amid a half, and is given it again, makes what a new one makes.
+func TestGradientHalfFails(t *testing.T) {
+	smallUnits(t)
+	tm := testmodel.New("qwen3")
+	j := job{tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: sequences(tm, 24, 32)}}
+	d := openWorkFolder(t)
+	p := passOf(t, j, d)
+	tried := 0
+	p.opt.Engine = &tapped{Engine: j.local(t, 2)(d), tap: func(message []byte, units []engine.Unit) bool {
+		if !strings.Contains(units[0].Name, "layer0000") || !strings.Contains(string(units[0].Spec), `"Back":true`) {
+			return false
+		}
+		const never = 1 << 30
+		calls := &erring{t.Context(), never}
+		w := j.worker(t, message, d)
+		want, err := w.Do(calls, units[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for left := never - calls.left - 1; left > 0; left -= 4 {
+			w := j.worker(t, message, d)
+			if _, err := w.Do(&erring{t.Context(), left}, units[0]); !errors.Is(err, errKilled) {
+				t.Fatalf("killed at %d: %v", left, err)
+			}
+			if got, err := w.Do(t.Context(), units[0]); got != want || err != nil {
+				t.Errorf("killed at %d: another value, %v", left, err)
+			}
+			tried++
+		}
+		return true
+	}}
+	if err := p.gradients(); err != nil || tried < 3 {
+		t.Errorf("%d failures, %v", tried, err)
+	}
 }
 
 // TestGradientUnitsRefused: jobs and units that do not belong to the checkpoint or the text are refused by name.
@@ -190,14 +342,16 @@ func TestGradientUnitsRefused(t *testing.T) {
 	}
 	defer w.Close()
 	for want, u := range map[string]gradientsUnit{
-		"of none of":  {Layer: 99, Back: true},
-		"2 batches":   {Forth: true, First: 2},
-		"of group 7":  {Back: true, Group: 7},
-		"of part 9":   {Part: 9, Last: 1},
-		"no such":     {Last: 2},
-		"before 1 of": {First: 1, Last: 1},
+		"of none of":   {Layer: 99, Back: true},
+		"2 batches":    {Forth: true, First: 2},
+		"of group 7":   {Back: true, Group: 7},
+		"of part 9":    {Part: 9, Last: 1},
+		"no such":      {Last: 2},
+		"before 1 of":  {First: 1, Last: 1},
+		"no half of 2": {Back: true, Last: 2},
+		"0 to 0, no":   {Halves: true, Last: 1},
 	} {
-		_, err := w.Do(context.Background(), u.unit(1))
+		_, err := w.Do(context.Background(), u.unit(1, ""))
 		if want == "no such" { // sums that are not there
 			want = "gradients-layer0000-group00"
 		}
@@ -207,7 +361,7 @@ func TestGradientUnitsRefused(t *testing.T) {
 		refused(err, want)
 	}
 	u := gradientsUnit{Forth: true}
-	unit := u.unit(1)
+	unit := u.unit(1, "")
 	unit.Name = "gradients-forth0000-batch00001"
 	_, err = w.Do(context.Background(), unit)
 	refused(err, "the unit's name")

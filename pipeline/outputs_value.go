@@ -23,7 +23,7 @@ type verdicts struct {
 type gradientSums struct {
 	Fit, Held []int    // tokens of each linear
 	Opaque    []string // branches of the layer without a derivative
-	Before    []string // in the last part of a batch, the digests of the parts before it
+	Before    []string // in the last part of a batch or a half, the digests of the parts before it
 }
 
 // eachTriangle calls do for what rows of blocks have on and below the diagonal.
@@ -73,19 +73,27 @@ func saveSums(w io.Writer, linears []*model.Linear, sums map[string]*outputSums,
 	return nil
 }
 
-// addSums adds what saveSums has written of a part to its linears' sums, and returns what it begins with.
-func addSums(values store.Store, name string, linears []*model.Linear, sums map[string]*outputSums) (h gradientSums, err error) {
+// addValue is addSums of a value in a work folder.
+func addValue(values store.Store, name string, linears []*model.Linear, sums map[string]*outputSums) (h gradientSums, err error) {
 	f, err := values.Open(name)
 	if err != nil {
 		return h, err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, 1<<16)
-	if err := gob.NewDecoder(r).Decode(&h); err != nil {
+	if h, err = addSums(f, linears, sums); err != nil {
 		return h, fmt.Errorf("the work folder: %s: %w", name, err)
 	}
+	return h, nil
+}
+
+// addSums adds what saveSums has written of a part to its linears' sums, and returns what it begins with.
+func addSums(from io.Reader, linears []*model.Linear, sums map[string]*outputSums) (h gradientSums, err error) {
+	r := bufio.NewReaderSize(from, 1<<16) // gob reads no further than it must from what can read single bytes
+	if err := gob.NewDecoder(r).Decode(&h); err != nil {
+		return h, err
+	}
 	if n := len(linears); len(h.Fit) != n || len(h.Held) != n {
-		return h, fmt.Errorf("the work folder: %s: sums of %d linears, where %d are to be", name, len(h.Fit), n)
+		return h, fmt.Errorf("sums of %d linears, where %d are to be", len(h.Fit), n)
 	}
 	var term []float32
 	add := func(row []float32) error {
@@ -105,7 +113,7 @@ func addSums(values store.Store, name string, linears []*model.Linear, sums map[
 			err = eachTriangle(s.held, add)
 		}
 		if err != nil {
-			return h, fmt.Errorf("the work folder: %s: %w", name, err)
+			return h, err
 		}
 	}
 	return h, nil

@@ -125,12 +125,14 @@ func (w *gradientsWorker) Do(ctx context.Context, unit engine.Unit) (digest stri
 	if name := u.name(); name != unit.Name {
 		return "", fmt.Errorf("the unit's name is %q, of what it says %q", unit.Name, name)
 	}
-	n, last := w.m.Layers(), u.Last-1
-	if u.Forth || u.Back {
-		last = u.First
-	}
-	if u.Layer < 0 || u.Layer > n || u.Layer == n && !u.Forth || u.First < 0 || last < u.First || last >= w.of.batches() {
+	n := w.m.Layers()
+	first, last := u.batches()
+	if u.Layer < 0 || u.Layer > n || u.Layer == n && !u.Forth || first < 0 || last <= first || last > w.of.batches() {
 		return "", fmt.Errorf("the unit %q is of none of %d layers, or of %d batches", unit.Name, n, w.of.batches())
+	}
+	// A half's name does not tell where it ends.
+	if lo, hi := w.of.half(w.of.halfOf(first)); u.Back && u.Last > 0 && (first != lo || last != hi) || u.Halves && last-first < w.of.batches() {
+		return "", fmt.Errorf("the unit %q is of the batches %d to %d, no half of %d", unit.Name, first, last-1, w.of.batches())
 	}
 	w.ctx = ctx
 	err = mmap.Guard(func() error {
@@ -141,14 +143,15 @@ func (w *gradientsWorker) Do(ctx context.Context, unit engine.Unit) (digest stri
 		return err
 	})
 	if err != nil && (u.Forth || u.Back) { // hidden states may be anywhere
-		err = errors.Join(err, w.leave(u.First))
+		for batch := first; batch < last; batch++ {
+			err = errors.Join(err, w.leave(batch))
+		}
 	}
 	return digest, err
 }
 
 // value does a unit, and returns what writes its value.
 func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, err error) {
-	n := w.m.Layers()
 	if err := w.pass(u); err != nil {
 		return nil, err
 	}
@@ -176,27 +179,11 @@ func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, e
 		}
 		return w.add(of, u, parts)
 	}
-	b, err := w.bring(u.First, 2*n-u.Layer)
-	if err != nil {
-		return nil, err
-	}
-	if l, err = w.enter(u.Layer); err != nil { // bringing the batch may have taken other layers
-		return nil, err
-	}
-	sums := b.sums(linears)
-	opaque, err := b.observe(u.Layer, l, sums, last)
-	if err != nil {
-		return nil, err
-	}
-	if last {
-		b.done++
-		if err := b.drop(u.Layer); err != nil {
+	sums := of.sums(linears)
+	var opaque []string
+	for first, end := u.batches(); first < end; first++ {
+		if opaque, err = w.back(first, u.Layer, sums, last); err != nil {
 			return nil, err
-		}
-		if u.Layer == 0 { // it has come to its end
-			if err := w.leave(u.First); err != nil {
-				return nil, err
-			}
 		}
 	}
 	var before []string // digests, so that that of the last part is one of all
@@ -209,6 +196,29 @@ func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, e
 		before = append(before, digest)
 	}
 	return func(dst io.Writer) error { return saveSums(dst, parts[len(parts)-1], sums, opaque, before) }, nil
+}
+
+// back takes a batch back through a layer, if it is for the last time, and adds its gradients to the sums. It returns the branches without a derivative.
+func (w *gradientsWorker) back(batch, layer int, sums map[string]*outputSums, last bool) (opaque []string, err error) {
+	b, err := w.bring(batch, 2*w.m.Layers()-layer)
+	if err != nil {
+		return nil, err
+	}
+	l, err := w.enter(layer) // bringing the batch may have taken other layers
+	if err != nil {
+		return nil, err
+	}
+	if opaque, err = b.observe(layer, l, sums, last, nil); err != nil || !last {
+		return opaque, err
+	}
+	b.done++
+	if err := b.drop(layer); err != nil {
+		return nil, err
+	}
+	if layer == 0 { // it has come to its end
+		return opaque, w.leave(batch)
+	}
+	return opaque, nil
 }
 
 // pass notes which layer units are of, and drops the batches that have not been through the one before: they are other workers' by now.
@@ -280,10 +290,41 @@ func (w *gradientsWorker) step(b *workedBatch) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.observe(i, l, nil, true); err != nil {
+	if _, err := b.observe(i, l, nil, true, nil); err != nil {
 		return err
 	}
 	return b.drop(i)
+}
+
+// terms are the values that an add unit adds, of so many parts: lists, each of which is summed in order, and then these sums.
+func (w *gradientsWorker) terms(u *gradientsUnit, parts int) [][]string {
+	value := func(first, last int) string {
+		back := gradientsUnit{Layer: u.Layer, Group: u.Group, Back: true, First: first, Last: last}
+		return back.parts(parts)[u.Part]
+	}
+	_, middle := w.of.half(0)
+	var terms [][]string
+	for half := range w.of.halves() {
+		first, last := w.of.half(half)
+		if u.Halves {
+			terms = append(terms, []string{value(first, last)})
+			continue
+		}
+		var names []string
+		if lo := u.First; lo > first && lo < last {
+			names = []string{u.before(lo)}
+		}
+		for batch := max(first, u.First); batch < min(last, u.Last); batch++ {
+			names = append(names, value(batch, 0))
+		}
+		if len(names) > 0 {
+			terms = append(terms, names)
+		}
+	}
+	if u.First >= middle && u.Last == w.of.batches() {
+		terms = append(terms, []string{u.before(middle)})
+	}
+	return terms
 }
 
 // add adds a part's sums over batches to those before them, in their order. Of all batches it makes the Hessians.
@@ -291,21 +332,24 @@ func (w *gradientsWorker) add(of *backwardPass, u *gradientsUnit, parts [][]*mod
 	of.rest()
 	linears := parts[u.Part]
 	sums := of.sums(linears)
-	names := []string{u.before(u.First)}
-	if u.First == 0 {
-		names = nil
-	}
-	back := gradientsUnit{Layer: u.Layer, Group: u.Group, Back: true}
-	for back.First = u.First; back.First < u.Last; back.First++ {
-		names = append(names, back.parts(len(parts))[u.Part])
-	}
 	var opaque []string
-	for _, name := range names {
-		h, err := addSums(w.values, name, linears, sums)
-		if err != nil {
-			return nil, err
+	for k, names := range w.terms(u, len(parts)) {
+		into := sums
+		if k > 0 && len(names) > 1 {
+			into = of.sums(linears)
 		}
-		opaque = h.Opaque
+		for _, name := range names {
+			h, err := addValue(w.values, name, linears, into)
+			if err != nil {
+				return nil, err
+			}
+			opaque = h.Opaque
+		}
+		if k > 0 && len(names) > 1 {
+			for id, s := range into {
+				sums[id].join(s)
+			}
+		}
 	}
 	if u.Last < w.of.batches() {
 		return func(dst io.Writer) error { return saveSums(dst, linears, sums, opaque, nil) }, nil

@@ -120,7 +120,7 @@ func (t *task) streams() int64 {
 }
 
 // dividedBytes is the most that sums over shards take in a work folder, of a site's inputs, with the total, or of a layer's gradients, with
-// the totals before and after; and a layer's rows.
+// the totals of the first half, before and after, and those of both halves where a machine has come or gone; and a layer's rows.
 func (t *task) dividedBytes(streams int64) (most int64) {
 	set := t.opt.Calib
 	shards := int64(shardCount(batchCount(t.m, len(set.Sequences), set.SeqLen)))
@@ -143,7 +143,7 @@ func (t *task) dividedBytes(streams int64) (most int64) {
 			}
 		}
 		if t.plan.Recipe.wantsOutputs() {
-			most = max(most, int64(gradientsTogether+2)*min(gradients, max(outputBudget/2, largest)))
+			most = max(most, int64(gradientsTogether+5)*min(gradients, max(outputBudget/2, largest)))
 		}
 	}
 	return most + t.plan.largestUnit()

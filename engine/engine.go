@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/llmq/llmq/store"
@@ -25,7 +26,7 @@ type Unit struct {
 	Spec json.RawMessage `json:"spec"` // what a Worker goes by
 	Size int64           `json:"size"` // how much work it is, to compare with other units: the largest are handed out first
 	// Key is what units have in common that one worker does faster than several, as it has their inputs already; "" if there
-	// is nothing.
+	// is nothing. One that nobody has had, such as half0/batch3, goes where that before its last slash was.
 	Key string `json:"key"`
 }
 
@@ -91,6 +92,20 @@ func (p *Places) Note(key, worker string) {
 	}
 }
 
+// home is where a key is, or that which it is a part of; "" if nowhere.
+func (p *Places) home(key string) string {
+	for {
+		if w, ok := p.at[key]; ok {
+			return w
+		}
+		slash := strings.LastIndexByte(key, '/')
+		if slash < 0 {
+			return ""
+		}
+		key = key[:slash]
+	}
+}
+
 // Assign returns for each unit the name of the worker that is to do it, "" where any may: units without a key. A key stays
 // where it is while its worker is among those alive and has no more work of the keys, by the units' sizes, than its share,
 // or where no other has less.
@@ -120,7 +135,8 @@ func (p *Places) Assign(units []Unit, alive []string) []string {
 	load := map[string]int64{}
 	var homeless []string
 	for _, k := range keys {
-		if w := p.at[k]; slices.Contains(alive, w) && (load[w]+size[k])*machines <= total {
+		if w := p.home(k); slices.Contains(alive, w) && (load[w]+size[k])*machines <= total {
+			p.at[k] = w
 			load[w] += size[k]
 		} else {
 			homeless = append(homeless, k)
@@ -128,7 +144,7 @@ func (p *Places) Assign(units []Unit, alive []string) []string {
 	}
 	for _, k := range homeless {
 		w := slices.MinFunc(alive, func(a, b string) int { return cmp.Compare(load[a], load[b]) })
-		if at := p.at[k]; slices.Contains(alive, at) && load[at] == load[w] {
+		if at := p.home(k); slices.Contains(alive, at) && load[at] == load[w] {
 			w = at
 		}
 		p.at[k] = w

@@ -53,6 +53,33 @@ func TestAssign(t *testing.T) {
 	}
 }
 
+// TestAssignParts: parts of a key that nobody has had stay where the key was, as far as that is even, and the key itself goes back there.
+func TestAssignParts(t *testing.T) {
+	var halves, parts []Unit
+	for i := range 16 {
+		half := fmt.Sprintf("half%d", i/8)
+		halves = append(halves, Unit{Key: half, Size: 1})
+		parts = append(parts, Unit{Key: fmt.Sprintf("%s/batch%d", half, i), Size: 1})
+	}
+	var p Places
+	two := p.Assign(halves, []string{"a", "b"})
+	moved := 0
+	for i, w := range p.Assign(parts, []string{"a", "b", "c"}) {
+		if w != two[i] {
+			moved++
+			if w != "c" {
+				t.Errorf("part %d goes from %s to %s", i, two[i], w)
+			}
+		}
+	}
+	if moved != 5 { // six, five and five
+		t.Errorf("%d parts go to the worker that has come", moved)
+	}
+	if again := p.Assign(halves, []string{"a", "b"}); !slices.Equal(again, two) {
+		t.Errorf("halves go from %v to %v", two, again)
+	}
+}
+
 // TestAssignSizes: a worker that comes has as much to do as the other, not as many keys.
 func TestAssignSizes(t *testing.T) {
 	for _, sizes := range [][]int64{{2, 2, 1, 1}, {3, 1, 1, 1}, {1, 1, 2, 2}, {1, 2, 3}, {1, 1, 1, 1}} {

@@ -4,6 +4,7 @@ import (
 	"github.com/llmq/llmq/formats/ggml"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
+	"github.com/llmq/llmq/quant"
 )
 
 // Needs estimates what a run takes, in bytes.
@@ -82,18 +83,35 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	return needs
 }
 
-// waiting is the size of the largest statistics of which a half waits in a file until the other is made.
+// waiting is the size of the most statistics of which a half waits in files until the other is made: those of a stage that all tokens pass, and
+// of all its experts together.
 func (p *Plan) waiting(m *model.Model, streams int64, tokens, batch int) (most int64) {
 	if tokens <= batch {
 		return 0
 	}
 	for i := range m.Layers() {
 		for _, s := range stagesOf(m.Shape(i)) {
-			if halved(s.In) && !s.mixes() {
-				sums, _ := p.sumsNeeds(&s, streams > 1, tokens, batch)
-				most = max(most, sums-2*int64(s.In)*int64(s.In)) // H's lower triangle
+			var stage int64
+			if s.mixes() && halved(s.In) {
+				stage = 2 * int64(s.In) * int64(s.In)
 			}
+			for _, site := range s.sites {
+				if !halved(site.In) || site.Expert >= 0 && !site.Head {
+					continue
+				}
+				outs := 0
+				for _, out := range site.Out {
+					outs += out
+				}
+				n := int64(site.In)
+				stage += quant.StatsMemory(site.In, outs, streams > 1, site.Adds) - 2*n*n // of H the lower triangle
+			}
+			most = max(most, stage)
 		}
+	}
+	if t := p.Lookup(outputName); t != nil && t.Type.Grid != nil && halved(m.Dim) {
+		n := int64(m.Dim)
+		most = max(most, quant.StatsMemory(m.Dim, 0, streams > 1, false)-2*n*n)
 	}
 	return most
 }

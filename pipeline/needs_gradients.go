@@ -55,10 +55,15 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) g
 			copies = 2 // of the gradients that judge
 		}
 		diagonals := copies * (2*kept - layer) / 2
-		layer = min(copies*layer, max(outputBudget, copies*largest))
+		all := copies * layer
+		layer = min(all, max(outputBudget, copies*largest))
 		sums, judging = max(sums, layer), max(judging, largest)
 		if halves > 1 { // the sums over the first half wait behind those that are done: setAside
-			file = max(file, g.sums+layer/2+diagonals)
+			done := g.sums
+			if layer < all { // other groups of the layer's linears
+				done += kept
+			}
+			file = max(file, done+layer/2+diagonals)
 		}
 		g.sums += kept
 		file = max(file, g.sums)

@@ -229,6 +229,31 @@ func TestNeedsOfLarge(t *testing.T) {
 	}
 }
 
+// TestWaiting: what waits of a half is on the disk, of the stage that has most.
+func TestWaiting(t *testing.T) {
+	defer func(n int) { leastHalvedFeatures = n }(leastHalvedFeatures)
+	leastHalvedFeatures = 400
+	for _, c := range []struct {
+		src  *testmodel.Source
+		want int64
+	}{
+		{wide(512, 1024, 0), 2*1024*1024 + 4*1024*512}, // H's triangle and S of an MLP's way out
+		{wide(512, 256, 8), 2*512*512 + 4*512*512},     // H and D of attention's way in; a mixture has H alone, of all experts
+	} {
+		p, err := NewPlan(c.src, Recipe{Method: GPTQ, Type: ggml.Q4_0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := openModel(t, c.src)
+		if got := p.waiting(m, 2, 2048, 1024); got != c.want {
+			t.Errorf("%d bytes wait, want %d", got, c.want)
+		}
+		if got := p.waiting(m, 2, 1024, 1024); got != 0 {
+			t.Errorf("%d bytes wait of one batch", got)
+		}
+	}
+}
+
 // TestGradientDisk: states that no budget holds lie on the disk before every layer and go as the sums of their layers come, which
 // stay; what is estimated is the most that is there at a time.
 func TestGradientDisk(t *testing.T) {

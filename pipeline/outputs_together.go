@@ -35,22 +35,26 @@ func (p *Plan) tokensTogether(m *model.Model, tokens int) (batch int, bytes int6
 	if p.Recipe.OutputHessian == OutputHessianAuto {
 		copies = 2 // of the gradients that judge
 	}
-	copies *= 2    // of the second half of the batches
-	var held int64 // for all tokens
+	var held, sums int64 // for all tokens
 	for i := range m.Layers() {
 		for _, s := range m.Shape(i) {
 			if s.Expert >= 0 {
 				return 0, 0
 			}
 			for _, out := range s.Out {
-				held += 4*int64(s.In)*int64(out) + copies*outputBytes(out, m.Dim, false)
+				held += 4 * int64(s.In) * int64(out)
+				sums += copies * outputBytes(out, m.Dim, false)
 			}
 		}
 	}
 	kept := keptBytes(m)
 	waiting := stateBytes(tokens, m.Width)/2*int64(m.Layers()) + stateBytes(tokens, m.Width)
 	for batch = min(batchOf(m), tokensAtOnce); batch >= leastTokens; batch /= 2 {
-		if bytes = held + kept*int64(batch); bytes <= min(waiting, togetherBytes) {
+		bytes = held + sums + kept*int64(batch)
+		if tokens > batch {
+			bytes += sums // of the second half of the batches
+		}
+		if bytes <= min(waiting, togetherBytes) {
 			return batch, bytes
 		}
 	}

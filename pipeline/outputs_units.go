@@ -185,9 +185,9 @@ func (b *backwardPass) units(u gradientsUnit, first, last int) (units []engine.U
 	halves := b.byHalves()
 	for u.First = first; u.First < last; u.First++ {
 		lo, hi := b.of.sequences(u.First)
-		key := fmt.Sprintf("batch%05d", u.First)
-		if halves {
-			key = halfKey(b.of.halfOf(u.First))
+		key := halfKey(b.of.halfOf(u.First))
+		if !halves {
+			key = fmt.Sprintf("%s/batch%05d", key, u.First)
 		}
 		units = append(units, u.unit(int64(hi-lo), key))
 	}

@@ -23,9 +23,7 @@ const (
 
 // Statistics of inputs of so many features are summed in halves, and of no more than mostBundledFeatures in bundles. This decides a run's last
 // bits. Tests take fewer.
-var leastHalvedFeatures = 1450
-
-const mostBundledFeatures = 8192
+var leastHalvedFeatures, mostBundledFeatures = 1450, 8192
 
 // halved says whether statistics of inputs of so many features are summed in halves, and bundled whether these are of bundles.
 func halved(in int) bool  { return in >= leastHalvedFeatures }

@@ -134,6 +134,9 @@ func openMade(values store.Store, made *quant.Stats, name string, part statsPart
 }
 
 func (r *statsReader) failed(err error) error {
+	if r.name == "" { // it is no value
+		return err
+	}
 	return fmt.Errorf("the work folder: %s: %w", r.name, err)
 }
 
@@ -148,24 +151,17 @@ func (r *statsReader) row(matrix, row int, dst []float32) ([]float32, error) {
 	return dst, nil
 }
 
-// all returns the statistics of a part that is all of them.
-func (r *statsReader) all() (*quant.Stats, error) {
-	s := newPartialStats(r.In)
-	s.prepare(&r.statsHeader)
-	s.add(&r.statsHeader)
-	of := matrices(s.Stats)
-	return s.Stats, r.rows(func(matrix, row, n int) error {
-		_, err := r.row(matrix, row, of[matrix].Row(row)[:n])
-		return err
-	})
-}
-
-// addTo adds the statistics of a part that is all of them to others of the same inputs, on and below the diagonal of H.
+// addTo adds a part of statistics to others of the same kind, on and below the diagonal of H.
 func (r *statsReader) addTo(s *quant.Stats) error {
-	sum := partialStats{Stats: s}
-	sum.prepare(&r.statsHeader)
-	s.Add(&quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum})
 	of := matrices(s)
+	for i, rows := range [3]int{r.In, r.Drift, r.Shortfall} {
+		if have := of[i]; (have == nil) != (rows == 0) || have != nil && have.Rows != rows {
+			return r.failed(errors.New("statistics of something else than those that they are to be added to"))
+		}
+	}
+	if r.Part == 0 {
+		s.Add(&quant.Stats{Tokens: r.Tokens, Sum: r.Sum, DriftSum: r.DriftSum, ShortfallSum: r.ShortfallSum})
+	}
 	term := make([]float32, r.In)
 	return r.rows(func(matrix, row, n int) error {
 		x, err := r.row(matrix, row, term[:n])
@@ -174,6 +170,15 @@ func (r *statsReader) addTo(s *quant.Stats) error {
 		}
 		return err
 	})
+}
+
+// addPart adds a part of statistics, a value, to others of the same kind: see statsReader.addTo.
+func addPart(s *quant.Stats, values store.Store, name string, part statsPart, in, out int) error {
+	r, err := openStats(values, name, part, in, out)
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.addTo(s), r.Close())
 }
 
 // Close implements io.Closer.

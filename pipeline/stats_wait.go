@@ -29,7 +29,7 @@ func waitStats(s *quant.Stats, dir string) (*waitingStats, error) {
 		err = b.Flush()
 	}
 	if err != nil {
-		w.close()
+		defer w.close()
 		return nil, fmt.Errorf("sums over calibration tokens, in %s: %w", file.Name(), err)
 	}
 	return w, nil
@@ -41,6 +41,7 @@ const waitBytes = 1 << 20
 // addTo adds the statistics to others of the same inputs, on and below the diagonal of H, and lets go of them.
 func (w *waitingStats) addTo(s *quant.Stats) error {
 	defer w.close()
+	name := w.file.Name()
 	_, err := w.file.Seek(0, io.SeekStart)
 	r := &statsReader{r: bufio.NewReaderSize(w.file, waitBytes)}
 	if err == nil {
@@ -50,14 +51,15 @@ func (w *waitingStats) addTo(s *quant.Stats) error {
 		err = r.addTo(s)
 	}
 	if err != nil {
-		return fmt.Errorf("sums over calibration tokens, in %s: %w", w.file.Name(), err)
+		return fmt.Errorf("sums over calibration tokens, in %s: %w", name, err)
 	}
 	return nil
 }
 
 func (w *waitingStats) close() {
-	if w != nil {
+	if w != nil && w.file != nil {
 		w.file.Close()
 		os.Remove(w.file.Name())
+		w.file = nil
 	}
 }

@@ -14,8 +14,8 @@ import (
 //	runN-layerI-stageK-shardS    observe  statistics of the site's inputs, or of all experts' together, over a shard of the text:
 //	                                      their last part, after those whose names end in -partP
 //	runN-layerI-stageK-bundleB   observe  the same over all shards of a bundle
-//	runN-layerI-stageK-halfH     observe  the same over all shards of a half, whole: there are no sums, who needs them adds both halves
-//	runN-layerI-stageK-sumsP     sum      a part of the shards' statistics, or of the bundles', added in their order
+//	runN-layerI-stageK-halfH     observe  the same over all shards of a half: there are no sums, who needs them adds both halves
+//	runN-layerI-stageK-sumsP     sum      a part of the sum of the shards' statistics, or of the bundles': see Shards
 //	runN-layerI-stageK-linearJ-rowsR  rows  the bytes of some of a linear's rows, and what there is to report of them
 //	runN-layerI-stageK-linear0-batchB-partPofN  batch  targets and bytes of some rows of a batch: see batched
 //	runN-layerI-stageK-statesS   stand    a shard's hidden states before a stage of experts, of both models
@@ -125,11 +125,11 @@ func (u *unitSpec) shards(batches int) (lo, hi int) {
 	return u.Shard, u.Shard + 1
 }
 
-// halves are the names of the halves of a stage's statistics, of so many batches.
-func halves(k *keeper, layer, stage, batches int) (names []string) {
+// halves are the names of the parts of each half of a stage's statistics, of so many batches.
+func halves(k *keeper, layer, stage, parts, batches int) (names [][]string) {
 	u := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Half: true}
 	for u.Shard = range u.count(batches) {
-		names = append(names, u.name(k))
+		names = append(names, u.observed(k, parts))
 	}
 	return names
 }

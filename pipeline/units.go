@@ -121,14 +121,12 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 		first, last := u.shards(d.batches)
 		lo, _ := shardBatches(first, d.batches)
 		_, hi := shardBatches(last-1, d.batches)
-		var key string
-		switch {
-		case d.halvesTogether():
-			key = fmt.Sprintf("half%d", halfOf(first, shards))
-		case d.bundlesTogether():
-			key = fmt.Sprintf("bundle%02d", bundleOf(first, shards))
-		default:
-			key = fmt.Sprintf("shard%02d", first)
+		key := fmt.Sprintf("half%d", halfOf(first, shards))
+		if !d.halvesTogether() {
+			key = fmt.Sprintf("%s/bundle%d", key, bundleOf(first, shards))
+			if !d.bundlesTogether() {
+				key = fmt.Sprintf("%s/shard%02d", key, first)
+			}
 		}
 		units = append(units, u.unit(d.kept, int64(hi-lo), key))
 	}
@@ -157,39 +155,46 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 	if err != nil {
 		return err
 	}
+	both := halves(d.kept, layer, stage, parts, d.batches)
 	if !ok && halved(in) {
-		if d.halves, err = d.kept.allWhole(halves(d.kept, layer, stage, d.batches)); err != nil {
+		if d.halves, err = d.kept.allWhole(slices.Concat(both...)); err != nil {
 			return err
 		}
 		d.halves = d.halves || d.halvesTogether()
 	}
-	var observed []string // values, of these units or of others that were asked for before a machine came or went
-	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool}
-	for _, observe.Bundle = range []bool{!bundles, bundles} {
+	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool, Half: d.halves, Bundle: bundles && !d.halves}
+	if !ok {
 		for observe.Shard = range observe.count(d.batches) {
-			names := observe.observed(d.kept, parts)
-			observed = append(observed, names...)
-			if ok || d.halves || parts == 1 || observe.Bundle != bundles {
-				continue
+			if parts == 1 {
+				break
 			}
-			if err := d.kept.wholeOrUndone(names); err != nil {
+			if err := d.kept.wholeOrUndone(observe.observed(d.kept, parts)); err != nil {
 				return err
 			}
 		}
-	}
-	switch {
-	case d.halves:
-		observe.Bundle, observe.Half = false, true
-		err = d.do(d.each(observe))
-	case !ok:
-		if err = d.do(d.each(observe)); err == nil {
+		if err = d.do(d.each(observe)); err == nil && !d.halves {
 			err = d.do(units)
 		}
+		if err != nil {
+			return err
+		}
 	}
+	// Values of these units, or of others that were asked for before a machine came or went.
+	return d.forgetObserved(layer, stage, func(name string) bool { return d.halves && slices.Contains(slices.Concat(both...), name) })
+}
+
+// forgetObserved removes what observe units of a stage have put out, but what is needed.
+func (d *driver) forgetObserved(layer, stage int, needed func(name string) bool) error {
+	names, err := d.kept.work.Names()
 	if err != nil {
 		return err
 	}
-	return d.kept.work.Delete(observed...)
+	of := fmt.Sprintf("%s-stage%02d-", d.kept.layerName(layer), stage)
+	return d.kept.work.Delete(slices.DeleteFunc(names, func(name string) bool {
+		form, ok := strings.CutPrefix(name, of)
+		observed := strings.HasPrefix(form, "shard") || strings.HasPrefix(form, "bundle") || strings.HasPrefix(form, "half")
+		return !ok || !observed || needed(name)
+	})...)
 }
 
 // layer has one layer quantized, and the hidden states taken through it.
@@ -284,8 +289,10 @@ func (d *driver) site(l *model.Layer, k int) error {
 			return err
 		}
 	}
-	sums := summed(d.kept, l.Index, k, statsParts(l.Stages[k].Width()))
-	if err := d.kept.work.Delete(append(sums, halves(d.kept, l.Index, k, d.batches)...)...); err != nil {
+	if err := d.kept.work.Delete(summed(d.kept, l.Index, k, statsParts(l.Stages[k].Width()))...); err != nil {
+		return err
+	}
+	if err := d.forgetObserved(l.Index, k, func(string) bool { return false }); err != nil {
 		return err
 	}
 	return d.eachLinear(d.kept.work, l, k, units, func(t *Tensor, lin *model.Linear, q *rows) error {

@@ -38,12 +38,12 @@ func unitJobs() map[string]job {
 
 // smallUnits divides the linears of test models among units, short texts among shards, and statistics in parts.
 func smallUnits(t *testing.T) {
-	rows, tokens, features, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures
+	rows, tokens, features, halved, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures, mostBundledFeatures
 	bytes, batches, part, even := gradientPartBytes, gradientsTogether, leastBatchPart, leastEven
-	mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures = 24, 128, 40, 41
+	mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures, mostBundledFeatures = 24, 128, 40, 41, 300
 	gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = 30000, 3, 2, 32
 	t.Cleanup(func() {
-		mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures = rows, tokens, features, bundled
+		mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures, mostBundledFeatures = rows, tokens, features, halved, bundled
 		gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = bytes, batches, part, even
 	})
 }
@@ -160,7 +160,7 @@ func TestUnitsResume(t *testing.T) {
 	smallUnits(t)
 	j := unitJobs()["head"]
 	j.opt.Calib = sequences(testmodel.New("llama"), 18, 32) // five shards
-	resumeUnits(t, j, 7, 1)
+	resumeUnits(t, j, 7)
 }
 
 // TestUnitsResumeBatches: likewise between batches of coupled rows, which two workers or three have begun to share.
@@ -168,11 +168,12 @@ func TestUnitsResumeBatches(t *testing.T) {
 	smallUnits(t)
 	tm := testmodel.New("llama")
 	resumeUnits(t, job{tm.Source(), Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: ggml.Q4_0, OutputHessian: OutputHessianOn, BiasCorrection: true},
-		Options{Calib: sequences(tm, 18, 32)}}, 37, 3)
+		Options{Calib: sequences(tm, 18, 32)}}, 37)
 }
 
-// resumeUnits kills j's run after every so many sets of units, and has it go on with so many workers, or none at all.
-func resumeUnits(t *testing.T, j job, every, workers int) {
+// resumeUnits kills j's run after every so many sets of units, and has it go on with another number of workers, or none at all.
+func resumeUnits(t *testing.T, j job, every int) {
+	counts := [][2]int{{2, 3}, {3, 2}, {2, 0}, {4, 1}, {3, 4}} // workers of both; 0: the run goes on by itself
 	want, wantReport, _, _, err := j.in(t, "", -1)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +183,7 @@ func resumeUnits(t *testing.T, j job, every, workers int) {
 		work := filepath.Join(t.TempDir(), "work")
 		var f *fragile
 		_, _, _, _, err := j.by(t, work, -1, func(work *store.Dir) engine.Engine {
-			f = &fragile{j.local(t, 3-sets%2)(work), n}
+			f = &fragile{j.local(t, counts[sets%len(counts)][0])(work), n}
 			return f
 		})
 		if err == nil {
@@ -191,11 +192,11 @@ func resumeUnits(t *testing.T, j job, every, workers int) {
 		if !errors.Is(err, errKilled) {
 			t.Fatal(err)
 		}
-		sets++
-		var make func(*store.Dir) engine.Engine // nil: the run goes on by itself
-		if n%2 == 0 {
+		var make func(*store.Dir) engine.Engine
+		if workers := counts[sets%len(counts)][1]; workers > 0 {
 			make = j.local(t, workers)
 		}
+		sets++
 		got, rep, _, _, err := j.by(t, work, -1, make)
 		if err != nil {
 			t.Fatalf("after %d sets: %v", n, err)

@@ -18,7 +18,7 @@ import (
 type WorkerOptions struct {
 	// Memory bounds the bytes of hidden states kept in memory, as Options.Memory does.
 	Memory int64
-	// TempDir is where the others are, "" the system's.
+	// TempDir is where the others are, and sums that wait, "" the system's.
 	TempDir string
 }
 
@@ -140,7 +140,7 @@ func (w *Worker) Do(ctx context.Context, unit engine.Unit) (digest string, err e
 		switch u.Kind {
 		case unitExperts:
 			err = errors.Join(err, w.leaveAll())
-		default:
+		case unitObserve, unitStand, unitAdvance:
 			lo, hi := u.shards(w.batches())
 			for shard := range w.shards {
 				if lo <= shard && shard < hi {

@@ -37,12 +37,16 @@ func (w *Worker) madeOf(u *unitSpec) *madeSums {
 	return w.made
 }
 
-// observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a bundle of them.
+// observe makes the statistics of a site's inputs, or of all experts' together, over a shard, or a bundle or a half of them.
 func (w *Worker) observe(p *passage, u *unitSpec) (func(io.Writer) error, error) {
 	if u.Stage >= len(w.layer.l.Stages) {
 		return nil, fmt.Errorf("layer %d has no stage %d", u.Layer, u.Stage)
 	}
-	return w.overShards(u, w.layer.l.Stages[u.Stage].Width(), func(shard int, sums *quant.Stats) (*quant.Stats, error) {
+	width := w.layer.l.Stages[u.Stage].Width()
+	if !bundled(width) {
+		clear(w.madeOf(u).parts) // there is no room for another set
+	}
+	return w.overShards(u, width, func(shard int, sums *quant.Stats) (*quant.Stats, error) {
 		s, err := w.shard(shard, u.Layer, u.Stage)
 		if err != nil {
 			return nil, err
@@ -108,9 +112,6 @@ func (w *Worker) overShards(u *unitSpec, in int, of func(shard int, sums *quant.
 // observed puts the parts of what an observe unit has found but the last, which it returns what writes.
 func (w *Worker) observed(u *unitSpec, s *quant.Stats) (func(io.Writer) error, error) {
 	part := statsPart{parts: statsParts(s.H.Rows)}
-	if u.Half {
-		part.parts = 1
-	}
 	names := u.observed(w.kept, part.parts)
 	var before []string // digests, so that that of the last part is one of all
 	for ; part.part < part.parts-1; part.part++ {
@@ -256,26 +257,28 @@ func (m *madeSums) whole(values store.Store, names []string, in, out int) (*quan
 
 // addHalves returns the sum of both halves of a stage's statistics. It takes the place of that which the worker has made, if it has.
 func (w *Worker) addHalves(u *unitSpec, made *madeSums, in, out int) (*quant.Stats, error) {
-	names := halves(w.kept, u.Layer, u.Stage, w.batches())
+	parts := statsParts(in)
+	names := halves(w.kept, u.Layer, u.Stage, parts, w.batches())
 	var s *quant.Stats
-	for i, name := range names {
-		if s = made.parts[name]; s != nil {
+	for i, half := range names {
+		if s = made.parts[half[0]]; s != nil {
 			names = slices.Delete(names, i, i+1)
 			break
 		}
 	}
-	for _, name := range names { // of two, which is added to which does not matter
-		r, err := openStats(w.values, name, statsPart{0, 1}, in, out)
-		if err != nil {
-			return nil, err
-		}
+	for _, half := range names { // of two, which is added to which does not matter
 		if s == nil {
-			s, err = r.all()
-		} else {
-			err = r.addTo(s)
+			first := newPartialStats(in)
+			if err := first.complete(w.values, half, in, out); err != nil {
+				return nil, err
+			}
+			s = first.Stats
+			continue
 		}
-		if err = errors.Join(err, r.Close()); err != nil {
-			return nil, err
+		for i, name := range half {
+			if err := addPart(s, w.values, name, statsPart{i, parts}, in, out); err != nil {
+				return nil, err
+			}
 		}
 	}
 	mirror(s.H)

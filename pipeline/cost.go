@@ -369,11 +369,11 @@ func (e *estimate) layer(shapes []model.SiteShape, last bool) {
 			needed += 4 * n * s.quantized / e.machines
 		}
 		switch machines := int(e.machines); {
-		case halved(s.In) && machines <= shardHalves && e.shards >= shardHalves: // driver.halvesTogether
+		case halved(s.In) && machines <= shardHalves && e.shards >= shardHalves: // task.halvesTogether
 			add(movedSums, moved, shardHalves*moved/e.machines)
 		default:
 			values := e.shards
-			if bundled(s.In) && shardBundles%machines == 0 { // driver.bundlesTogether
+			if bundled(s.In) && shardBundles%machines == 0 { // task.bundlesTogether
 				values = min(values, shardBundles)
 			}
 			add(movedSums, values*moved/e.machines, values*moved/e.machines)
@@ -520,7 +520,7 @@ func (e *estimate) gradients(sites []siteCost, dense, experts float64) {
 // gradientSums is how many sums over a linear's outputs machines put out before the last ones, all of which are read once: of halves of the
 // batches where no more than two take part, else of batches and of those before each span but the first.
 func (e *estimate) gradientSums() float64 {
-	if e.machines <= 2 {
+	if e.machines <= shardHalves {
 		return float64(e.sampledBatches.halves())
 	}
 	return float64(e.sampledBatches.batches() + len(e.sampledBatches.spans()) - 1)

@@ -180,13 +180,13 @@ func (p batching) heldFrom(batch int) int {
 // Sums over batches are made for either half of them, and then added: so a machine of two that has a half's batches puts out one sum of them.
 
 // halves is the number of halves, one if there is one batch.
-func (p batching) halves() int { return min(p.batches(), 2) }
+func (p batching) halves() int { return min(p.batches(), shardHalves) }
 
 // half returns the batches of a half.
-func (p batching) half(half int) (first, last int) { return partRange(half, p.batches(), 2) }
+func (p batching) half(half int) (first, last int) { return partRange(half, p.batches(), shardHalves) }
 
 // halfOf is the half of a batch.
-func (p batching) halfOf(batch int) int { return partOf(batch, p.batches(), 2) }
+func (p batching) halfOf(batch int) int { return partOf(batch, p.batches(), shardHalves) }
 
 // span is of batches.
 type span struct{ first, last int }

@@ -177,12 +177,9 @@ func (b *backwardPass) byUnits(p *passage) error {
 	return nil
 }
 
-// byHalves says whether the batches of a half stay on one machine: where there are no more machines than halves.
-func (b *backwardPass) byHalves() bool { return b.opt.Engine.Machines() <= 2 }
-
 // units returns a unit for each of the batches [first,last).
 func (b *backwardPass) units(u gradientsUnit, first, last int) (units []engine.Unit) {
-	halves := b.byHalves()
+	halves := b.halvesTogether()
 	for u.First = first; u.First < last; u.First++ {
 		lo, hi := b.of.sequences(u.First)
 		key := halfKey(b.of.halfOf(u.First))
@@ -193,8 +190,6 @@ func (b *backwardPass) units(u gradientsUnit, first, last int) (units []engine.U
 	}
 	return units
 }
-
-func halfKey(half int) string { return fmt.Sprintf("half%d", half) }
 
 // layerByUnits is layer with its work handed out.
 func (b *backwardPass) layerByUnits(k *keeper, i int) error {
@@ -227,7 +222,7 @@ func (b *backwardPass) sumByUnits(k *keeper, u gradientsUnit, parts [][]*model.L
 	ok, err := k.allWhole(all)
 	switch {
 	case err != nil || ok:
-	case b.byHalves():
+	case b.halvesTogether():
 		err = b.sumHalves(k, u, parts)
 	default:
 		err = b.sumBatches(k, u, parts)

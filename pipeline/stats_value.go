@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/llmq/llmq/kernels"
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/kernels/vector"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/store"
@@ -246,36 +246,8 @@ func (s *partialStats) complete(values store.Store, names []string, in, out int)
 		}
 		s.add(&r.statsHeader)
 	}
-	mirror(s.H)
+	gemm.Mirror(s.H)
 	return nil
-}
-
-// mirror copies the lower triangle of a square matrix to the upper one.
-func mirror(m *tensor.Matrix) {
-	const tile = 64 // rows and columns that are turned in the cache: rows of m, which are a power of two apart, do not fit it
-	n := m.Rows
-	kernels.Parallel((n+tile-1)/tile, 1, func(lo, hi int) {
-		var turned [tile][tile]float32
-		for j0 := lo * tile; j0 < min(hi*tile, n); j0 += tile {
-			for i0 := j0; i0 < n; i0 += tile {
-				rows, cols := min(tile, n-i0), min(tile, n-j0)
-				for i := range rows {
-					for j, x := range m.Row(i0 + i)[j0 : j0+cols] {
-						turned[j][i] = x
-					}
-				}
-				for j := range cols {
-					from := 0
-					if i0 == j0 {
-						from = j + 1 // of the tile on the diagonal, the half above it
-					}
-					if from < rows {
-						copy(m.Row(j0 + j)[i0+from:i0+rows], turned[j][from:rows])
-					}
-				}
-			}
-		}
-	})
 }
 
 // statsTree is statistics that are added: a part of those of some shards, or the sum of others in their order.

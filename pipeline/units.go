@@ -121,7 +121,7 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 		first, last := u.shards(d.batches)
 		lo, _ := shardBatches(first, d.batches)
 		_, hi := shardBatches(last-1, d.batches)
-		key := fmt.Sprintf("half%d", halfOf(first, shards))
+		key := halfKey(halfOf(first, shards))
 		if !d.halvesTogether() {
 			key = fmt.Sprintf("%s/bundle%d", key, bundleOf(first, shards))
 			if !d.bundlesTogether() {
@@ -133,10 +133,13 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 	return units
 }
 
-// halvesTogether says whether the shards of a half are kept on one machine, and bundlesTogether whether those of a bundle: where machines have
-// the same number of them.
-func (d *driver) halvesTogether() bool  { return d.opt.Engine.Machines() <= shardHalves }
-func (d *driver) bundlesTogether() bool { return shardBundles%max(1, d.opt.Engine.Machines()) == 0 }
+// halvesTogether says whether the shards, or batches, of a half are kept on one machine, and bundlesTogether whether the shards of a bundle: where
+// machines have the same number of them.
+func (t *task) halvesTogether() bool  { return t.opt.Engine.Machines() <= shardHalves }
+func (t *task) bundlesTogether() bool { return shardBundles%max(1, t.opt.Engine.Machines()) == 0 }
+
+// halfKey is the key of a half's units.
+func halfKey(half int) string { return fmt.Sprintf("half%d", half) }
 
 func (d *driver) do(units []engine.Unit) error { return d.opt.Engine.Do(d.ctx, units) }
 
@@ -155,9 +158,9 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 	if err != nil {
 		return err
 	}
-	both := halves(d.kept, layer, stage, parts, d.batches)
+	both := slices.Concat(halves(d.kept, layer, stage, parts, d.batches)...)
 	if !ok && halved(in) {
-		if d.halves, err = d.kept.allWhole(slices.Concat(both...)); err != nil {
+		if d.halves, err = d.kept.allWhole(both); err != nil {
 			return err
 		}
 		d.halves = d.halves || d.halvesTogether()
@@ -180,7 +183,7 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 		}
 	}
 	// Values of these units, or of others that were asked for before a machine came or went.
-	return d.forgetObserved(layer, stage, func(name string) bool { return d.halves && slices.Contains(slices.Concat(both...), name) })
+	return d.forgetObserved(layer, stage, func(name string) bool { return d.halves && slices.Contains(both, name) })
 }
 
 // forgetObserved removes what observe units of a stage have put out, but what is needed.

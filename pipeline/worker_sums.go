@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/store"
@@ -281,7 +282,7 @@ func (w *Worker) addHalves(u *unitSpec, made *madeSums, in, out int) (*quant.Sta
 			}
 		}
 	}
-	mirror(s.H)
+	gemm.Mirror(s.H)
 	s.Apart = false
 	return s, checkInputs(fmt.Sprintf("stage %d", u.Stage), s.Importance())
 }

@@ -39,6 +39,10 @@ type Worker struct {
 	mute func() bool // for tests: says nothing while it is true
 }
 
+// firstLook is how soon a worker that has found nothing looks again, then half as often each time: JetStream acknowledges a unit, upon which
+// workers are called, before it tells its consumers, so that a worker may come too early.
+const firstLook = time.Millisecond
+
 // errOver ends a worker whose run has ended.
 var errOver = errors.New("the run is over")
 
@@ -138,16 +142,20 @@ func (g *working) work(ctx context.Context) error {
 	defer stop()
 	defer g.reports.Wait()
 	beat.Go(func() { g.beat(inner) })
+	wait := firstLook
 	for ctx.Err() == nil {
 		m := g.next(ctx)
 		if m == nil {
 			select {
 			case <-ctx.Done():
 			case <-g.wake:
-			case <-time.After(min(time.Second, g.ackWait/beats)): // what others have left comes without a call
+				wait = firstLook
+			case <-time.After(wait): // what others have left comes without a call
+				wait = min(2*wait, time.Second, g.ackWait/beats)
 			}
 			continue
 		}
+		wait = firstLook
 		if err := g.do(ctx, m); err != nil {
 			return err
 		}

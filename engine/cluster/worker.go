@@ -52,7 +52,7 @@ type working struct {
 	subjects subjects
 	nc       *nats.Conn
 	js       jetstream.JetStream
-	own, any jetstream.Consumer // of the queues; nil: to be asked for
+	own, any queue
 	cancel   context.CancelCauseFunc
 	ackWait  time.Duration // the coordinator's
 	wake     chan struct{} // has a value when there may be units
@@ -73,6 +73,8 @@ func (w Worker) Work(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	g := &working{Worker: &w, subjects: runSubjects(w.Run), cancel: cancel, ackWait: DefaultAckWait, wake: make(chan struct{}, 1)}
+	g.own = queue{durable: "of-" + w.Name, subject: g.subjects.of(w.Name)}
+	g.any = queue{durable: "any", subject: g.subjects.any()}
 	if g.Log == nil {
 		g.Log = func(string) {}
 	}
@@ -246,14 +248,26 @@ func (g *working) beat(ctx context.Context) {
 	}
 }
 
+// queue is a queue that the worker takes units from. All answers come to one inbox, which stays: a unit in one that is late, as the server's
+// processors were at work, is found the next time, where with an inbox of its own it would be lost until it is delivered again.
+type queue struct {
+	durable, subject string
+	known            bool // by the server, for all that is known
+	inbox            string
+	answers          chan *nats.Msg // to inbox; nil: nobody has asked yet
+}
+
+// answerWait is how long an answer is waited for. Tests wait less.
+var answerWait = time.Second
+
 // next takes a unit from the worker's own queue, else from that of all; nil if there is none, or no server.
-func (g *working) next(ctx context.Context) jetstream.Msg {
+func (g *working) next(ctx context.Context) *nats.Msg {
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	var own, others jetstream.Msg
+	var own, others *nats.Msg
 	var both sync.WaitGroup // at once: an answer may take as long as the server's processors are at work
-	both.Go(func() { own = g.fetch(attempt, &g.own, "of-"+g.Name, g.subjects.of(g.Name)) })
-	others = g.fetch(attempt, &g.any, "any", g.subjects.any())
+	both.Go(func() { own = g.fetch(attempt, &g.own) })
+	others = g.fetch(attempt, &g.any)
 	both.Wait()
 	if own == nil {
 		return others
@@ -264,34 +278,53 @@ func (g *working) next(ctx context.Context) jetstream.Msg {
 	return own
 }
 
-func (g *working) fetch(ctx context.Context, c *jetstream.Consumer, durable, subject string) jetstream.Msg {
-	if *c == nil {
-		var err error
-		*c, err = g.js.CreateOrUpdateConsumer(ctx, g.subjects.stream(), jetstream.ConsumerConfig{Durable: durable, FilterSubject: subject,
+// fetch takes a unit from a queue; nil if there is none, or no answer.
+func (g *working) fetch(ctx context.Context, q *queue) *nats.Msg {
+	if q.answers == nil {
+		answers, inbox := make(chan *nats.Msg, 64), g.nc.NewInbox()
+		if _, err := g.nc.ChanSubscribe(inbox, answers); err != nil {
+			return nil
+		}
+		q.answers, q.inbox = answers, inbox
+	}
+	for len(q.answers) > 0 { // late ones
+		if m := <-q.answers; m.Header.Get("Status") == "" {
+			return m
+		}
+	}
+	if !q.known {
+		_, err := g.js.CreateOrUpdateConsumer(ctx, g.subjects.stream(), jetstream.ConsumerConfig{Durable: q.durable, FilterSubject: q.subject,
 			AckPolicy: jetstream.AckExplicitPolicy, AckWait: g.ackWait, MaxAckPending: -1, MemoryStorage: true,
 			InactiveThreshold: time.Minute + 10*g.ackWait})
 		if err != nil {
-			*c = nil
 			return nil
 		}
+		q.known = true
 	}
-	batch, err := (*c).FetchNoWait(1)
-	if err == nil {
-		if m := <-batch.Messages(); m != nil {
+	// Not by package jetstream, each of whose requests has an inbox of its own.
+	ask := "$JS.API.CONSUMER.MSG.NEXT." + g.subjects.stream() + "." + q.durable
+	if err := g.nc.PublishRequest(ask, q.inbox, []byte(`{"batch":1,"no_wait":true}`)); err != nil {
+		return nil
+	}
+	select {
+	case m := <-q.answers:
+		switch m.Header.Get("Status") {
+		case "":
 			return m
+		case "404", "408": // there is none
+		default: // the server may be another one, which does not know the queue
+			q.known = false
 		}
-		err = batch.Error()
-	}
-	if err != nil { // the server may be another one, which does not know the consumer
-		*c = nil
+	case <-time.After(answerWait):
+	case <-ctx.Done():
 	}
 	return nil
 }
 
 // do does the unit of a message.
-func (g *working) do(ctx context.Context, m jetstream.Msg) error {
+func (g *working) do(ctx context.Context, m *nats.Msg) error {
 	var t task
-	if err := json.Unmarshal(m.Data(), &t); err != nil {
+	if err := json.Unmarshal(m.Data, &t); err != nil {
 		return fmt.Errorf("a unit: %w", err)
 	}
 	g.mu.Lock()
@@ -351,7 +384,7 @@ func (g *working) clear(unit string) error {
 }
 
 // progress says that a unit is being done, so that nobody else is given it.
-func (g *working) progress(ctx context.Context, m jetstream.Msg) {
+func (g *working) progress(ctx context.Context, m *nats.Msg) {
 	tick := time.NewTicker(g.ackWait / beats)
 	defer tick.Stop()
 	for {

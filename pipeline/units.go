@@ -73,9 +73,9 @@ func (p *passage) layersByUnits() error {
 // driver has the units of a passage done, and writes the rows that they put out.
 type driver struct {
 	*passage
-	text   batching
-	stand  int  // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
-	halves bool // the stage's statistics are two halves, which who needs them adds
+	text   batching // the calibration text's
+	stand  int      // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
+	halves bool     // the stage's statistics are two halves, which who needs them adds
 }
 
 // forgetBefore removes the values of units of layers before i.

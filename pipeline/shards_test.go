@@ -162,14 +162,15 @@ func testShardedStats(t *testing.T, batches int, halves, bundles bool) {
 // TestEvenly: batches are no larger than they may be, and where there are fewer than shards, machines can have as many each: they are as
 // many as bundles or a multiple, or as near to that as whole sequences and the least size allow. All have about the same size.
 func TestEvenly(t *testing.T) {
+	defer func(n int) { leastEven = n }(leastEven)
 	for most := 1; most <= 12; most++ {
 		for least := 1; least <= most; least++ {
+			leastEven = least
 			for n := 1; n <= 20*most; n++ {
-				batches := evenCount(n, most, least)
-				of := batching(states.Evenly(n, batches))
+				of, batches := evenly(n, most, 1), evenCount(n, most, least)
 				what := fmt.Sprintf("%d sequences, at most %d and at least %d in a batch: %v", n, most, least, of)
 				largest := of.largest()
-				if largest > most || of.seqs() != n || of.batches() != batches || batches > n {
+				if largest > most || batches > n || !slices.Equal(of, states.Evenly(n, batches)) {
 					t.Fatal(what)
 				}
 				for _, k := range []int{1, shardBundles, Shards} { // Needs tells by the largest batch how many there are

@@ -352,7 +352,7 @@ func (r *run) embed(p *plan) error { return r.embedWith(p, nil) }
 // embedWith is embed with other rows of the table: see model.Model.Embed.
 func (r *run) embedWith(p *plan, replace model.ReplaceRows) error {
 	var err error
-	if r.hidden, err = states.New(p.chunks, p.context, r.m.Width, p.together(), p.memory, p.tempDir); err != nil {
+	if r.hidden, err = states.New(states.Fixed(p.chunks, p.together()), p.context, r.m.Width, p.memory, p.tempDir); err != nil {
 		return fmt.Errorf("eval: %w", err)
 	}
 	return r.each(func(lo, hi int, x *tensor.Matrix) error {

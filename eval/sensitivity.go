@@ -189,7 +189,7 @@ func (s *sensitivity) layer(ctx context.Context, i int, rs []Replacement, at []i
 // branch begins variant k with the original's hidden states.
 func (s *sensitivity) branch(k int) error {
 	p, m := s.plan, s.original.m
-	hidden, err := states.New(p.chunks, p.context, m.Width, p.together(), p.memory, p.tempDir) // batches are the original's
+	hidden, err := states.New(states.Fixed(p.chunks, p.together()), p.context, m.Width, p.memory, p.tempDir) // batches are the original's
 	if err != nil {
 		return fmt.Errorf("eval: %w", err)
 	}

@@ -260,7 +260,7 @@ func (r *taskRun) embed() error {
 			budget = max(1, int64(float64(r.opt.Memory)*share))
 		}
 		var err error
-		b.hidden, err = states.New(len(b.seqs), b.length, r.m.Width, r.opt.BatchTokens/b.length, budget, r.opt.TempDir)
+		b.hidden, err = states.New(states.Fixed(len(b.seqs), r.opt.BatchTokens/b.length), b.length, r.m.Width, budget, r.opt.TempDir)
 		if err != nil {
 			return fmt.Errorf("eval: %w", err)
 		}

@@ -53,7 +53,7 @@ func Collect(ctx context.Context, m *model.Model, set *calib.Set, opt Options) (
 	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err
 	}
-	hidden, err := states.New(len(set.Sequences), seqLen, m.Width, max(1, batchTokens/seqLen), opt.Memory, opt.TempDir)
+	hidden, err := states.New(states.Fixed(len(set.Sequences), batchTokens/seqLen), seqLen, m.Width, opt.Memory, opt.TempDir)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 // TestBatching: a method and a transform are told the same of the calibration text, but for rounding, whether all of it is one batch, in
-// memory, or three, the last one shorter, in files, with experts and the sums of gradients taken some at a time.
+// memory, or three, the first one shorter, in files, with experts and the sums of gradients taken some at a time.
 func TestBatching(t *testing.T) {
 	defer func(a, b int, c, d int64) { batchTokens, leastEven, statsBytes, outputBudget = a, b, c, d }(batchTokens, leastEven, statsBytes, outputBudget)
 	for _, src := range []*testmodel.Source{testmodel.Experts(), testmodel.CommandR()} {
@@ -51,7 +51,7 @@ func checkBatching(t *testing.T, src Source) {
 	}
 	run := func(batches, batch int, memory, together int64) []told {
 		batchTokens, leastEven, statsBytes, outputBudget = batch*seqLen, batch*seqLen, together, together<<15
-		if n := batchCount(openModel(t, src), seqs, seqLen); n != batches {
+		if n := textBatches(openModel(t, src), seqs, seqLen).batches(); n != batches {
 			t.Fatalf("%d batches of at most %d sequences, want %d", n, batch, batches)
 		}
 		hears := &hearing{}

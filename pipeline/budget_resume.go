@@ -108,7 +108,7 @@ func (a *assigner) recall(s *stream) (next int, err error) {
 		layers = append(layers, l)
 	}
 	for next = len(layers); next > 0; next-- {
-		ok, err := k.recallStates(storePieces(s.x), s, nil, next)
+		ok, err := k.recallStates(shardPieces(s.batches, 1), s, nil, next)
 		if err != nil {
 			return 0, err
 		}
@@ -140,7 +140,7 @@ func (a *assigner) keep(s *stream, i int, do func() error) error {
 	if err := keepValue(k.work, k.layerName(i), &l); err != nil {
 		return err
 	}
-	if err := k.replaceStates(storePieces(s.x), s, nil, i+1, false); err != nil {
+	if err := k.replaceStates(shardPieces(s.batches, 1), s, nil, i+1, false); err != nil {
 		return err
 	}
 	k.done.LayerSeconds = append(k.done.LayerSeconds, l.Seconds)

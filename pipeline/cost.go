@@ -159,7 +159,7 @@ func (p *Plan) cost(m *model.Model, tokens, seqLen, machines int, s Speeds) *Cos
 	// More machines than shards are counted as if there were a shard for each, but a shard is a batch at least.
 	e.shards = float64(max(Shards, machines))
 	if m != nil {
-		e.shards = min(e.shards, float64(batchCount(m, max(1, (tokens+seqLen-1)/seqLen), seqLen)))
+		e.shards = min(e.shards, float64(textBatches(m, max(1, (tokens+seqLen-1)/seqLen), seqLen).batches()))
 	}
 	if e.outputs = m != nil && p.Recipe.wantsOutputs(); e.outputs {
 		e.sample()
@@ -238,7 +238,7 @@ func (e *estimate) sample() {
 	batch, together := e.plan.gradientBatch(e.m, tokens, seqLen)
 	side, _ := e.plan.sideBySide(e.m, int(e.tokens), seqLen)
 	seqs := max(1, (tokens+seqLen-1)/seqLen)
-	e.sampledBatches = batching{seqs, evenSequences(seqs, batch, seqLen)}
+	e.sampledBatches = evenly(seqs, batch, seqLen)
 	e.together = together && e.machines == 1
 	e.sideProducts = e.speeds.Products
 	if e.together && e.speeds.Beside > 0 && side > 1 {

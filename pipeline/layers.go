@@ -50,21 +50,21 @@ func (p *passage) layers() error {
 	if err := p.m.CheckLength(set.SeqLen); err != nil {
 		return err
 	}
-	perBatch := batchSequences(p.m, len(set.Sequences), set.SeqLen)
-	s, err := zeroStream(p.m, len(set.Sequences), set.SeqLen, perBatch, true, budget, p.tempDir)
+	text := textBatches(p.m, len(set.Sequences), set.SeqLen)
+	s, err := zeroStream(p.m, text, set.SeqLen, true, budget, p.tempDir)
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	var original *stream
 	if p.plan.Recipe.original() && !p.opt.NoCorrection {
-		if original, err = zeroStream(p.m, len(set.Sequences), set.SeqLen, perBatch, false, budget, p.tempDir); err != nil {
+		if original, err = zeroStream(p.m, text, set.SeqLen, false, budget, p.tempDir); err != nil {
 			return err
 		}
 		original.workspace = s.workspace.beside(p.m)
 		defer original.close()
 	}
-	if err := s.keepHidden(len(set.Sequences), budget, p.tempDir); err != nil {
+	if err := s.keepHidden(budget, p.tempDir); err != nil {
 		return err
 	}
 	for i := 0; ; {
@@ -98,7 +98,7 @@ func (p *passage) layers() error {
 	if p.calibratesHead() {
 		var states []string
 		if p.kept != nil {
-			states = p.kept.pieceNames(p.m.Layers(), p.pieces(s))
+			states = p.kept.pieceNames(p.m.Layers(), p.textPieces(text))
 		}
 		return p.keepHead(states, func() error { return p.head(s, original) })
 	}

@@ -37,7 +37,8 @@ func (p *Plan) Needs(m *model.Model, tokens, seqLen int, budget int64) (needs Ne
 	if p.Recipe.original() {
 		streams = 2 // the quantized model's and the original's
 	}
-	batch := seqLen * batchSequences(m, (tokens+seqLen-1)/seqLen, seqLen)
+	// The largest batch: the text is longer than k of these if there are more than k batches.
+	batch := seqLen * textBatches(m, (tokens+seqLen-1)/seqLen, seqLen).largest()
 	var states, buffers, spilled int64 // buffers are of a batch of what is spilled
 	left := newStateBudget(budget)
 	for _, dim := range []int{m.Width, m.Carried(), m.Width}[:1+streams] { // in the order of layers

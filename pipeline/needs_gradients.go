@@ -19,7 +19,8 @@ type gradientNeeds struct {
 // which sequences longer than a batch forbid, there is room for either.
 func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) gradientNeeds {
 	tokens = gradientTokens(tokens)
-	batch := int64(seqLen * evenSequences((tokens+seqLen-1)/seqLen, backTokens(m), seqLen))
+	of := evenly((tokens+seqLen-1)/seqLen, backTokens(m), seqLen)
+	batch := int64(seqLen * of.largest())
 	left := newStateBudget(budget)
 	var g gradientNeeds
 	spilled := make([]int64, m.Layers()+1)        // of the states before each layer, and of the gradients
@@ -36,7 +37,6 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) g
 		spilled[i] = bytes
 		g.disk += bytes
 	}
-	halves := batching{(tokens + seqLen - 1) / seqLen, int(batch) / seqLen}.halves()
 	var sums, judging int64
 	there, file := g.disk, int64(0) // the file of the sums never gets shorter
 	for i := m.Layers() - 1; i >= 0; i-- {
@@ -58,7 +58,7 @@ func (p *Plan) gradientNeeds(m *model.Model, tokens, seqLen int, budget int64) g
 		all := copies * layer
 		layer = min(all, max(outputBudget, copies*largest))
 		sums, judging = max(sums, layer), max(judging, largest)
-		if halves > 1 { // the sums over the first half wait behind those that are done: setAside
+		if of.halves() > 1 { // the sums over the first half wait behind those that are done: setAside
 			done := g.sums
 			if layer < all { // other groups of the layer's linears
 				done += kept

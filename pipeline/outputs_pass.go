@@ -63,7 +63,8 @@ func (p *passage) gradients() error {
 	seqs := gradientSequences(set)
 	o.rep.Tokens = len(seqs) * set.SeqLen
 	batch, together := p.plan.gradientBatch(p.m, gradientTokens(set.Tokens()), set.SeqLen)
-	b := newBackwardPass(p.task, o, seqs, batching{len(seqs), evenSequences(len(seqs), batch, set.SeqLen)}, 0)
+	of := evenly(len(seqs), batch, set.SeqLen)
+	b := newBackwardPass(p.task, o, seqs, of, span{0, of.batches()})
 	switch {
 	case p.opt.Engine != nil:
 		err = b.byUnits(p)
@@ -147,65 +148,17 @@ type backwardPass struct {
 	st     *model.State
 	seqs   [][]int32
 	of     batching // of all sequences that give gradients
-	first  int      // the batch, among those, that seqs begin with
+	own    span     // the batches, of those, that seqs are
 	budget int64    // of sums that are made together, in bytes; one linear's are always
 	room   *stateBudget
 	// inputs are the hidden states before each layer, in bfloat16, then, last, those after all layers, which the gradients replace.
 	inputs []*states.Store
 }
 
-// newBackwardPass returns the pass of sequences that begin with a batch of all.
-func newBackwardPass(t *task, o *outputs, seqs [][]int32, of batching, first int) *backwardPass {
-	return &backwardPass{task: t, outputs: o, st: t.m.NewState(), seqs: seqs, of: of, first: first, budget: outputBudget,
+// newBackwardPass returns the pass of sequences that are some batches of all.
+func newBackwardPass(t *task, o *outputs, seqs [][]int32, of batching, own span) *backwardPass {
+	return &backwardPass{task: t, outputs: o, st: t.m.NewState(), seqs: seqs, of: of, own: own, budget: outputBudget,
 		room: newStateBudget(t.opt.Memory)}
-}
-
-// batching divides sequences into batches.
-type batching struct{ seqs, perBatch int }
-
-func (p batching) batches() int { return (p.seqs + p.perBatch - 1) / p.perBatch }
-
-// sequences returns those of a batch.
-func (p batching) sequences(batch int) (lo, hi int) {
-	return batch * p.perBatch, min((batch+1)*p.perBatch, p.seqs)
-}
-
-// heldFrom returns how many sequences of a batch come before those that are held out, its last: one of heldOutEvery of all, the last one of fewer.
-func (p batching) heldFrom(batch int) int {
-	lo, hi := p.sequences(batch)
-	every := min(heldOutEvery, p.seqs)
-	return hi - lo - (hi/every - lo/every)
-}
-
-// Sums over batches are made for either half of them, and then added: so a machine of two that has a half's batches puts out one sum of them.
-
-// halves is the number of halves, one if there is one batch.
-func (p batching) halves() int { return min(p.batches(), shardHalves) }
-
-// half returns the batches of a half.
-func (p batching) half(half int) (first, last int) { return partRange(half, p.batches(), shardHalves) }
-
-// halfOf is the half of a batch.
-func (p batching) halfOf(batch int) int { return partOf(batch, p.batches(), shardHalves) }
-
-// span is of batches.
-type span struct{ first, last int }
-
-// spans are of batches whose sums are in a work folder at a time, all of them or some of a half.
-func (p batching) spans() (spans []span) {
-	if n := p.batches(); n <= gradientsTogether {
-		return []span{{0, n}}
-	}
-	for half := range p.halves() {
-		first, last := p.half(half)
-		n := last - first
-		parts := (n + gradientsTogether - 1) / gradientsTogether
-		for part := range parts {
-			lo, hi := partRange(part, n, parts)
-			spans = append(spans, span{first + lo, first + hi})
-		}
-	}
-	return spans
 }
 
 func (b *backwardPass) close() error {
@@ -275,7 +228,7 @@ func (b *backwardPass) add() error {
 	if b.room.fits(bytes) {
 		limit = 0
 	}
-	x, err := newStore(len(b.seqs), seqLen, b.m.Width, b.of.perBatch, limit, b.tempDir)
+	x, err := newStore(b.of.part(b.own.first, b.own.last), seqLen, b.m.Width, limit, b.tempDir)
 	if err == nil {
 		b.inputs = append(b.inputs, x)
 	}
@@ -340,7 +293,7 @@ const gradientSeed = 0x6f757470757473
 func (b *backwardPass) head(h *model.Head) error {
 	st := b.m.NewState() // logits are many: their memory goes with it
 	return b.each(len(b.inputs)-1, func(batch int, x, y *tensor.Matrix) error {
-		seq, _ := b.of.sequences(b.first + batch)
+		seq, _ := b.of.sequences(b.own.first + batch)
 		b.headBatch(h, st, seq*b.opt.Calib.SeqLen, y, x.Clone())
 		return nil
 	})
@@ -462,11 +415,11 @@ func (b *backwardPass) observe(i int, l *model.Layer, sums map[string]*outputSum
 	}
 	err := b.each(i, func(batch int, x, y *tensor.Matrix) error {
 		if before != nil {
-			if err := before(b.first + batch); err != nil {
+			if err := before(b.own.first + batch); err != nil {
 				return err
 			}
 		}
-		d.See = b.see(sums, b.of.heldFrom(b.first+batch))
+		d.See = b.see(sums, b.of.heldFrom(b.own.first+batch))
 		if !last { // y is what the next group begins from, too
 			y = y.Clone()
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/quant"
@@ -166,7 +167,7 @@ func TestGradientGroups(t *testing.T) {
 		}
 		defer o.close()
 		work := &task{ctx: t.Context(), src: src, m: m, plan: plan, opt: Options{Calib: set, Memory: c.memory, Progress: silent{}}, tempDir: t.TempDir()}
-		b := newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), 2}, 0)
+		b := newBackwardPass(work, o, set.Sequences, states.Evenly(8, 3), span{0, 3})
 		b.budget = c.budget
 		defer b.close()
 		if err := b.forward(); err != nil {
@@ -208,7 +209,7 @@ func TestGradientGroups(t *testing.T) {
 }
 
 // TestGradientsTogether: Hessians and what is reported of them do not depend on whether layers are taken together, nor on the number of
-// goroutines; batches are of few sequences, of which some judge, or of many.
+// goroutines; batches are of two or three sequences, of which some judge, or of many.
 func TestGradientsTogether(t *testing.T) {
 	smallUnits(t) // several batches are foreseen
 	tm := testmodel.New("qwen3")
@@ -220,7 +221,7 @@ func TestGradientsTogether(t *testing.T) {
 	set := testSet(tm)
 	set.Sequences = set.Sequences[:12]
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	for _, perBatch := range []int{2, 9} {
+	for _, batches := range []int{5, 2} {
 		run := func(threads int, pass func(b *backwardPass) error) *outputs {
 			runtime.GOMAXPROCS(threads)
 			o, err := newOutputs(t.TempDir())
@@ -229,7 +230,7 @@ func TestGradientsTogether(t *testing.T) {
 			}
 			t.Cleanup(o.close)
 			work := &task{ctx: t.Context(), src: tm.Source(), m: m, plan: plan, opt: Options{Calib: set, Progress: silent{}}, tempDir: t.TempDir()}
-			if err := pass(newBackwardPass(work, o, set.Sequences, batching{len(set.Sequences), perBatch}, 0)); err != nil {
+			if err := pass(newBackwardPass(work, o, set.Sequences, states.Evenly(len(set.Sequences), batches), span{0, batches})); err != nil {
 				t.Fatal(err)
 			}
 			return o
@@ -254,7 +255,7 @@ func TestGradientsTogether(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !slices.EqualFunc(g, w, func(a, b *tensor.Matrix) bool { return slices.Equal(a.Data, b.Data) }) {
-				t.Errorf("%d sequences at a time: %s has another Hessian", perBatch, id)
+				t.Errorf("%d batches: %s has another Hessian", batches, id)
 			}
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 // A small model's layers are all held at once: batches then go through them and back, several side by side, and the way back takes what
 // the way forth has computed. Layer by layer every layer would be computed twice, and the hidden states before each
-// of them wait in memory or on disk. Both ways sum the same gradients, bit for bit, in batches of the same size.
+// of them wait in memory or on disk. Both ways sum the same gradients, bit for bit, if batches are the same.
 
 // togetherBytes bounds what is held of layers that are taken together. The hidden states that need not wait then bound it, too.
 const togetherBytes = 256 << 20

@@ -38,8 +38,8 @@ var (
 
 // gradientsJob is what a worker must know of the pass besides the checkpoint and the recipe.
 type gradientsJob struct {
-	jobSpec      // Sequences are those that gradients are taken of
-	PerBatch int // sequences
+	jobSpec     // Sequences are those that gradients are taken of
+	Batches int // that they are divided into evenly
 }
 
 // gradientsUnit is a unit of the pass. Of Layer, which is the number of layers for the head,
@@ -146,7 +146,7 @@ func (b *backwardPass) byUnits(p *passage) error {
 		return err
 	}
 	spec.Sequences = len(b.seqs)
-	job, err := engine.OfKind(jobGradients, &gradientsJob{*spec, b.of.perBatch})
+	job, err := engine.OfKind(jobGradients, &gradientsJob{*spec, b.of.batches()})
 	if err != nil {
 		return err
 	}

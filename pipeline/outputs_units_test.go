@@ -13,6 +13,7 @@ import (
 	"github.com/llmq/llmq/arch"
 	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/formats/ggml"
+	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
@@ -63,7 +64,7 @@ func TestGradientUnits(t *testing.T) {
 	outputBudget = 200000
 	for name, src := range map[string]*testmodel.Source{"dense": testmodel.New("qwen3").Source(), "experts": testmodel.Experts()} {
 		j := job{src, Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianAuto},
-			Options{Calib: sequences(testmodel.New("qwen3"), 18, 32)}}
+			Options{Calib: sequences(testmodel.New("qwen3"), 19, 32)}} // 7 batches of 2 or 3
 		plain := passOf(t, j, nil)
 		if err := plain.gradients(); err != nil {
 			t.Fatal(err)
@@ -72,6 +73,7 @@ func TestGradientUnits(t *testing.T) {
 		if len(want) == 0 {
 			t.Fatalf("%s: there are no Hessians", name)
 		}
+		batches := textBatches(plain.m, len(j.opt.Calib.Sequences), j.opt.Calib.SeqLen).batches()
 		all := 0 // batches on the way back through a layer
 		for i := range plain.m.Layers() {
 			l, err := plain.m.LoadLayer(i)
@@ -79,10 +81,9 @@ func TestGradientUnits(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Release()
-			b := newBackwardPass(plain.task, nil, nil, batching{}, 0)
-			all += len(b.groups(l)) * batchCount(plain.m, len(j.opt.Calib.Sequences), j.opt.Calib.SeqLen)
+			b := newBackwardPass(plain.task, nil, nil, nil, span{})
+			all += len(b.groups(l)) * batches
 		}
-		batches := batchCount(plain.m, len(j.opt.Calib.Sequences), j.opt.Calib.SeqLen)
 		kills := 0
 		for n := 1; ; n = 4*n - 1 {
 			path := t.TempDir()
@@ -182,7 +183,7 @@ func TestGradientHalves(t *testing.T) {
 	smallUnits(t)
 	tm := testmodel.New("qwen3")
 	seen := map[int]bool{}
-	for _, seqs := range []int{1, 2, 5, 28} {
+	for _, seqs := range []int{1, 2, 5, 27} {
 		j := job{tm.Source(), Recipe{Method: GPTQ, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: sequences(tm, seqs, 32)}}
 		plain := passOf(t, j, nil)
 		if err := plain.gradients(); err != nil {
@@ -194,9 +195,9 @@ func TestGradientHalves(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Release()
-		b := newBackwardPass(plain.task, nil, nil, batching{}, 0)
+		b := newBackwardPass(plain.task, nil, nil, nil, span{})
 		parts := len(b.parts(b.groups(l)[0]))
-		batches := batchCount(plain.m, seqs, 32)
+		batches := textBatches(plain.m, seqs, 32).batches()
 		if seen[batches] = true; parts < 2 {
 			t.Fatalf("%d parts", parts)
 		}
@@ -231,7 +232,7 @@ func TestGradientHalves(t *testing.T) {
 // TestSpans: spans are of all batches, in order, of no more than are summed at a time, and none is of both halves where there are several.
 func TestSpans(t *testing.T) {
 	for n := 1; n < 70; n++ {
-		of := batching{n, 1}
+		of := batching(states.Evenly(n, n))
 		_, middle := of.half(0)
 		if _, last := of.half(of.halves() - 1); last != n || middle-(n-middle) < 0 || middle-(n-middle) > 1 && n > 1 {
 			t.Errorf("%d batches: the halves meet at %d and end at %d", n, middle, last)
@@ -330,12 +331,26 @@ func TestGradientUnitsRefused(t *testing.T) {
 	}
 	_, err = worker(func(g *gradientsJob) { g.Sequences = 5 })
 	refused(err, "4 sequences of 5")
-	_, err = worker(func(g *gradientsJob) { g.PerBatch = 0 })
-	refused(err, "batches of 0")
+	_, err = worker(func(g *gradientsJob) { g.Sequences = -1 })
+	refused(err, "-1 sequences of 32 tokens in 2 batches")
+	_, err = worker(func(g *gradientsJob) { g.SeqLen = 0 })
+	refused(err, "4 sequences of 0 tokens")
+	_, err = worker(func(g *gradientsJob) { g.Batches = 0 })
+	refused(err, "in 0 batches")
+	_, err = worker(func(g *gradientsJob) { g.Batches = 5 })
+	refused(err, "4 sequences of 32 tokens in 5 batches")
 	_, err = worker(func(g *gradientsJob) { g.Source = "another" })
 	refused(err, "is not the checkpoint")
 	_, err = worker(func(g *gradientsJob) { g.Types[3].Type = "q99" })
 	refused(err, "q99")
+	layers := *spec
+	layers.Sequences = 0
+	message, err := engine.OfKind(jobLayers, &layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = NewWorker(t.Context(), j.src, j.r, message, d, WorkerOptions{TempDir: t.TempDir()})
+	refused(err, "0 sequences of 32 tokens")
 	w, err := worker(same)
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/llmq/llmq/calib"
 	"github.com/llmq/llmq/engine"
 	"github.com/llmq/llmq/internal/mmap"
+	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
 )
@@ -48,8 +49,8 @@ func newGradientsWorker(ctx context.Context, src Source, r Recipe, spec []byte, 
 	if err := isAbout(src, job.Source); err != nil {
 		return nil, err
 	}
-	if job.Sequences < 1 || job.PerBatch < 1 || job.SeqLen < 1 {
-		return nil, fmt.Errorf("the job: %d sequences of %d tokens in batches of %d", job.Sequences, job.SeqLen, job.PerBatch)
+	if job.SeqLen < 1 || job.Batches < 1 || job.Sequences < job.Batches {
+		return nil, fmt.Errorf("the job: %d sequences of %d tokens in %d batches", job.Sequences, job.SeqLen, job.Batches)
 	}
 	p, err := NewPlan(src, r)
 	if err == nil {
@@ -68,7 +69,7 @@ func newGradientsWorker(ctx context.Context, src Source, r Recipe, spec []byte, 
 	}
 	t := &task{ctx: ctx, src: src, m: m, plan: p, tempDir: opt.TempDir,
 		opt: Options{Calib: &calib.Set{SeqLen: job.SeqLen}, Memory: opt.Memory, Progress: silent{}}}
-	return &gradientsWorker{task: t, values: values, of: batching{job.Sequences, job.PerBatch}, seqs: seqs, st: m.NewState(),
+	return &gradientsWorker{task: t, values: values, of: states.Evenly(job.Sequences, job.Batches), seqs: seqs, st: m.NewState(),
 		room: newStateBudget(opt.Memory), batches: map[int]*workedBatch{}}, nil
 }
 
@@ -165,7 +166,7 @@ func (w *gradientsWorker) value(u *gradientsUnit) (save func(io.Writer) error, e
 	if err != nil {
 		return nil, err
 	}
-	of := newBackwardPass(w.task, nil, nil, w.of, 0)
+	of := newBackwardPass(w.task, nil, nil, w.of, span{})
 	of.st = w.st
 	groups := of.groups(l)
 	if u.Group < 0 || u.Group >= len(groups) {
@@ -248,7 +249,7 @@ func (w *gradientsWorker) bring(batch, steps int) (*workedBatch, error) {
 	}
 	if b == nil {
 		lo, hi := w.of.sequences(batch)
-		b = &workedBatch{backwardPass: newBackwardPass(w.task, nil, w.seqs[lo:hi], w.of, batch)}
+		b = &workedBatch{backwardPass: newBackwardPass(w.task, nil, w.seqs[lo:hi], w.of, span{batch, batch + 1})}
 		b.st, b.room = w.st, w.room
 		w.batches[batch] = b
 		if err := b.embed(); err != nil {

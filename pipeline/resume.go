@@ -218,10 +218,10 @@ func (p *passage) keep(s, original *stream, i int, do func() error) error {
 		return err
 	}
 	if p.goesOn(i) {
-		if err := k.replaceStates(p.pieces(s), s, original, i+1, p.advances()); err != nil {
+		if err := k.replaceStates(p.textPieces(s.batches), s, original, i+1, p.advances()); err != nil {
 			return err
 		}
-	} else if err := k.work.Delete(k.pieceNames(i, p.pieces(s))...); err != nil {
+	} else if err := k.work.Delete(k.pieceNames(i, p.textPieces(s.batches))...); err != nil {
 		return err
 	}
 	return k.note(store.PhaseLayers)

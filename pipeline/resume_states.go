@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 
-	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/kernels"
 	"github.com/llmq/llmq/model"
 	"github.com/llmq/llmq/store"
@@ -45,12 +44,11 @@ func (k *keeper) pieceNames(i int, pieces []piece) (names []string) {
 	return names
 }
 
-// shardPieces are the shards of so many sequences, of which a batch has perBatch, each divided into so many parts, at most.
-func shardPieces(sequences, perBatch, parts int) (pieces []piece) {
-	batches := (sequences + perBatch - 1) / perBatch
-	for shard := range shardCount(batches) {
-		lo, hi := shardBatches(shard, batches)
-		lo, hi = lo*perBatch, min(hi*perBatch, sequences)
+// shardPieces are the shards of a text, each divided into so many parts, at most.
+func shardPieces(text batching, parts int) (pieces []piece) {
+	for shard := range shardCount(text.batches()) {
+		first, last := shardBatches(shard, text.batches())
+		lo, hi := text[first], text[last]
 		n := min(parts, hi-lo)
 		if n == 1 {
 			pieces = append(pieces, piece{shard, -1, lo, hi})
@@ -63,25 +61,16 @@ func shardPieces(sequences, perBatch, parts int) (pieces []piece) {
 	return pieces
 }
 
-// storePieces are the shards of a store's sequences.
-func storePieces(x *states.Store) []piece {
-	_, perBatch := x.Sequences(0)
-	return shardPieces(x.Len(), perBatch, 1)
-}
-
-// textPieces are the pieces of so many sequences of the calibration text: shards, which units of work have too. Where weights come and go, few
+// textPieces are the pieces of the calibration text: shards, which units of work have too. Where weights come and go, few
 // large shards are divided: there is as little room as that. But not before experts: their products depend on how many tokens of a batch
 // reach one, and where some of the batch have been taken through the layer already, the others reach it alone.
-func (t *task) textPieces(sequences, seqLen int) []piece {
-	perBatch := batchSequences(t.m, sequences, seqLen)
+func (t *task) textPieces(text batching) []piece {
 	parts := 1
-	if shards := shardCount((sequences + perBatch - 1) / perBatch); model.PassingOf(t.m.Source) != nil && !mixes(t.m) {
+	if shards := shardCount(text.batches()); model.PassingOf(t.m.Source) != nil && !mixes(t.m) {
 		parts = (Shards + shards - 1) / shards
 	}
-	return shardPieces(sequences, perBatch, parts)
+	return shardPieces(text, parts)
 }
-
-func (t *task) pieces(s *stream) []piece { return t.textPieces(s.x.Len(), s.seqLen) }
 
 // mixes says whether tokens choose among experts.
 func mixes(m *model.Model) bool {
@@ -174,7 +163,7 @@ func (k *keeper) recallStates(pieces []piece, s, original *stream, i int) (bool,
 // whole. The folder has those before layer i alone then.
 func (p *passage) recallStates(s, original *stream, i int) (bool, error) {
 	k := p.kept
-	all := p.pieces(s)
+	all := p.textPieces(s.batches)
 	var there, missing []piece
 	for _, piece := range all {
 		ok, err := k.whole(k.pieceName(i, piece))

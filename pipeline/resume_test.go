@@ -180,6 +180,7 @@ func jobs(t *testing.T) map[string]job {
 		"int8":     {tm.Source(), Recipe{Method: Int8, Type: ggml.Q8_0}, Options{Calib: small, Memory: 1}},
 		"experts": {testmodel.Experts(), Recipe{Method: WithGPTQ(GPTQ, quick), Type: ggml.Q4_0},
 			Options{Calib: sequences(testmodel.New("qwen3"), 12, 24)}},
+		"batches": {tm.Source(), Recipe{Method: WithGPTQ(GPTQ, quick), Type: ggml.Q4_0, OutputHessian: OutputHessianAuto}, Options{Calib: sequences(tm, 19, 32)}},
 		"auto": {src, Recipe{Method: WithGPTQ(Auto, quick), Type: ggml.Q4_0}, Options{Calib: set,
 			Validate: Validate{Tokens: held, MaxIncrease: 0.004}}},
 	}
@@ -190,6 +191,9 @@ func jobs(t *testing.T) map[string]job {
 func TestResume(t *testing.T) {
 	for name, j := range jobs(t) {
 		t.Run(name, func(t *testing.T) {
+			if name == "batches" { // 7 of 2 or 3 sequences, each a shard, whose hidden states are values of their own
+				smallUnits(t)
+			}
 			want, wantReport, layers, _, err := j.in(t, "", -1)
 			if err != nil {
 				t.Fatal(err)
@@ -200,7 +204,7 @@ func TestResume(t *testing.T) {
 			if name == "fallback" && len(wantReport.Int8Fallbacks) == 0 {
 				t.Error("nothing falls back")
 			}
-			if testing.Short() && name != "gptq" && name != "head" {
+			if testing.Short() && name != "gptq" && name != "head" && name != "batches" {
 				t.Skip("what the others do, in other ways")
 			}
 			from, step := 0, 1
@@ -209,6 +213,8 @@ func TestResume(t *testing.T) {
 				from, step = 3, 5
 			case "awq", "fallback":
 				from, step = 1, 2
+			case "batches":
+				from, step = 1, 3
 			}
 			for n := from; ; n += step {
 				work := filepath.Join(t.TempDir(), "work")

@@ -1,12 +1,14 @@
 package pipeline
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/quant"
 	"github.com/llmq/llmq/tensor"
 )
@@ -157,29 +159,73 @@ func testShardedStats(t *testing.T, batches int, halves, bundles bool) {
 	}
 }
 
-// TestEvenBatch: batches are no larger than they may be, and where there are fewer than shards, machines can have as many each: they are as
-// many as bundles or a multiple, or as near to that as whole sequences and the least size allow.
-func TestEvenBatch(t *testing.T) {
+// TestEvenly: batches are no larger than they may be, and where there are fewer than shards, machines can have as many each: they are as
+// many as bundles or a multiple, or as near to that as whole sequences and the least size allow. All have about the same size.
+func TestEvenly(t *testing.T) {
+	defer func(n int) { leastEven = n }(leastEven)
 	for most := 1; most <= 12; most++ {
 		for least := 1; least <= most; least++ {
+			leastEven = least
 			for n := 1; n <= 20*most; n++ {
-				per := evenBatch(n, most, least)
-				batches := (n + per - 1) / per
-				if per < min(least, n) && (n+most-1)/most < Shards || per > most {
-					t.Fatalf("%d sequences, at most %d and at least %d in a batch: %d", n, most, least, per)
+				of, batches := evenly(n, most, 1), evenCount(n, most, least)
+				what := fmt.Sprintf("%d sequences, at most %d and at least %d in a batch: %v", n, most, least, of)
+				largest := of.largest()
+				if largest > most || batches > n || !slices.Equal(of, states.Evenly(n, batches)) {
+					t.Fatal(what)
 				}
-				if batches >= Shards || batches%shardBundles == 0 || per <= least {
+				for _, k := range []int{1, shardBundles, Shards} { // Needs tells by the largest batch how many there are
+					if (batches > k) != (n > k*largest) {
+						t.Fatalf("%s: whether there are more than %d", what, k)
+					}
+				}
+				if batches >= Shards || batches%shardBundles == 0 || largest <= least {
 					continue
 				}
-				if fewer := (n + per - 2) / (per - 1); fewer < (batches+shardBundles-1)/shardBundles*shardBundles {
-					t.Fatalf("%d sequences, at most %d and at least %d in a batch: %d, of %d; of %d there would be %d", n, most, least, batches, per, per-1, fewer)
+				if fewer := (n + largest - 2) / (largest - 1); fewer < (batches+shardBundles-1)/shardBundles*shardBundles {
+					t.Fatalf("%s: of %d there would be %d", what, largest-1, fewer)
 				}
 			}
 		}
 	}
-	for _, c := range []struct{ n, most, want int }{{20, 8, 5}, {24, 8, 6}, {8, 8, 2}, {128, 8, 8}, {130, 8, 8}, {1, 8, 1}} {
-		if got := evenBatch(c.n, c.most, 2); got != c.want {
-			t.Errorf("%d sequences, at most %d in a batch: %d, want %d", c.n, c.most, got, c.want)
+	for _, c := range []struct{ n, most, want int }{{20, 8, 4}, {24, 8, 4}, {8, 8, 4}, {60, 8, 8}, {128, 8, 16}, {130, 8, 17}, {1, 8, 1}, {2, 8, 1}, {3, 8, 2}} {
+		if got := evenCount(c.n, c.most, 2); got != c.want {
+			t.Errorf("%d sequences, at most %d in a batch: %d batches, want %d", c.n, c.most, got, c.want)
+		}
+	}
+}
+
+// TestEvenShards: halves, bundles and shards of as many batches each are of as many sequences, but for one.
+func TestEvenShards(t *testing.T) {
+	for _, batches := range []int{4, 8, 12, 16, 32, 48} {
+		for n := batches; n <= 5*batches; n++ {
+			of := batching(states.Evenly(n, batches))
+			shards := shardCount(batches)
+			seqs := func(lo, hi int) int { // of shards
+				first, _ := shardBatches(lo, batches)
+				_, last := shardBatches(hi-1, batches)
+				return of.part(first, last).seqs()
+			}
+			var ofShards, ofBundles, ofHalves []int
+			for _, p := range shardPieces(of, 1) {
+				ofShards = append(ofShards, p.hi-p.lo)
+			}
+			for bundle := range bundleCount(shards) {
+				ofBundles = append(ofBundles, seqs(bundleShards(bundle, shards)))
+			}
+			for half := range halfCount(shards) {
+				ofHalves = append(ofHalves, seqs(halfShards(half, shards)))
+			}
+			for _, parts := range [][]int{ofShards, ofBundles, ofHalves} {
+				if slices.Max(parts)-slices.Min(parts) > 1 {
+					t.Fatalf("%d sequences in %d batches: parts of %v", n, batches, parts)
+				}
+			}
+			for half := range of.halves() { // of gradients, which have no shards
+				first, last := of.half(half)
+				if got := of.part(first, last).seqs(); got != ofHalves[half] {
+					t.Fatalf("%d sequences in %d batches: half %d of gradients is of %d, of shards %d", n, batches, half, got, ofHalves[half])
+				}
+			}
 		}
 	}
 }
@@ -187,19 +233,19 @@ func TestEvenBatch(t *testing.T) {
 // TestHeldOut: an eighth of the sequences judges, or the last one of fewer, whatever batches are.
 func TestHeldOut(t *testing.T) {
 	for n := 1; n < 70; n++ {
-		for per := 1; per <= n; per++ {
-			p := batching{n, per}
+		for batches := 1; batches <= n; batches++ {
+			p := batching(states.Evenly(n, batches))
 			held := 0
 			for i := range p.batches() {
 				lo, hi := p.sequences(i)
 				from := p.heldFrom(i)
 				if from < 0 || from > hi-lo {
-					t.Fatalf("%d sequences, %d in a batch: of batch %d those from %d on judge", n, per, i, from)
+					t.Fatalf("%d sequences, %d batches: of batch %d those from %d on judge", n, batches, i, from)
 				}
 				held += hi - lo - from
 			}
 			if want := max(1, n/heldOutEvery); held != want {
-				t.Fatalf("%d sequences, %d in a batch: %d judge, want %d", n, per, held, want)
+				t.Fatalf("%d sequences, %d batches: %d judge, want %d", n, batches, held, want)
 			}
 		}
 	}

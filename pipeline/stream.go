@@ -25,10 +25,6 @@ const (
 // Tests take fewer.
 var batchTokens = 4096
 
-// leastEven is how few tokens a batch may have for batches to be as many as suit several machines: a product of fewer packs its weights for
-// too little. Tests take fewer.
-var leastEven = 1024
-
 // batchOf is how many tokens of a model pass through a stage together: batchTokens, or as many as batchBytes allow.
 func batchOf(m *model.Model) int {
 	var most int64 // features of a token
@@ -57,6 +53,7 @@ type stream struct {
 	hidden *states.Store
 	// partial says that these are the sequences of one shard.
 	partial bool
+	batches batching
 	at      int // the stage of the layer that x, and carry if that stage carries, are before
 }
 
@@ -97,7 +94,7 @@ func newStream(m *model.Model, seqs [][]int32, seqLen int, keep bool, budget *st
 	if err := m.CheckLength(seqLen); err != nil {
 		return nil, err
 	}
-	s, err := zeroStream(m, len(seqs), seqLen, batchSequences(m, len(seqs), seqLen), keep, budget, tempDir)
+	s, err := zeroStream(m, textBatches(m, len(seqs), seqLen), seqLen, keep, budget, tempDir)
 	if err != nil {
 		return nil, err
 	}
@@ -128,16 +125,16 @@ func embed(m *model.Model, x *states.Store, seqs [][]int32, seqLen int, replace 
 	return nil
 }
 
-// zeroStream is newStream before it has embedded anything, of batches of so many sequences.
-func zeroStream(m *model.Model, seqs, seqLen, perBatch int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
+// zeroStream is newStream before it has embedded anything, of all batches of a text or some that follow each other.
+func zeroStream(m *model.Model, batches batching, seqLen int, keep bool, budget *stateBudget, tempDir string) (*stream, error) {
 	store := func(dim int) (*states.Store, error) {
 		limit := int64(1)
-		if budget.fits(stateBytes(seqs*seqLen, dim)) {
+		if budget.fits(stateBytes(batches.seqs()*seqLen, dim)) {
 			limit = 0
 		}
-		return states.New(seqs, seqLen, dim, perBatch, limit, tempDir)
+		return states.New(batches, seqLen, dim, limit, tempDir)
 	}
-	s := &stream{workspace: newWorkspace(m), m: m, seqLen: seqLen}
+	s := &stream{workspace: newWorkspace(m), m: m, seqLen: seqLen, batches: batches}
 	var err error
 	if s.x, err = store(m.Width); err != nil {
 		return nil, err
@@ -148,27 +145,6 @@ func zeroStream(m *model.Model, seqs, seqLen, perBatch int, keep bool, budget *s
 		}
 	}
 	return s, nil
-}
-
-// batchSequences is how many of so many sequences make up a batch.
-func batchSequences(m *model.Model, seqs, seqLen int) int {
-	return evenSequences(seqs, batchOf(m), seqLen)
-}
-
-// evenSequences is how many of so many sequences make up a batch of at most so many tokens, or of one sequence that is longer.
-func evenSequences(seqs, tokens, seqLen int) int {
-	return evenBatch(seqs, max(1, tokens/seqLen), (leastEven+seqLen-1)/seqLen)
-}
-
-// evenBatch is how many of n items make up a batch of at most most. Fewer batches than shards are made as many as bundles or a multiple of that,
-// so that machines which take some each have about the same to do: but none of fewer than least for that.
-func evenBatch(n, most, least int) int {
-	batches := (n + most - 1) / most
-	if batches >= Shards {
-		return most
-	}
-	batches = max(1, (batches+shardBundles-1)/shardBundles) * shardBundles
-	return max(1, min(n, max((n+batches-1)/batches, min(most, least))))
 }
 
 // shardOf is the shard of batch i.
@@ -182,13 +158,13 @@ func (s *stream) shardOf(i int) int {
 // stateBytes is the size of hidden states of dim features.
 func stateBytes(tokens, dim int) int64 { return 4 * int64(tokens) * int64(dim) }
 
-// keepHidden has the stream of so many sequences keep what hidden is for.
-func (s *stream) keepHidden(seqs int, budget *stateBudget, tempDir string) error {
+// keepHidden has the stream keep what hidden is for.
+func (s *stream) keepHidden(budget *stateBudget, tempDir string) error {
 	dim := s.m.Hidden()
 	if dim == 0 {
 		return nil
 	}
-	size, store := hiddenBytes(seqs*s.seqLen, s.seqLen, dim), states.New
+	size, store := hiddenBytes(s.batches.seqs()*s.seqLen, s.seqLen, dim), states.New
 	if hiddenRounds(s.seqLen) {
 		store = states.NewBF16
 	}
@@ -197,8 +173,7 @@ func (s *stream) keepHidden(seqs int, budget *stateBudget, tempDir string) error
 		limit = 0
 	}
 	var err error
-	_, perBatch := s.x.Sequences(0)
-	s.hidden, err = store(seqs, s.seqLen, dim, perBatch, limit, tempDir)
+	s.hidden, err = store(s.batches, s.seqLen, dim, limit, tempDir)
 	return err
 }
 

@@ -18,7 +18,7 @@ import (
 func TestCompare(t *testing.T) {
 	tm := testmodel.New("llama3-tied")
 	const seqLen = 32
-	set := sequences(tm, batchTokens/seqLen+11, seqLen) // four batches, the last one shorter
+	set := sequences(tm, batchTokens/seqLen+11, seqLen) // four batches, the first one shorter
 	for _, memory := range []int64{0, 1} {
 		m := openModel(t, tm.Source())
 		streamOf := func(keep bool, replace model.ReplaceRows) *stream {
@@ -206,7 +206,7 @@ func TestStateBudget(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer original.close()
-		if err := s.keepHidden(seqs, budget, t.TempDir()); err != nil {
+		if err := s.keepHidden(budget, t.TempDir()); err != nil {
 			t.Fatal(err)
 		}
 		got := [4]bool{s.x.Spilled(), s.carry.Spilled(), original.x.Spilled(), s.hidden.Spilled()}

@@ -31,9 +31,9 @@ func (p *passage) layersByUnits() error {
 	if err := p.opt.Engine.Begin(p.ctx, job); err != nil {
 		return err
 	}
-	sequences, seqLen := len(p.opt.Calib.Sequences), p.opt.Calib.SeqLen
-	d := &driver{passage: p, batches: batchCount(p.m, sequences, seqLen)}
-	shards := shardPieces(sequences, batchSequences(p.m, sequences, seqLen), 1)
+	text := textBatches(p.m, len(p.opt.Calib.Sequences), p.opt.Calib.SeqLen)
+	d := &driver{passage: p, text: text}
+	shards := shardPieces(text, 1)
 	for i := 0; ; {
 		if i, err = p.recall(i, func(i int) (bool, error) { return k.allWhole(k.pieceNames(i, shards)) }); err != nil {
 			return err
@@ -70,18 +70,12 @@ func (p *passage) layersByUnits() error {
 	return d.forgetBefore(p.m.Layers() + 1)
 }
 
-// batchCount is the number of batches of so many sequences.
-func batchCount(m *model.Model, seqs, seqLen int) int {
-	n := batchSequences(m, seqs, seqLen)
-	return (seqs + n - 1) / n
-}
-
 // driver has the units of a passage done, and writes the rows that they put out.
 type driver struct {
 	*passage
-	batches int
-	stand   int  // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
-	halves  bool // the stage's statistics are two halves, which who needs them adds
+	text   batching // the calibration text's
+	stand  int      // the stage of the layer before which the hidden states of experts are kept; 0: there is none such
+	halves bool     // the stage's statistics are two halves, which who needs them adds
 }
 
 // forgetBefore removes the values of units of layers before i.
@@ -116,11 +110,12 @@ func (d *driver) embed() error {
 // each returns a unit for each shard, bundle or half of them. While halves or bundles can be dealt out evenly, a machine has whole ones.
 func (d *driver) each(u unitSpec) []engine.Unit {
 	var units []engine.Unit
-	shards := shardCount(d.batches)
-	for u.Shard = range u.count(d.batches) {
-		first, last := u.shards(d.batches)
-		lo, _ := shardBatches(first, d.batches)
-		_, hi := shardBatches(last-1, d.batches)
+	n := d.text.batches()
+	shards := shardCount(n)
+	for u.Shard = range u.count(n) {
+		first, last := u.shards(n)
+		lo, _ := shardBatches(first, n)
+		_, hi := shardBatches(last-1, n)
 		key := halfKey(halfOf(first, shards))
 		if !d.halvesTogether() {
 			key = fmt.Sprintf("%s/bundle%d", key, bundleOf(first, shards))
@@ -128,7 +123,7 @@ func (d *driver) each(u unitSpec) []engine.Unit {
 				key = fmt.Sprintf("%s/shard%02d", key, first)
 			}
 		}
-		units = append(units, u.unit(d.kept, int64(hi-lo), key))
+		units = append(units, u.unit(d.kept, int64(d.text.part(lo, hi).seqs()), key))
 	}
 	return units
 }
@@ -158,7 +153,7 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 	if err != nil {
 		return err
 	}
-	both := slices.Concat(halves(d.kept, layer, stage, parts, d.batches)...)
+	both := slices.Concat(halves(d.kept, layer, stage, parts, d.text.batches())...)
 	if !ok && halved(in) {
 		if d.halves, err = d.kept.allWhole(both); err != nil {
 			return err
@@ -167,7 +162,7 @@ func (d *driver) sums(layer, stage, in int, pool bool) error {
 	}
 	observe := unitSpec{Kind: unitObserve, Layer: layer, Stage: stage, Pool: pool, Half: d.halves, Bundle: bundles && !d.halves}
 	if !ok {
-		for observe.Shard = range observe.count(d.batches) {
+		for observe.Shard = range observe.count(d.text.batches()) {
 			if parts == 1 {
 				break
 			}

@@ -159,7 +159,7 @@ func (f *fragile) Do(ctx context.Context, units []engine.Unit) error {
 func TestUnitsResume(t *testing.T) {
 	smallUnits(t)
 	j := unitJobs()["head"]
-	j.opt.Calib = sequences(testmodel.New("llama"), 18, 32) // five shards
+	j.opt.Calib = sequences(testmodel.New("llama"), 19, 32) // 7 shards of 2 or 3
 	resumeUnits(t, j, 7)
 }
 
@@ -168,7 +168,7 @@ func TestUnitsResumeBatches(t *testing.T) {
 	smallUnits(t)
 	tm := testmodel.New("llama")
 	resumeUnits(t, job{tm.Source(), Recipe{Method: WithGPTQ(GPTQ, gptq.Options{NoRefine: true}), Type: ggml.Q4_0, OutputHessian: OutputHessianOn, BiasCorrection: true},
-		Options{Calib: sequences(tm, 18, 32)}}, 37)
+		Options{Calib: sequences(tm, 19, 32)}}, 37)
 }
 
 // resumeUnits kills j's run after every so many sets of units, and has it go on with another number of workers, or none at all.

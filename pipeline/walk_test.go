@@ -8,6 +8,7 @@ import (
 
 	"github.com/llmq/llmq/formats/hf"
 	"github.com/llmq/llmq/internal/shared"
+	"github.com/llmq/llmq/internal/states"
 	"github.com/llmq/llmq/internal/testmodel"
 	"github.com/llmq/llmq/kernels/gemm"
 	"github.com/llmq/llmq/model"
@@ -46,12 +47,12 @@ func TestWalk(t *testing.T) {
 func checkWalk(t *testing.T, m *model.Model) {
 	const seqs, seqLen = 3, gemm.FewTokens // what is hidden is not rounded
 	budget := newStateBudget(0)
-	s, err := zeroStream(m, seqs, seqLen, 1, true, budget, "")
+	s, err := zeroStream(m, states.Fixed(seqs, 1), seqLen, true, budget, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.close()
-	if err := s.keepHidden(seqs, budget, ""); err != nil {
+	if err := s.keepHidden(budget, ""); err != nil {
 		t.Fatal(err)
 	}
 	sequences := make([][]int32, seqs)

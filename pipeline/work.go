@@ -88,7 +88,7 @@ func (t *task) statesBytes(tokens, seqLen int) (all, more int64) {
 		return all, all
 	}
 	most := 0
-	for _, p := range t.textPieces((tokens+seqLen-1)/seqLen, seqLen) {
+	for _, p := range t.textPieces(textBatches(t.m, (tokens+seqLen-1)/seqLen, seqLen)) {
 		most = max(most, p.hi-p.lo)
 	}
 	return all, min(all, t.streams()*stateBytes(most*seqLen, t.m.Width))
@@ -123,7 +123,7 @@ func (t *task) streams() int64 {
 // the totals of the first half, before and after, and those of both halves where a machine has come or gone; and a layer's rows.
 func (t *task) dividedBytes(streams int64) (most int64) {
 	set := t.opt.Calib
-	shards := int64(shardCount(batchCount(t.m, len(set.Sequences), set.SeqLen)))
+	shards := int64(shardCount(textBatches(t.m, len(set.Sequences), set.SeqLen).batches()))
 	copies := int64(1)
 	if t.plan.Recipe.OutputHessian == OutputHessianAuto {
 		copies = 2 // of the gradients that judge

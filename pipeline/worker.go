@@ -28,6 +28,7 @@ type Worker struct {
 	*task
 	values store.Shared
 	job    jobSpec
+	text   batching // the calibration text's
 	found  *findings
 	budget *stateBudget
 	tokens [][]int32 // of the calibration text, once they have been read
@@ -84,6 +85,10 @@ func newLayersWorker(ctx context.Context, src Source, r Recipe, job []byte, valu
 	if w.m, err = arch.Open(src); err != nil {
 		return nil, err
 	}
+	if w.job.Sequences < 1 || w.job.SeqLen < 1 {
+		return nil, fmt.Errorf("the job: %d sequences of %d tokens", w.job.Sequences, w.job.SeqLen)
+	}
+	w.text = textBatches(w.m, w.job.Sequences, w.job.SeqLen)
 	w.own = newWorkspace(w.m)
 	w.originals = w.own.beside(w.m)
 	if w.job.Outputs {
@@ -141,7 +146,7 @@ func (w *Worker) Do(ctx context.Context, unit engine.Unit) (digest string, err e
 		case unitExperts:
 			err = errors.Join(err, w.leaveAll())
 		case unitObserve, unitStand, unitAdvance:
-			lo, hi := u.shards(w.batches())
+			lo, hi := u.shards(w.text.batches())
 			for shard := range w.shards {
 				if lo <= shard && shard < hi {
 					err = errors.Join(err, w.leave(shard))

@@ -53,33 +53,27 @@ func (s *stream) inMemory() (bytes int64) {
 	return bytes
 }
 
-// streams makes room for the hidden states of so many sequences.
-func (w *Worker) streams(seqs, layer int, partial bool) (*workedShard, error) {
+// streams makes room for the hidden states of batches.
+func (w *Worker) streams(batches batching, layer int, partial bool) (*workedShard, error) {
 	s := &workedShard{}
 	var err error
-	if s.s, err = zeroStream(w.m, seqs, w.job.SeqLen, w.perBatch(), true, w.budget, w.tempDir); err != nil {
+	if s.s, err = zeroStream(w.m, batches, w.job.SeqLen, true, w.budget, w.tempDir); err != nil {
 		return nil, err
 	}
 	s.s.workspace, s.s.partial = w.own, partial
 	if w.original() {
-		if s.original, err = zeroStream(w.m, seqs, w.job.SeqLen, w.perBatch(), false, w.budget, w.tempDir); err != nil {
+		if s.original, err = zeroStream(w.m, batches, w.job.SeqLen, false, w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
 		}
 		s.original.workspace, s.original.partial = w.originals, partial
 	}
 	if partial && layer < w.m.Layers() {
-		if err := s.s.keepHidden(seqs, w.budget, w.tempDir); err != nil {
+		if err := s.s.keepHidden(w.budget, w.tempDir); err != nil {
 			return nil, errors.Join(err, s.close(w.budget))
 		}
 	}
 	return s, nil
 }
-
-// batches is the number of batches of the calibration text.
-func (w *Worker) batches() int { return batchCount(w.m, w.job.Sequences, w.job.SeqLen) }
-
-// perBatch is how many sequences of it a batch has.
-func (w *Worker) perBatch() int { return batchSequences(w.m, w.job.Sequences, w.job.SeqLen) }
 
 // shard returns the hidden states of a shard, at stage k of a layer or before it.
 func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
@@ -90,20 +84,19 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	if err := w.leave(shard); err != nil {
 		return nil, err
 	}
-	n := w.batches()
+	n := w.text.batches()
 	if shard < 0 || shard >= shardCount(n) {
 		return nil, fmt.Errorf("the unit is of shard %d of %d", shard, shardCount(n))
 	}
 	lo, hi := shardBatches(shard, n)
-	per := w.perBatch()
-	s, err := w.streams(min(hi*per, w.job.Sequences)-lo*per, layer, true)
+	s, err := w.streams(w.text.part(lo, hi), layer, true)
 	if err != nil {
 		return nil, err
 	}
 	s.layer = layer
 	w.shards[shard] = s
 	if layer == 0 {
-		err = w.embed(s, lo*per)
+		err = w.embed(s)
 	} else {
 		err = loadStates(w.values, w.kept.shardName(layer, shard), s.s, s.original, 0, s.s.x.Len())
 	}
@@ -113,16 +106,16 @@ func (w *Worker) shard(shard, layer, k int) (*workedShard, error) {
 	return s, nil
 }
 
-// embed fills hidden states with the embeddings of the calibration text's sequences from first on, as many as there is room for.
-func (w *Worker) embed(s *workedShard, first int) error {
+// embed fills hidden states with the embeddings of the calibration text's sequences that they are of.
+func (w *Worker) embed(s *workedShard) error {
 	if w.tokens == nil {
 		var err error
 		if w.tokens, err = recallTokens(w.values, w.kept.tokensName(), w.job.Sequences); err != nil {
 			return err
 		}
 	}
-	_, n := s.s.x.Sequences(s.s.x.Batches() - 1)
-	seqs := w.tokens[first : first+n]
+	of := s.s.batches
+	seqs := w.tokens[of[0]:of[of.batches()]]
 	if err := embed(w.m, s.s.x, seqs, w.job.SeqLen, w.roundEmbeddings()); err != nil || s.original == nil {
 		return err
 	}
@@ -168,13 +161,13 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 	if err := w.leaveAll(); err != nil {
 		return nil, err
 	}
-	s, err := w.streams(w.job.Sequences, u.Layer, false)
+	s, err := w.streams(w.text, u.Layer, false)
 	if err != nil {
 		return nil, err
 	}
 	w.all, s.layer = s, u.Layer
 	if u.Layer == 0 && u.Stand == 0 {
-		err = w.embed(s, 0)
+		err = w.embed(s)
 	} else {
 		err = w.loadAll(s, u)
 	}
@@ -190,7 +183,7 @@ func (w *Worker) allAt(u *unitSpec) (*workedShard, error) {
 
 // loadAll reads the hidden states of all shards, before the layer of a unit of experts or where they are kept for it.
 func (w *Worker) loadAll(s *workedShard, u *unitSpec) error {
-	for _, p := range storePieces(s.s.x) {
+	for _, p := range shardPieces(s.s.batches, 1) {
 		name := w.kept.pieceName(u.Layer, p)
 		if u.Stand > 0 {
 			stand := unitSpec{Kind: unitStand, Layer: u.Layer, Stage: u.Stand, Shard: p.shard}

@@ -88,8 +88,8 @@ func (w *Worker) overShards(u *unitSpec, in int, of func(shard int, sums *quant.
 		}
 		sums = nil
 	}
-	n := shardCount(w.batches())
-	lo, hi := u.shards(w.batches())
+	n := shardCount(w.text.batches())
+	lo, hi := u.shards(w.text.batches())
 	for shard := lo; shard < hi; shard++ {
 		if shard > lo && bundled(in) && bundleOf(shard, n) > bundleOf(shard-1, n) {
 			end()
@@ -190,13 +190,13 @@ func (w *Worker) sum(u *unitSpec) (func(io.Writer) error, error) {
 // halves to each other.
 func (w *Worker) observedTree(u *unitSpec, made *madeSums, part statsPart, in, out int) (*statsTree, error) {
 	all := &statsTree{}
-	n := shardCount(w.batches())
+	n := shardCount(w.text.batches())
 	atHalf, atBundle := -1, -1
 	observed := *u
 	observed.Kind, observed.Part = unitObserve, 0
-	for observed.Shard = range observed.count(w.batches()) {
+	for observed.Shard = range observed.count(w.text.batches()) {
 		half, bundle := 0, 0
-		first, _ := observed.shards(w.batches())
+		first, _ := observed.shards(w.text.batches())
 		if halved(in) {
 			half = halfOf(first, n)
 		}
@@ -259,7 +259,7 @@ func (m *madeSums) whole(values store.Store, names []string, in, out int) (*quan
 // addHalves returns the sum of both halves of a stage's statistics. It takes the place of that which the worker has made, if it has.
 func (w *Worker) addHalves(u *unitSpec, made *madeSums, in, out int) (*quant.Stats, error) {
 	parts := statsParts(in)
-	names := halves(w.kept, u.Layer, u.Stage, parts, w.batches())
+	names := halves(w.kept, u.Layer, u.Stage, parts, w.text.batches())
 	var s *quant.Stats
 	for i, half := range names {
 		if s = made.parts[half[0]]; s != nil {

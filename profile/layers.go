@@ -52,8 +52,8 @@ func (r *run) layers() error {
 	if err := m.CheckLength(seqLen); err != nil {
 		return err
 	}
-	perBatch := max(1, min(batchTokens/seqLen, len(r.set.Sequences)/minBatches))
-	hidden, err := states.New(len(r.set.Sequences), seqLen, m.Width, perBatch, r.opt.Memory, r.opt.TempDir)
+	perBatch := min(batchTokens/seqLen, len(r.set.Sequences)/minBatches)
+	hidden, err := states.New(states.Fixed(len(r.set.Sequences), perBatch), seqLen, m.Width, r.opt.Memory, r.opt.TempDir)
 	if err != nil {
 		return err
 	}

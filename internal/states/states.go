@@ -18,35 +18,64 @@ import (
 
 // Store holds the hidden states of many sequences in batches of whole sequences. It is for one goroutine, or see Fork.
 type Store struct {
-	seqs, seqLen, dim int
-	perBatch          int            // sequences
-	valueBytes        int            // 4: float32, 2: bfloat16
-	mem               *tensor.Matrix // in memory as float32
-	half              []byte         // in memory as bfloat16
-	file              *os.File
+	batches     []int
+	seqLen, dim int
+	valueBytes  int            // 4: float32, 2: bfloat16
+	mem         *tensor.Matrix // in memory as float32
+	half        []byte         // in memory as bfloat16
+	file        *os.File
 	// buf is the batch that Get returned last, where that is not the storage itself; nil before the first Get and after Rest.
 	buf *tensor.Matrix
 }
 
-// New returns a zero store of seqs sequences of seqLen tokens with dim features each, handed out perBatch sequences at a
-// time. What needs more than budget bytes lives in a temporary file in dir ("": the system's), which is gone when the
+// New returns a zero store of sequences of seqLen tokens with dim features each. batches are the sequences at which batches begin and, last,
+// the one at which the last ends, as Evenly and Fixed have them; of a part of such a list the first is the store's sequence 0.
+// What needs more than budget bytes lives in a temporary file in dir ("": the system's), which is gone when the
 // process ends, however it ends, where the system allows; budget 0 means no limit.
-func New(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, error) {
-	return newStore(seqs, seqLen, dim, perBatch, 4, budget, dir)
+func New(batches []int, seqLen, dim int, budget int64, dir string) (*Store, error) {
+	return newStore(batches, seqLen, dim, 4, budget, dir)
 }
 
 // NewBF16 is New for states that Put rounds to bfloat16, in half the room.
-func NewBF16(seqs, seqLen, dim, perBatch int, budget int64, dir string) (*Store, error) {
-	return newStore(seqs, seqLen, dim, perBatch, 2, budget, dir)
+func NewBF16(batches []int, seqLen, dim int, budget int64, dir string) (*Store, error) {
+	return newStore(batches, seqLen, dim, 2, budget, dir)
 }
 
-func newStore(seqs, seqLen, dim, perBatch, valueBytes int, budget int64, dir string) (*Store, error) {
-	s := &Store{seqs: seqs, seqLen: seqLen, dim: dim, perBatch: max(1, min(perBatch, seqs)), valueBytes: valueBytes}
+// Evenly divides sequences into so many batches, no more than sequences: batch i has [i·seqs/batches, (i+1)·seqs/batches). Batches differ by one
+// sequence at most, and so do parts of as many batches each, if they are all.
+func Evenly(seqs, batches int) []int {
+	bounds := make([]int, batches+1)
+	for i := range batches {
+		bounds[i+1] = (i + 1) * seqs / batches
+	}
+	return bounds
+}
+
+// Fixed divides sequences into batches of size, at least one, and what is left.
+func Fixed(seqs, size int) []int {
+	bounds := []int{0}
+	for at := 0; at < seqs; {
+		at = min(at+max(1, size), seqs)
+		bounds = append(bounds, at)
+	}
+	return bounds
+}
+
+// Largest is the most sequences of a batch.
+func Largest(batches []int) (most int) {
+	for i, lo := range batches[:len(batches)-1] {
+		most = max(most, batches[i+1]-lo)
+	}
+	return most
+}
+
+func newStore(batches []int, seqLen, dim, valueBytes int, budget int64, dir string) (*Store, error) {
+	s := &Store{batches: batches, seqLen: seqLen, dim: dim, valueBytes: valueBytes}
 	if budget == 0 || s.Bytes() <= budget {
 		if valueBytes == 2 {
 			s.half = make([]byte, s.Bytes())
 		} else {
-			s.mem = tensor.New(seqs*seqLen, dim)
+			s.mem = tensor.New(s.Len()*seqLen, dim)
 		}
 		return s, nil
 	}
@@ -71,17 +100,17 @@ func (s *Store) Fork() *Store {
 }
 
 // Bytes is the size of all states.
-func (s *Store) Bytes() int64 { return s.offset(s.seqs) }
+func (s *Store) Bytes() int64 { return s.offset(s.Len()) }
 
 // Spilled says whether the states live in a file.
 func (s *Store) Spilled() bool { return s.file != nil }
 
 // Batches is the number of batches.
-func (s *Store) Batches() int { return (s.seqs + s.perBatch - 1) / s.perBatch }
+func (s *Store) Batches() int { return len(s.batches) - 1 }
 
 // Sequences returns the range of sequences in batch i.
 func (s *Store) Sequences(i int) (lo, hi int) {
-	return i * s.perBatch, min((i+1)*s.perBatch, s.seqs)
+	return s.batches[i] - s.batches[0], s.batches[i+1] - s.batches[0]
 }
 
 // Get returns batch i, (sequences·seqLen)×dim. It is valid until the next Get; changes to it last only after Put.
@@ -92,7 +121,7 @@ func (s *Store) Get(i int) (*tensor.Matrix, error) {
 		return s.mem.View(lo*s.seqLen, hi*s.seqLen, 0, s.dim), nil
 	}
 	if s.buf == nil {
-		s.buf = tensor.New(s.perBatch*s.seqLen, s.dim)
+		s.buf = tensor.New(Largest(s.batches)*s.seqLen, s.dim)
 	}
 	x := s.buf.View(0, rows, 0, s.dim)
 	stored := s.stored(lo, hi, x)
@@ -234,10 +263,10 @@ func (s *Store) parts(i int, x *tensor.Matrix, do func(part *tensor.Matrix, stor
 func (s *Store) Rest() { s.buf = nil }
 
 // Len is how many sequences there are.
-func (s *Store) Len() int { return s.seqs }
+func (s *Store) Len() int { return s.batches[s.Batches()] - s.batches[0] }
 
 // Save writes all states, as the machine has them in memory.
-func (s *Store) Save(w io.Writer) error { return s.SaveSequences(w, 0, s.seqs) }
+func (s *Store) Save(w io.Writer) error { return s.SaveSequences(w, 0, s.Len()) }
 
 // SaveSequences writes sequences [lo,hi): what Save writes of a store that has no others.
 func (s *Store) SaveSequences(w io.Writer, lo, hi int) error {
@@ -248,7 +277,7 @@ func (s *Store) SaveSequences(w io.Writer, lo, hi int) error {
 }
 
 // Load reads what Save has written of a store of the same size.
-func (s *Store) Load(r io.Reader) error { return s.LoadSequences(r, 0, s.seqs) }
+func (s *Store) Load(r io.Reader) error { return s.LoadSequences(r, 0, s.Len()) }
 
 // LoadSequences reads what SaveSequences has written of sequences [lo,hi).
 func (s *Store) LoadSequences(r io.Reader, lo, hi int) error {

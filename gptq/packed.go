@@ -6,15 +6,13 @@ import (
 	"github.com/llmq/llmq/tensor"
 )
 
-// mostPacked is the most inputs whose Hessian and factor are packed: they then take as much memory besides as one and three quarters of one of
-// them.
+// mostPacked is the most inputs whose Hessian and factor are packed: they then take as much memory besides as three quarters of one of them.
 const mostPacked = 8192
 
-// packedKey names what is packed: rows [i0,i1) of the Hessian, or of the factor, for products of a precision.
+// packedKey names what is packed: rows [i0,i1) of the Hessian, or of the factor.
 type packedKey struct {
-	factor    bool
-	i0, i1    int
-	precision kernels.Precision
+	factor bool
+	i0, i1 int
 }
 
 // expectFewRows says that rows come in many small batches. Where products round, packing is most of what such a batch would take.
@@ -30,20 +28,11 @@ func (f *Factor) addProduct(dst, a *tensor.Matrix, factor bool, i0, i1, j0 int) 
 	if factor {
 		b = f.l.View(i0, i1, 0, i0)
 	}
-	if packed := f.packed(packedKey{factor, i0, i1, kernels.Auto}, b); packed != nil {
+	if packed := f.packed(packedKey{factor, i0, i1}, b); packed != nil {
 		gemm.NNPacked(dst, 1, a, packed, j0)
 		return
 	}
 	gemm.NNSplit(dst, 1, a, b, 0, j0, kernels.Auto)
-}
-
-// setProduct sets dst = a·H, in float32.
-func (f *Factor) setProduct(dst, a *tensor.Matrix) {
-	if packed := f.packed(packedKey{false, 0, f.h.Rows, kernels.F32}, f.h); packed != nil {
-		gemm.SetNNPacked(dst, 1, a, packed)
-		return
-	}
-	gemm.SetNN(dst, 1, a, f.h, kernels.F32)
 }
 
 // packed returns b, packed once, or nil if that is not worth it.
@@ -57,7 +46,7 @@ func (f *Factor) packed(key packedKey, b *tensor.Matrix) *gemm.Packed {
 		f.shared = map[packedKey]*gemm.Packed{}
 	}
 	if f.shared[key] == nil {
-		f.shared[key] = gemm.Pack(b, key.precision)
+		f.shared[key] = gemm.Pack(b, kernels.Auto)
 	}
 	return f.shared[key]
 }
@@ -67,5 +56,5 @@ func PackedMemory(in int) int64 {
 	if !kernels.Auto.Rounds() || in > mostPacked {
 		return 0
 	}
-	return gemm.PackedBytes(in, in, kernels.Auto) + gemm.PackedBytes(in, in, kernels.Auto)/2 + gemm.PackedBytes(in, in, kernels.F32)
+	return gemm.PackedBytes(in, in, kernels.Auto) + gemm.PackedBytes(in, in, kernels.Auto)/2
 }

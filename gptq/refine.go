@@ -94,7 +94,7 @@ func (f *Factor) gradient(q *quant.Weight, w *tensor.Matrix, damping []float32, 
 	if kernels.Auto.Rounds() {
 		// The residual has what bfloat16 left out of errors, which is nothing beside a step between codes, but 4% of a gradient.
 		b.errors(b.residual, q, w)
-		f.setProduct(b.room, b.residual)
+		gemm.SetNN(b.room, 1, b.residual, f.h, kernels.F32)
 		addScaled(b.room, b.residual, damping)
 		return b.room, b.residual
 	}

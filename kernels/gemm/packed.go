@@ -56,24 +56,12 @@ func (r *Packed) block(j, s0 int) []uint32 {
 
 // NNPacked is NN for columns [j0,n) of B and of dst, to the last bit.
 func NNPacked(dst *tensor.Matrix, alpha float32, a *tensor.Matrix, b *Packed, j0 int) {
-	nnPacked(dst, alpha, a, b, j0, add)
-}
-
-// SetNNPacked is SetNN, to the last bit.
-func SetNNPacked(dst *tensor.Matrix, alpha float32, a *tensor.Matrix, b *Packed) {
-	nnPacked(dst, alpha, a, b, 0, store)
-}
-
-func nnPacked(dst *tensor.Matrix, alpha float32, a *tensor.Matrix, b *Packed, j0 int, mode mode) {
 	checkGemm(dst, a.Rows, a.Cols, b.b.Rows, b.b.Cols)
 	if j0 >= dst.Cols {
 		return
 	}
 	c, of := dst.View(0, dst.Rows, j0, dst.Cols), b.b.View(0, b.b.Rows, j0, dst.Cols)
 	if b.t == nil {
-		if mode == store {
-			c.Zero()
-		}
 		gemmNNGo(c, alpha, a, of)
 		return
 	}
@@ -82,5 +70,5 @@ func nnPacked(dst *tensor.Matrix, alpha float32, a *tensor.Matrix, b *Packed, j0
 		r.packed, r.from = b, j0
 	}
 	left := tile.RowsOf(a)
-	product(b.t, alpha, &left, a.Cols, mode, r)
+	product(b.t, alpha, &left, a.Cols, add, r)
 }

@@ -23,15 +23,19 @@ func evenly(seqs, tokens, seqLen int) batching {
 }
 
 // evenCount is how many batches n items are divided into, of at most most each. Fewer batches than shards are made as many as bundles or a
-// multiple of that, or about as many, so that machines which take some each have about the same to do: but no more than there would be of least.
+// multiple of that, so that machines which take some each have about the same to do: but no more than there would be of least.
 func evenCount(n, most, least int) int {
 	batches := (n + most - 1) / most
 	if batches >= Shards {
 		return batches
 	}
+	least = min(most, least)
 	batches = max(1, (batches+shardBundles-1)/shardBundles) * shardBundles
-	size := max((n+batches-1)/batches, min(most, least))
-	return (n + size - 1) / size
+	if n/batches < least {
+		size := max((n+batches-1)/batches, least)
+		batches = (n + size - 1) / size
+	}
+	return batches
 }
 
 func (p batching) batches() int { return len(p) - 1 }

@@ -191,7 +191,7 @@ func jobs(t *testing.T) map[string]job {
 func TestResume(t *testing.T) {
 	for name, j := range jobs(t) {
 		t.Run(name, func(t *testing.T) {
-			if name == "batches" { // 7 of 2 or 3 sequences, each a shard, whose hidden states are values of their own
+			if name == "batches" { // 8 of 2 or 3 sequences, each a shard, whose hidden states are values of their own
 				smallUnits(t)
 			}
 			want, wantReport, layers, _, err := j.in(t, "", -1)

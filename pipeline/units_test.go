@@ -27,7 +27,7 @@ func unitJobs() map[string]job {
 	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
 	set := sequences(tm, 39, 32)
 	return map[string]job{
-		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 21, 32)}}, // 7 batches of 3, where 4 fit
+		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 21, 32)}}, // 8 batches of 2 or 3, where 4 fit
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
 		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
 			Options{Calib: set, Memory: 1}},
@@ -159,7 +159,7 @@ func (f *fragile) Do(ctx context.Context, units []engine.Unit) error {
 func TestUnitsResume(t *testing.T) {
 	smallUnits(t)
 	j := unitJobs()["head"]
-	j.opt.Calib = sequences(testmodel.New("llama"), 19, 32) // 7 shards of 2 or 3
+	j.opt.Calib = sequences(testmodel.New("llama"), 19, 32) // 8 shards of 2 or 3
 	resumeUnits(t, j, 7)
 }
 

@@ -32,8 +32,7 @@ func evenCount(n, most, least int) int {
 	least = min(most, least)
 	batches = max(1, (batches+shardBundles-1)/shardBundles) * shardBundles
 	if n/batches < least {
-		size := max((n+batches-1)/batches, least)
-		batches = (n + size - 1) / size
+		return max((n+most-1)/most, n/least)
 	}
 	return batches
 }

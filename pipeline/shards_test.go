@@ -178,16 +178,16 @@ func TestEvenly(t *testing.T) {
 						t.Fatalf("%s: whether there are more than %d", what, k)
 					}
 				}
-				if batches >= Shards || batches%shardBundles == 0 || largest <= least {
-					continue
+				if batches > (n+most-1)/most && n/batches < least {
+					t.Fatalf("%s: fewer would do", what)
 				}
-				if fewer := (n + largest - 2) / (largest - 1); fewer < (batches+shardBundles-1)/shardBundles*shardBundles {
-					t.Fatalf("%s: of %d there would be %d", what, largest-1, fewer)
+				if more := (batches/shardBundles + 1) * shardBundles; batches < Shards && batches%shardBundles != 0 && n/more >= least {
+					t.Fatalf("%s: %d would do", what, more)
 				}
 			}
 		}
 	}
-	for _, c := range []struct{ n, most, want int }{{20, 8, 4}, {24, 8, 4}, {8, 8, 4}, {60, 8, 8}, {128, 8, 16}, {130, 8, 17}, {1, 8, 1}, {2, 8, 1}, {3, 8, 2}} {
+	for _, c := range []struct{ n, most, want int }{{20, 8, 4}, {24, 8, 4}, {8, 8, 4}, {60, 8, 8}, {128, 8, 16}, {130, 8, 17}, {1, 8, 1}, {2, 8, 1}, {3, 8, 1}, {9, 2, 5}} {
 		if got := evenCount(c.n, c.most, 2); got != c.want {
 			t.Errorf("%d sequences, at most %d in a batch: %d batches, want %d", c.n, c.most, got, c.want)
 		}

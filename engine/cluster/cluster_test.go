@@ -197,6 +197,62 @@ func TestLateAnswers(t *testing.T) {
 	}
 }
 
+// TestLateUnit: a unit that comes to a worker late, when it is at another, goes to one that is idle; nobody does one twice.
+func TestLateUnit(t *testing.T) {
+	defer func(was time.Duration) { answerWait = was }(answerWait)
+	answerWait = 0
+	cl := start(t)
+	cl.c.opt.AckWait = time.Hour
+	var mu sync.Mutex
+	begun := map[string]int{}
+	free := make(chan struct{}, 1) // the unit without a key is done
+	cl.before = func(ctx context.Context, name string, u engine.Unit) ([]byte, error) {
+		mu.Lock()
+		begun[u.Name]++
+		mu.Unlock()
+		if u.Key == "" {
+			free <- struct{}{}
+			return u.Spec, nil
+		}
+		select {
+		case <-free:
+		case <-ctx.Done():
+		}
+		return u.Spec, ctx.Err()
+	}
+	var ended []<-chan error
+	for i := range 2 {
+		_, e := cl.join(cl.c.Local(), fmt.Sprint("w", i))
+		ended = append(ended, e)
+	}
+	for cl.alive() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for i := range 50 {
+		us := units(fmt.Sprint("late", i, "-"), 2)
+		us[0].Key = "k"
+		if err := cl.c.Do(ctx, us); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		for _, u := range us {
+			if mu.Lock(); begun[u.Name] != 1 {
+				t.Errorf("%s was begun %d times", u.Name, begun[u.Name])
+			}
+			mu.Unlock()
+		}
+	}
+	if err := cl.c.End(nil, false); err != nil {
+		t.Error(err)
+	}
+	for _, e := range ended {
+		if err := <-e; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestJoin: a worker that comes while another has units of several keys takes its share, of those that have not been begun.
 func TestJoin(t *testing.T) {
 	cl := start(t)

@@ -248,13 +248,18 @@ func (g *working) beat(ctx context.Context) {
 	}
 }
 
-// queue is a queue that the worker takes units from. All answers come to one inbox, which stays: a unit in one that is late, as the server's
-// processors were at work, is found the next time, where with an inbox of its own it would be lost until it is delivered again.
+// queue is a queue that the worker takes units from. There is one request for a unit at a time, whose answer is taken whenever it comes: one
+// that is late, as the server's processors were at work, is found the next time. A unit whose answer nobody took would be lost until it is
+// delivered again.
 type queue struct {
 	durable, subject string
-	known            bool // by the server, for all that is known
-	inbox            string
-	answers          chan *nats.Msg // to inbox; nil: nobody has asked yet
+	known            bool               // by the server, for all that is known
+	inbox            *nats.Subscription // of answers; nil: none yet
+	reconnects       uint64             // of the connection when inbox was made
+
+	// Guarded by working.mu.
+	answers chan *nats.Msg // that have come to inbox
+	asked   time.Time      // when a unit was asked for; zero: the answer has come
 }
 
 // answerWait is how long an answer is waited for. Tests wait less.
@@ -278,19 +283,20 @@ func (g *working) next(ctx context.Context) *nats.Msg {
 	return own
 }
 
-// fetch takes a unit from a queue; nil if there is none, or no answer.
+// fetch takes a unit from a queue; nil if there is none, or no answer yet.
 func (g *working) fetch(ctx context.Context, q *queue) *nats.Msg {
-	if q.answers == nil {
-		answers, inbox := make(chan *nats.Msg, 64), g.nc.NewInbox()
-		if _, err := g.nc.ChanSubscribe(inbox, answers); err != nil {
-			return nil
-		}
-		q.answers, q.inbox = answers, inbox
+	if !g.nc.IsConnected() { // requests would wait for the connection, and be answered all at once
+		return nil
 	}
-	for len(q.answers) > 0 { // late ones
-		if m := <-q.answers; m.Header.Get("Status") == "" {
+	if err := g.listen(q); err != nil {
+		return nil
+	}
+	select {
+	case m := <-q.answers:
+		if isUnit(m) {
 			return m
 		}
+	default:
 	}
 	if !q.known {
 		_, err := g.js.CreateOrUpdateConsumer(ctx, g.subjects.stream(), jetstream.ConsumerConfig{Durable: q.durable, FilterSubject: q.subject,
@@ -301,24 +307,76 @@ func (g *working) fetch(ctx context.Context, q *queue) *nats.Msg {
 		}
 		q.known = true
 	}
-	// Not by package jetstream, each of whose requests has an inbox of its own.
-	ask := "$JS.API.CONSUMER.MSG.NEXT." + g.subjects.stream() + "." + q.durable
-	if err := g.nc.PublishRequest(ask, q.inbox, []byte(`{"batch":1,"no_wait":true}`)); err != nil {
-		return nil
+	g.mu.Lock()
+	ask := q.asked.IsZero()
+	if ask {
+		q.asked = time.Now()
+	}
+	g.mu.Unlock()
+	if ask {
+		// Not by package jetstream, which waits for an answer for a second.
+		subject := "$JS.API.CONSUMER.MSG.NEXT." + g.subjects.stream() + "." + q.durable
+		if err := g.nc.PublishRequest(subject, q.inbox.Subject, []byte(`{"batch":1,"no_wait":true}`)); err != nil {
+			return nil
+		}
 	}
 	select {
 	case m := <-q.answers:
-		switch m.Header.Get("Status") {
-		case "":
+		switch {
+		case isUnit(m):
 			return m
-		case "404", "408": // there is none
-		default: // the server may be another one, which does not know the queue
+		case m.Header.Get("Status") != "404" && m.Header.Get("Status") != "408": // it does not say that there is none: the server may be another one
 			q.known = false
 		}
 	case <-time.After(answerWait):
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// isUnit tells a unit from an answer that there is none.
+func isUnit(m *nats.Msg) bool { return m.Header.Get("Status") == "" }
+
+// listen makes an inbox for a queue's answers where there is none, or none that answers may still come to: of what came before a connection
+// broke the server may know nothing any more, and what it has not answered in as long as a unit may take to be said to be at work is lost.
+func (g *working) listen(q *queue) error {
+	n := g.nc.Stats().Reconnects
+	g.mu.Lock()
+	lost := !q.asked.IsZero() && time.Since(q.asked) > g.ackWait
+	g.mu.Unlock()
+	if q.inbox != nil && q.reconnects == n && !lost {
+		return nil
+	}
+	if q.inbox != nil {
+		q.inbox.Unsubscribe()
+	}
+	answers := make(chan *nats.Msg, 1)
+	g.mu.Lock()
+	q.answers, q.asked = answers, time.Time{}
+	g.mu.Unlock()
+	var err error
+	q.known, q.reconnects = false, n
+	q.inbox, err = g.nc.Subscribe(g.nc.NewInbox(), func(m *nats.Msg) { g.answered(q, answers, m) })
+	return err
+}
+
+// answered takes what has come to a queue's inbox. A unit that comes while another is being done goes back, for somebody else.
+func (g *working) answered(q *queue, answers chan *nats.Msg, m *nats.Msg) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if answers == q.answers {
+		q.asked = time.Time{}
+		if !isUnit(m) || g.unit == "" {
+			select {
+			case answers <- m:
+				return
+			default:
+			}
+		}
+	}
+	if isUnit(m) {
+		m.Nak()
+	}
 }
 
 // do does the unit of a message.
@@ -329,6 +387,15 @@ func (g *working) do(ctx context.Context, m *nats.Msg) error {
 	}
 	g.mu.Lock()
 	g.unit = t.Unit.Name
+	for _, q := range []*queue{&g.own, &g.any} {
+		select {
+		case late := <-q.answers:
+			if isUnit(late) {
+				late.Nak()
+			}
+		default:
+		}
+	}
 	g.mu.Unlock()
 	busy, stop := context.WithCancel(ctx)
 	g.busy.Go(func() { g.progress(busy, m) })

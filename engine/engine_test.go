@@ -80,6 +80,39 @@ func TestAssignParts(t *testing.T) {
 	}
 }
 
+// TestAssignHome: parts of about the same size, the larger ones first, stay where they are.
+func TestAssignHome(t *testing.T) {
+	for _, workers := range [][]string{{"a", "b"}, {"a", "b", "c", "d"}, {"a", "b", "c"}} {
+		for _, parts := range []int{8, 16} {
+			var p Places
+			var was []string
+			for range 3 {
+				var units []Unit
+				for i := range parts {
+					key := fmt.Sprintf("half%d/bundle%d", i/(parts/2), i/(parts/4))
+					if len(workers) == 2 {
+						key = fmt.Sprintf("half%d", i/(parts/2))
+					} else if len(workers) == 3 {
+						key = fmt.Sprintf("%s/shard%02d", key, i)
+					}
+					units = append(units, Unit{Name: fmt.Sprint(i), Key: key, Size: int64(7 + i%2)})
+				}
+				slices.SortStableFunc(units, func(a, b Unit) int { return int(b.Size - a.Size) })
+				at := make([]string, parts)
+				for i, w := range p.Assign(units, workers) {
+					var n int
+					fmt.Sscan(units[i].Name, &n)
+					at[n] = w
+				}
+				if was != nil && !slices.Equal(at, was) {
+					t.Errorf("%d parts on %v go from %v to %v", parts, workers, was, at)
+				}
+				was = at
+			}
+		}
+	}
+}
+
 // TestAssignSizes: a worker that comes has as much to do as the other, not as many keys.
 func TestAssignSizes(t *testing.T) {
 	for _, sizes := range [][]int64{{2, 2, 1, 1}, {3, 1, 1, 1}, {1, 1, 2, 2}, {1, 2, 3}, {1, 1, 1, 1}} {

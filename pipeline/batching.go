@@ -25,14 +25,13 @@ func evenly(seqs, tokens, seqLen int) batching {
 // evenCount is how many batches n items are divided into, of at most most each. Fewer batches than shards are made as many as bundles or a
 // multiple of that, so that machines which take some each have about the same to do: but no more than there would be of least.
 func evenCount(n, most, least int) int {
-	batches := (n + most - 1) / most
-	if batches >= Shards {
-		return batches
+	fewest := (n + most - 1) / most
+	if fewest >= Shards {
+		return fewest
 	}
-	least = min(most, least)
-	batches = max(1, (batches+shardBundles-1)/shardBundles) * shardBundles
-	if n/batches < least {
-		return max((n+most-1)/most, n/least)
+	batches := max(1, (fewest+shardBundles-1)/shardBundles) * shardBundles
+	if least = min(most, least); n/batches < least {
+		return max(fewest, n/least)
 	}
 	return batches
 }

@@ -27,7 +27,7 @@ func unitJobs() map[string]job {
 	quick := WithGPTQ(GPTQ, gptq.Options{NoRefine: true})
 	set := sequences(tm, 39, 32)
 	return map[string]job{
-		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 21, 32)}}, // 8 batches of 2 or 3, where 4 fit
+		"gptq":    {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_K}, Options{Calib: sequences(tm, 21, 32)}}, // 7 batches of 3, where 4 fit
 		"outputs": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, OutputHessian: OutputHessianOn}, Options{Calib: set, NoCorrection: true}},
 		"head": {tm.Source(), Recipe{Method: quick, Type: ggml.Q4_0, Output: ggml.Q8_0, BiasCorrection: true},
 			Options{Calib: set, Memory: 1}},
@@ -41,7 +41,7 @@ func smallUnits(t *testing.T) {
 	rows, tokens, features, halved, bundled := mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures, mostBundledFeatures
 	bytes, batches, part, even := gradientPartBytes, gradientsTogether, leastBatchPart, leastEven
 	mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures, mostBundledFeatures = 24, 128, 40, 41, 300
-	gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = 30000, 3, 2, 32
+	gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = 30000, 3, 2, 96
 	t.Cleanup(func() {
 		mostUnitRows, batchTokens, statsPartFeatures, leastHalvedFeatures, mostBundledFeatures = rows, tokens, features, halved, bundled
 		gradientPartBytes, gradientsTogether, leastBatchPart, leastEven = bytes, batches, part, even
@@ -159,7 +159,7 @@ func (f *fragile) Do(ctx context.Context, units []engine.Unit) error {
 func TestUnitsResume(t *testing.T) {
 	smallUnits(t)
 	j := unitJobs()["head"]
-	j.opt.Calib = sequences(testmodel.New("llama"), 19, 32) // 8 shards of 2 or 3
+	j.opt.Calib = sequences(testmodel.New("llama"), 22, 32) // 7 shards of 3 or 4
 	resumeUnits(t, j, 7)
 }
 

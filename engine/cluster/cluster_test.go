@@ -169,35 +169,8 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// TestLateAnswers: no unit is lost whose answer comes too late to be waited for, as that of a server whose processors are at work.
-func TestLateAnswers(t *testing.T) {
-	defer func(was time.Duration) { answerWait = was }(answerWait)
-	answerWait = 0
-	cl := start(t)
-	cl.c.opt.AckWait = time.Hour // until a lost one is delivered again
-	_, e := cl.join(cl.c.Local(), "w0")
-	for cl.alive() < 1 {
-		time.Sleep(time.Millisecond)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for i := range 20 {
-		us := units(fmt.Sprint("late", i, "-"), 2)
-		us[0].Key = "k"
-		if err := cl.c.Do(ctx, us); err != nil {
-			t.Fatalf("round %d: %v", i, err)
-		}
-		cl.expect(us)
-	}
-	if err := cl.c.End(nil, false); err != nil {
-		t.Error(err)
-	}
-	if err := <-e; err != nil {
-		t.Error(err)
-	}
-}
-
-// TestLateUnit: a unit that comes to a worker late, when it is at another, goes to one that is idle; nobody does one twice.
+// TestLateUnit: no unit is lost whose answer comes too late to be waited for, as that of a server whose processors are at work. One that comes
+// when the worker is at another goes to one that is idle; nobody does one twice.
 func TestLateUnit(t *testing.T) {
 	defer func(was time.Duration) { answerWait = was }(answerWait)
 	answerWait = 0
